@@ -1,0 +1,23 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = str(Path(__file__).resolve().parents[1])
+if ROOT not in sys.path:  # `pytest` alone does not add it, and importlib mode leaves sys.path as it is
+    sys.path.insert(0, ROOT)
+
+from tests.distributed.harness import DistributedRunner  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def distributed() -> Iterator[DistributedRunner]:
+    """`distributed(world_size, function, *args, timeout_s=120)` -> results by rank; see tests/distributed/harness.py."""
+    runner = DistributedRunner()
+    yield runner
+    runner.close()

@@ -1,0 +1,90 @@
+"""One rank of a test process group: joins gloo once, then runs whatever functions its parent sends until the parent is gone.
+
+Started by harness.py as `python worker.py PIPE_FD LIFELINE_FD` with torchrun's environment variables. It never outlives the
+test session: a thread reads the lifeline pipe, whose other end only the parent holds, and at end of file kills the whole
+process group, children such as Megatron's checkpoint manager included. A thread does this, because the main one may hang in
+a collective.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import importlib.util
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from operator import attrgetter
+from typing import Any
+
+
+def main() -> None:
+    """Serve calls over the pipe; each reply is (succeeded, pickled result or formatted traceback)."""
+    pipe, lifeline_fd = Connection(int(sys.argv[1])), int(sys.argv[2])
+    threading.Thread(target=_die_with_parent, args=(lifeline_fd,), daemon=True).start()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the parent asks a hanging rank where it is
+    try:
+        _join_group()
+        result = None
+        while True:
+            pipe.send_bytes(pickle.dumps((True, pickle.dumps(result))))
+            result = _run(_next_call(pipe))
+    except BaseException:  # SystemExit and pytest's outcomes too: the parent must hear of every end
+        pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))
+        _next_call(pipe)  # never comes: wait to be killed, as peers would report a closed connection as failures of their own
+        raise
+
+
+def _next_call(pipe: Connection) -> bytes:
+    try:
+        return pipe.recv_bytes()
+    except EOFError:
+        os.killpg(0, signal.SIGKILL)  # the parent is gone; ending alone would leave the children
+        raise
+
+
+def _join_group() -> None:
+    import torch
+    import torch.distributed
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+
+
+def _run(call: bytes) -> Any:
+    import torch.distributed
+
+    module_name, path, qualname, pickled_args = pickle.loads(call)
+    function: Callable[..., Any] = attrgetter(qualname)(_import(module_name, path))
+    args = pickle.loads(pickled_args)  # after the import: an argument may be of a class that the test module defines
+    torch.distributed.barrier()  # a collective that the last call left unmatched shows here, not inside the next function
+    return function(*args)
+
+
+def _import(module_name: str, path: str) -> Any:
+    """The module at `path` under its own name. Test modules are in no package, so they are loaded by path; others by name."""
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    if not module_name.split(".")[0].startswith("test"):
+        return importlib.import_module(module_name)
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path}: not a Python source file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _die_with_parent(lifeline_fd: int) -> None:
+    os.read(lifeline_fd, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
