@@ -1,0 +1,57 @@
+"""The closed label sets of the supported corpora, and the checks any label set must pass.
+
+A label set is a plain alphabetical tuple of strings, because everything that crosses rooms stays a plain value. What a label may
+look like is fixed here, once, so that the answer grammar (`selfemo.emotions.answer`) is unambiguous for every corpus.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+
+from selfemo.errors import UserError, nearest
+
+MELD_LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
+"""Poria et al., ACL 2019 (arXiv 1810.02508)."""
+EMORYNLP_LABELS = ("joyful", "mad", "neutral", "peaceful", "powerful", "sad", "scared")
+"""Zahiri and Choi 2018 (arXiv 1708.04299): the primary emotions of Willcox's feeling wheel, and neutral."""
+IEMOCAP4_LABELS = ("anger", "happiness", "neutral", "sadness")
+"""Busso et al. 2008, four-way reading: excitement counts as happiness."""
+IEMOCAP6_LABELS = ("anger", "excitement", "frustration", "happiness", "neutral", "sadness")
+"""Busso et al. 2008, six-way reading."""
+
+NEUTRAL = "neutral"
+"""The label of every supported corpus that stands for no emotion; its share is a collapse indicator."""
+
+LABEL_PATTERN = re.compile(r"[a-z][a-z_-]*(?: [a-z_-]+)*")
+"""Lower-case words: a label holds no comma and no line break, so a list of labels on one line can be read back."""
+
+
+def check_label_set(labels: Sequence[str]) -> None:
+    """Check that `labels` can serve as a closed label set.
+
+    Raises:
+        UserError: fewer than two labels, a repeated one, or one that the answer grammar could not carry; names it.
+    """
+    if len(labels) < 2:
+        raise UserError(f"label set {list(labels)}: expected at least two labels; check the corpus's label column")
+    for label in labels:
+        if not LABEL_PATTERN.fullmatch(label):
+            raise UserError(f"label {label!r}: expected lower-case words without commas or line breaks; rename it in the corpus")
+    repeated = sorted({label for label in labels if list(labels).count(label) > 1})
+    if repeated:
+        raise UserError(f"label {repeated[0]!r} occurs twice in the label set; expected distinct labels; remove one")
+
+
+def check_labels(labels: Collection[str], valid: Collection[str], where: str) -> None:
+    """Check that every label is in the closed set.
+
+    Args:
+        where: what carries the labels (file:line, option), named in the message.
+
+    Raises:
+        UserError: an unknown label, with the nearest valid one.
+    """
+    for label in labels:
+        if label not in valid:
+            raise UserError(f"{where}: unknown label {label!r}{nearest(label, valid)}; expected one of {', '.join(sorted(valid))}")

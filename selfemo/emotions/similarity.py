@@ -1,0 +1,114 @@
+"""The smoothed IoU: one number for how well two emotion sets agree, graded where exact match is all or nothing.
+
+    sIoU(P, Y) = (m + e) / (|P| + |Y| - m + e),     m = weight of the best matching between P and Y under the affinity matrix
+
+With the identity matrix and e = 0 this is the intersection over union. e in [0, 0.1] gives a wrong answer in the grammar a little
+more than a format failure (which is exactly 0), and a longer wrong answer less than a short one. It is symmetric, lies in
+[0, 1], is 1 only for equal sets, does not rise when a label without affinity to the reference is added, and does not fall when a
+reference label is. The formula of SELF-EMO (arXiv 2604.18003) is not published; this is the project's reading (docs/method.md).
+
+An iteration asks for some 10^5 of these over a few hundred distinct pairs, so an instance remembers what it has computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
+
+from selfemo.emotions.affinity import Affinity
+from selfemo.emotions.answer import Answer, Reading
+
+MAX_SMOOTHING = 0.1
+_CACHE_LIMIT = 1 << 16
+
+
+class SmoothedIoU:
+    """sIoU under one affinity matrix and one e; call it with two label sets."""
+
+    def __init__(self, affinity: Affinity, smoothing: float) -> None:
+        """Args: affinity: matrix over the closed label set; smoothing: e, in [0, 0.1], else ValueError."""
+        if not 0.0 <= smoothing <= MAX_SMOOTHING:
+            raise ValueError(f"smoothing is {smoothing}, expected a value in [0, {MAX_SMOOTHING}]")
+        self.affinity = affinity
+        self.smoothing = smoothing
+        self._index = {label: i for i, label in enumerate(affinity.labels)}
+        self._known: dict[tuple[frozenset[str], frozenset[str]], float] = {}
+
+    def __call__(self, predicted: Collection[str], reference: Collection[str]) -> float:
+        """The smoothed IoU of two non-empty sets of labels, in [0, 1].
+
+        Raises:
+            ValueError: an empty set, or a label outside the closed set.
+        """
+        key = (frozenset(predicted), frozenset(reference))
+        score = self._known.get(key)
+        if score is None:
+            score = self._compute(*key)
+            if len(self._known) >= _CACHE_LIMIT:
+                self._known.clear()
+            self._known[key] = score
+        return score
+
+    def of_reading(self, reading: Reading, reference: Collection[str]) -> float:
+        """The smoothed IoU of an answer with `reference`; exactly 0 for a format failure."""
+        return self(reading.labels, reference) if isinstance(reading, Answer) else 0.0
+
+    def mean_pairwise(self, readings: Sequence[Reading]) -> float:
+        """Mean over all pairs of a group's answers; a pair with a format failure counts 0. 1 for a single answer, 0 for nothing.
+
+        Called a group's consistency: how far its samples agree.
+        """
+        if len(readings) < 2:
+            return float(bool(readings) and isinstance(readings[0], Answer))
+        pairs = list(combinations(readings, 2))
+        return sum(self.of_reading(a, b.labels) if isinstance(b, Answer) else 0.0 for a, b in pairs) / len(pairs)
+
+    def _compute(self, predicted: frozenset[str], reference: frozenset[str]) -> float:
+        for name, labels in (("predicted", predicted), ("reference", reference)):
+            if not labels:
+                raise ValueError(f"{name} is empty: a smoothed IoU needs two non-empty label sets")
+            unknown = sorted(labels - self._index.keys())
+            if unknown:
+                raise ValueError(f"{name} holds {unknown[0]!r}, which is not in the label set {list(self._index)}")
+        rows = [self._index[label] for label in sorted(predicted)]
+        columns = [self._index[label] for label in sorted(reference)]
+        if len(rows) < len(columns):
+            rows, columns = columns, rows
+        matched = best_matching(self.affinity.matrix, rows, columns)
+        return (matched + self.smoothing) / (len(rows) + len(columns) - matched + self.smoothing)
+
+
+def best_matching(matrix: Sequence[Sequence[float]], rows: Sequence[int], columns: Sequence[int]) -> float:
+    """Largest total weight of a matching between `rows` and `columns` of a non-negative matrix (exact).
+
+    Dynamic programme over subsets of `columns`: rows x 2^columns steps, so `columns` should be the shorter side (<= 4 here).
+    """
+    best = {0: 0.0}
+    for row in rows:
+        grown = dict(best)
+        for used, weight in best.items():
+            for position, column in enumerate(columns):
+                bit = 1 << position
+                if not used & bit:
+                    grown[used | bit] = max(grown.get(used | bit, 0.0), weight + matrix[row][column])
+        best = grown
+    return max(best.values())
+
+
+def soft_iou(p: Mapping[str, float], q: Mapping[str, float]) -> float:
+    """The soft form on vote distributions: sum of minima over sum of maxima, in [0, 1]; 1 exactly for equal distributions.
+
+    Args:
+        p: label to share of votes, non-negative; absent labels count 0. q: likewise.
+
+    Raises:
+        ValueError: a negative share, or two distributions without any mass.
+    """
+    names = sorted({*p, *q})
+    for label in names:
+        if p.get(label, 0.0) < 0 or q.get(label, 0.0) < 0:
+            raise ValueError(f"share of {label!r} is negative")
+    union = sum(max(p.get(label, 0.0), q.get(label, 0.0)) for label in names)
+    if union == 0:
+        raise ValueError("p and q hold no mass")
+    return sum(min(p.get(label, 0.0), q.get(label, 0.0)) for label in names) / union
