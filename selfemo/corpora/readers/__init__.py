@@ -1,0 +1,1 @@
+"""One module per corpus format; each names what it reads in FORMATS, and selfemo.corpora.registry finds it there."""

@@ -1,0 +1,99 @@
+"""Corpora by name: `load_corpus("meld")`.
+
+Formats are found by looking through `selfemo.corpora.readers`, so a new corpus is one new file there. Data lives outside the
+repository (licences): under $SELFEMO_DATA, or in `shared/data` beside the checkout where that exists.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import pkgutil
+from pathlib import Path
+
+from selfemo.corpora import readers
+from selfemo.corpora.conversation import Corpus
+from selfemo.corpora.formats import CorpusFormat
+from selfemo.corpora.problems import ProblemSink, raise_first
+from selfemo.errors import UserError, nearest
+
+DATA_VARIABLE = "SELFEMO_DATA"
+AUTO = "auto"
+_DEFAULT_ROOT = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+
+
+@functools.cache
+def formats() -> dict[str, CorpusFormat]:
+    """Every known format by name, in alphabetical order."""
+    modules = [importlib.import_module(f"{readers.__name__}.{info.name}") for info in pkgutil.iter_modules(readers.__path__)]
+    found = {fmt.name: fmt for module in modules for fmt in getattr(module, "FORMATS", ())}
+    return dict(sorted(found.items()))
+
+
+def default_data_root() -> Path | None:
+    """$SELFEMO_DATA, else `shared/data` beside the checkout where it exists, else None.
+
+    Raises:
+        UserError: $SELFEMO_DATA names no directory.
+    """
+    named = os.environ.get(DATA_VARIABLE, "")
+    if not named:
+        return _DEFAULT_ROOT if _DEFAULT_ROOT.is_dir() else None
+    if not Path(named).is_dir():
+        raise UserError(f"${DATA_VARIABLE} is {named!r}, expected a directory that holds corpora: correct or unset it")
+    return Path(named)
+
+
+def resolve_corpus(name: str, path: str | Path = "", data_root: str | Path | None = None) -> tuple[CorpusFormat, Path]:
+    """The format and the place that `load_corpus` reads.
+
+    Args:
+        name: a format's name, or "auto": the format that `path` looks like, or without a path MELD where the data root holds
+            it and the bundled `everyday` otherwise.
+        path: the corpus's directory or file; empty for its usual place.
+        data_root: directory of corpora; None for `default_data_root()`.
+
+    Raises:
+        UserError: the name is unknown, the path absent or not recognised, or the corpus has no place.
+    """
+    known = formats()
+    if name != AUTO and name not in known:
+        valid = [AUTO, *known]
+        raise UserError(f"corpus {name!r} is unknown, expected one of {', '.join(valid)}{nearest(name, valid)}")
+    if path:
+        place = Path(path)
+        if not place.exists():
+            raise UserError(f"{place}: does not exist, expected {known[name].what if name != AUTO else 'a corpus'}: check the path")
+        return (known[name] if name != AUTO else _recognise(place)), place
+    root = Path(data_root) if data_root is not None else default_data_root()
+    if name == AUTO:
+        name = "meld" if root is not None and known["meld"].recognises(root / "meld") else "everyday"
+    usual = known[name].default_path(root)
+    if usual is None or not usual.exists():
+        place_text = f"{usual}: does not exist" if usual else "no place is known for it"
+        raise UserError(
+            f"corpus {name}: {place_text}, expected {known[name].what}: set corpus.path, or ${DATA_VARIABLE} to the directory above it"
+        )
+    return known[name], usual
+
+
+def load_corpus(name: str, path: str | Path = "", data_root: str | Path | None = None, report: ProblemSink = raise_first) -> Corpus:
+    """Read a corpus; arguments as in `resolve_corpus`.
+
+    Args:
+        report: what to do with a fault; the default stops at the first.
+
+    Raises:
+        UserError: as `resolve_corpus`; a file is absent or malformed ("file:line: what, expected, remedy").
+    """
+    fmt, place = resolve_corpus(name, path, data_root)
+    return fmt.read(place, report)
+
+
+def _recognise(place: Path) -> CorpusFormat:
+    for fmt in formats().values():
+        if fmt.recognises(place):
+            return fmt
+    kinds = "; ".join(f"{fmt.name}: {fmt.what}" for fmt in formats().values())
+    raise UserError(f"{place}: is no corpus this project knows ({kinds}): name the format with corpus.name")

@@ -1,0 +1,81 @@
+"""Corpora by name: the order in which places are tried, and one clear line where there is nothing to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from selfemo.corpora import registry
+from selfemo.corpora.readers.jsonl import EVERYDAY_PATH
+from selfemo.corpora.registry import formats, load_corpus, resolve_corpus
+from selfemo.errors import UserError
+
+Write = Callable[[str, str | bytes], Path]
+LINE = json.dumps({"id": "a", "turns": [{"speaker": "Ana", "text": "Hi", "labels": ["joy"]}]})
+
+
+@pytest.fixture
+def jsonl_directory(write: Write) -> Path:
+    for split in ("train", "dev", "test"):
+        write(f"mine/{split}.jsonl", LINE)
+    return write("mine/labels.json", '["neutral", "joy"]').parent
+
+
+def test_every_name_of_the_configuration_is_found() -> None:
+    assert set(formats()) == {"meld", "emorynlp", "iemocap4", "iemocap6", "everyday", "jsonl"}
+
+
+def test_auto_without_meld_is_the_bundled_corpus(tmp_path: Path) -> None:
+    assert resolve_corpus("auto", data_root=tmp_path)[1] == EVERYDAY_PATH
+    assert resolve_corpus("auto", EVERYDAY_PATH)[0].name == "everyday"
+
+
+def test_a_directory_is_recognised_and_read(jsonl_directory: Path) -> None:
+    corpus = load_corpus("auto", jsonl_directory)
+    assert (corpus.name, corpus.labels) == ("jsonl", ("joy", "neutral"))
+    assert [c.split for c in corpus.conversations] == ["train", "dev", "test"]
+
+
+def test_a_single_file_is_the_split_it_is_named_after(jsonl_directory: Path, write: Write) -> None:
+    assert [c.split for c in load_corpus("jsonl", jsonl_directory / "dev.jsonl").conversations] == ["dev"]
+    exported = write("mine/kept.jsonl", LINE)
+    assert [c.split for c in load_corpus("auto", exported).conversations] == ["train"]
+
+
+def test_a_missing_split_is_an_error(jsonl_directory: Path) -> None:
+    (jsonl_directory / "dev.jsonl").unlink()
+    with pytest.raises(UserError, match=r"dev\.jsonl: does not exist"):
+        load_corpus("jsonl", jsonl_directory)
+
+
+def test_the_data_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SELFEMO_DATA", str(tmp_path / "absent"))
+    with pytest.raises(UserError, match=r"\$SELFEMO_DATA is .*absent"):
+        load_corpus("auto")
+    (tmp_path / "meld").mkdir()
+    (tmp_path / "meld" / "train_sent_emo.csv").touch()
+    monkeypatch.setenv("SELFEMO_DATA", str(tmp_path))
+    assert resolve_corpus("auto")[1] == tmp_path / "meld"
+    monkeypatch.delenv("SELFEMO_DATA")
+    monkeypatch.setattr(registry, "_DEFAULT_ROOT", tmp_path / "absent")
+    assert registry.default_data_root() is None
+    assert resolve_corpus("auto")[0].name == "everyday"
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "message"),
+    [
+        ("mled", "", "corpus 'mled' is unknown, expected one of auto, .*did you mean 'meld'"),
+        ("meld", "", "corpus meld: .*meld: does not exist, expected a directory with train_sent_emo.csv"),
+        ("jsonl", "", "corpus jsonl: no place is known for it"),
+        ("meld", "absent", "absent: does not exist"),
+        ("auto", ".", "is no corpus this project knows"),
+    ],
+)
+def test_nothing_to_read_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, path: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        load_corpus(name, path, data_root=tmp_path)
