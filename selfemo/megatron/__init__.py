@@ -1,0 +1,1 @@
+"""Everything that imports megatron-core: device, parallel layout, model, packed batches, learner, checkpoints."""

@@ -1,0 +1,40 @@
+# Two commands: `make demo` and `make test`. Both set up .venv first if it is missing or out of date.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH_THREADS ?= 1
+export OMP_NUM_THREADS ?= $(TORCH_THREADS)
+RUN_DIR ?= runs/demo
+
+.PHONY: setup demo test lint types tests clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements/base.txt requirements/cpu.txt requirements/dev.txt setup.py tools/check_install.py
+	@command -v $(PYTHON) >/dev/null || { echo "set-up: $(PYTHON) not found: install Python 3.11, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements/cpu.txt -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python tools/check_install.py
+	@touch $@
+
+demo: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" RUN_DIR=$(RUN_DIR) bash examples/quickstart_cpu.sh $(DEMO_OVERRIDES)
+
+test: lint types tests
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+tests: $(STAMP)
+	$(BIN)/python -m pytest --durations=15
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

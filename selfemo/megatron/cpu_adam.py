@@ -1,0 +1,66 @@
+"""AdamW on CPU with the state layout of Transformer Engine's FusedAdam: `step` in the parameter group, two moments in the state.
+
+torch's own AdamW keeps a step tensor per parameter, which megatron-core's DistributedOptimizer cannot reshard on load. With
+FusedAdam's layout a checkpoint written on CPU has the keys of one written on GPU and loads into any layout.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+
+class CpuFusedAdam(torch.optim.Optimizer):
+    """Decoupled weight decay Adam (Loshchilov and Hutter 2019), vectorised over the parameters of a group."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        adam_w_mode: bool = True,
+        capturable: bool = False,
+    ) -> None:
+        if not adam_w_mode:
+            raise ValueError("adam_w_mode=False (coupled L2 decay) is not implemented on CPU")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "bias_correction": True})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(group, params)
+
+    def _update(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        gradients = [p.grad for p in params]
+        first = [self.state[p]["exp_avg"] for p in params]
+        second = [self.state[p]["exp_avg_sq"] for p in params]
+        beta1, beta2 = group["betas"]
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_lerp_(first, gradients, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+        denominator = torch._foreach_sqrt(second)
+        torch._foreach_div_(denominator, (1 - beta2 ** group["step"]) ** 0.5)
+        torch._foreach_add_(denominator, group["eps"])
+        torch._foreach_addcdiv_(params, first, denominator, -group["lr"] / (1 - beta1 ** group["step"]))
+
+
+def install() -> None:
+    """Make megatron-core's optimizer factory build CpuFusedAdam where it would build Transformer Engine's."""
+    factory = importlib.import_module("megatron.core.optimizer")
+    distributed = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
+    factory.Adam = distributed.Adam = CpuFusedAdam
+    factory.USING_PYTORCH_OPTIMIZER = False
+    distributed.HAVE_APEX_OR_TE = True

@@ -1,0 +1,72 @@
+"""The one place where CPU and GPU differ.
+
+`select_device` decides once per process; the rest of the code asks the returned Device. On a GPU nothing is changed: NCCL,
+Transformer Engine's layer spec and FusedAdam, CUDA vLLM. On a CPU: gloo, megatron-core's local spec through the backend in
+cpu_backend.py, and an AdamW with FusedAdam's state layout, so that checkpoints have one format.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from selfemo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Device:
+    """What this process computes on."""
+
+    kind: str
+    """"cpu" or "cuda"."""
+    backend: str
+    """torch.distributed backend: "gloo" or "nccl"."""
+    torch_device: torch.device
+
+    @property
+    def is_cuda(self) -> bool:
+        """True on an NVIDIA GPU."""
+        return self.kind == "cuda"
+
+    def synchronize(self) -> None:
+        """Wait for queued device work, so that a timing is one."""
+        if self.is_cuda:
+            torch.cuda.synchronize()
+
+
+def select_device() -> Device:
+    """The GPU of this process's LOCAL_RANK where CUDA is available, else the CPU; prepares megatron-core for it.
+
+    Raises:
+        UserError: the node has fewer GPUs than local ranks, or megatron-core is not the version the CPU backend knows.
+    """
+    if not torch.cuda.is_available():
+        from selfemo.megatron import cpu_adam, cpu_backend
+
+        cpu_backend.install()
+        cpu_adam.install()
+        return Device("cpu", "gloo", torch.device("cpu"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(f"LOCAL_RANK {local_rank} has no GPU: this node shows {torch.cuda.device_count()}; lower --nproc-per-node")
+    torch.cuda.set_device(local_rank)
+    return Device("cuda", "nccl", torch.device("cuda", local_rank))
+
+
+def transformer_options(device: Device) -> dict[str, Any]:
+    """TransformerConfig fields that the device decides: fused kernels and initialisation."""
+    fused = device.is_cuda
+    return {
+        "use_cpu_initialization": not device.is_cuda,
+        "gradient_accumulation_fusion": False,  # needs apex; Transformer Engine's wgrad fusion is its own switch
+        "apply_rope_fusion": fused,
+        "persist_layer_norm": fused,
+        "bias_activation_fusion": fused,
+        "bias_dropout_fusion": fused,
+        "masked_softmax_fusion": False,  # our core attention has no softmax module
+        "cross_entropy_loss_fusion": False,  # it casts the gradient to bf16; selfemo.kernels computes the loss
+        "batch_p2p_comm": device.is_cuda,  # gloo has no batched isend/irecv
+    }

@@ -1,0 +1,201 @@
+"""The trainable model: one object that packs samples, runs Megatron's schedule and takes optimizer steps.
+
+Callers see samples in and statistics out; layouts, micro-batches and process groups stay inside. Every rank calls every
+method with the same samples: each takes its data-parallel share of the micro-batches, and results that concern the whole
+batch are reduced to every rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from selfemo.config import RunConfig
+from selfemo.grpo.samples import TrainingSample
+from selfemo.kernels import BatchCounts, LossConfig
+from selfemo.megatron import losses
+from selfemo.megatron.device import Device
+from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, check_layout, transformer_config
+from selfemo.megatron.optimizer import build_optimizer, set_hyperparameters, wrap_chunks
+from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack
+from selfemo.megatron.parallel import Layout, data_group, pipeline_group, tensor_group
+from selfemo.weights.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One optimizer step, the same on every rank."""
+
+    loss: float
+    grad_norm: float
+    """Before clipping."""
+    applied: bool
+    """False: the gradient was not finite and the step was skipped on all ranks."""
+    tokens: int
+    """Completion tokens in the batch, over all ranks."""
+
+
+@dataclass(frozen=True)
+class PolicyStats:
+    """A SELF-GRPO step: the step itself and token means of what the loss saw."""
+
+    step: StepStats
+    kl: float
+    clipped_share: float
+    entropy: float
+    ratio_mean: float
+    logprob_gap_max: float
+    """Largest |trainer - engine| logprob of a sampled token."""
+
+
+class Learner:
+    """Megatron model, DDP and optimizer in one layout."""
+
+    def __init__(self, architecture: Architecture, config: RunConfig, layout: Layout, device: Device) -> None:
+        check_layout(architecture, config.parallel)
+        self.architecture, self.config, self.layout, self.device = architecture, config, layout, device
+        dtype = DTYPES[config.train.dtype]
+        self.transformer_config = transformer_config(architecture, config.parallel, dtype, device)
+        self.chunks: list[CompletionGPTModel] = build_chunks(architecture, self.transformer_config, layout, config.model.max_length, device)
+        self.wrapped = wrap_chunks(self.chunks, self.transformer_config, config.parallel)
+        # Losses are sums with their own weights, so gradients are summed and never divided by a token count.
+        self.transformer_config.finalize_model_grads_func = lambda chunks, _tokens, **kwargs: finalize_model_grads(chunks, None, **kwargs)
+        self.context = losses.LossContext(
+            vocab_size=architecture.vocab_size,
+            tensor_group=tensor_group() if layout.tensor_size > 1 else None,
+            temperature=config.selfplay.temperature,
+        )
+        self.begin_stage()
+
+    def begin_stage(self) -> None:
+        """A fresh optimizer: SFT and SELF-GRPO share weights, not moments."""
+        self.optimizer = build_optimizer(self.wrapped, self.config.train, self.config.parallel, self.transformer_config.bf16)
+        self.transformer_config.grad_scale_func = self.optimizer.scale_loss
+
+    def plan(self, samples: Sequence[TrainingSample]) -> list[MicroBatch]:
+        """This rank's share of the batch, packed; every rank gets the same number of micro-batches."""
+        multiple_of = self.layout.data_size * (self.layout.pipeline_size if self.layout.virtual_size > 1 else 1)
+        bins = balance_by_tokens([s.length_tokens for s in samples], self.config.train.max_tokens_per_microbatch, multiple_of)
+        mine = bins[self.layout.data_rank :: self.layout.data_size]
+        return [pack(samples, indices, self.layout.tensor_size, self.device.torch_device) for indices in mine]
+
+    def sft_step(self, samples: Sequence[TrainingSample], learning_rate: float) -> StepStats:
+        """One step of next-token loss on the completions; the loss is the mean over the batch's completion tokens."""
+        tokens = sum(len(s.completion_ids) for s in samples)
+        collected = self._forward_backward(self.plan(samples), lambda batch, _: losses.sft_loss(batch, self.context, tokens))
+        sums = self._reduce(collected, losses.SUMS, width=2)
+        return self._optimizer_step(float(sums[0]), learning_rate, tokens)
+
+    def logprobs(self, plan: Sequence[MicroBatch]) -> list[torch.Tensor]:
+        """logprob_N of each micro-batch's completion tokens under the current weights; empty list off the last stage."""
+        with torch.no_grad():
+            collected = self._forward_backward(plan, lambda batch, _: losses.logprob_pass(batch, self.context), forward_only=True)
+        return [entry[losses.LOGPROBS] for entry in collected]
+
+    def policy_step(
+        self,
+        samples: Sequence[TrainingSample],
+        plan: Sequence[MicroBatch],
+        loss_config: LossConfig,
+        learning_rate: float,
+        reference: Sequence[torch.Tensor] = (),
+        old: Sequence[torch.Tensor] = (),
+    ) -> PolicyStats:
+        """One SELF-GRPO step. `reference` and `old`: logprobs(plan) under the reference and the rollout weights; empty: none."""
+        tokens = sum(len(s.completion_ids) for s in samples)
+        counts = BatchCounts(sequences=len(samples), tokens=tokens)
+
+        def loss(batch: MicroBatch, index: int) -> losses.LossFunction:
+            ref, previous = (logprobs[index] if logprobs else None for logprobs in (reference, old))
+            return losses.policy_loss(batch, list(samples), self.context, loss_config, counts, ref, previous)
+
+        collected = self._forward_backward(plan, loss)
+        sums = self._reduce(collected, losses.SUMS, width=len(losses.POLICY_SUMS))
+        maxima = self._reduce(collected, losses.MAXIMA, width=1, op=dist.ReduceOp.MAX)
+        mean = {name: float(value) / max(1, tokens) for name, value in zip(losses.POLICY_SUMS, sums)}
+        return PolicyStats(
+            step=self._optimizer_step(float(sums[0]), learning_rate, tokens),
+            kl=mean["kl"],
+            clipped_share=mean["clipped"],
+            entropy=mean["entropy"],
+            ratio_mean=mean["ratio"],
+            logprob_gap_max=float(maxima[0]),
+        )
+
+    @contextmanager
+    def weights_of(self, snapshot: list[torch.Tensor]) -> Iterator[None]:
+        """Compute with `snapshot` (from `snapshot()`) instead of the current weights; pointers are exchanged, nothing is copied."""
+        parameters = self._parameters()
+        current = [p.data for p in parameters]
+        try:
+            for parameter, data in zip(parameters, snapshot):
+                parameter.data = data
+            yield
+        finally:
+            for parameter, data in zip(parameters, current):
+                parameter.data = data
+
+    def snapshot(self) -> list[torch.Tensor]:
+        """A copy of this rank's weights: the reference policy."""
+        return [p.detach().clone() for p in self._parameters()]
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [p for chunk in self.chunks for p in chunk.parameters()]
+
+    def _forward_backward(
+        self,
+        plan: Sequence[MicroBatch],
+        loss: Callable[[MicroBatch, int], losses.LossFunction],
+        forward_only: bool = False,
+    ) -> list[dict[str, torch.Tensor]]:
+        """Megatron's schedule over this rank's micro-batches; on the last stage returns what each loss collected, in order."""
+
+        def forward_step(batches: Iterator[tuple[int, MicroBatch]], model: torch.nn.Module) -> tuple[torch.Tensor, losses.LossFunction]:
+            index, batch = next(batches)
+            logits = model(
+                batch.token_ids_T[None],
+                batch.position_ids_T[None],
+                None,
+                packed_seq_params=batch.packed_seq_params,
+                loss_mask=batch.loss_mask_T[None],
+            )
+            return logits, loss(batch, index)
+
+        if not forward_only:
+            for chunk in self.wrapped:
+                chunk.zero_grad_buffer()
+            self.optimizer.zero_grad()
+        return get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=[iter(list(enumerate(plan))) for _ in self.wrapped] if len(self.wrapped) > 1 else iter(list(enumerate(plan))),
+            model=self.wrapped if len(self.wrapped) > 1 else self.wrapped[0],
+            num_microbatches=len(plan),
+            seq_length=self.config.train.max_tokens_per_microbatch,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+
+    def _reduce(self, collected: list[dict[str, torch.Tensor]], key: str, width: int, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> torch.Tensor:
+        """Reduce a collected vector over micro-batches, data-parallel ranks and stages (only the last one collects)."""
+        rows = [entry[key].float() for entry in collected] or [torch.zeros(width, device=self.device.torch_device)]
+        stacked = torch.stack(rows)
+        total = stacked.sum(0) if op == dist.ReduceOp.SUM else stacked.amax(0)
+        for group in (data_group(), pipeline_group()):
+            dist.all_reduce(total, op=op, group=group)
+        return total
+
+    def _optimizer_step(self, loss: float, learning_rate: float, tokens: int) -> StepStats:
+        set_hyperparameters(self.optimizer, learning_rate, self.config.train.weight_decay)
+        self.optimizer.prepare_grads()
+        grad_norm = float(self.optimizer.get_grad_norm())
+        applied = math.isfinite(grad_norm) and math.isfinite(loss)
+        if applied:
+            _, grad_norm, _ = self.optimizer.step()
+        return StepStats(loss=loss, grad_norm=float(grad_norm), applied=applied, tokens=tokens)

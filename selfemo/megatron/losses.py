@@ -1,0 +1,101 @@
+"""The losses Megatron's schedule calls on the last stage, all computed by selfemo.kernels.
+
+Each takes this rank's logits shard of a micro-batch's completion tokens and returns a plain sum: weights come from counts of
+the whole batch, so that micro-batches and data-parallel ranks add up to the batch's loss whatever the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+import torch.distributed as dist
+
+from selfemo.grpo.samples import TrainingSample
+from selfemo.kernels import BatchCounts, LossConfig, grpo_loss, token_logprobs
+from selfemo.megatron.packing import MicroBatch
+
+LossFunction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]
+"""Takes logits [1, N, V/tp]; returns loss, a token count for megatron-core (unused), and what the step collects."""
+
+SUMS = "sums"
+MAXIMA = "maxima"
+LOGPROBS = "logprobs"
+
+
+@dataclass(frozen=True)
+class LossContext:
+    """What every loss needs beside the micro-batch."""
+
+    vocab_size: int
+    """Real entries; padded ones are masked out of softmax and entropy."""
+    tensor_group: dist.ProcessGroup | None
+    temperature: float
+
+
+def _dummy_count(logits: torch.Tensor) -> torch.Tensor:
+    return torch.zeros([], dtype=torch.int, device=logits.device)
+
+
+def sft_loss(batch: MicroBatch, context: LossContext, batch_tokens: int) -> LossFunction:
+    """Mean negative logprob over the `batch_tokens` completion tokens of the whole batch. sums: loss, tokens."""
+
+    def loss(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        out = token_logprobs(logits[0], batch.target_ids_N, vocab_size=context.vocab_size, tp_group=context.tensor_group)
+        total = -out.logprob_T.sum() / batch_tokens
+        sums = torch.stack([total.detach(), total.new_tensor(batch.target_ids_N.numel())])
+        return total, _dummy_count(logits), {SUMS: sums}
+
+    return loss
+
+
+def logprob_pass(batch: MicroBatch, context: LossContext) -> LossFunction:
+    """No loss: collects logprob_N of the completion tokens at the rollout temperature."""
+
+    def collect(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        out = token_logprobs(
+            logits[0], batch.target_ids_N, vocab_size=context.vocab_size, temperature=context.temperature, tp_group=context.tensor_group
+        )
+        return logits.sum() * 0, _dummy_count(logits), {LOGPROBS: out.logprob_T.detach()}
+
+    return collect
+
+
+POLICY_SUMS = ("loss",)
+
+
+def policy_loss(
+    batch: MicroBatch,
+    samples: list[TrainingSample],
+    context: LossContext,
+    config: LossConfig,
+    counts: BatchCounts,
+    ref_logprob_N: torch.Tensor | None,
+    old_logprob_N: torch.Tensor | None,
+) -> LossFunction:
+    """SELF-GRPO (or one of its variants) over a micro-batch; see selfemo.kernels.grpo_loss."""
+    chosen = [samples[i] for i in batch.sample_indices]
+
+    def loss(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        def spread(values: list[float]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=logits.device)
+
+        out = grpo_loss(
+            logits[0],
+            batch.target_ids_N,
+            batch.completion_bounds,
+            advantage_S=spread([s.advantage for s in chosen]),
+            sequence_weight_S=spread([s.weight for s in chosen]),
+            old_logprob_T=old_logprob_N,
+            ref_logprob_T=ref_logprob_N,
+            rollout_logprob_T=spread([x for s in chosen for x in s.rollout_logprobs]),
+            counts=counts,
+            config=config,
+            vocab_size=context.vocab_size,
+            tp_group=context.tensor_group,
+        )
+        metrics = torch.stack([torch.as_tensor(getattr(out.metrics, f.name), dtype=torch.float32) for f in fields(out.metrics)])
+        return out.loss, _dummy_count(logits), {SUMS: metrics, LOGPROBS: out.logprob_T}
+
+    return loss

@@ -1,0 +1,131 @@
+"""megatron-core GPT models from an Architecture: the config, this rank's chunks, and logits of completion tokens only.
+
+A sample is a long prompt and a short completion, and only completion tokens carry loss. GPTModel computes logits of every
+position; CompletionGPTModel selects the rows that `loss_mask` marks before the output layer, which on a 151,936-entry
+vocabulary is most of the logits' memory and time. Nothing else of GPTModel changes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from selfemo.config import ParallelConfig
+from selfemo.errors import UserError
+from selfemo.megatron.device import Device, transformer_options
+from selfemo.megatron.layer_spec import block_spec
+from selfemo.megatron.parallel import Layout
+from selfemo.weights.architecture import Architecture, padded_vocab_size
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class CompletionGPTModel(GPTModel):
+    """GPTModel whose forward takes `loss_mask` [1, T] (bool) and returns logits [1, N, V/tp] of the N marked positions."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.post_process and self.config.sequence_parallel:
+            # The rows are gathered and selected before the output layer, which therefore sees whole sequences.
+            self.output_layer.sequence_parallel = False
+            self.output_layer.allreduce_dgrad = True
+
+    def _postprocess(self, hidden_states: torch.Tensor, *args: Any, loss_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        if self.post_process:
+            if self.config.sequence_parallel:
+                hidden_states = gather_from_sequence_parallel_region(
+                    hidden_states, tensor_parallel_output_grad=False, group=self.pg_collection.tp
+                )
+            if loss_mask is not None:
+                hidden_states = hidden_states[loss_mask.reshape(-1)]
+        return super()._postprocess(hidden_states, *args, **kwargs)
+
+
+def check_layout(architecture: Architecture, parallel: ParallelConfig) -> None:
+    """Refuse a layout that does not divide the model.
+
+    Raises:
+        UserError: names the field, the sizes and what to change.
+    """
+    problems = []
+    if architecture.num_heads % parallel.tensor:
+        problems.append(f"parallel.tensor={parallel.tensor} does not divide the model's {architecture.num_heads} attention heads")
+    if architecture.num_kv_heads % parallel.tensor:
+        problems.append(f"parallel.tensor={parallel.tensor} does not divide the model's {architecture.num_kv_heads} key-value heads")
+    if architecture.intermediate_size % parallel.tensor:
+        problems.append(f"parallel.tensor={parallel.tensor} does not divide the model's intermediate size {architecture.intermediate_size}")
+    stages = parallel.pipeline * parallel.virtual_pipeline
+    if architecture.num_layers % stages:
+        problems.append(
+            f"parallel.pipeline={parallel.pipeline} x parallel.virtual_pipeline={parallel.virtual_pipeline} does not divide "
+            f"the model's {architecture.num_layers} layers"
+        )
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+        problems.append(f"parallel.virtual_pipeline={parallel.virtual_pipeline} needs parallel.pipeline > 1")
+    if parallel.sequence_parallel and parallel.tensor == 1:
+        problems.append("parallel.sequence_parallel=true needs parallel.tensor > 1")
+    if problems:
+        raise UserError("; ".join(problems) + ": choose sizes that divide, or another model")
+
+
+def transformer_config(architecture: Architecture, parallel: ParallelConfig, dtype: torch.dtype, device: Device) -> TransformerConfig:
+    """megatron-core's configuration of a dense decoder in this layout."""
+    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1} if parallel.recompute else {}
+    return TransformerConfig(
+        num_layers=architecture.num_layers,
+        hidden_size=architecture.hidden_size,
+        ffn_hidden_size=architecture.intermediate_size,
+        num_attention_heads=architecture.num_heads,
+        num_query_groups=architecture.num_kv_heads,
+        kv_channels=architecture.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=architecture.rms_norm_eps,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        add_qkv_bias=architecture.qkv_bias,
+        qk_layernorm=architecture.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        attention_softmax_in_fp32=True,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        context_parallel_size=parallel.context,
+        sequence_parallel=parallel.sequence_parallel,
+        variable_seq_lengths=parallel.pipeline > 1,
+        moe_token_dispatcher_type="alltoall",  # asked for by variable_seq_lengths even in a dense model
+        calculate_per_token_loss=True,  # gradients are plain sums: the losses carry their own weights
+        **recompute,
+        **transformer_options(device),
+    )
+
+
+def build_chunks(
+    architecture: Architecture, config: TransformerConfig, layout: Layout, max_length: int, device: Device
+) -> list[CompletionGPTModel]:
+    """This rank's model chunks (one, or one per virtual stage), uninitialised weights, on the device."""
+    chunks = []
+    for stage in range(layout.virtual_size):
+        vp_stage = stage if layout.virtual_size > 1 else None
+        chunk = CompletionGPTModel(
+            config,
+            block_spec(config, device, vp_stage),
+            vocab_size=padded_vocab_size(architecture.vocab_size, layout.tensor_size),
+            max_sequence_length=max_length,
+            position_embedding_type="rope",
+            rotary_base=architecture.rope_theta,
+            share_embeddings_and_output_weights=architecture.tie_word_embeddings,
+            pre_process=layout.is_first_stage and stage == 0,
+            post_process=layout.is_last_stage and stage == layout.virtual_size - 1,
+            vp_stage=vp_stage,
+        )
+        chunks.append(chunk.to(device.torch_device))
+    return chunks

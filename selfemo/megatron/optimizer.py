@@ -1,0 +1,75 @@
+"""Megatron's DDP wrapper and optimizer from a TrainConfig.
+
+Gradients are reduced and kept in fp32. The learning rate is a pure function of the step, set from outside before each step:
+there is no scheduler state to save or lose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from selfemo.config import ParallelConfig, TrainConfig
+
+
+def wrap_chunks(
+    chunks: Sequence[torch.nn.Module], config: TransformerConfig, parallel: ParallelConfig
+) -> list[DistributedDataParallel]:
+    """Each chunk in Megatron's DDP (and Float16Module in bf16), with contiguous fp32 gradient buffers."""
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        overlap_grad_reduce=False,
+        check_for_nan_in_grad=False,  # the learner checks once per step, on all ranks alike
+    )
+    return [
+        DistributedDataParallel(config, ddp_config, Float16Module(config, chunk) if config.bf16 else chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(chunks)
+    ]
+
+
+def build_optimizer(wrapped: Sequence[DistributedDataParallel], config: TrainConfig, parallel: ParallelConfig, bf16: bool) -> MegatronOptimizer:
+    """A fresh AdamW over the wrapped chunks; with parallel.distributed_optimizer its state is sharded over data-parallel ranks."""
+    return get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.adam_beta1,
+            adam_beta2=config.adam_beta2,
+            adam_eps=config.adam_eps,
+            clip_grad=config.clip_grad,
+            bf16=bf16,
+            params_dtype=torch.bfloat16 if bf16 else torch.float32,
+            use_distributed_optimizer=parallel.distributed_optimizer,
+        ),
+        list(wrapped),
+        use_gloo_process_groups=False,
+    )
+
+
+def set_hyperparameters(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:
+    """Set rate and decay of every parameter group for the next step; norms and biases (wd_mult 0) do not decay."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_mult", 1.0)
+        group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
+
+
+def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
+    """Linear warm-up to `peak`, then cosine decay to a tenth of it; `step` counts from 0."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def warmup_constant(step: int, warmup_steps: int, peak: float) -> float:
+    """Linear warm-up to `peak`, then constant; `step` counts from 0."""
+    return peak * min(1.0, (step + 1) / warmup_steps) if warmup_steps else peak

@@ -1,0 +1,127 @@
+"""Process groups: one torchrun world, laid out by megatron-core.
+
+The layout is a frozen value computed before anything is built, so that a layout that does not divide is refused in a
+millisecond; megatron-core's global parallel state is entered and left in this module alone.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from selfemo.config import ParallelConfig
+from selfemo.errors import UserError
+from selfemo.megatron.device import Device
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of every kind of parallelism, and this rank's place in each."""
+
+    world_size: int
+    rank: int
+    tensor_size: int
+    tensor_rank: int
+    pipeline_size: int
+    pipeline_rank: int
+    virtual_size: int
+    data_size: int
+    data_rank: int
+
+    @property
+    def is_first_stage(self) -> bool:
+        """This rank holds the embedding."""
+        return self.pipeline_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """This rank computes logits and losses."""
+        return self.pipeline_rank == self.pipeline_size - 1
+
+    @property
+    def is_main(self) -> bool:
+        """The one rank that prints and writes run files."""
+        return self.rank == 0
+
+
+def init_distributed(device: Device, timeout_s: int) -> None:
+    """Join the world that torchrun's environment describes; every collective then has `timeout_s` seconds."""
+    if dist.is_initialized():
+        return
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29511")):
+        os.environ.setdefault(name, value)
+    dist.init_process_group(device.backend, timeout=timedelta(seconds=timeout_s))
+
+
+def init_parallel(config: ParallelConfig, device: Device, seed: int) -> Layout:
+    """Enter megatron-core's parallel state for this configuration.
+
+    Raises:
+        UserError: tensor * pipeline * context does not divide the world, or context > 1 on CPU.
+    """
+    world_size = dist.get_world_size()
+    check_world(config, world_size, device)
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.tensor,
+        pipeline_model_parallel_size=config.pipeline,
+        virtual_pipeline_model_parallel_size=config.virtual_pipeline if config.virtual_pipeline > 1 else None,
+        context_parallel_size=config.context,
+        create_gloo_process_groups=device.is_cuda,  # on CPU every group is gloo already
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed % 2**31, force_reset_rng=True)
+    return Layout(
+        world_size=world_size,
+        rank=dist.get_rank(),
+        tensor_size=config.tensor,
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pipeline_size=config.pipeline,
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        virtual_size=config.virtual_pipeline,
+        data_size=parallel_state.get_data_parallel_world_size(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+    )
+
+
+def check_world(config: ParallelConfig, world_size: int, device: Device) -> None:
+    """Refuse a layout that this world cannot form."""
+    model_parallel = config.tensor * config.pipeline * config.context
+    if world_size % model_parallel:
+        raise UserError(
+            f"parallel.tensor={config.tensor} x parallel.pipeline={config.pipeline} x parallel.context={config.context} = {model_parallel} "
+            f"does not divide the world of {world_size} processes: change the layout or torchrun's --nproc-per-node"
+        )
+    if config.context > 1 and not device.is_cuda:
+        raise UserError(f"parallel.context={config.context} needs Transformer Engine's attention, so a GPU: set parallel.context=1")
+
+
+def leave_parallel() -> None:
+    """Leave megatron-core's parallel state; the process group stays."""
+    parallel_state.destroy_model_parallel()
+
+
+def tensor_group() -> dist.ProcessGroup:
+    """Ranks that share layers by column and row."""
+    return parallel_state.get_tensor_model_parallel_group()
+
+
+def pipeline_group() -> dist.ProcessGroup:
+    """Ranks that share the model by stages."""
+    return parallel_state.get_pipeline_model_parallel_group()
+
+
+def data_group() -> dist.ProcessGroup:
+    """Ranks that hold the same shard and different samples."""
+    return parallel_state.get_data_parallel_group()
+
+
+def sum_over_data(values: torch.Tensor) -> torch.Tensor:
+    """Sum a tensor over data-parallel ranks, in place."""
+    dist.all_reduce(values, group=data_group())
+    return values

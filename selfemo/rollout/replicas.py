@@ -1,0 +1,39 @@
+"""Many engines as one generator: requests are dealt over replicas, results gathered to every rank.
+
+Every rank calls `generate` with the same requests. A replica takes a contiguous share, which keeps the samples of one prompt
+on one engine and so its prefix cache warm; ranks of one tensor-parallel engine are given identical shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+
+from selfemo.rollout.engine import RolloutEngine
+from selfemo.rollout.request import Completion, GenerationRequest
+
+
+class ReplicatedGenerator:
+    """rollout.request.Generator over world_size / tensor_parallel engine replicas."""
+
+    def __init__(self, engine: RolloutEngine, tensor_parallel: int) -> None:
+        self._engine = engine
+        self._tensor_parallel = tensor_parallel
+        self.tokens = 0
+        """Completion tokens generated so far, over all replicas."""
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """One completion per request, in order, on every rank."""
+        replicas = dist.get_world_size() // self._tensor_parallel
+        replica = dist.get_rank() // self._tensor_parallel
+        bounds = [len(requests) * i // replicas for i in range(replicas + 1)]
+        mine = self._engine.generate(requests[bounds[replica] : bounds[replica + 1]])
+        if dist.get_world_size() == 1:
+            gathered = mine
+        else:
+            shares: list[list[Completion]] = [[] for _ in range(dist.get_world_size())]
+            dist.all_gather_object(shares, mine)
+            gathered = [completion for share in shares[:: self._tensor_parallel] for completion in share]
+        self.tokens += sum(len(c.token_ids) for c in gathered)
+        return gathered
