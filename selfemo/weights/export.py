@@ -1,0 +1,96 @@
+"""A Hugging Face directory that transformers and `vllm serve` load as it is: weights, config, tokenizer, chat template."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from selfemo.errors import UserError
+from selfemo.weights.architecture import CONFIG_NAME, DTYPE_BYTES, Architecture, hf_config, read_architecture
+from selfemo.weights.parameters import hf_tensor_list
+from selfemo.weights.pending import new_directory
+from selfemo.weights.safetensors_writer import DEFAULT_SHARD_BYTES, SafetensorsWriter
+
+COMPANION_NAMES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What is copied beside the weights where the source has it."""
+
+
+def save_hf(
+    output_dir: str | Path,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    architecture: Architecture,
+    source_dir: str | Path,
+    dtype: str = "",
+    write: bool = True,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> None:
+    """Write a model directory, under a temporary name until it is complete.
+
+    Args:
+        tensors: (Hugging Face name, whole tensor), each tensor of the architecture exactly once, in any order.
+        source_dir: where config.json, tokenizer files, chat template and generation config are copied from; without a config.json
+            there, one is written from the architecture.
+        dtype: dtype of the written weights; empty keeps the architecture's.
+        write: False only exhausts `tensors`, for the ranks of a collective iterator that do not write.
+
+    Raises:
+        UserError: the output exists, the disk is full, or the source describes another architecture; names the path.
+    """
+    if not write:
+        for _ in tensors:
+            pass
+        return
+    dtype = dtype or architecture.dtype
+    if dtype not in DTYPE_BYTES:
+        raise UserError(f"{output_dir}: dtype {dtype!r} cannot be written; expected one of {', '.join(DTYPE_BYTES)}")
+    declared = hf_tensor_list(architecture)
+    torch_dtype = getattr(torch, dtype)
+    needed_bytes = sum(tensor.elements for tensor in declared) * torch_dtype.itemsize
+    with new_directory(output_dir, needed_bytes) as pending:
+        copy_companions(Path(source_dir), pending, architecture, dtype)
+        writer = SafetensorsWriter(pending, declared, [torch_dtype] * len(declared), max_shard_bytes)
+        for name, tensor in tensors:
+            writer.write(name, tensor)
+        writer.finish()
+
+
+def copy_companions(source: Path, target: Path, architecture: Architecture, dtype: str) -> None:
+    """Copy config and tokenizer files; the config's dtype is set to that of the weights, everything else in it stays.
+
+    Raises:
+        UserError: the source's config.json describes another architecture.
+    """
+    if not source.is_dir():
+        raise UserError(f"{source}: no such directory; expected the model directory whose tokenizer and config go with the weights")
+    config = hf_config(architecture)
+    if (source / CONFIG_NAME).exists():
+        found = read_architecture(source)
+        for field in dataclasses.fields(Architecture):
+            here, there = getattr(architecture, field.name), getattr(found, field.name)
+            if field.name != "dtype" and here != there:
+                raise UserError(
+                    f"{source / CONFIG_NAME}: {field.name} is {there!r}, but the weights have {here!r}: another model's directory"
+                )
+        config = json.loads((source / CONFIG_NAME).read_text(encoding="utf-8"))
+    key = "dtype" if "dtype" in config else "torch_dtype"
+    config[key] = dtype
+    (target / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name in COMPANION_NAMES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

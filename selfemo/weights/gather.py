@@ -1,0 +1,183 @@
+"""Full Hugging Face tensors out of a sharded Megatron model, bucket by bucket, on every rank.
+
+Parameters are cut into runs of rows and packed into buckets of one pipeline stage each. A bucket first crosses the pipeline
+(broadcast by the stage that holds it, one tensor-parallel shard per rank), then the tensor-parallel group (all-gather), and is then
+copied by rectangles into the tensors it belongs to. In this order only shards cross the pipeline, which spans nodes in
+production. Extra memory is one bucket plus the tensors of the parameter being assembled, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from selfemo.errors import UserError
+from selfemo.weights.architecture import Architecture
+from selfemo.weights.geometry import Placement, region
+from selfemo.weights.parameters import EMBEDDING, LM_HEAD, Parameter, local_parameters, model_parameters
+
+
+@dataclass(frozen=True)
+class WeightGroups:
+    """A rank's place in the model-parallel layout; a group of one rank may be None."""
+
+    tensor: dist.ProcessGroup | None
+    pipeline: dist.ProcessGroup | None
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+
+
+SINGLE = WeightGroups(None, None, 0, 1, 0, 1)
+"""The whole model on one rank."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A run of rows of one local shard, the unit that buckets are packed from."""
+
+    order: int
+    """Index of the parameter in streaming order."""
+    start: int
+    stop: int
+    elements: int
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    stage: int
+    dtype: torch.dtype
+    rows: tuple[_Rows, ...]
+
+
+@torch.no_grad()
+def hf_tensors(
+    chunks: Sequence[nn.Module], architecture: Architecture, groups: WeightGroups, bucket_bytes: int, include_tied_head: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the Hugging Face checkpoint, whole, in the same order on every rank. Collective: all ranks must exhaust it.
+
+    A tensor may be a view of live parameters or of a buffer that the next step overwrites: use or copy it before advancing.
+
+    Args:
+        chunks: the rank's GPTModel, or its virtual-pipeline chunks.
+        bucket_bytes: communication buffers together take at most this (but at least one row of the widest parameter).
+        include_tied_head: yield the embedding of a tied model as lm_head.weight too (vLLM's loader needs it; files do not).
+
+    Raises:
+        UserError: the chunks disagree with the architecture, or no stage holds some parameter; names it.
+    """
+    parameters = model_parameters(architecture)
+    held = _by_order(chunks, architecture, parameters, groups)
+    device = next(iter(held.values())).device
+    stages = _owners(held, parameters, groups)
+    assembling: dict[str, torch.Tensor] = {}
+    for bucket in _buckets(parameters, stages, groups, bucket_bytes):
+        shards = _exchange(bucket, held, groups, device)
+        offset = 0
+        for rows in bucket.rows:
+            parameter = parameters[rows.order]
+            if rows.start == 0:
+                assembling = {tensor.name: torch.empty(tensor.shape, dtype=bucket.dtype, device=device) for tensor in parameter.tensors}
+            for placement, shard in zip(_distinct_placements(parameter, groups.tp_size), shards):
+                local = shard[offset : offset + rows.elements].view(rows.stop - rows.start, *placement.shape[1:])
+                _copy_rows(assembling, placement, local, rows)
+            offset += rows.elements
+            if rows.stop == parameter.megatron(0, groups.tp_size).shape[0]:
+                for name in list(assembling):
+                    tensor = assembling.pop(name)
+                    yield name, tensor
+                    if name == EMBEDDING and architecture.tie_word_embeddings and include_tied_head:
+                        yield LM_HEAD, tensor
+
+
+def _by_order(
+    chunks: Sequence[nn.Module], architecture: Architecture, parameters: tuple[Parameter, ...], groups: WeightGroups
+) -> dict[int, torch.Tensor]:
+    """The rank's parameters by streaming order, without a tied model's copy of the embedding."""
+    order = {parameter.name: index for index, parameter in enumerate(parameters)}
+    held: dict[int, torch.Tensor] = {}
+    for parameter, tensor in local_parameters(chunks, architecture):
+        wanted = parameter.megatron(groups.tp_rank, groups.tp_size).shape
+        if tuple(tensor.shape) != wanted:
+            raise UserError(f"Megatron parameter {parameter.name} has shape {tuple(tensor.shape)}, expected {wanted}: wrong layout")
+        if not parameter.is_tied_copy:
+            held[order[parameter.name]] = tensor.detach()
+    return held
+
+
+def _owners(held: dict[int, torch.Tensor], parameters: tuple[Parameter, ...], groups: WeightGroups) -> dict[int, tuple[int, torch.dtype]]:
+    """For every parameter in streaming order: the pipeline stage that holds it, and its dtype."""
+    mine = {order: tensor.dtype for order, tensor in held.items()}
+    by_stage: list[dict[int, torch.dtype]] = [mine] * groups.pp_size
+    if groups.pp_size > 1:
+        dist.all_gather_object(by_stage, mine, group=groups.pipeline)
+    owners: dict[int, tuple[int, torch.dtype]] = {}
+    for order, parameter in enumerate(parameters):
+        stages = [stage for stage, names in enumerate(by_stage) if order in names]
+        if not stages and not parameter.is_tied_copy:
+            raise UserError(f"Megatron parameter {parameter.name} is on no pipeline stage: the stages do not cover the model")
+        if stages:
+            owners[order] = (stages[0], by_stage[stages[0]][order])
+    return owners
+
+
+def _buckets(
+    parameters: tuple[Parameter, ...], owners: dict[int, tuple[int, torch.dtype]], groups: WeightGroups, bucket_bytes: int
+) -> Iterator[_Bucket]:
+    """Rows of all parameters in streaming order, packed until the buffers of a bucket (own shard, gathered shards) reach the limit."""
+    copies = 1 if groups.tp_size == 1 else groups.tp_size + 1
+    pending: list[_Rows] = []
+    pending_elements = 0
+    for order, owner in owners.items():
+        shape = parameters[order].megatron(0, groups.tp_size).shape
+        row_elements = parameters[order].megatron(0, groups.tp_size).elements // shape[0]
+        limit_elements = max(row_elements, bucket_bytes // (owner[1].itemsize * copies))
+        start = 0
+        while start < shape[0]:
+            if pending and (owners[pending[0].order] != owner or pending_elements + row_elements > limit_elements):
+                yield _Bucket(*owners[pending[0].order], tuple(pending))
+                pending, pending_elements = [], 0
+            stop = min(shape[0], start + (limit_elements - pending_elements) // row_elements)
+            pending.append(_Rows(order, start, stop, (stop - start) * row_elements))
+            pending_elements += pending[-1].elements
+            start = stop
+    if pending:
+        yield _Bucket(*owners[pending[0].order], tuple(pending))
+
+
+def _exchange(bucket: _Bucket, held: dict[int, torch.Tensor], groups: WeightGroups, device: torch.device) -> Sequence[torch.Tensor]:
+    """The bucket's elements from every tensor-parallel rank, each flat."""
+    parts = [held[rows.order][rows.start : rows.stop].reshape(-1) for rows in bucket.rows if rows.order in held]
+    if groups.pp_size == 1 and len(parts) == 1:
+        flat = parts[0]
+    elif groups.pp_rank == bucket.stage:
+        flat = torch.cat(parts)
+    else:
+        flat = torch.empty(sum(rows.elements for rows in bucket.rows), dtype=bucket.dtype, device=device)
+    if groups.pp_size > 1:
+        dist.broadcast(flat, group=groups.pipeline, group_src=bucket.stage)
+    if groups.tp_size == 1:
+        return (flat,)
+    gathered = torch.empty(groups.tp_size * flat.numel(), dtype=bucket.dtype, device=device)
+    dist.all_gather_into_tensor(gathered, flat, group=groups.tensor)
+    return gathered.chunk(groups.tp_size)
+
+
+def _distinct_placements(parameter: Parameter, tp_size: int) -> tuple[Placement, ...]:
+    """One placement per rank, or the first alone where all ranks hold the same."""
+    placements = tuple(parameter.megatron(rank, tp_size) for rank in range(tp_size))
+    return placements[:1] if len(set(placements)) == 1 else placements
+
+
+def _copy_rows(assembling: dict[str, torch.Tensor], placement: Placement, local: torch.Tensor, rows: _Rows) -> None:
+    """Copy a run of rows of one shard to where it belongs in the assembled tensors."""
+    for box in placement.boxes:
+        part = box.clip_rows(rows.start, rows.stop)
+        if part is not None:
+            row_start = (part.local_start[0] - rows.start, *part.local_start[1:])
+            assembling[part.tensor][region(part.start, part.shape)].copy_(local[region(row_start, part.shape)])

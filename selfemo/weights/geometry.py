@@ -1,0 +1,113 @@
+"""Rectangles of tensors: the common language of shards, files and the reshard plan.
+
+A `Box` says that a rectangle of a Hugging Face tensor sits at some offset in a local tensor; a `Placement` is a local tensor made of
+boxes. Elements that no box covers are padding and hold zero. Pure Python over integers, so that a plan for hundreds of ranks is
+made and checked without a tensor in sight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of one Hugging Face tensor and where it sits in a local tensor."""
+
+    tensor: str
+    """Name of the Hugging Face tensor."""
+    start: Shape
+    """First index per dimension in that tensor."""
+    local_start: Shape
+    """First index per dimension in the local tensor."""
+    shape: Shape
+    """Extent per dimension, the same on both sides."""
+
+    @property
+    def elements(self) -> int:
+        """Elements in the box."""
+        return math.prod(self.shape)
+
+    def clip_rows(self, row_start: int, row_stop: int) -> Box | None:
+        """The part of the box that lies in local rows [row_start, row_stop), or None."""
+        first = max(row_start, self.local_start[0])
+        stop = min(row_stop, self.local_start[0] + self.shape[0])
+        if first >= stop:
+            return None
+        shift = first - self.local_start[0]
+        return Box(
+            self.tensor,
+            (self.start[0] + shift, *self.start[1:]),
+            (first, *self.local_start[1:]),
+            (stop - first, *self.shape[1:]),
+        )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A local tensor as boxes of Hugging Face tensors; what they leave uncovered is padding."""
+
+    shape: Shape
+    boxes: tuple[Box, ...]
+
+    @property
+    def elements(self) -> int:
+        """Elements of the local tensor, padding included."""
+        return math.prod(self.shape)
+
+    @property
+    def is_whole(self) -> bool:
+        """True when the boxes cover the local tensor, so nothing of it is padding."""
+        return sum(box.elements for box in self.boxes) == self.elements
+
+
+def overlap(source: Box, target: Box) -> Box | None:
+    """The rectangle of one tensor that both boxes hold: `start` in the source's local tensor, `local_start` in the target's.
+
+    None when they are of different tensors or do not touch.
+    """
+    if source.tensor != target.tensor:
+        return None
+    first = tuple(max(a, b) for a, b in zip(source.start, target.start))
+    shape = tuple(min(a + n, b + m) - f for a, n, b, m, f in zip(source.start, source.shape, target.start, target.shape, first))
+    if any(extent <= 0 for extent in shape):
+        return None
+    return Box(
+        source.tensor,
+        tuple(f - s + o for f, s, o in zip(first, source.start, source.local_start)),
+        tuple(f - s + o for f, s, o in zip(first, target.start, target.local_start)),
+        shape,
+    )
+
+
+def region(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+    """The index expression of a rectangle, for tensors and for safetensors slices."""
+    return tuple(slice(first, first + extent) for first, extent in zip(start, shape))
+
+
+class Tensor(Protocol):
+    """What this module needs of a tensor: indexing and copying (torch.Tensor has both)."""
+
+    def __getitem__(self, index: tuple[slice, ...], /) -> Tensor: ...
+
+    def copy_(self, source: object, /) -> object: ...
+
+
+T = TypeVar("T", bound=Tensor)
+
+
+def fill_local(local: T, placement: Placement, hf_tensors: Mapping[str, T]) -> None:
+    """Copy every box of `placement` out of the Hugging Face tensors into `local`; padding is left as it is."""
+    for box in placement.boxes:
+        local[region(box.local_start, box.shape)].copy_(hf_tensors[box.tensor][region(box.start, box.shape)])
+
+
+def fill_hf(hf_tensors: Mapping[str, T], placement: Placement, local: T) -> None:
+    """The inverse of `fill_local`: copy every box of a shard into the Hugging Face tensors it belongs to."""
+    for box in placement.boxes:
+        hf_tensors[box.tensor][region(box.start, box.shape)].copy_(local[region(box.local_start, box.shape)])

@@ -1,0 +1,119 @@
+"""The parameters of a model: every Megatron name with the Hugging Face tensors behind it, and which of them a rank holds.
+
+A family's rules, bound to an architecture: `{layer}` becomes every layer number and shapes become numbers. Layer numbers here are
+global; a pipeline stage or virtual chunk counts its own layers from 0 and carries the global number in `layer.layer_number`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from selfemo.errors import UserError, nearest
+from selfemo.weights.architecture import Architecture
+from selfemo.weights.family import Rule, families
+from selfemo.weights.geometry import Placement
+from selfemo.weights.layouts import Heads, HfTensor, Layout
+
+EMBEDDING = "model.embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
+LAYER_PREFIX = "decoder.layers."
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One Megatron parameter of the whole model, before it is cut into shards."""
+
+    names: tuple[str, ...]
+    """Megatron names with the global layer number: the local layer spec's first."""
+    vllm_name: str
+    tensors: tuple[HfTensor, ...]
+    """The Hugging Face tensors it is made of, in fused order."""
+    layout: Layout
+    heads: Heads
+    is_tied_copy: bool = False
+    """The output layer of a tied model: the last stage's copy of the embedding when the pipeline separates the two."""
+
+    @property
+    def name(self) -> str:
+        """The name under the local layer spec, by which plans and reports call it."""
+        return self.names[0]
+
+    def megatron(self, rank: int, size: int) -> Placement:
+        """The shard of tensor-parallel rank `rank` of `size` in Megatron."""
+        return self.layout.megatron(self.tensors, self.heads, rank, size)
+
+    def vllm(self, rank: int, size: int) -> Placement:
+        """The live parameter of tensor-parallel rank `rank` of `size` in vLLM."""
+        return self.layout.vllm(self.tensors, self.heads, rank, size)
+
+
+def model_parameters(architecture: Architecture) -> tuple[Parameter, ...]:
+    """Every parameter in streaming order: embedding, layers by number, final norm, output layer."""
+    rules = families()[architecture.family].rules
+    per_layer = [rule for rule in rules if "{layer}" in rule.megatron[0]]
+    first = rules.index(per_layer[0])
+    before = [rule for rule in rules[:first] if rule not in per_layer]
+    after = [rule for rule in rules[first:] if rule not in per_layer]
+    bound = [_bind(rule, architecture) for rule in before]
+    bound += [_bind(rule, architecture, layer) for layer in range(architecture.num_layers) for rule in per_layer]
+    return tuple(bound + [_bind(rule, architecture) for rule in after])
+
+
+def hf_tensor_list(architecture: Architecture) -> tuple[HfTensor, ...]:
+    """Every tensor of the Hugging Face checkpoint, once, in streaming order; tied models have no lm_head.weight."""
+    return tuple(tensor for parameter in model_parameters(architecture) if not parameter.is_tied_copy for tensor in parameter.tensors)
+
+
+def local_parameters(chunks: Sequence[nn.Module], architecture: Architecture) -> list[tuple[Parameter, nn.Parameter]]:
+    """What this rank holds, in streaming order.
+
+    Args:
+        chunks: the rank's GPTModel, or its virtual-pipeline chunks; wrappers (DDP, Float16Module) are looked through.
+
+    Raises:
+        UserError: a parameter that the family does not know, or one that two chunks hold; names it.
+    """
+    known = {name: (order, parameter) for order, parameter in enumerate(model_parameters(architecture)) for name in parameter.names}
+    held: dict[int, tuple[Parameter, nn.Parameter]] = {}
+    for chunk in map(_unwrap, chunks):
+        for local_name, tensor in chunk.named_parameters():
+            name = _global_name(chunk, local_name)
+            if name not in known:
+                hint = nearest(name, known)
+                raise UserError(
+                    f"Megatron parameter {name} has no rule in family {architecture.family}{hint}: the model was built differently"
+                )
+            order, parameter = known[name]
+            if order in held:
+                raise UserError(f"Megatron parameter {name} is held twice on this rank: model chunks overlap")
+            held[order] = (parameter, tensor)
+    return [held[order] for order in sorted(held)]
+
+
+def _bind(rule: Rule, architecture: Architecture, layer: int | None = None) -> Parameter:
+    def fill(name: str) -> str:
+        return name if layer is None else name.format(layer=layer)
+
+    tensors = tuple(HfTensor(fill(name), tuple(getattr(architecture, size) for size in shape)) for name, shape in rule.hf.items())
+    tied_copy = architecture.tie_word_embeddings and tensors[0].name == LM_HEAD
+    if tied_copy:
+        tensors = (HfTensor(EMBEDDING, tensors[0].shape),)
+    return Parameter(tuple(map(fill, rule.megatron)), fill(rule.vllm), tensors, rule.layout, architecture.heads, tied_copy)
+
+
+def _unwrap(chunk: nn.Module) -> nn.Module:
+    while not hasattr(chunk, "decoder"):
+        chunk = chunk.module
+    return chunk
+
+
+def _global_name(chunk: nn.Module, local_name: str) -> str:
+    """The parameter's name with the global layer number in place of the chunk's own."""
+    if not local_name.startswith(LAYER_PREFIX):
+        return local_name
+    index, rest = local_name[len(LAYER_PREFIX) :].split(".", 1)
+    layers = chunk.get_submodule("decoder.layers")
+    return f"{LAYER_PREFIX}{layers[int(index)].layer_number - 1}.{rest}"

@@ -1,0 +1,49 @@
+"""Tiny random models of every family, written by transformers, and a stand-in-free way to shard them: the placements themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+VOCAB_SIZE = 131
+"""A prime: it divides by no tensor-parallel size."""
+
+
+def tiny_model(family: str, tied: bool, seed: int = 0, kv_heads: int = 4, layers: int = 2, vocab_size: int = VOCAB_SIZE) -> PreTrainedModel:
+    """A random model whose norms and biases are random too, so that swapping any two tensors shows."""
+    head_dim = {"head_dim": 24} if family == "qwen3" else {}
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=vocab_size,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=128,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=tied,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        **head_dim,
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.copy_(1 + 0.1 * torch.randn_like(parameter))
+            elif name.endswith("bias"):
+                parameter.copy_(0.1 * torch.randn_like(parameter))
+            else:
+                parameter.mul_(3)
+    return model
+
+
+def save_tiny(
+    directory: Path, family: str, tied: bool, dtype: torch.dtype = torch.float32, max_shard_size: str = "5GB", **sizes: int
+) -> Path:
+    """Write a tiny model as transformers writes it; returns the directory."""
+    tiny_model(family, tied, **sizes).to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
+    return directory
