@@ -15,7 +15,6 @@ from pathlib import Path
 from selfemo.errors import UserError, nearest
 from selfemo.weights.family import Family, families
 from selfemo.weights.layouts import Heads
-from selfemo.weights.layouts import padded_vocab_size as padded_vocab_size
 
 CONFIG_NAME = "config.json"
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
