@@ -121,6 +121,10 @@ class SelfPlayConfig:
     """A longer utterance earns no expression reward."""
     real_seed_share: Share = 0.5
     """At least this share of an iteration's seeds are real dialogues; the others continue kept flywheel records."""
+    seed_label_balance: Share = 0.0
+    """How far real seeds favour rare labels: 0 follows the training split's shares, 1 draws every label equally often."""
+    target_flattening: Share = 0.0
+    """Same for the target emotions drawn beyond the seed: 0 follows the transition prior, 1 draws every label set alike."""
     thinking: bool = False
     """Leave room for a thinking block before the answer (Qwen3); the answer is parsed after it."""
 
@@ -191,6 +195,8 @@ class FlywheelConfig:
     """...and at or below this one (above it, everything agrees and nothing is learned)."""
     keep_expression: Share = 0.5
     """...whose expression sIoU is at least this."""
+    trust_labels: bool = True
+    """A kept record's labels count as annotation when its dialogue seeds an episode; False: the group's consensus stands in."""
     near_duplicate: Share = 0.9
     """Token-set Jaccard similarity from which a kept text counts as a repeat."""
 
