@@ -1,0 +1,46 @@
+"""What tests run on a rank: this rank's Megatron chunks of a Hugging Face directory, in a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from selfemo.config import ParallelConfig
+from selfemo.megatron.device import select_device
+from selfemo.megatron.model import CompletionGPTModel, build_chunks, check_layout, transformer_config
+from selfemo.megatron.parallel import Layout, init_distributed, init_parallel, leave_parallel, pipeline_group, tensor_group
+from selfemo.weights.architecture import Architecture, read_architecture
+from selfemo.weights.gather import WeightGroups
+
+TIMEOUT_S = 120
+
+
+@contextmanager
+def megatron_chunks(
+    hf_dir: Path, parallel: ParallelConfig, dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[list[CompletionGPTModel], Architecture, Layout]]:
+    """Uninitialised chunks of this rank (NaN, so that a parameter nobody fills shows), and the layout; leaves it at the end."""
+    device = select_device()
+    architecture = read_architecture(hf_dir)
+    check_layout(architecture, parallel)
+    init_distributed(device, TIMEOUT_S)
+    layout = init_parallel(parallel, device, seed=1)
+    try:
+        chunks = build_chunks(architecture, transformer_config(architecture, parallel, dtype, device), layout, 128, device)
+        with torch.no_grad():
+            for chunk in chunks:
+                for parameter in chunk.parameters():
+                    parameter.fill_(torch.nan)
+        yield chunks, architecture, layout
+    finally:
+        leave_parallel()
+
+
+def weight_groups(layout: Layout) -> WeightGroups:
+    """The groups that `hf_tensors` communicates over."""
+    return WeightGroups(
+        tensor_group(), pipeline_group(), layout.tensor_rank, layout.tensor_size, layout.pipeline_rank, layout.pipeline_size
+    )

@@ -1,0 +1,60 @@
+"""Weights loaded into Megatron in any layout come back whole and bitwise equal, on every rank, within the memory of a bucket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from selfemo.config import ParallelConfig
+from selfemo.weights.gather import hf_tensors
+from selfemo.weights.load import load_hf_weights
+from tests.distributed.harness import DistributedRunner
+from tests.weights.megatron_rank import megatron_chunks, weight_groups
+from tests.weights.tiny import save_tiny
+
+TINY_BUCKET = 5000
+"""Bytes: every matrix of the tiny model spans several buckets, and every bucket holds rows of several parameters."""
+
+
+def _load_and_gather(hf_dir: str, parallel: ParallelConfig, bucket_bytes: int) -> list[tuple[str, bool]]:
+    """(name, equals the file bitwise) of every gathered tensor, in order."""
+    stored = load_file(Path(hf_dir) / "model.safetensors")
+    with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout):
+        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
+        assert all(parameter.isfinite().all() for chunk in chunks for parameter in chunk.parameters())
+        gathered = hf_tensors(chunks, architecture, weight_groups(layout), bucket_bytes, include_tied_head=True)
+        reference = {"lm_head.weight": stored["model.embed_tokens.weight"]} | stored
+        return [(name, torch.equal(tensor, reference[name])) for name, tensor in gathered]
+
+
+@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("qwen2", False), ("llama", True)])
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        ParallelConfig(tensor=2),
+        ParallelConfig(pipeline=2),
+        ParallelConfig(pipeline=2, virtual_pipeline=2),
+        ParallelConfig(),
+    ],
+    ids=["tp2", "pp2", "pp2vpp2", "dp2"],
+)
+def test_gathered_tensors_equal_the_file_on_both_ranks(
+    distributed: DistributedRunner, tmp_path: Path, family: str, tied: bool, parallel: ParallelConfig
+) -> None:
+    save_tiny(tmp_path, family, tied, layers=4)
+    by_rank = distributed(2, _load_and_gather, str(tmp_path), parallel, TINY_BUCKET)
+    assert by_rank[0] == by_rank[1]
+    names = [name for name, _ in by_rank[0]]
+    assert len(names) == len(set(names))
+    assert set(names) == set(load_file(tmp_path / "model.safetensors")) | {"lm_head.weight"}
+    assert all(equal for _, equal in by_rank[0])
+
+
+def test_gather_over_tensor_and_pipeline_ranks_together(distributed: DistributedRunner, tmp_path: Path) -> None:
+    save_tiny(tmp_path, "qwen3", False, layers=4)
+    for gathered in distributed(4, _load_and_gather, str(tmp_path), ParallelConfig(tensor=2, pipeline=2), TINY_BUCKET):
+        assert len(gathered) == len(load_file(tmp_path / "model.safetensors"))
+        assert all(equal for _, equal in gathered)
