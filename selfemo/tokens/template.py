@@ -1,0 +1,92 @@
+"""A chat template as a skeleton: control tokens, fixed text, and a slot per message.
+
+The template is rendered once per sequence of roles with a placeholder for each content, and the rendering is cut into parts.
+Contents are never in the rendered string, so nothing in them can be taken for a part of the template, and thousands of
+prompts of one shape cost one rendering.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from selfemo.errors import UserError
+
+TEMPLATE_SETTINGS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+"""Variables given to every template: Qwen3's thinking off; a fixed date, which Llama 3's would otherwise take from the clock."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control token that the template itself writes."""
+
+    token_id: int
+
+
+@dataclass(frozen=True)
+class FixedText:
+    """Fixed text of the template, without control tokens."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where the content of message number `index` goes."""
+
+    index: int
+
+
+Part = Control | FixedText | Slot
+
+
+def split_template(tokenizer: Any, roles: Sequence[str], add_generation_prompt: bool) -> tuple[Part, ...]:
+    """The rendered template of messages with these roles, in parts.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer with a chat template.
+        add_generation_prompt: end with the opening of an assistant turn.
+
+    Raises:
+        UserError: the template refuses the roles, or does not write every content exactly once.
+    """
+    mark = f"slot{secrets.token_hex(8)}n"  # random, so that no template's own text holds it; letters, so that trimming keeps it
+    messages = [{"role": role, "content": f"{mark}{i}e"} for i, role in enumerate(roles)]
+    try:
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **TEMPLATE_SETTINGS)
+    except (ValueError, TypeError, TemplateError) as error:
+        raise UserError(f"{tokenizer.name_or_path}: its chat template refuses the roles {', '.join(roles)} ({_line(error)})") from error
+    pieces = re.split(rf"{mark}(\d+)e", rendered)  # literal, slot number, literal, slot number, ..., literal
+    slots = [int(number) for number in pieces[1::2]]
+    if sorted(slots) != list(range(len(roles))):
+        raise UserError(
+            f"{tokenizer.name_or_path}: its chat template writes the messages {slots} of {', '.join(roles)}, expected each exactly once: "
+            "use a model whose template does"
+        )
+    parts: list[Part] = []
+    for i, piece in enumerate(pieces):
+        parts += [Slot(int(piece))] if i % 2 else _split_controls(tokenizer, piece)
+    return tuple(parts)
+
+
+def _split_controls(tokenizer: Any, text: str) -> list[Part]:
+    """Template text cut at the control tokens that the tokenizer finds in it."""
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    controls = tokenizer.added_tokens_decoder
+    parts: list[Part] = []
+    position = 0
+    for token_id, (start, end) in zip(encoding.ids, encoding.offsets):
+        if token_id in controls:
+            parts += [FixedText(text[position:start])] if start > position else []
+            parts.append(Control(token_id))
+            position = end
+    return parts + ([FixedText(text[position:])] if position < len(text) else [])
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
