@@ -1,0 +1,229 @@
+"""Self-play: many episodes in lock-step, so that the engine always sees every live episode at once.
+
+Each turn of an episode has three phases, and each phase is one call of the generator over all live episodes:
+
+    1. recognise   G label sets are sampled for the last turn; their vote is the consensus.
+    2. respond     M replies are sampled for a target emotion set E: the annotation of the seed's next turn where there is one,
+                   else a draw from the transition prior given what was recognised.
+    3. score       the recognizer reads each admissible reply, in a fresh context that never mentions E, greedily: one deterministic
+                   reading per reply, so that a reply's reward has no sampling noise of its own. Replies that failed a gate are not read.
+
+Then the best reply is appended and the roles swap. An episode none of whose replies can be read ends early. Every phase 1 and
+phase 2 is a group for SELF-GRPO. Sampling seeds derive from (run, iteration, episode, turn, role, sample): the result does not
+depend on how episodes are dealt over ranks, and any sample can be generated again alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from selfemo.config import SelfPlayConfig
+from selfemo.corpora.conversation import Turn
+from selfemo.emotions.answer import Answer, Reading, parse_answer
+from selfemo.emotions.similarity import SmoothedIoU
+from selfemo.errors import UserError
+from selfemo.rollout.request import Completion, GenerationRequest, Generator
+from selfemo.seeds import derive_rng, derive_seed
+from selfemo.selfplay.consensus import vote
+from selfemo.selfplay.gates import failed_gates
+from selfemo.selfplay.prompts import DEFAULT_SPEAKER, PromptBuilder, clean_line, completion_text
+from selfemo.selfplay.records import Episode, Group, Role, Sample, Seed
+from selfemo.selfplay.transitions import TransitionPrior
+
+GREEDY = 0.0
+
+
+@dataclass
+class _Live:
+    """An episode under way."""
+
+    seed: Seed
+    turns: list[Turn]
+    speakers: tuple[str, str]
+    """Who speaks next, and who after that."""
+    groups: list[Group]
+    target: tuple[str, ...] | None = None
+    """Emotions the last generated turn was written for."""
+    over: bool = False
+
+
+@dataclass(frozen=True)
+class SelfPlay:
+    """Everything an iteration's episodes share."""
+
+    generator: Generator
+    prompts: PromptBuilder
+    score: SmoothedIoU
+    transitions: TransitionPrior
+    config: SelfPlayConfig
+    run_seed: int
+
+    def __post_init__(self) -> None:
+        """Check that targets can be drawn, where turns are to be generated; UserError otherwise."""
+        if self.config.turns and not self.transitions.sets:
+            raise UserError(
+                f"selfplay.turns is {self.config.turns}, but the training split holds no two consecutive annotated turns "
+                "to draw targets from; set selfplay.turns=0"
+            )
+
+    def play(self, seeds: Sequence[Seed], iteration: int) -> list[Episode]:
+        """Play one episode per seed, in their order, with 3 generator calls per turn (1 in all when `config.turns` is 0)."""
+        lives = [_Live(seed, list(seed.turns), first_speakers(seed), []) for seed in seeds]
+        self._recognise(lives, 0, iteration)
+        for turn in range(self.config.turns):
+            going = [live for live in lives if not live.over]
+            if turn:
+                self._recognise(going, turn, iteration)
+            self._respond(going, turn, iteration)
+        return [Episode(live.seed, tuple(live.groups), tuple(live.turns)) for live in lives]
+
+    def _recognise(self, lives: list[_Live], turn: int, iteration: int) -> None:
+        prompts = [self.prompts.recognize(live.turns) for live in lives]
+        answers = self._sample(lives, prompts, "recognizer", turn, iteration)
+        for live, prompt, completions in zip(lives, prompts, answers, strict=True):
+            samples = [self._read(prompt, seed, completion) for seed, completion in completions]
+            gold = live.turns[-1].labels or None
+            self._close(live, "recognizer", turn, iteration, live.turns[-1].speaker, gold, live.target, samples)
+
+    def _respond(self, lives: list[_Live], turn: int, iteration: int) -> None:
+        targets = [self._target(live, turn, iteration) for live in lives]
+        prompts = [self.prompts.respond(live.turns, live.speakers[0], target) for live, target in zip(lives, targets, strict=True)]
+        replies = self._sample(lives, prompts, "responder", turn, iteration)
+        gated = [
+            [self._gate(live, prompt, seed, completion) for seed, completion in completions]
+            for live, prompt, completions in zip(lives, prompts, replies, strict=True)
+        ]
+        for live, target, samples in zip(lives, targets, self._score_replies(lives, gated), strict=True):
+            self._close(live, "responder", turn, iteration, live.speakers[0], None, target, samples)
+            self._append_best(live, target, samples)
+
+    def _sample(
+        self, lives: list[_Live], prompts: list[tuple[int, ...]], role: Role, turn: int, iteration: int
+    ) -> list[list[tuple[int, Completion]]]:
+        """One generator call: (seed, completion) per sample, per episode."""
+        size, max_tokens = group_shape(self.config, role)
+        requests = [
+            GenerationRequest(
+                prompt, sample_seed(self.run_seed, iteration, live.seed.index, turn, role, i), max_tokens, self.config.temperature
+            )
+            for live, prompt in zip(lives, prompts, strict=True)
+            for i in range(size)
+        ]
+        completions = self.generator.generate(requests) if requests else []
+        pairs = [(request.seed, completion) for request, completion in zip(requests, completions, strict=True)]
+        return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+    def _read(self, prompt: tuple[int, ...], seed: int, completion: Completion) -> Sample:
+        text = completion_text(self.prompts.encoder, completion)
+        return _sample(prompt, seed, completion, text, self._parse(completion, text))
+
+    def _parse(self, completion: Completion, text: str) -> Reading:
+        return parse_answer(text, self.prompts.labels, thinking=self.config.thinking, finished=completion.finished)
+
+    def _gate(self, live: _Live, prompt: tuple[int, ...], seed: int, completion: Completion) -> Sample:
+        text = completion_text(self.prompts.encoder, completion)
+        shown = live.turns[-(self.prompts.history_turns + 1) :]
+        bounds = (self.config.min_utterance_words, self.config.max_utterance_words)
+        gates = failed_gates(text, [*shown, Turn(live.speakers[0], "")], self.prompts.labels, *bounds, completion.finished)
+        return replace(_sample(prompt, seed, completion, text, None), gates=gates)
+
+    def _score_replies(self, lives: list[_Live], gated: list[list[Sample]]) -> list[list[Sample]]:
+        """Phase 3: the recognizer's greedy reading of every admissible reply, in one generator call."""
+        places = [(e, i) for e, samples in enumerate(gated) for i, sample in enumerate(samples) if not sample.gates]
+        requests = []
+        for e, i in places:
+            turns = [*lives[e].turns, Turn(lives[e].speakers[0], clean_line(gated[e][i].text))]
+            requests.append(GenerationRequest(self.prompts.recognize(turns), 0, self.config.max_answer_tokens, GREEDY))
+        completions = self.generator.generate(requests) if requests else []
+        scored = [list(samples) for samples in gated]
+        for (e, i), completion in zip(places, completions, strict=True):
+            reading = self._parse(completion, completion_text(self.prompts.encoder, completion))
+            scored[e][i] = replace(scored[e][i], reading=reading)
+        return scored
+
+    def _target(self, live: _Live, turn: int, iteration: int) -> tuple[str, ...]:
+        following = live.seed.next_turn
+        if turn == 0 and following is not None and following.labels and following.speaker == live.speakers[0]:
+            return following.labels[:3]
+        recognised = live.groups[-1].consensus.labels
+        rng = derive_rng(self.run_seed, "target", iteration, live.seed.index, turn)
+        return self.transitions.draw(recognised[0] if recognised else None, rng, self.config.target_flattening)
+
+    def _append_best(self, live: _Live, target: tuple[str, ...], samples: list[Sample]) -> None:
+        best = best_reply(samples, target, self.score)
+        if best is None:
+            live.over = True
+            return
+        live.turns.append(Turn(live.speakers[0], clean_line(samples[best].text)))
+        live.target = target
+        live.speakers = (live.speakers[1], live.speakers[0])
+
+    def _close(
+        self,
+        live: _Live,
+        role: Role,
+        turn: int,
+        iteration: int,
+        speaker: str,
+        gold: tuple[str, ...] | None,
+        target: tuple[str, ...] | None,
+        samples: list[Sample],
+    ) -> None:
+        """File the finished group with its episode."""
+        readings = [sample.reading for sample in samples if sample.reading is not None]
+        _, max_tokens = group_shape(self.config, role)
+        live.groups.append(
+            Group(
+                role=role,
+                iteration=iteration,
+                episode=live.seed.index,
+                turn=turn,
+                source=live.seed.source,
+                parent=live.seed.parent,
+                context=tuple(live.turns),
+                speaker=speaker,
+                gold=gold,
+                target=target,
+                max_tokens=max_tokens,
+                temperature=self.config.temperature,
+                samples=tuple(samples),
+                consensus=vote(readings, self.score),
+            )
+        )
+
+
+def sample_seed(run_seed: int, iteration: int, episode: int, turn: int, role: Role, sample: int) -> int:
+    """The sampling seed of one completion."""
+    return derive_seed(run_seed, "rollout", iteration, episode, turn, role, sample)
+
+
+def group_shape(config: SelfPlayConfig, role: Role) -> tuple[int, int]:
+    """(samples per group, token cap) of a role."""
+    if role == "recognizer":
+        return config.recognizer_group_size, config.max_answer_tokens
+    return config.responder_group_size, config.max_utterance_tokens
+
+
+def first_speakers(seed: Seed) -> tuple[str, str]:
+    """Who replies to the seed's last turn, and who replies to that.
+
+    The first reply is the next real turn's speaker, else the latest other speaker of the prefix, else anyone else in the dialogue; a
+    monologue is answered by "Someone". The second is the last turn's speaker.
+    """
+    last = seed.turns[-1].speaker
+    candidates = [seed.next_turn.speaker] if seed.next_turn else []
+    candidates += [turn.speaker for turn in reversed(seed.turns)]
+    candidates += seed.speakers
+    return next((name for name in candidates if name != last), DEFAULT_SPEAKER), last
+
+
+def best_reply(samples: Sequence[Sample], target: Sequence[str], score: SmoothedIoU) -> int | None:
+    """Index of the admissible reply that was read closest to its target, the first of equals; None where none was read in the grammar."""
+    read = [i for i, sample in enumerate(samples) if isinstance(sample.reading, Answer)]
+    values = {i: score.of_reading(reading, target) for i in read if (reading := samples[i].reading) is not None}
+    return max(values, key=lambda i: (values[i], -i), default=None)
+
+
+def _sample(prompt: tuple[int, ...], seed: int, completion: Completion, text: str, reading: Reading | None) -> Sample:
+    return Sample(prompt, completion.token_ids, completion.logprobs, seed, text, completion.finished, reading)

@@ -1,0 +1,103 @@
+"""What a reply must not do to earn its expression reward.
+
+The reward reads emotions out of the reply with the very model that wrote it, so the shortest way to a full reward is to say the
+label, to repeat a line that already carries it, or to write the other speakers' turns too. Each gate closes one such way. A gate that
+fails takes the whole expression reward, and its name is recorded with the sample.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from difflib import SequenceMatcher
+from functools import lru_cache
+from typing import Literal
+
+from selfemo.corpora.conversation import Turn
+from selfemo.selfplay.prompts import clean_speaker
+
+Gate = Literal["cut", "length", "leak", "copy", "turns"]
+
+COPY_MIN_WORDS = 4
+"""A shared run of fewer words is ordinary talk ("Oh my God")."""
+COPY_SHARE = 0.8
+"""A reply of which one shared run covers this much is a copy."""
+
+_FAMILIES = (
+    "anger angers angered angering angry angrier angriest angrily",
+    "excite excites excited exciting excitement excitedly",
+    "frustrate frustrates frustrated frustrating frustration frustrations",
+    "happy happier happiest happily happiness",
+    "joy joys joyful joyfully joyous joyously",
+    "peace peaceful peacefully peacefulness",
+    "power powers powerful powerfully",
+    "sad sadder saddest sadly sadness sadden saddened",
+    "scare scares scared scary scarier",
+)
+"""Words of one root, where adding SUFFIXES to a label would miss some. Synonyms are free: saying "great" for joy is expression."""
+SUFFIXES = ("", "s", "es", "d", "ed", "ing", "ingly", "ly", "ful", "fully", "ness", "ous", "ment", "y", "ally", "ity")
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+
+
+def failed_gates(
+    text: str, history: Sequence[Turn], labels: Collection[str], min_words: int, max_words: int, finished: bool = True
+) -> tuple[Gate, ...]:
+    """The gates that a reply fails, in a fixed order; empty for an admissible one.
+
+    Args:
+        text: the reply as decoded, not yet cleaned: a line break in it is evidence.
+        history: turns the responder was shown.
+        labels: the closed label set; naming any of its labels is a leak, not only a target's.
+        min_words: shortest admissible reply, in words.
+        max_words: longest admissible reply, in words.
+        finished: False when the token cap cut the reply.
+    """
+    spoken = words(text)
+    checks: list[tuple[Gate, bool]] = [
+        ("cut", not finished),
+        ("length", not min_words <= len(spoken) <= max_words),
+        ("leak", leaks_label(spoken, labels)),
+        ("copy", any(is_copy(spoken, words(turn.text)) for turn in history)),
+        ("turns", holds_other_turns(text, [turn.speaker for turn in history])),
+    ]
+    return tuple(gate for gate, failed in checks if failed)
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words of a text, apostrophes inside a word kept (curly ones made straight), punctuation dropped."""
+    return [word.replace("’", "'") for word in _WORD.findall(text.lower())]
+
+
+def leaks_label(spoken: Collection[str], labels: Collection[str]) -> bool:
+    """Whether a word names a label of the closed set, inflections such as "angry" for anger included."""
+    return not label_words(frozenset(labels)).isdisjoint(spoken)
+
+
+@lru_cache(maxsize=64)
+def label_words(labels: frozenset[str]) -> frozenset[str]:
+    """Every word that names one of the labels; a label of several words is named by its longest one."""
+    found: set[str] = set()
+    for label in labels:
+        word = max(re.split(r"[ _-]+", label), key=len)
+        family = next((members for members in (row.split() for row in _FAMILIES) if word in members), None)
+        found.update(family or (stem + suffix for stem in (word, word.removesuffix("e")) for suffix in SUFFIXES))
+        found.add(word)
+    return frozenset(found)
+
+
+def is_copy(spoken: list[str], earlier: list[str]) -> bool:
+    """Whether a reply repeats an earlier turn: word for word, or in one run of at least 4 words that makes up 80% of the reply."""
+    if spoken == earlier:
+        return bool(spoken)
+    if len(spoken) < COPY_MIN_WORDS or len(earlier) < COPY_MIN_WORDS:
+        return False
+    run = SequenceMatcher(None, spoken, earlier, autojunk=False).find_longest_match().size
+    return run >= max(COPY_MIN_WORDS, COPY_SHARE * len(spoken))
+
+
+def holds_other_turns(text: str, speakers: Collection[str]) -> bool:
+    """Whether a reply holds more than its own turn: a line break, a speaker's name with a colon, or a chat-template marker."""
+    if len(text.strip().splitlines()) > 1 or "<|" in text:
+        return True
+    names = {clean_speaker(name) for name in speakers}
+    return any(re.search(rf"(?<!\w){re.escape(name)}\s*:", text, re.IGNORECASE) for name in names)

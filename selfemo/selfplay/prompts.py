@@ -1,0 +1,126 @@
+"""What the two roles are told, as token ids.
+
+The words are few and fixed, because a 4 M-parameter model learns them from scratch and an 8 B one must understand the same:
+
+    Which of anger, joy, neutral does the last line show? Name one to three, the main one first.
+                                                                        Write the next line, by Joey, showing joy. Do not name it.
+    Monica: We got the flat!
+    > Joey: No way!                                                     Monica: We got the flat!
+
+The instruction comes first, so that prompts of one role share a prefix the engine can cache; the target line comes last, next to
+the answer. Utterances and names are data: every run of blanks, line breaks and control characters in them becomes one
+blank, so that no utterance can open a line of its own, and the encoder turns chat-template markers into plain text.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from selfemo.corpora.conversation import Turn
+from selfemo.emotions.answer import SEPARATOR, format_answer
+from selfemo.rollout.request import Completion
+from selfemo.tokens.chat import Message
+
+TARGET_MARK = "> "
+DEFAULT_SPEAKER = "Someone"
+MAX_SPEAKER_CHARS = 40
+
+
+class Encoder(Protocol):
+    """The part of selfemo.tokens.chat.ChatEncoder that prompts need."""
+
+    def encode_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Ids up to and including the opening of the assistant's turn; markers inside a message are plain text."""
+        ...
+
+    def encode_completion(self, text: str) -> tuple[int, ...]:
+        """Ids of the assistant's text, its end-of-turn token included."""
+        ...
+
+    def decode(self, ids: Sequence[int], show_special: bool = False) -> str:
+        """Text of ids; control tokens are left out unless `show_special`."""
+        ...
+
+    def truncate(self, text: str, max_tokens: int) -> str:
+        """`text`, cut at a token border to at most `max_tokens` tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class PromptBuilder:
+    """Builds the prompts of both roles, and the completions that supervised examples teach."""
+
+    encoder: Encoder
+    labels: tuple[str, ...]
+    """The closed label set."""
+    history_turns: int
+    """Earlier turns shown before the target turn (recognizer) or the turn to answer (responder)."""
+    max_turn_tokens: int
+    """A longer turn is cut in a prompt, at a token border."""
+
+    def recognize(self, turns: Sequence[Turn]) -> tuple[int, ...]:
+        """Prompt ids that ask for the emotions of `turns[-1]`; only `history_turns` turns before it are shown, none after."""
+        return self._encode(recognizer_text(self._window(turns), self.labels))
+
+    def respond(self, turns: Sequence[Turn], speaker: str, emotions: Sequence[str]) -> tuple[int, ...]:
+        """Prompt ids that ask for `speaker`'s answer to `turns[-1]`, showing `emotions`."""
+        return self._encode(responder_text(self._window(turns), speaker, emotions))
+
+    def answer_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
+        """Completion ids of an answer."""
+        return self.encoder.encode_completion(format_answer(labels))
+
+    def utterance_ids(self, text: str) -> tuple[int, ...]:
+        """Completion ids of an utterance."""
+        return self.encoder.encode_completion(clean_line(text))
+
+    def _window(self, turns: Sequence[Turn]) -> list[Turn]:
+        if not turns:
+            raise ValueError("turns is empty: a prompt needs a turn to read or to answer")
+        shown = turns[-(self.history_turns + 1) :]
+        return [Turn(turn.speaker, self.encoder.truncate(clean_line(turn.text), self.max_turn_tokens)) for turn in shown]
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.encoder.encode_prompt([Message("user", text)]))
+
+
+def completion_text(encoder: Encoder, completion: Completion) -> str:
+    """A completion as text, without the end-of-turn token that closed it.
+
+    Any other control token that was sampled is spelled out: left out, it could hide inside an answer that reads as flawless.
+    """
+    ids = completion.token_ids[:-1] if completion.finished else completion.token_ids
+    return encoder.decode(ids, show_special=True)
+
+
+def recognizer_text(turns: Sequence[Turn], labels: Sequence[str]) -> str:
+    """The recognizer's message: instruction, history, and the marked last line, whose emotions are asked for."""
+    instruction = f"Which of {SEPARATOR.join(labels)} does the last line show? Name one to three, the main one first."
+    lines = [_line(turn.speaker, turn.text) for turn in turns]
+    return "\n".join([instruction, "", *lines[:-1], TARGET_MARK + lines[-1]])
+
+
+def responder_text(turns: Sequence[Turn], speaker: str, emotions: Sequence[str]) -> str:
+    """The responder's message: who speaks next, which emotions the line should show, and the history."""
+    instruction = f"Write the next line, by {clean_speaker(speaker)}, showing {SEPARATOR.join(emotions)}. Do not name it."
+    return "\n".join([instruction, "", *(_line(turn.speaker, turn.text) for turn in turns)])
+
+
+def clean_line(text: str) -> str:
+    """`text` on one line: runs of blanks, line breaks and control or format characters become one blank."""
+    return " ".join("".join(" " if unicodedata.category(char) in _BREAKING else char for char in text).split())
+
+
+def clean_speaker(name: str) -> str:
+    """A name that cannot pass for a line of dialogue: one line, no colon, at most 40 characters; "Someone" where nothing is left."""
+    return clean_line(name.replace(":", " "))[:MAX_SPEAKER_CHARS].strip() or DEFAULT_SPEAKER
+
+
+_BREAKING = {"Cc", "Cf", "Zl", "Zp"}
+
+
+def _line(speaker: str, text: str) -> str:
+    return f"{clean_speaker(speaker)}: {clean_line(text)}"

@@ -1,0 +1,88 @@
+"""Examples of the supervised start: both roles' prompts, answered as the training split's annotators and speakers did.
+
+Example k of a run is a pure function of k, as in self-play's seeds. Replies that self-play would gate (a label named, too long or
+too short) are not taught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from selfemo.config import SelfPlayConfig
+from selfemo.corpora.conversation import Conversation
+from selfemo.emotions.answer import MAX_LABELS
+from selfemo.errors import UserError
+from selfemo.selfplay.gates import leaks_label, words
+from selfemo.selfplay.prompts import PromptBuilder
+from selfemo.selfplay.records import Role
+from selfemo.selfplay.schedule import Schedule, interleave
+
+
+@dataclass(frozen=True)
+class SftExample:
+    """One prompt and the completion to teach."""
+
+    role: Role
+    prompt_ids: tuple[int, ...] = field(repr=False)
+    completion_ids: tuple[int, ...] = field(repr=False)
+    """The end-of-turn token included."""
+
+
+class SftExamples:
+    """The supervised examples of a training split, in a fixed order."""
+
+    def __init__(
+        self,
+        train: Sequence[Conversation],
+        prompts: PromptBuilder,
+        config: SelfPlayConfig,
+        run_seed: int,
+        expression_share: float,
+        label_balance: float = 0.0,
+    ) -> None:
+        """Find the turns to teach from.
+
+        Args:
+            config: bounds of a reply.
+            expression_share: share of examples that teach the responder's task.
+            label_balance: as Schedule.balance; 0 shows every turn once per epoch.
+
+        Raises:
+            UserError: no annotated turn to learn recognition from, or no reply to learn expression from while its share is positive.
+        """
+        self._prompts = prompts
+        self._config = config
+        places = [(c, i) for c in train for i, turn in enumerate(c.turns) if turn.labels]
+        replies = [(c, i) for c, i in places if i > 0 and self._teachable(c, i)]
+        if not places or (expression_share > 0 and not replies):
+            missing = "annotated turn" if not places else "annotated reply that self-play would accept (sft.expression_share is above 0)"
+            raise UserError(f"corpus: the training split holds no {missing}; check its labels, or choose another corpus")
+        self._share = expression_share
+        self._places = {"recognizer": places, "responder": replies}
+        self._schedules = {
+            role: Schedule(tuple(c.turns[i].labels[0] for c, i in items), label_balance, run_seed, f"sft {role}")
+            for role, items in self._places.items()
+            if items
+        }
+
+    def batch(self, step: int, size: int) -> list[SftExample]:
+        """Examples of one step: slots step * size .. (step + 1) * size - 1. Ranks slice the list."""
+        return [self.example(slot) for slot in range(step * size, (step + 1) * size)]
+
+    def example(self, slot: int) -> SftExample:
+        """The example of one slot."""
+        expression, index = interleave(slot, self._share)
+        role: Role = "responder" if expression else "recognizer"
+        conversation, last = self._places[role][self._schedules[role].take(index, 1)[0]]
+        turn = conversation.turns[last]
+        if role == "recognizer":
+            prompt = self._prompts.recognize(conversation.turns[: last + 1])
+            return SftExample(role, prompt, self._prompts.answer_ids(turn.labels[:MAX_LABELS]))
+        prompt = self._prompts.respond(conversation.turns[:last], turn.speaker, turn.labels[:MAX_LABELS])
+        return SftExample(role, prompt, self._prompts.utterance_ids(turn.text))
+
+    def _teachable(self, conversation: Conversation, index: int) -> bool:
+        spoken = words(conversation.turns[index].text)
+        within = self._config.min_utterance_words <= len(spoken) <= self._config.max_utterance_words
+        return within and not leaks_label(spoken, self._prompts.labels)

@@ -1,0 +1,65 @@
+"""A character-level encoder and a generator that answers from a script: enough to prove the logic of rooms without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from selfemo.corpora.conversation import Conversation, Turn
+from selfemo.rollout.request import Completion, GenerationRequest
+from selfemo.tokens.chat import Message
+
+END = 0
+CONTROL = 0x110001
+LABELS = ("anger", "joy", "neutral", "sadness")
+
+
+class CharEncoder:
+    """One id per character (its code point + 1); 0 ends a turn; CONTROL is a control token."""
+
+    def encode_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return tuple(ord(char) + 1 for message in messages for char in message.content)
+
+    def encode_completion(self, text: str) -> tuple[int, ...]:
+        return (*(ord(char) + 1 for char in text), END)
+
+    def decode(self, ids: Sequence[int], show_special: bool = False) -> str:
+        special = {END: "<|end|>", CONTROL: "<|start|>"}
+        return "".join((special[i] if show_special else "") if i in special else chr(i - 1) for i in ids)
+
+    def truncate(self, text: str, max_tokens: int) -> str:
+        return text[:max_tokens]
+
+
+Script = Callable[[str, GenerationRequest], str]
+
+
+class ScriptedGenerator:
+    """Completes by calling `script(prompt text, request)`; keeps every call. A result longer than the cap is cut."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.calls: list[list[GenerationRequest]] = []
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        self.calls.append(list(requests))
+        return [self._complete(request) for request in requests]
+
+    def _complete(self, request: GenerationRequest) -> Completion:
+        text = self.script(CharEncoder().decode(request.prompt_ids), request)
+        ids = CharEncoder().encode_completion(text)
+        kept = ids[: request.max_tokens]
+        return Completion(kept, tuple(-0.5 for _ in kept), len(kept) == len(ids))
+
+
+def turns(*lines: str) -> tuple[Turn, ...]:
+    """Turns from "Speaker[label, label]: text" or "Speaker: text"."""
+    made = []
+    for line in lines:
+        head, text = line.split(": ", 1)
+        name, _, labels = head.partition("[")
+        made.append(Turn(name, text, tuple(labels.rstrip("]").split(", ")) if labels else ()))
+    return tuple(made)
+
+
+def conversation(dialogue_id: str, *lines: str, split: str = "train") -> Conversation:
+    return Conversation("toy", split, dialogue_id, turns(*lines))

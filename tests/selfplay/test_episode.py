@@ -1,0 +1,163 @@
+"""The episode loop: phases, roles, targets, seeds; with a generator that answers from a script."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from selfemo.config import SelfPlayConfig
+from selfemo.emotions.affinity import identity_affinity
+from selfemo.emotions.answer import Answer, FormatFailure
+from selfemo.emotions.similarity import SmoothedIoU
+from selfemo.errors import UserError
+from selfemo.rollout.request import GenerationRequest
+from selfemo.selfplay.episode import SelfPlay, first_speakers, sample_seed
+from selfemo.selfplay.prompts import PromptBuilder
+from selfemo.selfplay.records import Episode, Seed
+from selfemo.selfplay.transitions import TransitionPrior
+from tests.selfplay.scripted import LABELS, CharEncoder, Script, ScriptedGenerator, conversation, turns
+
+TRANSITIONS = TransitionPrior.estimate([conversation("1", "A[joy]: x", "B[sadness]: y", "A[joy]: z")])
+CONFIG = SelfPlayConfig(turns=2, recognizer_group_size=3, responder_group_size=2, max_answer_tokens=20, max_utterance_tokens=60)
+SEED = Seed(0, "toy/train/7", turns("Ann[joy]: we won", "Bo[joy]: yes we did"), turns("Ann[anger]: so what")[0], None, ("Ann", "Bo"))
+
+
+def respond_or_recognise(prompt: str, request: GenerationRequest) -> str:
+    """The first sample writes a reply that reads as intended; others write one that reads as neutral."""
+    last = prompt.splitlines()[-1]
+    if prompt.startswith("Write"):
+        wanted = prompt.split("showing ")[1].split(".")[0]
+        return f"tone {LABELS.index(wanted.split(', ')[0])} it is" if request.seed % 2 else f"flat line number {request.seed % 97}"
+    if "tone" in last:
+        return LABELS[int(last.split("tone ")[1][0])]
+    return "joy" if "did" in last else "neutral"
+
+
+def play(
+    seeds: list[Seed], config: SelfPlayConfig = CONFIG, script: Script = respond_or_recognise, iteration: int = 4
+) -> tuple[list[Episode], ScriptedGenerator]:
+    generator = ScriptedGenerator(script)
+    score = SmoothedIoU(identity_affinity(LABELS), 0.05)
+    selfplay = SelfPlay(generator, PromptBuilder(CharEncoder(), LABELS, 3, 80), score, TRANSITIONS, config, run_seed=11)
+    return selfplay.play(seeds, iteration), generator
+
+
+def test_an_episode_alternates_roles_and_speakers() -> None:
+    (episode,), _ = play([SEED])
+    assert [(g.role, g.turn, g.speaker, len(g.samples)) for g in episode.groups] == [
+        ("recognizer", 0, "Bo", 3),
+        ("responder", 0, "Ann", 2),
+        ("recognizer", 1, "Ann", 3),
+        ("responder", 1, "Bo", 2),
+    ]
+    assert [turn.speaker for turn in episode.turns] == ["Ann", "Bo", "Ann", "Bo"]
+
+
+def test_gold_belongs_to_the_seed_and_the_target_to_its_next_turn() -> None:
+    (episode,), _ = play([SEED])
+    first, reply, second, later = episode.groups
+    assert (first.gold, first.target) == (("joy",), None)
+    assert reply.target == ("anger",), "annotation of the seed's next turn"
+    assert (second.gold, second.target) == (None, ("anger",)), "nobody annotated a generated turn"
+    assert later.target in TRANSITIONS.sets
+    assert episode.turns[2].labels == ()
+
+
+def test_every_phase_is_one_call_over_all_live_episodes() -> None:
+    seeds = [replace(SEED, index=i) for i in range(5)]
+    _, generator = play(seeds)
+    assert [len(call) for call in generator.calls[:2]] == [15, 10]
+    assert len(generator.calls) == 6
+    assert all(request.temperature == 0 for request in generator.calls[2]), "replies are read greedily"
+
+
+def test_replies_are_read_without_knowledge_of_the_target() -> None:
+    _, generator = play([SEED])
+    for request in generator.calls[2]:
+        prompt = CharEncoder().decode(request.prompt_ids)
+        assert prompt.startswith("Which of")
+        assert "showing" not in prompt
+
+
+def test_the_best_reply_is_appended() -> None:
+    seeds = [replace(SEED, index=i) for i in range(8)]
+    episodes, _ = play(seeds)
+    for episode in episodes:
+        group = episode.groups[1]
+        read_right = [sample.text for sample in group.samples if sample.reading == Answer(("anger",))]
+        assert episode.turns[2].text == (read_right or [group.samples[0].text])[0]
+
+
+def test_gated_replies_are_not_read_and_an_episode_without_a_reply_ends() -> None:
+    def leak(prompt: str, request: GenerationRequest) -> str:
+        return "such anger in me" if prompt.startswith("Write") else "joy"
+
+    (episode,), generator = play([SEED], script=leak)
+    assert [g.role for g in episode.groups] == ["recognizer", "responder"]
+    assert all(sample.gates == ("leak",) and sample.reading is None for sample in episode.groups[1].samples)
+    assert len(generator.calls) == 2
+    assert episode.turns == SEED.turns
+    assert episode.groups[1].consensus.answers == 0
+
+
+def test_understanding_only_plays_one_recognizer_phase() -> None:
+    (episode,), generator = play([SEED], replace(CONFIG, turns=0))
+    assert [g.role for g in episode.groups] == ["recognizer"]
+    assert len(generator.calls) == 1
+
+
+def test_samples_depend_on_their_coordinates_alone() -> None:
+    seeds = [replace(SEED, index=i) for i in range(4)]
+    together, _ = play(seeds)
+    apart = [play([seed])[0][0] for seed in reversed(seeds)]
+    assert together == list(reversed(apart)), "however episodes are dealt over ranks"
+    request_seeds = [s.seed for e in together for g in e.groups for s in g.samples]
+    assert len(set(request_seeds)) == len(request_seeds)
+    assert together[2].groups[1].samples[1].seed == sample_seed(11, 4, 2, 0, "responder", 1)
+    assert play(seeds, iteration=5)[0] != together
+
+
+def test_sampled_ids_are_kept_as_they_came() -> None:
+    (episode,), generator = play([SEED])
+    sample = episode.groups[0].samples[0]
+    assert sample.prompt_ids == generator.calls[0][0].prompt_ids
+    assert CharEncoder().decode(sample.completion_ids) == sample.text
+    assert len(sample.rollout_logprobs) == len(sample.completion_ids)
+
+
+def test_a_cut_answer_is_a_format_failure() -> None:
+    (episode,), _ = play([SEED], replace(CONFIG, turns=0, max_answer_tokens=3))
+    assert {s.reading for s in episode.groups[0].samples} == {FormatFailure("cut", "joy")}
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        (SEED, ("Ann", "Bo")),
+        (replace(SEED, next_turn=turns("Bo[joy]: more")[0]), ("Ann", "Bo")),
+        (replace(SEED, next_turn=turns("Cy: hi")[0]), ("Cy", "Bo")),
+        (Seed(0, "s", turns("Bo: x"), None, None, ("Bo", "Di")), ("Di", "Bo")),
+        (Seed(0, "s", turns("Bo: x"), None, None, ("Bo",)), ("Someone", "Bo")),
+    ],
+)
+def test_who_replies(seed: Seed, expected: tuple[str, str]) -> None:
+    assert first_speakers(seed) == expected
+
+
+def test_the_same_speaker_going_on_is_no_annotation_for_the_reply() -> None:
+    (episode,), _ = play([replace(SEED, next_turn=turns("Bo[anger]: more")[0])])
+    assert episode.groups[1].target in TRANSITIONS.sets
+
+
+def test_no_seed_needs_no_generator() -> None:
+    episodes, generator = play([])
+    assert episodes == []
+    assert generator.calls == []
+
+
+def test_turns_need_transitions() -> None:
+    empty = TransitionPrior.estimate([])
+    prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
+    with pytest.raises(UserError, match=r"set selfplay\.turns=0"):
+        SelfPlay(ScriptedGenerator(respond_or_recognise), prompts, SmoothedIoU(identity_affinity(LABELS), 0.0), empty, CONFIG, 1)

@@ -1,0 +1,74 @@
+"""Prompts show what they should, and text in them stays data."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfemo.corpora.conversation import Turn
+from selfemo.rollout.request import Completion
+from selfemo.selfplay.prompts import (
+    MAX_SPEAKER_CHARS,
+    PromptBuilder,
+    clean_line,
+    clean_speaker,
+    completion_text,
+    recognizer_text,
+    responder_text,
+)
+from tests.selfplay.scripted import CONTROL, END, LABELS, CharEncoder, turns
+
+DIALOGUE = turns("Ann: one", "Bo: two", "Ann: three", "Bo: four")
+
+
+def builder(history_turns: int = 2, max_turn_tokens: int = 100) -> PromptBuilder:
+    return PromptBuilder(CharEncoder(), LABELS, history_turns, max_turn_tokens)
+
+
+def test_the_recognizer_sees_its_history_and_the_marked_last_line() -> None:
+    text = CharEncoder().decode(builder().recognize(DIALOGUE))
+    assert text.splitlines()[2:] == ["Bo: two", "Ann: three", "> Bo: four"]
+    assert "anger, joy, neutral, sadness" in text.splitlines()[0]
+
+
+def test_the_responder_sees_its_target_its_name_and_no_mark() -> None:
+    text = CharEncoder().decode(builder(history_turns=0).respond(DIALOGUE, "Cy", ["joy", "anger"]))
+    assert text == "Write the next line, by Cy, showing joy, anger. Do not name it.\n\nBo: four"
+
+
+def test_gold_labels_never_reach_a_prompt() -> None:
+    annotated = turns("Ann[joy]: one", "Bo[anger]: two")
+    assert builder().recognize(annotated) == builder().recognize(turns("Ann: one", "Bo: two"))
+
+
+def test_long_turns_are_cut_and_completions_end_their_turn() -> None:
+    assert CharEncoder().decode(builder(max_turn_tokens=3).recognize(DIALOGUE)).endswith("> Bo: fou")
+    assert builder().answer_ids(["joy"])[-1] == END
+    assert CharEncoder().decode(builder().utterance_ids("a\nb")) == "a b"
+    with pytest.raises(ValueError, match="turns is empty"):
+        builder().recognize([])
+
+
+@given(st.text(max_size=30), st.text(max_size=60))
+def test_no_text_or_name_can_open_a_line(name: str, text: str) -> None:
+    dialogue = [Turn(name, text), Turn(text, name)]
+    assert len(recognizer_text(dialogue, LABELS).splitlines()) == 4
+    assert len(responder_text(dialogue, name, ["joy"]).splitlines()) == 4
+
+
+@given(st.text(max_size=80))
+def test_a_cleaned_name_is_short_nonempty_and_without_colon(name: str) -> None:
+    cleaned = clean_speaker(name)
+    assert 0 < len(cleaned) <= MAX_SPEAKER_CHARS
+    assert ":" not in cleaned
+    assert clean_line(clean_line(name)) == clean_line(name)
+
+
+def test_a_sampled_control_token_cannot_hide_in_an_answer() -> None:
+    ids = CharEncoder().encode_completion("joy")
+    logprobs = (0.0,) * len(ids)
+    assert completion_text(CharEncoder(), Completion(ids, logprobs, True)) == "joy"
+    hidden = (*ids[:-1], CONTROL, END)
+    assert completion_text(CharEncoder(), Completion(hidden, (0.0,) * 5, True)) == "joy<|start|>"
+    assert completion_text(CharEncoder(), Completion(ids[:-1], (0.0,) * 3, False)) == "joy"
