@@ -1,0 +1,150 @@
+"""The four operations that a device must offer, and the choice between the two implementations.
+
+Everything above this interface (checks, tensor parallelism, autograd, chunking) is written once. Below it, `torch_backend`
+is the CPU path, chunked and in place, and `triton_backend` launches the Triton kernels K1, K2a, K2b and K3.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from selfemo.kernels.config import AdvantageConfig, LossConfig
+from selfemo.kernels.vocab_parallel import ShardStats, SoftmaxStats, VocabShard
+
+Impl = Literal["auto", "triton", "torch"]
+
+SEQUENCE_SUMS = (
+    "loss",
+    "tokens",
+    "ratio",
+    "clipped_low",
+    "clipped_high",
+    "dual_clipped",
+    "kl",
+    "entropy",
+    "logprob",
+    "importance_weight",
+    "importance_truncated",
+    "rollout_gap",
+    "rollout_gap_max",
+)
+"""Columns of `SequenceLoss.sums_SM`: sums over a sequence's unmasked tokens, the last one a maximum."""
+
+LOG_RATIO_BOUND = 20.0
+"""Log-ratios are clamped to +-20 before exp (and have no gradient beyond), so that one broken token cannot make the loss inf."""
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """Input of the sequence loss: packed tokens and their sequences."""
+
+    logprob_T: Tensor
+    """fp32 [T], of this pass."""
+    entropy_T: Tensor
+    """fp32 [T]."""
+    old_T: Tensor | None
+    """fp32 [T]: logprob when the rollout batch was taken in; None: this pass is the old policy, the ratio is exactly 1."""
+    ref_T: Tensor | None
+    """fp32 [T]: logprob under the reference policy."""
+    rollout_T: Tensor | None
+    """fp32 [T]: logprob as the rollout engine reported it."""
+    mask_T: Tensor
+    """bool [T]: completion tokens."""
+    cu_seqlens: Tensor
+    """int64 [S + 1]: sequence borders. Here, unlike in the public API, a sequence may be empty."""
+    advantage_S: Tensor
+    """fp32 [S]."""
+    token_weight_S: Tensor
+    """fp32 [S]: weight of each of the sequence's tokens in the loss; holds aggregation, global counts and group weight."""
+    tokens_S: Tensor
+    """fp32 [S]: unmasked tokens of the whole sequence, of which a chunk may show only some."""
+
+
+@dataclass(frozen=True)
+class SequenceLoss:
+    """Output of the sequence loss."""
+
+    sums_SM: Tensor
+    """fp32 [S, M]: columns as in SEQUENCE_SUMS."""
+    dlogprob_T: Tensor
+    """fp32 [T]: derivative of the loss in each logprob."""
+    dentropy_T: Tensor
+    """fp32 [T]: derivative of the loss in each entropy."""
+
+
+@dataclass(frozen=True)
+class GroupStats:
+    """Output of the group advantage."""
+
+    advantage_S: Tensor
+    """fp32 [S]."""
+    mean_G: Tensor
+    """fp32 [G]: of the weighted reward."""
+    std_G: Tensor
+    """fp32 [G]: of the weighted reward."""
+    range_G: Tensor
+    """fp32 [G]: of the component that the threshold looks at."""
+
+
+class Backend(Protocol):
+    """One implementation of the four operations."""
+
+    def vocab_stats(
+        self, logits_TV: Tensor, targets_T: Tensor, live_T: Tensor | None, shard: VocabShard, inv_temperature: float
+    ) -> ShardStats:
+        """K1: one read of the shard. Rows where `live_T` is false are not read; their statistics are (0, 1, 0, 0)."""
+        ...
+
+    def dlogits_(
+        self,
+        logits_TV: Tensor,
+        targets_T: Tensor,
+        softmax: SoftmaxStats,
+        dlogprob_T: Tensor,
+        dentropy_T: Tensor,
+        shard: VocabShard,
+        inv_temperature: float,
+    ) -> None:
+        """K3: overwrite the logits with their gradient. Rows whose two derivatives are 0 are written, not read."""
+        ...
+
+    def sequence_loss(self, batch: SequenceBatch, config: LossConfig) -> SequenceLoss:
+        """K2b: ratio, clips, KL and importance weight per token; sums per sequence; derivatives per token."""
+        ...
+
+    def group_advantages(self, rewards_SC: Tensor, group_ptr: Tensor, reward_weights_C: Tensor, config: AdvantageConfig) -> GroupStats:
+        """K2a: advantages inside each group, and the group's statistics."""
+        ...
+
+
+def choose(impl: Impl, device: torch.device) -> Backend:
+    """The backend for `impl` on `device`: "auto" takes Triton on a GPU (CUDA or HIP) and torch elsewhere.
+
+    Raises:
+        ValueError: an unknown `impl`, or "triton" on a device that Triton cannot run on.
+    """
+    if impl not in ("auto", "triton", "torch"):
+        raise ValueError(f"impl is {impl!r}: expected 'auto', 'triton' or 'torch'")
+    return _load(impl, device.type)
+
+
+@functools.cache
+def _load(impl: Impl, device_type: str) -> Backend:
+    """Load once and log once per (impl, device type). Triton is imported only here, when it is chosen."""
+    use_triton = impl == "triton" or (impl == "auto" and device_type == "cuda")
+    logging.getLogger(__name__).info("kernels: %s on %s tensors (impl=%s)", "triton" if use_triton else "torch", device_type, impl)
+    if not use_triton:
+        from selfemo.kernels.torch_backend import TorchBackend
+
+        return TorchBackend()
+    from selfemo.kernels.triton_backend import TritonBackend, can_run
+
+    if not can_run(device_type):
+        raise ValueError(f"impl='triton' cannot run on {device_type} tensors: move them to a GPU, or use impl='auto'")
+    return TritonBackend()

@@ -1,0 +1,29 @@
+"""Walking over tokens in chunks, masked ones left out.
+
+A chunk is a slice where every row is live, and a tensor of row indices otherwise; both index a tensor's first dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Rows: TypeAlias = slice | Tensor
+
+
+def row_chunks(live_T: Tensor | None, tokens: int, rows: int) -> Iterator[Rows]:
+    """Chunks of at most `rows` of the rows where `live_T` is true (None: all), in order."""
+    if live_T is None or bool(live_T.all()):
+        yield from (slice(begin, min(begin + rows, tokens)) for begin in range(0, tokens, rows))
+    else:
+        yield from (chunk for chunk in live_T.nonzero()[:, 0].split(rows) if len(chunk))
+
+
+def borders_inside(rows: Rows, cu_seqlens: Tensor) -> Tensor:
+    """Sequence borders inside a chunk: cu_seqlens counted in the chunk's own rows. Sequences outside become empty."""
+    if isinstance(rows, slice):
+        return cu_seqlens.clamp(rows.start, rows.stop) - rows.start
+    return torch.searchsorted(rows, cu_seqlens)

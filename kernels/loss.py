@@ -1,0 +1,311 @@
+"""The loss of SELF-GRPO and its relatives, from logits or hidden states to gradients, in one call.
+
+Forward: K1 reduces each row of logits to log-probability and entropy, K2b turns those into the loss and its derivative in each
+of them. Backward: K3 writes the gradient over the logits. The loss is a plain sum of weighted token terms; the weights hold
+the counts of the whole optimizer step, so that losses of micro-batches and data-parallel ranks add up to the whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
+
+from selfemo.kernels.advantages import group_advantages
+from selfemo.kernels.backend import SEQUENCE_SUMS, Impl, SequenceBatch, SequenceLoss
+from selfemo.kernels.checks import (
+    ValueChecks,
+    check_finite,
+    check_mask,
+    check_partition,
+    check_per_token,
+    check_targets,
+    require_device,
+    require_float,
+    require_shape,
+)
+from selfemo.kernels.chunks import Rows, borders_inside, row_chunks
+from selfemo.kernels.config import BatchCounts, LossConfig
+from selfemo.kernels.fused_linear import DEFAULT_CHUNK_TOKENS, ChunkLogits, Head, LinearGradients, chunk_stats, linear_stats
+from selfemo.kernels.logprobs import Distribution, distribution, softmax_stats
+from selfemo.kernels.results import SUM_FIELDS, LossMetrics, LossResult
+from selfemo.kernels.vocab_parallel import SoftmaxStats
+
+
+@dataclass(frozen=True)
+class _Policy:
+    """Everything the loss needs beside the logits: per-token references and per-sequence weights."""
+
+    old_T: Tensor | None
+    ref_T: Tensor | None
+    rollout_T: Tensor | None
+    mask_T: Tensor
+    cu_seqlens: Tensor
+    advantage_S: Tensor
+    token_weight_S: Tensor
+    tokens_S: Tensor
+    config: LossConfig
+
+    def batch(self, softmax: SoftmaxStats) -> SequenceBatch:
+        """Input of K2b for all tokens."""
+        return SequenceBatch(
+            softmax.logprob_T,
+            softmax.entropy_T,
+            self.old_T,
+            self.ref_T,
+            self.rollout_T,
+            self.mask_T,
+            self.cu_seqlens,
+            self.advantage_S,
+            self.token_weight_S,
+            self.tokens_S,
+        )
+
+    def chunk(self, rows: Rows) -> _Policy:
+        """The same for a chunk of tokens: borders are counted inside it, weights and counts stay those of whole sequences."""
+        old, ref, rollout = (None if x is None else x[rows] for x in (self.old_T, self.ref_T, self.rollout_T))
+        borders = borders_inside(rows, self.cu_seqlens)
+        return _Policy(old, ref, rollout, self.mask_T[rows], borders, self.advantage_S, self.token_weight_S, self.tokens_S, self.config)
+
+    @property
+    def needs_whole_sequences(self) -> bool:
+        """Whether a token's derivative depends on the sequence's other tokens, so that a chunk alone does not know it."""
+        return self.config.ratio_level == "sequence"
+
+
+def grpo_loss(
+    logits_TV: Tensor | None = None,
+    targets_T: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    *,
+    hidden_TH: Tensor | None = None,
+    weight_VH: Tensor | None = None,
+    config: LossConfig,
+    advantage_S: Tensor | None = None,
+    sequence_weight_S: Tensor | None = None,
+    rewards_SC: Tensor | None = None,
+    group_ptr: Tensor | None = None,
+    reward_weights_C: Tensor | None = None,
+    old_logprob_T: Tensor | None = None,
+    ref_logprob_T: Tensor | None = None,
+    rollout_logprob_T: Tensor | None = None,
+    mask_T: Tensor | None = None,
+    counts: BatchCounts | None = None,
+    vocab_size: int | None = None,
+    tp_group: ProcessGroup | None = None,
+    impl: Impl = "auto",
+    chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
+    weight_main_grad_VH: Tensor | None = None,
+    check_values: bool = True,
+) -> LossResult:
+    """Policy-gradient loss of S packed sequences of T tokens in all.
+
+    Give logits, whose storage the backward pass overwrites with their gradient, or hidden states and the output weight, whose
+    gradients are computed in the forward pass chunk by chunk. Give advantages computed over the whole rollout batch
+    (`group_advantages`), or rewards if this call sees whole groups. Backward may run once, and honours the incoming gradient.
+
+    Args:
+        logits_TV: this rank's vocabulary shard [T, V / tp], any float dtype, rows contiguous.
+        targets_T: int32 or int64 [T], global token ids; row t of the logits predicts targets_T[t].
+        cu_seqlens: int32 or int64 [S + 1], borders of the sequences in T. None is not allowed; one sequence is [0, T].
+        hidden_TH: [T, H], instead of logits; whole (not split) under tensor parallelism.
+        weight_VH: [V / tp, H], this rank's rows of the output weight; same dtype as `hidden_TH`.
+        config: which loss.
+        advantage_S: float [S], one per sequence. Exactly one of this and `rewards_SC`.
+        sequence_weight_S: float [S], multiplies all of a sequence's loss (group gates and weights); None is 1.
+        rewards_SC: float [S, C] with `group_ptr` int [G + 1] and `reward_weights_C` float [C]: see `group_advantages`.
+        old_logprob_T: float [T], logprob under the policy that the ratio is taken against. None: this pass's own logprob,
+            detached, so the ratio is exactly 1 and only its gradient counts.
+        ref_logprob_T: float [T], logprob under the reference policy; needed if config.kl_beta > 0.
+        rollout_logprob_T: float [T], logprob that the rollout engine reported for its sample.
+        mask_T: bool [T], completion tokens. Others are neither read nor differentiated. None is all true.
+        counts: sizes of the whole optimizer step. None takes this call's own, which is right for a single micro-batch only.
+        vocab_size: size of the real vocabulary; columns with a global id at or above it are padding.
+        tp_group: tensor-parallel process group; None where the vocabulary is whole.
+        impl: "auto", "triton" or "torch".
+        chunk_tokens: tokens per chunk with hidden states.
+        weight_main_grad_VH: fp32 [V / tp, H]; backward adds the weight's gradient here instead of returning it to autograd.
+        check_values: read values from the device to check them (one synchronisation); False skips what needs that.
+
+    Returns:
+        The loss (fp32 scalar), detached logprobs and entropies, and metrics as sums.
+
+    Raises:
+        ValueError: names the argument and the offending index, before anything is written.
+
+    Source: docs/kernels.md has the formulas and their derivatives, `LossConfig.preset` the papers.
+    """
+    source = distribution(logits_TV, hidden_TH, weight_VH, vocab_size, config.temperature, tp_group, impl)
+    if targets_T is None or cu_seqlens is None:
+        missing = "targets_T" if targets_T is None else "cu_seqlens"
+        raise ValueError(f"{missing} is missing: expected an integer tensor")
+    _check(source, targets_T, cu_seqlens, mask_T, old_logprob_T, ref_logprob_T, rollout_logprob_T, config, check_values)
+    sequences = cu_seqlens.numel() - 1
+    if (advantage_S is None) == (rewards_SC is None):
+        raise ValueError("advantage_S or rewards_SC is needed: give exactly one of the two")
+    if rewards_SC is not None:
+        if group_ptr is None:
+            raise ValueError("group_ptr is missing: rewards_SC needs to know which samples form a group")
+        require_shape("rewards_SC", rewards_SC, (sequences, None))
+        groups = group_advantages(rewards_SC, group_ptr, reward_weights_C, config=config.advantage, impl=impl, check_values=check_values)
+        advantage_S = groups.advantage_S
+        sequence_weight_S = groups.weight_S if sequence_weight_S is None else groups.weight_S * sequence_weight_S
+    assert advantage_S is not None
+    _check_per_sequence(source, sequences, advantage_S, sequence_weight_S, check_values)
+
+    mask_T = torch.ones_like(targets_T, dtype=torch.bool) if mask_T is None else mask_T
+    tokens_S = torch.segment_reduce(mask_T.float(), "sum", lengths=cu_seqlens.long().diff(), unsafe=True)
+    old_T, ref_T, rollout_T = (
+        None if x is None else x.detach().float().contiguous() for x in (old_logprob_T, ref_logprob_T, rollout_logprob_T)
+    )
+    token_weight_S = _token_weights(tokens_S, sequence_weight_S, counts, config)
+    policy = _Policy(old_T, ref_T, rollout_T, mask_T, cu_seqlens.long(), advantage_S.detach().float(), token_weight_S, tokens_S, config)
+    if logits_TV is not None:
+        outputs = _FromLogits.apply(logits_TV, targets_T, policy, source)
+    else:
+        head = Head(source.backend, source.shard, source.inv_temperature, chunk_tokens, weight_main_grad_VH)
+        outputs = _FromHidden.apply(hidden_TH, weight_VH, targets_T, policy, head)
+    loss, logprob_T, entropy_T, sums_SM = outputs
+    return LossResult(loss, logprob_T, entropy_T, _metrics(sums_SM))
+
+
+def _token_weights(tokens_S: Tensor, sequence_weight_S: Tensor | None, counts: BatchCounts | None, config: LossConfig) -> Tensor:
+    """fp32 [S]: weight of each of a sequence's tokens. Global counts only: the loss must not depend on how a batch is split."""
+    sequences: float | Tensor = (tokens_S > 0).sum().clamp(min=1) if counts is None else max(counts.sequences, 1)
+    tokens: float | Tensor = tokens_S.sum().clamp(min=1) if counts is None else max(counts.tokens, 1)
+    ones_S = torch.ones_like(tokens_S)
+    if config.aggregation == "token_mean":
+        weight_S = ones_S / tokens
+    elif config.aggregation == "sequence_mean":
+        weight_S = ones_S / (sequences * tokens_S.clamp(min=1))
+    else:
+        assert config.max_length is not None  # LossConfig refuses this combination
+        weight_S = ones_S / (sequences * config.max_length)
+    return weight_S if sequence_weight_S is None else weight_S * sequence_weight_S.detach().float()
+
+
+def _metrics(sums_SM: Tensor) -> LossMetrics:
+    named = dict(zip(SEQUENCE_SUMS, sums_SM.unbind(1)))
+    sums = {name: named[name].sum() for name in SUM_FIELDS if name != "sequences"}
+    return LossMetrics(sequences=(named["tokens"] > 0).float().sum(), **sums, rollout_gap_max=named["rollout_gap_max"].max())
+
+
+class _FromLogits(torch.autograd.Function):
+    """Forward K1 and K2b, backward K3 in place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_TV: Tensor, targets_T: Tensor, policy: _Policy, source: Distribution
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        softmax = softmax_stats(logits_TV, targets_T, policy.mask_T, source)
+        result = source.backend.sequence_loss(policy.batch(softmax), policy.config)
+        ctx.save_for_backward(logits_TV, targets_T, result.dlogprob_T, result.dentropy_T, *softmax.tensors())
+        ctx.shard, ctx.inv_temperature, ctx.backend = source.shard, source.inv_temperature, source.backend
+        ctx.mark_non_differentiable(softmax.logprob_T, softmax.entropy_T, result.sums_SM)
+        return _total(result.sums_SM), softmax.logprob_T, softmax.entropy_T, result.sums_SM
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:
+        logits_TV, targets_T, dlogprob_T, dentropy_T, *stats = ctx.saved_tensors
+        ctx.backend.dlogits_(
+            logits_TV, targets_T, SoftmaxStats(*stats), dlogprob_T * dloss, dentropy_T * dloss, ctx.shard, ctx.inv_temperature
+        )
+        return logits_TV.detach(), None, None, None
+
+
+class _FromHidden(torch.autograd.Function):
+    """Forward computes loss and gradients chunk by chunk; backward only scales the gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, policy: _Policy, head: Head
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        gradients = LinearGradients(head, hidden_TH, weight_VH, ctx.needs_input_grad[:2])
+        if policy.needs_whole_sequences:
+            softmax = linear_stats(head, hidden_TH, weight_VH, targets_T, policy.mask_T)
+            result = head.backend.sequence_loss(policy.batch(softmax), policy.config)
+            if any(ctx.needs_input_grad):
+                gradients.recompute(targets_T, softmax, result.dlogprob_T, result.dentropy_T)
+            logprob_T, entropy_T, sums_SM = softmax.logprob_T, softmax.entropy_T, result.sums_SM
+        else:
+            logprob_T, entropy_T, sums_SM = _one_pass(head, hidden_TH, weight_VH, targets_T, policy, gradients, any(ctx.needs_input_grad))
+        ctx.gradients = gradients
+        ctx.mark_non_differentiable(logprob_T, entropy_T, sums_SM)
+        return _total(sums_SM), logprob_T, entropy_T, sums_SM
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        if ctx.gradients is None:
+            raise RuntimeError("grpo_loss: backward ran a second time, but its gradients were handed over the first time")
+        gradients, ctx.gradients = ctx.gradients, None
+        return *gradients.finish(dloss), None, None, None
+
+
+def _one_pass(
+    head: Head, hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, policy: _Policy, gradients: LinearGradients, differentiate: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logprob, entropy and sums of a loss whose token terms are independent; `gradients` is added to on the way."""
+    tokens = hidden_TH.shape[0]
+    logprob_T, entropy_T = (torch.zeros(tokens, dtype=torch.float32, device=hidden_TH.device) for _ in range(2))
+    sums_SM = torch.zeros(policy.advantage_S.shape[0], len(SEQUENCE_SUMS), device=hidden_TH.device)
+    logits = ChunkLogits(head, hidden_TH, weight_VH)
+    for rows in row_chunks(policy.mask_T, tokens, head.chunk_tokens):
+        hidden_cH, targets_c = hidden_TH[rows], targets_T[rows]
+        logits_cV = logits.of(hidden_cH)
+        softmax = chunk_stats(head, logits_cV, targets_c)
+        result: SequenceLoss = head.backend.sequence_loss(policy.chunk(rows).batch(softmax), policy.config)
+        if differentiate:
+            head.backend.dlogits_(logits_cV, targets_c, softmax, result.dlogprob_T, result.dentropy_T, head.shard, head.inv_temperature)
+            gradients.add(rows, hidden_cH, logits_cV)
+        logprob_T[rows], entropy_T[rows] = softmax.logprob_T, softmax.entropy_T
+        largest_S = torch.maximum(sums_SM[:, -1], result.sums_SM[:, -1])
+        sums_SM += result.sums_SM
+        sums_SM[:, -1] = largest_S
+    return logprob_T, entropy_T, sums_SM
+
+
+def _total(sums_SM: Tensor) -> Tensor:
+    return sums_SM[:, SEQUENCE_SUMS.index("loss")].sum()
+
+
+def _check(
+    source: Distribution,
+    targets_T: Tensor,
+    cu_seqlens: Tensor,
+    mask_T: Tensor | None,
+    old_T: Tensor | None,
+    ref_T: Tensor | None,
+    rollout_T: Tensor | None,
+    config: LossConfig,
+    check_values: bool,
+) -> None:
+    checks = ValueChecks()
+    check_targets(checks, targets_T, source.tokens, source.vocab_size, source.device)
+    check_partition(checks, "cu_seqlens", cu_seqlens, source.tokens, "sequence", source.device)
+    check_mask(mask_T, source.tokens, source.device)
+    for name, tensor in (("old_logprob_T", old_T), ("ref_logprob_T", ref_T), ("rollout_logprob_T", rollout_T)):
+        check_per_token(name, tensor, source.tokens, source.device)
+        if tensor is not None:
+            check_finite(checks, name, tensor if mask_T is None else tensor.where(mask_T, 0.0))
+    if config.kl_beta > 0 and ref_T is None:
+        raise ValueError(f"ref_logprob_T is missing: config.kl_beta is {config.kl_beta}")
+    if check_values:
+        checks.raise_first()
+
+
+def _check_per_sequence(source: Distribution, sequences: int, advantage_S: Tensor, weight_S: Tensor | None, check_values: bool) -> None:
+    checks = ValueChecks()
+    for name, tensor in (("advantage_S", advantage_S), ("sequence_weight_S", weight_S)):
+        if tensor is not None:
+            require_shape(name, tensor, (sequences,))
+            require_float(name, tensor)
+            require_device(name, tensor, source.device)
+            check_finite(checks, name, tensor)
+    if check_values:
+        checks.raise_first()

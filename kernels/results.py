@@ -1,0 +1,110 @@
+"""What the public functions return: frozen dataclasses of tensors.
+
+Metrics are sums, not means, because only sums can be added over micro-batches and ranks; `means` divides at the very end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probability of each target and entropy of each distribution."""
+
+    logprob_T: Tensor
+    """fp32 [T], natural logarithm; 0 where `mask_T` is false."""
+    entropy_T: Tensor
+    """fp32 [T], in nats; 0 where `mask_T` is false."""
+
+
+@dataclass(frozen=True)
+class GroupAdvantages:
+    """Group-relative advantages and the statistics they came from."""
+
+    advantage_S: Tensor
+    """fp32 [S]. Exactly 0 for a group of one and for a group of equal rewards."""
+    mean_G: Tensor
+    """fp32 [G]: mean weighted reward."""
+    std_G: Tensor
+    """fp32 [G]: standard deviation of the weighted reward, n - 1 below; 0 for a group of one."""
+    range_G: Tensor
+    """fp32 [G]: largest minus smallest of the component that the range threshold looks at."""
+    weight_G: Tensor
+    """fp32 [G]: weight of the group in the loss; 0 where the range threshold gates it."""
+    weight_S: Tensor
+    """fp32 [S]: `weight_G` of each sample's group, as `grpo_loss(sequence_weight_S=...)` takes it."""
+
+
+@dataclass(frozen=True)
+class LossMetrics:
+    """fp32 scalars over the unmasked tokens of this call: all are sums, except the one maximum."""
+
+    sequences: Tensor
+    """Sequences with at least one unmasked token."""
+    tokens: Tensor
+    """Unmasked tokens."""
+    ratio: Tensor
+    """Policy ratio, per token (a sequence-level ratio counts once per token)."""
+    clipped_low: Tensor
+    """Tokens with a negative advantage and a ratio below 1 - clip_low: no policy gradient."""
+    clipped_high: Tensor
+    """Tokens with a positive advantage and a ratio above 1 + clip_high: no policy gradient."""
+    dual_clipped: Tensor
+    """Tokens held by the dual clip: no policy gradient."""
+    kl: Tensor
+    """KL estimate to the reference; 0 without `ref_logprob_T`."""
+    entropy: Tensor
+    """Entropy, in nats."""
+    logprob: Tensor
+    """Log-probability of the targets."""
+    importance_weight: Tensor
+    """Importance weight between rollout engine and trainer, after truncation; the token count without `rollout_logprob_T`."""
+    importance_truncated: Tensor
+    """Tokens whose importance weight was above the cap."""
+    rollout_gap: Tensor
+    """|old - rollout| log-probability; 0 without `rollout_logprob_T`."""
+    rollout_gap_max: Tensor
+    """The one maximum: the largest |old - rollout|."""
+
+    def plus(self, other: LossMetrics) -> LossMetrics:
+        """Metrics of both calls together."""
+        joined = {name: getattr(self, name) + getattr(other, name) for name in SUM_FIELDS}
+        return LossMetrics(**joined, rollout_gap_max=torch.maximum(self.rollout_gap_max, other.rollout_gap_max))
+
+    def all_reduce(self, group: ProcessGroup | None = None) -> LossMetrics:
+        """Metrics over every rank of `group` (data parallel); two small collectives."""
+        sums_F = torch.stack([getattr(self, name) for name in SUM_FIELDS])
+        largest = self.rollout_gap_max.clone()
+        torch.distributed.all_reduce(sums_F, group=group)
+        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=group)
+        return LossMetrics(**dict(zip(SUM_FIELDS, sums_F.unbind())), rollout_gap_max=largest)
+
+    def means(self) -> dict[str, float]:
+        """Per-token means of the sums, plus the counts and the maximum as they are; reads the device once."""
+        values = torch.stack([getattr(self, entry.name) for entry in fields(self)]).tolist()
+        named = dict(zip((entry.name for entry in fields(self)), values))
+        tokens = max(named["tokens"], 1.0)
+        kept = ("sequences", "tokens", "rollout_gap_max")
+        return {name: value if name in kept else value / tokens for name, value in named.items()}
+
+
+SUM_FIELDS = tuple(entry.name for entry in fields(LossMetrics) if entry.name != "rollout_gap_max")
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """The loss of one micro-batch and what was computed on the way."""
+
+    loss: Tensor
+    """fp32 scalar; differentiable in the logits, or in the hidden states and the weight."""
+    logprob_T: Tensor
+    """fp32 [T], detached; 0 where masked."""
+    entropy_T: Tensor
+    """fp32 [T], detached; 0 where masked."""
+    metrics: LossMetrics
+    """Sums for logging."""

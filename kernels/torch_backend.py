@@ -1,0 +1,232 @@
+"""The CPU path: the four operations in torch, in chunks that stay in the cache, in place.
+
+Eager `log_softmax` writes several fp32 copies of the logits to memory and reads them back; here a chunk of rows is widened to
+fp32 in a scratch of CHUNK_ELEMENTS numbers, reduced or differentiated there, and dropped. The logits cross the memory bus once
+forward and twice backward, as on the GPU. Extra memory is two scratches, whatever T and V are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from selfemo.kernels.backend import LOG_RATIO_BOUND, SEQUENCE_SUMS, GroupStats, SequenceBatch, SequenceLoss
+from selfemo.kernels.chunks import row_chunks
+from selfemo.kernels.config import AdvantageConfig, LossConfig
+from selfemo.kernels.vocab_parallel import ShardStats, SoftmaxStats, VocabShard
+
+CHUNK_ELEMENTS = 1 << 19
+"""Numbers per scratch: 2 MiB of fp32, so that both scratches and the chunk itself stay in the last-level cache."""
+
+UNDERFLOW = -1e4
+"""exp of anything below is 0; clamping to it keeps 0 * (-inf) out of sums when a logit is -inf."""
+
+
+DEGENERATE = 1e-6
+"""A group whose standard deviation is below this share of its largest reward differs by rounding alone: fp32 resolves 1.2e-7."""
+
+
+class TorchBackend:
+    """Runs on any device; "auto" chooses it for CPU tensors."""
+
+    def vocab_stats(
+        self, logits_TV: Tensor, targets_T: Tensor, live_T: Tensor | None, shard: VocabShard, inv_temperature: float
+    ) -> ShardStats:
+        tokens, width = logits_TV.shape[0], shard.real_columns
+        max_T = logits_TV.new_zeros(tokens, dtype=torch.float32)
+        sum_T, weighted_T, target_T = torch.ones_like(max_T), torch.zeros_like(max_T), torch.zeros_like(max_T)
+        if width == 0:
+            return ShardStats(max_T.fill_(-torch.inf), sum_T.zero_(), weighted_T, target_T)
+        scratch = _Scratch(tokens, width, logits_TV.device)
+        held_T, column_T = _local_columns(targets_T, shard)
+        for rows in row_chunks(live_T, tokens, scratch.rows):
+            x = scratch.widen(logits_TV, rows, inv_temperature)
+            target_T[rows] = x.gather(1, column_T[rows, None])[:, 0].masked_fill_(~held_T[rows], 0.0)
+            largest = x.amax(-1, keepdim=True)
+            x.sub_(largest).clamp_(min=UNDERFLOW)
+            e = torch.exp(x, out=scratch.second(len(x)))
+            max_T[rows] = largest[:, 0]
+            sum_T[rows] = e.sum(-1)
+            weighted_T[rows] = e.mul_(x).sum(-1)
+        return ShardStats(max_T, sum_T, weighted_T, target_T)
+
+    def dlogits_(
+        self,
+        logits_TV: Tensor,
+        targets_T: Tensor,
+        softmax: SoftmaxStats,
+        dlogprob_T: Tensor,
+        dentropy_T: Tensor,
+        shard: VocabShard,
+        inv_temperature: float,
+    ) -> None:
+        tokens, width = logits_TV.shape[0], shard.real_columns
+        live_T = (dlogprob_T != 0) | (dentropy_T != 0)
+        logits_TV[~live_T] = 0
+        logits_TV[:, width:] = 0
+        if width == 0:
+            return
+        scratch = _Scratch(tokens, width, logits_TV.device)
+        held_T, column_T = _local_columns(targets_T, shard)
+        with_entropy = bool((dentropy_T != 0).any())
+        for rows in row_chunks(live_T, tokens, scratch.rows):
+            g, h = (dlogprob_T[rows, None] * inv_temperature, dentropy_T[rows, None] * inv_temperature)
+            log_sum = softmax.log_sum_T[rows, None]
+            x = scratch.widen(logits_TV, rows, inv_temperature).sub_(softmax.max_T[rows, None])
+            # dL/dx_v = g 1[v = target] - p_v (g + h (log p_v + H)), with p_v = exp(x_v - max) exp(-log_sum)
+            if with_entropy:
+                e = torch.exp(x.clamp_(min=UNDERFLOW), out=scratch.second(len(x)))
+                x.mul_(-h).sub_(g + h * (softmax.entropy_T[rows, None] - log_sum)).mul_((-log_sum).exp())
+                x.mul_(e)
+            else:
+                x.exp_().mul_(-g * (-log_sum).exp())
+            x.scatter_add_(1, column_T[rows, None], g * held_T[rows, None])
+            logits_TV[rows, :width] = x.to(logits_TV.dtype) if isinstance(rows, Tensor) else x
+
+    def sequence_loss(self, batch: SequenceBatch, config: LossConfig) -> SequenceLoss:
+        sequence = _Segments(batch.cu_seqlens)
+        mask_T, logprob_T = batch.mask_T, batch.logprob_T
+        advantage_T, weight_T = batch.advantage_S[sequence.of_T], batch.token_weight_S[sequence.of_T]
+        zero_T = torch.zeros_like(logprob_T)
+
+        log_ratio_T = zero_T if batch.old_T is None else torch.where(mask_T, logprob_T - batch.old_T, 0.0)
+        if config.ratio_level == "sequence":
+            log_ratio_T = (sequence.sum(log_ratio_T) / batch.tokens_S.clamp(min=1))[sequence.of_T]
+        ratio_T = log_ratio_T.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+        free_T = -advantage_T * ratio_T
+        held_T = -advantage_T * ratio_T.clamp(1 - config.clip_low, 1 + config.clip_high)
+        policy_T = torch.maximum(free_T, held_T)
+        dpolicy_T = torch.where((free_T >= held_T) & (log_ratio_T.abs() <= LOG_RATIO_BOUND), free_T, 0.0)  # d ratio / d log-ratio = ratio
+        dual_T = torch.zeros_like(mask_T)
+        if config.dual_clip is not None:
+            ceiling_T = -advantage_T * config.dual_clip
+            dual_T = (advantage_T < 0) & (ceiling_T < policy_T)
+            policy_T, dpolicy_T = torch.where(dual_T, ceiling_T, policy_T), torch.where(dual_T, 0.0, dpolicy_T)
+
+        importance_T, truncated_T, gap_T = torch.ones_like(zero_T), torch.zeros_like(mask_T), zero_T
+        if batch.rollout_T is not None:
+            difference_T = torch.where(mask_T, (logprob_T if batch.old_T is None else batch.old_T) - batch.rollout_T, 0.0)
+            gap_T = difference_T.abs()
+            if config.truncated_importance_cap is not None:
+                importance_T = difference_T.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+                truncated_T = importance_T > config.truncated_importance_cap
+                importance_T = importance_T.clamp(max=config.truncated_importance_cap)
+
+        kl_T, dkl_T = zero_T, zero_T
+        if batch.ref_T is not None:
+            kl_T, dkl_T = _kl(torch.where(mask_T, batch.ref_T - logprob_T, 0.0), config.kl_estimator)
+
+        dpolicy_T = torch.where(mask_T, dpolicy_T * importance_T * weight_T, 0.0)
+        if config.ratio_level == "sequence":  # the ratio depends on every token of the sequence, equally
+            dpolicy_T = (sequence.sum(dpolicy_T) / batch.tokens_S.clamp(min=1))[sequence.of_T]
+        dlogprob_T = torch.where(mask_T, dpolicy_T + config.kl_beta * weight_T * dkl_T, 0.0)
+        dentropy_T = torch.where(mask_T, -config.entropy_weight * weight_T, 0.0)
+
+        token_loss_T = policy_T * importance_T + config.kl_beta * kl_T - config.entropy_weight * batch.entropy_T
+        columns = {
+            "loss": token_loss_T * weight_T,
+            "tokens": torch.ones_like(zero_T),
+            "ratio": ratio_T,
+            "clipped_low": (advantage_T < 0) & (ratio_T < 1 - config.clip_low),
+            "clipped_high": (advantage_T > 0) & (ratio_T > 1 + config.clip_high),
+            "dual_clipped": dual_T,
+            "kl": kl_T,
+            "entropy": batch.entropy_T,
+            "logprob": logprob_T,
+            "importance_weight": importance_T,
+            "importance_truncated": truncated_T,
+            "rollout_gap": gap_T,
+        }
+        table_TM = torch.stack([torch.where(mask_T, columns[name].float(), 0.0) for name in SEQUENCE_SUMS[:-1]], dim=1)
+        sums_SM = torch.cat((sequence.sum(table_TM), sequence.max(gap_T).clamp(min=0)[:, None]), dim=1)
+        return SequenceLoss(sums_SM, dlogprob_T, dentropy_T)
+
+    def group_advantages(self, rewards_SC: Tensor, group_ptr: Tensor, reward_weights_C: Tensor, config: AdvantageConfig) -> GroupStats:
+        group = _Segments(group_ptr)
+        first_S = group_ptr[:-1][group.of_T]
+        rewards_SC, weights_C = rewards_SC.double(), reward_weights_C.double()
+        total_S = (rewards_SC * weights_C).sum(-1)
+        count_G = group.lengths.double()
+
+        def centred(value_S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Deviation from the group mean [S], mean [G] and standard deviation [G]; the first value is subtracted first."""
+            shifted_S = value_S - value_S[first_S]
+            mean_G = group.sum(shifted_S) / count_G
+            deviation_S = shifted_S - mean_G[group.of_T]
+            variance_G = group.sum(deviation_S.square()) / (count_G - 1).clamp(min=1)
+            return deviation_S, mean_G + value_S[group_ptr[:-1]], variance_G.sqrt()
+
+        def normalised(value_S: Tensor) -> Tensor:
+            deviation_S, _, std_G = centred(value_S)
+            if config.normalise == "std":
+                degenerate_G = std_G <= DEGENERATE * group.max(value_S.abs())
+                scale_G = torch.where(degenerate_G, 0.0, 1 / (std_G + config.epsilon))
+            elif config.normalise == "leave_one_out":
+                scale_G = count_G / (count_G - 1).clamp(min=1)
+            else:
+                scale_G = torch.ones_like(count_G)
+            return deviation_S * scale_G[group.of_T]
+
+        if config.per_component:
+            advantage_S = sum(weight * normalised(column_S) for weight, column_S in zip(weights_C, rewards_SC.unbind(1)))
+        else:
+            advantage_S = normalised(total_S)
+        _, mean_G, std_G = centred(total_S)
+        watched_S = total_S if config.range_component is None else rewards_SC[:, config.range_component]
+        range_G = group.max(watched_S) + group.max(-watched_S)
+        return GroupStats(advantage_S.float(), mean_G.float(), std_G.float(), range_G.float())
+
+
+def _kl(gap_T: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
+    """KL estimate per token and its derivative in logprob; `gap_T` is ref - logprob."""
+    if estimator == "k1":
+        return -gap_T, torch.ones_like(gap_T)
+    if estimator == "k2":
+        return 0.5 * gap_T.square(), -gap_T
+    bounded_T = gap_T.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    grown_T = bounded_T.expm1()  # exp(x) - 1 without cancellation near 0, where the policy starts
+    return grown_T - bounded_T, torch.where(bounded_T == gap_T, -grown_T, 0.0)
+
+
+def _local_columns(targets_T: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
+    """Whether this rank holds each target, and the target's local column (0 where it does not)."""
+    held_T = (targets_T >= shard.start) & (targets_T < shard.vocab_end)
+    return held_T, torch.where(held_T, targets_T - shard.start, 0).long()
+
+
+class _Scratch:
+    """Two fp32 buffers of `rows` rows, allocated once per call."""
+
+    def __init__(self, tokens: int, width: int, device: torch.device) -> None:
+        self.rows = min(tokens, max(1, CHUNK_ELEMENTS // width))
+        self._width = width
+        self._first = torch.empty(self.rows, width, dtype=torch.float32, device=device)
+        self._second: Tensor | None = None
+
+    def widen(self, logits_TV: Tensor, rows: slice | Tensor, inv_temperature: float) -> Tensor:
+        """The real columns of `rows`, divided by the temperature, in fp32."""
+        source = logits_TV[rows, : self._width]
+        x = self._first[: len(source)].copy_(source)
+        return x if inv_temperature == 1.0 else x.mul_(inv_temperature)
+
+    def second(self, rows: int) -> Tensor:
+        """The other buffer, for `rows` rows."""
+        if self._second is None:
+            self._second = torch.empty_like(self._first)
+        return self._second[:rows]
+
+
+class _Segments:
+    """Sums and maxima over the consecutive pieces that a pointer array describes; deterministic on every device."""
+
+    def __init__(self, pointer: Tensor) -> None:
+        self.lengths = pointer.diff()
+        self.of_T = torch.repeat_interleave(self.lengths)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over each piece; 0 for an empty one."""
+        return torch.segment_reduce(values, "sum", lengths=self.lengths, initial=0.0, unsafe=True)
+
+    def max(self, values_T: Tensor) -> Tensor:
+        """Maximum over each piece."""
+        return torch.segment_reduce(values_T, "max", lengths=self.lengths, unsafe=True)

@@ -1,0 +1,106 @@
+"""The softmax over a vocabulary that is split across tensor-parallel ranks.
+
+Every rank reduces its own columns to four numbers per token; two small all-reduces (a MAX, then a SUM of three rows) join
+them. The log-sum-exp is kept as the pair (max, log of the sum of exp(x - max)) and never added up: log p = (x - max) - log_sum
+loses nothing when the logits are large, where x - lse would lose one bit for every doubling of |x|.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True)
+class VocabShard:
+    """Which columns of the vocabulary this rank holds."""
+
+    start: int
+    """Global id of the first local column."""
+    columns: int
+    """Local columns, padding included."""
+    real_columns: int
+    """Leading local columns that are real vocabulary entries; the others are padding and take no probability."""
+    group: ProcessGroup | None
+    """Tensor-parallel group; None where the vocabulary is whole."""
+
+    @property
+    def vocab_end(self) -> int:
+        """One past the global id of the last real local column."""
+        return self.start + self.real_columns
+
+
+@dataclass(frozen=True)
+class ShardStats:
+    """What one rank knows of each token's softmax, fp32 [T] each; x is the logit divided by the temperature."""
+
+    max_T: Tensor
+    """Largest x; -inf where the shard is all padding."""
+    sum_T: Tensor
+    """Sum of exp(x - max)."""
+    weighted_T: Tensor
+    """Sum of exp(x - max) * (x - max): shift-invariant, so that the entropy does not cancel."""
+    target_T: Tensor
+    """x of the target; 0 where another rank holds it."""
+
+
+@dataclass(frozen=True)
+class SoftmaxStats:
+    """Each token's softmax over the whole vocabulary, fp32 [T] each."""
+
+    max_T: Tensor
+    """Largest x over all ranks."""
+    log_sum_T: Tensor
+    """log of the sum of exp(x - max): log p(v) = (x_v - max) - log_sum."""
+    logprob_T: Tensor
+    """log p(target)."""
+    entropy_T: Tensor
+    """Entropy, in nats."""
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four tensors, in the order of the fields, for autograd to save."""
+        return self.max_T, self.log_sum_T, self.logprob_T, self.entropy_T
+
+
+def vocab_shard(columns: int, vocab_size: int | None, group: ProcessGroup | None) -> VocabShard:
+    """This rank's columns, `columns` wide; ranks hold equal widths in rank order, as Megatron splits them.
+
+    Raises:
+        ValueError: `vocab_size` is not within the columns of all ranks.
+    """
+    rank, size = (group.rank(), group.size()) if group is not None else (0, 1)
+    total = columns * size
+    if vocab_size is not None and not 0 < vocab_size <= total:
+        raise ValueError(f"vocab_size is {vocab_size}: expected 1 to {total}, the {columns} columns of each of {size} ranks")
+    start = rank * columns
+    real = min(max((vocab_size or total) - start, 0), columns)
+    return VocabShard(start, columns, real, group if size > 1 else None)
+
+
+def combine(stats: ShardStats, targets_T: Tensor, mask_T: Tensor | None, shard: VocabShard) -> SoftmaxStats:
+    """Join the ranks' statistics: one MAX all-reduce [T] and one SUM all-reduce [3, T] (none for a whole vocabulary).
+
+    Log-probability and entropy are 0 where `mask_T` is false.
+    """
+    held_T = (targets_T >= shard.start) & (targets_T < shard.vocab_end)
+    max_T = stats.max_T
+    if shard.group is not None:
+        max_T = max_T.clone()
+        dist.all_reduce(max_T, op=dist.ReduceOp.MAX, group=shard.group)
+    shift_T = torch.where(stats.sum_T > 0, stats.max_T - max_T, 0.0)  # an all-padding shard has max -inf and sum 0
+    scale_T = shift_T.exp()
+    sums_3T = torch.stack(
+        (stats.sum_T * scale_T, (stats.weighted_T + stats.sum_T * shift_T) * scale_T, torch.where(held_T, stats.target_T - max_T, 0.0))
+    )
+    if shard.group is not None:
+        dist.all_reduce(sums_3T, group=shard.group)
+    sum_T, weighted_T, target_T = sums_3T
+    log_sum_T = sum_T.log()
+    logprob_T, entropy_T = target_T - log_sum_T, log_sum_T - weighted_T / sum_T
+    if mask_T is not None:
+        logprob_T, entropy_T = logprob_T.where(mask_T, 0.0), entropy_T.where(mask_T, 0.0)
+    return SoftmaxStats(max_T, log_sum_T, logprob_T, entropy_T)
