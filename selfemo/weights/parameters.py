@@ -33,6 +33,8 @@ class Parameter:
     """The Hugging Face tensors it is made of, in fused order."""
     layout: Layout
     heads: Heads
+    layer: int | None = None
+    """Global layer number; None for what stands before and after the layers."""
     is_tied_copy: bool = False
     """The output layer of a tied model: the last stage's copy of the embedding when the pipeline separates the two."""
 
@@ -101,7 +103,7 @@ def _bind(rule: Rule, architecture: Architecture, layer: int | None = None) -> P
     tied_copy = architecture.tie_word_embeddings and tensors[0].name == LM_HEAD
     if tied_copy:
         tensors = (HfTensor(EMBEDDING, tensors[0].shape),)
-    return Parameter(tuple(map(fill, rule.megatron)), fill(rule.vllm), tensors, rule.layout, architecture.heads, tied_copy)
+    return Parameter(tuple(map(fill, rule.megatron)), fill(rule.vllm), tensors, rule.layout, architecture.heads, layer, tied_copy)
 
 
 def _unwrap(chunk: nn.Module) -> nn.Module:
