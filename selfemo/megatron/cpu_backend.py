@@ -50,14 +50,16 @@ def install() -> None:
     found = importlib.metadata.version("megatron-core")
     if found != MEGATRON_VERSION:
         raise UserError(
-            f"megatron-core {found} is installed, the CPU backend is written for {MEGATRON_VERSION}: pip install megatron-core=={MEGATRON_VERSION}"
+            f"megatron-core {found} is installed, the CPU backend is written for {MEGATRON_VERSION}: "
+            f"pip install megatron-core=={MEGATRON_VERSION}"
         )
     _answer_device_queries()
     _use_cpu_generator()
     count = sum(_rewrite_literals(importlib.import_module(f"megatron.core.{name}")) for name in _LITERAL_MODULES)
     if count != REWRITTEN_FUNCTIONS:
         raise UserError(
-            f"the CPU backend rewrote {count} functions of megatron-core, expected {REWRITTEN_FUNCTIONS}: reinstall megatron-core=={MEGATRON_VERSION}"
+            f"the CPU backend rewrote {count} functions of megatron-core, expected {REWRITTEN_FUNCTIONS}: "
+            f"reinstall megatron-core=={MEGATRON_VERSION}"
         )
     _installed = True
 
@@ -74,7 +76,7 @@ def _answer_device_queries() -> None:
 
 
 def _use_cpu_generator() -> None:
-    tracker = importlib.import_module("megatron.core.tensor_parallel.random")
+    tracker: Any = importlib.import_module("megatron.core.tensor_parallel.random")
     tracker._get_cuda_rng_state = lambda device="cpu", clone=False, graph_safe=False: torch.get_rng_state()
     tracker._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
 

@@ -27,6 +27,8 @@ from selfemo.megatron.optimizer import build_optimizer, set_hyperparameters, wra
 from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack
 from selfemo.megatron.parallel import Layout, data_group, pipeline_group, tensor_group
 from selfemo.weights.architecture import Architecture
+from selfemo.weights.gather import WeightGroups, hf_tensors
+from selfemo.weights.load import load_hf_weights
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Learner:
         return PolicyStats(
             step=self._optimizer_step(float(sums[0]), learning_rate, tokens),
             kl=mean["kl"],
-            clipped_share=mean["clipped"],
+            clipped_share=mean["clipped_low"] + mean["clipped_high"],
             entropy=mean["entropy"],
             ratio_mean=mean["ratio"],
             logprob_gap_max=float(maxima[0]),
@@ -141,6 +143,23 @@ class Learner:
         finally:
             for parameter, data in zip(parameters, current):
                 parameter.data = data
+
+    def hf_tensors(self, bucket_bytes: int, include_tied_head: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+        """Full Hugging Face tensors of the current weights, on every rank, bucket by bucket. Collective: all ranks must exhaust it."""
+        groups = WeightGroups(
+            tensor=tensor_group(),
+            pipeline=pipeline_group(),
+            tp_rank=self.layout.tensor_rank,
+            tp_size=self.layout.tensor_size,
+            pp_rank=self.layout.pipeline_rank,
+            pp_size=self.layout.pipeline_size,
+        )
+        return hf_tensors(self.chunks, self.architecture, groups, bucket_bytes, include_tied_head)
+
+    def load_hf(self, model_dir: str) -> None:
+        """Fill this rank's shard from a Hugging Face directory."""
+        load_hf_weights(self.chunks, model_dir, self.architecture, self.layout.tensor_rank, self.layout.tensor_size)
+        self.optimizer.reload_model_params()
 
     def snapshot(self) -> list[torch.Tensor]:
         """A copy of this rank's weights: the reference policy."""
@@ -182,7 +201,9 @@ class Learner:
             forward_only=forward_only,
         )
 
-    def _reduce(self, collected: list[dict[str, torch.Tensor]], key: str, width: int, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> torch.Tensor:
+    def _reduce(
+        self, collected: list[dict[str, torch.Tensor]], key: str, width: int, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
+    ) -> torch.Tensor:
         """Reduce a collected vector over micro-batches, data-parallel ranks and stages (only the last one collects)."""
         rows = [entry[key].float() for entry in collected] or [torch.zeros(width, device=self.device.torch_device)]
         stacked = torch.stack(rows)

@@ -7,13 +7,14 @@ the whole batch, so that micro-batches and data-parallel ranks add up to the bat
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import BatchCounts, LossConfig, grpo_loss, token_logprobs
+from selfemo.kernels.results import SUM_FIELDS
 from selfemo.megatron.packing import MicroBatch
 
 LossFunction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]
@@ -34,6 +35,11 @@ class LossContext:
     temperature: float
 
 
+def _gap_max(logprob_N: torch.Tensor, rollout_N: torch.Tensor) -> torch.Tensor:
+    """Largest |trainer - engine| logprob."""
+    return (logprob_N - rollout_N).abs().amax()
+
+
 def _dummy_count(logits: torch.Tensor) -> torch.Tensor:
     return torch.zeros([], dtype=torch.int, device=logits.device)
 
@@ -42,6 +48,9 @@ def sft_loss(batch: MicroBatch, context: LossContext, batch_tokens: int) -> Loss
     """Mean negative logprob over the `batch_tokens` completion tokens of the whole batch. sums: loss, tokens."""
 
     def loss(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        if not batch.sample_indices:
+            zero = logits.sum() * 0
+            return zero, _dummy_count(logits), {SUMS: zero.detach().expand(2)}
         out = token_logprobs(logits[0], batch.target_ids_N, vocab_size=context.vocab_size, tp_group=context.tensor_group)
         total = -out.logprob_T.sum() / batch_tokens
         sums = torch.stack([total.detach(), total.new_tensor(batch.target_ids_N.numel())])
@@ -54,6 +63,8 @@ def logprob_pass(batch: MicroBatch, context: LossContext) -> LossFunction:
     """No loss: collects logprob_N of the completion tokens at the rollout temperature."""
 
     def collect(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        if not batch.sample_indices:
+            return logits.sum() * 0, _dummy_count(logits), {LOGPROBS: logits.new_zeros(0, dtype=torch.float32)}
         out = token_logprobs(
             logits[0], batch.target_ids_N, vocab_size=context.vocab_size, temperature=context.temperature, tp_group=context.tensor_group
         )
@@ -62,7 +73,8 @@ def logprob_pass(batch: MicroBatch, context: LossContext) -> LossFunction:
     return collect
 
 
-POLICY_SUMS = ("loss",)
+POLICY_SUMS = ("loss", *SUM_FIELDS)
+"""What `policy_loss` collects as sums, in order."""
 
 
 def policy_loss(
@@ -78,24 +90,28 @@ def policy_loss(
     chosen = [samples[i] for i in batch.sample_indices]
 
     def loss(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        def spread(values: list[float]) -> torch.Tensor:
+        def tensor(values: list[float]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.float32, device=logits.device)
 
+        if not chosen:  # a dummy micro-batch keeps the schedule in step and contributes exactly nothing
+            zero = logits.sum() * 0
+            return zero, _dummy_count(logits), {SUMS: zero.detach().expand(len(POLICY_SUMS)), MAXIMA: zero.detach()[None]}
+        rollout_N = tensor([x for s in chosen for x in s.rollout_logprobs])
         out = grpo_loss(
             logits[0],
             batch.target_ids_N,
             batch.completion_bounds,
-            advantage_S=spread([s.advantage for s in chosen]),
-            sequence_weight_S=spread([s.weight for s in chosen]),
+            advantage_S=tensor([s.advantage for s in chosen]),
+            sequence_weight_S=tensor([s.weight for s in chosen]),
             old_logprob_T=old_logprob_N,
             ref_logprob_T=ref_logprob_N,
-            rollout_logprob_T=spread([x for s in chosen for x in s.rollout_logprobs]),
+            rollout_logprob_T=rollout_N,
             counts=counts,
             config=config,
             vocab_size=context.vocab_size,
             tp_group=context.tensor_group,
         )
-        metrics = torch.stack([torch.as_tensor(getattr(out.metrics, f.name), dtype=torch.float32) for f in fields(out.metrics)])
-        return out.loss, _dummy_count(logits), {SUMS: metrics, LOGPROBS: out.logprob_T}
+        sums = torch.stack([out.loss.detach(), *(getattr(out.metrics, name) for name in SUM_FIELDS)])
+        return out.loss, _dummy_count(logits), {SUMS: sums, MAXIMA: _gap_max(out.logprob_T, rollout_N)[None]}
 
     return loss

@@ -19,7 +19,8 @@ from selfemo.errors import UserError
 from selfemo.megatron.device import Device, transformer_options
 from selfemo.megatron.layer_spec import block_spec
 from selfemo.megatron.parallel import Layout
-from selfemo.weights.architecture import Architecture, padded_vocab_size
+from selfemo.weights.architecture import Architecture
+from selfemo.weights.layouts import padded_vocab_size
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -19,9 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from selfemo.config import ParallelConfig, TrainConfig
 
 
-def wrap_chunks(
-    chunks: Sequence[torch.nn.Module], config: TransformerConfig, parallel: ParallelConfig
-) -> list[DistributedDataParallel]:
+def wrap_chunks(chunks: Sequence[torch.nn.Module], config: TransformerConfig, parallel: ParallelConfig) -> list[DistributedDataParallel]:
     """Each chunk in Megatron's DDP (and Float16Module in bf16), with contiguous fp32 gradient buffers."""
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
@@ -35,7 +33,9 @@ def wrap_chunks(
     ]
 
 
-def build_optimizer(wrapped: Sequence[DistributedDataParallel], config: TrainConfig, parallel: ParallelConfig, bf16: bool) -> MegatronOptimizer:
+def build_optimizer(
+    wrapped: Sequence[DistributedDataParallel], config: TrainConfig, parallel: ParallelConfig, bf16: bool
+) -> MegatronOptimizer:
     """A fresh AdamW over the wrapped chunks; with parallel.distributed_optimizer its state is sharded over data-parallel ranks."""
     return get_megatron_optimizer(
         OptimizerConfig(

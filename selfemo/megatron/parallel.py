@@ -62,10 +62,10 @@ def init_parallel(config: ParallelConfig, device: Device, seed: int) -> Layout:
     """Enter megatron-core's parallel state for this configuration.
 
     Raises:
-        UserError: tensor * pipeline * context does not divide the world, or context > 1 on CPU.
+        UserError: context > 1 on CPU. (selfemo.config_file.check_world refuses sizes that do not divide the world.)
     """
-    world_size = dist.get_world_size()
-    check_world(config, world_size, device)
+    if config.context > 1 and not device.is_cuda:
+        raise UserError(f"parallel.context={config.context} needs Transformer Engine's attention, so a GPU: set parallel.context=1")
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
@@ -77,7 +77,7 @@ def init_parallel(config: ParallelConfig, device: Device, seed: int) -> Layout:
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed % 2**31, force_reset_rng=True)
     return Layout(
-        world_size=world_size,
+        world_size=dist.get_world_size(),
         rank=dist.get_rank(),
         tensor_size=config.tensor,
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
@@ -87,18 +87,6 @@ def init_parallel(config: ParallelConfig, device: Device, seed: int) -> Layout:
         data_size=parallel_state.get_data_parallel_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),
     )
-
-
-def check_world(config: ParallelConfig, world_size: int, device: Device) -> None:
-    """Refuse a layout that this world cannot form."""
-    model_parallel = config.tensor * config.pipeline * config.context
-    if world_size % model_parallel:
-        raise UserError(
-            f"parallel.tensor={config.tensor} x parallel.pipeline={config.pipeline} x parallel.context={config.context} = {model_parallel} "
-            f"does not divide the world of {world_size} processes: change the layout or torchrun's --nproc-per-node"
-        )
-    if config.context > 1 and not device.is_cuda:
-        raise UserError(f"parallel.context={config.context} needs Transformer Engine's attention, so a GPU: set parallel.context=1")
 
 
 def leave_parallel() -> None:

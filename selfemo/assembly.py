@@ -1,0 +1,106 @@
+"""Builds the parts of a run: corpus, model directory, tokenizer, learner, engine. The trainer only uses what stands here.
+
+Order matters and is fixed: everything that can be wrong in the user's input is found before the first expensive import, the
+process group exists before Megatron and vLLM, and Megatron's model before the engine, which takes its weights from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfemo.config import RunConfig
+from selfemo.corpora.conversation import Corpus
+from selfemo.corpora.registry import load_corpus
+from selfemo.megatron.device import Device, select_device
+from selfemo.megatron.learner import Learner
+from selfemo.megatron.parallel import Layout, init_distributed, init_parallel
+from selfemo.rollout.engine import RolloutEngine
+from selfemo.rollout.replicas import ReplicatedGenerator
+from selfemo.run_directory import RunDirectory
+from selfemo.selfplay.prompts import PromptBuilder, recognizer_text, responder_text
+from selfemo.tokens.chat import ChatEncoder
+from selfemo.weight_sync import WeightSync
+from selfemo.weights.architecture import read_architecture
+
+INITIAL_MODEL = "model-initial"
+
+
+@dataclass(frozen=True)
+class World:
+    """The process group and this process's place in it."""
+
+    device: Device
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class System:
+    """Everything a run computes with."""
+
+    world: World
+    corpus: Corpus
+    model_dir: Path
+    """Where tokenizer and config come from: the user's model, or the one initialised for this run."""
+    encoder: ChatEncoder
+    prompts: PromptBuilder
+    learner: Learner
+    engine: RolloutEngine
+    generator: ReplicatedGenerator
+    weight_sync: WeightSync
+
+
+def join_world(config: RunConfig) -> World:
+    """Enter torchrun's process group and Megatron's layout."""
+    device = select_device()
+    init_distributed(device, config.timeout_s)
+    return World(device, init_parallel(config.parallel, device, config.seed))
+
+
+def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Corpus) -> System:
+    """Build model, engine and what connects them; the engine holds no weights until the first sync."""
+    model_dir = model_directory(config, world.layout, run, corpus)
+    encoder = ChatEncoder(model_dir)
+    prompts = PromptBuilder(encoder, corpus.labels, config.corpus.history_turns, config.corpus.max_turn_tokens)
+    learner = Learner(read_architecture(model_dir), config, world.layout, world.device)
+    learner.load_hf(str(model_dir))
+    engine = RolloutEngine(str(model_dir), config.rollout, config.model.max_length, encoder.end_of_turn_ids, world.device.kind)
+    weight_sync = WeightSync(learner, engine, str(model_dir), config.sync, config.rollout.dtype)
+    probes = (c.turns[: config.corpus.history_turns + 1] for c in corpus.split("train"))
+    weight_sync.prompts = tuple(prompts.recognize(turns) for turns, _ in zip(probes, range(PROBE_PROMPTS)))
+    generator = ReplicatedGenerator(engine, config.rollout.tensor_parallel)
+    return System(world, corpus, model_dir, encoder, prompts, learner, engine, generator, weight_sync)
+
+
+PROBE_PROMPTS = 4
+
+
+def model_directory(config: RunConfig, layout: Layout, run: RunDirectory, corpus: Corpus) -> Path:
+    """The Hugging Face directory to start from; a small model is initialised by rank 0 when the configuration names none."""
+    import torch.distributed as dist
+
+    if config.model.path:
+        return Path(config.model.path)
+    target = run.path(INITIAL_MODEL)
+    if layout.is_main and not target.exists():
+        from selfemo.tokens.init_model import init_model
+
+        init_model(target, config.model, tokenizer_texts(corpus), config.seed)
+    dist.barrier()
+    return target
+
+
+def tokenizer_texts(corpus: Corpus) -> Iterator[str]:
+    """What a tokenizer for this corpus should know: prompts of both roles, answers and utterances of the training split."""
+    for conversation in corpus.split("train"):
+        for index, turn in enumerate(conversation.turns):
+            yield turn.text
+            if turn.labels:
+                yield recognizer_text(conversation.turns[max(0, index - 1) : index + 1], corpus.labels)
+                yield responder_text(conversation.turns[max(0, index - 1) : index + 1], turn.speaker, turn.labels)
+
+
+def load_run_corpus(config: RunConfig) -> Corpus:
+    """The configured corpus, read and checked."""
+    return load_corpus(config.corpus.name, config.corpus.path)

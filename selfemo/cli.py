@@ -1,0 +1,55 @@
+"""The `selfemo` command. Commands import what they need when they run: `--help` and checks of input stay fast.
+
+A UserError is printed as one line and exits with status 2; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfemo.errors import EXIT_USER_ERROR, UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file; every field has a default (docs/configuration.md).")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.learning_rate=1e-4.")]
+
+
+@app.command()
+def train(
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything that can be checked without a process group, then stop.")
+    ] = False,
+    world_size: Annotated[int, typer.Option(help="With --dry-run: processes the run will have.")] = 1,
+) -> None:
+    """Train: SFT start, then SELF-GRPO by self-play. Run it under torchrun."""
+    from selfemo.config_file import load_config
+
+    settings = load_config(config, overrides or [])
+    if dry_run:
+        from selfemo.preflight import preflight
+
+        typer.echo(preflight(settings, world_size))
+        return
+    from selfemo.launch import run_training
+
+    run_training(settings)
+
+
+def main() -> None:
+    """Entry point of the `selfemo` command."""
+    try:
+        app()
+    except UserError as error:
+        print(f"selfemo: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()

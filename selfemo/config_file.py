@@ -1,0 +1,151 @@
+"""From a YAML file and dotted overrides to a RunConfig, with one line for whatever is wrong.
+
+Every problem is found before anything is built: unknown keys with the nearest valid one, values of a wrong type or out of
+bounds, and combinations of fields that cannot work. What depends on the model or the world (heads, layers, ranks) is checked
+where those are known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from selfemo.config import RunConfig
+from selfemo.errors import UserError, nearest
+
+MAX_CONFIG_BYTES = 1_000_000
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read `path` (None: all defaults), apply overrides such as "train.learning_rate=1e-4", validate the whole.
+
+    Raises:
+        UserError: names the file or override, the field, what was expected.
+    """
+    tree = _read_yaml(Path(path)) if path else {}
+    for override in overrides:
+        _apply_override(tree, override)
+    where = str(path) if path else "configuration"
+    unknown = list(_unknown_keys(tree, RunConfig))
+    if unknown:
+        raise UserError(f"{where}: " + "; ".join(unknown))
+    try:
+        config = TypeAdapter(RunConfig).validate_python(tree)
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in error.errors())
+        raise UserError(f"{where}: " + "; ".join(problems)) from None
+    problems_found = list(violations(config))
+    if problems_found:
+        raise UserError(f"{where}: " + "; ".join(problems_found))
+    return config
+
+
+def violations(config: RunConfig) -> Iterator[str]:
+    """Every combination of fields that cannot work, one sentence each."""
+    model, play = config.model, config.selfplay
+    if config.parallel.sequence_parallel and config.parallel.tensor == 1:
+        yield "parallel.sequence_parallel=true needs parallel.tensor > 1"
+    if config.parallel.virtual_pipeline > 1 and config.parallel.pipeline == 1:
+        yield f"parallel.virtual_pipeline={config.parallel.virtual_pipeline} needs parallel.pipeline > 1"
+    if config.reward.consistency_low > config.reward.consistency_high:
+        yield f"reward.consistency_low={config.reward.consistency_low} is above reward.consistency_high={config.reward.consistency_high}"
+    if config.flywheel.keep_low > config.flywheel.keep_high:
+        yield f"flywheel.keep_low={config.flywheel.keep_low} is above flywheel.keep_high={config.flywheel.keep_high}"
+    if play.min_utterance_words > play.max_utterance_words:
+        yield f"selfplay.min_utterance_words={play.min_utterance_words} is above selfplay.max_utterance_words={play.max_utterance_words}"
+    longest = max(play.max_answer_tokens, play.max_utterance_tokens)
+    if longest >= model.max_length:
+        yield f"a completion of {longest} tokens leaves no room for a prompt in model.max_length={model.max_length}"
+    if config.train.max_tokens_per_microbatch < model.max_length:
+        yield f"train.max_tokens_per_microbatch={config.train.max_tokens_per_microbatch} cannot hold model.max_length={model.max_length}"
+    if not model.path:
+        if model.num_heads % model.num_kv_heads:
+            yield f"model.num_kv_heads={model.num_kv_heads} does not divide model.num_heads={model.num_heads}"
+        for name in ("num_heads", "num_kv_heads", "intermediate_size"):
+            if getattr(model, name) % config.parallel.tensor:
+                yield f"parallel.tensor={config.parallel.tensor} does not divide model.{name}={getattr(model, name)}"
+        stages = config.parallel.pipeline * config.parallel.virtual_pipeline
+        if model.num_layers % stages:
+            yield f"parallel.pipeline x parallel.virtual_pipeline = {stages} does not divide model.num_layers={model.num_layers}"
+
+
+def check_world(config: RunConfig, world_size: int) -> None:
+    """Refuse a layout that a world of `world_size` processes cannot form.
+
+    Raises:
+        UserError: names the fields and the sizes.
+    """
+    parallel = config.parallel
+    model_parallel = parallel.tensor * parallel.pipeline * parallel.context
+    if world_size % model_parallel:
+        raise UserError(
+            f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} x parallel.context={parallel.context} "
+            f"= {model_parallel} does not divide the world of {world_size} processes: change the layout or torchrun's --nproc-per-node"
+        )
+    if world_size % config.rollout.tensor_parallel:
+        raise UserError(
+            f"rollout.tensor_parallel={config.rollout.tensor_parallel} does not divide the world of {world_size} processes: "
+            "change one of them"
+        )
+
+
+def as_yaml(config: RunConfig) -> str:
+    """The whole configuration as YAML, field order kept; `load_config` of it gives the same configuration."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UserError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, which no configuration is: name the right file")
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; examples/configs has ready ones") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        place = f"{path}:{line + 1}" if line is not None else str(path)
+        raise UserError(
+            f"{place}: not valid YAML ({getattr(error, 'problem', None) or error}); expected `section:` and `key: value` lines"
+        ) from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise UserError(f"override {override!r}: expected section.field=value, such as train.learning_rate=1e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *sections, leaf = name.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"override {override!r}: {section} is a value, not a section")
+    tree[leaf] = "" if value is None else value
+
+
+def _unknown_keys(tree: Mapping[Any, Any], kind: type, prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(kind)
+    for key, value in tree.items():
+        if key not in hints:
+            yield f"unknown key {prefix}{key}{nearest(str(key), hints)}"
+        elif dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
+            yield from _unknown_keys(value, _as_type(hints[key]), f"{prefix}{key}.")
+
+
+def _as_type(hint: object) -> type:
+    return hint if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else type(hint)

@@ -1,0 +1,56 @@
+"""What every process of a run does around the training itself: output, and how a failure is told.
+
+Rank 0 tells the user. A rank that fails says so in one line that names rank and host, leaves the traceback in its log file, and
+ends at once: its peers may wait in a collective, and an orderly shutdown would wait for them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+from selfemo.config import RunConfig
+from selfemo.config_file import check_world
+from selfemo.errors import EXIT_USER_ERROR, UserError
+from selfemo.run_directory import RunDirectory
+from selfemo.terminal import Terminal
+
+
+def run_training(config: RunConfig) -> None:
+    """Train in this process as one rank of torchrun's world."""
+    rank = int(os.environ.get("RANK", "0"))
+    check_world(config, int(os.environ.get("WORLD_SIZE", "1")))
+    run = RunDirectory.claim(config) if rank == 0 else RunDirectory(Path(config.output_dir))
+    terminal = Terminal(rank == 0, run.root, rank)
+    if run.is_complete:
+        terminal.say(f"{run.root}: this run is complete, see summary.json; remove the directory to run it again")
+        return
+    _tell_failures(terminal, rank)
+    from selfemo.trainer import train
+
+    try:
+        train(config, run, terminal)
+    except UserError as error:  # the command line would print it too, but in an orderly shutdown
+        sys.excepthook(UserError, error, error.__traceback__)
+
+
+def _tell_failures(terminal: Terminal, rank: int) -> None:
+    def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        traceback.print_exception(kind, error, trace)
+        if isinstance(error, UserError):
+            if rank == 0:
+                terminal.error(f"selfemo: {error}")
+        else:
+            first_line = str(error).partition("\n")[0]
+            terminal.error(
+                f"selfemo: rank {rank} on {socket.gethostname()} failed: {kind.__name__}: {first_line} (traceback in {terminal.log_path})"
+            )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_USER_ERROR if isinstance(error, UserError) else 1)
+
+    sys.excepthook = report
