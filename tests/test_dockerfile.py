@@ -1,0 +1,76 @@
+"""The Dockerfile cannot be built where tests run; what can be checked is: its pins, its form, and the promises of its header."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "Dockerfile").read_text()
+ARGS = dict(re.findall(r"^ARG (\w+)_VERSION=(\S+)$", TEXT, re.MULTILINE))
+STAGES = {match[1]: match[2] for match in re.finditer(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", TEXT, re.MULTILINE | re.DOTALL)}
+
+
+def _requirements(distribution: str, extra: str) -> dict[str, Requirement]:
+    found = [Requirement(text) for text in importlib.metadata.requires(distribution) or []]
+    return {r.name: r for r in found if r.marker is None or r.marker.evaluate({"extra": extra})}
+
+
+@pytest.mark.parametrize(
+    ("argument", "package"),
+    [
+        ("TORCH", "torch"),
+        ("TRITON", "triton"),
+        ("VLLM", "vllm"),
+        ("TRANSFORMER_ENGINE", "transformer-engine"),
+        ("FLASH_ATTN", "flash-attn"),
+    ],
+)
+def test_pins_are_those_of_setup_py(argument: str, package: str) -> None:
+    """Equal where setup.py pins; within its bounds where it does not."""
+    assert _requirements("selfemo", "gpu")[package].specifier.contains(ARGS[argument])
+
+
+def test_transformer_engine_is_one_that_megatron_core_names() -> None:
+    assert _requirements("megatron-core", "dev")["transformer-engine"].specifier.contains(ARGS["TRANSFORMER_ENGINE"])
+
+
+def test_the_python_is_the_one_setup_py_asks_for() -> None:
+    wanted = SpecifierSet(importlib.metadata.metadata("selfemo")["Requires-Python"])
+    assert wanted.contains(f"{ARGS['PYTHON']}.13")
+    assert sys.version.startswith(ARGS["PYTHON"])  # and the one these tests run with
+
+
+@pytest.mark.parametrize("stage", ["cpu", "gpu"])
+def test_an_image_runs_as_an_ordinary_user_and_reports_its_health(stage: str) -> None:
+    instructions = STAGES[stage]
+    (uid,) = re.findall(r"^USER (\S+)$", instructions, re.MULTILINE)
+    assert int(uid) > 0
+    assert f"useradd --uid {uid} " in instructions
+    assert instructions.index(f"USER {uid}") > instructions.rindex("\nCOPY ")
+    assert 'CMD ["selfemo", "doctor", "--json"]' in instructions.split("HEALTHCHECK")[1]
+
+
+def test_the_gpu_image_is_the_default_and_carries_no_build_stage() -> None:
+    assert list(STAGES) == ["uv", "cpu", "gpu-build", "gpu"]
+    assert "cudnn-devel" not in TEXT.split("AS gpu\n")[1]
+
+
+def test_every_copied_path_exists() -> None:
+    for source in re.findall(r"^COPY (?!--from)(?:--\S+ )*(\S+) \S+$", TEXT, re.MULTILINE):
+        assert (ROOT / source).exists(), source
+    for script in re.findall(r"python (tools/\S+)", TEXT):
+        assert (ROOT / script).exists(), script
+
+
+def test_hadolint_finds_nothing() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    result = subprocess.run([str(hadolint), str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "")
