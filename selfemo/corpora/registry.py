@@ -91,6 +91,20 @@ def load_corpus(name: str, path: str | Path = "", data_root: str | Path | None =
     return fmt.read(place, report)
 
 
+def locate_corpus(corpus: str, name: str = AUTO) -> tuple[CorpusFormat, Path]:
+    """What a command line means by `corpus`: a corpus's name or "auto" (its usual place), else a path of format `name`.
+
+    Raises:
+        UserError: as `resolve_corpus`.
+    """
+    if corpus == AUTO or (corpus in formats() and not Path(corpus).exists()):
+        return resolve_corpus(corpus)
+    if not Path(corpus).exists() and name == AUTO:
+        valid = list(formats())
+        raise UserError(f"{corpus!r} is neither a path nor a corpus, expected one of {', '.join(valid)} or a path{nearest(corpus, valid)}")
+    return resolve_corpus(name, corpus)
+
+
 def _recognise(place: Path) -> CorpusFormat:
     for fmt in formats().values():
         if fmt.recognises(place):

@@ -9,35 +9,24 @@ from __future__ import annotations
 
 import re
 
-_QUOTES = {"\u2018": "'", "\u2019": "'", "\u201b": "'", "\u201c": '"', "\u201d": '"', "\u201f": '"', "\u2026": "..."}
+_STRAIGHT = {"\u2018": "'", "\u2019": "'", "\u201b": "'", "\u201c": '"', "\u201d": '"', "\u201f": '"', "\u2026": "..."}
 _DASHES = {"\u2013": "\u2013", "\u2014": "\u2014"}
+_UNDEFINED = (0x81, 0x8D, 0x8F, 0x90, 0x9D)
+"""Bytes that cp1252 leaves undefined; programs pass them through as controls."""
+_CP1252 = {code: bytes([code]).decode("cp1252") for code in range(0x80, 0xA0) if code not in _UNDEFINED}
 
-
-def _as_cp1252(data: bytes) -> str:
-    """Bytes as Windows programs read them: cp1252, whose five undefined bytes pass through as controls."""
-    return "".join(bytes([b]).decode("cp1252") if b not in (0x81, 0x8D, 0x8F, 0x90, 0x9D) else chr(b) for b in data)
-
-
-_DOUBLY_ENCODED = {
-    misread: right
-    for char, right in {**_QUOTES, **_DASHES}.items()
-    for misread in (_as_cp1252(char.encode()), char.encode().decode("latin-1"))
-}
-"""UTF-8 punctuation that someone read as cp1252 or Latin-1 and saved again, e.g. "â€™"."""
+_DROPPED = {code: None for code in (*range(0x20), 0x7F) if not chr(code).isspace()}
+_DOUBLY_ENCODED = {char.encode().decode("latin-1").translate(_CP1252): right for char, right in {**_STRAIGHT, **_DASHES}.items()}
+"""UTF-8 punctuation that someone read as cp1252 and saved again, e.g. "â€™"."""
 _DOUBLY_ENCODED_PATTERN = re.compile("|".join(map(re.escape, _DOUBLY_ENCODED)))
-
-_C0_DROPPED = {code: None for code in (*range(0x20), 0x7F) if not chr(code).isspace()}
-_SINGLE = {
-    **{code: _QUOTES.get(_as_cp1252(bytes([code])), _as_cp1252(bytes([code]))) for code in range(0x80, 0xA0)},
-    **dict.fromkeys((0x81, 0x8D, 0x8F, 0x90, 0x9D), " "),  # undefined in cp1252, so nothing to restore
-    **{ord(char): right for char, right in _QUOTES.items()},
-    0xFEFF: " ",
-}
-"""Code point to replacement: C1 controls are cp1252 bytes that were never decoded, curly quotes become straight."""
+_FINAL = {**{ord(char): right for char, right in _STRAIGHT.items()}, **dict.fromkeys((*_UNDEFINED, 0xFEFF), " ")}
 
 
 def clean_text(text: str) -> str:
-    """The project's spelling of a text; idempotent. Whitespace of any kind, line ends included, becomes one blank."""
-    text = text.translate(_C0_DROPPED)
+    """The project's spelling of a text; idempotent. Whitespace of any kind, line ends included, becomes one blank.
+
+    C1 controls are cp1252 bytes that were never decoded; once they are, both ways of misreading UTF-8 look alike.
+    """
+    text = text.translate(_DROPPED).translate(_CP1252)
     text = _DOUBLY_ENCODED_PATTERN.sub(lambda match: _DOUBLY_ENCODED[match.group()], text)
-    return " ".join(text.translate(_SINGLE).split())
+    return " ".join(text.translate(_FINAL).split())

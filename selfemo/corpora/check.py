@@ -1,0 +1,56 @@
+"""Validation of a whole corpus: every fault at once, the figures to compare with its paper, and what its splits share."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from selfemo.corpora.overlap import Overlap, measure_overlap, texts_of
+from selfemo.corpora.problems import Problem
+from selfemo.corpora.registry import AUTO, locate_corpus
+from selfemo.corpora.stats import SplitStats, corpus_stats
+
+
+@dataclass(frozen=True)
+class CorpusCheck:
+    """What is known of a corpus after reading it to the end."""
+
+    name: str
+    path: Path
+    labels: tuple[str, ...]
+    splits: tuple[SplitStats, ...]
+    """Figures of the rows that are sound."""
+    shared_with_train: tuple[tuple[str, Overlap], ...]
+    """(split, its long texts that also occur in train), for dev and test."""
+    problems: tuple[Problem, ...] = field(repr=False)
+    """Every fault, in the order of reading."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        values = dataclasses.asdict(self)
+        values["path"] = str(self.path)
+        values["problems"] = [str(problem) for problem in self.problems]
+        values["shared_with_train"] = {split: dataclasses.asdict(overlap) for split, overlap in self.shared_with_train}
+        for split in values["splits"]:
+            split["label_counts"] = dict(split["label_counts"])
+        return values
+
+
+def check_corpus(corpus: str, name: str = AUTO) -> CorpusCheck:
+    """Read a corpus to its end and report.
+
+    Args:
+        corpus: a corpus's name (its usual place is read) or the path of its directory or file.
+        name: the format, where a path does not show it.
+
+    Raises:
+        UserError: there is nothing to read at all; faults inside files become `problems`.
+    """
+    problems: list[Problem] = []
+    fmt, path = locate_corpus(corpus, name)
+    loaded = fmt.read(path, problems.append)
+    train_texts = texts_of(loaded.split("train"))
+    shared = tuple((split, measure_overlap(texts_of(loaded.split(split)), train_texts)) for split in ("dev", "test") if loaded.split(split))
+    return CorpusCheck(fmt.name, path, loaded.labels, corpus_stats(loaded), shared, tuple(problems))

@@ -1,0 +1,73 @@
+"""Texts that two sets of dialogues share: what must not be trained on before reporting the other.
+
+MELD and EmoryNLP are both Friends and share scenes. Two texts match when their keys do: letters and digits alone, lower case,
+accents removed. Only long texts count, those whose key has at least MIN_KEY_CHARS characters, since "Oh my God!" matches
+everywhere and proves nothing. By this definition 263 of the 1,329 long texts of MELD's test split occur in EmoryNLP's training split.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from selfemo.corpora.conversation import Conversation
+
+MIN_KEY_CHARS = 25
+"""Length of a key, in characters, from which a text counts as long (about six words)."""
+
+
+def overlap_key(text: str) -> str:
+    """What is compared: the letters and digits of a text in compatibility form, lower case, without accents."""
+    return "".join(char for char in unicodedata.normalize("NFKD", text).casefold() if char.isalnum())
+
+
+def texts_of(conversations: Iterable[Conversation]) -> list[str]:
+    """Every utterance, in order."""
+    return [turn.text for conversation in conversations for turn in conversation.turns]
+
+
+class HeldOutTexts:
+    """A set of texts that may not be met again: those of dev and test, for training dialogues and for self-generated ones."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._keys = frozenset(key for key in map(overlap_key, texts) if len(key) >= MIN_KEY_CHARS)
+
+    def __len__(self) -> int:
+        """How many distinct long texts are held out."""
+        return len(self._keys)
+
+    def matches(self, text: str) -> bool:
+        """Whether a text equals a held-out long text up to case, punctuation and blanks."""
+        return overlap_key(text) in self._keys
+
+    def matches_any(self, conversation: Conversation) -> bool:
+        """Whether any turn of a dialogue does."""
+        return any(self.matches(turn.text) for turn in conversation.turns)
+
+
+def held_out_texts(conversations: Iterable[Conversation]) -> HeldOutTexts:
+    """The texts of the dev and test dialogues among these."""
+    return HeldOutTexts(texts_of(c for c in conversations if c.split in ("dev", "test")))
+
+
+def without_overlap(conversations: Iterable[Conversation], held_out: HeldOutTexts) -> tuple[Conversation, ...]:
+    """The dialogues with no held-out text. Whole dialogues go, not turns: one shared line means a shared scene."""
+    return tuple(c for c in conversations if not held_out.matches_any(c))
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How much of one set of texts occurs in another."""
+
+    long_texts: int
+    """Long texts of the first set, repeats included."""
+    shared: int
+    """Those that occur in the second set."""
+
+
+def measure_overlap(texts: Sequence[str], other: Iterable[str]) -> Overlap:
+    """The long ones among `texts` that occur in `other`."""
+    other_texts = HeldOutTexts(other)
+    long_texts = [text for text in texts if len(overlap_key(text)) >= MIN_KEY_CHARS]
+    return Overlap(len(long_texts), sum(other_texts.matches(text) for text in long_texts))

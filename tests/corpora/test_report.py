@@ -1,0 +1,167 @@
+"""Figures and commands: baselines agree with scikit-learn and the published values, checks collect every fault, overlap as stated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score
+from typer.testing import CliRunner
+
+from selfemo.corpora.check import check_corpus
+from selfemo.corpora.commands import app
+from selfemo.corpora.conversation import Conversation, Turn
+from selfemo.corpora.overlap import (
+    HeldOutTexts,
+    held_out_texts,
+    measure_overlap,
+    overlap_key,
+    texts_of,
+    without_overlap,
+)
+from selfemo.corpora.registry import load_corpus
+from selfemo.corpora.stats import corpus_stats, majority_baseline, transition_shares, write_plot
+from selfemo.errors import UserError
+
+Write = Callable[[str, str | bytes], Path]
+LONG = "We were on a break, and everybody knows it!"
+
+
+def _line(name: str, *turns: tuple[str, list[str]]) -> str:
+    return json.dumps({"id": name, "turns": [{"speaker": "Ana", "text": text, "labels": labels} for text, labels in turns]}) + "\n"
+
+
+@pytest.fixture
+def corpus_dir(write: Write) -> Path:
+    train = _line("a", ("Hi", ["joy"]), ("So", ["neutral"]), (LONG, ["neutral", "joy"])) + _line("b", ("Oh", []), ("No", ["anger"]))
+    write("c/train.jsonl", train)
+    write("c/dev.jsonl", _line("a", ("WE were on a break and everybody knows it", ["joy"])))
+    write("c/test.jsonl", _line("a", ("Hi", ["joy"]), ("Hi", ["neutral"])))
+    return write("c/labels.json", '["joy", "neutral", "anger"]').parent
+
+
+@given(st.lists(st.integers(0, 40), min_size=2, max_size=8).filter(any))
+def test_majority_scores_equal_scikit_learn(counts: list[int]) -> None:
+    by_label = {f"label{i}": count for i, count in enumerate(counts)}
+    gold = [label for label, count in by_label.items() for _ in range(count)]
+    scores = majority_baseline("label1", by_label)
+    answers = ["label1"] * len(gold)
+    assert scores.accuracy == pytest.approx(accuracy_score(gold, answers))
+    assert scores.weighted_f1 == pytest.approx(f1_score(gold, answers, average="weighted", labels=list(by_label), zero_division=0))
+    assert scores.macro_f1 == pytest.approx(f1_score(gold, answers, average="macro", labels=list(by_label), zero_division=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "expected"),
+    [("meld", 2, (0.4812, 0.3127, 0.0928)), ("meld", 1, (0.4238, 0.2523, 0.0850)), ("emorynlp", 2, (0.2628, 0.1094, 0.0595))],
+)
+def test_published_majority_baselines(data_root: Path, name: str, split: int, expected: tuple[float, ...]) -> None:
+    majority = check_corpus(str(data_root / name)).splits[split].majority
+    assert majority.label == "neutral"
+    assert (round(majority.accuracy, 4), round(majority.weighted_f1, 4), round(majority.macro_f1, 4)) == expected
+
+
+def test_stats_and_transitions(corpus_dir: Path) -> None:
+    corpus = load_corpus("jsonl", corpus_dir)
+    train, _, test = corpus_stats(corpus)
+    assert (train.dialogues, train.turns, train.labelled_turns, train.multi_label_turns) == (2, 5, 4, 1)
+    assert train.label_counts == (("anger", 1), ("joy", 1), ("neutral", 2))
+    assert test.majority.label == "neutral"  # train's most frequent label, though test ties
+    assert test.majority.accuracy == 0.5
+    # joy -> neutral and neutral -> neutral; the unlabelled turn before "anger" starts no transition
+    assert transition_shares(corpus.split("train"), corpus.labels) == [[0, 0, 0], [0, 0, 1], [0, 0, 1]]
+
+
+def test_check_collects_every_problem(corpus_dir: Path) -> None:
+    with (corpus_dir / "train.jsonl").open("a") as file:
+        file.write("{\n" + _line("c", ("Hi", ["joi"]), ("Well", ["joy"])))
+    (corpus_dir / "test.jsonl").unlink()
+    report = check_corpus(str(corpus_dir))
+    assert [(problem.path.name, problem.line) for problem in report.problems] == [("train.jsonl", 3), ("train.jsonl", 4), ("test.jsonl", 0)]
+    assert [s.split for s in report.splits] == ["train", "dev"]
+    assert report.splits[0].turns == 6
+    assert dict(report.shared_with_train)["dev"].shared == 1
+
+
+def test_the_bundled_corpus_has_no_problem() -> None:
+    report = check_corpus("everyday")
+    assert report.problems == ()
+    assert len(report.labels) == 7
+    assert sum(s.dialogues for s in report.splits) >= 60
+    assert [overlap.shared for _, overlap in report.shared_with_train] == [0, 0]
+    assert sum(s.multi_label_turns for s in report.splits) > 0
+
+
+def test_overlap_keys_ignore_case_accents_and_punctuation() -> None:
+    assert overlap_key("  Fiancé's\u2014 DON'T 2!") == "fiancesdont2"
+    held_out = HeldOutTexts([LONG, "Oh my God!"])
+    assert held_out.matches("we were on a break... and EVERYBODY knows it")
+    assert not held_out.matches("Oh my God!")  # short: it is everywhere
+    assert not held_out.matches(LONG + " Really.")
+
+
+def test_dialogues_with_a_held_out_text_are_dropped_whole() -> None:
+    planted = Conversation("x", "train", "1", (Turn("A", "Hi"), Turn("B", LONG.upper())))
+    clean = Conversation("x", "train", "2", (Turn("A", "Hi"), Turn("B", "Hello")))
+    test = Conversation("x", "test", "3", (Turn("A", "Hello"), Turn("B", LONG)))
+    assert without_overlap([planted, clean], held_out_texts([planted, clean, test])) == (clean,)
+
+
+def test_the_stated_overlap_of_the_friends_corpora(data_root: Path) -> None:
+    meld = texts_of(load_corpus("meld", data_root=data_root).split("test"))
+    emorynlp = load_corpus("emorynlp", data_root=data_root).split("train")
+    found = measure_overlap(meld, texts_of(emorynlp))
+    assert (found.long_texts, found.shared) == (1329, 263)
+    kept = without_overlap(emorynlp, HeldOutTexts(meld))
+    assert 0 < len(kept) < len(emorynlp)
+    assert measure_overlap(meld, texts_of(kept)).shared == 0
+
+
+def test_plot_is_written_whole(corpus_dir: Path, tmp_path: Path) -> None:
+    write_plot(load_corpus("jsonl", corpus_dir), tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.glob("*p*.png")] == ["p.png"]
+
+
+def test_check_command(corpus_dir: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["check", str(corpus_dir), "--json", str(tmp_path / "r.json")])
+    assert result.exit_code == 0, result.output
+    assert "no problems" in result.output
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["splits"][0]["label_counts"] == {"anger": 1, "joy": 1, "neutral": 2}
+    assert report["shared_with_train"]["dev"] == {"long_texts": 1, "shared": 1}
+
+    (corpus_dir / "dev.jsonl").write_text("[]\n7\n")
+    result = CliRunner().invoke(app, ["check", str(corpus_dir), "--limit", "1"])
+    assert f"{corpus_dir}/dev.jsonl:1: dialogue is []" in result.output
+    assert "and 1 more" in result.output
+    assert isinstance(result.exception, UserError)
+
+
+def test_stats_and_overlap_commands(corpus_dir: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["stats", str(corpus_dir), "--plot", str(tmp_path / "p.svg")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "p.svg").read_text().startswith("<?xml")
+    result = CliRunner().invoke(app, ["overlap", str(corpus_dir), str(corpus_dir)])
+    assert "100.0" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "mled"], "neither a path nor a corpus, .*did you mean 'meld'"),
+        (["stats", "everyday", "--plot", "p.txt"], "expected a .png, .svg or .pdf"),
+        (["check", "everyday", "--json", "nowhere/r.json"], "does not exist: create it"),
+        (["check", "nowhere", "--format", "jsonl"], "nowhere: does not exist"),
+    ],
+)
+def test_commands_refuse_with_one_line(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, UserError)
+    with pytest.raises(UserError, match=message):
+        raise result.exception
