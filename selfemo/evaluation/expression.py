@@ -1,0 +1,134 @@
+"""Expression on held-out dialogues: does a reply show the emotion it was asked for, in the eyes of a recognizer that never trained with it?
+
+The model answers each turn that someone else answered in the corpus, aiming at that answer's annotated emotions. A frozen recognizer
+(the SFT model, not the trained one: a pair trained together can agree on a private code) reads the reply without knowing the target.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from selfemo.config import SelfPlayConfig
+from selfemo.corpora.conversation import Turn
+from selfemo.emotions.answer import MAX_LABELS, Answer, Reading, parse_answer
+from selfemo.emotions.similarity import SmoothedIoU
+from selfemo.errors import UserError
+from selfemo.evaluation.turns import EvaluationTurn
+from selfemo.rollout.request import GenerationRequest, Generator
+from selfemo.seeds import derive_seed
+from selfemo.selfplay.gates import Gate, failed_gates, words
+from selfemo.selfplay.prompts import PromptBuilder, clean_line, completion_text
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One evaluated reply."""
+
+    target: tuple[str, ...]
+    text: str
+    gates: tuple[Gate, ...]
+    reading: Reading | None
+    """None where a gate failed."""
+    score: float
+    """Smoothed IoU of reading and target; 0 behind a failed gate."""
+
+
+@dataclass(frozen=True)
+class ExpressionReport:
+    """How consistently a model expresses what it is asked for."""
+
+    n: int
+    siou: float
+    """Mean score."""
+    primary_hit_rate: float
+    """Share of replies read with the target's primary label first."""
+    gate_failures: tuple[tuple[str, int], ...]
+    """(gate, replies that failed it), most first."""
+    per_target: tuple[tuple[str, int, float], ...]
+    """(primary target label, replies, mean score), alphabetical."""
+    distinct_replies: float
+    """Share of different texts among the replies: near 0, the model has one answer for everything."""
+    distinct_bigrams: float
+    """Share of different word pairs among all word pairs of the replies (distinct-2, Li et al. 2016)."""
+    replies: tuple[Reply, ...] = field(repr=False)
+
+
+def evaluate_expression(
+    responder: Generator,
+    recognizer: Generator,
+    prompts: PromptBuilder,
+    turns: Sequence[EvaluationTurn],
+    config: SelfPlayConfig,
+    score: SmoothedIoU,
+    run_seed: int,
+    recognizer_prompts: PromptBuilder | None = None,
+) -> ExpressionReport:
+    """Answer every turn that has an annotated answer by another speaker, and have the replies read.
+
+    Args:
+        responder: the evaluated model; samples at config.temperature, one call.
+        recognizer: the frozen reader; greedy, one call.
+        recognizer_prompts: where the reader has another tokenizer; else `prompts`.
+
+    Raises:
+        UserError: no turn has an annotated answer by another speaker.
+    """
+    asked = [(turn, turn.next_turn) for turn in turns]
+    pairs = [(turn, reply) for turn, reply in asked if reply is not None and reply.labels and reply.speaker != turn.context[-1].speaker]
+    if not pairs:
+        raise UserError("evaluation: no turn of the split has an annotated answer by another speaker, which expression is measured on")
+    requests = [
+        GenerationRequest(
+            prompts.respond(turn.context, reply.speaker, reply.labels[:MAX_LABELS]),
+            derive_seed(run_seed, "expression", i),
+            config.max_utterance_tokens,
+            config.temperature,
+        )
+        for i, (turn, reply) in enumerate(pairs)
+    ]
+    texts = [(completion_text(prompts.encoder, c), c.finished) for c in responder.generate(requests)]
+    bounds = (config.min_utterance_words, config.max_utterance_words)
+    gates = [
+        failed_gates(text, [*turn.context[-(prompts.history_turns + 1) :], Turn(reply.speaker, "")], prompts.labels, *bounds, finished)
+        for (turn, reply), (text, finished) in zip(pairs, texts, strict=True)
+    ]
+    spoken = [(*turn.context, Turn(reply.speaker, clean_line(text))) for (turn, reply), (text, _) in zip(pairs, texts, strict=True)]
+    readings = _read(recognizer, recognizer_prompts or prompts, [s for s, g in zip(spoken, gates) if not g], config)
+    replies = []
+    for (_, reply), (text, _), failed in zip(pairs, texts, gates, strict=True):
+        target, reading = reply.labels[:MAX_LABELS], None if failed else readings.pop(0)
+        replies.append(Reply(target, text, failed, reading, 0.0 if reading is None else score.of_reading(reading, target)))
+    return summarise(replies)
+
+
+def summarise(replies: Sequence[Reply]) -> ExpressionReport:
+    """The report of replies already read; ValueError for none."""
+    if not replies:
+        raise ValueError("replies is empty: there is nothing to report")
+    hits = [isinstance(reply.reading, Answer) and reply.reading.primary == reply.target[0] for reply in replies]
+    by_target: dict[str, list[float]] = {}
+    for reply in replies:
+        by_target.setdefault(reply.target[0], []).append(reply.score)
+    spoken = [words(reply.text) for reply in replies]
+    bigrams = [pair for line in spoken for pair in pairwise(line)]
+    return ExpressionReport(
+        n=len(replies),
+        siou=sum(reply.score for reply in replies) / len(replies),
+        primary_hit_rate=sum(hits) / len(hits),
+        gate_failures=tuple(Counter(gate for reply in replies for gate in reply.gates).most_common()),
+        per_target=tuple((label, len(scores), sum(scores) / len(scores)) for label, scores in sorted(by_target.items())),
+        distinct_replies=len({tuple(line) for line in spoken}) / len(replies),
+        distinct_bigrams=len(set(bigrams)) / len(bigrams) if bigrams else 0.0,
+        replies=tuple(replies),
+    )
+
+
+def _read(recognizer: Generator, prompts: PromptBuilder, dialogues: Sequence[Sequence[Turn]], config: SelfPlayConfig) -> list[Reading]:
+    requests = [GenerationRequest(prompts.recognize(turns), 0, config.max_answer_tokens, 0.0) for turns in dialogues]
+    return [
+        parse_answer(completion_text(prompts.encoder, c), prompts.labels, thinking=config.thinking, finished=c.finished)
+        for c in (recognizer.generate(requests) if requests else [])
+    ]
