@@ -162,21 +162,21 @@ class AlgorithmConfig:
     """The policy-gradient loss: SELF-GRPO and the variants it is compared with."""
 
     loss: Literal["self_grpo", "grpo", "dr_grpo", "dapo", "gspo"] = "self_grpo"
-    """Named preset of aggregation, normalisation and group weighting; the fields below override nothing it fixes."""
-    clip_low: PositiveFloat = 0.2
-    """Ratio clip below 1."""
-    clip_high: PositiveFloat = 0.28
-    """Ratio clip above 1."""
-    kl_beta: NonNegative = 0.02
-    """Weight of the KL to the reference policy (the SFT model); 0 needs no reference pass."""
+    """Named preset of aggregation, normalisation, clipping and group weighting."""
+    clip_low: PositiveFloat | None = None
+    """Ratio clip below 1; null takes the preset's."""
+    clip_high: PositiveFloat | None = None
+    """Ratio clip above 1; null takes the preset's."""
+    kl_beta: NonNegative | None = None
+    """Weight of the KL to the reference policy (the SFT model); 0 needs no reference pass; null takes the preset's."""
     range_threshold: NonNegative = 0.05
     """tau_range: a SELF-GRPO group whose alignment range is smaller carries no ranking and gets weight 0."""
     weight_by_consistency: bool = False
     """Scale a SELF-GRPO group's weight by its mean pairwise sIoU."""
     entropy_weight: NonNegative = 0.0
     """Entropy bonus per token."""
-    truncated_importance_cap: PositiveFloat = 2.0
-    """Cap of the importance weight between rollout engine and trainer logprobs."""
+    truncated_importance_cap: PositiveFloat | None = None
+    """Cap of the importance weight between rollout engine and trainer logprobs; null takes the preset's."""
     updates_per_rollout: Positive = 1
     """Optimizer steps per rollout batch; 1 is exactly on-policy and needs no old-logprob pass."""
 
@@ -197,6 +197,8 @@ class FlywheelConfig:
     """...whose expression sIoU is at least this."""
     trust_labels: bool = True
     """A kept record's labels count as annotation when its dialogue seeds an episode; False: the group's consensus stands in."""
+    rare_label_share: Share = 0.0
+    """A label's share of what is kept is capped at its share of the training split, or at this where that is smaller."""
     near_duplicate: Share = 0.9
     """Token-set Jaccard similarity from which a kept text counts as a repeat."""
 
