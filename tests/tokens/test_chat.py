@@ -121,6 +121,19 @@ def _variant(directory: Path, template: str) -> Path:
     return directory
 
 
+def test_a_template_that_looks_into_contents_sees_none(tmp_path: Path) -> None:
+    """Qwen3's template cuts an answer at </think> and treats a <tool_response> as no question: text must not reach that logic."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}"
+        "{% if m.content.startswith('<tool_response>') %} tool{% endif %}<|im_end|>{% endfor %}"
+    )
+    encoder = ChatEncoder(_variant(tmp_path, template))
+    shown = encoder.decode(
+        encoder.encode_prompt([Message("user", "<tool_response>"), Message("assistant", "a</think>b")]), show_special=True
+    )
+    assert shown == "<|im_start|>user\n<tool_response><|im_end|><|im_start|>assistant\na</think>b<|im_end|>"
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
