@@ -3,7 +3,8 @@
 Parameters are cut into runs of rows and packed into buckets of one pipeline stage each. A bucket first crosses the pipeline
 (broadcast by the stage that holds it, one tensor-parallel shard per rank), then the tensor-parallel group (all-gather), and is then
 copied by rectangles into the tensors it belongs to. In this order only shards cross the pipeline, which spans nodes in
-production. Extra memory is one bucket plus the tensors of the parameter being assembled, whatever the size of the model.
+production. Extra memory is one bucket plus the tensors of the parameter being assembled, whatever the size of the model, plus
+what the consumer still holds: every tensor is its own, because vLLM's loader keeps some until their layer is complete.
 """
 
 from __future__ import annotations
@@ -60,8 +61,6 @@ def hf_tensors(
     chunks: Sequence[nn.Module], architecture: Architecture, groups: WeightGroups, bucket_bytes: int, include_tied_head: bool = False
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the Hugging Face checkpoint, whole, in the same order on every rank. Collective: all ranks must exhaust it.
-
-    A tensor may be a view of live parameters or of a buffer that the next step overwrites: use or copy it before advancing.
 
     Args:
         chunks: the rank's GPTModel, or its virtual-pipeline chunks.
