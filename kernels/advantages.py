@@ -11,14 +11,7 @@ import torch
 from torch import Tensor
 
 from selfemo.kernels.backend import Impl, choose
-from selfemo.kernels.checks import (
-    ValueChecks,
-    check_finite,
-    check_partition,
-    require_device,
-    require_float,
-    require_shape,
-)
+from selfemo.kernels.checks import ValueChecks, check_finite, check_partition, check_vector, require_float, require_shape
 from selfemo.kernels.config import AdvantageConfig
 from selfemo.kernels.results import GroupAdvantages
 
@@ -59,9 +52,7 @@ def group_advantages(
     device = rewards_SC.device
     if reward_weights_C is None:
         reward_weights_C = torch.ones(components, device=device)
-    require_shape("reward_weights_C", reward_weights_C, (components,))
-    require_float("reward_weights_C", reward_weights_C)
-    require_device("reward_weights_C", reward_weights_C, device)
+    check_vector("reward_weights_C", reward_weights_C, components, device)
     if config.range_component is not None and config.range_component >= components:
         raise ValueError(f"range_component is {config.range_component}: rewards_SC has {components} components")
     checks = ValueChecks()
@@ -69,18 +60,21 @@ def group_advantages(
     check_finite(checks, "rewards_SC", rewards_SC)
     check_finite(checks, "reward_weights_C", reward_weights_C)
     if group_weight_G is not None:
-        require_shape("group_weight_G", group_weight_G, (group_ptr.numel() - 1,))
-        require_float("group_weight_G", group_weight_G)
-        require_device("group_weight_G", group_weight_G, device)
+        check_vector("group_weight_G", group_weight_G, group_ptr.numel() - 1, device)
         check_finite(checks, "group_weight_G", group_weight_G)
     if check_values:
         checks.raise_first()
 
     group_ptr = group_ptr.long()
     with torch.no_grad():
-        stats = choose(impl, device).group_advantages(rewards_SC.float().contiguous(), group_ptr, reward_weights_C.float(), config)
+        backend, rewards_SC, reward_weights_C = choose(impl, device), rewards_SC.float().contiguous(), reward_weights_C.float().contiguous()
+        stats = backend.group_advantages(rewards_SC, group_ptr, reward_weights_C, config)
+        advantage_S = stats.advantage_S
+        if config.per_component:  # each component alone, then weighted: as many small launches as there are components
+            alone = (backend.group_advantages(rewards_SC, group_ptr, unit_C, config) for unit_C in torch.eye(components, device=device))
+            advantage_S = torch.stack([one.advantage_S for one in alone], dim=1) @ reward_weights_C
         weight_G = (stats.range_G >= config.range_threshold).float()
         if group_weight_G is not None:
             weight_G = weight_G * group_weight_G.float()
         weight_S = weight_G.repeat_interleave(group_ptr.diff(), output_size=samples)
-    return GroupAdvantages(stats.advantage_S, stats.mean_G, stats.std_G, stats.range_G, weight_G, weight_S)
+    return GroupAdvantages(advantage_S, stats.mean_G, stats.std_G, stats.range_G, weight_G, weight_S)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from selfemo.kernels.chunks import Rows, borders_inside
 from selfemo.kernels.config import AdvantageConfig, LossConfig
 from selfemo.kernels.vocab_parallel import ShardStats, SoftmaxStats, VocabShard
 
@@ -39,17 +40,16 @@ SEQUENCE_SUMS = (
 LOG_RATIO_BOUND = 20.0
 """Log-ratios are clamped to +-20 before exp (and have no gradient beyond), so that one broken token cannot make the loss inf."""
 
+DEGENERATE = 1e-6
+"""A group whose standard deviation is at most this share of its largest reward differs by rounding alone: fp32 resolves 1.2e-7."""
+
 
 @dataclass(frozen=True)
-class SequenceBatch:
-    """Input of the sequence loss: packed tokens and their sequences."""
+class PolicyBatch:
+    """What the loss needs beside the logits: per-token references and per-sequence weights of packed sequences."""
 
-    logprob_T: Tensor
-    """fp32 [T], of this pass."""
-    entropy_T: Tensor
-    """fp32 [T]."""
     old_T: Tensor | None
-    """fp32 [T]: logprob when the rollout batch was taken in; None: this pass is the old policy, the ratio is exactly 1."""
+    """fp32 [T]: logprob under the policy of the rollout; None: this pass is that policy, and the ratio is exactly 1."""
     ref_T: Tensor | None
     """fp32 [T]: logprob under the reference policy."""
     rollout_T: Tensor | None
@@ -64,6 +64,12 @@ class SequenceBatch:
     """fp32 [S]: weight of each of the sequence's tokens in the loss; holds aggregation, global counts and group weight."""
     tokens_S: Tensor
     """fp32 [S]: unmasked tokens of the whole sequence, of which a chunk may show only some."""
+
+    def chunk(self, rows: Rows) -> PolicyBatch:
+        """The same for a chunk of tokens: borders are counted inside it, weights and counts stay those of whole sequences."""
+        old_T, ref_T, rollout_T = (None if x is None else x[rows] for x in (self.old_T, self.ref_T, self.rollout_T))
+        borders = borders_inside(rows, self.cu_seqlens)
+        return replace(self, old_T=old_T, ref_T=ref_T, rollout_T=rollout_T, mask_T=self.mask_T[rows], cu_seqlens=borders)
 
 
 @dataclass(frozen=True)
@@ -114,12 +120,12 @@ class Backend(Protocol):
         """K3: overwrite the logits with their gradient. Rows whose two derivatives are 0 are written, not read."""
         ...
 
-    def sequence_loss(self, batch: SequenceBatch, config: LossConfig) -> SequenceLoss:
+    def sequence_loss(self, logprob_T: Tensor, entropy_T: Tensor, batch: PolicyBatch, config: LossConfig) -> SequenceLoss:
         """K2b: ratio, clips, KL and importance weight per token; sums per sequence; derivatives per token."""
         ...
 
     def group_advantages(self, rewards_SC: Tensor, group_ptr: Tensor, reward_weights_C: Tensor, config: AdvantageConfig) -> GroupStats:
-        """K2a: advantages inside each group, and the group's statistics."""
+        """K2a: advantages of the weighted total inside each group, and the group's statistics (`per_component` is above this)."""
         ...
 
 

@@ -109,12 +109,11 @@ def check_finite(checks: ValueChecks, name: str, tensor: Tensor) -> None:
     )
 
 
-def check_per_token(name: str, tensor: Tensor | None, tokens: int, device: torch.device) -> None:
-    """An optional float tensor with one number per token."""
-    if tensor is not None:
-        require_shape(name, tensor, (tokens,))
-        require_float(name, tensor)
-        require_device(name, tensor, device)
+def check_vector(name: str, tensor: Tensor, length: int, device: torch.device) -> None:
+    """A float tensor of one number per token, sequence, group or component."""
+    require_shape(name, tensor, (length,))
+    require_float(name, tensor)
+    require_device(name, tensor, device)
 
 
 def check_mask(mask_T: Tensor | None, tokens: int, device: torch.device) -> None:

@@ -120,6 +120,7 @@ def token_logprobs(
     check_mask(mask_T, source.tokens, source.device)
     if check_values:
         checks.raise_first()
+    targets_T, mask_T = targets_T.contiguous(), None if mask_T is None else mask_T.contiguous()
     if logits_TV is not None:
         return TokenLogprobs(*_FromLogits.apply(logits_TV, targets_T, mask_T, source))
     head = Head(source.backend, source.shard, source.inv_temperature, chunk_tokens, weight_main_grad_VH)

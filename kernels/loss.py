@@ -7,7 +7,6 @@ the counts of the whole optimizer step, so that losses of micro-batches and data
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,65 +15,13 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from selfemo.kernels.advantages import group_advantages
-from selfemo.kernels.backend import SEQUENCE_SUMS, Impl, SequenceBatch, SequenceLoss
-from selfemo.kernels.checks import (
-    ValueChecks,
-    check_finite,
-    check_mask,
-    check_partition,
-    check_per_token,
-    check_targets,
-    require_device,
-    require_float,
-    require_shape,
-)
-from selfemo.kernels.chunks import Rows, borders_inside, row_chunks
+from selfemo.kernels.backend import SEQUENCE_SUMS, Impl, PolicyBatch
+from selfemo.kernels.checks import ValueChecks, check_finite, check_mask, check_partition, check_targets, check_vector, require_shape
 from selfemo.kernels.config import BatchCounts, LossConfig
-from selfemo.kernels.fused_linear import DEFAULT_CHUNK_TOKENS, ChunkLogits, Head, LinearGradients, chunk_stats, linear_stats
+from selfemo.kernels.fused_linear import DEFAULT_CHUNK_TOKENS, Head, LinearGradients, chunk_stats, linear_stats
 from selfemo.kernels.logprobs import Distribution, distribution, softmax_stats
 from selfemo.kernels.results import SUM_FIELDS, LossMetrics, LossResult
 from selfemo.kernels.vocab_parallel import SoftmaxStats
-
-
-@dataclass(frozen=True)
-class _Policy:
-    """Everything the loss needs beside the logits: per-token references and per-sequence weights."""
-
-    old_T: Tensor | None
-    ref_T: Tensor | None
-    rollout_T: Tensor | None
-    mask_T: Tensor
-    cu_seqlens: Tensor
-    advantage_S: Tensor
-    token_weight_S: Tensor
-    tokens_S: Tensor
-    config: LossConfig
-
-    def batch(self, softmax: SoftmaxStats) -> SequenceBatch:
-        """Input of K2b for all tokens."""
-        return SequenceBatch(
-            softmax.logprob_T,
-            softmax.entropy_T,
-            self.old_T,
-            self.ref_T,
-            self.rollout_T,
-            self.mask_T,
-            self.cu_seqlens,
-            self.advantage_S,
-            self.token_weight_S,
-            self.tokens_S,
-        )
-
-    def chunk(self, rows: Rows) -> _Policy:
-        """The same for a chunk of tokens: borders are counted inside it, weights and counts stay those of whole sequences."""
-        old, ref, rollout = (None if x is None else x[rows] for x in (self.old_T, self.ref_T, self.rollout_T))
-        borders = borders_inside(rows, self.cu_seqlens)
-        return _Policy(old, ref, rollout, self.mask_T[rows], borders, self.advantage_S, self.token_weight_S, self.tokens_S, self.config)
-
-    @property
-    def needs_whole_sequences(self) -> bool:
-        """Whether a token's derivative depends on the sequence's other tokens, so that a chunk alone does not know it."""
-        return self.config.ratio_level == "sequence"
 
 
 def grpo_loss(
@@ -143,33 +90,35 @@ def grpo_loss(
     if targets_T is None or cu_seqlens is None:
         missing = "targets_T" if targets_T is None else "cu_seqlens"
         raise ValueError(f"{missing} is missing: expected an integer tensor")
-    _check(source, targets_T, cu_seqlens, mask_T, old_logprob_T, ref_logprob_T, rollout_logprob_T, config, check_values)
+    if config.kl_beta > 0 and ref_logprob_T is None:
+        raise ValueError(f"ref_logprob_T is missing: config.kl_beta is {config.kl_beta}")
+    references = {"old_logprob_T": old_logprob_T, "ref_logprob_T": ref_logprob_T, "rollout_logprob_T": rollout_logprob_T}
+    _check_tokens(source, targets_T, cu_seqlens, mask_T, references, check_values)
     sequences = cu_seqlens.numel() - 1
-    if (advantage_S is None) == (rewards_SC is None):
-        raise ValueError("advantage_S or rewards_SC is needed: give exactly one of the two")
     if rewards_SC is not None:
-        if group_ptr is None:
-            raise ValueError("group_ptr is missing: rewards_SC needs to know which samples form a group")
+        if advantage_S is not None or group_ptr is None:
+            raise ValueError("rewards_SC comes with group_ptr and without advantage_S")
         require_shape("rewards_SC", rewards_SC, (sequences, None))
         groups = group_advantages(rewards_SC, group_ptr, reward_weights_C, config=config.advantage, impl=impl, check_values=check_values)
         advantage_S = groups.advantage_S
         sequence_weight_S = groups.weight_S if sequence_weight_S is None else groups.weight_S * sequence_weight_S
-    assert advantage_S is not None
-    _check_per_sequence(source, sequences, advantage_S, sequence_weight_S, check_values)
+    if advantage_S is None:
+        raise ValueError("advantage_S is missing: expected it, or rewards_SC and group_ptr")
+    _check_sequences(source, sequences, {"advantage_S": advantage_S, "sequence_weight_S": sequence_weight_S}, check_values)
 
-    mask_T = torch.ones_like(targets_T, dtype=torch.bool) if mask_T is None else mask_T
-    tokens_S = torch.segment_reduce(mask_T.float(), "sum", lengths=cu_seqlens.long().diff(), unsafe=True)
-    old_T, ref_T, rollout_T = (
-        None if x is None else x.detach().float().contiguous() for x in (old_logprob_T, ref_logprob_T, rollout_logprob_T)
-    )
+    targets_T, cu_seqlens = targets_T.contiguous(), cu_seqlens.long()
+    mask_T = torch.ones_like(targets_T, dtype=torch.bool) if mask_T is None else mask_T.contiguous()
+    tokens_S = torch.segment_reduce(mask_T.float(), "sum", lengths=cu_seqlens.diff(), unsafe=True)
+    old_T, ref_T, rollout_T = (None if x is None else x.detach().float().contiguous() for x in references.values())
     token_weight_S = _token_weights(tokens_S, sequence_weight_S, counts, config)
-    policy = _Policy(old_T, ref_T, rollout_T, mask_T, cu_seqlens.long(), advantage_S.detach().float(), token_weight_S, tokens_S, config)
-    if logits_TV is not None:
-        outputs = _FromLogits.apply(logits_TV, targets_T, policy, source)
+    advantage_S = advantage_S.detach().float().contiguous()
+    batch = PolicyBatch(old_T, ref_T, rollout_T, mask_T, cu_seqlens, advantage_S, token_weight_S, tokens_S)
+    if hidden_TH is None or weight_VH is None:
+        loss, logprob_T, entropy_T, sums_SM = _FromLogits.apply(logits_TV, targets_T, batch, config, source)
     else:
         head = Head(source.backend, source.shard, source.inv_temperature, chunk_tokens, weight_main_grad_VH)
-        outputs = _FromHidden.apply(hidden_TH, weight_VH, targets_T, policy, head)
-    loss, logprob_T, entropy_T, sums_SM = outputs
+        needed = (hidden_TH.requires_grad, weight_VH.requires_grad) if torch.is_grad_enabled() else (False, False)
+        loss, logprob_T, entropy_T, sums_SM = _FromHidden.apply(hidden_TH, weight_VH, targets_T, batch, config, head, needed)
     return LossResult(loss, logprob_T, entropy_T, _metrics(sums_SM))
 
 
@@ -199,10 +148,10 @@ class _FromLogits(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits_TV: Tensor, targets_T: Tensor, policy: _Policy, source: Distribution
+        ctx: Any, logits_TV: Tensor, targets_T: Tensor, batch: PolicyBatch, config: LossConfig, source: Distribution
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        softmax = softmax_stats(logits_TV, targets_T, policy.mask_T, source)
-        result = source.backend.sequence_loss(policy.batch(softmax), policy.config)
+        softmax = softmax_stats(logits_TV, targets_T, batch.mask_T, source)
+        result = source.backend.sequence_loss(softmax.logprob_T, softmax.entropy_T, batch, config)
         ctx.save_for_backward(logits_TV, targets_T, result.dlogprob_T, result.dentropy_T, *softmax.tensors())
         ctx.shard, ctx.inv_temperature, ctx.backend = source.shard, source.inv_temperature, source.backend
         ctx.mark_non_differentiable(softmax.logprob_T, softmax.entropy_T, result.sums_SM)
@@ -210,12 +159,12 @@ class _FromLogits(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None, None]:
         logits_TV, targets_T, dlogprob_T, dentropy_T, *stats = ctx.saved_tensors
         ctx.backend.dlogits_(
             logits_TV, targets_T, SoftmaxStats(*stats), dlogprob_T * dloss, dentropy_T * dloss, ctx.shard, ctx.inv_temperature
         )
-        return logits_TV.detach(), None, None, None
+        return logits_TV.detach(), None, None, None, None
 
 
 class _FromHidden(torch.autograd.Function):
@@ -223,46 +172,46 @@ class _FromHidden(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, policy: _Policy, head: Head
+        ctx: Any,
+        hidden_TH: Tensor,
+        weight_VH: Tensor,
+        targets_T: Tensor,
+        batch: PolicyBatch,
+        config: LossConfig,
+        head: Head,
+        needed: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        gradients = LinearGradients(head, hidden_TH, weight_VH, ctx.needs_input_grad[:2])
-        if policy.needs_whole_sequences:
-            softmax = linear_stats(head, hidden_TH, weight_VH, targets_T, policy.mask_T)
-            result = head.backend.sequence_loss(policy.batch(softmax), policy.config)
-            if any(ctx.needs_input_grad):
-                gradients.recompute(targets_T, softmax, result.dlogprob_T, result.dentropy_T)
-            logprob_T, entropy_T, sums_SM = softmax.logprob_T, softmax.entropy_T, result.sums_SM
+        ctx.gradients = LinearGradients(head, hidden_TH, weight_VH, needed)
+        if config.ratio_level == "sequence":  # a token's derivative depends on the sequence's other tokens: look at all first
+            softmax = linear_stats(head, hidden_TH, weight_VH, targets_T, batch.mask_T)
+            logprob_T, entropy_T = softmax.logprob_T, softmax.entropy_T
+            result = head.backend.sequence_loss(logprob_T, entropy_T, batch, config)
+            sums_SM = result.sums_SM
+            if any(needed):
+                ctx.gradients.recompute(targets_T, softmax, result.dlogprob_T, result.dentropy_T)
         else:
-            logprob_T, entropy_T, sums_SM = _one_pass(head, hidden_TH, weight_VH, targets_T, policy, gradients, any(ctx.needs_input_grad))
-        ctx.gradients = gradients
+            logprob_T, entropy_T, sums_SM = _one_pass(ctx.gradients, targets_T, batch, config)
         ctx.mark_non_differentiable(logprob_T, entropy_T, sums_SM)
         return _total(sums_SM), logprob_T, entropy_T, sums_SM
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("grpo_loss: backward ran a second time, but its gradients were handed over the first time")
         gradients, ctx.gradients = ctx.gradients, None
-        return *gradients.finish(dloss), None, None, None
+        return *gradients.finish(dloss), None, None, None, None, None
 
 
-def _one_pass(
-    head: Head, hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, policy: _Policy, gradients: LinearGradients, differentiate: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logprob, entropy and sums of a loss whose token terms are independent; `gradients` is added to on the way."""
-    tokens = hidden_TH.shape[0]
-    logprob_T, entropy_T = (torch.zeros(tokens, dtype=torch.float32, device=hidden_TH.device) for _ in range(2))
-    sums_SM = torch.zeros(policy.advantage_S.shape[0], len(SEQUENCE_SUMS), device=hidden_TH.device)
-    logits = ChunkLogits(head, hidden_TH, weight_VH)
-    for rows in row_chunks(policy.mask_T, tokens, head.chunk_tokens):
-        hidden_cH, targets_c = hidden_TH[rows], targets_T[rows]
-        logits_cV = logits.of(hidden_cH)
-        softmax = chunk_stats(head, logits_cV, targets_c)
-        result: SequenceLoss = head.backend.sequence_loss(policy.chunk(rows).batch(softmax), policy.config)
-        if differentiate:
-            head.backend.dlogits_(logits_cV, targets_c, softmax, result.dlogprob_T, result.dentropy_T, head.shard, head.inv_temperature)
-            gradients.add(rows, hidden_cH, logits_cV)
+def _one_pass(gradients: LinearGradients, targets_T: Tensor, batch: PolicyBatch, config: LossConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities, entropies and sums of a token-level loss; `gradients` grows on the way."""
+    backend = gradients.head.backend
+    logprob_T, entropy_T = (torch.zeros(len(targets_T), dtype=torch.float32, device=targets_T.device) for _ in range(2))
+    sums_SM = torch.zeros(len(batch.advantage_S), len(SEQUENCE_SUMS), device=targets_T.device)
+    for rows, hidden_cH, logits_cV in gradients.chunks(batch.mask_T):
+        softmax = chunk_stats(gradients.head, logits_cV, targets_T[rows])
+        result = backend.sequence_loss(softmax.logprob_T, softmax.entropy_T, batch.chunk(rows), config)
+        gradients.add(rows, hidden_cH, logits_cV, targets_T[rows], softmax, result.dlogprob_T, result.dentropy_T)
         logprob_T[rows], entropy_T[rows] = softmax.logprob_T, softmax.entropy_T
         largest_S = torch.maximum(sums_SM[:, -1], result.sums_SM[:, -1])
         sums_SM += result.sums_SM
@@ -274,38 +223,31 @@ def _total(sums_SM: Tensor) -> Tensor:
     return sums_SM[:, SEQUENCE_SUMS.index("loss")].sum()
 
 
-def _check(
+def _check_tokens(
     source: Distribution,
     targets_T: Tensor,
     cu_seqlens: Tensor,
     mask_T: Tensor | None,
-    old_T: Tensor | None,
-    ref_T: Tensor | None,
-    rollout_T: Tensor | None,
-    config: LossConfig,
+    references: dict[str, Tensor | None],
     check_values: bool,
 ) -> None:
     checks = ValueChecks()
     check_targets(checks, targets_T, source.tokens, source.vocab_size, source.device)
     check_partition(checks, "cu_seqlens", cu_seqlens, source.tokens, "sequence", source.device)
     check_mask(mask_T, source.tokens, source.device)
-    for name, tensor in (("old_logprob_T", old_T), ("ref_logprob_T", ref_T), ("rollout_logprob_T", rollout_T)):
-        check_per_token(name, tensor, source.tokens, source.device)
+    for name, tensor in references.items():
         if tensor is not None:
+            check_vector(name, tensor, source.tokens, source.device)
             check_finite(checks, name, tensor if mask_T is None else tensor.where(mask_T, 0.0))
-    if config.kl_beta > 0 and ref_T is None:
-        raise ValueError(f"ref_logprob_T is missing: config.kl_beta is {config.kl_beta}")
     if check_values:
         checks.raise_first()
 
 
-def _check_per_sequence(source: Distribution, sequences: int, advantage_S: Tensor, weight_S: Tensor | None, check_values: bool) -> None:
+def _check_sequences(source: Distribution, sequences: int, given: dict[str, Tensor | None], check_values: bool) -> None:
     checks = ValueChecks()
-    for name, tensor in (("advantage_S", advantage_S), ("sequence_weight_S", weight_S)):
+    for name, tensor in given.items():
         if tensor is not None:
-            require_shape(name, tensor, (sequences,))
-            require_float(name, tensor)
-            require_device(name, tensor, source.device)
+            check_vector(name, tensor, sequences, source.device)
             check_finite(checks, name, tensor)
     if check_values:
         checks.raise_first()

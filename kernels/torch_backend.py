@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from selfemo.kernels.backend import LOG_RATIO_BOUND, SEQUENCE_SUMS, GroupStats, SequenceBatch, SequenceLoss
+from selfemo.kernels.backend import DEGENERATE, LOG_RATIO_BOUND, SEQUENCE_SUMS, GroupStats, PolicyBatch, SequenceLoss
 from selfemo.kernels.chunks import row_chunks
 from selfemo.kernels.config import AdvantageConfig, LossConfig
 from selfemo.kernels.vocab_parallel import ShardStats, SoftmaxStats, VocabShard
@@ -20,10 +20,6 @@ CHUNK_ELEMENTS = 1 << 19
 
 UNDERFLOW = -1e4
 """exp of anything below is 0; clamping to it keeps 0 * (-inf) out of sums when a logit is -inf."""
-
-
-DEGENERATE = 1e-6
-"""A group whose standard deviation is below this share of its largest reward differs by rounding alone: fp32 resolves 1.2e-7."""
 
 
 class TorchBackend:
@@ -83,9 +79,9 @@ class TorchBackend:
             x.scatter_add_(1, column_T[rows, None], g * held_T[rows, None])
             logits_TV[rows, :width] = x.to(logits_TV.dtype) if isinstance(rows, Tensor) else x
 
-    def sequence_loss(self, batch: SequenceBatch, config: LossConfig) -> SequenceLoss:
+    def sequence_loss(self, logprob_T: Tensor, entropy_T: Tensor, batch: PolicyBatch, config: LossConfig) -> SequenceLoss:
         sequence = _Segments(batch.cu_seqlens)
-        mask_T, logprob_T = batch.mask_T, batch.logprob_T
+        mask_T = batch.mask_T
         advantage_T, weight_T = batch.advantage_S[sequence.of_T], batch.token_weight_S[sequence.of_T]
         zero_T = torch.zeros_like(logprob_T)
 
@@ -122,7 +118,7 @@ class TorchBackend:
         dlogprob_T = torch.where(mask_T, dpolicy_T + config.kl_beta * weight_T * dkl_T, 0.0)
         dentropy_T = torch.where(mask_T, -config.entropy_weight * weight_T, 0.0)
 
-        token_loss_T = policy_T * importance_T + config.kl_beta * kl_T - config.entropy_weight * batch.entropy_T
+        token_loss_T = policy_T * importance_T + config.kl_beta * kl_T - config.entropy_weight * entropy_T
         columns = {
             "loss": token_loss_T * weight_T,
             "tokens": torch.ones_like(zero_T),
@@ -131,7 +127,7 @@ class TorchBackend:
             "clipped_high": (advantage_T > 0) & (ratio_T > 1 + config.clip_high),
             "dual_clipped": dual_T,
             "kl": kl_T,
-            "entropy": batch.entropy_T,
+            "entropy": entropy_T,
             "logprob": logprob_T,
             "importance_weight": importance_T,
             "importance_truncated": truncated_T,
@@ -143,38 +139,21 @@ class TorchBackend:
 
     def group_advantages(self, rewards_SC: Tensor, group_ptr: Tensor, reward_weights_C: Tensor, config: AdvantageConfig) -> GroupStats:
         group = _Segments(group_ptr)
-        first_S = group_ptr[:-1][group.of_T]
-        rewards_SC, weights_C = rewards_SC.double(), reward_weights_C.double()
-        total_S = (rewards_SC * weights_C).sum(-1)
-        count_G = group.lengths.double()
-
-        def centred(value_S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """Deviation from the group mean [S], mean [G] and standard deviation [G]; the first value is subtracted first."""
-            shifted_S = value_S - value_S[first_S]
-            mean_G = group.sum(shifted_S) / count_G
-            deviation_S = shifted_S - mean_G[group.of_T]
-            variance_G = group.sum(deviation_S.square()) / (count_G - 1).clamp(min=1)
-            return deviation_S, mean_G + value_S[group_ptr[:-1]], variance_G.sqrt()
-
-        def normalised(value_S: Tensor) -> Tensor:
-            deviation_S, _, std_G = centred(value_S)
-            if config.normalise == "std":
-                degenerate_G = std_G <= DEGENERATE * group.max(value_S.abs())
-                scale_G = torch.where(degenerate_G, 0.0, 1 / (std_G + config.epsilon))
-            elif config.normalise == "leave_one_out":
-                scale_G = count_G / (count_G - 1).clamp(min=1)
-            else:
-                scale_G = torch.ones_like(count_G)
-            return deviation_S * scale_G[group.of_T]
-
-        if config.per_component:
-            advantage_S = sum(weight * normalised(column_S) for weight, column_S in zip(weights_C, rewards_SC.unbind(1)))
-        else:
-            advantage_S = normalised(total_S)
-        _, mean_G, std_G = centred(total_S)
-        watched_S = total_S if config.range_component is None else rewards_SC[:, config.range_component]
+        total_S = (rewards_SC.double() * reward_weights_C.double()).sum(-1)
+        count_G, first_G = group.lengths.double(), total_S[group_ptr[:-1]]
+        shifted_S = total_S - first_G[group.of_T]  # so that equal rewards give exactly 0
+        mean_G = group.sum(shifted_S) / count_G
+        deviation_S = shifted_S - mean_G[group.of_T]
+        std_G = (group.sum(deviation_S.square()) / (count_G - 1).clamp(min=1)).sqrt()
+        scale_G = torch.ones_like(std_G)
+        if config.normalise == "std":
+            scale_G = torch.where(std_G > DEGENERATE * group.max(total_S.abs()), 1 / (std_G + config.epsilon), 0.0)
+        elif config.normalise == "leave_one_out":
+            scale_G = count_G / (count_G - 1).clamp(min=1)
+        watched_S = total_S if config.range_component is None else rewards_SC[:, config.range_component].double()
         range_G = group.max(watched_S) + group.max(-watched_S)
-        return GroupStats(advantage_S.float(), mean_G.float(), std_G.float(), range_G.float())
+        advantage_S = deviation_S * scale_G[group.of_T]
+        return GroupStats(advantage_S.float(), (first_G + mean_G).float(), std_G.float(), range_G.float())
 
 
 def _kl(gap_T: Tensor, estimator: str) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,197 @@
+# mypy: allow-untyped-defs, no-check-untyped-defs
+"""K2b: the policy-gradient loss of packed sequences, one Triton program per sequence.
+
+It reads a handful of numbers per token where K1 and K3 read a vocabulary, so it is written for clarity and exact sums, not for
+speed: blocks of tokens, sums in a fixed order, no atomics. A sequence-level ratio needs the sequence twice (first its mean
+log-ratio, then the terms) and once more to give every token its equal share of the ratio's derivative.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from selfemo.kernels.backend import LOG_RATIO_BOUND, SEQUENCE_SUMS
+
+BOUND: tl.constexpr = tl.constexpr(LOG_RATIO_BOUND)
+COLUMNS: tl.constexpr = tl.constexpr(len(SEQUENCE_SUMS))
+
+
+@triton.jit
+def _bounded(x):
+    return tl.minimum(tl.maximum(x, -BOUND), BOUND)
+
+
+@triton.jit
+def _log_ratio(logprob_T, old_T, token, keep, HAS_OLD: tl.constexpr):
+    """logprob - old of the kept tokens; exactly 0 where this pass is its own old policy."""
+    if HAS_OLD:
+        log_ratio = tl.load(logprob_T + token, mask=keep, other=0.0) - tl.load(old_T + token, mask=keep, other=0.0)
+    else:
+        log_ratio = tl.zeros(token.shape, tl.float32)
+    return log_ratio
+
+
+@triton.jit
+def _kl(gap, KL: tl.constexpr):
+    """KL estimate and its derivative in logprob; gap = ref - logprob. Near gap = 0 a series replaces exp(gap) - 1, which cancels."""
+    if KL == 1:
+        kl = -gap
+        dkl = tl.full(gap.shape, 1.0, tl.float32)
+    elif KL == 2:
+        kl = 0.5 * gap * gap
+        dkl = -gap
+    else:
+        x = _bounded(gap)
+        tail = x * x * (0.5 + x * (1.0 / 6 + x * (1.0 / 24 + x * (1.0 / 120 + x * (1.0 / 720)))))
+        kl = tl.where(tl.abs(x) < 0.125, tail, tl.exp(x) - x - 1.0)
+        dkl = tl.where(tl.abs(gap) <= BOUND, -(kl + x), 0.0)
+    return kl, dkl
+
+
+@triton.jit
+def sequence_loss_kernel(
+    logprob_T,
+    entropy_T,
+    old_T,
+    ref_T,
+    rollout_T,
+    mask_T,
+    cu_seqlens,
+    advantage_S,
+    token_weight_S,
+    tokens_S,
+    dlogprob_T,
+    dentropy_T,
+    sums_SM,
+    clip_low,
+    clip_high,
+    dual_clip,
+    kl_beta,
+    importance_cap,
+    entropy_weight,
+    SEQUENCE_RATIO: tl.constexpr,
+    KL: tl.constexpr,
+    HAS_OLD: tl.constexpr,
+    HAS_ROLLOUT: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    HAS_DUAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Per token: derivative of the loss in log-probability and entropy. Per sequence: the sums named in SEQUENCE_SUMS."""
+    sequence = tl.program_id(0).to(tl.int64)
+    begin = tl.load(cu_seqlens + sequence)
+    end = tl.load(cu_seqlens + sequence + 1)
+    advantage = tl.load(advantage_S + sequence)
+    weight = tl.load(token_weight_S + sequence)
+    share = 1.0 / tl.maximum(tl.load(tokens_S + sequence), 1.0)
+
+    mean_log_ratio = 0.0
+    if SEQUENCE_RATIO:
+        total_B = tl.zeros([BLOCK], tl.float32)
+        for start in range(begin, end, BLOCK):
+            token = start + tl.arange(0, BLOCK)
+            keep = tl.load(mask_T + token, mask=token < end, other=0) != 0
+            total_B += _log_ratio(logprob_T, old_T, token, keep, HAS_OLD)
+        mean_log_ratio = tl.sum(total_B, 0) * share
+
+    loss = 0.0
+    tokens = 0.0
+    ratios = 0.0
+    clipped_low = 0.0
+    clipped_high = 0.0
+    dual_clipped = 0.0
+    kls = 0.0
+    entropies = 0.0
+    logprobs = 0.0
+    importances = 0.0
+    truncated = 0.0
+    gaps = 0.0
+    largest_gap = 0.0
+    dratio = 0.0  # sum over tokens of d policy / d (sequence log-ratio)
+    for start in range(begin, end, BLOCK):
+        token = start + tl.arange(0, BLOCK)
+        inside = token < end
+        keep = tl.load(mask_T + token, mask=inside, other=0) != 0
+        one = tl.where(keep, 1.0, 0.0)
+        logprob = tl.load(logprob_T + token, mask=keep, other=0.0)
+        entropy = tl.load(entropy_T + token, mask=keep, other=0.0)
+
+        if SEQUENCE_RATIO:
+            log_ratio = tl.zeros([BLOCK], tl.float32) + mean_log_ratio
+        else:
+            log_ratio = _log_ratio(logprob_T, old_T, token, keep, HAS_OLD)
+        ratio = tl.exp(_bounded(log_ratio))
+        free = -advantage * ratio
+        held = -advantage * tl.minimum(tl.maximum(ratio, 1.0 - clip_low), 1.0 + clip_high)
+        policy = tl.maximum(free, held)
+        dpolicy = tl.where(free >= held, tl.where(tl.abs(log_ratio) <= BOUND, free, 0.0), 0.0)  # d ratio / d log-ratio = ratio
+        if HAS_DUAL:
+            ceiling = tl.where(advantage < 0.0, -advantage * dual_clip, float("inf"))
+            dual_clipped += tl.sum(tl.where(ceiling < policy, one, 0.0), 0)
+            dpolicy = tl.where(ceiling < policy, 0.0, dpolicy)
+            policy = tl.minimum(policy, ceiling)
+
+        importance = one
+        if HAS_ROLLOUT:
+            if HAS_OLD:
+                old = tl.load(old_T + token, mask=keep, other=0.0)
+            else:
+                old = logprob
+            gap = old - tl.load(rollout_T + token, mask=keep, other=0.0)
+            gaps += tl.sum(tl.abs(gap), 0)
+            largest_gap = tl.maximum(largest_gap, tl.max(tl.abs(gap), 0))
+            if HAS_CAP:
+                importance = tl.exp(_bounded(gap))
+                truncated += tl.sum(tl.where(importance > importance_cap, one, 0.0), 0)
+                importance = tl.minimum(importance, importance_cap) * one
+
+        term = policy * importance - entropy_weight * entropy
+        dkl = tl.zeros([BLOCK], tl.float32)
+        if KL > 0:
+            kl, dkl = _kl(tl.load(ref_T + token, mask=keep, other=0.0) - logprob, KL)
+            term += kl_beta * kl
+            kls += tl.sum(kl * one, 0)
+
+        dpolicy = tl.where(keep, dpolicy * importance * weight, 0.0)
+        dlogprob = tl.where(keep, kl_beta * weight * dkl, 0.0)
+        if SEQUENCE_RATIO:
+            dratio += tl.sum(dpolicy, 0)
+        else:
+            dlogprob += dpolicy
+        tl.store(dlogprob_T + token, dlogprob, mask=inside)
+        tl.store(dentropy_T + token, -entropy_weight * weight * one, mask=inside)
+
+        loss += tl.sum(term * one, 0) * weight
+        tokens += tl.sum(one, 0)
+        ratios += tl.sum(ratio * one, 0)
+        if advantage < 0.0:
+            clipped_low += tl.sum(tl.where(ratio < 1.0 - clip_low, one, 0.0), 0)
+        if advantage > 0.0:
+            clipped_high += tl.sum(tl.where(ratio > 1.0 + clip_high, one, 0.0), 0)
+        entropies += tl.sum(entropy, 0)
+        logprobs += tl.sum(logprob, 0)
+        importances += tl.sum(importance, 0)
+
+    if SEQUENCE_RATIO:
+        tl.debug_barrier()  # the stores above are read again below
+        for start in range(begin, end, BLOCK):
+            token = start + tl.arange(0, BLOCK)
+            keep = tl.load(mask_T + token, mask=token < end, other=0) != 0
+            dlogprob = tl.load(dlogprob_T + token, mask=keep, other=0.0) + dratio * share
+            tl.store(dlogprob_T + token, dlogprob, mask=keep)
+
+    out = sums_SM + sequence * COLUMNS  # in the order of SEQUENCE_SUMS
+    tl.store(out + 0, loss)
+    tl.store(out + 1, tokens)
+    tl.store(out + 2, ratios)
+    tl.store(out + 3, clipped_low)
+    tl.store(out + 4, clipped_high)
+    tl.store(out + 5, dual_clipped)
+    tl.store(out + 6, kls)
+    tl.store(out + 7, entropies)
+    tl.store(out + 8, logprobs)
+    tl.store(out + 9, importances)
+    tl.store(out + 10, truncated)
+    tl.store(out + 11, gaps)
+    tl.store(out + 12, largest_gap)
