@@ -1,0 +1,158 @@
+"""`selfemo flywheel`: list, show, replay and export what self-play recorded.
+
+Replaying needs an engine, which this room must not know: whoever assembles the command line passes in how to build one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from selfemo.flywheel.export import export_jsonl
+from selfemo.flywheel.record import Record
+from selfemo.flywheel.replay import Replay, replay
+from selfemo.flywheel.store import Filter, FlywheelStore, Total
+from selfemo.rollout.request import Generator
+
+STORE_NAME = "flywheel.sqlite"
+MakeGenerator: TypeAlias = Callable[[Path], Generator]
+"""Model directory to a generator with its weights."""
+RoleName = Literal["recognizer", "responder"]
+RunArgument = Annotated[Path, typer.Argument(help="A run's output directory, or its flywheel.sqlite.")]
+RecordArgument = Annotated[int, typer.Argument(help="Record id, as `list` shows it.")]
+
+
+def build_app(make_generator: MakeGenerator) -> typer.Typer:
+    """The command group."""
+    app = typer.Typer(help="Look at what self-play recorded, replay it, export it.", no_args_is_help=True)
+    app.command("list")(list_records)
+    app.command("show")(show_record)
+    app.command("export")(export_records)
+
+    @app.command("replay")
+    def replay_record(
+        run: RunArgument,
+        record: RecordArgument,
+        model: Annotated[Path, typer.Option(help="Model directory that holds the weights of the record's version.")],
+    ) -> None:
+        """Generate a recorded turn again from its seeds and compare; exit status 1 where anything differs."""
+        with closing(open_store(run)) as store:
+            result = replay(store.read(record), make_generator(model))
+        Console().print(replay_table(result))
+        raise typer.Exit(0 if result.equal else 1)
+
+    return app
+
+
+def list_records(
+    run: RunArgument,
+    kept: Annotated[bool | None, typer.Option("--kept/--dropped", help="Only records that were kept, or dropped.")] = None,
+    role: Annotated[RoleName | None, typer.Option(help="Only records of this role.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only records with this primary label.")] = None,
+    reason: Annotated[str | None, typer.Option(help='Only records with this reason, such as "near duplicate".')] = None,
+    after: Annotated[int, typer.Option(min=0, help="Only records with a greater id.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Most records to show; 0 shows the summary alone.")] = 20,
+) -> None:
+    """Summarise the flywheel and list records."""
+    console = Console()
+    with closing(open_store(run)) as store:
+        totals = store.totals()
+        console.print(summary_line(totals))
+        console.print(summary_table(totals))
+        if limit:
+            console.print(records_table(list(store.find(Filter(kept, role, label, reason, after), limit))))
+
+
+def show_record(run: RunArgument, record: RecordArgument) -> None:
+    """Show one record: dialogue, candidates, rewards, provenance."""
+    console = Console()
+    with closing(open_store(run)) as store:
+        found = store.read(record)
+    for line in provenance_lines(found):
+        console.print(line, markup=False, highlight=False)
+    console.print(candidates_table(found))
+
+
+def export_records(
+    run: RunArgument,
+    out: Annotated[Path, typer.Argument(help="New .jsonl file; labels.json is written beside it.")],
+    role: Annotated[RoleName | None, typer.Option(help="Only records of this role.")] = None,
+) -> None:
+    """Write what was kept as a training corpus in the project's JSONL."""
+    with closing(open_store(run)) as store:
+        count = export_jsonl(store, out, role)
+    Console().print(f"{out}: {count} dialogues", markup=False, highlight=False)
+
+
+def open_store(run: Path) -> FlywheelStore:
+    """The store of a run directory, or the file itself; UserError where there is none."""
+    return FlywheelStore(run / STORE_NAME if run.is_dir() else run)
+
+
+def summary_line(totals: list[Total]) -> str:
+    """How many groups were offered and kept."""
+    offered, kept = sum(t.count for t in totals), sum(t.count for t in totals if t.kept)
+    return f"{offered} groups offered, {kept} kept" + (f" ({kept / offered:.1%})" if offered else "")
+
+
+def summary_table(totals: list[Total]) -> Table:
+    """Counts by outcome, and for what was kept by label."""
+    table = Table("outcome", "reason", "role", "label", "records")
+    merged: dict[tuple[str, str, str, str], int] = {}
+    for t in totals:
+        key = ("kept" if t.kept else "dropped", t.reason, t.role, t.label if t.kept else "")
+        merged[key] = merged.get(key, 0) + t.count
+    for key, count in sorted(merged.items(), key=lambda item: (item[0][0] != "kept", -item[1])):
+        table.add_row(*key, str(count))
+    return table
+
+
+def records_table(records: list[Record]) -> Table:
+    """One line per record."""
+    table = Table("id", "iter", "role", "labels", "sIoU", "agree", "outcome", "text")
+    for r in records:
+        outcome = f"{'kept' if r.kept else 'dropped'}: {r.reason}"
+        row = [str(r.record_id), str(r.iteration), r.role, ", ".join(r.labels), f"{r.score:.2f}", f"{r.agreement:.2f}", outcome]
+        table.add_row(*row, _plain(r.text, 60))
+    return table
+
+
+def provenance_lines(r: Record) -> list[str]:
+    """A record in words."""
+    parent = f", continues record {r.parent}" if r.parent is not None else ""
+    lines = [
+        f"record {r.record_id}: {r.role}, {'kept' if r.kept else 'dropped'} ({r.reason})",
+        f"iteration {r.iteration}, episode {r.episode}, turn {r.turn}, weights {r.weight_version}, from {r.source}{parent}",
+        f"gold {', '.join(r.gold) or '-'}; target {', '.join(r.target) or '-'}; sIoU {r.score:.3f}; agreement {r.agreement:.3f}",
+    ]
+    return lines + [f"  {turn.speaker}: {turn.text}" + (f"  [{', '.join(turn.labels)}]" if turn.labels else "") for turn in r.dialogue]
+
+
+def candidates_table(r: Record) -> Table:
+    """Every candidate with its rewards."""
+    table = Table("seed", "text", "read as", "gates", "sIoU", *r.components)
+    for c in r.candidates:
+        rewards = [f"{value:.3f}" for value in c.rewards]
+        table.add_row(str(c.seed), _plain(c.text, 60), c.reading or "-", ", ".join(c.gates), f"{c.score:.3f}", *rewards)
+    return table
+
+
+def replay_table(result: Replay) -> Table:
+    """Every candidate, recorded against replayed."""
+    table = Table("seed", "tokens", "replayed", "result", title=f"record {result.record.record_id}, weights {result.record.weight_version}")
+    for c in result.candidates:
+        outcome = "equal" if c.equal else f"differs from token {c.first_difference}"
+        table.add_row(str(c.seed), str(len(c.recorded_ids)), str(len(c.replayed_ids)), outcome)
+    return table
+
+
+def _plain(text: str, width: int) -> str:
+    """Text cut for a table cell, its brackets safe from the console's markup."""
+    return escape(text if len(text) <= width else text[: width - 3] + "...")

@@ -1,0 +1,68 @@
+"""Kept records as a training corpus in the project's JSONL: one dialogue per record, its last turn labelled."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from selfemo.errors import UserError
+from selfemo.flywheel.record import Record
+from selfemo.flywheel.store import Filter, FlywheelStore
+
+LABELS_FILE = "labels.json"
+
+
+def export_jsonl(store: FlywheelStore, path: Path, role: str | None = None) -> int:
+    """Write every kept record as a dialogue; returns how many. The file appears whole or not at all.
+
+    Args:
+        path: a new file; the closed label set is written beside it as labels.json, which a reader of the corpus needs.
+        role: only records of this role; None for both.
+
+    Raises:
+        UserError: the target or a different labels.json exists already, or nothing was kept.
+    """
+    label_path = path.parent / LABELS_FILE
+    label_text = json.dumps(store.labels()) + "\n"
+    if path.exists():
+        raise UserError(f"{path}: exists already; expected a new file; remove it or name another")
+    if label_path.exists() and json.loads(label_path.read_text(encoding="utf-8")) != store.labels():
+        raise UserError(f"{label_path}: holds other labels than this flywheel; export to another directory")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    count = 0
+    with temporary.open("w", encoding="utf-8") as file:
+        for record in store.find(Filter(kept=True, role=role)):
+            file.write(json.dumps(dialogue_row(record), ensure_ascii=False) + "\n")
+            count += 1
+    if not count:
+        temporary.unlink()
+        raise UserError(f"{store.path}: nothing was kept, so there is nothing to export (selfemo flywheel list shows why)")
+    if not label_path.exists():
+        temporary_labels = label_path.with_name(f".{LABELS_FILE}.{os.getpid()}.tmp")
+        temporary_labels.write_text(label_text, encoding="utf-8")
+        os.replace(temporary_labels, label_path)
+    os.replace(temporary, path)
+    return count
+
+
+def dialogue_row(record: Record) -> dict[str, Any]:
+    """A record as one line of the project's JSONL; its provenance stands under "meta", which a reader of the corpus leaves alone."""
+    turns: list[dict[str, Any]] = []
+    for turn in record.dialogue[:-1]:
+        turns.append({"speaker": turn.speaker, "text": turn.text})
+    last = record.dialogue[-1]
+    turns.append({"speaker": last.speaker, "text": last.text, "labels": list(last.labels)})
+    meta = {
+        "record": record.record_id,
+        "role": record.role,
+        "source": record.source,
+        "parent": record.parent,
+        "score": record.score,
+        "agreement": record.agreement,
+        "weight_version": record.weight_version,
+        "reason": record.reason,
+    }
+    return {"id": f"record-{record.record_id}", "turns": turns, "meta": meta}

@@ -1,0 +1,186 @@
+"""The flywheel of a run: judges every group, records it with its provenance, and offers what was kept as seeds.
+
+Every rank holds one and offers it the same groups, so every rank knows the same kept dialogues without talking; one of them writes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from selfemo.config import FlywheelConfig
+from selfemo.corpora.conversation import Corpus, Turn
+from selfemo.emotions.answer import Answer
+from selfemo.flywheel.duplicates import NearDuplicates
+from selfemo.flywheel.record import Record, candidates_of
+from selfemo.flywheel.rule import HeldOut, agreement_on, gather_evidence, judge, within_cap
+from selfemo.flywheel.store import FlywheelStore
+from selfemo.rewards.scoring import Rewards, ScoredGroup
+from selfemo.selfplay.prompts import clean_line
+from selfemo.selfplay.seeds_pool import KeptDialogue
+
+SEED_RECORDS = 4096
+"""Newest kept recognizer records that can seed an episode: bounds memory, and leaves the oldest weights' samples behind."""
+
+
+@dataclass(frozen=True)
+class FlywheelCounts:
+    """Groups judged and groups kept, over the whole run."""
+
+    offered: int
+    kept: int
+
+
+class Flywheel:
+    """Judges, remembers and (on the writing rank) stores."""
+
+    def __init__(self, config: FlywheelConfig, corpus: Corpus, rewards: Rewards, path: Path, is_writer: bool) -> None:
+        """Open the flywheel, with everything a store at `path` already holds.
+
+        Args:
+            corpus: its dev and test texts never enter; its training texts fix which words are rare.
+            path: the SQLite file; every rank reads an existing one, the writer alone creates and appends.
+
+        Raises:
+            UserError: the store cannot be opened (see FlywheelStore).
+        """
+        self._config = config
+        self._shares = rewards.label_shares
+        self._held_out = HeldOut([turn.text for c in corpus.conversations if c.split != "train" for turn in c.turns])
+        known = [turn.text for c in corpus.split("train") for turn in c.turns]
+        self._duplicates = {role: NearDuplicates(config.near_duplicate, known) for role in ("recognizer", "responder")}
+        self._passed: Counter[str] = Counter()
+        self._kept: Counter[tuple[str, str]] = Counter()
+        self._offered = self._last_id = 0
+        self._seeds: deque[tuple[int, KeptDialogue]] = deque(maxlen=SEED_RECORDS)
+        self._recorded: set[int] = set()
+        self._store = FlywheelStore(path, writable=True, labels=corpus.labels) if config.enabled and is_writer else None
+        if config.enabled and path.is_file():
+            self._recall(self._store or FlywheelStore(path))
+
+    @property
+    def counts(self) -> FlywheelCounts:
+        """Groups judged and kept so far, those of an earlier part of a resumed run included."""
+        return FlywheelCounts(self._offered, self._kept.total())
+
+    def offer(self, groups: Sequence[ScoredGroup], weight_version: int) -> list[Record]:
+        """Judge one iteration's groups and record them all; returns the new records, in order.
+
+        An iteration is offered once, whole; one that is recorded already (it ran before a resume) is passed over. Nothing happens while
+        the flywheel is disabled.
+        """
+        if not self._config.enabled:
+            return []
+        evidence = gather_evidence(groups)
+        fresh = [scored for scored in groups if scored.group.iteration not in self._recorded]
+        records = []
+        for scored in fresh:
+            record = make_record(scored, self._last_id + 1, weight_version, agreement_on(scored, evidence))
+            kept, reason = judge(scored, evidence, self._config)
+            record = self._admit(replace(record, kept=kept, reason=reason))
+            self._remember(record)
+            records.append(record)
+        self._recorded.update(scored.group.iteration for scored in fresh)
+        if self._store is not None:
+            self._store.append(records)
+        return records
+
+    def kept_dialogues(self, before_iteration: int | None = None) -> list[KeptDialogue]:
+        """What can seed an episode, oldest first; only records of earlier iterations where one is named, as a resumed run needs."""
+        return [kept for iteration, kept in self._seeds if before_iteration is None or iteration < before_iteration]
+
+    def close(self) -> None:
+        """Close the store."""
+        if self._store is not None:
+            self._store.close()
+
+    def _admit(self, record: Record) -> Record:
+        """A record that passed the rule, against held-out texts, kept texts and the label's cap."""
+        if not record.kept:
+            return record
+        if self._held_out.bars(record.text, record.context):
+            return replace(record, kept=False, reason="held-out text")
+        if self._duplicates[record.role].holds(record.text):
+            return replace(record, kept=False, reason="near duplicate")
+        label, role = record.labels[0], record.role
+        if not within_cap(label, self._kept[role, label], self._passed[role], self._shares, self._config.rare_label_share):
+            return replace(record, kept=False, reason="label cap")
+        return record
+
+    def _remember(self, record: Record) -> None:
+        """Update what later decisions depend on."""
+        self._offered += 1
+        self._last_id = record.record_id
+        if record.kept or record.reason == "label cap":
+            self._passed[record.role] += 1
+        if not record.kept:
+            return
+        self._kept[record.role, record.labels[0]] += 1
+        self._duplicates[record.role].add(record.text)
+        self._seed_from(record)
+
+    def _seed_from(self, record: Record) -> None:
+        if record.role == "recognizer":
+            *before, last = record.dialogue
+            labels = last.labels if self._config.trust_labels else ()
+            turns = (*before, Turn(last.speaker, last.text, labels))
+            self._seeds.append((record.iteration, KeptDialogue(record.record_id, record.source, turns, _speakers(turns))))
+
+    def _recall(self, store: FlywheelStore) -> None:
+        """Restore the state from a store."""
+        for total in store.totals():
+            self._offered += total.count
+            if total.kept:
+                self._kept[total.role, total.label] += total.count
+            if total.kept or total.reason == "label cap":
+                self._passed[total.role] += total.count
+        for role, text in store.kept_texts():
+            self._duplicates[role].add(text)
+        for record in store.newest_kept("recognizer", SEED_RECORDS):
+            self._seed_from(record)
+        self._recorded = store.iterations()
+        self._last_id = store.last_id()
+        if store is not self._store:
+            store.close()
+
+
+def make_record(scored: ScoredGroup, record_id: int, weight_version: int, agreement: float) -> Record:
+    """The record of a group before it is judged: not kept, no reason.
+
+    Args:
+        agreement: of the group that read the turn.
+    """
+    group, best = scored.group, scored.group.samples[scored.best]
+    recognizer = group.role == "recognizer"
+    answered = best.reading.labels if isinstance(best.reading, Answer) else ()
+    return Record(
+        record_id=record_id,
+        iteration=group.iteration,
+        episode=group.episode,
+        turn=group.turn,
+        role=group.role,
+        source=group.source,
+        parent=group.parent,
+        weight_version=weight_version,
+        speaker=group.speaker,
+        text=group.context[-1].text if recognizer else clean_line(best.text),
+        labels=answered if recognizer else (group.target or ()),
+        gold=group.gold or (),
+        target=group.target or (),
+        score=scored.scores[scored.best],
+        agreement=agreement,
+        kept=False,
+        reason="",
+        prompt_ids=best.prompt_ids,
+        max_tokens=group.max_tokens,
+        temperature=group.temperature,
+        context=group.context,
+        components=scored.components,
+        candidates=candidates_of(scored),
+    )
+
+
+def _speakers(turns: Sequence[Turn]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(turn.speaker for turn in turns))

@@ -1,0 +1,84 @@
+"""One flywheel record: a group, what was decided about it, and everything needed to generate it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from selfemo.corpora.conversation import Turn
+from selfemo.emotions.answer import Answer
+from selfemo.rewards.scoring import ScoredGroup
+from selfemo.selfplay.records import Role, Sample
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One sample of the recorded group."""
+
+    seed: int
+    text: str
+    completion_ids: tuple[int, ...] = field(repr=False)
+    finished: bool
+    reading: str
+    """Labels as answered (recognizer) or as read in the reply (responder); "" for a format failure or a gated reply."""
+    gates: tuple[str, ...]
+    rewards: tuple[float, ...]
+    """One entry per name in the record's `components`."""
+    score: float
+    """Plain smoothed IoU."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A group's record. `record_id` grows by one from 1."""
+
+    record_id: int
+    iteration: int
+    episode: int
+    turn: int
+    role: Role
+    source: str
+    """Conversation key of the real dialogue the episode descends from."""
+    parent: int | None
+    """Record the episode was seeded from."""
+    weight_version: int
+    """Version of the weights that sampled: a replay equals the record only under them."""
+    speaker: str
+    text: str
+    """The turn: what was read (recognizer) or the best reply (responder)."""
+    labels: tuple[str, ...]
+    """Labels the best sample gives the turn (recognizer), or the target it was written for (responder); primary first."""
+    gold: tuple[str, ...]
+    target: tuple[str, ...]
+    score: float
+    """Smoothed IoU of the best sample."""
+    agreement: float
+    """Mean pairwise smoothed IoU of the group that read the turn; 0 where none did."""
+    kept: bool
+    reason: str
+    """Why it was kept or dropped (selfemo.flywheel.rule)."""
+    prompt_ids: tuple[int, ...] = field(repr=False)
+    max_tokens: int
+    temperature: float
+    context: tuple[Turn, ...] = field(repr=False)
+    """The dialogue up to the turn that was read or answered; labels of real turns included."""
+    components: tuple[str, ...]
+    candidates: tuple[Candidate, ...] = field(repr=False)
+
+    @property
+    def dialogue(self) -> tuple[Turn, ...]:
+        """The context with the recorded turn at its end, carrying `labels`."""
+        before = self.context if self.role == "responder" else self.context[:-1]
+        return (*before, Turn(self.speaker, self.text, self.labels))
+
+
+def candidates_of(scored: ScoredGroup) -> tuple[Candidate, ...]:
+    """The group's samples as a record holds them."""
+    return tuple(
+        Candidate(s.seed, s.text, s.completion_ids, s.finished, reading_text(s), s.gates, rewards, score)
+        for s, rewards, score in zip(scored.group.samples, scored.rewards, scored.scores, strict=True)
+    )
+
+
+def reading_text(sample: Sample) -> str:
+    """A sample's reading as an answer; "" for a format failure, or where nothing was read."""
+    return ", ".join(sample.reading.labels) if isinstance(sample.reading, Answer) else ""

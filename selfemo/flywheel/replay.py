@@ -1,0 +1,51 @@
+"""Generate a recorded turn again and compare: a record holds the prompt's ids, the seed of every sample and the sampling settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from selfemo.flywheel.record import Record
+from selfemo.rollout.request import GenerationRequest, Generator
+
+
+@dataclass(frozen=True)
+class ReplayedCandidate:
+    """One candidate, recorded and regenerated."""
+
+    seed: int
+    recorded_ids: tuple[int, ...]
+    replayed_ids: tuple[int, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether the same ids were sampled."""
+        return self.recorded_ids == self.replayed_ids
+
+    @property
+    def first_difference(self) -> int | None:
+        """Position of the first id that differs; None where all are equal."""
+        if self.equal:
+            return None
+        pairs = enumerate(zip(self.recorded_ids, self.replayed_ids))
+        return next((i for i, (a, b) in pairs if a != b), min(len(self.recorded_ids), len(self.replayed_ids)))
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A replayed record."""
+
+    record: Record
+    candidates: tuple[ReplayedCandidate, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether every candidate came out as recorded: expected under the weights of `record.weight_version` alone."""
+        return all(candidate.equal for candidate in self.candidates)
+
+
+def replay(record: Record, generator: Generator) -> Replay:
+    """Sample the record's prompt again with its seeds, in one call."""
+    requests = [GenerationRequest(record.prompt_ids, c.seed, record.max_tokens, record.temperature) for c in record.candidates]
+    completions = generator.generate(requests)
+    pairs = zip(record.candidates, completions, strict=True)
+    return Replay(record, tuple(ReplayedCandidate(c.seed, c.completion_ids, completion.token_ids) for c, completion in pairs))

@@ -1,0 +1,119 @@
+"""The selection rule: why a group's best sample is kept or dropped. Pure functions of scored groups; the state is the caller's.
+
+Kept
+    annotated        the best sample's smoothed IoU with the gold set is at least keep_annotated
+    self-generated   a turn the model wrote: the samples that read it agree enough and not too much (mean pairwise smoothed IoU in
+                     [keep_low, keep_high]), and as a reply it was read as intended (expression score at least keep_expression)
+    expression       the reply itself, under the same two conditions
+Dropped, first reason that applies
+    no answer, low score, not read, low agreement, full agreement, low expression    the rule above
+    held-out text    the turn equals a dev or test text, or its context holds a long one
+    near duplicate   of a kept text of the same role
+    label cap        its label already has its share of all that passed so far
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from selfemo.config import FlywheelConfig
+from selfemo.corpora.conversation import Turn
+from selfemo.corpora.overlap import HeldOutTexts, overlap_key
+from selfemo.rewards.scoring import ScoredGroup
+
+KeepReason = Literal["annotated", "self-generated", "expression"]
+DropReason = Literal[
+    "no answer",
+    "low score",
+    "not read",
+    "low agreement",
+    "full agreement",
+    "low expression",
+    "held-out text",
+    "near duplicate",
+    "label cap",
+]
+Place = tuple[int, int, int]
+"""(iteration, episode, turn)."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a turn the model wrote."""
+
+    expression: float | None
+    """Score of the reply; None where this batch holds no such reply."""
+    agreement: float | None
+    """Mean pairwise smoothed IoU of the samples that read it; None where the episode ended before."""
+
+
+def gather_evidence(groups: Sequence[ScoredGroup]) -> dict[Place, Evidence]:
+    """Evidence on every generated turn of a batch, by the place where it is read (one turn after it was written)."""
+    written = {_place(g, 1): g.scores[g.best] for g in groups if g.group.role == "responder"}
+    read = {_place(g, 0): g.group.consensus.agreement for g in groups if g.group.role == "recognizer" and g.group.turn > 0}
+    return {place: Evidence(written.get(place), read.get(place)) for place in {*written, *read}}
+
+
+def agreement_on(scored: ScoredGroup, evidence: Mapping[Place, Evidence]) -> float:
+    """How far the samples that read a group's turn agree: a recognizer's own; for a reply, those that read it, 0 where none did."""
+    if scored.group.role == "recognizer":
+        return scored.group.consensus.agreement
+    known = evidence.get(_place(scored, 1))
+    return known.agreement or 0.0 if known is not None else 0.0
+
+
+def judge(scored: ScoredGroup, evidence: Mapping[Place, Evidence], config: FlywheelConfig) -> tuple[bool, KeepReason | DropReason]:
+    """Whether a group's best sample is good enough, and why or why not."""
+    best = scored.scores[scored.best]
+    if best == 0.0:
+        return False, "no answer"
+    if scored.group.role == "recognizer" and scored.group.gold:
+        return (True, "annotated") if best >= config.keep_annotated else (False, "low score")
+    known = evidence.get(_place(scored, 1 if scored.group.role == "responder" else 0), Evidence(None, None))
+    if known.agreement is None or known.expression is None:
+        return False, "not read"
+    if known.agreement < config.keep_low:
+        return False, "low agreement"
+    if known.agreement > config.keep_high:
+        return False, "full agreement"
+    if known.expression < config.keep_expression:
+        return False, "low expression"
+    return True, "expression" if scored.group.role == "responder" else "self-generated"
+
+
+class HeldOut:
+    """Dev and test texts, which never enter: the turn itself must equal none of them, short ones included; its context no long one.
+
+    Short talk ("What?") stands in every split, so a context is not barred for it, but there is no need to keep more of it either.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._keys = frozenset(map(overlap_key, texts))
+        self._long = HeldOutTexts(texts)
+
+    def bars(self, text: str, context: Sequence[Turn]) -> bool:
+        """Whether a turn or its context matches, up to case, punctuation and blanks."""
+        return overlap_key(text) in self._keys or any(self._long.matches(turn.text) for turn in context)
+
+
+def within_cap(label: str, kept: int, passed: int, shares: Mapping[str, float], floor: float) -> bool:
+    """Whether one more record of this label fits: at most its share of all records that passed the other rules, this one included.
+
+    The cap is relative to what passed and not to what was kept: relative to what was kept, one label that the model never
+    predicts would bring the flywheel to a halt.
+
+    Args:
+        kept: records of this label kept so far.
+        passed: records of any label that passed the other rules so far, without this one.
+        shares: label shares of the training split.
+        floor: least share of any label that occurs there.
+    """
+    share = shares.get(label, 0.0)
+    return kept + 1 <= math.ceil(max(share, floor if share > 0 else 0.0) * (passed + 1) - 1e-9)
+
+
+def _place(scored: ScoredGroup, offset: int) -> Place:
+    return (scored.group.iteration, scored.group.episode, scored.group.turn + offset)

@@ -1,0 +1,270 @@
+"""The flywheel's store: an append-only SQLite file with one writer.
+
+SQLite because it is in the standard library, survives a crash at any point (WAL journal; a batch of records is one transaction, so it is
+there whole or not at all), and is read by everything: `pandas.read_sql("select * from records", sqlite3.connect(path))`.
+
+    records   one row per record, small columns only
+    details   what is read one record at a time (context, prompt, candidates), as JSON
+    label_set the closed label set, so that an export is a corpus of its own
+    totals    running counts by role, label, reason and kept, kept up in the same transaction: a summary reads some dozen rows
+              however many records there are
+
+Triggers refuse to change or delete a record. A record's place in the run is unique, so a batch offered again after a resume adds nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from selfemo.corpora.conversation import Turn
+from selfemo.errors import UserError
+from selfemo.flywheel.record import Candidate, Record
+
+SCHEMA_VERSION = 1
+_KEYS = ("record_id", "iteration", "episode", "turn", "role", "source", "parent", "weight_version", "speaker", "text")
+_OUTCOME = ("labels", "gold", "target", "score", "agreement", "kept", "reason")
+_COLUMNS = _KEYS + _OUTCOME
+_SCHEMA = f"""
+create table records (
+    record_id integer primary key, iteration integer not null, episode integer not null, turn integer not null, role text not null,
+    source text not null, parent integer, weight_version integer not null, speaker text not null, text text not null,
+    labels text not null, gold text not null, target text not null, score real not null, agreement real not null,
+    kept integer not null, reason text not null,
+    unique (iteration, episode, turn, role)
+);
+create table details (record_id integer primary key references records, detail text not null);
+create table label_set (label text primary key);
+create table totals (
+    role text not null, label text not null, kept integer not null, reason text not null, count integer not null,
+    primary key (role, label, kept, reason)
+) without rowid;
+create index kept_records on records (record_id) where kept = 1;
+create trigger records_keep before update on records begin select raise(abort, 'the flywheel is append-only'); end;
+create trigger records_stay before delete on records begin select raise(abort, 'the flywheel is append-only'); end;
+create trigger details_keep before update on details begin select raise(abort, 'the flywheel is append-only'); end;
+create trigger details_stay before delete on details begin select raise(abort, 'the flywheel is append-only'); end;
+pragma user_version = {SCHEMA_VERSION};
+"""
+
+
+@dataclass(frozen=True)
+class Total:
+    """How many records share a role, primary label and outcome."""
+
+    role: str
+    label: str
+    kept: bool
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which records to list; None leaves a field open."""
+
+    kept: bool | None = None
+    role: str | None = None
+    label: str | None = None
+    reason: str | None = None
+    after: int = 0
+    """Only records with a greater id."""
+
+
+class FlywheelStore:
+    """A store on disk: `writable=True` creates it where it does not exist and locks out a second writer."""
+
+    def __init__(self, path: Path, *, writable: bool = False, labels: Sequence[str] = ()) -> None:
+        """Open the store.
+
+        Args:
+            labels: the closed label set, written into a store that is created here.
+
+        Raises:
+            UserError: no store there (reading), another process writes it, or the file is not a flywheel of this version.
+        """
+        self.path = path
+        self._lock: TextIO | None = _lock(path) if writable else None
+        if not writable and not path.is_file():
+            raise UserError(f"{path}: no flywheel there; expected the flywheel.sqlite of a run's output directory")
+        try:
+            self._connection = _connect(path, writable, labels)
+        except (UserError, sqlite3.Error) as error:
+            self._unlock()
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path}: not a flywheel ({error}); expected the flywheel.sqlite of a run") from error
+
+    def close(self) -> None:
+        """Close the file and let go of the lock. Closing twice does nothing."""
+        self._connection.close()
+        self._unlock()
+
+    def append(self, records: Sequence[Record]) -> int:
+        """Add records in one transaction; those whose place in the run is taken are passed over. Returns how many were added.
+
+        The cost does not depend on how many records there are.
+        """
+        added = 0
+        with self._connection:
+            for record in records:
+                added += self._insert(record)
+        return added
+
+    def totals(self) -> list[Total]:
+        """Running counts; reads no record."""
+        rows = self._connection.execute("select role, label, kept, reason, count from totals order by role, label, kept, reason")
+        return [Total(role, label, bool(kept), reason, count) for role, label, kept, reason, count in rows]
+
+    def labels(self) -> list[str]:
+        """The closed label set, alphabetical."""
+        return [label for (label,) in self._connection.execute("select label from label_set order by label")]
+
+    def last_id(self) -> int:
+        """The greatest record id; 0 in an empty store."""
+        return int(self._connection.execute("select coalesce(max(record_id), 0) from records").fetchone()[0])
+
+    def iterations(self) -> set[int]:
+        """Iterations that are recorded; each is whole, since it was added in one transaction."""
+        return {iteration for (iteration,) in self._connection.execute("select distinct iteration from records")}
+
+    def read(self, record_id: int) -> Record:
+        """One record.
+
+        Raises:
+            UserError: no record has that id.
+        """
+        row = self._connection.execute(f"{_SELECT} where records.record_id = ?", (record_id,)).fetchone()
+        if row is None:
+            raise UserError(f"{self.path}: no record {record_id}; expected 1 to {self.last_id()} (selfemo flywheel list)")
+        return _decode(row)
+
+    def find(self, wanted: Filter, limit: int = -1) -> Iterator[Record]:
+        """Records in order of id, at most `limit` of them (-1: all)."""
+        clauses, values = ["records.record_id > ?"], [wanted.after]
+        parts: tuple[tuple[str, Any], ...] = (
+            ("kept = ?", None if wanted.kept is None else int(wanted.kept)),
+            ("role = ?", wanted.role),
+            ("reason = ?", wanted.reason),
+            ("(labels || ',') like ? || ',%'", wanted.label),
+        )
+        for clause, value in parts:
+            if value is not None:
+                clauses.append(clause)
+                values.append(value)
+        query = f"{_SELECT} where {' and '.join(clauses)} order by records.record_id limit ?"
+        for row in self._connection.execute(query, (*values, limit)):
+            yield _decode(row)
+
+    def kept_texts(self) -> Iterator[tuple[str, str]]:
+        """(role, text) of every kept record, in order."""
+        yield from self._connection.execute("select role, text from records where kept = 1 order by record_id")
+
+    def newest_kept(self, role: str, count: int) -> list[Record]:
+        """The newest kept records of a role, oldest first."""
+        query = f"{_SELECT} where kept = 1 and role = ? order by records.record_id desc limit ?"
+        return [_decode(row) for row in self._connection.execute(query, (role, count))][::-1]
+
+    def _insert(self, record: Record) -> int:
+        values = {**asdict(record), "kept": int(record.kept)} | {k: ", ".join(getattr(record, k)) for k in ("labels", "gold", "target")}
+        marks = ", ".join(f":{name}" for name in _COLUMNS)
+        cursor = self._connection.execute(f"insert or ignore into records ({', '.join(_COLUMNS)}) values ({marks})", values)
+        if cursor.rowcount == 0:
+            return 0
+        self._connection.execute("insert into details values (?, ?)", (record.record_id, _encode_detail(record)))
+        self._connection.execute(
+            "insert into totals values (?, ?, ?, ?, 1) on conflict do update set count = count + 1",
+            (record.role, record.labels[0] if record.labels else "", int(record.kept), record.reason),
+        )
+        return 1
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+_SELECT = f"select {', '.join('records.' + name for name in _COLUMNS)}, detail from records join details using (record_id)"
+
+
+def _lock(path: Path) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = open(f"{path}.lock", "w", encoding="utf-8")  # noqa: SIM115 - held until close
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise UserError(f"{path}: another process is writing it; expected one writer; wait for it, or choose another output_dir") from None
+    return handle
+
+
+def _connect(path: Path, writable: bool, labels: Sequence[str]) -> sqlite3.Connection:
+    if writable and not path.exists():
+        _create(path, labels)
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode={'rw' if writable else 'ro'}", uri=True)
+    version = connection.execute("pragma user_version").fetchone()[0]
+    if version != SCHEMA_VERSION:
+        connection.close()
+        raise UserError(f"{path}: flywheel version {version}, expected {SCHEMA_VERSION}; it was written by another version of selfemo")
+    if writable:
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = full")
+    return connection
+
+
+def _create(path: Path, labels: Sequence[str]) -> None:
+    """Make an empty store under a temporary name first, so that a store that exists is complete."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    with closing(sqlite3.connect(temporary)) as connection:
+        connection.executescript(_SCHEMA)
+        connection.executemany("insert into label_set values (?)", [(label,) for label in labels])
+        connection.commit()
+    os.replace(temporary, path)
+
+
+def _encode_detail(record: Record) -> str:
+    return json.dumps(
+        {
+            "prompt_ids": record.prompt_ids,
+            "max_tokens": record.max_tokens,
+            "temperature": record.temperature,
+            "components": record.components,
+            "context": [asdict(turn) for turn in record.context],
+            "candidates": [asdict(candidate) for candidate in record.candidates],
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
+
+
+def _decode(row: Sequence[Any]) -> Record:
+    values = dict(zip(_COLUMNS, row[:-1], strict=True))
+    detail = json.loads(row[-1])
+    for name in ("labels", "gold", "target"):
+        values[name] = tuple(values[name].split(", ")) if values[name] else ()
+    return Record(
+        **(values | {"kept": bool(values["kept"])}),
+        prompt_ids=tuple(detail["prompt_ids"]),
+        max_tokens=detail["max_tokens"],
+        temperature=detail["temperature"],
+        context=tuple(_decode_turn(turn) for turn in detail["context"]),
+        components=tuple(detail["components"]),
+        candidates=tuple(_decode_candidate(candidate) for candidate in detail["candidates"]),
+    )
+
+
+def _decode_turn(value: dict[str, Any]) -> Turn:
+    return Turn(value["speaker"], value["text"], tuple(value["labels"]), tuple((label, count) for label, count in value["votes"]))
+
+
+def _decode_candidate(value: dict[str, Any]) -> Candidate:
+    tuples = {name: tuple(value[name]) for name in ("completion_ids", "gates", "rewards")}
+    return Candidate(**(value | tuples))

@@ -1,0 +1,215 @@
+"""The flywheel of a run: provenance, seeds, resume, agreement of ranks; replay, export and the commands."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from selfemo.config import FlywheelConfig, RewardConfig, SelfPlayConfig
+from selfemo.corpora.conversation import Corpus
+from selfemo.corpora.registry import load_corpus
+from selfemo.errors import UserError
+from selfemo.flywheel.commands import build_app
+from selfemo.flywheel.flywheel import Flywheel
+from selfemo.flywheel.replay import replay
+from selfemo.flywheel.store import Filter, FlywheelStore
+from selfemo.rewards.scoring import Rewards, ScoredGroup
+from selfemo.rollout.request import GenerationRequest
+from selfemo.selfplay.episode import SelfPlay
+from selfemo.selfplay.prompts import PromptBuilder
+from selfemo.selfplay.seeds_pool import SeedPool
+from selfemo.selfplay.transitions import TransitionPrior
+from tests.selfplay.scripted import LABELS, CharEncoder, ScriptedGenerator, conversation
+
+TRAIN = [
+    conversation(str(i), f"Ann[joy]: train number {i} starts off so", f"Bo[{label}]: train number {i} goes on so", f"Ann[joy]: end of {i}")
+    for i, label in enumerate(LABELS * 5)
+]
+HELD = [
+    conversation("d", "Ann[joy]: the copper kettle sings at noon", split="dev"),
+    conversation("t", "Bo[joy]: a planted line of the test split", split="test"),
+]
+CORPUS = Corpus("toy", LABELS, (*TRAIN, *HELD))
+CONFIG = SelfPlayConfig(
+    seeds_per_iteration=6, turns=2, recognizer_group_size=4, responder_group_size=2, max_answer_tokens=20, max_utterance_tokens=80
+)
+
+
+def speak(prompt: str, request: GenerationRequest) -> str:
+    """Mostly joy, read with some disagreement; replies vary with their seed and sometimes repeat a held-out line."""
+    if prompt.startswith("Write"):
+        if request.seed % 7 == 0:
+            return "The copper kettle sings at noon!"
+        return f"word{request.seed % 1009} word{request.seed % 1013} grand word{request.seed % 997}"
+    return "joy" if request.temperature == 0 or request.seed % 6 else "anger"
+
+
+class Run:
+    """A run's rooms, wired as the trainer wires them."""
+
+    def __init__(self, path: Path, config: FlywheelConfig | None = None, is_writer: bool = True) -> None:
+        self.generator = ScriptedGenerator(speak)
+        self.rewards = Rewards(RewardConfig(), TRAIN, LABELS)
+        self.pool = SeedPool(TRAIN, CONFIG, 5, 3)
+        prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
+        self.selfplay = SelfPlay(self.generator, prompts, self.rewards.score, TransitionPrior.estimate(TRAIN), CONFIG, 5)
+        self.flywheel = Flywheel(config or FlywheelConfig(), CORPUS, self.rewards, path, is_writer)
+
+    def play(self, iteration: int) -> list[ScoredGroup]:
+        episodes = self.selfplay.play(self.pool.draw(iteration, self.flywheel.kept_dialogues(iteration)), iteration)
+        return [self.rewards.score_group(group) for episode in episodes for group in episode.groups]
+
+    def iterate(self, iterations: range) -> None:
+        for iteration in iterations:
+            self.flywheel.offer(self.play(iteration), weight_version=iteration + 1)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "flywheel.sqlite"
+
+
+def test_every_group_is_recorded_with_its_provenance(path: Path) -> None:
+    run = Run(path)
+    groups = run.play(0)
+    records = run.flywheel.offer(groups, weight_version=3)
+    assert run.flywheel.counts.offered == len(records) == len(groups)
+    assert {r.reason for r in records} >= {"annotated", "self-generated", "expression", "low score"}
+    for record, scored in zip(records, groups, strict=True):
+        assert record.weight_version == 3
+        assert record.prompt_ids == scored.group.samples[0].prompt_ids
+        assert [c.rewards for c in record.candidates] == list(scored.rewards)
+        assert [c.text for c in record.candidates] == [s.text for s in scored.group.samples]
+    assert list(FlywheelStore(path).find(Filter())) == records
+
+
+def test_no_held_out_text_ever_enters_record_or_seed(path: Path) -> None:
+    run = Run(path)
+    run.iterate(range(12))
+    kept = list(FlywheelStore(path).find(Filter(kept=True)))
+    barred = list(FlywheelStore(path).find(Filter(reason="held-out text")))
+    assert kept
+    assert barred, "the planted line was offered"
+    assert all("kettle" not in turn.text.lower() for record in kept for turn in record.dialogue)
+    assert all("kettle" not in turn.text.lower() for dialogue in run.flywheel.kept_dialogues() for turn in dialogue.turns)
+
+
+def test_kept_texts_do_not_repeat_and_labels_keep_to_their_share(path: Path) -> None:
+    run = Run(path)
+    run.iterate(range(12))
+    for role in ("recognizer", "responder"):
+        kept = list(FlywheelStore(path).find(Filter(kept=True, role=role)))
+        assert len({record.text for record in kept}) == len(kept)
+    reasons = {t.reason for t in FlywheelStore(path).totals()}
+    assert {"near duplicate", "label cap"} <= reasons
+
+
+def test_seeds_continue_kept_records_and_say_so(path: Path) -> None:
+    run = Run(path)
+    run.iterate(range(3))
+    seeds = run.pool.draw(3, run.flywheel.kept_dialogues(3))
+    continued = [seed for seed in seeds if seed.parent is not None]
+    assert len(continued) == 3
+    for seed in continued:
+        record = FlywheelStore(path).read(seed.parent or 0)
+        assert seed.turns[-1].text == record.text
+        assert seed.turns[-1].labels == record.labels
+        assert seed.source == record.source
+    assert any(r.parent is not None for r in run.flywheel.offer(run.play(3), 4))
+
+
+def test_untrusted_labels_do_not_count_as_annotation(path: Path) -> None:
+    run = Run(path, FlywheelConfig(trust_labels=False))
+    run.iterate(range(2))
+    assert run.flywheel.kept_dialogues()
+    assert all(dialogue.turns[-1].labels == () for dialogue in run.flywheel.kept_dialogues())
+
+
+def test_every_rank_decides_alike_and_one_writes(path: Path, tmp_path: Path) -> None:
+    writer, reader = Run(path), Run(tmp_path / "absent.sqlite", is_writer=False)
+    for iteration in range(3):
+        assert writer.flywheel.offer(writer.play(iteration), 1) == reader.flywheel.offer(reader.play(iteration), 1)
+        assert writer.flywheel.kept_dialogues() == reader.flywheel.kept_dialogues()
+    assert not (tmp_path / "absent.sqlite").exists()
+
+
+@pytest.mark.parametrize("is_writer", [True, False])
+def test_a_resumed_flywheel_goes_on_as_if_it_had_not_stopped(path: Path, tmp_path: Path, is_writer: bool) -> None:
+    whole, first = Run(tmp_path / "whole.sqlite"), Run(path)
+    whole.iterate(range(6))
+    first.iterate(range(4))
+    first.flywheel.close()
+    second = Run(path, is_writer=is_writer)
+    second.iterate(range(2, 6))  # iterations 2 and 3 had been recorded before the stop
+    assert second.flywheel.counts == whole.flywheel.counts
+    assert second.flywheel.kept_dialogues() == whole.flywheel.kept_dialogues()
+    if is_writer:
+        assert list(FlywheelStore(path).find(Filter())) == list(FlywheelStore(tmp_path / "whole.sqlite").find(Filter()))
+
+
+def test_a_disabled_flywheel_keeps_nothing(path: Path) -> None:
+    run = Run(path, FlywheelConfig(enabled=False))
+    run.iterate(range(2))
+    assert (run.flywheel.counts.offered, run.flywheel.counts.kept, run.flywheel.kept_dialogues()) == (0, 0, [])
+    assert not path.exists()
+
+
+def test_a_recorded_turn_is_generated_again_from_its_record(path: Path) -> None:
+    run = Run(path)
+    run.iterate(range(1))
+    for record in FlywheelStore(path).find(Filter()):
+        assert replay(record, ScriptedGenerator(speak)).equal
+    record = FlywheelStore(path).read(1)
+    changed = replay(record, ScriptedGenerator(lambda prompt, request: "jolly"))
+    assert not changed.equal
+    assert changed.candidates[0].first_difference == (2 if record.candidates[0].reading == "joy" else 0)
+
+
+def test_an_export_is_a_corpus(path: Path, tmp_path: Path) -> None:
+    run = Run(path)
+    run.iterate(range(3))
+    out = tmp_path / "export" / "train.jsonl"
+    result = CliRunner().invoke(build_app(lambda model: run.generator), ["export", str(path), str(out), "--role", "recognizer"])
+    assert result.exit_code == 0, result.output
+    corpus = load_corpus("jsonl", str(out))
+    kept = list(FlywheelStore(path).find(Filter(kept=True, role="recognizer")))
+    assert corpus.labels == LABELS
+    assert [(c.turns[-1].text, c.turns[-1].labels) for c in corpus.conversations] == [(r.text, r.labels) for r in kept]
+    assert json.loads(out.read_text().splitlines()[0])["meta"]["record"] == kept[0].record_id
+    again = CliRunner().invoke(build_app(lambda model: run.generator), ["export", str(path), str(out)])
+    assert isinstance(again.exception, UserError)
+
+
+def test_the_commands_list_show_and_replay(path: Path) -> None:
+    run = Run(path)
+    run.iterate(range(1))
+    app, invoke = build_app(lambda model: ScriptedGenerator(speak)), CliRunner().invoke
+    listed = invoke(app, ["list", str(path.parent), "--kept"])
+    assert listed.exit_code == 0, listed.output
+    assert f"{run.flywheel.counts.offered} groups offered, {run.flywheel.counts.kept} kept" in listed.output
+    shown = invoke(app, ["show", str(path), "1"])
+    assert "record 1: recognizer" in shown.output
+    assert "Ann: train number" in shown.output
+    assert invoke(app, ["replay", str(path), "1", "--model", "m"]).exit_code == 0
+    assert invoke(build_app(lambda model: ScriptedGenerator(lambda p, r: "no")), ["replay", str(path), "1", "--model", "m"]).exit_code == 1
+    assert isinstance(invoke(app, ["show", str(path), "999"]).exception, UserError)
+
+
+def test_an_export_of_nothing_or_beside_other_labels_leaves_no_file(path: Path, tmp_path: Path) -> None:
+    FlywheelStore(path, writable=True, labels=LABELS).close()
+    out = tmp_path / "e.jsonl"
+    result = CliRunner().invoke(build_app(lambda model: ScriptedGenerator(speak)), ["export", str(path), str(out)])
+    assert isinstance(result.exception, UserError)
+    assert sorted(p.name for p in tmp_path.iterdir() if "flywheel" not in p.name) == []
+
+
+def test_records_made_by_one_offer_are_replaced_by_none(path: Path) -> None:
+    run = Run(path)
+    groups = run.play(0)
+    first = run.flywheel.offer(groups, 1)
+    assert run.flywheel.offer(groups, 1) == []
+    assert run.flywheel.offer([replace(g, group=replace(g.group, iteration=9)) for g in groups], 1)[0].record_id == len(first) + 1
