@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from selfemo.config import SelfPlayConfig
 from selfemo.corpora.conversation import Conversation, Turn
+from selfemo.corpora.overlap import HeldOutTexts
 from selfemo.errors import UserError
 from selfemo.seeds import derive_rng
 from selfemo.selfplay.records import Seed
@@ -36,12 +37,20 @@ class KeptDialogue:
 class SeedPool:
     """Draws seeds from the training split and the flywheel."""
 
-    def __init__(self, train: Sequence[Conversation], config: SelfPlayConfig, run_seed: int, history_turns: int) -> None:
+    def __init__(
+        self,
+        train: Sequence[Conversation],
+        config: SelfPlayConfig,
+        run_seed: int,
+        history_turns: int,
+        held_out: HeldOutTexts | None = None,
+    ) -> None:
         """Prepare the schedules.
 
         Args:
             train: the training split, and nothing else: an episode continues what it starts from.
             history_turns: earlier turns a prompt shows; a seed carries no more than a prompt can use.
+            held_out: dev and test texts; a prefix that holds one of them, or is followed by one, is no seed.
 
         Raises:
             UserError: a conversation of another split, or no annotated turn at all.
@@ -52,9 +61,11 @@ class SeedPool:
         self._config = config
         self._run_seed = run_seed
         self._keep_turns = history_turns + 1
-        self._places = [(c, i) for c in train for i, turn in enumerate(c.turns) if turn.labels]
+        self._places = [(c, i) for c in train for i, turn in enumerate(c.turns) if turn.labels and not self._barred(c, i, held_out)]
         if not self._places:
-            raise UserError("corpus: the training split holds no annotated turn, and episodes start from one; check its label column")
+            raise UserError(
+                "corpus: the training split holds no annotated turn free of dev and test texts; check its label column and splits"
+            )
         labels = tuple(c.turns[i].labels[0] for c, i in self._places)
         self._walk = Schedule(labels, config.seed_label_balance, run_seed, "seeds")
         self._spare = Schedule(labels, config.seed_label_balance, run_seed, "spare seeds")
@@ -74,6 +85,10 @@ class SeedPool:
         items += self._spare.take(iteration * open_places, open_places - len(chosen))
         seeds = [self._real(index, item) for index, item in enumerate(items)]
         return seeds + [self._continued(len(items) + i, kept[choice]) for i, choice in enumerate(chosen)]
+
+    def _barred(self, conversation: Conversation, last: int, held_out: HeldOutTexts | None) -> bool:
+        shown = conversation.turns[max(0, last + 1 - self._keep_turns) : last + 2]
+        return held_out is not None and any(held_out.matches(turn.text) for turn in shown)
 
     def _real(self, index: int, item: int) -> Seed:
         conversation, last = self._places[item]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from selfemo.config import SelfPlayConfig
 from selfemo.corpora.conversation import Conversation
+from selfemo.corpora.overlap import HeldOutTexts
 from selfemo.errors import UserError
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.schedule import Schedule, interleave
@@ -101,6 +102,18 @@ def test_seeds_come_from_the_training_split_alone() -> None:
         pool(train=[*TRAIN, conversation("x", "A[joy]: y", split="dev")])
     with pytest.raises(UserError, match="no annotated turn"):
         pool(train=[conversation("x", "A: y")])
+
+
+def test_planted_dev_and_test_texts_enter_no_seed() -> None:
+    planted = "The copper kettle sings at noon, Mary!"
+    train = [*TRAIN, conversation("p", *["A[joy]: fine then"] * 3, f"B[joy]: {planted}", *["A[joy]: fine again"] * 6)]
+    held_out = HeldOutTexts(["the copper kettle sings  at noon mary"])
+    config = SelfPlayConfig(seeds_per_iteration=40, real_seed_share=1.0)
+    seeds = SeedPool(train, config, 5, 3, held_out).draw(0)
+    turns_seen = [turn for seed in seeds for turn in (*seed.turns, *([seed.next_turn] if seed.next_turn else []))]
+    assert planted not in {turn.text for turn in turns_seen}
+    assert {"fine then", "fine again"} <= {turn.text for turn in turns_seen}, "the rest of the dialogue still serves"
+    assert planted in {turn.text for seed in SeedPool(train, config, 5, 3).draw(0) for turn in seed.turns}
 
 
 def test_favouring_rare_labels_reaches_the_seeds() -> None:
