@@ -92,7 +92,7 @@ def loss(
             d = ref_T[keep].double() - logp
             kl = {"k1": -d, "k2": d**2 / 2, "k3": d.exp() - d - 1}[config.kl_estimator]
             token = token + config.kl_beta * kl
-            kl_total += float(kl.sum())
+            kl_total += float(kl.detach().sum())
         divisor = {
             "sequence_mean": counts.sequences * len(keep),
             "token_mean": counts.tokens,

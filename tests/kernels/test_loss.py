@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from selfemo.kernels import BatchCounts, LossConfig, LossResult, grpo_loss
+from selfemo.kernels import AdvantageConfig, BatchCounts, LossConfig, LossResult, group_advantages, grpo_loss, token_logprobs
 from tests.kernels import oracle
 from tests.kernels.cases import Case, make_case
 
@@ -22,7 +25,7 @@ PRESETS = {
 }
 
 
-def run(case: Case, config: LossConfig, logits_TV: Tensor, on_policy: bool = False) -> LossResult:
+def run(case: Case, config: LossConfig, logits_TV: Tensor | None, on_policy: bool = False, **changes: Any) -> LossResult:
     return grpo_loss(
         logits_TV,
         case.targets_T,
@@ -36,7 +39,16 @@ def run(case: Case, config: LossConfig, logits_TV: Tensor, on_policy: bool = Fal
         mask_T=case.mask_T,
         counts=case.counts,
         vocab_size=case.vocab_size,
+        **changes,
     )
+
+
+def part_of(case: Case, begin: int, end: int) -> Case:
+    """Sequences begin to end - 1 as a micro-batch of their own; the counts stay those of the whole."""
+    first, last = int(case.cu_seqlens[begin]), int(case.cu_seqlens[end])
+    per_token = {name: getattr(case, name)[first:last] for name in ("logits_TV", "targets_T", "old_T", "ref_T", "rollout_T", "mask_T")}
+    per_sequence = {name: getattr(case, name)[begin:end] for name in ("advantage_S", "weight_S")}
+    return replace(case, **per_token, **per_sequence, cu_seqlens=case.cu_seqlens[begin : end + 1] - first)
 
 
 def truth(case: Case, config: LossConfig, on_policy: bool = False) -> oracle.Truth:
@@ -96,3 +108,193 @@ def test_fully_masked_dummy_has_zero_loss_and_zero_gradient() -> None:
     assert float(result.loss.detach()) == 0.0
     assert bool((logits_TV.grad == 0).all())
     assert float(result.metrics.tokens) == 0.0
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_on_policy_ratio_is_exactly_one_and_kl_exactly_zero(name: str) -> None:
+    """With old and reference logprobs of the same weights; the loss is then minus the weighted advantages, whatever is clipped."""
+    config = PRESETS[name]
+    case = make_case(lengths=(3, 1, 20, 9), columns=3000, vocab_size=2999)
+    own_T = token_logprobs(
+        case.logits_TV, case.targets_T, mask_T=case.mask_T, vocab_size=case.vocab_size, temperature=config.temperature
+    ).logprob_T
+    for old_T in (None, own_T):
+        result = grpo_loss(
+            case.logits_TV.clone().requires_grad_(),
+            case.targets_T,
+            case.cu_seqlens,
+            config=config,
+            advantage_S=case.advantage_S,
+            old_logprob_T=old_T,
+            ref_logprob_T=own_T,
+            mask_T=case.mask_T,
+            vocab_size=case.vocab_size,
+        )
+        assert float(result.metrics.ratio) == float(result.metrics.tokens) == float(case.mask_T.sum())
+        assert float(result.metrics.kl) == 0.0
+        assert float(result.metrics.clipped_low) == float(result.metrics.clipped_high) == 0.0
+        assert torch.equal(result.logprob_T, own_T)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_gradient_matches_finite_differences(name: str) -> None:
+    """Along random directions, of the oracle's loss value in fp64: no derivative formula, and no autograd, on either side."""
+    config = PRESETS[name]
+    case = make_case(lengths=(4, 2, 6), columns=40, vocab_size=37, temperature=config.temperature)
+    logits_TV = case.logits_TV.clone().requires_grad_()
+    run(case, config, logits_TV).loss.backward()
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(3):
+        direction_TV = torch.randn(case.logits_TV.shape, generator=generator, dtype=torch.float64)
+        step = 1e-6
+        high, low = (truth(replace(case, logits_TV=case.logits_TV.double() + sign * step * direction_TV), config).loss for sign in (1, -1))
+        slope = float((high - low) / (2 * step))
+        assert float((logits_TV.grad.double() * direction_TV).sum()) == pytest.approx(slope, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_microbatches_add_up_to_the_whole(name: str) -> None:
+    """Loss, gradient and metrics, with a fully masked dummy as one micro-batch, as an empty data-parallel rank runs it."""
+    config = PRESETS[name]
+    case = make_case(lengths=(5, 1, 14, 17), temperature=config.temperature)
+    logits_TV = case.logits_TV.clone().requires_grad_()
+    whole = run(case, config, logits_TV)
+    whole.loss.backward()
+    pieces, gradients = [], []
+    for begin, end in ((0, 1), (1, 2), (2, 4)):
+        part = part_of(case, begin, end)
+        part_TV = part.logits_TV.clone().requires_grad_()
+        pieces.append(run(part, config, part_TV))
+        pieces[-1].loss.backward()
+        gradients.append(part_TV.grad)
+    assert float(sum(piece.loss.detach() for piece in pieces)) == pytest.approx(float(whole.loss.detach()), rel=1e-6, abs=1e-8)
+    assert torch.equal(torch.cat(gradients), logits_TV.grad)
+    joined = pieces[0].metrics.plus(pieces[1].metrics).plus(pieces[2].metrics)
+    for field in fields(joined):
+        assert float(getattr(joined, field.name)) == pytest.approx(float(getattr(whole.metrics, field.name)), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_packed_equals_padded(name: str) -> None:
+    """Right-padding every sequence to one length and masking the padding is the same batch; so is each sequence alone (above)."""
+    config = PRESETS[name]
+    case = make_case(lengths=(5, 1, 14, 17), temperature=config.temperature)
+    packed_TV = case.logits_TV.clone().requires_grad_()
+    packed = run(case, config, packed_TV)
+    packed.loss.backward()
+    longest, lengths = 20, case.cu_seqlens.diff().tolist()
+    place_T = torch.cat([torch.arange(length) + s * longest for s, length in enumerate(lengths)])
+
+    def spread(values: Tensor) -> Tensor:
+        padded = torch.zeros(longest * len(lengths), *values.shape[1:], dtype=values.dtype)
+        padded[place_T] = values
+        return padded
+
+    per_token = {name: spread(getattr(case, name)) for name in ("logits_TV", "targets_T", "old_T", "ref_T", "rollout_T", "mask_T")}
+    padded_case = replace(case, **per_token, cu_seqlens=torch.arange(len(lengths) + 1) * longest)
+    padded_TV = padded_case.logits_TV.clone().requires_grad_()
+    padded = run(padded_case, config, padded_TV)
+    padded.loss.backward()
+    assert float(padded.loss.detach()) == pytest.approx(float(packed.loss.detach()), rel=1e-6, abs=1e-8)
+    assert torch.allclose(padded_TV.grad[place_T], packed_TV.grad, rtol=1e-6, atol=1e-9)
+    assert float(padded_TV.grad.abs().sum()) == pytest.approx(float(packed_TV.grad.abs().sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_two_runs_agree_bitwise(name: str) -> None:
+    config = PRESETS[name]
+    case = make_case(temperature=config.temperature)
+    runs = []
+    for _ in range(2):
+        logits_TV = case.logits_TV.clone().requires_grad_()
+        result = run(case, config, logits_TV)
+        result.loss.backward()
+        runs.append((result.loss.detach(), result.logprob_T, result.entropy_T, logits_TV.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*runs))
+
+
+@pytest.mark.parametrize("entropy_weight", [0.0, 0.1])
+def test_gradient_sums_to_zero_over_the_vocabulary(entropy_weight: float) -> None:
+    """Adding a constant to a row of logits changes no probability."""
+    case = make_case(shift=300.0)
+    config = replace(PRESETS["grpo"], entropy_weight=entropy_weight)
+    logits_TV = case.logits_TV.clone().requires_grad_()
+    run(case, config, logits_TV).loss.backward()
+    row_T = logits_TV.grad.double().sum(-1).abs()
+    assert float(row_T.max()) <= 1e-6 * float(logits_TV.grad.abs().sum(-1).max())
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("on_policy", [False, True], ids=["off_policy", "on_policy"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_fused_projection_equals_the_loss_of_its_logits(name: str, on_policy: bool, masked: bool) -> None:
+    """Chunks of 7 tokens cut through sequences."""
+    config = PRESETS[name]
+    case = make_case(temperature=config.temperature)
+    case = case if masked else replace(case, mask_T=torch.ones_like(case.mask_T))
+    generator = torch.Generator().manual_seed(3)
+    hidden_TH, weight_VH = torch.randn(37, 12, generator=generator), torch.randn(1003, 12, generator=generator)
+    logprob_T = token_logprobs(hidden_TH @ weight_VH.T, case.targets_T, vocab_size=990, temperature=config.temperature).logprob_T
+    near = {name: logprob_T + 0.2 * torch.randn(37, generator=generator) for name in ("old_T", "ref_T", "rollout_T")}
+    case = replace(case, **near)
+    results = []
+    for fused in (True, False):
+        h, w = hidden_TH.clone().requires_grad_(), weight_VH.clone().requires_grad_()
+        result = run(
+            case, config, None if fused else h @ w.T, on_policy, **({"hidden_TH": h, "weight_VH": w, "chunk_tokens": 7} if fused else {})
+        )
+        (3.0 * result.loss).backward()
+        metrics = torch.stack([getattr(result.metrics, field.name) for field in fields(result.metrics)])
+        results.append((result.loss.detach(), result.logprob_T, result.entropy_T, metrics, h.grad, w.grad))
+    for fused_result, plain_result in zip(*results):
+        assert oracle.worst_of_scale(fused_result, plain_result) <= 2e-6
+
+
+def test_fused_projection_adds_to_the_main_gradient() -> None:
+    case = make_case(lengths=(4, 3), columns=30, vocab_size=30)
+    hidden_TH, weight_VH = torch.randn(7, 5), torch.randn(30, 5).requires_grad_()
+    run(case, PRESETS["grpo"], None, hidden_TH=hidden_TH, weight_VH=weight_VH).loss.backward()
+    expected_VH, weight_VH.grad = weight_VH.grad, None
+    main_VH = torch.full((30, 5), 2.0)
+    run(case, PRESETS["grpo"], None, hidden_TH=hidden_TH, weight_VH=weight_VH, weight_main_grad_VH=main_VH).loss.backward()
+    assert weight_VH.grad is None
+    assert torch.allclose(main_VH, expected_VH + 2)
+
+
+def test_rewards_give_the_same_as_their_advantages() -> None:
+    case = make_case()
+    config = LossConfig.preset("self_grpo", advantage=AdvantageConfig(range_threshold=0.4, range_component=0))
+    rewards_SC, weights_C = torch.tensor([[0.1, 1.0], [0.2, 0.0], [0.9, 1.0], [0.3, 0.5]]), torch.tensor([1.0, 0.2])
+    group_ptr = torch.tensor([0, 2, 4])
+    groups = group_advantages(rewards_SC, group_ptr, weights_C, config=config.advantage)
+    assert groups.weight_G.tolist() == [0.0, 1.0]
+    shared = {"config": config, "ref_logprob_T": case.ref_T, "mask_T": case.mask_T, "vocab_size": case.vocab_size}
+    from_rewards = grpo_loss(
+        case.logits_TV, case.targets_T, case.cu_seqlens, rewards_SC=rewards_SC, group_ptr=group_ptr, reward_weights_C=weights_C, **shared
+    )
+    from_advantages = grpo_loss(
+        case.logits_TV,
+        case.targets_T,
+        case.cu_seqlens,
+        advantage_S=groups.advantage_S,
+        sequence_weight_S=groups.weight_S,
+        **shared,
+    )
+    assert torch.equal(from_rewards.loss, from_advantages.loss)
+
+
+def test_a_broken_logprob_cannot_make_the_loss_infinite() -> None:
+    """A log-ratio of 200 is clamped, and gives no gradient."""
+    logits_TV = torch.randn(4, 30).requires_grad_()
+    result = grpo_loss(
+        logits_TV,
+        torch.arange(4),
+        torch.tensor([0, 4]),
+        config=PRESETS["self_grpo"],
+        advantage_S=-torch.ones(1),
+        old_logprob_T=torch.full((4,), -200.0),
+        ref_logprob_T=torch.full((4,), 200.0),
+    )
+    result.loss.backward()
+    assert bool(result.loss.isfinite())
+    assert bool(logits_TV.grad.isfinite().all())
