@@ -1,0 +1,117 @@
+"""Bytes that cross between ranks when the trainer's weights go into the engines, for every pair of ranks.
+
+The direct path sends a rank only the rectangles it lacks; the checkpoint path broadcasts every stage's shard over the pipeline and
+gathers the tensor-parallel shards, so that every rank sees full tensors (selfemo.weights.plan, gather). Ranks exchange within their own
+model replica only, and what a rank receives depends on its tensor rank, its stage and its rank in the engine: a handful of cases,
+each computed once per kind of parameter.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+
+from selfemo.planning.layout import Layout
+from selfemo.planning.parameters import EMBEDDING, Kind, kinds, stages_of
+from selfemo.weights.architecture import DTYPE_BYTES, Architecture
+from selfemo.weights.geometry import overlap
+
+
+@dataclass(frozen=True)
+class SyncBytes:
+    """One weight sync over the whole world."""
+
+    direct: int
+    """Received by all ranks together on the direct path, which is the least any path can do with."""
+    checkpoint: int
+    """Received by all ranks together when full tensors are gathered everywhere."""
+    received_max: int
+    """Direct path: the most that one rank receives."""
+    checkpoint_received_max: int
+    """Checkpoint path: the most that one rank receives."""
+    engine_weights: int
+    """Weights of one engine rank: what is copied into its live parameters."""
+
+
+def sync_bytes(architecture: Architecture, layout: Layout, engine_dtype: str, trainer_dtype: str) -> SyncBytes:
+    """Traffic of a sync: rectangles travel in the engine's dtype, gathered tensors in the trainer's."""
+    width, trainer_width = DTYPE_BYTES[engine_dtype], DTYPE_BYTES[trainer_dtype]
+    ranks = [(*layout.coordinates(rank), rank % layout.engine_tensor) for rank in range(layout.world_size)]
+    signatures = Counter((tensor, stage, engine) for tensor, _, stage, engine in ranks)
+    received = {s: sum(_received(architecture, layout, *s).values()) * width for s in signatures}
+    gathered = {s: _gathered(architecture, layout, s[1]) * trainer_width for s in signatures}
+    return SyncBytes(
+        direct=sum(received[s] * count for s, count in signatures.items()),
+        checkpoint=sum(gathered[s] * count for s, count in signatures.items()),
+        received_max=max(received.values()),
+        checkpoint_received_max=max(gathered.values()),
+        engine_weights=engine_elements(architecture, layout.engine_tensor) * width,
+    )
+
+
+def pair_bytes(architecture: Architecture, layout: Layout, engine_dtype: str, copy: int = 0) -> dict[tuple[int, int], int]:
+    """Direct path: {(source rank, target rank): bytes} within the model replica number `copy`; pairs without traffic are absent."""
+    width = DTYPE_BYTES[engine_dtype]
+    pairs: dict[tuple[int, int], int] = {}
+    for stage in range(layout.pipeline):
+        for tensor in range(layout.tensor):
+            target = layout.rank(tensor, copy, stage)
+            for (source_tensor, source_stage), elements in _received(
+                architecture, layout, tensor, stage, target % layout.engine_tensor
+            ).items():
+                pairs[layout.rank(source_tensor, copy, source_stage), target] = elements * width
+    return pairs
+
+
+def engine_elements(architecture: Architecture, engine_tensor: int) -> int:
+    """Elements of one engine rank's live parameters, vocabulary padding included."""
+    counts = ((kind, architecture.num_layers if kind.per_layer else 1) for kind in kinds(architecture) if not kind.is_tied_copy)
+    return sum(kind.vllm(0, engine_tensor).elements * count for kind, count in counts)
+
+
+@cache
+def _received(architecture: Architecture, layout: Layout, tensor: int, stage: int, engine_rank: int) -> dict[tuple[int, int], int]:
+    """{(source tensor rank, source stage): elements} that a rank lacks."""
+    received: dict[tuple[int, int], int] = {}
+    tied_apart = architecture.tie_word_embeddings and layout.pipeline > 1
+    for kind in kinds(architecture):
+        if kind.is_tied_copy:
+            continue
+        wanted = _sources(kind, layout.tensor, tensor, engine_rank, layout.engine_tensor)
+        for source_stage, count in stages_of(kind, architecture, layout).items():
+            if kind.name == EMBEDDING and tied_apart and stage == layout.pipeline - 1:
+                source_stage = stage  # its own copy is nearer
+            for source_tensor, elements in wanted.items():
+                if (source_tensor, source_stage) != (tensor, stage):
+                    key = source_tensor, source_stage
+                    received[key] = received.get(key, 0) + elements * count
+    return received
+
+
+@cache
+def _sources(kind: Kind, size: int, tensor: int, engine_rank: int, engine_size: int) -> dict[int, int]:
+    """{tensor-parallel rank: elements} from which one live parameter is filled, the own rank first."""
+    found: dict[int, int] = {}
+    shards = [kind.megatron(rank, size) for rank in range(size)]
+    for box in kind.vllm(engine_rank, engine_size).boxes:
+        missing = box.elements
+        for rank in sorted(range(size), key=lambda other: other != tensor):
+            if missing == 0:
+                break  # replicated tensors: the first rank asked holds all of it
+            held = sum(part.elements for mine in shards[rank].boxes if (part := overlap(mine, box)))
+            if held:
+                found[rank] = found.get(rank, 0) + held
+                missing -= held
+    return found
+
+
+def _gathered(architecture: Architecture, layout: Layout, stage: int) -> int:
+    """Elements a rank receives on the checkpoint path: other stages' shards, then the other shards of every parameter."""
+    total = 0
+    for kind in kinds(architecture):
+        if not kind.is_tied_copy:
+            shard = kind.megatron(0, layout.tensor).elements
+            for source_stage, count in stages_of(kind, architecture, layout).items():
+                total += shard * count * (layout.tensor - 1 + (source_stage != stage))
+    return total

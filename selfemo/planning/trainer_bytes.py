@@ -1,0 +1,116 @@
+"""What Megatron allocates on a rank for weights, gradients and optimizer state: exact, buffers and padding included.
+
+Follows megatron-core 0.16.1 as selfemo.megatron.optimizer sets it up. DDP lays a chunk's parameters into one buffer, in reverse
+order of registration. With the distributed optimizer a parameter starts at a multiple of 64 elements, a bucket ends at a multiple
+of lcm(copies, 128), the two ends of a tied embedding have buckets of their own, weights live in such a buffer too, and each of the
+ranks that hold the same weights owns an equal run of every bucket. Gradients are fp32. Adam keeps two fp32 moments, and for bf16
+weights an fp32 copy. Source: core/distributed/param_and_grad_buffer.py, core/optimizer/distrib_optimizer.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from selfemo.planning.layout import Layout
+from selfemo.planning.parameters import Allocation, stage_chunks
+from selfemo.weights.architecture import DTYPE_BYTES, Architecture
+
+PARAMETER_ALIGNMENT = 64
+BUCKET_ALIGNMENT = 128
+GRADIENT_BYTES = 4
+MOMENT_BYTES = 2 * 4
+MAIN_WEIGHT_BYTES = 4
+"""The fp32 copy of a bf16 weight."""
+
+
+@dataclass(frozen=True)
+class TrainerBytes:
+    """Bytes on one rank."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """Moments, and the fp32 weights where the model is bf16."""
+    reference: int
+    """The frozen copy of the SFT weights that the KL is measured against."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.gradients + self.optimizer + self.reference
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A chunk's parameters in one contiguous buffer."""
+
+    elements: int
+    """Padding included."""
+    spans: tuple[tuple[int, int], ...]
+    """First and last element (exclusive) of each parameter, in buffer order."""
+    buckets: tuple[tuple[int, int], ...]
+
+    def owned(self, copy: int, copies: int) -> int:
+        """Parameter elements that one of `copies` ranks keeps optimizer state for; padding has none."""
+        total = 0
+        for start, end in self.buckets:
+            share = (end - start) // copies
+            first, last = start + copy * share, start + (copy + 1) * share
+            total += sum(max(0, min(b, last) - max(a, first)) for a, b in self.spans)
+        return total
+
+
+def trainer_bytes(architecture: Architecture, layout: Layout, stage: int, copy: int, dtype: str) -> TrainerBytes:
+    """What the ranks of a stage allocate; `copy` tells those apart that hold the same weights."""
+    element_bytes = DTYPE_BYTES[dtype]
+    state_bytes = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if dtype != "float32" else 0)
+    weights = gradients = optimizer = reference = 0
+    for chunk in stage_chunks(architecture, layout, stage):
+        held = sum(allocation.elements for allocation in chunk)
+        buffer = lay_out(chunk, layout.weight_copies, layout.distributed_optimizer)
+        gradients += buffer.elements * GRADIENT_BYTES
+        weights += (buffer.elements if layout.distributed_optimizer else held) * element_bytes
+        optimizer += (buffer.owned(copy, layout.weight_copies) if layout.distributed_optimizer else held) * state_bytes
+        reference += held * element_bytes
+    return TrainerBytes(weights, gradients, optimizer, reference)
+
+
+def lay_out(chunk: Sequence[Allocation], copies: int, distributed: bool) -> Buffer:
+    """Where DDP places a chunk's parameters."""
+    alignment = PARAMETER_ALIGNMENT if distributed else 1
+    bucket_alignment = math.lcm(copies, BUCKET_ALIGNMENT) if distributed else 1
+    spans: list[tuple[int, int]] = []
+    buckets: list[tuple[int, int]] = []
+    start = bucket_start = 0
+    is_open = False
+    for allocation in reversed(chunk):
+        start = _round_up(start, alignment)
+        alone = distributed and allocation.own_bucket
+        if alone and is_open:
+            start = _round_up(start, bucket_alignment)
+            buckets.append((bucket_start, start))
+            bucket_start, is_open = start, False
+        spans.append((start, start + allocation.elements))
+        start += allocation.elements
+        is_open = True
+        if alone:
+            start = _round_up(start, bucket_alignment)
+            buckets.append((bucket_start, start))
+            bucket_start, is_open = start, False
+    if is_open:
+        start = _round_up(start, bucket_alignment)
+        buckets.append((bucket_start, start))
+    return Buffer(start, tuple(spans), tuple(buckets))
+
+
+def checkpoint_bytes(architecture: Architecture, dtype: str) -> int:
+    """Tensor data of a checkpoint, whatever the layout: weights, moments, and fp32 weights where the model is bf16."""
+    tensors = stage_chunks(architecture, Layout(), 0)[0]
+    state_bytes = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if dtype != "float32" else 0)
+    return sum(allocation.elements for allocation in tensors) * (DTYPE_BYTES[dtype] + state_bytes)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

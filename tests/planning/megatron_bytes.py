@@ -1,0 +1,114 @@
+"""What tests of the planner run on a rank: real Megatron chunks, DDP, optimizer and weight transfers, and the bytes they take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from selfemo.config import ParallelConfig, TrainConfig
+from selfemo.megatron.device import select_device
+from selfemo.megatron.model import DTYPES, build_chunks, transformer_config
+from selfemo.megatron.optimizer import build_optimizer, wrap_chunks
+from selfemo.megatron.parallel import init_distributed, init_parallel, leave_parallel, pipeline_group, tensor_group
+from selfemo.weights.architecture import Architecture
+from selfemo.weights.direct import direct_tensors
+from selfemo.weights.gather import WeightGroups, hf_tensors
+from selfemo.weights.plan import EngineLayout, TrainerLayout, build_plan
+
+BUCKET_BYTES = 4096
+
+
+def allocated(architecture: Architecture, parallel: ParallelConfig, dtype: str) -> tuple[int, int, int, int]:
+    """(weights, gradients, optimizer, reference) bytes of this rank after one real optimizer step."""
+    with _chunks(architecture, parallel, dtype) as (chunks, config, _):
+        wrapped = wrap_chunks(chunks, config, parallel)
+        optimizer = build_optimizer(wrapped, TrainConfig(), parallel, config.bf16)
+        parameters = [p for chunk in chunks for p in chunk.parameters()]
+        for parameter in parameters:
+            parameter.main_grad.fill_(1e-3)
+        optimizer.step()
+        inner = [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]
+        state = [v for o in inner for entry in o.state.values() for v in entry.values() if isinstance(v, torch.Tensor)]
+        main = [p for o in inner for group in o.param_groups for p in group["params"]]
+        weights = _storages(parameters)
+        return (
+            sum(weights.values()),
+            sum(_storages(p.main_grad for p in parameters).values()),
+            sum(size for key, size in _storages([*state, *main]).items() if key not in weights),
+            sum(p.detach().clone().nbytes for p in parameters),
+        )
+
+
+def transferred(architecture: Architecture, parallel: ParallelConfig, engine: EngineLayout, dtype: str) -> tuple[dict[int, int], int]:
+    """({source rank: bytes received from it on the direct path}, bytes received on the checkpoint path), counted at the collectives."""
+    rank = dist.get_rank()
+    with _chunks(architecture, parallel, dtype) as (chunks, _, layout):
+        trainer = TrainerLayout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, layout.data_size)
+        plan = build_plan(architecture, trainer, engine, trainer.replica_of(rank))
+        with _counted() as direct:
+            for _ in direct_tensors(chunks, plan, rank, DTYPES[dtype], BUCKET_BYTES):
+                pass
+        groups = WeightGroups(
+            tensor_group(), pipeline_group(), layout.tensor_rank, layout.tensor_size, layout.pipeline_rank, layout.pipeline_size
+        )
+        with _counted() as gathered:
+            for _ in hf_tensors(chunks, architecture, groups, BUCKET_BYTES):
+                pass
+        return direct, sum(gathered.values())
+
+
+@contextmanager
+def _chunks(architecture: Architecture, parallel: ParallelConfig, dtype: str) -> Iterator[tuple[Any, Any, Any]]:
+    device = select_device()
+    init_distributed(device, 120)
+    layout = init_parallel(parallel, device, seed=1)
+    try:
+        config = transformer_config(architecture, parallel, DTYPES[dtype], device)
+        yield build_chunks(architecture, config, layout, 64, device), config, layout
+    finally:
+        leave_parallel()
+
+
+@contextmanager
+def _counted() -> Iterator[dict[int, int]]:
+    """Counts, per source, what this rank receives through the three calls that transfers use; the calls themselves go through."""
+    received: dict[int, int] = {}
+    originals = {name: getattr(dist, name) for name in ("batch_isend_irecv", "broadcast", "all_gather_into_tensor")}
+
+    def count(source: int, size: int) -> None:
+        received[source] = received.get(source, 0) + size
+
+    def exchange(operations: list[dist.P2POp]) -> Any:
+        for operation in operations:
+            if operation.op is dist.irecv:
+                count(operation.peer, operation.tensor.nbytes)
+        return originals["batch_isend_irecv"](operations)
+
+    def broadcast(tensor: torch.Tensor, group: Any, group_src: int) -> Any:
+        if dist.get_rank(group) != group_src:
+            count(dist.get_global_rank(group, group_src), tensor.nbytes)
+        return originals["broadcast"](tensor, group=group, group_src=group_src)
+
+    def gather(output: torch.Tensor, tensor: torch.Tensor, group: Any) -> Any:
+        for other in range(dist.get_world_size(group)):
+            if other != dist.get_rank(group):
+                count(dist.get_global_rank(group, other), tensor.nbytes)
+        return originals["all_gather_into_tensor"](output, tensor, group=group)
+
+    replacements = {"batch_isend_irecv": exchange, "broadcast": broadcast, "all_gather_into_tensor": gather}
+    for name, replacement in replacements.items():
+        setattr(dist, name, replacement)
+    try:
+        yield received
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+
+
+def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    """{address: bytes} of the distinct allocations behind some tensors."""
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
