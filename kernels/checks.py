@@ -116,6 +116,18 @@ def check_vector(name: str, tensor: Tensor, length: int, device: torch.device) -
     require_device(name, tensor, device)
 
 
+def check_main_grad(main_VH: Tensor | None, weight_VH: Tensor | None) -> None:
+    """An optional fp32 tensor shaped like the output weight, which must then be given."""
+    if main_VH is None:
+        return
+    if weight_VH is None:
+        raise ValueError("weight_main_grad_VH is given without weight_VH")
+    require_shape("weight_main_grad_VH", main_VH, tuple(weight_VH.shape))
+    require_device("weight_main_grad_VH", main_VH, weight_VH.device)
+    if main_VH.dtype != torch.float32:
+        raise ValueError(f"weight_main_grad_VH is {main_VH.dtype}: expected torch.float32")
+
+
 def check_mask(mask_T: Tensor | None, tokens: int, device: torch.device) -> None:
     """An optional boolean tensor with one flag per token."""
     if mask_T is not None:

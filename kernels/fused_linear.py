@@ -37,6 +37,10 @@ class Head:
     weight_main_grad_VH: Tensor | None
     """Where the weight's gradient is added, fp32; None returns it to autograd."""
 
+    def __post_init__(self) -> None:
+        if self.chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens is {self.chunk_tokens}: expected at least 1")
+
 
 def linear_stats(head: Head, hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, mask_T: Tensor | None) -> SoftmaxStats:
     """Softmax statistics of every unmasked token; log-probability and entropy are 0 elsewhere."""
@@ -49,7 +53,8 @@ def linear_stats(head: Head, hidden_TH: Tensor, weight_VH: Tensor, targets_T: Te
 
 def chunk_stats(head: Head, logits_cV: Tensor, targets_c: Tensor) -> SoftmaxStats:
     """Softmax statistics of one chunk, reduced over ranks."""
-    return combine(head.backend.vocab_stats(logits_cV, targets_c, None, head.shard, head.inv_temperature), targets_c, None, head.shard)
+    stats = head.backend.vocab_stats(logits_cV, targets_c, None, head.shard, head.inv_temperature)
+    return combine(stats, targets_c, None, head.shard, head.inv_temperature)
 
 
 def _chunk_logits(head: Head, hidden_TH: Tensor, weight_VH: Tensor, live_T: Tensor | None) -> Iterator[tuple[Rows, Tensor, Tensor]]:

@@ -18,6 +18,7 @@ from selfemo.kernels.backend import Backend, Impl, choose
 from selfemo.kernels.checks import (
     ValueChecks,
     check_logits,
+    check_main_grad,
     check_mask,
     check_targets,
     require_device,
@@ -115,6 +116,7 @@ def token_logprobs(
     source = distribution(logits_TV, hidden_TH, weight_VH, vocab_size, temperature, tp_group, impl)
     if targets_T is None:
         raise ValueError("targets_T is missing: expected the token id that each row predicts")
+    check_main_grad(weight_main_grad_VH, weight_VH)
     checks = ValueChecks()
     check_targets(checks, targets_T, source.tokens, source.vocab_size, source.device)
     check_mask(mask_T, source.tokens, source.device)
@@ -130,7 +132,7 @@ def token_logprobs(
 def softmax_stats(logits_TV: Tensor, targets_T: Tensor, mask_T: Tensor | None, source: Distribution) -> SoftmaxStats:
     """K1 and its reduction over ranks; logprob and entropy are 0 for masked tokens."""
     stats = source.backend.vocab_stats(logits_TV, targets_T, mask_T, source.shard, source.inv_temperature)
-    return combine(stats, targets_T, mask_T, source.shard)
+    return combine(stats, targets_T, mask_T, source.shard, source.inv_temperature)
 
 
 class _FromLogits(torch.autograd.Function):

@@ -16,7 +16,16 @@ from torch.distributed import ProcessGroup
 
 from selfemo.kernels.advantages import group_advantages
 from selfemo.kernels.backend import SEQUENCE_SUMS, Impl, PolicyBatch
-from selfemo.kernels.checks import ValueChecks, check_finite, check_mask, check_partition, check_targets, check_vector, require_shape
+from selfemo.kernels.checks import (
+    ValueChecks,
+    check_finite,
+    check_main_grad,
+    check_mask,
+    check_partition,
+    check_targets,
+    check_vector,
+    require_shape,
+)
 from selfemo.kernels.config import BatchCounts, LossConfig
 from selfemo.kernels.fused_linear import DEFAULT_CHUNK_TOKENS, Head, LinearGradients, chunk_stats, linear_stats
 from selfemo.kernels.logprobs import Distribution, distribution, softmax_stats
@@ -94,6 +103,7 @@ def grpo_loss(
         raise ValueError(f"ref_logprob_T is missing: config.kl_beta is {config.kl_beta}")
     references = {"old_logprob_T": old_logprob_T, "ref_logprob_T": ref_logprob_T, "rollout_logprob_T": rollout_logprob_T}
     _check_tokens(source, targets_T, cu_seqlens, mask_T, references, check_values)
+    check_main_grad(weight_main_grad_VH, weight_VH)
     sequences = cu_seqlens.numel() - 1
     if rewards_SC is not None:
         if advantage_S is not None or group_ptr is None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from selfemo.kernels.backend import DEGENERATE, LOG_RATIO_BOUND, SEQUENCE_SUMS, GroupStats, PolicyBatch, SequenceLoss
-from selfemo.kernels.chunks import row_chunks
+from selfemo.kernels.chunks import Rows, row_chunks
 from selfemo.kernels.config import AdvantageConfig, LossConfig
-from selfemo.kernels.vocab_parallel import ShardStats, SoftmaxStats, VocabShard
+from selfemo.kernels.vocab_parallel import LOWEST, ShardStats, SoftmaxStats, VocabShard
 
 CHUNK_ELEMENTS = 1 << 19
 """Numbers per scratch: 2 MiB of fp32, so that both scratches and the chunk itself stay in the last-level cache."""
@@ -32,14 +32,14 @@ class TorchBackend:
         max_T = logits_TV.new_zeros(tokens, dtype=torch.float32)
         sum_T, weighted_T, target_T = torch.ones_like(max_T), torch.zeros_like(max_T), torch.zeros_like(max_T)
         if width == 0:
-            return ShardStats(max_T.fill_(-torch.inf), sum_T.zero_(), weighted_T, target_T)
+            return ShardStats(max_T.fill_(LOWEST), sum_T.zero_(), weighted_T, target_T)
         scratch = _Scratch(tokens, width, logits_TV.device)
         held_T, column_T = _local_columns(targets_T, shard)
         for rows in row_chunks(live_T, tokens, scratch.rows):
-            x = scratch.widen(logits_TV, rows, inv_temperature)
+            x = scratch.widen(logits_TV, rows)
             target_T[rows] = x.gather(1, column_T[rows, None])[:, 0].masked_fill_(~held_T[rows], 0.0)
             largest = x.amax(-1, keepdim=True)
-            x.sub_(largest).clamp_(min=UNDERFLOW)
+            _scaled_(x.sub_(largest), inv_temperature).clamp_(min=UNDERFLOW)
             e = torch.exp(x, out=scratch.second(len(x)))
             max_T[rows] = largest[:, 0]
             sum_T[rows] = e.sum(-1)
@@ -68,8 +68,8 @@ class TorchBackend:
         for rows in row_chunks(live_T, tokens, scratch.rows):
             g, h = (dlogprob_T[rows, None] * inv_temperature, dentropy_T[rows, None] * inv_temperature)
             log_sum = softmax.log_sum_T[rows, None]
-            x = scratch.widen(logits_TV, rows, inv_temperature).sub_(softmax.max_T[rows, None])
-            # dL/dx_v = g 1[v = target] - p_v (g + h (log p_v + H)), with p_v = exp(x_v - max) exp(-log_sum)
+            x = _scaled_(scratch.widen(logits_TV, rows).sub_(softmax.max_T[rows, None]), inv_temperature)
+            # gradient of logit v: g 1[v = target] - p_v (g + h (log p_v + H)), with p_v = exp(d_v) exp(-log_sum)
             if with_entropy:
                 e = torch.exp(x.clamp_(min=UNDERFLOW), out=scratch.second(len(x)))
                 x.mul_(-h).sub_(g + h * (softmax.entropy_T[rows, None] - log_sum)).mul_((-log_sum).exp())
@@ -173,6 +173,10 @@ def _local_columns(targets_T: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor
     return held_T, torch.where(held_T, targets_T - shard.start, 0).long()
 
 
+def _scaled_(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1.0 else x.mul_(factor)  # most calls have temperature 1: a pass over the chunk saved
+
+
 class _Scratch:
     """Two fp32 buffers of `rows` rows, allocated once per call."""
 
@@ -182,11 +186,10 @@ class _Scratch:
         self._first = torch.empty(self.rows, width, dtype=torch.float32, device=device)
         self._second: Tensor | None = None
 
-    def widen(self, logits_TV: Tensor, rows: slice | Tensor, inv_temperature: float) -> Tensor:
-        """The real columns of `rows`, divided by the temperature, in fp32."""
+    def widen(self, logits_TV: Tensor, rows: Rows) -> Tensor:
+        """The real columns of `rows` in fp32."""
         source = logits_TV[rows, : self._width]
-        x = self._first[: len(source)].copy_(source)
-        return x if inv_temperature == 1.0 else x.mul_(inv_temperature)
+        return self._first[: len(source)].copy_(source)
 
     def second(self, rows: int) -> Tensor:
         """The other buffer, for `rows` rows."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOWEST: tl.constexpr = tl.constexpr(-3.4e38)
-"""Start of the running maximum: finite, so that a block of -inf, or no block at all, makes no NaN."""
+from selfemo.kernels.vocab_parallel import LOWEST
+
+START: tl.constexpr = tl.constexpr(LOWEST)
 
 
 @triton.jit
@@ -33,7 +34,7 @@ def vocab_stats_kernel(
     HAS_LIVE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """K1. Per row, with x = logit / temperature: max x, sum exp(x - max), sum exp(x - max) (x - max), and x of the target.
+    """K1. Per row: largest logit, sum of exp(d), sum of exp(d) d with d = (logit - largest) / temperature, and the target's logit.
 
     `columns` bounds the loads and `real_columns` the softmax: a padded width is a multiple of 16, a real vocabulary need not
     be, and only a bound that is known to be one lets the loads be 128 bits wide.
@@ -46,25 +47,26 @@ def vocab_stats_kernel(
         tl.store(target_T + row, 0.0)
     else:
         first = logits_TV + row * row_stride
-        largest = LOWEST
+        largest = START
         sum_B = tl.zeros([BLOCK], tl.float32)
         weighted_B = tl.zeros([BLOCK], tl.float32)
         for begin in range(0, real_columns, BLOCK):
             column_B = begin + tl.arange(0, BLOCK)
-            x_B = tl.load(first + column_B, mask=column_B < columns, other=float("-inf")).to(tl.float32) * inv_temperature
+            x_B = tl.load(first + column_B, mask=column_B < columns, other=float("-inf")).to(tl.float32)
             x_B = tl.where(column_B < real_columns, x_B, float("-inf"))
             grown = tl.maximum(largest, tl.max(x_B, 0))
-            shift = largest - grown
+            shift = (largest - grown) * inv_temperature
             scale = tl.exp(shift)
-            e_B = tl.exp(x_B - grown)
+            d_B = (x_B - grown) * inv_temperature
+            e_B = tl.exp(d_B)
             # Lanes keep their own sums, so that the maximum is the only reduction across the block in this loop. The weighted
             # sum is about the running maximum: moving it by `shift` adds shift * sum, then both are rescaled.
-            weighted_B = scale * (weighted_B + shift * sum_B) + e_B * tl.where(e_B > 0.0, x_B - grown, 0.0)
+            weighted_B = scale * (weighted_B + shift * sum_B) + e_B * tl.where(e_B > 0.0, d_B, 0.0)
             sum_B = scale * sum_B + e_B
             largest = grown
         column = tl.load(targets_T + row) - vocab_start
         held = (column >= 0) & (column < real_columns)
-        target = tl.load(first + column, mask=held, other=0.0).to(tl.float32) * inv_temperature
+        target = tl.load(first + column, mask=held, other=0.0).to(tl.float32)
         tl.store(max_T + row, largest)
         tl.store(sum_T + row, tl.sum(sum_B, 0))
         tl.store(weighted_T + row, tl.sum(weighted_B, 0))
@@ -107,8 +109,8 @@ def dlogits_kernel(
         column = tl.load(targets_T + row) - vocab_start
         for begin in range(0, columns, BLOCK):
             column_B = begin + tl.arange(0, BLOCK)
-            x_B = tl.load(first + column_B, mask=column_B < columns, other=float("-inf")).to(tl.float32) * inv_temperature
-            log_p_B = (x_B - largest) - log_sum
+            x_B = tl.load(first + column_B, mask=column_B < columns, other=float("-inf")).to(tl.float32)
+            log_p_B = (x_B - largest) * inv_temperature - log_sum
             p_B = tl.exp(log_p_B)
             d_B = tl.where(column_B == column, g, 0.0) - p_B * (g + h * (tl.where(p_B > 0.0, log_p_B, 0.0) + entropy))
             d_B = tl.where(column_B < real_columns, d_B, 0.0)

@@ -14,6 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+LOWEST = -1e30
+"""Where a running maximum starts. Finite, so that a shard that is all padding (sum 0) makes no NaN; a logit below it counts as -inf."""
+
 
 @dataclass(frozen=True)
 class VocabShard:
@@ -36,16 +39,16 @@ class VocabShard:
 
 @dataclass(frozen=True)
 class ShardStats:
-    """What one rank knows of each token's softmax, fp32 [T] each; x is the logit divided by the temperature."""
+    """What one rank knows of each token's softmax, fp32 [T] each; d = (logit - max) / temperature."""
 
     max_T: Tensor
-    """Largest x; -inf where the shard is all padding."""
+    """Largest logit; LOWEST where the shard is all padding."""
     sum_T: Tensor
-    """Sum of exp(x - max)."""
+    """Sum of exp(d)."""
     weighted_T: Tensor
-    """Sum of exp(x - max) * (x - max): shift-invariant, so that the entropy does not cancel."""
+    """Sum of exp(d) * d: about the maximum, so that the entropy does not cancel."""
     target_T: Tensor
-    """x of the target; 0 where another rank holds it."""
+    """Logit of the target; 0 where another rank holds it."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,9 @@ class SoftmaxStats:
     """Each token's softmax over the whole vocabulary, fp32 [T] each."""
 
     max_T: Tensor
-    """Largest x over all ranks."""
+    """Largest logit over all ranks."""
     log_sum_T: Tensor
-    """log of the sum of exp(x - max): log p(v) = (x_v - max) - log_sum."""
+    """log of the sum of exp(d): log p(v) = (logit_v - max) / temperature - log_sum."""
     logprob_T: Tensor
     """log p(target)."""
     entropy_T: Tensor
@@ -81,7 +84,7 @@ def vocab_shard(columns: int, vocab_size: int | None, group: ProcessGroup | None
     return VocabShard(start, columns, real, group if size > 1 else None)
 
 
-def combine(stats: ShardStats, targets_T: Tensor, mask_T: Tensor | None, shard: VocabShard) -> SoftmaxStats:
+def combine(stats: ShardStats, targets_T: Tensor, mask_T: Tensor | None, shard: VocabShard, inv_temperature: float) -> SoftmaxStats:
     """Join the ranks' statistics: one MAX all-reduce [T] and one SUM all-reduce [3, T] (none for a whole vocabulary).
 
     Log-probability and entropy are 0 where `mask_T` is false.
@@ -91,10 +94,14 @@ def combine(stats: ShardStats, targets_T: Tensor, mask_T: Tensor | None, shard: 
     if shard.group is not None:
         max_T = max_T.clone()
         dist.all_reduce(max_T, op=dist.ReduceOp.MAX, group=shard.group)
-    shift_T = torch.where(stats.sum_T > 0, stats.max_T - max_T, 0.0)  # an all-padding shard has max -inf and sum 0
+    shift_T = (stats.max_T - max_T) * inv_temperature
     scale_T = shift_T.exp()
     sums_3T = torch.stack(
-        (stats.sum_T * scale_T, (stats.weighted_T + stats.sum_T * shift_T) * scale_T, torch.where(held_T, stats.target_T - max_T, 0.0))
+        (
+            stats.sum_T * scale_T,
+            (stats.weighted_T + stats.sum_T * shift_T) * scale_T,
+            torch.where(held_T, (stats.target_T - max_T) * inv_temperature, 0.0),
+        )
     )
     if shard.group is not None:
         dist.all_reduce(sums_3T, group=shard.group)

@@ -44,9 +44,10 @@ def test_qwen_vocabulary_with_logits_around_minus_ten(dtype: torch.dtype) -> Non
     check((torch.randn(3, 151_936, generator=torch.Generator().manual_seed(2)) - 10).to(dtype), vocab_size=151_669, temperature=0.7)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.3])
 @pytest.mark.parametrize("shift", [300.0, -300.0, 3e4])
-def test_shifted_logits_cost_no_precision(shift: float) -> None:
-    check(torch.randn(8, 1003, generator=torch.Generator().manual_seed(3)) * 3 + shift)
+def test_shifted_logits_cost_no_precision(shift: float, temperature: float) -> None:
+    check(torch.randn(8, 1003, generator=torch.Generator().manual_seed(3)) * 3 + shift, temperature=temperature)
 
 
 def test_confident_row_keeps_its_tiny_logprob_and_entropy() -> None:

@@ -1,0 +1,153 @@
+"""Vocabulary split over real processes: every rank gets the loss of the whole vocabulary and its own columns' gradient."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from selfemo.kernels import LossConfig, LossResult, token_logprobs
+from tests.distributed.harness import DistributedRunner
+from tests.kernels import oracle
+from tests.kernels.cases import Case, make_case
+from tests.kernels.test_loss import PRESETS, run, truth
+
+CASES: dict[str, dict[str, Any]] = {
+    "even": {"columns": 1004, "vocab_size": 1004},
+    "last ranks all padding": {"columns": 1000, "vocab_size": 251},
+    "large logits": {"columns": 512, "vocab_size": 509, "shift": 300.0},
+    "real vocabulary": {"lengths": (2, 1, 2), "columns": 151_936, "vocab_size": 151_669, "shift": -10.0, "scale": 1.0},
+}
+
+
+def _shard_of(case: Case, group: dist.ProcessGroup) -> torch.Tensor:
+    return case.logits_TV.chunk(group.size(), dim=1)[group.rank()].contiguous()
+
+
+def _errors(dtype: torch.dtype) -> dict[str, float]:
+    """On a rank: the largest errors of loss, logprobs, entropies and gradient against the oracle, over cases and presets."""
+    worst: dict[str, float] = {}
+    group = dist.group.WORLD
+    assert group is not None
+    for name, shape in CASES.items():
+        for preset in PRESETS if name == "even" else ("self_grpo",):
+            config = PRESETS[preset]
+            case = make_case(**shape, dtype=dtype, temperature=config.temperature)
+            expected = truth(case, config)
+            shard_TV = _shard_of(case, group).requires_grad_()
+            result = run(case, config, shard_TV, tp_group=group)
+            result.loss.backward()
+            expected_TV = expected.dlogits_TV.chunk(group.size(), dim=1)[group.rank()]
+            scale = float(expected.dlogits_TV.abs().max())
+            found = {
+                "loss": abs(float(result.loss.detach() - expected.loss)) / max(1.0, abs(float(expected.loss))),
+                "logprob": oracle.worst(result.logprob_T, expected.logprob_T.where(case.mask_T, 0.0)),
+                "entropy": oracle.worst(result.entropy_T, expected.entropy_T.where(case.mask_T, 0.0)),
+                "dlogits": float((shard_TV.grad.double() - expected_TV).abs().max()) / scale,
+            }
+            worst = {key: max(worst.get(key, 0.0), value) for key, value in found.items()}
+    return worst
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_sharded_vocabulary_matches_the_oracle(distributed: DistributedRunner, size: int, dtype: torch.dtype) -> None:
+    for worst in distributed(size, _errors, dtype):
+        assert worst["loss"] <= 1e-6
+        assert worst["logprob"] <= 1e-6
+        assert worst["entropy"] <= 1e-6
+        assert worst["dlogits"] <= (5e-6 if dtype == torch.float32 else 1e-2)
+
+
+def _same_on_every_rank() -> list[torch.Tensor]:
+    group = dist.group.WORLD
+    assert group is not None
+    case = make_case(columns=512, vocab_size=500)
+    result = run(case, PRESETS["self_grpo"], _shard_of(case, group), tp_group=group)
+    metrics = [getattr(result.metrics, field.name) for field in fields(result.metrics)]
+    return [result.loss.detach(), result.logprob_T, result.entropy_T, *metrics]
+
+
+def test_ranks_agree_bitwise(distributed: DistributedRunner) -> None:
+    """Ranks that disagree in the last bit drift apart: optimizer steps are replicated."""
+    first, *others = distributed(4, _same_on_every_rank)
+    for other in others:
+        assert all(torch.equal(one, two) for one, two in zip(first, other))
+
+
+def _fused(preset: str) -> tuple[LossResult, torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Sharded output weight; the results of the loss and of token_logprobs."""
+    group = dist.group.WORLD
+    assert group is not None
+    case, hidden_TH, weight_VH = _projection_case()
+    shard_VH = weight_VH.chunk(group.size())[group.rank()].clone().requires_grad_()
+    hidden_TH.requires_grad_()
+    result = run(case, PRESETS[preset], None, hidden_TH=hidden_TH, weight_VH=shard_VH, tp_group=group, chunk_tokens=9)
+    result.loss.backward()
+    gradients = (hidden_TH.grad.clone(), shard_VH.grad.clone())
+    hidden_TH.grad = shard_VH.grad = None
+    got = token_logprobs(
+        targets_T=case.targets_T, hidden_TH=hidden_TH, weight_VH=shard_VH, vocab_size=case.vocab_size, tp_group=group, chunk_tokens=9
+    )
+    (got.logprob_T.sum() + got.entropy_T.sum()).backward()
+    return result.loss.detach(), *gradients, (hidden_TH.grad, shard_VH.grad)
+
+
+def _projection_case() -> tuple[Case, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    hidden_TH, weight_VH = torch.randn(37, 12, generator=generator), torch.randn(400, 12, generator=generator)
+    case = make_case(columns=400, vocab_size=390)
+    return case, hidden_TH, weight_VH
+
+
+@pytest.mark.parametrize("preset", ["self_grpo", "gspo"])
+def test_fused_projection_with_a_sharded_weight(distributed: DistributedRunner, preset: str) -> None:
+    case, hidden_TH, weight_VH = _projection_case()
+    hidden_TH.requires_grad_()
+    weight_VH.requires_grad_()
+    whole = run(case, PRESETS[preset], hidden_TH @ weight_VH.T)
+    whole.loss.backward()
+    expected_loss_TH, expected_loss_VH = hidden_TH.grad, weight_VH.grad
+    hidden_TH.grad = weight_VH.grad = None
+    got = token_logprobs(hidden_TH @ weight_VH.T, case.targets_T, vocab_size=case.vocab_size)
+    (got.logprob_T.sum() + got.entropy_T.sum()).backward()
+    ranks = distributed(2, _fused, preset)
+    for rank, (loss, dhidden_TH, dweight_VH, (dhidden_logprob_TH, dweight_logprob_VH)) in enumerate(ranks):
+        assert float(loss) == pytest.approx(float(whole.loss.detach()), rel=1e-6)
+        assert oracle.worst_of_scale(dhidden_TH, expected_loss_TH) <= 2e-6
+        assert oracle.worst_of_scale(dweight_VH, expected_loss_VH.chunk(2)[rank]) <= 2e-6
+        assert oracle.worst_of_scale(dhidden_logprob_TH, hidden_TH.grad) <= 2e-6
+        assert oracle.worst_of_scale(dweight_logprob_VH, weight_VH.grad.chunk(2)[rank]) <= 2e-6
+
+
+def _group_of_one() -> bool:
+    """TP 1 inside a larger world: a group of one rank gives bit for bit what no group gives."""
+    group, _ = dist.new_subgroups(group_size=1)
+    case = make_case(columns=300, vocab_size=299)
+    config = LossConfig.preset("grpo", kl_beta=0.1)
+    alone = run(case, config, case.logits_TV.clone().requires_grad_(), tp_group=group)
+    none = run(case, config, case.logits_TV.clone().requires_grad_())
+    return torch.equal(alone.loss, none.loss) and torch.equal(alone.logprob_T, none.logprob_T)
+
+
+def test_group_of_one_rank_is_no_group(distributed: DistributedRunner) -> None:
+    assert distributed(2, _group_of_one) == [True, True]
+
+
+def _reduced_metrics() -> dict[str, float]:
+    """Data parallelism: each rank has half of the sequences; metrics are reduced."""
+    from tests.kernels.test_loss import part_of
+
+    case = make_case(lengths=(5, 1, 14, 17))
+    part = part_of(case, 2 * dist.get_rank(), 2 * dist.get_rank() + 2)
+    return run(part, PRESETS["self_grpo"], part.logits_TV).metrics.all_reduce().means()
+
+
+def test_metrics_reduce_over_data_parallel_ranks(distributed: DistributedRunner) -> None:
+    case = make_case(lengths=(5, 1, 14, 17))
+    expected = run(case, PRESETS["self_grpo"], case.logits_TV).metrics.means()
+    for means in distributed(2, _reduced_metrics):
+        assert means == pytest.approx(expected, rel=1e-5, abs=1e-6)
