@@ -1,0 +1,88 @@
+"""`selfemo plan`: what a run will need and take, before any GPU is allocated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from selfemo.config import ModelConfig, RunConfig
+from selfemo.config_file import load_config
+from selfemo.errors import UserError
+from selfemo.planning.hardware import gpu_by_name
+from selfemo.planning.layout import layout_of, layout_violations
+from selfemo.planning.plan import best_layouts, make_plan
+from selfemo.planning.render import as_json, print_plan
+from selfemo.planning.sync import pair_bytes
+from selfemo.planning.workload import workload_of
+from selfemo.weights.architecture import Architecture, architecture_by_name, read_architecture
+
+
+def plan(
+    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides such as parallel.tensor=4.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of the run.")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs in each.")] = 8,
+    gpu: Annotated[str, typer.Option(help="a100-40g, a100-80g, h100-80g, h200-141g or b200-180g.")] = "h100-80g",
+    model: Annotated[str, typer.Option(help="A published model by name (qwen3-8b), instead of the configuration's.")] = "",
+    prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Mean prompt length, where measured.")] = None,
+    answer_tokens: Annotated[float | None, typer.Option(min=1, help="Mean recognizer answer, where measured.")] = None,
+    utterance_tokens: Annotated[float | None, typer.Option(min=1, help="Mean responder utterance, where measured.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Memory per rank and phase, sync bytes, step time, checkpoint size, and the best layouts. Needs no GPU."""
+    settings = load_config(config, overrides or [])
+    hardware = gpu_by_name(gpu)
+    architecture = planned_architecture(settings, model)
+    layout = layout_of(settings, nodes, gpus_per_node)
+    violations = list(layout_violations(layout, architecture))
+    if violations:
+        raise UserError(f"{config or 'configuration'}: " + "; ".join(violations) + ": choose sizes that divide")
+    workload = workload_of(settings, prompt_tokens, answer_tokens, utterance_tokens)
+    planned = make_plan(settings, architecture, layout, workload, hardware)
+    suggestions = best_layouts(settings, architecture, workload, nodes, gpus_per_node, hardware)
+    if json_:
+        pairs = pair_bytes(architecture, layout, settings.rollout.dtype)
+        typer.echo(json.dumps(as_json(planned, pairs, workload, suggestions), indent=2))
+    else:
+        title = model or settings.model.path or "initialised model"
+        print_plan(planned, workload, suggestions, title, Console())
+
+
+def planned_architecture(config: RunConfig, model: str = "") -> Architecture:
+    """The model to plan for: named, a directory, a published name in model.path, or the shape a run would initialise.
+
+    Raises:
+        UserError: the name or the directory is not known.
+    """
+    if model:
+        return architecture_by_name(model)
+    if not config.model.path:
+        return initialised_architecture(config.model)
+    if Path(config.model.path).is_dir():
+        return read_architecture(config.model.path)
+    return architecture_by_name(Path(config.model.path).name)
+
+
+def initialised_architecture(model: ModelConfig) -> Architecture:
+    """The small Qwen3 that a run without model.path initialises."""
+    return Architecture(
+        family="qwen3",
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_layers=model.num_layers,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=model.tie_word_embeddings,
+        qk_norm=True,
+        qkv_bias=False,
+        max_position_embeddings=model.max_length,
+        dtype="float32",
+    )

@@ -1,0 +1,92 @@
+"""How long engines take for a batch: continuous batching, sequence by sequence, under a memory-bandwidth roofline.
+
+A decode step reads the weights once and every live sequence's keys and values, so its time falls as sequences end, but never below
+the weights plus the engine's own overhead per step: the tail of a batch is slow however few sequences are left. The simulation steps
+from one completion to the next, with the steps between them summed in closed form.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from selfemo.planning.hardware import Gpu
+from selfemo.planning.parameters import total_elements
+from selfemo.planning.rates import Rates
+from selfemo.planning.workload import GenerationCall
+from selfemo.weights.architecture import DTYPE_BYTES, Architecture
+
+LARGEST_SIMULATED = 2048
+"""Sequences per engine simulated one by one; the time of a larger batch is scaled up from this many."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One vLLM engine and its limits."""
+
+    architecture: Architecture
+    tensor: int
+    dtype: str
+    kv_cache_bytes: int
+    """Per rank."""
+    max_num_seqs: int
+
+    @property
+    def weight_bytes(self) -> float:
+        """Read by each rank per decode step; the embedding is looked up, not read, unless it is also the output layer."""
+        looked_up = 0 if self.architecture.tie_word_embeddings else self.architecture.vocab_size * self.architecture.hidden_size
+        return (total_elements(self.architecture) - looked_up) * DTYPE_BYTES[self.dtype] / self.tensor
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """Keys and values of one token on each rank; ranks beyond the number of key-value heads share them."""
+        shares = min(self.tensor, self.architecture.num_kv_heads)
+        return 2 * self.architecture.num_layers * self.architecture.kv_size * DTYPE_BYTES[self.dtype] / shares
+
+    def slots(self, mean_tokens: float) -> int:
+        """Sequences of this mean length that decode together."""
+        return max(1, min(self.max_num_seqs, int(self.kv_cache_bytes / (self.kv_bytes_per_token * mean_tokens))))
+
+
+def generation_seconds(call: GenerationCall, engine: Engine, replicas: int, gpu: Gpu, rates: Rates) -> float:
+    """Seconds until the last sample of a call has ended on the slowest engine."""
+    samples = math.ceil(call.samples / replicas)
+    groups = math.ceil(call.groups / replicas)
+    scale = max(1, math.ceil(samples / LARGEST_SIMULATED))
+    # Every engine draws from the same distribution; the slowest holds a completion that ran on to the cap, if any sample does.
+    lengths = list(call.lengths.completions(max(1, samples // scale)))
+    longest = max(call.lengths.completions(min(call.samples, 4 * LARGEST_SIMULATED)))
+    lengths[lengths.index(max(lengths))] = longest
+    prefill_tokens = groups * call.lengths.prompt
+    flops_per_token = 2 * total_elements(engine.architecture) / engine.tensor
+    prefill = prefill_tokens * flops_per_token / (gpu.flops * rates.gemm_efficiency)
+    decode = decode_seconds(lengths, call.lengths.prompt, engine, engine.slots(call.lengths.mean_total), gpu, rates)
+    return prefill + decode * (samples / len(lengths) if scale > 1 else 1)
+
+
+def decode_seconds(lengths: Sequence[int], prompt: float, engine: Engine, slots: int, gpu: Gpu, rates: Rates) -> float:
+    """Decode `lengths` tokens per sequence, `slots` at a time, first come first served."""
+    bandwidth = gpu.memory_rate * rates.memory_efficiency
+    compute = 2 * total_elements(engine.architecture) / engine.tensor / (gpu.flops * rates.gemm_efficiency)
+    fixed = engine.weight_bytes / bandwidth + rates.decode_step_s
+    if engine.tensor > 1:
+        fixed += 2 * engine.architecture.num_layers * rates.all_reduce_s
+    per_token = engine.kv_bytes_per_token / bandwidth
+    waiting = list(reversed(lengths))
+    active: list[tuple[int, int]] = []  # (step at which it ends, its length)
+    step, context, seconds = 0, 0.0, 0.0
+    while waiting or active:
+        while waiting and len(active) < slots:
+            length = waiting.pop()
+            heapq.heappush(active, (step + length, length))
+            context += prompt
+        end, length = heapq.heappop(active)
+        steps, live = end - step, len(active) + 1
+        # Keys and values read over these steps: `context` now, and `live` more tokens after each step.
+        read = steps * context + live * steps * (steps - 1) / 2
+        seconds += steps * max(fixed, live * compute) + read * per_token
+        context += live * steps - (prompt + length)
+        step = end
+    return seconds

@@ -1,0 +1,147 @@
+"""Memory of every rank in every phase, by kind.
+
+Weights, gradients, optimizer state, KV cache and buckets are what the code allocates. Activations and logits are sums over the tensors
+that a layer's backward pass needs, with FlashAttention and without dropout; workspace is an allowance. Phases differ in what is there
+together: the engine sleeps during training, and all of trainer and engine meet while weights are handed over ("wake-up").
+
+Source of the activation terms: Korthikanti et al. 2022, section 4, redone for RMSNorm, grouped-query attention and SwiGLU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from selfemo.config import RunConfig
+from selfemo.planning.generation import Engine
+from selfemo.planning.hardware import GIB
+from selfemo.planning.layout import Layout
+from selfemo.planning.parameters import layers_on
+from selfemo.planning.steptime import passes
+from selfemo.planning.sync import engine_elements
+from selfemo.planning.trainer_bytes import trainer_bytes
+from selfemo.planning.workload import Workload
+from selfemo.weights.architecture import DTYPE_BYTES, Architecture
+
+CONTEXT_BYTES = 2 * GIB
+"""Allowance for the CUDA context, NCCL and cuBLAS workspaces."""
+ENGINE_WORKSPACE_BYTES = 3 * GIB
+"""Allowance for vLLM's activations and CUDA graphs while it is awake."""
+PHASES = ("train", "wake-up", "rollout", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank at one time, by kind."""
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    reference: int = 0
+    activations: int = 0
+    logits: int = 0
+    engine_weights: int = 0
+    kv_cache: int = 0
+    buckets: int = 0
+    workspace: int = 0
+
+    @property
+    def total(self) -> int:
+        """All kinds together."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Ranks of one pipeline stage, which need the same but for the rounding of shards: the largest of them."""
+
+    stage: int
+    ranks: tuple[int, ...]
+    phases: dict[str, Memory]
+
+    @property
+    def peak(self) -> tuple[str, int]:
+        """The phase that needs most, and its bytes."""
+        phase = max(self.phases, key=lambda name: self.phases[name].total)
+        return phase, self.phases[phase].total
+
+
+def plan_memory(architecture: Architecture, layout: Layout, config: RunConfig, workload: Workload, engine: Engine) -> list[StageMemory]:
+    """Memory per pipeline stage and phase."""
+    return [_stage_memory(architecture, layout, config, workload, engine, stage) for stage in range(layout.pipeline)]
+
+
+def rank_memory(
+    architecture: Architecture, layout: Layout, config: RunConfig, workload: Workload, engine: Engine, rank: int
+) -> dict[str, Memory]:
+    """Memory of one rank, by phase."""
+    _, copy, stage = layout.coordinates(rank)
+    return _phases(architecture, layout, config, workload, engine, stage, copy)
+
+
+def activation_bytes(architecture: Architecture, layout: Layout, tokens: float, stage: int, microbatches: int, dtype: str) -> int:
+    """Activations that a stage keeps at its fullest, for micro-batches of `tokens`."""
+    layers = layers_on(architecture, layout)
+    chunk_layers = layers / layout.virtual_pipeline
+    # One-forward-one-backward keeps a micro-batch per later stage in flight; interleaving adds a share of a round of chunks.
+    in_flight_chunks = layout.virtual_pipeline * (layout.pipeline - stage)
+    if layout.virtual_pipeline > 1:
+        in_flight_chunks = (layout.virtual_pipeline - 1) * layout.pipeline + 1 + 2 * (layout.pipeline - stage - 1)
+    in_flight_layers = chunk_layers * min(in_flight_chunks, microbatches * layout.virtual_pipeline)
+    whole, kept = _layer_bytes(architecture, layout, dtype)
+    tokens = tokens / layout.context
+    if layout.recompute:
+        return int(tokens * (in_flight_layers * kept + whole))
+    return int(tokens * in_flight_layers * whole)
+
+
+def _layer_bytes(architecture: Architecture, layout: Layout, dtype: str) -> tuple[float, float]:
+    """Bytes per token that one layer's backward needs, and those of its input alone (what recomputation keeps)."""
+    width, split = DTYPE_BYTES[dtype], layout.tensor
+    rows = split if layout.sequence_parallel else 1  # norms and residuals are whole on every rank otherwise
+    hidden, query, kv = architecture.hidden_size, architecture.query_size, architecture.kv_size
+    residual = 4 * hidden / rows  # inputs and outputs of two norms; the outputs feed the projections
+    attention = (2 * query + 2 * kv) / split  # q, k, v and the attention's output, which feeds the next projection
+    head_norms = (query + kv) / split if architecture.qk_norm else 0.0
+    mlp = 3 * architecture.intermediate_size / split  # gate and up before, their product after the activation
+    statistics = 4 * architecture.num_heads / split / width  # FlashAttention's log-sum-exp is fp32
+    return width * (residual + attention + head_norms + mlp + statistics), width * hidden / rows
+
+
+def logits_bytes(architecture: Architecture, layout: Layout, completion_tokens: float, dtype: str) -> int:
+    """Logits of one micro-batch's completion tokens: fp32, overwritten by their gradient, and the gradient once more in bf16."""
+    per_logit = 4 if dtype == "float32" else 4 + DTYPE_BYTES[dtype]
+    return int(completion_tokens * architecture.vocab_size / layout.tensor * per_logit)
+
+
+def _stage_memory(
+    architecture: Architecture, layout: Layout, config: RunConfig, workload: Workload, engine: Engine, stage: int
+) -> StageMemory:
+    ranks = tuple(layout.rank(t, copy, stage) for copy in range(layout.weight_copies) for t in range(layout.tensor))
+    # Shards of the distributed optimizer differ by padding: the first is never the smallest.
+    return StageMemory(stage, ranks, _phases(architecture, layout, config, workload, engine, stage, 0))
+
+
+def _phases(
+    architecture: Architecture, layout: Layout, config: RunConfig, workload: Workload, engine: Engine, stage: int, copy: int
+) -> dict[str, Memory]:
+    dtype = config.train.dtype
+    held = trainer_bytes(architecture, layout, stage, copy, dtype)
+    trainer = Memory(held.weights, held.gradients, held.optimizer, held.reference, workspace=CONTEXT_BYTES)
+    engine_weights = engine_elements(architecture, layout.engine_tensor) * DTYPE_BYTES[engine.dtype]
+    awake = {"engine_weights": engine_weights, "kv_cache": engine.kv_cache_bytes, "workspace": CONTEXT_BYTES + ENGINE_WORKSPACE_BYTES}
+    batch = passes(workload, layout)[0]
+    microbatch_tokens = workload.microbatch_tokens or batch.tokens
+    logits = logits_bytes(architecture, layout, microbatch_tokens * batch.head_tokens / batch.tokens, dtype)
+    train = replace(
+        trainer,
+        activations=activation_bytes(architecture, layout, microbatch_tokens, stage, batch.microbatches, dtype),
+        logits=logits if stage == layout.pipeline - 1 else 0,
+        **({} if config.rollout.sleep else awake),
+    )
+    offloaded = replace(trainer, gradients=0, optimizer=0) if config.train.offload_during_rollout else trainer
+    return {
+        "train": train,
+        "wake-up": replace(offloaded, buckets=config.sync.bucket_bytes, **awake),
+        "rollout": replace(offloaded, **awake),
+        "checkpoint": trainer if config.rollout.sleep else replace(trainer, **awake),
+    }

@@ -1,0 +1,149 @@
+"""The plan of a run: one frozen value with everything `selfemo plan` prints, made from a configuration and a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from selfemo.config import RunConfig
+from selfemo.planning.generation import Engine
+from selfemo.planning.hardware import Gpu
+from selfemo.planning.layout import Layout, layout_of, layout_violations
+from selfemo.planning.memory import StageMemory, plan_memory
+from selfemo.planning.parameters import total_elements
+from selfemo.planning.published import fitted_rates
+from selfemo.planning.steptime import StepSeconds, bubble_share, step_seconds
+from selfemo.planning.sync import SyncBytes, sync_bytes
+from selfemo.planning.trainer_bytes import checkpoint_bytes
+from selfemo.planning.workload import Workload
+from selfemo.weights.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a layout needs and how long it takes."""
+
+    layout: Layout
+    gpu: Gpu
+    parameters: int
+    """Elements of the model's checkpoint."""
+    stages: tuple[StageMemory, ...]
+    sync_path: str
+    sync: SyncBytes
+    step: StepSeconds
+    bubble: float
+    """Share of a training pass that pipeline stages wait."""
+    tokens_per_second_per_gpu: float
+    """Trained tokens (prompt and completion) per second of the whole step and GPU, the figure NeMo-RL's tables give."""
+    checkpoint_bytes: int
+    live_sequences: int
+    """Sequences that one engine decodes together, after max_num_seqs and the KV cache."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most any rank needs in any phase."""
+        return max(stage.peak[1] for stage in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every rank's peak is within the GPU's memory."""
+        return self.peak_bytes <= self.gpu.memory_bytes
+
+
+def make_plan(config: RunConfig, architecture: Architecture, layout: Layout, workload: Workload, gpu: Gpu) -> Plan:
+    """Plan one layout. The layout must be free of violations."""
+    rates = fitted_rates()
+    engine = Engine(architecture, layout.engine_tensor, config.rollout.dtype, config.rollout.kv_cache_bytes, config.rollout.max_num_seqs)
+    traffic = sync_bytes(architecture, layout, config.rollout.dtype, config.train.dtype)
+    path = "checkpoint" if config.sync.mode == "checkpoint" else "direct"
+    step = step_seconds(architecture, layout, workload, engine, traffic, path, config.train.dtype, gpu, rates)
+    return Plan(
+        layout=layout,
+        gpu=gpu,
+        parameters=total_elements(architecture),
+        stages=tuple(plan_memory(architecture, layout, config, workload, engine)),
+        sync_path=path,
+        sync=traffic,
+        step=step,
+        bubble=bubble_share(workload, layout),
+        tokens_per_second_per_gpu=workload.train_tokens / step.total / layout.world_size,
+        checkpoint_bytes=checkpoint_bytes(architecture, config.train.dtype),
+        live_sequences=engine.slots(max(call.lengths.mean_total for call in workload.calls)),
+    )
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A layout that fits, and what speaks for it."""
+
+    plan: Plan
+    reason: str
+
+
+def best_layouts(
+    config: RunConfig, architecture: Architecture, workload: Workload, nodes: int, gpus_per_node: int, gpu: Gpu, count: int = 3
+) -> list[Suggestion]:
+    """The fastest layouts that fit, best first, no two with the same parallel sizes; empty when none fits."""
+    base = layout_of(config, nodes, gpus_per_node)
+    plans: list[Plan] = []
+    for layout in _candidates(base):
+        if not any(layout_violations(layout, architecture)):
+            plan = make_plan(config, architecture, layout, workload, gpu)
+            if plan.fits:
+                plans.append(plan)
+    plans.sort(key=lambda plan: (plan.step.total, plan.peak_bytes))
+    chosen: list[Plan] = []
+    for plan in plans:
+        if all(_sizes(plan.layout) != _sizes(other.layout) for other in chosen) and len(chosen) < count:
+            chosen.append(plan)
+    return [Suggestion(plan, _reason(plan, chosen[0])) for plan in chosen]
+
+
+def _candidates(base: Layout) -> list[Layout]:
+    """Layouts worth pricing: model parallelism in powers of two, tensor parallelism and engines within a node, optimizer sharded."""
+    found = []
+    for tensor in _powers(base.gpus_per_node):
+        for pipeline in _powers(min(8, base.world_size // tensor)):
+            for engine in _powers(base.gpus_per_node):
+                for recompute in (False, True):
+                    found.append(
+                        replace(
+                            base,
+                            tensor=tensor,
+                            pipeline=pipeline,
+                            virtual_pipeline=1,
+                            context=1,
+                            sequence_parallel=tensor > 1,
+                            distributed_optimizer=base.world_size > tensor * pipeline,
+                            recompute=recompute,
+                            engine_tensor=engine,
+                        )
+                    )
+    return found
+
+
+def _reason(plan: Plan, best: Plan) -> str:
+    layout = plan.layout
+    parts = []
+    if plan is best:
+        parts.append("fastest that fits")
+    else:
+        slower = plan.step.total / best.step.total - 1
+        freed = (best.peak_bytes - plan.peak_bytes) / 2**30
+        parts.append(f"{slower:.0%} slower" + (f", {freed:.1f} GiB lighter" if freed > 0.1 else ""))
+    parts.append("no tensor-parallel traffic" if layout.tensor == 1 else f"layers split over {layout.tensor} GPUs of a node")
+    if layout.pipeline > 1:
+        parts.append(f"stages wait {plan.bubble:.0%} of a pass")
+    if layout.recompute:
+        parts.append("activations recomputed to fit")
+    parts.append("weights move nowhere at sync" if plan.sync.direct == 0 else f"{plan.sync.received_max / 1e9:.1f} GB to a rank per sync")
+    phase, peak = max((stage.peak for stage in plan.stages), key=lambda entry: entry[1])
+    parts.append(f"{(plan.gpu.memory_bytes - peak) / 2**30:.1f} GiB spare at its fullest ({phase})")
+    return "; ".join(parts)
+
+
+def _sizes(layout: Layout) -> tuple[int, int, int]:
+    return layout.tensor, layout.pipeline, layout.engine_tensor
+
+
+def _powers(largest: int) -> list[int]:
+    return [1 << exponent for exponent in range(max(1, largest).bit_length())]

@@ -1,0 +1,113 @@
+"""A plan as JSON and as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from selfemo.planning.memory import Memory
+from selfemo.planning.plan import Plan, Suggestion
+from selfemo.planning.workload import Workload
+
+SCHEMA = 1
+
+
+def as_json(plan: Plan, pairs: dict[tuple[int, int], int], workload: Workload, suggestions: Sequence[Suggestion]) -> dict[str, Any]:
+    """Everything, in plain values; byte counts and seconds carry their unit in the name."""
+    return {
+        "schema": SCHEMA,
+        "layout": asdict(plan.layout) | {"data": plan.layout.data, "label": plan.layout.label},
+        "gpu": asdict(plan.gpu),
+        "parameters": plan.parameters,
+        "fits": plan.fits,
+        "peak_bytes": plan.peak_bytes,
+        "memory_bytes": [
+            {
+                "stage": stage.stage,
+                "ranks": list(stage.ranks),
+                "phases": {name: asdict(memory) | {"total": memory.total} for name, memory in stage.phases.items()},
+            }
+            for stage in plan.stages
+        ],
+        "sync": asdict(plan.sync)
+        | {"path": plan.sync_path, "pair_bytes": [{"source": s, "target": t, "bytes": size} for (s, t), size in sorted(pairs.items())]},
+        "step_seconds": asdict(plan.step) | {"total": plan.step.total},
+        "pipeline_bubble": plan.bubble,
+        "tokens_per_second_per_gpu": plan.tokens_per_second_per_gpu,
+        "checkpoint_bytes": plan.checkpoint_bytes,
+        "live_sequences_per_engine": plan.live_sequences,
+        "workload": {
+            "generated_tokens": workload.generated_tokens,
+            "train_samples": workload.train_samples,
+            "train_tokens": workload.train_tokens,
+            "longest_completion": max(call.lengths.max_completion for call in workload.calls),
+        },
+        "suggestions": [
+            {"label": s.plan.layout.label, "step_seconds": s.plan.step.total, "peak_bytes": s.plan.peak_bytes, "reason": s.reason}
+            for s in suggestions
+        ],
+    }
+
+
+def print_plan(plan: Plan, workload: Workload, suggestions: Sequence[Suggestion], title: str, console: Console) -> None:
+    """Memory by stage and phase, the step by phase, sync and checkpoint, and the layouts worth considering."""
+    console.print(f"[bold]{title}[/]: {plan.parameters / 1e9:.2f} B parameters on {plan.layout.world_size} x {plan.gpu.name}")
+    console.print(plan.layout.label)
+    console.print(_memory_table(plan))
+    verdict = "fits" if plan.fits else "[red]DOES NOT FIT[/]"
+    console.print(f"{verdict}: {_gib(plan.peak_bytes)} of {_gib(plan.gpu.memory_bytes)} GiB at the fullest\n")
+    console.print(_step_table(plan))
+    console.print(
+        f"per iteration: {workload.generated_tokens:,.0f} tokens sampled, {workload.train_samples:,} samples of "
+        f"{workload.lengths.mean_total:,.0f} tokens trained; {plan.tokens_per_second_per_gpu:,.0f} tokens/s/GPU; "
+        f"{plan.live_sequences} sequences decode together per engine"
+    )
+    console.print(
+        f"sync ({plan.sync_path}): {plan.sync.direct / 1e9:.2f} GB direct, {plan.sync.checkpoint / 1e9:.2f} GB by full tensors, over all "
+        f"ranks; at most {plan.sync.received_max / 1e9:.2f} GB to one rank. Checkpoint: {plan.checkpoint_bytes / 1e9:.1f} GB\n"
+    )
+    if suggestions:
+        console.print(_suggestion_table(suggestions))
+    else:
+        console.print("[red]no layout of this cluster fits: add GPUs, lower rollout.kv_cache_bytes or train.max_tokens_per_microbatch[/]")
+
+
+def _memory_table(plan: Plan) -> Table:
+    kinds = [field.name for field in fields(Memory)]
+    shown = [kind for kind in kinds if any(getattr(memory, kind) for stage in plan.stages for memory in stage.phases.values())]
+    table = Table(title="memory per rank, GiB (weights, gradients, optimizer, buffers exact; the rest estimated)")
+    for name in ("stage", "ranks", "phase", *(kind.replace("_", " ") for kind in shown), "total"):
+        table.add_column(name, justify="left" if name in ("stage", "ranks", "phase") else "right")
+    for stage in plan.stages:
+        ranks = f"{stage.ranks[0]}-{stage.ranks[-1]}" if len(stage.ranks) > 1 else str(stage.ranks[0])
+        for phase, memory in stage.phases.items():
+            cells = [_gib(getattr(memory, kind)) if getattr(memory, kind) else "" for kind in shown]
+            over = memory.total > plan.gpu.memory_bytes
+            total = f"[red]{_gib(memory.total)}[/]" if over else _gib(memory.total)
+            table.add_row(str(stage.stage), ranks, phase, *cells, total)
+    return table
+
+
+def _step_table(plan: Plan) -> Table:
+    table = Table(title="one iteration, seconds (estimated; see docs for how far to trust it)")
+    for name in ("generate", "logprob", "train", "sync", "other", "total", "pipeline bubble"):
+        table.add_column(name, justify="right")
+    step = plan.step
+    seconds = (step.generate, step.logprob, step.train, step.sync, step.other, step.total)
+    table.add_row(*(f"{value:.1f}" for value in seconds), f"{plan.bubble:.0%}")
+    return table
+
+
+def _suggestion_table(suggestions: Sequence[Suggestion]) -> Table:
+    table = Table("layout", "s/iteration", "peak GiB", "why", title="layouts worth considering")
+    for s in suggestions:
+        table.add_row(s.plan.layout.label, f"{s.plan.step.total:.1f}", _gib(s.plan.peak_bytes), s.reason)
+    return table
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}"

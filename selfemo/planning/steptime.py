@@ -1,0 +1,158 @@
+"""Seconds of one iteration by phase, from a roofline with few parameters.
+
+Training: each micro-batch takes, on the slowest pipeline stage, its matrix products at a fixed share of peak, a constant per layer for
+launching kernels (which is what makes short micro-batches slow), and tensor-parallel collectives; the pipeline adds its bubble. Every
+term can be read off in the code below; what is left out (overlap of communication, uneven data-parallel ranks) works in both directions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from selfemo.planning.generation import Engine, generation_seconds
+from selfemo.planning.hardware import Gpu
+from selfemo.planning.layout import Layout
+from selfemo.planning.parameters import layer_elements, layers_on
+from selfemo.planning.rates import Rates
+from selfemo.planning.sync import SyncBytes
+from selfemo.planning.trainer_bytes import trainer_bytes
+from selfemo.planning.workload import Workload
+from selfemo.weights.architecture import DTYPE_BYTES, Architecture
+
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """One iteration."""
+
+    generate: float
+    logprob: float
+    train: float
+    sync: float
+    other: float
+
+    @property
+    def total(self) -> float:
+        """The whole iteration; phases follow one another."""
+        return self.generate + self.logprob + self.train + self.sync + self.other
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Micro-batches of one pass over the batch, on each data-parallel rank."""
+
+    microbatches: int
+    tokens: float
+    """Per micro-batch, padding included."""
+    sequence: float
+    """Mean length that attention sees."""
+    head_tokens: float
+    """Tokens per micro-batch that go through the output layer."""
+
+
+def step_seconds(
+    architecture: Architecture,
+    layout: Layout,
+    workload: Workload,
+    engine: Engine,
+    sync: SyncBytes,
+    sync_path: str,
+    dtype: str,
+    gpu: Gpu,
+    rates: Rates,
+) -> StepSeconds:
+    """Plan one iteration. `sync_path`: "direct" or "checkpoint"."""
+    # The turns of an episode repeat the same calls: each distinct one is simulated once.
+    generate = sum(count * generation_seconds(call, engine, layout.replicas, gpu, rates) for call, count in Counter(workload.calls).items())
+    train_pass, logprob_pass = passes(workload, layout)
+    train = workload.optimizer_steps * (
+        pass_seconds(architecture, layout, train_pass, True, gpu, rates) + update_seconds(architecture, layout, dtype, gpu, rates)
+    )
+    one_logprob = workload.optimizer_steps * pass_seconds(architecture, layout, logprob_pass, False, gpu, rates)
+    return StepSeconds(
+        generate=generate,
+        logprob=workload.logprob_passes * one_logprob,
+        train=train,
+        sync=sync_seconds(layout, sync, sync_path, gpu, rates),
+        other=rates.step_s,
+    )
+
+
+def passes(workload: Workload, layout: Layout) -> tuple[Pass, Pass]:
+    """The training pass and the logprob pass of one optimizer step."""
+    lengths = workload.lengths
+    samples = workload.train_samples / workload.optimizer_steps / layout.data
+    share = lengths.mean_completion / lengths.mean_total if workload.head_on_completions_only else 1.0
+    if workload.microbatch_tokens is None:
+        train = Pass(math.ceil(samples), lengths.mean_total, lengths.mean_total, lengths.mean_total * share)
+    else:
+        count = math.ceil(samples * lengths.mean_total / workload.microbatch_tokens)
+        if layout.virtual_pipeline > 1:
+            count = math.ceil(count / layout.pipeline) * layout.pipeline
+        tokens = samples * lengths.mean_total / count
+        train = Pass(count, tokens, lengths.mean_total, tokens * share)
+    if workload.logprob_batch is None:
+        return train, train
+    padded = lengths.mean_total * lengths.padding(workload.logprob_batch)
+    tokens = workload.logprob_batch * padded
+    return train, Pass(math.ceil(samples / workload.logprob_batch), tokens, padded, tokens * share)
+
+
+def pass_seconds(architecture: Architecture, layout: Layout, batch: Pass, with_backward: bool, gpu: Gpu, rates: Rates) -> float:
+    """One pass over a data-parallel rank's micro-batches, through the whole pipeline."""
+    layers = layers_on(architecture, layout)
+    forward, backward = 1.0, 2.0 if with_backward else 0.0
+    if with_backward and layout.recompute:
+        forward += 1.0
+    tokens = batch.tokens / layout.context
+    matrix = 2 * layer_elements(architecture) * tokens / layout.tensor
+    attention = 2 * batch.sequence * architecture.query_size * tokens / layout.tensor  # two causal products: 2 * 2 * s / 2 per row
+    head = 2 * architecture.vocab_size * architecture.hidden_size * batch.head_tokens / layout.context / layout.tensor
+    work = layers * (matrix * (forward + backward) + attention * (forward + 1.25 * backward))
+    work += head * (1.0 + backward)  # on the last stage, which is therefore the slowest
+    per_microbatch = work / (gpu.flops * rates.gemm_efficiency)
+    per_microbatch += layers * rates.layer_s * (forward + backward) / 3
+    per_microbatch += layers * (forward + backward / 2) * _tensor_collectives(architecture, layout, tokens, gpu, rates)
+    bubble = (layout.pipeline - 1) / layout.virtual_pipeline
+    return (batch.microbatches + bubble) * per_microbatch
+
+
+def bubble_share(workload: Workload, layout: Layout) -> float:
+    """Share of a training pass in which a stage waits for others."""
+    bubble = (layout.pipeline - 1) / layout.virtual_pipeline
+    return bubble / (passes(workload, layout)[0].microbatches + bubble)
+
+
+def update_seconds(architecture: Architecture, layout: Layout, dtype: str, gpu: Gpu, rates: Rates) -> float:
+    """Reduce gradients over the ranks that hold the same weights, and one optimizer update."""
+    held = trainer_bytes(architecture, layout, layout.pipeline - 1, 0, dtype)
+    seconds = 2 * (held.optimizer + held.gradients / layout.weight_copies) / (gpu.memory_rate * rates.memory_efficiency)
+    if layout.weight_copies > 1:
+        link = _link(layout, layout.weight_copies, layout.tensor, gpu) * rates.link_efficiency
+        ring = (layout.weight_copies - 1) / layout.weight_copies
+        gathered = held.weights if layout.distributed_optimizer else held.gradients  # the second half of an all-reduce
+        seconds += ring * (held.gradients + gathered) / link
+    return seconds
+
+
+def sync_seconds(layout: Layout, sync: SyncBytes, path: str, gpu: Gpu, rates: Rates) -> float:
+    """Weights into the engines."""
+    if path == "checkpoint":
+        return sync.engine_weights / rates.refit_rate
+    link = _link(layout, layout.tensor * layout.pipeline, layout.weight_copies if layout.pipeline > 1 else 1, gpu) * rates.link_efficiency
+    copied = 2 * sync.engine_weights / (gpu.memory_rate * rates.memory_efficiency)
+    return rates.direct_sync_s + sync.received_max / link + copied
+
+
+def _tensor_collectives(architecture: Architecture, layout: Layout, tokens: float, gpu: Gpu, rates: Rates) -> float:
+    """Collectives of one layer in one direction: two all-reduces (or their halves, with sequence parallelism) of the activations."""
+    if layout.tensor == 1:
+        return 0.0
+    link = _link(layout, layout.tensor, 1, gpu) * rates.link_efficiency
+    volume = 2 * (layout.tensor - 1) / layout.tensor * tokens * architecture.hidden_size * DTYPE_BYTES["bfloat16"]
+    return 2 * (volume / link + rates.all_reduce_s)
+
+
+def _link(layout: Layout, group_size: int, stride: int, gpu: Gpu) -> float:
+    return gpu.network_rate if layout.spans_nodes(group_size, stride) else gpu.nvlink_rate
