@@ -1,0 +1,51 @@
+"""A hundred thousand damaged answers: the parser accepts exactly the canonical texts, and never raises."""
+
+from __future__ import annotations
+
+import random
+
+from selfemo.emotions.answer import MAX_LABELS, THINK_CLOSE, THINK_OPEN, Answer, format_answer, parse_answer
+from selfemo.emotions.labels import MELD_LABELS
+
+INPUTS = 100_000
+NOISE = [
+    *" ,.\n\r\t\x00\x0b\x85\u2028\u00a0\u200b\ufeff|<>/'\"",
+    "joy",
+    "Joy",
+    "ｊｏｙ",
+    ", ",
+    ",",
+    "and ",
+    "<|im_end|>",
+    THINK_OPEN,
+    THINK_CLOSE,
+    "😀",
+    "\ud800",
+]
+
+
+def damaged(rng: random.Random) -> str:
+    """An answer with up to three insertions, deletions or swaps; one in four is left alone."""
+    text = ", ".join(rng.choices(MELD_LABELS, k=rng.randint(0, 4)))
+    for _ in range(rng.randint(0, 3)):
+        at = rng.randint(0, len(text))
+        text = rng.choice([text[:at] + rng.choice(NOISE) + text[at:], text[:at] + text[at + 1 :], text[at:] + text[:at]])
+    return text
+
+
+def test_what_is_accepted_is_canonical_and_all_that_is_canonical_is_accepted() -> None:
+    rng = random.Random(20260418)
+    accepted = 0
+    for _ in range(INPUTS):
+        text = damaged(rng)
+        reading = parse_answer(text, MELD_LABELS)
+        parts = text.split(", ")
+        canonical = set(parts) <= set(MELD_LABELS) and len(set(parts)) == len(parts) <= MAX_LABELS
+        assert isinstance(reading, Answer) == canonical, text
+        if isinstance(reading, Answer):
+            accepted += 1
+            assert format_answer(reading.labels) == text
+            assert parse_answer(f"{THINK_OPEN}{text}{THINK_CLOSE}\n\n{text}\n", MELD_LABELS, thinking=True) == reading
+        assert parse_answer(text, MELD_LABELS, finished=False) != reading or not isinstance(reading, Answer)
+        parse_answer(text, MELD_LABELS, thinking=True)
+    assert INPUTS // 10 < accepted < INPUTS // 2, "the fuzzer must reach both sides"
