@@ -15,6 +15,7 @@ from selfemo.rewards.components import consistency, consistency_gate
 from selfemo.rewards.frequency import frequency_weights, label_shares
 from selfemo.rewards.scoring import Rewards, score_group
 from selfemo.selfplay.consensus import vote
+from selfemo.selfplay.records import Group
 from tests.rewards.groups import SCORE, reading, recognizer_group, responder_group
 from tests.selfplay.scripted import LABELS, conversation
 
@@ -92,8 +93,8 @@ def test_collapsing_to_the_majority_label_pays_only_without_the_gate() -> None:
     )
     ungated = replace(CONFIG, consistency_gate=False)
 
-    def bonus(group: object, config: RewardConfig) -> float:
-        return sum(score_group(group, config, SCORE, ONES).component("consistency"))  # type: ignore[arg-type]
+    def bonus(group: Group, config: RewardConfig) -> float:
+        return sum(score_group(group, config, SCORE, ONES).component("consistency"))
 
     assert bonus(collapsed, ungated) > bonus(mixed, ungated)
     assert bonus(collapsed, CONFIG) == 0
