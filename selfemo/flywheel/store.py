@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from selfemo.corpora.conversation import Turn
 from selfemo.errors import UserError
@@ -91,7 +91,7 @@ class FlywheelStore:
             UserError: no store there (reading), another process writes it, or the file is not a flywheel of this version.
         """
         self.path = path
-        self._lock: int | None = _lock(path) if writable else None
+        self._lock: IO[bytes] | None = _lock(path) if writable else None
         if not writable and not path.is_file():
             raise UserError(f"{path}: no flywheel there; expected the flywheel.sqlite of a run's output directory")
         try:
@@ -187,21 +187,21 @@ class FlywheelStore:
 
     def _unlock(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
 
 _SELECT = f"select {', '.join('records.' + name for name in _COLUMNS)}, detail from records join details using (record_id)"
 
 
-def _lock(path: Path) -> int:
-    """A descriptor that holds the writer's lock until it is closed or the process ends."""
+def _lock(path: Path) -> IO[bytes]:
+    """An open file that holds the writer's lock until it is closed, forgotten, or the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.fdopen(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644), "r+b")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(handle)
+        handle.close()
         raise UserError(f"{path}: another process is writing it; expected one writer; wait for it, or choose another output_dir") from None
     return handle
 
