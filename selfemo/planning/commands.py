@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from selfemo.config import ModelConfig, RunConfig
+from selfemo.config import ModelConfig
 from selfemo.config_file import load_config
 from selfemo.errors import UserError
 from selfemo.planning.hardware import gpu_by_name
@@ -34,9 +34,10 @@ def plan(
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Memory per rank and phase, sync bytes, step time, checkpoint size, and the best layouts. Needs no GPU."""
-    settings = load_config(config, overrides or [])
+    # As model.path, so that the configuration is not checked against the model it would initialise.
+    settings = load_config(config, [*(overrides or []), *([f"model.path={model}"] if model else [])])
     hardware = gpu_by_name(gpu)
-    architecture = planned_architecture(settings, model)
+    architecture = planned_architecture(settings.model)
     layout = layout_of(settings, nodes, gpus_per_node)
     violations = list(layout_violations(layout, architecture))
     if violations:
@@ -48,23 +49,21 @@ def plan(
         pairs = pair_bytes(architecture, layout, settings.rollout.dtype)
         typer.echo(json.dumps(as_json(planned, pairs, workload, suggestions), indent=2))
     else:
-        title = model or settings.model.path or "initialised model"
+        title = settings.model.path or "initialised model"
         print_plan(planned, workload, suggestions, title, Console())
 
 
-def planned_architecture(config: RunConfig, model: str = "") -> Architecture:
-    """The model to plan for: named, a directory, a published name in model.path, or the shape a run would initialise.
+def planned_architecture(model: ModelConfig) -> Architecture:
+    """The model to plan for: the directory or published name in `model.path`, or the shape a run would initialise.
 
     Raises:
         UserError: the name or the directory is not known.
     """
-    if model:
-        return architecture_by_name(model)
-    if not config.model.path:
-        return initialised_architecture(config.model)
-    if Path(config.model.path).is_dir():
-        return read_architecture(config.model.path)
-    return architecture_by_name(Path(config.model.path).name)
+    if not model.path:
+        return initialised_architecture(model)
+    if Path(model.path).is_dir():
+        return read_architecture(model.path)
+    return architecture_by_name(Path(model.path).name)
 
 
 def initialised_architecture(model: ModelConfig) -> Architecture:

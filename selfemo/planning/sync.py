@@ -8,6 +8,7 @@ each computed once per kind of parameter.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
@@ -37,8 +38,7 @@ class SyncBytes:
 def sync_bytes(architecture: Architecture, layout: Layout, engine_dtype: str, trainer_dtype: str) -> SyncBytes:
     """Traffic of a sync: rectangles travel in the engine's dtype, gathered tensors in the trainer's."""
     width, trainer_width = DTYPE_BYTES[engine_dtype], DTYPE_BYTES[trainer_dtype]
-    ranks = [(*layout.coordinates(rank), rank % layout.engine_tensor) for rank in range(layout.world_size)]
-    signatures = Counter((tensor, stage, engine) for tensor, _, stage, engine in ranks)
+    signatures = _signatures(layout)
     received = {s: sum(_received(architecture, layout, *s).values()) * width for s in signatures}
     gathered = {s: _gathered(architecture, layout, s[1]) * trainer_width for s in signatures}
     return SyncBytes(
@@ -68,6 +68,18 @@ def engine_elements(architecture: Architecture, engine_tensor: int) -> int:
     """Elements of one engine rank's live parameters, vocabulary padding included."""
     counts = ((kind, architecture.num_layers if kind.per_layer else 1) for kind in kinds(architecture) if not kind.is_tied_copy)
     return sum(kind.vllm(0, engine_tensor).elements * count for kind, count in counts)
+
+
+def _signatures(layout: Layout) -> Counter[tuple[int, int, int]]:
+    """How many ranks stand at each (tensor rank, stage, rank in the engine), which is all that their traffic depends on."""
+    period = layout.engine_tensor // math.gcd(layout.tensor, layout.engine_tensor)
+    found: Counter[tuple[int, int, int]] = Counter()
+    for stage in range(layout.pipeline):
+        for tensor in range(layout.tensor):
+            for copy in range(min(period, layout.weight_copies)):
+                alike = len(range(copy, layout.weight_copies, period))
+                found[tensor, stage, layout.rank(tensor, copy, stage) % layout.engine_tensor] += alike
+    return found
 
 
 @cache

@@ -1,0 +1,170 @@
+"""The whole plan: memory by hand in one case, phases, suggestions, the command, and that it is quick and needs no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from selfemo.config import ModelConfig, ParallelConfig, RolloutConfig, RunConfig, SelfPlayConfig, TrainConfig
+from selfemo.errors import UserError
+from selfemo.planning.commands import initialised_architecture, plan, planned_architecture
+from selfemo.planning.generation import Engine
+from selfemo.planning.hardware import GIB, GPUS, gpu_by_name
+from selfemo.planning.layout import Layout, layout_of, layout_violations
+from selfemo.planning.memory import activation_bytes, logits_bytes, plan_memory, rank_memory
+from selfemo.planning.plan import best_layouts, make_plan
+from selfemo.planning.trainer_bytes import checkpoint_bytes, trainer_bytes
+from selfemo.planning.workload import workload_of
+from selfemo.weights.architecture import architecture_by_name
+
+QWEN = architecture_by_name("qwen3-8b")
+H100 = GPUS["h100-80g"]
+CONFIG = RunConfig(
+    parallel=ParallelConfig(tensor=2, sequence_parallel=True, distributed_optimizer=True),
+    rollout=RolloutConfig(dtype="bfloat16", kv_cache_bytes=20 * GIB),
+    train=TrainConfig(dtype="bfloat16", max_tokens_per_microbatch=8192),
+    selfplay=SelfPlayConfig(seeds_per_iteration=256),
+)
+WORKLOAD = workload_of(CONFIG)
+ENGINE = Engine(QWEN, 1, "bfloat16", 20 * GIB, 128)
+FLAGS = ["--model", "qwen3-8b", "train.dtype=bfloat16", "rollout.dtype=bfloat16"]
+
+
+def _run(*arguments: str) -> tuple[int, str, BaseException | None]:
+    app = typer.Typer()
+    app.command()(plan)
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.stdout, result.exception
+
+
+def test_a_layers_activations_by_hand() -> None:
+    """h=4096, q=4096, kv=1024, mlp=12288, 32 heads, bf16: what the backward pass of one Qwen3-8B layer needs per token."""
+    hand = 2 * (4 * 4096 + (2 * 4096 + 2 * 1024) + (4096 + 1024) + 3 * 12_288) + 4 * 32
+    assert activation_bytes(QWEN, Layout(), 1000, 0, 1, "bfloat16") == 1000 * 36 * hand
+    assert activation_bytes(QWEN, Layout(recompute=True), 1000, 0, 1, "bfloat16") == 1000 * (36 * 2 * 4096 + hand)
+    split = 2 * (4 * 4096) + (hand - 2 * 4 * 4096) // 2
+    assert activation_bytes(QWEN, Layout(1, 2, tensor=2), 1000, 0, 1, "bfloat16") == 1000 * 36 * split
+    assert activation_bytes(QWEN, Layout(1, 2, tensor=2, sequence_parallel=True), 1000, 0, 1, "bfloat16") == 1000 * 36 * hand // 2
+
+
+def test_the_first_pipeline_stage_keeps_one_micro_batch_per_stage() -> None:
+    layout = Layout(1, 4, pipeline=4)
+    kept = [activation_bytes(QWEN, layout, 1000, stage, 32, "bfloat16") for stage in range(4)]
+    assert kept == [4 * kept[3], 3 * kept[3], 2 * kept[3], kept[3]]
+    assert activation_bytes(QWEN, layout, 1000, 0, 2, "bfloat16") == 2 * kept[3]  # never more than there are
+    interleaved = activation_bytes(QWEN, replace(layout, virtual_pipeline=3), 1000, 0, 32, "bfloat16")
+    assert kept[0] < interleaved < 2 * kept[0]
+
+
+def test_logits_are_those_of_completions_on_one_shard() -> None:
+    assert logits_bytes(QWEN, Layout(1, 4, tensor=4), 1000, "bfloat16") == 1000 * 151_936 // 4 * 6
+    stages = plan_memory(QWEN, Layout(1, 4, pipeline=4), CONFIG, WORKLOAD, ENGINE)
+    assert [stage.phases["train"].logits > 0 for stage in stages] == [False, False, False, True]
+
+
+def test_phases_hold_what_is_alive_in_them() -> None:
+    layout = Layout(1, 8, tensor=2, distributed_optimizer=True)
+    phases = rank_memory(QWEN, layout, CONFIG, WORKLOAD, ENGINE, rank=5)
+    held = trainer_bytes(QWEN, layout, 0, 2, "bfloat16")
+    for memory in phases.values():
+        assert (memory.weights, memory.gradients, memory.optimizer) == (held.weights, held.gradients, held.optimizer)
+    assert phases["train"].engine_weights == phases["checkpoint"].kv_cache == phases["rollout"].activations == 0
+    assert phases["wake-up"].total == phases["rollout"].total + CONFIG.sync.bucket_bytes
+    resident = replace(CONFIG, rollout=replace(CONFIG.rollout, sleep=False))
+    assert rank_memory(QWEN, layout, resident, WORKLOAD, ENGINE, 5)["train"].kv_cache == 20 * GIB
+    offloaded = replace(CONFIG, train=replace(CONFIG.train, offload_during_rollout=True))
+    assert rank_memory(QWEN, layout, offloaded, WORKLOAD, ENGINE, 5)["rollout"].optimizer == 0
+
+
+def test_every_rank_stands_in_one_stage() -> None:
+    layout = Layout(2, 8, tensor=2, pipeline=4, distributed_optimizer=True)
+    stages = plan_memory(QWEN, layout, CONFIG, WORKLOAD, ENGINE)
+    assert sorted(rank for stage in stages for rank in stage.ranks) == list(range(16))
+    for stage in stages:
+        for rank in stage.ranks:
+            assert rank_memory(QWEN, layout, CONFIG, WORKLOAD, ENGINE, rank)["rollout"].total <= stage.phases["rollout"].total
+
+
+def test_a_bf16_checkpoint_takes_fourteen_bytes_per_parameter() -> None:
+    assert checkpoint_bytes(QWEN, "bfloat16") == 14 * (8_190_735_360)
+    assert checkpoint_bytes(QWEN, "float32") == 12 * 8_190_735_360
+
+
+def test_suggestions_fit_are_ordered_and_differ() -> None:
+    suggestions = best_layouts(CONFIG, QWEN, WORKLOAD, 2, 8, H100)
+    assert suggestions
+    seconds = [s.plan.step.total for s in suggestions]
+    assert seconds == sorted(seconds)
+    assert all(s.plan.fits and not list(layout_violations(s.plan.layout, QWEN)) for s in suggestions)
+    assert len({(s.plan.layout.tensor, s.plan.layout.pipeline, s.plan.layout.engine_tensor) for s in suggestions}) == len(suggestions)
+    assert suggestions[0].reason.startswith("fastest that fits")
+    given = make_plan(CONFIG, QWEN, layout_of(CONFIG, 2, 8), WORKLOAD, H100)
+    assert suggestions[0].plan.step.total <= given.step.total
+
+
+def test_nothing_is_suggested_where_nothing_fits() -> None:
+    assert best_layouts(CONFIG, QWEN, WORKLOAD, 1, 1, GPUS["a100-40g"]) == []
+
+
+def test_more_gpus_never_make_the_best_step_slower() -> None:
+    seconds = [best_layouts(CONFIG, QWEN, WORKLOAD, nodes, 8, H100, 1)[0].plan.step.total for nodes in (1, 2, 4, 8)]
+    assert seconds == sorted(seconds, reverse=True)
+
+
+def test_the_command_prints_tables_and_json_of_the_same_plan() -> None:
+    code, text, _ = _run(*FLAGS, "parallel.tensor=2")
+    assert code == 0
+    assert "8.19 B parameters on 8 x h100-80g" in text
+    code, text, _ = _run(*FLAGS, "parallel.tensor=2", "parallel.pipeline=2", "--nodes", "2", "--json")
+    report = json.loads(text)
+    assert code == 0
+    assert report["layout"]["data"] == 4
+    assert [stage["ranks"] for stage in report["memory_bytes"]] == [list(range(8)), list(range(8, 16))]
+    assert {pair["target"] for pair in report["sync"]["pair_bytes"]} == {0, 1, 8, 9}  # the first model replica
+    assert report["step_seconds"]["total"] == pytest.approx(sum(v for k, v in report["step_seconds"].items() if k != "total"))
+
+
+def test_all_layout_violations_are_told_at_once() -> None:
+    code, _, error = _run(*FLAGS, "parallel.tensor=3", "parallel.pipeline=7", "rollout.tensor_parallel=5", "--nodes", "2")
+    assert code == 1
+    assert isinstance(error, UserError)
+    for part in ("does not divide the 16 GPUs", "32 attention heads", "8 key-value heads", "36 layers", "rollout.tensor_parallel=5"):
+        assert part in str(error)
+
+
+def test_names_are_checked() -> None:
+    with pytest.raises(UserError, match="did you mean 'h100-80g'"):
+        gpu_by_name("h100-80gb")
+    with pytest.raises(UserError, match="qwen3-8b"):
+        planned_architecture(ModelConfig(path="qwen3-88b"))
+
+
+def test_without_a_model_the_initialised_one_is_planned() -> None:
+    assert planned_architecture(ModelConfig()) == initialised_architecture(ModelConfig())
+
+
+def test_a_plan_takes_under_two_seconds_and_no_torch() -> None:
+    program = (
+        "import sys, typer; from selfemo.planning.commands import plan; app = typer.Typer(); app.command()(plan)\n"
+        f"app({[*FLAGS, '--nodes', '512', 'parallel.tensor=2', '--json']!r}, standalone_mode=False)\n"
+        "assert not {'torch', 'vllm', 'megatron', 'transformers'} & set(sys.modules)"
+    )
+    started = time.process_time()
+    usage_before = _child_seconds()
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd=Path(__file__).parents[2])
+    assert time.process_time() - started + _child_seconds() - usage_before < 2.0
+
+
+def _child_seconds() -> float:
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

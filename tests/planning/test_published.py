@@ -1,0 +1,40 @@
+"""Step times that others published are met: one run fits the rates, the others are held out."""
+
+from __future__ import annotations
+
+import pytest
+
+from selfemo.planning.parameters import total_elements
+from selfemo.planning.published import FITTED, HELD_OUT, LLAMA_8B, LLAMA_70B, QWEN3_32B, PublishedRun, fitted_rates, predict
+
+TOLERANCE = 0.25
+
+
+def test_the_models_have_their_published_sizes() -> None:
+    sizes = [round(total_elements(a) / 1e9, 2) for a in (LLAMA_8B, LLAMA_70B, QWEN3_32B)]
+    assert sizes == [8.03, 70.55, 32.76]
+
+
+def test_the_fitted_run_is_met_phase_by_phase() -> None:
+    predicted, wanted = predict(FITTED, fitted_rates()), FITTED.phases
+    assert wanted is not None
+    for phase in ("train", "sync", "other"):
+        assert getattr(predicted, phase) == pytest.approx(getattr(wanted, phase), rel=1e-6)
+    assert predicted.generate == pytest.approx(wanted.generate, rel=0.02)  # not quite linear: some steps are compute-bound
+    assert predicted.total == pytest.approx(FITTED.step_s, rel=0.05)
+
+
+@pytest.mark.parametrize("run", HELD_OUT, ids=lambda run: run.name)
+def test_held_out_steps_are_met_within_a_quarter(run: PublishedRun) -> None:
+    predicted = predict(run, fitted_rates())
+    assert predicted.total == pytest.approx(run.step_s, rel=TOLERANCE)
+    if run.phases is not None:
+        for phase in ("generate", "logprob", "train", "sync"):
+            assert getattr(predicted, phase) == pytest.approx(getattr(run.phases, phase), rel=TOLERANCE), phase
+
+
+def test_fitted_rates_are_physical() -> None:
+    rates = fitted_rates()
+    assert 0 < rates.layer_s < 5e-3
+    assert 0 < rates.decode_step_s < 20e-3
+    assert rates.refit_rate > 1e9
