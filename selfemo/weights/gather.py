@@ -18,7 +18,7 @@ from torch import nn
 
 from selfemo.errors import UserError
 from selfemo.weights.architecture import Architecture
-from selfemo.weights.geometry import Placement, region
+from selfemo.weights.geometry import Placement, fill_hf
 from selfemo.weights.parameters import EMBEDDING, LM_HEAD, Parameter, local_parameters, model_parameters
 
 
@@ -84,7 +84,7 @@ def hf_tensors(
                 assembling = {tensor.name: torch.empty(tensor.shape, dtype=bucket.dtype, device=device) for tensor in parameter.tensors}
             for placement, shard in zip(_distinct_placements(parameter, groups.tp_size), shards):
                 local = shard[offset : offset + rows.elements].view(rows.stop - rows.start, *placement.shape[1:])
-                _copy_rows(assembling, placement, local, rows)
+                fill_hf(assembling, placement, local, rows.start, rows.stop)
             offset += rows.elements
             if rows.stop == parameter.megatron(0, groups.tp_size).shape[0]:
                 for name in list(assembling):
@@ -171,12 +171,3 @@ def _distinct_placements(parameter: Parameter, tp_size: int) -> tuple[Placement,
     """One placement per rank, or the first alone where all ranks hold the same."""
     placements = tuple(parameter.megatron(rank, tp_size) for rank in range(tp_size))
     return placements[:1] if len(set(placements)) == 1 else placements
-
-
-def _copy_rows(assembling: dict[str, torch.Tensor], placement: Placement, local: torch.Tensor, rows: _Rows) -> None:
-    """Copy a run of rows of one shard to where it belongs in the assembled tensors."""
-    for box in placement.boxes:
-        part = box.clip_rows(rows.start, rows.stop)
-        if part is not None:
-            row_start = (part.local_start[0] - rows.start, *part.local_start[1:])
-            assembling[part.tensor][region(part.start, part.shape)].copy_(local[region(row_start, part.shape)])

@@ -107,7 +107,14 @@ def fill_local(local: T, placement: Placement, hf_tensors: Mapping[str, T]) -> N
         local[region(box.local_start, box.shape)].copy_(hf_tensors[box.tensor][region(box.start, box.shape)])
 
 
-def fill_hf(hf_tensors: Mapping[str, T], placement: Placement, local: T) -> None:
-    """The inverse of `fill_local`: copy every box of a shard into the Hugging Face tensors it belongs to."""
+def fill_hf(hf_tensors: Mapping[str, T], placement: Placement, local: T, first_row: int = 0, stop_row: int | None = None) -> None:
+    """The inverse of `fill_local`: copy boxes into the Hugging Face tensors they belong to.
+
+    Args:
+        local: rows [first_row, stop_row) of the local tensor; all of it by default.
+    """
     for box in placement.boxes:
-        hf_tensors[box.tensor][region(box.start, box.shape)].copy_(local[region(box.local_start, box.shape)])
+        part = box.clip_rows(first_row, placement.shape[0] if stop_row is None else stop_row)
+        if part is not None:
+            start = (part.local_start[0] - first_row, *part.local_start[1:])
+            hf_tensors[part.tensor][region(part.start, part.shape)].copy_(local[region(start, part.shape)])
