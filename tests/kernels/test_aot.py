@@ -1,0 +1,45 @@
+"""Every kernel compiled for A100, H100, B200 and MI300 without one: no spills, 128-bit accesses, and the committed table."""
+
+from __future__ import annotations
+
+import pytest
+
+from selfemo.kernels import aot
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> list[aot.Resources]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))  # compile now, whatever was compiled before
+        return list(aot.compile_all())
+
+
+def test_every_kernel_compiles_for_every_target(measured: list[aot.Resources]) -> None:
+    assert {(row.target, row.kernel) for row in measured} == {(t, v.name) for t in aot.TARGETS for v in aot.variants()}
+
+
+def test_no_kernel_spills(measured: list[aot.Resources]) -> None:
+    assert {f"{row.target} {row.kernel}": row.spills for row in measured if row.spills} == {}
+
+
+def test_logits_are_moved_128_bits_at_a_time(measured: list[aot.Resources]) -> None:
+    for row in measured:
+        if row.kernel in ("vocab_stats", "dlogits"):
+            assert row.wide_loads >= 1, row
+        if row.kernel == "dlogits":
+            assert row.wide_stores == row.stores, row  # it stores nothing but logits
+
+
+def test_one_special_function_per_logit_and_thread(measured: list[aot.Resources]) -> None:
+    """A program of 256 threads (512 on AMD) takes a block of 4,096 logits: 16 (8) exps each, and one to rescale the sums."""
+    for row in measured:
+        per_thread = 8 if row.target.startswith("gfx") else 16
+        if row.kernel == "dlogits":
+            assert row.special == per_thread, row
+        if row.kernel == "vocab_stats":
+            assert row.special == per_thread + 1, row
+
+
+def test_resources_equal_the_committed_table(measured: list[aot.Resources]) -> None:
+    """After a deliberate change: `python tools/bench_kernels.py --aot --write`."""
+    assert aot.differences(measured, aot.committed()) == []
