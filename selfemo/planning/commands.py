@@ -15,7 +15,7 @@ from selfemo.errors import UserError
 from selfemo.planning.hardware import gpu_by_name
 from selfemo.planning.layout import layout_of, layout_violations
 from selfemo.planning.plan import best_layouts, make_plan
-from selfemo.planning.render import as_json, print_plan
+from selfemo.planning.render import as_json, print_accuracy, print_plan
 from selfemo.planning.sync import pair_bytes
 from selfemo.planning.workload import workload_of
 from selfemo.weights.architecture import Architecture, architecture_by_name, read_architecture
@@ -31,9 +31,13 @@ def plan(
     prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Mean prompt length, where measured.")] = None,
     answer_tokens: Annotated[float | None, typer.Option(min=1, help="Mean recognizer answer, where measured.")] = None,
     utterance_tokens: Annotated[float | None, typer.Option(min=1, help="Mean responder utterance, where measured.")] = None,
+    accuracy: Annotated[bool, typer.Option("--accuracy", help="Print published step times beside the planner's, and stop.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Memory per rank and phase, sync bytes, step time, checkpoint size, and the best layouts. Needs no GPU."""
+    if accuracy:
+        print_accuracy(Console())
+        return
     # As model.path, so that the configuration is not checked against the model it would initialise.
     settings = load_config(config, [*(overrides or []), *([f"model.path={model}"] if model else [])])
     hardware = gpu_by_name(gpu)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from selfemo.planning.memory import Memory
 from selfemo.planning.plan import Plan, Suggestion
+from selfemo.planning.published import FITTED, HELD_OUT, NOT_PREDICTED, fitted_rates, predict
 from selfemo.planning.workload import Workload
 
 SCHEMA = 1
@@ -76,6 +77,25 @@ def print_plan(plan: Plan, workload: Workload, suggestions: Sequence[Suggestion]
         console.print("[red]no layout of this cluster fits: add GPUs, lower rollout.kv_cache_bytes or train.max_tokens_per_microbatch[/]")
 
 
+def print_accuracy(console: Console) -> None:
+    """Published step times beside the planned ones, phase by phase where the source gives phases."""
+    rates = fitted_rates()
+    table = Table(title="published step times and the planner's, seconds")
+    for name in ("run", "phase", "published", "planned", "off by", ""):
+        table.add_column(name, justify="left" if name in ("run", "phase", "") else "right")
+    for run in (FITTED, *HELD_OUT):
+        planned = predict(run, rates)
+        use = "rates fitted to it" if run is FITTED else "held out"
+        table.add_row(run.name, "step", f"{run.step_s:.1f}", f"{planned.total:.1f}", f"{planned.total / run.step_s - 1:+.0%}", use)
+        for phase in ("generate", "logprob", "train", "sync") if run.phases else ():
+            wanted, found = getattr(run.phases, phase), getattr(planned, phase)
+            table.add_row("", phase, f"{wanted:.1f}", f"{found:.1f}", f"{found / wanted - 1:+.0%}")
+    console.print(table)
+    for name, reason in NOT_PREDICTED:
+        console.print(f"not predicted: {name}: {reason}")
+    console.print(f"sources: {'; '.join(sorted({run.source for run in (FITTED, *HELD_OUT)}))}")
+
+
 def _memory_table(plan: Plan) -> Table:
     kinds = [field.name for field in fields(Memory)]
     shown = [kind for kind in kinds if any(getattr(memory, kind) for stage in plan.stages for memory in stage.phases.values())]
@@ -93,7 +113,7 @@ def _memory_table(plan: Plan) -> Table:
 
 
 def _step_table(plan: Plan) -> Table:
-    table = Table(title="one iteration, seconds (estimated; see docs for how far to trust it)")
+    table = Table(title="one iteration, seconds (estimated: `selfemo plan --accuracy` shows how well)")
     for name in ("generate", "logprob", "train", "sync", "other", "total", "pipeline bubble"):
         table.add_column(name, justify="right")
     step = plan.step

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from selfemo.config import ParallelConfig, TrainConfig
 from selfemo.megatron.device import select_device
-from selfemo.megatron.model import DTYPES, build_chunks, transformer_config
+from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.optimizer import build_optimizer, wrap_chunks
-from selfemo.megatron.parallel import init_distributed, init_parallel, leave_parallel, pipeline_group, tensor_group
+from selfemo.megatron.parallel import Layout, init_distributed, init_parallel, leave_parallel, pipeline_group, tensor_group
 from selfemo.weights.architecture import Architecture
 from selfemo.weights.direct import direct_tensors
 from selfemo.weights.gather import WeightGroups, hf_tensors
@@ -22,55 +24,74 @@ from selfemo.weights.plan import EngineLayout, TrainerLayout, build_plan
 BUCKET_BYTES = 4096
 
 
-def allocated(architecture: Architecture, parallel: ParallelConfig, dtype: str) -> tuple[int, int, int, int]:
-    """(weights, gradients, optimizer, reference) bytes of this rank after one real optimizer step."""
-    with _chunks(architecture, parallel, dtype) as (chunks, config, _):
-        wrapped = wrap_chunks(chunks, config, parallel)
-        optimizer = build_optimizer(wrapped, TrainConfig(), parallel, config.bf16)
-        parameters = [p for chunk in chunks for p in chunk.parameters()]
-        for parameter in parameters:
-            parameter.main_grad.fill_(1e-3)
-        optimizer.step()
-        inner = [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]
-        state = [v for o in inner for entry in o.state.values() for v in entry.values() if isinstance(v, torch.Tensor)]
-        main = [p for o in inner for group in o.param_groups for p in group["params"]]
-        weights = _storages(parameters)
-        return (
-            sum(weights.values()),
-            sum(_storages(p.main_grad for p in parameters).values()),
-            sum(size for key, size in _storages([*state, *main]).items() if key not in weights),
-            sum(p.detach().clone().nbytes for p in parameters),
-        )
+@dataclass(frozen=True)
+class Measured:
+    """Bytes of one rank."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    reference: int
+    direct_by_source: dict[int, int]
+    """Received on the direct path from each other rank."""
+    checkpoint: int
+    """Received on the checkpoint path from all of them."""
 
 
-def transferred(architecture: Architecture, parallel: ParallelConfig, engine: EngineLayout, dtype: str) -> tuple[dict[int, int], int]:
-    """({source rank: bytes received from it on the direct path}, bytes received on the checkpoint path), counted at the collectives."""
-    rank = dist.get_rank()
-    with _chunks(architecture, parallel, dtype) as (chunks, _, layout):
-        trainer = TrainerLayout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, layout.data_size)
-        plan = build_plan(architecture, trainer, engine, trainer.replica_of(rank))
-        with _counted() as direct:
-            for _ in direct_tensors(chunks, plan, rank, DTYPES[dtype], BUCKET_BYTES):
-                pass
-        groups = WeightGroups(
-            tensor_group(), pipeline_group(), layout.tensor_rank, layout.tensor_size, layout.pipeline_rank, layout.pipeline_size
-        )
-        with _counted() as gathered:
-            for _ in hf_tensors(chunks, architecture, groups, BUCKET_BYTES):
-                pass
-        return direct, sum(gathered.values())
-
-
-@contextmanager
-def _chunks(architecture: Architecture, parallel: ParallelConfig, dtype: str) -> Iterator[tuple[Any, Any, Any]]:
+def measure(architecture: Architecture, parallel: ParallelConfig, engine: EngineLayout, dtype: str) -> Measured:
+    """Build the real thing, send its weights both ways, take a real optimizer step; count what this rank allocates and receives."""
     device = select_device()
     init_distributed(device, 120)
     layout = init_parallel(parallel, device, seed=1)
     try:
         config = transformer_config(architecture, parallel, DTYPES[dtype], device)
-        yield build_chunks(architecture, config, layout, 64, device), config, layout
+        chunks = build_chunks(architecture, config, layout, 64, device)
+        direct, gathered = _transferred(chunks, architecture, parallel, engine, layout, dtype)
+        return Measured(*_allocated(chunks, config, parallel), direct, gathered)
     finally:
         leave_parallel()
+
+
+def _allocated(chunks: list[CompletionGPTModel], config: TransformerConfig, parallel: ParallelConfig) -> tuple[int, int, int, int]:
+    wrapped = wrap_chunks(chunks, config, parallel)
+    optimizer = build_optimizer(wrapped, TrainConfig(), parallel, config.bf16)
+    parameters = [p for chunk in chunks for p in chunk.parameters()]
+    for parameter in parameters:
+        parameter.main_grad.fill_(1e-3)
+    optimizer.step()
+    inner = [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]
+    state = [v for o in inner for entry in o.state.values() for v in entry.values() if isinstance(v, torch.Tensor)]
+    main = [p for o in inner for group in o.param_groups for p in group["params"]]
+    weights = _storages(parameters)
+    return (
+        sum(weights.values()),
+        sum(_storages(p.main_grad for p in parameters).values()),
+        sum(size for key, size in _storages([*state, *main]).items() if key not in weights),
+        sum(p.detach().clone().nbytes for p in parameters),
+    )
+
+
+def _transferred(
+    chunks: list[CompletionGPTModel],
+    architecture: Architecture,
+    parallel: ParallelConfig,
+    engine: EngineLayout,
+    layout: Layout,
+    dtype: str,
+) -> tuple[dict[int, int], int]:
+    rank = dist.get_rank()
+    trainer = TrainerLayout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, layout.data_size)
+    plan = build_plan(architecture, trainer, engine, trainer.replica_of(rank))
+    with _counted() as direct:
+        for _ in direct_tensors(chunks, plan, rank, DTYPES[dtype], BUCKET_BYTES):
+            pass
+    groups = WeightGroups(
+        tensor_group(), pipeline_group(), layout.tensor_rank, layout.tensor_size, layout.pipeline_rank, layout.pipeline_size
+    )
+    with _counted() as gathered:
+        for _ in hf_tensors(chunks, architecture, groups, BUCKET_BYTES):
+            pass
+    return direct, sum(gathered.values())
 
 
 @contextmanager

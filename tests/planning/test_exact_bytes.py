@@ -9,11 +9,11 @@ import pytest
 from selfemo.config import ParallelConfig
 from selfemo.planning.layout import Layout
 from selfemo.planning.sync import pair_bytes, sync_bytes
-from selfemo.planning.trainer_bytes import trainer_bytes
+from selfemo.planning.trainer_bytes import TrainerBytes, trainer_bytes
 from selfemo.weights.architecture import Architecture
 from selfemo.weights.plan import EngineLayout
 from tests.distributed.harness import DistributedRunner
-from tests.planning.megatron_bytes import allocated, transferred
+from tests.planning.megatron_bytes import Measured, measure
 
 TIED = Architecture(
     family="qwen3",
@@ -75,28 +75,32 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_allocated_bytes_are_the_planned_ones_on_every_rank(distributed: DistributedRunner, case: Case) -> None:
-    measured = distributed(case.world_size, allocated, case.architecture, case.parallel, case.dtype)
-    for rank, found in enumerate(measured):
+@pytest.fixture(scope="module", params=CASES.values(), ids=list(CASES))
+def run(request: pytest.FixtureRequest, distributed: DistributedRunner) -> tuple[Case, list[Measured]]:
+    """A case and what its ranks measured, by rank."""
+    case: Case = request.param
+    engine = EngineLayout(case.layout.engine_tensor, case.layout.replicas)
+    return case, distributed(case.world_size, measure, case.architecture, case.parallel, engine, case.dtype)
+
+
+def test_allocated_bytes_are_the_planned_ones_on_every_rank(run: tuple[Case, list[Measured]]) -> None:
+    case, ranks = run
+    for rank, found in enumerate(ranks):
         _, copy, stage = case.layout.coordinates(rank)
         planned = trainer_bytes(case.architecture, case.layout, stage, copy, case.dtype)
-        assert (planned.weights, planned.gradients, planned.optimizer, planned.reference) == found, f"rank {rank}"
+        measured = TrainerBytes(found.weights, found.gradients, found.optimizer, found.reference)
+        assert planned == measured, f"rank {rank}"
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_received_bytes_are_the_planned_ones_for_every_pair_of_ranks(distributed: DistributedRunner, case: Case) -> None:
-    layout = case.layout
-    engine = EngineLayout(layout.engine_tensor, layout.replicas)
-    measured = distributed(case.world_size, transferred, case.architecture, case.parallel, engine, case.dtype)
-    direct = {(source, target): size for target, (by_source, _) in enumerate(measured) for source, size in by_source.items()}
+def test_received_bytes_are_the_planned_ones_for_every_pair_of_ranks(run: tuple[Case, list[Measured]]) -> None:
+    case, ranks = run
+    measured = {(source, target): size for target, found in enumerate(ranks) for source, size in found.direct_by_source.items()}
     planned: dict[tuple[int, int], int] = {}
-    for copy in range(layout.weight_copies):
-        planned |= pair_bytes(case.architecture, layout, case.dtype, copy)
-    assert planned == direct
-    totals = sync_bytes(case.architecture, layout, case.dtype, case.dtype)
-    assert totals.direct == sum(direct.values())
-    assert totals.checkpoint == sum(gathered for _, gathered in measured)
-    assert totals.checkpoint_received_max == max(gathered for _, gathered in measured)
-    received = [sum(by_source.values()) for by_source, _ in measured]
-    assert totals.received_max == max(received)
+    for copy in range(case.layout.weight_copies):
+        planned |= pair_bytes(case.architecture, case.layout, case.dtype, copy)
+    assert planned == measured
+    totals = sync_bytes(case.architecture, case.layout, case.dtype, case.dtype)
+    assert totals.direct == sum(measured.values())
+    assert totals.received_max == max(sum(found.direct_by_source.values()) for found in ranks)
+    assert totals.checkpoint == sum(found.checkpoint for found in ranks)
+    assert totals.checkpoint_received_max == max(found.checkpoint for found in ranks)

@@ -21,6 +21,7 @@ from selfemo.planning.hardware import GIB, GPUS, gpu_by_name
 from selfemo.planning.layout import Layout, layout_of, layout_violations
 from selfemo.planning.memory import activation_bytes, logits_bytes, plan_memory, rank_memory
 from selfemo.planning.plan import best_layouts, make_plan
+from selfemo.planning.published import HELD_OUT
 from selfemo.planning.trainer_bytes import checkpoint_bytes, trainer_bytes
 from selfemo.planning.workload import workload_of
 from selfemo.weights.architecture import architecture_by_name
@@ -138,6 +139,14 @@ def test_all_layout_violations_are_told_at_once() -> None:
     assert isinstance(error, UserError)
     for part in ("does not divide the 16 GPUs", "32 attention heads", "8 key-value heads", "36 layers", "rollout.tensor_parallel=5"):
         assert part in str(error)
+
+
+def test_accuracy_shows_every_published_run_and_its_misses() -> None:
+    code, text, _ = _run("--accuracy")
+    assert code == 0
+    assert text.count("held out") == len(HELD_OUT)
+    assert "fitted" in text
+    assert "torchtitan" in text
 
 
 def test_names_are_checked() -> None:
