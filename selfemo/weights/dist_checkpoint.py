@@ -81,7 +81,7 @@ def write_checkpoint(
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # that no process group is meant to take part
             dcp.save({}, storage_writer=writer, planner=planner, no_dist=True)
     except dcp.CheckpointException as error:
-        raise next(iter(error.failures.values()))[0] from None
+        raise _root_cause(next(iter(error.failures.values()))[0]) from None
     torch.save(dict(common), directory / COMMON_NAME)
     (directory / FORMAT_NAME).write_text(json.dumps(FORMAT), encoding="utf-8")
 
@@ -159,6 +159,14 @@ class CheckpointReader:
 def stacked_key(name: str) -> str:
     """The key under which megatron-core stacks a layer's parameter with those of the other layers."""
     return LAYER_PREFIX + name[len(LAYER_PREFIX) :].split(".", 1)[1]
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """The OSError behind an exception, or the exception: torch.save hides a failed write behind a RuntimeError about positions."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return cause or error
 
 
 class _PiecePlanner(DefaultSavePlanner):

@@ -1,0 +1,229 @@
+"""Converters: bitwise round trips, checkpoints that megatron-core itself loads and saves in other layouts, and named refusals."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from safetensors.torch import load_file, save_file
+
+from selfemo.config import ParallelConfig
+from selfemo.errors import UserError
+from selfemo.weights.convert import hf_to_megatron, megatron_to_hf
+from selfemo.weights.gather import hf_tensors
+from selfemo.weights.load import load_hf_weights
+from tests.distributed.harness import ROOT, DistributedRunner
+from tests.weights.megatron_rank import megatron_chunks, weight_groups
+from tests.weights.tiny import save_tiny
+
+SMALL_BUCKET = 3000
+"""Bytes: every matrix is cut into many pieces."""
+MLP = "model.layers.1.mlp.up_proj.weight"
+
+
+def _quiet(_name: str, _bytes: int) -> None:
+    pass
+
+
+def _weights(directory: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def _assert_same_bits(want: dict[str, torch.Tensor], got: dict[str, torch.Tensor]) -> None:
+    assert want.keys() == got.keys()
+    for name, tensor in want.items():
+        assert tensor.dtype == got[name].dtype, name
+        assert torch.equal(tensor, got[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("family", "tied", "max_shard_size"), [("qwen3", True, "60KB"), ("qwen2", False, "5GB"), ("llama", True, "5GB")])
+def test_there_and_back_is_bitwise_equal_in_order_and_dtype(
+    tmp_path: Path, family: str, tied: bool, max_shard_size: str, dtype: torch.dtype
+) -> None:
+    source = save_tiny(tmp_path / "source", family, tied, dtype, max_shard_size)
+    (source / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    hf_to_megatron(source, tmp_path / "megatron", _quiet, verify=True, check_finite=True, bucket_bytes=SMALL_BUCKET)
+    done = megatron_to_hf(tmp_path / "megatron", tmp_path / "back", _quiet, verify=True, check_finite=True, max_shard_bytes=60_000)
+    _assert_same_bits(_weights(source), _weights(tmp_path / "back"))
+    assert done.bytes == sum(tensor.nbytes for tensor in _weights(source).values())
+    for name in ("config.json", "tokenizer_config.json"):
+        assert json.loads((tmp_path / "back" / name).read_text()) == json.loads((source / name).read_text())
+
+
+def test_tensors_of_mixed_dtype_keep_theirs(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", "qwen3", True, torch.bfloat16)
+    mixed = {name: tensor.float() if "norm" in name else tensor for name, tensor in _weights(source).items()}
+    save_file(mixed, source / "model.safetensors")
+    hf_to_megatron(source, tmp_path / "megatron", _quiet)
+    megatron_to_hf(tmp_path / "megatron", tmp_path / "back", _quiet)
+    _assert_same_bits(mixed, _weights(tmp_path / "back"))
+    mixed["model.layers.0.self_attn.k_proj.weight"] = mixed["model.layers.0.self_attn.k_proj.weight"].float()
+    save_file(mixed, source / "model.safetensors")
+    with pytest.raises(UserError, match=r"k_proj.weight \(torch.float32\).* are fused in Megatron and must have one dtype"):
+        hf_to_megatron(source, tmp_path / "again", _quiet)
+
+
+def _megatron_loads(checkpoint: str, hf_dir: str, parallel: ParallelConfig) -> list[str]:
+    """Load a converted checkpoint with megatron-core; names of gathered tensors that differ from the file."""
+    stored = load_file(Path(hf_dir) / "model.safetensors")
+    with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout):
+        state = {f"model{index}": chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}
+        loaded = dist_checkpointing.load(state, checkpoint)
+        for index, chunk in enumerate(chunks):
+            chunk.load_state_dict(loaded[f"model{index}"])
+        gathered = hf_tensors(chunks, architecture, weight_groups(layout), 1 << 20)
+        return [name for name, tensor in gathered if not torch.equal(tensor, stored[name])]
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [ParallelConfig(tensor=2), ParallelConfig(pipeline=2), ParallelConfig(pipeline=2, virtual_pipeline=2)],
+    ids=["tp2", "pp2", "pp2vpp2"],
+)
+@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("qwen2", False)])
+def test_megatron_loads_a_converted_checkpoint_in_any_layout(
+    distributed: DistributedRunner, tmp_path: Path, family: str, tied: bool, parallel: ParallelConfig
+) -> None:
+    source = save_tiny(tmp_path / "source", family, tied, layers=4)
+    hf_to_megatron(source, tmp_path / "megatron", _quiet, bucket_bytes=SMALL_BUCKET)
+    assert distributed(2, _megatron_loads, str(tmp_path / "megatron"), str(source), parallel) == [[], []]
+
+
+def _megatron_saves(checkpoint: str, hf_dir: str, parallel: ParallelConfig) -> None:
+    with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout):
+        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
+        if dist.get_rank() == 0:
+            Path(checkpoint).mkdir()
+        dist.barrier()
+        dist_checkpointing.save({"model": chunks[0].sharded_state_dict(), "common": {"iteration": 3}}, checkpoint)
+        dist.barrier()
+
+
+@pytest.mark.parametrize("parallel", [ParallelConfig(tensor=2), ParallelConfig(pipeline=2)], ids=["tp2", "pp2"])
+def test_a_checkpoint_that_megatron_saved_in_a_layout_is_exported(
+    distributed: DistributedRunner, tmp_path: Path, parallel: ParallelConfig
+) -> None:
+    source = save_tiny(tmp_path / "source", "qwen3", True, layers=4)
+    distributed(2, _megatron_saves, str(tmp_path / "megatron"), str(source), parallel)
+    with pytest.raises(UserError, match=r"name the directory that has the model's config and tokenizer with --source"):
+        megatron_to_hf(tmp_path / "megatron", tmp_path / "back", _quiet)
+    megatron_to_hf(tmp_path / "megatron", tmp_path / "back", _quiet, source_dir=source, verify=True)
+    _assert_same_bits(_weights(source), _weights(tmp_path / "back"))
+
+
+def _nan(directory: Path) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    tensors[MLP][3, 5] = torch.nan
+    save_file(tensors, directory / "model.safetensors")
+
+
+def _drop(directory: Path) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    del tensors[MLP]
+    save_file(tensors, directory / "model.safetensors")
+
+
+def _truncate(directory: Path) -> None:
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _mixture(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen3MoeForCausalLM"]}))
+
+
+@pytest.mark.parametrize(
+    ("corrupt", "message"),
+    [
+        (_nan, rf"tensor {MLP} holds 1 values that are NaN or infinite"),
+        (_drop, rf"tensor {MLP} is missing"),
+        (_truncate, r"model.safetensors: truncated"),
+        (_mixture, r"'Qwen3MoeForCausalLM' is not supported"),
+    ],
+    ids=["nan", "missing", "truncated", "architecture"],
+)
+def test_a_bad_source_is_named_and_leaves_nothing(tmp_path: Path, corrupt: Callable[[Path], None], message: str) -> None:
+    source = save_tiny(tmp_path / "source", "qwen3", True)
+    corrupt(source)
+    with pytest.raises(UserError, match=message):
+        hf_to_megatron(source, tmp_path / "megatron", _quiet, check_finite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def _converted(tmp_path: Path) -> Path:
+    hf_to_megatron(save_tiny(tmp_path / "source", "qwen3", True), tmp_path / "megatron", _quiet)
+    return tmp_path / "megatron"
+
+
+def test_a_damaged_checkpoint_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    checkpoint = _converted(tmp_path)
+    data = checkpoint / "__0_0.distcp"
+    whole = data.read_bytes()
+    data.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"megatron: tensor decoder\S+ cannot be read \(.*\); the checkpoint is incomplete"):
+        megatron_to_hf(checkpoint, tmp_path / "back", _quiet)
+    data.unlink()
+    with pytest.raises(UserError, match=r"cannot be read"):
+        megatron_to_hf(checkpoint, tmp_path / "back", _quiet)
+    assert not (tmp_path / "back").exists()
+    assert not list(tmp_path.glob(".back*"))
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
+    checkpoint = _converted(tmp_path)
+    with pytest.raises(UserError, match=r"tensor decoder\S+ has shape \(2, \d+.*\), expected \(3,"):
+        megatron_to_hf(checkpoint, tmp_path / "back", _quiet, source_dir=save_tiny(tmp_path / "deeper", "qwen3", True, layers=3))
+    with pytest.raises(UserError, match=r"tensor output_layer.weight is missing from the checkpoint"):
+        megatron_to_hf(checkpoint, tmp_path / "back", _quiet, source_dir=save_tiny(tmp_path / "untied", "qwen3", False))
+
+
+class _Payload:
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return Path.touch, (Path("/tmp/selfemo-pickle-ran"),)  # type: ignore[return-value]
+
+
+def test_metadata_that_would_run_code_is_not_unpickled(tmp_path: Path) -> None:
+    checkpoint = _converted(tmp_path)
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(_Payload()))
+    with pytest.raises(UserError, match=r".metadata: not checkpoint metadata \(it asks for"):
+        megatron_to_hf(checkpoint, tmp_path / "back", _quiet)
+    assert not Path("/tmp/selfemo-pickle-ran").exists()
+
+
+def _command(*arguments: object, file_limit_bytes: int = 0) -> subprocess.CompletedProcess[str]:
+    limit = f"ulimit -f {file_limit_bytes // 1024}; " if file_limit_bytes else ""
+    words = " ".join(f"'{word}'" for word in (sys.executable, *arguments))
+    return subprocess.run(["bash", "-c", limit + words], cwd=ROOT, text=True, capture_output=True, timeout=300)
+
+
+def test_the_commands_convert_there_and_back(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", "qwen3", True)
+    there = _command("tools/hf_to_megatron.py", "--source", source, "--output", tmp_path / "megatron", "--verify", "--check-finite")
+    assert (there.returncode, there.stderr) == (0, "")
+    assert "24 tensors" in there.stdout
+    assert "every tensor verified bitwise" in there.stdout
+    back = _command("tools/megatron_to_hf.py", "--checkpoint", tmp_path / "megatron", "--output", tmp_path / "back", "--verify")
+    assert (back.returncode, back.stderr) == (0, "")
+    _assert_same_bits(_weights(source), _weights(tmp_path / "back"))
+    again = _command("tools/megatron_to_hf.py", "--checkpoint", tmp_path / "megatron", "--output", tmp_path / "back")
+    assert again.returncode == 2
+    assert again.stderr == f"error: {tmp_path / 'back'}: exists already; choose another output or remove it\n"
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on file size stands in for the full disk: the write fails in the same place, with the same kind of error."""
+    source = save_tiny(tmp_path / "source", "qwen3", True)
+    failed = _command("tools/hf_to_megatron.py", "--source", source, "--output", tmp_path / "megatron", file_limit_bytes=100 * 1024)
+    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
+    assert "cannot be written" in failed.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
