@@ -40,7 +40,7 @@ def test_the_pins_checked_are_those_of_the_requirements_files(name: str, extra: 
     """Metadata is written at installation: a stale one would have the doctor approve versions that are no longer pinned."""
     requirements = [Requirement(text) for text in importlib.metadata.requires("selfemo") or []]
     pinned = {f"{r.name}{r.specifier}" for r in requirements if ("extra" in str(r.marker)) == bool(extra)}
-    assert _requirement_lines(name) <= pinned
+    assert _requirement_lines(name) <= pinned, "the installed metadata is older than requirements/: run `make setup`"
 
 
 def test_this_installation_meets_its_own_pins() -> None:
