@@ -11,16 +11,18 @@ VOCAB_SIZE = 131
 """A prime: it divides by no tensor-parallel size."""
 
 
-def tiny_model(family: str, tied: bool, seed: int = 0, kv_heads: int = 4, layers: int = 2, vocab_size: int = VOCAB_SIZE) -> PreTrainedModel:
+def tiny_model(
+    family: str, tied: bool, seed: int = 0, heads: int = 8, kv_heads: int = 4, layers: int = 2, vocab_size: int = VOCAB_SIZE
+) -> PreTrainedModel:
     """A random model whose norms and biases are random too, so that swapping any two tensors shows."""
     head_dim = {"head_dim": 24} if family == "qwen3" else {}
     config = AutoConfig.for_model(
         family,
         vocab_size=vocab_size,
-        hidden_size=64,
+        hidden_size=8 * heads,
         intermediate_size=96,
         num_hidden_layers=layers,
-        num_attention_heads=8,
+        num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         max_position_embeddings=128,
         rms_norm_eps=1e-6,
