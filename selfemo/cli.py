@@ -11,7 +11,10 @@ from typing import Annotated
 
 import typer
 
+from selfemo.corpora.commands import app as corpus_commands
+from selfemo.doctor import doctor
 from selfemo.errors import EXIT_USER_ERROR, UserError
+from selfemo.planning.commands import plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
 
@@ -40,6 +43,11 @@ def train(
     from selfemo.launch import run_training
 
     run_training(settings)
+
+
+app.add_typer(corpus_commands, name="corpus")
+app.command()(doctor)
+app.command()(plan)
 
 
 def main() -> None:

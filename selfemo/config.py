@@ -95,6 +95,8 @@ class SftConfig:
     """Steps of linear warm-up."""
     expression_share: Share = 0.25
     """Share of examples that teach the responder's task; the others teach the recognizer's."""
+    label_balance: Share = 0.0
+    """How far rare labels are shown more often: a label's share of examples is proportional to (its share of turns) ** (1 - this)."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -17,6 +17,7 @@ from selfemo.errors import UserError
 
 CONFIG_NAME = "config.yaml"
 SUMMARY_NAME = "summary.json"
+LOGS_NAME = "logs"
 
 
 class RunDirectory:
@@ -47,7 +48,8 @@ class RunDirectory:
         if root.exists() and not root.is_dir():
             raise UserError(f"{root}: exists and is not a directory: choose another output_dir")
         stored = root / CONFIG_NAME
-        if root.exists() and any(root.iterdir()) and not stored.exists():
+        foreign = root.exists() and any(entry.name != LOGS_NAME for entry in root.iterdir())  # another rank may have begun its log
+        if foreign and not stored.exists():
             raise UserError(f"{root}: not empty and not a run of selfemo (no {CONFIG_NAME}): choose another output_dir")
         if stored.exists() and stored.read_text(encoding="utf-8") != as_yaml(config):
             raise UserError(f"{root}: holds a run with another configuration (see {stored}): choose another output_dir or remove it")

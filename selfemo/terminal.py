@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-LOGS = "logs"
+from selfemo.run_directory import LOGS_NAME
 
 
 class Terminal:
     """Rank 0's output; on other ranks every method does nothing."""
 
     def __init__(self, is_main: bool, run_dir: Path, rank: int) -> None:
-        self.log_path = run_dir / LOGS / f"rank-{rank}.log"
+        self.log_path = run_dir / LOGS_NAME / f"rank-{rank}.log"
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self._is_main = is_main
         self._real: TextIO = os.fdopen(os.dup(2), "w")
@@ -38,7 +38,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """One line."""
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """A table whose first column names things and whose others hold figures."""

@@ -1,0 +1,263 @@
+"""What a run records about itself: seconds by phase, metrics.jsonl, samples.jsonl, the table and summary.json.
+
+The trainer tells it what happened; it decides how that is written and shown. Only rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from selfemo.assembly import System, World
+from selfemo.config import RunConfig
+from selfemo.evaluation.metrics import MajorityBaseline
+from selfemo.evaluation.recognition import RecognitionReport
+from selfemo.flywheel.flywheel import FlywheelCounts
+from selfemo.grpo.samples import TrainingSample
+from selfemo.megatron.learner import PolicyStats, StepStats
+from selfemo.rewards.scoring import ScoredGroup
+from selfemo.rollout.engine import engine_version
+from selfemo.run_directory import SUMMARY_NAME, RunDirectory
+from selfemo.selfplay.records import Episode, Role
+from selfemo.terminal import Bar, Terminal
+from selfemo.weight_sync import SyncReport
+
+METRICS_NAME = "metrics.jsonl"
+SAMPLES_NAME = "samples.jsonl"
+SCHEMA = 1
+THIRDS = 3
+EPISODES_LOGGED = 2
+"""Dialogues per iteration written to samples.jsonl, with every candidate."""
+SUMMARY_PHASES = ("sft", "rollout", "train", "sync", "eval")
+
+
+class Journal:
+    """One run's records."""
+
+    def __init__(self, config: RunConfig, run: RunDirectory, terminal: Terminal, world: World) -> None:
+        self._config, self._run, self._terminal, self._world = config, run, terminal, world
+        self._started = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+        self._evaluations: dict[str, RecognitionReport] = {}
+        self._syncs: list[SyncReport] = []
+        self._rewards: list[float] = []
+        self._samples = self._tokens = 0
+        self._logprob_gap_max = 0.0
+        self._last: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the seconds of a phase."""
+        started = time.perf_counter()
+        yield
+        self._world.device.synchronize()
+        self._last[name] = time.perf_counter() - started
+        self._seconds[name] = self._seconds.get(name, 0.0) + self._last[name]
+
+    def stage(self, name: str, total: int) -> AbstractContextManager[Bar]:
+        """A progress bar."""
+        return self._terminal.progress(name, total)
+
+    def sft_step(self, step: int, stats: StepStats) -> str:
+        """Record a supervised step."""
+        self._write({"event": "sft", "step": step, "loss": stats.loss, "grad_norm": stats.grad_norm, "tokens": stats.tokens})
+        return f"loss {stats.loss:.3f}"
+
+    def synced(self, report: SyncReport) -> None:
+        """Record a weight sync."""
+        self._syncs.append(report)
+        self._write(
+            {
+                "event": "sync",
+                "version": report.version,
+                "seconds": report.seconds,
+                "bytes": report.weight_bytes,
+                "verified": report.verified,
+            }
+        )
+
+    def evaluated(self, stage: str, report: RecognitionReport) -> None:
+        """Record an evaluation."""
+        self._evaluations[stage] = report
+        figures = report.classification
+        extra = {
+            "siou": report.siou,
+            "format_failure_rate": figures.format_failure_rate,
+            "label_entropy": figures.label_entropy,
+            "neutral_share": figures.neutral_share,
+            "per_label_f1": {row.label: row.f1 for row in figures.per_label},
+        }
+        self._write({"event": "eval", "stage": stage, **_figures(report), **extra})
+        self._terminal.say(
+            f"{stage:<6} {self._config.evaluation.split}: accuracy {report.accuracy:.3f}, weighted F1 {report.weighted_f1:.3f}, "
+            f"macro F1 {report.macro_f1:.3f}, format failures {report.format_failure_rate:.1%} of {report.n} turns"
+        )
+
+    def iteration(
+        self,
+        iteration: int,
+        episodes: Sequence[Episode],
+        groups: Sequence[ScoredGroup],
+        samples: Sequence[TrainingSample],
+        stats: Sequence[PolicyStats],
+    ) -> str:
+        """Record one SELF-GRPO iteration; returns its figures for the progress bar."""
+        totals = [total for group in groups for total in group.totals]
+        reward = sum(totals) / len(totals)
+        tokens = sum(len(sample.completion_ids) for sample in samples)
+        last = stats[-1]
+        self._rewards.append(reward)
+        self._samples += len(samples)
+        self._tokens += tokens
+        self._logprob_gap_max = max(self._logprob_gap_max, stats[0].logprob_gap_max)  # later updates have moved off the rollout policy
+        self._write(
+            {
+                "event": "iteration",
+                "iteration": iteration,
+                "reward": reward,
+                **{f"reward_{name}": value for name, value in _component_means(groups).items()},
+                "samples": len(samples),
+                "tokens": tokens,
+                "groups": len(groups),
+                "groups_without_ranking": _groups_without_ranking(groups, samples),
+                "loss": last.step.loss,
+                "grad_norm": last.step.grad_norm,
+                "step_applied": all(s.step.applied for s in stats),
+                "kl": last.kl,
+                "entropy": last.entropy,
+                "clipped_share": last.clipped_share,
+                "ratio_mean": last.ratio_mean,
+                "logprob_gap_max": stats[0].logprob_gap_max,
+                "seconds": {name: self._last[name] for name in ("rollout", "reward", "train", "sync")},
+            }
+        )
+        if self._world.layout.is_main:
+            scored = {(g.group.episode, g.group.turn, g.group.role): g for g in groups}
+            self._run.append_jsonl(SAMPLES_NAME, *(_episode_record(iteration, e, scored) for e in episodes[:EPISODES_LOGGED]))
+        return f"reward {reward:.3f}  {tokens / self._last['rollout']:.0f} tok/s"
+
+    def finish(self, system: System, flywheel: FlywheelCounts, majority: MajorityBaseline) -> None:
+        """Write summary.json and show the run's result. Every rank calls it; rank 0 writes."""
+        if not self._world.layout.is_main:
+            return
+        layout, transfers = self._world.layout, self._syncs
+        evaluations: dict[str, RecognitionReport | MajorityBaseline] = {"majority": majority, **self._evaluations}
+        summary = {
+            "schema": SCHEMA,
+            "world_size": layout.world_size,
+            "tensor_parallel": layout.tensor_size,
+            "pipeline_parallel": layout.pipeline_size,
+            "data_parallel": layout.data_size,
+            "backend": self._world.device.backend,
+            "trainer": f"megatron-core {importlib.metadata.version('megatron-core')}",
+            "engine": engine_version(),
+            "corpus": system.corpus.name,
+            "iterations": self._config.iterations,
+            "eval": {name: _figures(report) for name, report in evaluations.items()},
+            "rollout": {
+                "samples": self._samples,
+                "tokens": self._tokens,
+                "tokens_per_second": self._tokens / self._seconds["rollout"] if self._tokens else 0.0,
+            },
+            "logprob_gap_max": self._logprob_gap_max,
+            "weight_sync": {
+                "count": len(transfers),
+                "bytes_per_sync": transfers[-1].weight_bytes,
+                "seconds_mean": sum(t.seconds for t in transfers) / len(transfers),
+                "greedy_match": all(t.verified for t in transfers)
+                if self._config.sync.verify_every == 1
+                else any(t.verified for t in transfers),
+            },
+            "flywheel": {"offered": flywheel.offered, "kept": flywheel.kept},
+            "seconds": {
+                "total": time.perf_counter() - self._started,
+                **{name: self._seconds.get(name, 0.0) for name in SUMMARY_PHASES},
+            },
+        }
+        self._run.write_json(SUMMARY_NAME, summary)
+        self._show(summary)
+
+    def _show(self, summary: dict[str, Any]) -> None:
+        rows = [
+            [name, *(f"{figures[key]:.3f}" for key in ("accuracy", "weighted_f1", "macro_f1"))] for name, figures in summary["eval"].items()
+        ]
+        split = self._config.evaluation.split
+        self._terminal.table(
+            f"Emotion recognition, {summary['corpus']} {split} ({summary['eval']['majority']['n']} turns)",
+            ["model", "accuracy", "weighted F1", "macro F1"],
+            rows,
+        )
+        seconds, sync = summary["seconds"], summary["weight_sync"]
+        if len(self._rewards) >= THIRDS:
+            third = len(self._rewards) // THIRDS
+            first, final = (sum(part) / third for part in (self._rewards[:third], self._rewards[-third:]))
+            self._terminal.say(f"reward      {first:.3f} in the first third of iterations, {final:.3f} in the last")
+        self._terminal.say(
+            f"rollout     {summary['rollout']['samples']} samples, {summary['rollout']['tokens_per_second']:.0f} tokens/s; "
+            f"largest engine-trainer logprob gap {summary['logprob_gap_max']:.1e}"
+        )
+        self._terminal.say(
+            f"weight sync {sync['count']} times, {sync['bytes_per_sync'] / 1e6:.1f} MB in {sync['seconds_mean']:.3f} s on average, "
+            f"greedy probe {'matched every time' if sync['greedy_match'] else 'did not match'}"
+        )
+        self._terminal.say(f"flywheel    {summary['flywheel']['kept']} of {summary['flywheel']['offered']} groups kept")
+        self._terminal.say("seconds     " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+        self._terminal.say(f"results     {self._run.path(SUMMARY_NAME)}; export for transformers and vLLM: {self._run.path('model')}")
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._world.layout.is_main:
+            self._run.append_jsonl(METRICS_NAME, record)
+
+
+def _figures(report: RecognitionReport | MajorityBaseline) -> dict[str, float]:
+    return {"accuracy": report.accuracy, "weighted_f1": report.weighted_f1, "macro_f1": report.macro_f1, "n": report.n}
+
+
+def _component_means(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Mean of every reward component over the samples that have it, by role where roles share a name."""
+    values: dict[str, list[float]] = {}
+    for group in groups:
+        for name in group.components:
+            key = f"{group.group.role}_{name}" if name == "format" else name
+            values.setdefault(key, []).extend(group.component(name))
+    return {name: sum(column) / len(column) for name, column in values.items()}
+
+
+def _groups_without_ranking(groups: Sequence[ScoredGroup], samples: Sequence[TrainingSample]) -> int:
+    """Groups whose samples all have weight or advantage 0: they teach nothing."""
+    count = position = 0
+    for group in groups:
+        members = samples[position : position + len(group.rewards)]
+        position += len(group.rewards)
+        count += all(s.weight == 0 or s.advantage == 0 for s in members)
+    return count
+
+
+def _episode_record(iteration: int, episode: Episode, scored: dict[tuple[int, int, Role], ScoredGroup]) -> dict[str, Any]:
+    """A dialogue with every candidate and its rewards, as samples.jsonl holds it."""
+    return {
+        "iteration": iteration,
+        "source": episode.seed.source,
+        "dialogue": [{"speaker": t.speaker, "text": t.text, "labels": list(t.labels)} for t in episode.turns],
+        "groups": [_group_record(scored[g.episode, g.turn, g.role]) for g in episode.groups],
+    }
+
+
+def _group_record(scored: ScoredGroup) -> dict[str, Any]:
+    group = scored.group
+    return {
+        "role": group.role,
+        "turn": group.turn,
+        "speaker": group.speaker,
+        "gold": list(group.gold or ()),
+        "target": list(group.target or ()),
+        "consensus": list(group.consensus.labels),
+        "agreement": group.consensus.agreement,
+        "candidates": [
+            {"text": s.text, "failed_gates": list(s.gates), "score": score, "rewards": dict(zip(scored.components, rewards, strict=True))}
+            for s, score, rewards in zip(group.samples, scored.scores, scored.rewards, strict=True)
+        ],
+    }

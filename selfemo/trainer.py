@@ -1,0 +1,169 @@
+"""The whole method, top to bottom: SFT start, then self-play, rewards, flywheel, SELF-GRPO step, weight sync, again.
+
+Every rank runs this file with the same data. Generation is dealt over the engines and gathered, a step is dealt over Megatron's
+layout and reduced; everything between (rewards, flywheel rule, advantages) is cheap and computed alike on every rank.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from selfemo.assembly import System, build_system, join_world, load_run_corpus
+from selfemo.config import RunConfig
+from selfemo.corpora.overlap import held_out_texts
+from selfemo.evaluation.metrics import majority_baseline
+from selfemo.evaluation.recognition import evaluate_recognition
+from selfemo.evaluation.turns import evaluation_turns
+from selfemo.flywheel.flywheel import Flywheel
+from selfemo.grpo.advantages import loss_config, training_samples
+from selfemo.grpo.samples import TrainingSample
+from selfemo.journal import Journal
+from selfemo.megatron.checkpoint import save_checkpoint
+from selfemo.megatron.learner import PolicyStats
+from selfemo.megatron.optimizer import warmup_constant, warmup_cosine
+from selfemo.rewards.scoring import Rewards
+from selfemo.run_directory import RunDirectory
+from selfemo.selfplay.episode import SelfPlay
+from selfemo.selfplay.seeds_pool import SeedPool
+from selfemo.selfplay.sft import SftExamples
+from selfemo.selfplay.transitions import TransitionPrior
+from selfemo.terminal import Terminal
+from selfemo.weights.export import save_hf
+
+
+def train(config: RunConfig, run: RunDirectory, terminal: Terminal) -> None:
+    """Run the configured training to its end. Collective; every rank calls it.
+
+    Raises:
+        UserError: the model, corpus or layout does not fit the configuration.
+    """
+    corpus = load_run_corpus(config)
+    world = join_world(config)
+    terminal.say(f"{run.root}: {world.layout.world_size} processes, corpus {corpus.name}; libraries write to {terminal.log_path.parent}")
+    journal = Journal(config, run, terminal, world)
+    with journal.phase("setup"):
+        system = build_system(config, world, run, corpus)
+    Trainer(config, system, run, journal).run()
+
+
+class Trainer:
+    """One run: holds what the stages share."""
+
+    def __init__(self, config: RunConfig, system: System, run: RunDirectory, journal: Journal) -> None:
+        self.config, self.system, self.run_dir, self.journal = config, system, run, journal
+        train_split = system.corpus.split("train")
+        self.rewards = Rewards(config.reward, train_split, system.corpus.labels)
+        held_out = held_out_texts(system.corpus.conversations)
+        self.seed_pool = SeedPool(train_split, config.selfplay, config.seed, config.corpus.history_turns, held_out)
+        self.selfplay = SelfPlay(
+            generator=system.generator,
+            prompts=system.prompts,
+            score=self.rewards.score,
+            transitions=TransitionPrior.estimate(train_split),
+            config=config.selfplay,
+            run_seed=config.seed,
+        )
+        self.flywheel = Flywheel(
+            config.flywheel, system.corpus, self.rewards, run.path("flywheel.sqlite"), is_writer=system.world.layout.is_main
+        )
+        self.loss_config = loss_config(config)
+        self.held_out = evaluation_turns(system.corpus.split(config.evaluation.split), config.evaluation.limit)
+        self.weight_version = 0
+
+    def run(self) -> None:
+        """All stages in order."""
+        self.sync()
+        self.evaluate("start")
+        self.supervised_start()
+        self.sync()
+        self.evaluate("sft")
+        self.reference = self.system.learner.snapshot()
+        self.system.learner.begin_stage()
+        with self.journal.stage("self-play", self.config.iterations) as bar:
+            for iteration in range(self.config.iterations):
+                bar.advance(self.iterate(iteration))
+        self.evaluate("final")
+        self.save()
+        self.flywheel.close()
+        self.journal.finish(self.system, self.flywheel.counts, majority_baseline(self.held_out))
+
+    def supervised_start(self) -> None:
+        """Teach both roles' formats from the training split."""
+        sft = self.config.sft
+        examples = SftExamples(
+            self.system.corpus.split("train"),
+            self.system.prompts,
+            self.config.selfplay,
+            self.config.seed,
+            sft.expression_share,
+            sft.label_balance,
+        )
+        with self.journal.stage("SFT", sft.steps) as bar:
+            for step in range(sft.steps):
+                batch = [TrainingSample(e.prompt_ids, e.completion_ids) for e in examples.batch(step, sft.batch_size)]
+                with self.journal.phase("sft"):
+                    stats = self.system.learner.sft_step(batch, warmup_cosine(step, sft.steps, sft.warmup_steps, sft.learning_rate))
+                bar.advance(self.journal.sft_step(step, stats))
+
+    def iterate(self, iteration: int) -> str:
+        """One turn of the method; returns a line of figures for the progress bar."""
+        with self.journal.phase("rollout"):
+            seeds = self.seed_pool.draw(iteration, self.flywheel.kept_dialogues(before_iteration=iteration))
+            episodes = self.selfplay.play(seeds, iteration)
+            self.system.engine.sleep()
+        with self.journal.phase("reward"):
+            groups = [self.rewards.score_group(group) for episode in episodes for group in episode.groups]
+            self.flywheel.offer(groups, self.weight_version)
+            samples = training_samples(groups, self.config)
+        with self.journal.phase("train"):
+            stats = self.policy_update(iteration, samples)
+        self.sync()
+        return self.journal.iteration(iteration, episodes, groups, samples, stats)
+
+    def policy_update(self, iteration: int, samples: list[TrainingSample]) -> list[PolicyStats]:
+        """SELF-GRPO: optimizer steps over the rollout batch, against the frozen SFT model as reference."""
+        learner, algorithm = self.system.learner, self.config.algorithm
+        bounds = [len(samples) * i // algorithm.updates_per_rollout for i in range(algorithm.updates_per_rollout + 1)]
+        batches = [samples[start:end] for start, end in pairwise(bounds)]
+        plans = [learner.plan(batch) for batch in batches]
+        reference: list[list] = [[] for _ in plans]
+        if self.loss_config.kl_beta > 0:
+            with learner.weights_of(self.reference):
+                reference = [learner.logprobs(plan) for plan in plans]
+        # With one update per rollout the policy that is trained is the one that sampled: the ratio is exactly 1.
+        old = [learner.logprobs(plan) for plan in plans] if algorithm.updates_per_rollout > 1 else [[] for _ in plans]
+        rate = warmup_constant(iteration, self.config.train.warmup_steps, self.config.train.learning_rate)
+        return [
+            learner.policy_step(batch, plan, self.loss_config, rate, reference=ref, old=previous)
+            for batch, plan, ref, previous in zip(batches, plans, reference, old)
+        ]
+
+    def sync(self) -> None:
+        """Send the current weights to every engine."""
+        self.weight_version += 1
+        with self.journal.phase("sync"):
+            self.journal.synced(self.system.weight_sync.sync(self.weight_version))
+
+    def evaluate(self, stage: str) -> None:
+        """Greedy recognition on the held-out split, causal context."""
+        with self.journal.phase("eval"):
+            report = evaluate_recognition(
+                self.system.generator, self.system.prompts, self.held_out, self.config.selfplay, self.rewards.score
+            )
+        self.journal.evaluated(stage, report)
+
+    def save(self) -> None:
+        """A checkpoint that any layout can load, and an export that transformers and vLLM load."""
+        with self.journal.phase("save"):
+            save_checkpoint(
+                self.system.learner,
+                self.run_dir.path("checkpoint"),
+                {"iteration": self.config.iterations, "weight_version": self.weight_version},
+            )
+            save_hf(
+                self.run_dir.path("model"),
+                self.system.learner.hf_tensors(self.config.sync.bucket_bytes),
+                self.system.learner.architecture,
+                self.system.model_dir,
+                write=self.system.world.layout.is_main,
+            )
