@@ -89,9 +89,9 @@ class Learner:
         return [pack(samples, indices, self.layout.tensor_size, self.device.torch_device) for indices in mine]
 
     def sft_step(self, samples: Sequence[TrainingSample], learning_rate: float) -> StepStats:
-        """One step of next-token loss on the completions; the loss is the mean over the batch's completion tokens."""
+        """One step of next-token loss on the completions; the loss is the mean over completions of their token means."""
         tokens = sum(len(s.completion_ids) for s in samples)
-        collected = self._forward_backward(self.plan(samples), lambda batch, _: losses.sft_loss(batch, self.context, tokens))
+        collected = self._forward_backward(self.plan(samples), lambda batch, _: losses.sft_loss(batch, self.context, len(samples)))
         sums = self._reduce(collected, losses.SUMS, width=2)
         return self._optimizer_step(float(sums[0]), learning_rate, tokens)
 

@@ -44,15 +44,20 @@ def _dummy_count(logits: torch.Tensor) -> torch.Tensor:
     return torch.zeros([], dtype=torch.int, device=logits.device)
 
 
-def sft_loss(batch: MicroBatch, context: LossContext, batch_tokens: int) -> LossFunction:
-    """Mean negative logprob over the `batch_tokens` completion tokens of the whole batch. sums: loss, tokens."""
+def sft_loss(batch: MicroBatch, context: LossContext, batch_sequences: int) -> LossFunction:
+    """Negative logprob, mean over each completion's tokens, then over the batch's sequences. sums: loss, tokens.
+
+    Sequences weigh alike because the two tasks differ in length: by the token, a reply would drown the few tokens of a label.
+    """
 
     def loss(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         if not batch.sample_indices:
             zero = logits.sum() * 0
             return zero, _dummy_count(logits), {SUMS: zero.detach().expand(2)}
         out = token_logprobs(logits[0], batch.target_ids_N, vocab_size=context.vocab_size, tp_group=context.tensor_group)
-        total = -out.logprob_T.sum() / batch_tokens
+        length_S = batch.completion_bounds.diff()
+        weight_N = (1.0 / (length_S * batch_sequences)).repeat_interleave(length_S)
+        total = -(out.logprob_T * weight_N).sum()
         sums = torch.stack([total.detach(), total.new_tensor(batch.target_ids_N.numel())])
         return total, _dummy_count(logits), {SUMS: sums}
 

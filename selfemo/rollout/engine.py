@@ -46,7 +46,9 @@ class RolloutEngine:
         try:
             from vllm import LLM
         except ImportError as error:
-            raise UserError(f"vllm cannot be imported ({error}): run `make setup`, or pip install -r requirements/cpu.txt (GPU: pip install '.[gpu]')") from None
+            raise UserError(
+                f"vllm cannot be imported ({error}): run `make setup`, or pip install -r requirements/cpu.txt (GPU: pip install '.[gpu]')"
+            ) from None
         self._llm: Any = LLM(
             model=model_dir,
             load_format="dummy",
@@ -112,7 +114,9 @@ class RolloutEngine:
 
     def live_parameters(self) -> list[LiveParameter]:
         """The engine's own parameters on this rank; empty shapes where a CPU backend has prepacked the matrix."""
-        found = self._llm.apply_model(lambda model: [(n, tuple(p.shape), str(p.dtype).removeprefix("torch.")) for n, p in model.named_parameters()])
+        found = self._llm.apply_model(
+            lambda model: [(n, tuple(p.shape), str(p.dtype).removeprefix("torch.")) for n, p in model.named_parameters()]
+        )
         return [LiveParameter(*entry) for entry in found[0]]
 
     def sleep(self) -> None:
@@ -133,7 +137,9 @@ class RolloutEngine:
             raise RuntimeError("the rollout engine is asleep and cannot receive weights: call wake_up first")
         self.weight_version = -1  # a failed reload leaves the engine unusable, not half old
         with torch.no_grad():
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors), "is_checkpoint_format": is_checkpoint_format})
+            self._llm.collective_rpc(
+                "reload_weights", kwargs={"weights_iterator": iter(tensors), "is_checkpoint_format": is_checkpoint_format}
+            )
         self._llm.reset_prefix_cache()
         self.weight_version = version
 
