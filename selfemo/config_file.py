@@ -2,7 +2,7 @@
 
 Every problem is found before anything is built: unknown keys with the nearest valid one, values of a wrong type or out of
 bounds, and combinations of fields that cannot work. What depends on the model or the world (heads, layers, ranks) is checked
-where those are known.
+by selfemo.preflight, where those are known.
 """
 
 from __future__ import annotations
@@ -49,10 +49,6 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 def violations(config: RunConfig) -> Iterator[str]:
     """Every combination of fields that cannot work, one sentence each."""
     model, play = config.model, config.selfplay
-    if config.parallel.sequence_parallel and config.parallel.tensor == 1:
-        yield "parallel.sequence_parallel=true needs parallel.tensor > 1"
-    if config.parallel.virtual_pipeline > 1 and config.parallel.pipeline == 1:
-        yield f"parallel.virtual_pipeline={config.parallel.virtual_pipeline} needs parallel.pipeline > 1"
     if config.reward.consistency_low > config.reward.consistency_high:
         yield f"reward.consistency_low={config.reward.consistency_low} is above reward.consistency_high={config.reward.consistency_high}"
     if config.flywheel.keep_low > config.flywheel.keep_high:
@@ -64,35 +60,8 @@ def violations(config: RunConfig) -> Iterator[str]:
         yield f"a completion of {longest} tokens leaves no room for a prompt in model.max_length={model.max_length}"
     if config.train.max_tokens_per_microbatch < model.max_length:
         yield f"train.max_tokens_per_microbatch={config.train.max_tokens_per_microbatch} cannot hold model.max_length={model.max_length}"
-    if not model.path:
-        if model.num_heads % model.num_kv_heads:
-            yield f"model.num_kv_heads={model.num_kv_heads} does not divide model.num_heads={model.num_heads}"
-        for name in ("num_heads", "num_kv_heads", "intermediate_size"):
-            if getattr(model, name) % config.parallel.tensor:
-                yield f"parallel.tensor={config.parallel.tensor} does not divide model.{name}={getattr(model, name)}"
-        stages = config.parallel.pipeline * config.parallel.virtual_pipeline
-        if model.num_layers % stages:
-            yield f"parallel.pipeline x parallel.virtual_pipeline = {stages} does not divide model.num_layers={model.num_layers}"
-
-
-def check_world(config: RunConfig, world_size: int) -> None:
-    """Refuse a layout that a world of `world_size` processes cannot form.
-
-    Raises:
-        UserError: names the fields and the sizes.
-    """
-    parallel = config.parallel
-    model_parallel = parallel.tensor * parallel.pipeline * parallel.context
-    if world_size % model_parallel:
-        raise UserError(
-            f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} x parallel.context={parallel.context} "
-            f"= {model_parallel} does not divide the world of {world_size} processes: change the layout or torchrun's --nproc-per-node"
-        )
-    if world_size % config.rollout.tensor_parallel:
-        raise UserError(
-            f"rollout.tensor_parallel={config.rollout.tensor_parallel} does not divide the world of {world_size} processes: "
-            "change one of them"
-        )
+    if not model.path and model.num_heads % model.num_kv_heads:
+        yield f"model.num_kv_heads={model.num_kv_heads} does not divide model.num_heads={model.num_heads}"
 
 
 def as_yaml(config: RunConfig) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 
 from selfemo.config import RunConfig
-from selfemo.config_file import check_world
 from selfemo.errors import EXIT_USER_ERROR, UserError
+from selfemo.preflight import check_layout
 from selfemo.run_directory import RunDirectory
 from selfemo.terminal import Terminal
 
@@ -23,7 +23,7 @@ from selfemo.terminal import Terminal
 def run_training(config: RunConfig) -> None:
     """Train in this process as one rank of torchrun's world."""
     rank = int(os.environ.get("RANK", "0"))
-    check_world(config, int(os.environ.get("WORLD_SIZE", "1")))
+    check_layout(config, int(os.environ.get("WORLD_SIZE", "1")))
     run = RunDirectory.claim(config) if rank == 0 else RunDirectory(Path(config.output_dir))
     terminal = Terminal(rank == 0, run.root, rank)
     if run.is_complete:

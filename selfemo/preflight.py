@@ -10,9 +10,10 @@ import importlib.util
 from pathlib import Path
 
 from selfemo.config import RunConfig
-from selfemo.config_file import check_world
 from selfemo.corpora.registry import load_corpus
 from selfemo.errors import UserError
+from selfemo.planning.commands import planned_architecture
+from selfemo.planning.layout import layout_of, layout_violations
 from selfemo.run_directory import RunDirectory
 
 DEPENDENCIES = (
@@ -31,9 +32,7 @@ def preflight(config: RunConfig, world_size: int) -> str:
         UserError: the first thing that is wrong.
     """
     check_dependencies()
-    check_world(config, world_size)
-    if config.model.path and not (Path(config.model.path) / "config.json").exists():
-        raise UserError(f"model.path={config.model.path}: no config.json there; expected a Hugging Face model directory")
+    check_layout(config, world_size)
     run = RunDirectory.check(config)
     corpus = load_corpus(config.corpus.name, config.corpus.path)
     sizes = ", ".join(f"{split} {len(corpus.split(split))}" for split in ("train", "dev", "test"))
@@ -43,6 +42,19 @@ def preflight(config: RunConfig, world_size: int) -> str:
         f"{run.root}: {world_size} processes = tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {data_parallel}; "
         f"corpus {corpus.name} (dialogues: {sizes}); {config.sft.steps} SFT steps, {config.iterations} SELF-GRPO iterations"
     )
+
+
+def check_layout(config: RunConfig, world_size: int) -> None:
+    """Refuse a layout that does not divide the world or the model.
+
+    Raises:
+        UserError: every violation at once, each with its fields and sizes; or the model directory cannot be read.
+    """
+    if config.model.path and not Path(config.model.path).is_dir():
+        raise UserError(f"model.path={config.model.path}: no such directory; expected a Hugging Face model directory")
+    violations = list(layout_violations(layout_of(config, 1, world_size), planned_architecture(config.model)))
+    if violations:
+        raise UserError("; ".join(violations) + ": choose sizes that divide, or torchrun's --nproc-per-node to match")
 
 
 def check_dependencies() -> None:

@@ -22,7 +22,7 @@ from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import BatchCounts, LossConfig
 from selfemo.megatron import losses
 from selfemo.megatron.device import Device
-from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, check_layout, transformer_config
+from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.optimizer import build_optimizer, set_hyperparameters, wrap_chunks
 from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack
 from selfemo.megatron.parallel import Layout, data_group, pipeline_group, tensor_group
@@ -61,7 +61,6 @@ class Learner:
     """Megatron model, DDP and optimizer in one layout."""
 
     def __init__(self, architecture: Architecture, config: RunConfig, layout: Layout, device: Device) -> None:
-        check_layout(architecture, config.parallel)
         self.architecture, self.config, self.layout, self.device = architecture, config, layout, device
         dtype = DTYPES[config.train.dtype]
         self.transformer_config = transformer_config(architecture, config.parallel, dtype, device)

@@ -15,7 +15,6 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from selfemo.config import ParallelConfig
-from selfemo.errors import UserError
 from selfemo.megatron.device import Device, transformer_options
 from selfemo.megatron.layer_spec import block_spec
 from selfemo.megatron.parallel import Layout
@@ -44,33 +43,6 @@ class CompletionGPTModel(GPTModel):
             if loss_mask is not None:
                 hidden_states = hidden_states[loss_mask.reshape(-1)]
         return super()._postprocess(hidden_states, *args, **kwargs)
-
-
-def check_layout(architecture: Architecture, parallel: ParallelConfig) -> None:
-    """Refuse a layout that does not divide the model.
-
-    Raises:
-        UserError: names the field, the sizes and what to change.
-    """
-    problems = []
-    if architecture.num_heads % parallel.tensor:
-        problems.append(f"parallel.tensor={parallel.tensor} does not divide the model's {architecture.num_heads} attention heads")
-    if architecture.num_kv_heads % parallel.tensor:
-        problems.append(f"parallel.tensor={parallel.tensor} does not divide the model's {architecture.num_kv_heads} key-value heads")
-    if architecture.intermediate_size % parallel.tensor:
-        problems.append(f"parallel.tensor={parallel.tensor} does not divide the model's intermediate size {architecture.intermediate_size}")
-    stages = parallel.pipeline * parallel.virtual_pipeline
-    if architecture.num_layers % stages:
-        problems.append(
-            f"parallel.pipeline={parallel.pipeline} x parallel.virtual_pipeline={parallel.virtual_pipeline} does not divide "
-            f"the model's {architecture.num_layers} layers"
-        )
-    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
-        problems.append(f"parallel.virtual_pipeline={parallel.virtual_pipeline} needs parallel.pipeline > 1")
-    if parallel.sequence_parallel and parallel.tensor == 1:
-        problems.append("parallel.sequence_parallel=true needs parallel.tensor > 1")
-    if problems:
-        raise UserError("; ".join(problems) + ": choose sizes that divide, or another model")
 
 
 def transformer_config(architecture: Architecture, parallel: ParallelConfig, dtype: torch.dtype, device: Device) -> TransformerConfig:

@@ -62,7 +62,7 @@ def init_parallel(config: ParallelConfig, device: Device, seed: int) -> Layout:
     """Enter megatron-core's parallel state for this configuration.
 
     Raises:
-        UserError: context > 1 on CPU. (selfemo.config_file.check_world refuses sizes that do not divide the world.)
+        UserError: context > 1 on CPU. (selfemo.preflight refuses sizes that do not divide.)
     """
     if config.context > 1 and not device.is_cuda:
         raise UserError(f"parallel.context={config.context} needs Transformer Engine's attention, so a GPU: set parallel.context=1")

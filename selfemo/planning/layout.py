@@ -95,10 +95,10 @@ def layout_violations(layout: Layout, architecture: Architecture) -> Iterator[st
     if layout.world_size % model_parallel:
         yield (
             f"parallel.tensor={layout.tensor} x parallel.pipeline={layout.pipeline} x parallel.context={layout.context} = {model_parallel} "
-            f"does not divide the {layout.world_size} GPUs"
+            f"does not divide the world of {layout.world_size} processes"
         )
     if layout.world_size % layout.engine_tensor:
-        yield f"rollout.tensor_parallel={layout.engine_tensor} does not divide the {layout.world_size} GPUs"
+        yield f"rollout.tensor_parallel={layout.engine_tensor} does not divide the world of {layout.world_size} processes"
     for name, size in (("attention heads", architecture.num_heads), ("key-value heads", architecture.num_kv_heads)):
         if size % layout.tensor:
             yield f"parallel.tensor={layout.tensor} does not divide the model's {size} {name}"
