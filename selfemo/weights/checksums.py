@@ -8,6 +8,7 @@ the other, and no tensor is ever assembled; it depends on place, so a swapped ro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -123,3 +124,32 @@ def _first_held(placements: Sequence[Placement]) -> list[Box]:
 def _int64(sums: Sequence[int]) -> torch.Tensor:
     """Python integers modulo 2**64, as signed ones."""
     return torch.tensor([(value + 2**63) % 2**64 - 2**63 for value in sums], dtype=torch.int64)
+
+
+class Inspectable(Protocol):
+    """An engine whose live parameters can be read on this rank."""
+
+    def live_tensors(self) -> Mapping[str, torch.Tensor]:
+        """The running model's parameters by name, not copied."""
+        ...
+
+
+def verify_transfer(
+    chunks: Sequence[nn.Module],
+    engine: Inspectable,
+    architecture: Architecture,
+    trainer: TrainerLayout,
+    engine_layout: EngineLayout,
+    rank: int,
+) -> int:
+    """Compare the trainer's weights with what every engine holds; returns the number of tensors compared. Collective.
+
+    Raises:
+        WeightMismatch: names the first tensor that differs; raised on every rank.
+    """
+    live = engine.live_tensors()
+    dtype = next(tensor.dtype for tensor in live.values())
+    ours = trainer_checksums(chunks, architecture, trainer, rank, dtype)
+    theirs, unreadable = engine_checksums(live, architecture, engine_layout, rank)
+    device = next(chunks[0].parameters()).device
+    return compare_checksums(ours, theirs, unreadable, architecture, trainer, engine_layout, device)

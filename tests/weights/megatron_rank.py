@@ -10,7 +10,7 @@ import torch
 
 from selfemo.config import ParallelConfig
 from selfemo.megatron.device import select_device
-from selfemo.megatron.model import CompletionGPTModel, build_chunks, check_layout, transformer_config
+from selfemo.megatron.model import CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.parallel import Layout, init_distributed, init_parallel, leave_parallel, pipeline_group, tensor_group
 from selfemo.weights.architecture import Architecture, read_architecture
 from selfemo.weights.gather import WeightGroups
@@ -25,7 +25,6 @@ def megatron_chunks(
     """Uninitialised chunks of this rank (NaN, so that a parameter nobody fills shows), and the layout; leaves it at the end."""
     device = select_device()
     architecture = read_architecture(hf_dir)
-    check_layout(architecture, parallel)
     init_distributed(device, TIMEOUT_S)
     layout = init_parallel(parallel, device, seed=1)
     try:

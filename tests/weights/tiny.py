@@ -12,10 +12,19 @@ VOCAB_SIZE = 131
 
 
 def tiny_model(
-    family: str, tied: bool, seed: int = 0, heads: int = 8, kv_heads: int = 4, layers: int = 2, vocab_size: int = VOCAB_SIZE
+    family: str,
+    tied: bool,
+    seed: int = 0,
+    heads: int = 8,
+    kv_heads: int = 4,
+    head_dim: int = 24,
+    layers: int = 2,
+    vocab_size: int = VOCAB_SIZE,
 ) -> PreTrainedModel:
-    """A random model whose norms and biases are random too, so that swapping any two tensors shows."""
-    head_dim = {"head_dim": 24} if family == "qwen3" else {}
+    """A random model whose norms and biases are random too, so that swapping any two tensors shows.
+
+    `head_dim` is Qwen3's; the other families divide the hidden size by the heads.
+    """
     config = AutoConfig.for_model(
         family,
         vocab_size=vocab_size,
@@ -28,7 +37,7 @@ def tiny_model(
         rms_norm_eps=1e-6,
         tie_word_embeddings=tied,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        **head_dim,
+        **({"head_dim": head_dim} if family == "qwen3" else {}),
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
