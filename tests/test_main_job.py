@@ -1,0 +1,100 @@
+"""The main job as a user runs it: the quickstart script under torchrun with real Megatron and real vLLM, on the bundled corpus.
+
+Two runs of a shortened configuration are shared by all tests: the second proves that a seed decides every figure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.check_run import checks
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = ("corpus.name=everyday", "sft.steps=12", "iterations=3", "selfplay.seeds_per_iteration=6", "evaluation.limit=40")
+
+
+def quickstart(output: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run examples/quickstart_cpu.sh into `output`."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "RUN_DIR": str(output), "OMP_NUM_THREADS": "1"}
+    command = ["bash", "examples/quickstart_cpu.sh", *overrides]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("main-job") / "run"
+    result = quickstart(output, *SHORT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return output
+
+
+def summary(run_dir: Path) -> dict:
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def test_summary_holds_what_it_promises(run_dir):
+    assert [name for name, passed in checks(summary(run_dir)) if not passed] == []
+    assert summary(run_dir)["corpus"] == "everyday"
+
+
+def test_metrics_follow_the_stages(run_dir):
+    events = [json.loads(line)["event"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert events[:2] == ["sync", "eval"]
+    assert events.count("sft") == 12
+    assert events[-7:] == ["sync", "iteration", "sync", "iteration", "sync", "iteration", "eval"]
+
+
+def test_samples_show_dialogues_with_candidates_and_rewards(run_dir):
+    record = json.loads((run_dir / "samples.jsonl").read_text().splitlines()[0])
+    group = record["groups"][0]
+    assert group["role"] == "recognizer"
+    assert len(group["candidates"]) == 8
+    assert set(group["candidates"][0]["rewards"]) == {"alignment", "consistency", "format"}
+
+
+def test_the_export_is_what_was_trained(run_dir):
+    """Plain transformers loads it, and it is not the model the run started from."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trained = AutoModelForCausalLM.from_pretrained(run_dir / "model")
+    initial = AutoModelForCausalLM.from_pretrained(run_dir / "model-initial")
+    moved = [name for (name, a), (_, b) in zip(trained.named_parameters(), initial.named_parameters()) if not a.equal(b)]
+    assert len(moved) == len(list(trained.named_parameters()))
+    assert AutoTokenizer.from_pretrained(run_dir / "model").chat_template
+
+
+def test_the_same_seed_gives_the_same_run(run_dir, tmp_path):
+    result = quickstart(tmp_path / "again", *SHORT)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+    def figures(directory: Path) -> dict:
+        content = summary(directory)
+        content.pop("seconds")
+        content["rollout"].pop("tokens_per_second")
+        content["weight_sync"].pop("seconds_mean")
+        return content
+
+    assert figures(run_dir) == figures(tmp_path / "again")
+    assert (run_dir / "samples.jsonl").read_text() == (tmp_path / "again" / "samples.jsonl").read_text()
+    first, second = ((d / "model" / "model.safetensors").read_bytes() for d in (run_dir, tmp_path / "again"))
+    assert first == second
+
+
+def test_the_same_command_again_says_that_the_run_is_complete(run_dir):
+    result = quickstart(run_dir, *SHORT)
+    assert result.returncode == 0
+    assert "complete" in result.stdout + result.stderr
+
+
+def test_another_configuration_may_not_take_the_directory(run_dir):
+    result = quickstart(run_dir, *SHORT, "seed=2")
+    assert result.returncode == 2
+    assert "another configuration" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,81 @@
+"""Check a finished run's directory: summary.json against its promise, and the export with plain transformers.
+
+Usage: python tools/check_run.py RUN_DIR. Prints one line per check and exits with 1 if any fails.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SUMMARY_KEYS = (
+    "schema",
+    "world_size",
+    "tensor_parallel",
+    "pipeline_parallel",
+    "data_parallel",
+    "backend",
+    "trainer",
+    "engine",
+    "corpus",
+    "iterations",
+    "eval",
+    "rollout",
+    "logprob_gap_max",
+    "weight_sync",
+    "flywheel",
+    "seconds",
+)
+PARTS = {
+    "rollout": ("samples", "tokens", "tokens_per_second"),
+    "weight_sync": ("count", "bytes_per_sync", "seconds_mean", "greedy_match"),
+    "flywheel": ("offered", "kept"),
+    "seconds": ("total", "sft", "rollout", "train", "sync", "eval"),
+}
+EVALUATIONS = ("majority", "start", "sft", "final")
+FIGURES = ("accuracy", "weighted_f1", "macro_f1", "n")
+LOGPROB_GAP_LIMIT = 1e-4
+"""For an fp32 engine and trainer."""
+
+
+def main() -> int:
+    """Returns the exit status."""
+    run = Path(sys.argv[1])
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    failed = 0
+    for name, passed in [*checks(summary), *export_checks(run)]:
+        print(f"{'ok    ' if passed else 'FAILED'} {name}")
+        failed += not passed
+    return 1 if failed else 0
+
+
+def checks(summary: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """(what, passed) for everything summary.json promises, training gains aside."""
+    yield "summary.json has exactly the documented keys", tuple(summary) == SUMMARY_KEYS
+    for part, keys in PARTS.items():
+        yield f"summary.{part} has {', '.join(keys)}", set(keys) <= set(summary[part])
+    for stage in EVALUATIONS:
+        yield f"summary.eval.{stage} has finite {', '.join(FIGURES)}", all(math.isfinite(summary["eval"][stage][key]) for key in FIGURES)
+    yield "engine and trainer agree on logprobs", summary["logprob_gap_max"] <= LOGPROB_GAP_LIMIT
+    yield "greedy probe matched after every sync", summary["weight_sync"]["greedy_match"] is True
+    yield "one sync per iteration, and two before", summary["weight_sync"]["count"] == summary["iterations"] + 2
+
+
+def export_checks(run: Path) -> Iterator[tuple[str, bool]]:
+    """(what, passed) for the exported model."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(run / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], add_generation_prompt=True, return_tensors="pt")
+    ids = prompt if isinstance(prompt, torch.Tensor) else prompt["input_ids"]
+    yield "transformers loads the export and generates", model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
