@@ -46,7 +46,8 @@ _engines: dict[int, _Engine] = {}
 """This rank's engine, kept between calls: vLLM's parallel state is made once per process."""
 
 
-def _engine(hf_dir: str, tensor_parallel: int) -> _Engine:
+def engine_for(hf_dir: str, tensor_parallel: int) -> _Engine:
+    """This rank's engine, built at the first call."""
     if tensor_parallel not in _engines:
         config = RolloutConfig(tensor_parallel=tensor_parallel, dtype="bfloat16", kv_cache_bytes=1 << 24, max_num_seqs=8)
         _engines[tensor_parallel] = _Engine(hf_dir, config, 64, [], "cpu")
@@ -56,7 +57,7 @@ def _engine(hf_dir: str, tensor_parallel: int) -> _Engine:
 def _sync(hf_dir: str, parallel: ParallelConfig, engine_tensor: int, mode: str) -> tuple[int, int, int, list[tuple[int, ...]]]:
     """Tensors compared by checksum, bytes moved, least bytes possible, greedy continuations."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    engine = _engine(hf_dir, engine_tensor)
+    engine = engine_for(hf_dir, engine_tensor)
     with megatron_chunks(Path(hf_dir), parallel, torch.bfloat16) as (chunks, architecture, layout):
         load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
         trainer = TrainerLayout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, layout.data_size)

@@ -12,6 +12,7 @@ from selfemo.config import ParallelConfig
 from selfemo.weights.gather import hf_tensors
 from selfemo.weights.load import load_hf_weights
 from tests.distributed.harness import DistributedRunner
+from tests.weights.live_bytes import LiveBytes
 from tests.weights.megatron_rank import megatron_chunks, weight_groups
 from tests.weights.tiny import save_tiny
 
@@ -58,3 +59,26 @@ def test_gather_over_tensor_and_pipeline_ranks_together(distributed: Distributed
     for gathered in distributed(4, _load_and_gather, str(tmp_path), ParallelConfig(tensor=2, pipeline=2), TINY_BUCKET):
         assert len(gathered) == len(load_file(tmp_path / "model.safetensors"))
         assert all(equal for _, equal in gathered)
+
+
+def _peak_bytes(hf_dir: str, parallel: ParallelConfig, bucket_bytes: int) -> int:
+    with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout):
+        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
+        with LiveBytes() as memory:
+            for _ in hf_tensors(chunks, architecture, weight_groups(layout), bucket_bytes):
+                pass
+        return memory.peak_bytes
+
+
+@pytest.mark.parametrize("parallel", [ParallelConfig(tensor=2), ParallelConfig(pipeline=2)], ids=["tp2", "pp2"])
+@pytest.mark.parametrize("bucket_bytes", [TINY_BUCKET, 1 << 20])
+def test_extra_memory_is_a_bucket_and_two_parameters(
+    distributed: DistributedRunner, tmp_path: Path, parallel: ParallelConfig, bucket_bytes: int
+) -> None:
+    """Two: the one being assembled, and the one whose last tensor the consumer still holds."""
+    save_tiny(tmp_path, "qwen3", True, layers=4)
+    largest_bytes = 384 * 64 * 4  # query, key and value of one layer
+    whole_model_bytes = sum(tensor.nbytes for tensor in load_file(tmp_path / "model.safetensors").values())
+    for peak_bytes in distributed(2, _peak_bytes, str(tmp_path), parallel, bucket_bytes):
+        assert peak_bytes <= min(bucket_bytes, 2 * whole_model_bytes) + 2 * largest_bytes
+        assert peak_bytes < whole_model_bytes or bucket_bytes > whole_model_bytes

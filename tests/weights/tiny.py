@@ -29,7 +29,7 @@ def tiny_model(
         family,
         vocab_size=vocab_size,
         hidden_size=8 * heads,
-        intermediate_size=96,
+        intermediate_size=12 * heads,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,

@@ -1,0 +1,84 @@
+"""Measures both ways of bringing weights into vLLM and prints a Markdown table: `python -m tests.weights.sync_table`.
+
+Two CPU ranks, a random Qwen3 in bf16, a live engine. Seconds are the best of several syncs into the engine on the slower rank; extra
+memory is the peak of tensors alive while the stream is drained, without what vLLM's own loader allocates.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from selfemo.config import ParallelConfig
+from selfemo.weights.gather import hf_tensors
+from selfemo.weights.load import load_hf_weights
+from selfemo.weights.plan import EngineLayout, TrainerLayout
+from selfemo.weights.transfer import DirectTransfer, choose_transfer
+from tests.distributed.harness import DistributedRunner
+from tests.weights.live_bytes import LiveBytes
+from tests.weights.megatron_rank import megatron_chunks, weight_groups
+from tests.weights.test_engine_sync import engine_for
+from tests.weights.tiny import save_tiny
+
+SHAPE = {"heads": 64, "kv_heads": 8, "head_dim": 64, "layers": 8, "vocab_size": 8192}
+BUCKET_BYTES = 8 << 20
+REPEATS = 5
+LAYOUTS = {"TP2": ParallelConfig(tensor=2), "PP2": ParallelConfig(pipeline=2), "DP2": ParallelConfig()}
+
+
+def measure(hf_dir: str, parallel: ParallelConfig, engine_tensor: int, mode: str) -> tuple[int, int, float, int]:
+    """On a rank: bytes moved, least bytes possible, seconds, extra bytes."""
+    rank, engine = dist.get_rank(), engine_for(hf_dir, engine_tensor)
+    with megatron_chunks(Path(hf_dir), parallel, torch.bfloat16) as (chunks, architecture, layout):
+        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
+        trainer = TrainerLayout(parallel.tensor, parallel.pipeline, 1, layout.data_size)
+        engines, groups = EngineLayout(engine_tensor, dist.get_world_size() // engine_tensor), weight_groups(layout)
+        transfer = choose_transfer(mode, architecture, trainer, engines, groups, engine, rank, BUCKET_BYTES)
+        seconds = float("inf")
+        for version in range(REPEATS):
+            dist.barrier()
+            started = time.perf_counter()
+            report = transfer.send(chunks, engine, version)
+            seconds = min(seconds, time.perf_counter() - started)
+        with LiveBytes() as memory:
+            if isinstance(transfer, DirectTransfer):
+                stream = transfer.tensors(chunks)
+            else:
+                stream = hf_tensors(chunks, architecture, groups, BUCKET_BYTES, include_tied_head=True)
+            for _ in stream:
+                pass
+        return report.received_bytes, report.lower_bound_bytes, seconds, memory.peak_bytes
+
+
+def main() -> None:
+    """Print the table."""
+    with tempfile.TemporaryDirectory() as directory:
+        source = save_tiny(Path(directory), "qwen3", True, torch.bfloat16, **SHAPE)
+        size = (source / "model.safetensors").stat().st_size
+        print(f"Model: {size / 1e6:.1f} MB in bf16; bucket {BUCKET_BYTES / 1e6:.1f} MB; two CPU ranks, gloo.\n")
+        _print_row("Megatron", "vLLM", "path", "MB moved", "least possible, MB", "seconds", "extra memory, MB")
+        _print_row("---", "---", "---", "---:", "---:", "---:", "---:")
+        for engine_tensor, engines in ((1, "2 x TP1"), (2, "TP2")):
+            runner = DistributedRunner()
+            for name, parallel in LAYOUTS.items():
+                for mode in ("checkpoint", "direct"):
+                    rows = runner(2, measure, str(source), parallel, engine_tensor, mode, timeout_s=300)
+                    replicas = rows if name == "DP2" else rows[:1]  # a report covers the ranks of one data-parallel replica
+                    moved, least = (sum(row[index] for row in replicas) / 1e6 for index in (0, 1))
+                    seconds, extra = max(row[2] for row in rows), max(row[3] for row in rows) / 1e6
+                    _print_row(name, engines, mode, f"{moved:.1f}", f"{least:.1f}", f"{seconds:.3f}", f"{extra:.1f}")
+            runner.close()
+
+
+def _print_row(*cells: str) -> None:
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    from tests.weights.sync_table import main as imported_main  # ranks find `measure` by its module's name, which is not __main__
+
+    imported_main()
