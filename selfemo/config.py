@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 STRICT = ConfigDict(extra="forbid")
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+AtLeastTwo = Annotated[int, Field(ge=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -105,11 +106,11 @@ class SelfPlayConfig:
 
     seeds_per_iteration: Positive = 16
     """Dialogue prefixes that start an episode, per iteration over all ranks."""
-    turns: Annotated[int, Field(ge=0)] = 2
+    turns: Count = 2
     """Turns generated per episode; 0 trains understanding alone on the seed's last turn."""
-    recognizer_group_size: Annotated[int, Field(ge=2)] = 8
+    recognizer_group_size: AtLeastTwo = 8
     """G: label sets sampled per turn to recognise."""
-    responder_group_size: Annotated[int, Field(ge=2)] = 4
+    responder_group_size: AtLeastTwo = 4
     """M: replies sampled per turn to answer."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature of both roles."""

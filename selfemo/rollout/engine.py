@@ -69,6 +69,8 @@ class RolloutEngine:
             disable_log_stats=True,
             seed=0,
         )
+        if device_kind == "cpu":
+            _check_cpu_head_size(self._llm.llm_engine.model_config.get_head_size())
         if local_world_size is not None:  # vLLM overwrites it with its own tensor-parallel size
             os.environ["LOCAL_WORLD_SIZE"] = local_world_size
         self._stop_ids = list(stop_ids)
@@ -95,6 +97,7 @@ class RolloutEngine:
                 seed=r.seed if r.temperature > 0 else None,
                 max_tokens=r.max_tokens,
                 stop_token_ids=self._stop_ids,
+                ignore_eos=True,  # the stop ids are the caller's alone, not those that a generation_config.json adds
                 logprobs=0,
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
@@ -148,6 +151,17 @@ class RolloutEngine:
             raise RuntimeError("the rollout engine is asleep: wake it up and send weights before generating")
         if self.weight_version < 0:
             raise RuntimeError("the rollout engine has received no weights: sync before generating")
+
+
+def _check_cpu_head_size(head_size: int) -> None:
+    """vLLM's CPU attention has kernels for some head sizes only, and says so no earlier than at the first token."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    supported = CPUAttentionBackend.get_supported_head_sizes()
+    if head_size not in supported:
+        raise UserError(
+            f"the model's head_dim is {head_size}; vLLM on CPU takes one of {', '.join(map(str, supported))}: use such a model, or a GPU"
+        )
 
 
 def _completion(output: Any) -> Completion:

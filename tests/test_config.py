@@ -1,0 +1,54 @@
+"""The configuration: what is written is what is read, and its reference page is up to date."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfemo.config import RunConfig, TrainConfig
+from selfemo.config_file import as_yaml, load_config
+from selfemo.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_a_saved_configuration_reads_back_equal(tmp_path):
+    config = replace(RunConfig(), seed=7, train=TrainConfig(learning_rate=3e-7))
+    (tmp_path / "run.yaml").write_text(as_yaml(config))
+    assert load_config(tmp_path / "run.yaml") == config
+
+
+def test_overrides_come_after_the_file(tmp_path):
+    (tmp_path / "run.yaml").write_text("seed: 3\ntrain: {learning_rate: 1.0e-3, weight_decay: 0.5}\n")
+    config = load_config(tmp_path / "run.yaml", ["train.learning_rate=1e-5", "corpus.name=everyday"])
+    assert (config.seed, config.train.learning_rate, config.train.weight_decay, config.corpus.name) == (3, 1e-5, 0.5, "everyday")
+
+
+def test_every_mistake_is_reported_at_once():
+    try:
+        load_config(None, ["train.clip_grad=-1", "selfplay.turns=many", "reward.smoothing=0.5"])
+    except UserError as error:
+        for part in ("train.clip_grad=-1", "selfplay.turns='many'", "reward.smoothing=0.5"):
+            assert part in str(error)
+    else:
+        raise AssertionError("three mistakes were accepted")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_configuration_or_a_user_error(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    path.write_bytes(content)
+    try:
+        load_config(path)
+    except UserError as error:
+        assert str(path) in str(error)
+
+
+def test_the_reference_page_is_what_the_source_says():
+    result = subprocess.run([sys.executable, "tools/config_reference.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,88 @@
+"""Write docs/configuration.md from the dataclasses of selfemo/config.py: every field with its type, default and docstring.
+
+`python tools/config_reference.py` writes it, `--check` exits with 1 if the committed file is not what would be written.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "selfemo" / "config.py"
+TARGET = ROOT / "docs" / "configuration.md"
+HEADER = """# Configuration reference
+
+Generated from `selfemo/config.py` by `python tools/config_reference.py`; do not edit.
+
+A run reads one YAML file (`--config FILE`) and dotted overrides (`section.field=value`), and every field below has a default.
+Unknown keys, wrong types and combinations that cannot work are refused before anything starts; `selfemo train --dry-run` checks
+a configuration without running it.
+"""
+
+
+def main() -> int:
+    """Returns the exit status."""
+    text = render(ast.parse(SOURCE.read_text(encoding="utf-8")))
+    if "--check" in sys.argv:
+        current = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
+        if current != text:
+            print(f"{TARGET.relative_to(ROOT)} is out of date: run python tools/config_reference.py", file=sys.stderr)
+        return int(current != text)
+    TARGET.write_text(text, encoding="utf-8")
+    return 0
+
+
+def render(module: ast.Module) -> str:
+    """The whole page: the root's own fields first, then each section under its name in the root."""
+    classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
+    root = classes["RunConfig"]
+    sections = [(name, classes[kind]) for name, kind, _, _ in _fields(root) if kind in classes]
+    own = [entry for entry in _fields(root) if entry[1] not in classes]
+    parts = [HEADER, _table("Run", ast.get_docstring(root) or "", "", own)]
+    parts += [_table(f"`{name}`", ast.get_docstring(node) or "", f"{name}.", _fields(node)) for name, node in sections]
+    return "\n".join(parts)
+
+
+def _fields(node: ast.ClassDef) -> list[tuple[str, str, str, str]]:
+    """(name, type, default, docstring) of every field; a field's docstring is the string that follows it."""
+    found = []
+    for statement, following in zip(node.body, [*node.body[1:], None]):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            text = " ".join(str(following.value.value).split()) if is_text else ""  # type: ignore[union-attr]
+            default = ast.unparse(statement.value) if statement.value else ""
+            found.append((statement.target.id, ast.unparse(statement.annotation), default, text))
+    return found
+
+
+def _table(title: str, intro: str, prefix: str, fields: list[tuple[str, str, str, str]]) -> str:
+    rows = [f"| `{prefix}{name}` | {_type(kind)} | `{default}` | {text} |" for name, kind, default, text in fields]
+    return "\n".join([f"## {title}", "", intro, "", "| field | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""])
+
+
+def _type(annotation: str) -> str:
+    names = {
+        "Positive": "integer > 0",
+        "Count": "integer >= 0",
+        "Share": "number in [0, 1]",
+        "NonNegative": "number >= 0",
+        "PositiveFloat": "number > 0",
+        "AtLeastTwo": "integer >= 2",
+    }
+    for name, meaning in names.items():
+        if annotation.split(" | ")[0] == name:
+            return meaning + (" or null" if "None" in annotation else "")
+    if annotation.startswith("Annotated["):
+        kind, bounds = annotation.removeprefix("Annotated[").rstrip("]").split(", ", 1)
+        return f"{kind}, {bounds.removeprefix('Field(').rstrip(')')}"
+    return (
+        annotation.replace("Literal[", "one of ").rstrip("]").replace("|", "or")
+        if "Literal" in annotation
+        else annotation.replace("|", "\\|")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
