@@ -1,0 +1,65 @@
+"""Turn a GGUF file of a Llama model into a Hugging Face directory (weights dequantised to fp32, tokenizer and chat template included).
+
+    python tools/gguf_to_hf.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
+
+For machines that can reach a package index but no model hub. transformers reads the file, which needs the packages gguf and accelerate.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfemo.errors import EXIT_USER_ERROR, UserError
+from selfemo.weights.architecture import read_architecture
+from selfemo.weights.pending import new_directory
+
+
+def convert(gguf: Path, output: Path) -> None:
+    """Write the directory.
+
+    Raises:
+        UserError: the file is missing or no Llama model, a package is missing, or the output exists.
+    """
+    if not gguf.is_file():
+        raise UserError(f"{gguf}: no such file; expected a GGUF model")
+    with new_directory(output) as pending:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        except ImportError as error:
+            raise UserError(f"{gguf}: {str(error).strip().splitlines()[0]}: pip install gguf accelerate") from None
+        fields = quantised.config.to_dict()
+        for name in ("quantization_config", "_name_or_path"):
+            fields.pop(name, None)
+        if fields["model_type"] != "llama":
+            raise UserError(f"{gguf}: holds a {fields['model_type']} model; expected llama")
+        model = type(quantised)(LlamaConfig(**fields | {"architectures": ["LlamaForCausalLM"]}))
+        model.load_state_dict(quantised.state_dict())
+        model.save_pretrained(pending)
+        tokenizer.save_pretrained(pending)
+        read_architecture(pending)
+
+
+def main(
+    gguf: Annotated[Path, typer.Option(help="GGUF file of a Llama model")],
+    output: Annotated[Path, typer.Option(help="Hugging Face directory to create")],
+) -> None:
+    """Turn a GGUF file of a Llama model into a Hugging Face directory."""
+    try:
+        convert(gguf, output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()
