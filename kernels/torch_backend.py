@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from selfemo.kernels.backend import DEGENERATE, LOG_RATIO_BOUND, SEQUENCE_SUMS, GroupStats, PolicyBatch, SequenceLoss
-from selfemo.kernels.chunks import Rows, row_chunks
+from selfemo.kernels.chunks import row_chunks
 from selfemo.kernels.config import AdvantageConfig, LossConfig
 from selfemo.kernels.vocab_parallel import LOWEST, ShardStats, SoftmaxStats, VocabShard
 
-CHUNK_ELEMENTS = 1 << 19
-"""Numbers per scratch: 2 MiB of fp32, so that both scratches and the chunk itself stay in the last-level cache."""
+CHUNK_ELEMENTS = 1 << 20
+"""Numbers per scratch: 4 MiB of fp32, so that both scratches and the chunk itself stay in the last-level cache."""
 
 UNDERFLOW = -1e4
 """exp of anything below is 0; clamping to it keeps 0 * (-inf) out of sums when a logit is -inf."""
@@ -36,14 +36,13 @@ class TorchBackend:
         scratch = _Scratch(tokens, width, logits_TV.device)
         held_T, column_T = _local_columns(targets_T, shard)
         for rows in row_chunks(live_T, tokens, scratch.rows):
-            x = scratch.widen(logits_TV, rows)
+            x = scratch.widened(logits_TV[rows, :width])
             target_T[rows] = x.gather(1, column_T[rows, None])[:, 0].masked_fill_(~held_T[rows], 0.0)
-            largest = x.amax(-1, keepdim=True)
-            _scaled_(x.sub_(largest), inv_temperature).clamp_(min=UNDERFLOW)
-            e = torch.exp(x, out=scratch.second(len(x)))
-            max_T[rows] = largest[:, 0]
+            max_T[rows] = largest = x.amax(-1)
+            d = _scaled_(torch.sub(x, largest[:, None], out=scratch.first(len(x))), inv_temperature)
+            e = torch.exp(d, out=scratch.second(len(d)))
             sum_T[rows] = e.sum(-1)
-            weighted_T[rows] = e.mul_(x).sum(-1)
+            weighted_T[rows] = e.mul_(d).nansum(-1)  # a logit of -inf has e = 0 and d = -inf; a NaN logit shows in sum_T
         return ShardStats(max_T, sum_T, weighted_T, target_T)
 
     def dlogits_(
@@ -68,7 +67,8 @@ class TorchBackend:
         for rows in row_chunks(live_T, tokens, scratch.rows):
             g, h = (dlogprob_T[rows, None] * inv_temperature, dentropy_T[rows, None] * inv_temperature)
             log_sum = softmax.log_sum_T[rows, None]
-            x = _scaled_(scratch.widen(logits_TV, rows).sub_(softmax.max_T[rows, None]), inv_temperature)
+            source = logits_TV[rows, :width]  # the logits themselves, or a copy where `rows` are indices
+            x = _scaled_(scratch.widened(source).sub_(softmax.max_T[rows, None]), inv_temperature)
             # gradient of logit v: g 1[v = target] - p_v (g + h (log p_v + H)), with p_v = exp(d_v) exp(-log_sum)
             if with_entropy:
                 e = torch.exp(x.clamp_(min=UNDERFLOW), out=scratch.second(len(x)))
@@ -77,7 +77,10 @@ class TorchBackend:
             else:
                 x.exp_().mul_(-g * (-log_sum).exp())
             x.scatter_add_(1, column_T[rows, None], g * held_T[rows, None])
-            logits_TV[rows, :width] = x.to(logits_TV.dtype) if isinstance(rows, Tensor) else x
+            if isinstance(rows, Tensor):
+                logits_TV[rows, :width] = x.to(logits_TV.dtype)
+            elif x is not source:
+                source.copy_(x)
 
     def sequence_loss(self, logprob_T: Tensor, entropy_T: Tensor, batch: PolicyBatch, config: LossConfig) -> SequenceLoss:
         sequence = _Segments(batch.cu_seqlens)
@@ -178,24 +181,29 @@ def _scaled_(x: Tensor, factor: float) -> Tensor:
 
 
 class _Scratch:
-    """Two fp32 buffers of `rows` rows, allocated once per call."""
+    """Two fp32 buffers of `rows` rows, allocated when first used, once per call."""
 
     def __init__(self, tokens: int, width: int, device: torch.device) -> None:
         self.rows = min(tokens, max(1, CHUNK_ELEMENTS // width))
-        self._width = width
-        self._first = torch.empty(self.rows, width, dtype=torch.float32, device=device)
-        self._second: Tensor | None = None
+        self._shape, self._device = (self.rows, width), device
+        self._buffers: dict[int, Tensor] = {}
 
-    def widen(self, logits_TV: Tensor, rows: Rows) -> Tensor:
-        """The real columns of `rows` in fp32."""
-        source = logits_TV[rows, : self._width]
-        return self._first[: len(source)].copy_(source)
+    def widened(self, source: Tensor) -> Tensor:
+        """`source` in fp32: itself if it is, else a copy in the first buffer."""
+        return source if source.dtype == torch.float32 else self.first(len(source)).copy_(source)
+
+    def first(self, rows: int) -> Tensor:
+        """The first buffer, `rows` rows of it."""
+        return self._buffer(0, rows)
 
     def second(self, rows: int) -> Tensor:
-        """The other buffer, for `rows` rows."""
-        if self._second is None:
-            self._second = torch.empty_like(self._first)
-        return self._second[:rows]
+        """The second buffer, `rows` rows of it."""
+        return self._buffer(1, rows)
+
+    def _buffer(self, number: int, rows: int) -> Tensor:
+        if number not in self._buffers:
+            self._buffers[number] = torch.empty(self._shape, dtype=torch.float32, device=self._device)
+        return self._buffers[number][:rows]
 
 
 class _Segments:

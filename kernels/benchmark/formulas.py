@@ -1,0 +1,204 @@
+"""The formulas that are compared, ours and others', on two workloads with one answer each.
+
+`LOGITS`: log-probability and entropy of existing logits, forward and backward, with random derivatives of both.
+`PROJECTION`: hidden states and output weight to an on-policy GRPO loss (mean over tokens and sequences) and both gradients.
+A formula returns its gradients, so that a fast wrong answer shows in the table.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfemo.kernels import LossConfig, grpo_loss, token_logprobs
+
+GRPO = LossConfig.preset("grpo", kl_beta=0.0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of both workloads; a formula uses what it needs."""
+
+    targets_T: Tensor
+    dlogprob_T: Tensor
+    """Derivative of the loss in each log-probability (LOGITS)."""
+    dentropy_T: Tensor
+    """Derivative in each entropy (LOGITS)."""
+    advantage_S: Tensor
+    """One per sequence (PROJECTION)."""
+    sequence_length: int
+    """Tokens of each sequence; they are equally long, as two of the peers need padding otherwise."""
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """Borders of the sequences."""
+        return torch.arange(len(self.advantage_S) + 1, device=self.targets_T.device) * self.sequence_length
+
+    @property
+    def advantage_T(self) -> Tensor:
+        """Each token's advantage."""
+        return self.advantage_S.repeat_interleave(self.sequence_length)
+
+
+@dataclass(frozen=True)
+class Formula:
+    """One implementation. `run` takes leaves (logits, or hidden states and weight) and the batch, and returns their gradients."""
+
+    name: str
+    run: Callable[..., tuple[Tensor, ...]]
+    needs: str | None = None
+    """Module that must be importable."""
+    device: str | None = None
+    """Device type that it runs on; None: any."""
+
+    def missing(self, device: str) -> str | None:
+        """Why this formula cannot be measured here, or None."""
+        if self.device is not None and self.device != device:
+            return f"runs on {self.device} only"
+        if self.needs is not None and importlib.util.find_spec(self.needs) is None:
+            return f"{self.needs} is not installed (requirements/bench.txt)"
+        return None
+
+
+def _log_softmax(logits_TV: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
+    log_p_TV = torch.log_softmax(logits_TV.float(), -1)
+    return log_p_TV.gather(1, targets_T[:, None])[:, 0], -(log_p_TV.exp() * log_p_TV).sum(-1)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)
+
+
+def _logits_gradient(logits_TV: Tensor, batch: Batch, logprob_T: Tensor, entropy_T: Tensor) -> tuple[Tensor, ...]:
+    (logprob_T @ batch.dlogprob_T + entropy_T @ batch.dentropy_T).backward()
+    assert logits_TV.grad is not None
+    return (logits_TV.grad,)
+
+
+def _eager(logits_TV: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    return _logits_gradient(logits_TV, batch, *_log_softmax(logits_TV, batch.targets_T))
+
+
+def _torch_compile(logits_TV: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    return _logits_gradient(logits_TV, batch, *_compiled(_log_softmax)(logits_TV, batch.targets_T))
+
+
+def _ours(logits_TV: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    got = token_logprobs(logits_TV, batch.targets_T)
+    return _logits_gradient(logits_TV, batch, got.logprob_T, got.entropy_T)
+
+
+def _liger_triton(logits_TV: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    """Its loss has no entropy, so its gradient is another one: compare its time alone."""
+    from liger_kernel.transformers.grpo_loss import triton_grpo_loss
+
+    sequences, length = len(batch.advantage_S), batch.sequence_length
+    shaped_BLV = logits_TV.view(sequences, length, -1)
+    padded_BLV = torch.cat((shaped_BLV, shaped_BLV[:, -1:]), dim=1)  # it takes one position more than there are targets
+    loss, *_ = triton_grpo_loss(
+        padded_BLV, None, None, batch.targets_T.view(sequences, length), batch.advantage_S, temperature=1.0, beta=0.0, reduce=True
+    )
+    loss.backward()
+    assert logits_TV.grad is not None
+    return (logits_TV.grad,)
+
+
+LOGITS = (
+    Formula("eager log_softmax", _eager),
+    Formula("torch.compile log_softmax", _torch_compile),
+    Formula("selfemo token_logprobs", _ours),
+    Formula("Liger triton_grpo_loss (no entropy)", _liger_triton, needs="liger_kernel", device="cuda"),
+)
+
+
+def _gradients(*leaves: Tensor) -> tuple[Tensor, ...]:
+    return tuple(leaf.grad for leaf in leaves if leaf.grad is not None)
+
+
+def _policy_loss(logprob_T: Tensor, batch: Batch) -> Tensor:
+    """On-policy GRPO: the ratio is 1 and only its gradient counts."""
+    ratio_T = (logprob_T - logprob_T.detach()).exp()
+    clipped_T = ratio_T.clamp(0.8, 1.2)
+    return -torch.minimum(ratio_T * batch.advantage_T, clipped_T * batch.advantage_T).mean()
+
+
+def _projection_eager(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    log_p_TV = torch.log_softmax((hidden_TH @ weight_VH.t()).float(), -1)
+    _policy_loss(log_p_TV.gather(1, batch.targets_T[:, None])[:, 0], batch).backward()
+    return _gradients(hidden_TH, weight_VH)
+
+
+def _bare_gemms(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    """The three matrix products alone, in the chunks that ours uses: no loss, so no gradient to compare."""
+    with torch.no_grad():
+        dweight_VH = torch.zeros_like(weight_VH)
+        buffer = torch.empty(min(256, len(hidden_TH)), len(weight_VH), dtype=hidden_TH.dtype, device=hidden_TH.device)
+        for hidden_cH in hidden_TH.split(256):
+            logits_cV = torch.mm(hidden_cH, weight_VH.t(), out=buffer[: len(hidden_cH)])
+            torch.mm(logits_cV, weight_VH)
+            dweight_VH.addmm_(logits_cV.t(), hidden_cH)
+    return ()
+
+
+def _projection_ours(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    grpo_loss(
+        targets_T=batch.targets_T,
+        cu_seqlens=batch.cu_seqlens,
+        hidden_TH=hidden_TH,
+        weight_VH=weight_VH,
+        config=GRPO,
+        advantage_S=batch.advantage_S,
+    ).loss.backward()
+    return _gradients(hidden_TH, weight_VH)
+
+
+@functools.cache
+def _liger_module() -> Any:
+    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+
+    return LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, loss_type="grpo")
+
+
+def _projection_liger(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    sequences, length = len(batch.advantage_S), batch.sequence_length
+    mask_BL = torch.ones(sequences, length, device=hidden_TH.device)
+    shaped_BLH, targets_BL = hidden_TH.view(sequences, length, -1), batch.targets_T.view(sequences, length)
+    loss, _ = _liger_module()(shaped_BLH, weight_VH, targets_BL, mask_BL, batch.advantage_S)
+    loss.backward()
+    return _gradients(hidden_TH, weight_VH)
+
+
+def _projection_cut(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    """Cross-entropy weighted by the advantage: on-policy, the same gradient."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    impl = "cce" if hidden_TH.is_cuda else "torch_compile"
+    nll_T = linear_cross_entropy(hidden_TH, weight_VH, batch.targets_T, reduction="none", impl=impl)
+    (nll_T * batch.advantage_T).mean().backward()
+    return _gradients(hidden_TH, weight_VH)
+
+
+def _projection_verl(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy
+
+    logprob_T, _ = linear_cross_entropy(hidden_TH[None], weight_VH, batch.targets_T[None], 1.0, "none")
+    _policy_loss(logprob_T.view(-1), batch).backward()
+    return _gradients(hidden_TH, weight_VH)
+
+
+PROJECTION = (
+    Formula("eager matmul, log_softmax", _projection_eager),
+    Formula("selfemo grpo_loss, fused", _projection_ours),
+    Formula("Liger fused_linear_grpo", _projection_liger, needs="liger_kernel"),
+    Formula("cut-cross-entropy", _projection_cut, needs="cut_cross_entropy"),
+    Formula("verl linear_cross_entropy", _projection_verl, needs="verl", device="cuda"),
+    Formula("the three GEMMs alone", _bare_gemms),
+)
+WORKLOADS = {"logits": LOGITS, "projection": PROJECTION}
