@@ -25,6 +25,8 @@ from selfemo.weight_sync import WeightSync
 from selfemo.weights.architecture import read_architecture
 
 INITIAL_MODEL = "model-initial"
+PROBE_PROMPTS = 4
+"""Dialogue openings whose greedy continuations are compared with transformers after a sync."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,10 @@ def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Cor
     learner = Learner(read_architecture(model_dir), config, world.layout, world.device)
     learner.load_hf(str(model_dir))
     engine = RolloutEngine(str(model_dir), config.rollout, config.model.max_length, encoder.end_of_turn_ids, world.device.kind)
-    weight_sync = WeightSync(learner, engine, str(model_dir), config.sync, config.rollout.dtype)
-    probes = (c.turns[: config.corpus.history_turns + 1] for c in corpus.split("train"))
-    weight_sync.prompts = tuple(prompts.recognize(turns) for turns, _ in zip(probes, range(PROBE_PROMPTS)))
+    starts = [c.turns[: config.corpus.history_turns + 1] for c in corpus.split("train")[:PROBE_PROMPTS]]
+    weight_sync = WeightSync(learner, engine, str(model_dir), config, [prompts.recognize(turns) for turns in starts])
     generator = ReplicatedGenerator(engine, config.rollout.tensor_parallel)
     return System(world, corpus, model_dir, encoder, prompts, learner, engine, generator, weight_sync)
-
-
-PROBE_PROMPTS = 4
 
 
 def model_directory(config: RunConfig, layout: Layout, run: RunDirectory, corpus: Corpus) -> Path:

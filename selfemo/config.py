@@ -260,6 +260,8 @@ class SyncConfig:
     """Gathered per round, in bytes: bounds the extra memory of a sync."""
     verify_every: Count = 1
     """Compare greedy probes with transformers every N syncs (0: only the first and after a resume)."""
+    checksum_every: Count = 1
+    """Compare checksums of every tensor in trainer and engine every N syncs; 0 never does."""
     probe_tokens: Positive = 16
     """Length of a greedy probe, in tokens."""
 

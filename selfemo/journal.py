@@ -74,8 +74,11 @@ class Journal:
                 "event": "sync",
                 "version": report.version,
                 "seconds": report.seconds,
-                "bytes": report.weight_bytes,
-                "verified": report.verified,
+                "path": report.path,
+                "received_bytes": report.received_bytes,
+                "lower_bound_bytes": report.lower_bound_bytes,
+                "probed": report.probed,
+                "checksummed_tensors": report.checksummed_tensors,
             }
         )
 
@@ -165,11 +168,12 @@ class Journal:
             "logprob_gap_max": self._logprob_gap_max,
             "weight_sync": {
                 "count": len(transfers),
-                "bytes_per_sync": transfers[-1].weight_bytes,
+                "bytes_per_sync": transfers[-1].received_bytes,
                 "seconds_mean": sum(t.seconds for t in transfers) / len(transfers),
-                "greedy_match": all(t.verified for t in transfers)
-                if self._config.sync.verify_every == 1
-                else any(t.verified for t in transfers),
+                "greedy_match": transfers[0].probed,  # a probe that fails raises; sync.verify_every says how many ran
+                "probes": sum(t.probed for t in transfers),
+                "path": transfers[-1].path,
+                "lower_bound_bytes": transfers[-1].lower_bound_bytes,
             },
             "flywheel": {"offered": flywheel.offered, "kept": flywheel.kept},
             "seconds": {
@@ -200,8 +204,8 @@ class Journal:
             f"largest engine-trainer logprob gap {summary['logprob_gap_max']:.1e}"
         )
         self._terminal.say(
-            f"weight sync {sync['count']} times, {sync['bytes_per_sync'] / 1e6:.1f} MB in {sync['seconds_mean']:.3f} s on average, "
-            f"greedy probe {'matched every time' if sync['greedy_match'] else 'did not match'}"
+            f"weight sync {sync['count']} times, {sync['bytes_per_sync'] / 1e6:.1f} MB between ranks in {sync['seconds_mean']:.3f} s "
+            f"on average, greedy probe matched {sync['probes']} times"
         )
         self._terminal.say(f"flywheel    {summary['flywheel']['kept']} of {summary['flywheel']['offered']} groups kept")
         self._terminal.say("seconds     " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))

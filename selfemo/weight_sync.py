@@ -1,24 +1,27 @@
 """Weights from the learner into the engines, and the proof that they arrived.
 
-A sync streams full Hugging Face tensors bucket by bucket into every engine. At the configured cadence the same stream also
-fills a transformers model on rank 0, and every engine's greedy continuation of a few probe prompts must equal the one
-transformers computes: a wrong name, shape, order, dtype or a stale cache cannot pass. A mismatch stops the run.
+How they travel is weights/transfer.py's business: full tensors through vLLM's loader, or the reshard plan into its live parameters.
+Here every sync is verified at the configured cadence, twice: checksums of every tensor on both sides, and greedy continuations of
+a few probe prompts, which must equal those transformers computes from the exported tensors. A wrong name, shape, order, dtype
+or a stale cache cannot pass. A mismatch stops the run.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-from selfemo.config import SyncConfig
+from selfemo.config import RunConfig
 from selfemo.megatron.learner import Learner
 from selfemo.rollout.engine import RolloutEngine
 from selfemo.rollout.request import GenerationRequest
+from selfemo.weights.checksums import verify_transfer
 from selfemo.weights.parameters import LM_HEAD
+from selfemo.weights.plan import EngineLayout, TrainerLayout
+from selfemo.weights.transfer import choose_transfer
 
 TIE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25}
 """A probe token other than transformers' best passes only within this logit distance of it: rounding may break an exact tie."""
@@ -33,65 +36,89 @@ class SyncReport:
     """One sync."""
 
     version: int
+    path: str
+    """"checkpoint" or "direct"."""
     seconds: float
-    """Transfer alone, without the probe."""
-    weight_bytes: int
-    """Bytes of full tensors handed to each engine."""
-    verified: bool
+    """Transfer alone, without verification."""
+    received_bytes: int
+    """Bytes that crossed ranks, over the ranks of one data-parallel replica."""
+    lower_bound_bytes: int
+    """The least that any transfer between these layouts moves, over the same ranks."""
+    probed: bool
     """The greedy probe ran (and passed: a failure raises)."""
+    checksummed_tensors: int
+    """Tensors whose checksums were compared (and agreed); 0 where this sync compares none."""
 
 
 class WeightSync:
     """Sends the learner's weights to this rank's engine and verifies them."""
 
-    def __init__(self, learner: Learner, engine: RolloutEngine, model_dir: str, config: SyncConfig, dtype: str) -> None:
-        self._learner, self._engine, self._config = learner, engine, config
-        self._probe = GreedyProbe(model_dir, config.probe_tokens, dtype) if dist.get_rank() == 0 else None
-        self._dtype = dtype
+    def __init__(
+        self, learner: Learner, engine: RolloutEngine, model_dir: str, config: RunConfig, prompts: Sequence[tuple[int, ...]]
+    ) -> None:
+        """`prompts`: ids of the probe prompts, the same on every rank.
+
+        Raises:
+            UserError: sync.mode=direct, but the engine's parameters are not in their plain layout.
+        """
+        self._learner, self._engine, self._config, self._prompts = learner, engine, config, prompts
+        layout = learner.layout
+        self._trainer = TrainerLayout(layout.tensor_size, layout.pipeline_size, layout.virtual_size, layout.data_size)
+        self._engines = EngineLayout(config.rollout.tensor_parallel, layout.world_size // config.rollout.tensor_parallel)
+        self._transfer = choose_transfer(
+            config.sync.mode,
+            learner.architecture,
+            self._trainer,
+            self._engines,
+            learner.weight_groups,
+            engine,
+            layout.rank,
+            config.sync.bucket_bytes,
+        )
+        self._probe = GreedyProbe(model_dir, config.sync.probe_tokens, config.rollout.dtype) if layout.is_main else None
         self._count = 0
-        self.prompts: tuple[tuple[int, ...], ...] = ()
-        """Probe prompts; set before the first sync."""
 
     def sync(self, version: int) -> SyncReport:
         """Send the current weights to every engine. Collective.
 
         Raises:
             SyncError: an engine's greedy continuation differs from transformers' under the same weights.
+            WeightMismatch: a tensor's checksum differs; names it.
         """
-        verify = bool(self.prompts) and (
-            self._count == 0 or (self._config.verify_every > 0 and self._count % self._config.verify_every == 0)
-        )
+        settings = self._config.sync
+        probed = self._count == 0 or _is_due(self._count, settings.verify_every)
+        checksummed = _is_due(self._count, settings.checksum_every)
         self._count += 1
         self._engine.wake_up()
-        started = time.perf_counter()
-        weight_bytes = 0
-
-        def stream() -> Iterator[tuple[str, torch.Tensor]]:
-            nonlocal weight_bytes
-            for name, tensor in self._learner.hf_tensors(self._config.bucket_bytes, include_tied_head=True):
-                weight_bytes += tensor.numel() * tensor.element_size()
-                if verify and self._probe:
-                    self._probe.load(name, tensor)
-                yield name, tensor
-
-        self._engine.receive_checkpoint_tensors(stream(), version)
+        report = self._transfer.send(self._learner.chunks, self._engine, version)
         self._learner.device.synchronize()
-        seconds = time.perf_counter() - started
-        if verify:
-            self._verify(version)
-        return SyncReport(version, seconds, weight_bytes, verify)
+        compared = self._compare_checksums() if checksummed else 0
+        if probed:
+            self._run_probe(version)
+        return SyncReport(version, report.path, report.seconds, report.received_bytes, report.lower_bound_bytes, probed, compared)
 
-    def _verify(self, version: int) -> None:
-        requests = [GenerationRequest(prompt, 0, self._config.probe_tokens, 0.0) for prompt in self.prompts]
+    def _compare_checksums(self) -> int:
+        learner = self._learner
+        return verify_transfer(learner.chunks, self._engine, learner.architecture, self._trainer, self._engines, learner.layout.rank)
+
+    def _run_probe(self, version: int) -> None:
+        for name, tensor in self._learner.hf_tensors(self._config.sync.bucket_bytes):
+            if self._probe:
+                self._probe.load(name, tensor)
+        requests = [GenerationRequest(prompt, 0, self._config.sync.probe_tokens, 0.0) for prompt in self._prompts]
         mine = [completion.token_ids for completion in self._engine.generate(requests)]
         continuations: list[list[tuple[int, ...]]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(continuations, mine)
         problem = [""]
         if self._probe:
-            problem[0] = self._probe.compare(self.prompts, continuations, TIE_TOLERANCE[self._dtype])
+            problem[0] = self._probe.compare(self._prompts, continuations, TIE_TOLERANCE[self._config.rollout.dtype])
         dist.broadcast_object_list(problem, src=0)
         if problem[0]:
             raise SyncError(f"weight sync {version}: {problem[0]}; the engines hold other weights than the trainer, stopping")
+
+
+def _is_due(count: int, every: int) -> bool:
+    return every > 0 and count % every == 0
 
 
 class GreedyProbe:

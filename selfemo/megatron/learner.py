@@ -145,7 +145,12 @@ class Learner:
 
     def hf_tensors(self, bucket_bytes: int, include_tied_head: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """Full Hugging Face tensors of the current weights, on every rank, bucket by bucket. Collective: all ranks must exhaust it."""
-        groups = WeightGroups(
+        return hf_tensors(self.chunks, self.architecture, self.weight_groups, bucket_bytes, include_tied_head)
+
+    @property
+    def weight_groups(self) -> WeightGroups:
+        """This rank's place in the groups that hold one copy of the model."""
+        return WeightGroups(
             tensor=tensor_group(),
             pipeline=pipeline_group(),
             tp_rank=self.layout.tensor_rank,
@@ -153,7 +158,6 @@ class Learner:
             pp_rank=self.layout.pipeline_rank,
             pp_size=self.layout.pipeline_size,
         )
-        return hf_tensors(self.chunks, self.architecture, groups, bucket_bytes, include_tied_head)
 
     def load_hf(self, model_dir: str) -> None:
         """Fill this rank's shard from a Hugging Face directory."""

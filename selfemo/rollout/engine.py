@@ -8,7 +8,7 @@ seed, so that a completion depends on the prompt, the seed and the weights, not 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,10 +117,12 @@ class RolloutEngine:
 
     def live_parameters(self) -> list[LiveParameter]:
         """The engine's own parameters on this rank; empty shapes where a CPU backend has prepacked the matrix."""
-        found = self._llm.apply_model(
-            lambda model: [(n, tuple(p.shape), str(p.dtype).removeprefix("torch.")) for n, p in model.named_parameters()]
-        )
-        return [LiveParameter(*entry) for entry in found[0]]
+        return [LiveParameter(name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in self.live_tensors().items()]
+
+    def live_tensors(self) -> Mapping[str, torch.Tensor]:
+        """The running model's parameters on this rank by name, not copied: for checksums."""
+        found: list[Mapping[str, torch.Tensor]] = self._llm.apply_model(lambda model: dict(model.named_parameters()))
+        return found[0]
 
     def sleep(self) -> None:
         """Free weights and KV cache (GPU, vLLM level 2); on CPU the engine stays resident and this does nothing."""

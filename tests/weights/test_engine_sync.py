@@ -6,7 +6,7 @@ transformers: no token may be worse than its best by more than bf16 rounding exp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,10 +34,6 @@ PROMPTS = tuple(tuple((7 * i + 3 * j) % VOCAB_SIZE for j in range(20)) for i in 
 
 
 class _Engine(RolloutEngine):
-    def live_tensors(self) -> Mapping[str, torch.Tensor]:
-        found: list[Mapping[str, torch.Tensor]] = self._llm.apply_model(lambda model: dict(model.named_parameters()))
-        return found[0]
-
     def greedy(self) -> list[tuple[int, ...]]:
         return [completion.token_ids for completion in self.generate([GenerationRequest(p, 0, 12, 0.0) for p in PROMPTS])]
 
