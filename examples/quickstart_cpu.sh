@@ -10,5 +10,5 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # one thread per process: two proce
 settings=(--config "$config" "output_dir=${RUN_DIR:-runs/demo}" "$@")
 
 # What is wrong with the input is told in one line and exit status 2, before torchrun would wrap it in a traceback.
-selfemo train --dry-run --world-size "$nproc_per_node" "${settings[@]}"
+selfemo train --dry-run --processes-per-node "$nproc_per_node" "${settings[@]}"
 torchrun --standalone --nproc-per-node "$nproc_per_node" --no-python selfemo train "${settings[@]}"

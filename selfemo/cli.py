@@ -29,7 +29,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything that can be checked without a process group, then stop.")
     ] = False,
-    world_size: Annotated[int, typer.Option(help="With --dry-run: processes the run will have.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="With --dry-run: machines the run will have.")] = 1,
+    processes_per_node: Annotated[int, typer.Option(min=1, help="With --dry-run: processes on each (one per GPU).")] = 1,
+    gpu: Annotated[str, typer.Option(help="With --dry-run: print the plan for this kind of GPU, such as h100-80g.")] = "",
 ) -> None:
     """Train: SFT start, then SELF-GRPO by self-play. Run it under torchrun."""
     from selfemo.config_file import load_config
@@ -38,7 +40,9 @@ def train(
     if dry_run:
         from selfemo.preflight import preflight
 
-        typer.echo(preflight(settings, world_size))
+        typer.echo(preflight(settings, nodes * processes_per_node))
+        if gpu:
+            plan(overrides, config, nodes, processes_per_node, gpu)
         return
     from selfemo.launch import run_training
 

@@ -137,7 +137,13 @@ def test_all_layout_violations_are_told_at_once() -> None:
     code, _, error = _run(*FLAGS, "parallel.tensor=3", "parallel.pipeline=7", "rollout.tensor_parallel=5", "--nodes", "2")
     assert code == 1
     assert isinstance(error, UserError)
-    for part in ("does not divide the world of 16 processes", "32 attention heads", "8 key-value heads", "36 layers", "rollout.tensor_parallel=5"):
+    for part in (
+        "does not divide the world of 16 processes",
+        "32 attention heads",
+        "8 key-value heads",
+        "36 layers",
+        "rollout.tensor_parallel=5",
+    ):
         assert part in str(error)
 
 
