@@ -91,8 +91,9 @@ def test_a_dry_run_refuses_what_is_wrong(environment, tmp_path, model):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "examples").glob("*.sh")) + sorted((ROOT / "examples").glob("*.sbatch")), ids=lambda p: p.name
-)
-def test_every_script_parses(path):
+SHELL_ONLY = [*ROOT.glob("examples/*_cpu.sh"), *ROOT.glob("examples/launch.sh"), *ROOT.glob("examples/*.sbatch")]
+
+
+@pytest.mark.parametrize("path", SHELL_ONLY, ids=lambda path: path.name)
+def test_every_script_that_is_shell_alone_parses(path):
     assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
