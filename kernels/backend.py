@@ -137,11 +137,11 @@ def choose(impl: Impl, device: torch.device) -> Backend:
     """
     if impl not in ("auto", "triton", "torch"):
         raise ValueError(f"impl is {impl!r}: expected 'auto', 'triton' or 'torch'")
-    return _load(impl, device.type)
+    return load_backend(impl, device.type)
 
 
 @functools.cache
-def _load(impl: Impl, device_type: str) -> Backend:
+def load_backend(impl: Impl, device_type: str) -> Backend:
     """Load once and log once per (impl, device type). Triton is imported only here, when it is chosen."""
     use_triton = impl == "triton" or (impl == "auto" and device_type == "cuda")
     logging.getLogger(__name__).info("kernels: %s on %s tensors (impl=%s)", "triton" if use_triton else "torch", device_type, impl)

@@ -18,7 +18,7 @@ from selfemo.kernels.triton_vocab import dlogits_kernel, vocab_stats_kernel
 from selfemo.kernels.vocab_parallel import ShardStats, SoftmaxStats, VocabShard
 
 VOCAB_BLOCK, VOCAB_WARPS = 4096, 8
-TOKEN_BLOCK, TOKEN_WARPS = 512, 4
+TOKEN_BLOCK, TOKEN_WARPS = 256, 8
 SAMPLE_BLOCK, SAMPLE_WARPS = 64, 1
 NORMALISE = {"none": NORMALISE_NONE, "std": NORMALISE_STD, "leave_one_out": NORMALISE_LEAVE_ONE_OUT}
 KL = {"k1": 1, "k2": 2, "k3": 3}

@@ -95,20 +95,21 @@ def sequence_loss_kernel(
             total_B += _log_ratio(logprob_T, old_T, token, keep, HAS_OLD)
         mean_log_ratio = tl.sum(total_B, 0) * share
 
-    loss = 0.0
-    tokens = 0.0
-    ratios = 0.0
-    clipped_low = 0.0
-    clipped_high = 0.0
-    dual_clipped = 0.0
-    kls = 0.0
-    entropies = 0.0
-    logprobs = 0.0
-    importances = 0.0
-    truncated = 0.0
-    gaps = 0.0
-    largest_gap = 0.0
-    dratio = 0.0  # sum over tokens of d policy / d (sequence log-ratio)
+    # Each lane keeps its own sums; they are reduced once, after the last block.
+    loss_B = tl.zeros([BLOCK], tl.float32)
+    tokens_B = tl.zeros([BLOCK], tl.float32)
+    ratios_B = tl.zeros([BLOCK], tl.float32)
+    clipped_low_B = tl.zeros([BLOCK], tl.float32)
+    clipped_high_B = tl.zeros([BLOCK], tl.float32)
+    dual_clipped_B = tl.zeros([BLOCK], tl.float32)
+    kls_B = tl.zeros([BLOCK], tl.float32)
+    entropies_B = tl.zeros([BLOCK], tl.float32)
+    logprobs_B = tl.zeros([BLOCK], tl.float32)
+    importances_B = tl.zeros([BLOCK], tl.float32)
+    truncated_B = tl.zeros([BLOCK], tl.float32)
+    gaps_B = tl.zeros([BLOCK], tl.float32)
+    largest_gap_B = tl.zeros([BLOCK], tl.float32)
+    dratio_B = tl.zeros([BLOCK], tl.float32)  # d policy / d (sequence log-ratio)
     for start in range(begin, end, BLOCK):
         token = start + tl.arange(0, BLOCK)
         inside = token < end
@@ -128,7 +129,7 @@ def sequence_loss_kernel(
         dpolicy = tl.where(free >= held, tl.where(tl.abs(log_ratio) <= BOUND, free, 0.0), 0.0)  # d ratio / d log-ratio = ratio
         if HAS_DUAL:
             ceiling = tl.where(advantage < 0.0, -advantage * dual_clip, float("inf"))
-            dual_clipped += tl.sum(tl.where(ceiling < policy, one, 0.0), 0)
+            dual_clipped_B += tl.where(ceiling < policy, one, 0.0)
             dpolicy = tl.where(ceiling < policy, 0.0, dpolicy)
             policy = tl.minimum(policy, ceiling)
 
@@ -139,11 +140,11 @@ def sequence_loss_kernel(
             else:
                 old = logprob
             gap = old - tl.load(rollout_T + token, mask=keep, other=0.0)
-            gaps += tl.sum(tl.abs(gap), 0)
-            largest_gap = tl.maximum(largest_gap, tl.max(tl.abs(gap), 0))
+            gaps_B += tl.abs(gap)
+            largest_gap_B = tl.maximum(largest_gap_B, tl.abs(gap))
             if HAS_CAP:
                 importance = tl.exp(_bounded(gap))
-                truncated += tl.sum(tl.where(importance > importance_cap, one, 0.0), 0)
+                truncated_B += tl.where(importance > importance_cap, one, 0.0)
                 importance = tl.minimum(importance, importance_cap) * one
 
         term = policy * importance - entropy_weight * entropy
@@ -151,47 +152,48 @@ def sequence_loss_kernel(
         if KL > 0:
             kl, dkl = _kl(tl.load(ref_T + token, mask=keep, other=0.0) - logprob, KL)
             term += kl_beta * kl
-            kls += tl.sum(kl * one, 0)
+            kls_B += kl * one
 
         dpolicy = tl.where(keep, dpolicy * importance * weight, 0.0)
         dlogprob = tl.where(keep, kl_beta * weight * dkl, 0.0)
         if SEQUENCE_RATIO:
-            dratio += tl.sum(dpolicy, 0)
+            dratio_B += dpolicy
         else:
             dlogprob += dpolicy
         tl.store(dlogprob_T + token, dlogprob, mask=inside)
         tl.store(dentropy_T + token, -entropy_weight * weight * one, mask=inside)
 
-        loss += tl.sum(term * one, 0) * weight
-        tokens += tl.sum(one, 0)
-        ratios += tl.sum(ratio * one, 0)
+        loss_B += term * one
+        tokens_B += one
+        ratios_B += ratio * one
         if advantage < 0.0:
-            clipped_low += tl.sum(tl.where(ratio < 1.0 - clip_low, one, 0.0), 0)
+            clipped_low_B += tl.where(ratio < 1.0 - clip_low, one, 0.0)
         if advantage > 0.0:
-            clipped_high += tl.sum(tl.where(ratio > 1.0 + clip_high, one, 0.0), 0)
-        entropies += tl.sum(entropy, 0)
-        logprobs += tl.sum(logprob, 0)
-        importances += tl.sum(importance, 0)
+            clipped_high_B += tl.where(ratio > 1.0 + clip_high, one, 0.0)
+        entropies_B += entropy
+        logprobs_B += logprob
+        importances_B += importance
 
     if SEQUENCE_RATIO:
+        dshare = tl.sum(dratio_B, 0) * share
         tl.debug_barrier()  # the stores above are read again below
         for start in range(begin, end, BLOCK):
             token = start + tl.arange(0, BLOCK)
             keep = tl.load(mask_T + token, mask=token < end, other=0) != 0
-            dlogprob = tl.load(dlogprob_T + token, mask=keep, other=0.0) + dratio * share
+            dlogprob = tl.load(dlogprob_T + token, mask=keep, other=0.0) + dshare
             tl.store(dlogprob_T + token, dlogprob, mask=keep)
 
     out = sums_SM + sequence * COLUMNS  # in the order of SEQUENCE_SUMS
-    tl.store(out + 0, loss)
-    tl.store(out + 1, tokens)
-    tl.store(out + 2, ratios)
-    tl.store(out + 3, clipped_low)
-    tl.store(out + 4, clipped_high)
-    tl.store(out + 5, dual_clipped)
-    tl.store(out + 6, kls)
-    tl.store(out + 7, entropies)
-    tl.store(out + 8, logprobs)
-    tl.store(out + 9, importances)
-    tl.store(out + 10, truncated)
-    tl.store(out + 11, gaps)
-    tl.store(out + 12, largest_gap)
+    tl.store(out + 0, tl.sum(loss_B, 0) * weight)
+    tl.store(out + 1, tl.sum(tokens_B, 0))
+    tl.store(out + 2, tl.sum(ratios_B, 0))
+    tl.store(out + 3, tl.sum(clipped_low_B, 0))
+    tl.store(out + 4, tl.sum(clipped_high_B, 0))
+    tl.store(out + 5, tl.sum(dual_clipped_B, 0))
+    tl.store(out + 6, tl.sum(kls_B, 0))
+    tl.store(out + 7, tl.sum(entropies_B, 0))
+    tl.store(out + 8, tl.sum(logprobs_B, 0))
+    tl.store(out + 9, tl.sum(importances_B, 0))
+    tl.store(out + 10, tl.sum(truncated_B, 0))
+    tl.store(out + 11, tl.sum(gaps_B, 0))
+    tl.store(out + 12, tl.max(largest_gap_B, 0))

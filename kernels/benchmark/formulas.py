@@ -8,6 +8,7 @@ A formula returns its gradients, so that a fast wrong answer shows in the table.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,6 +67,11 @@ class Formula:
         return None
 
 
+def _peer(module: str, name: str) -> Any:
+    """Imported by name and only where it is measured: peers are no dependency."""
+    return getattr(importlib.import_module(module), name)
+
+
 def _log_softmax(logits_TV: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
     log_p_TV = torch.log_softmax(logits_TV.float(), -1)
     return log_p_TV.gather(1, targets_T[:, None])[:, 0], -(log_p_TV.exp() * log_p_TV).sum(-1)
@@ -97,8 +103,7 @@ def _ours(logits_TV: Tensor, batch: Batch) -> tuple[Tensor, ...]:
 
 def _liger_triton(logits_TV: Tensor, batch: Batch) -> tuple[Tensor, ...]:
     """Its loss has no entropy, so its gradient is another one: compare its time alone."""
-    from liger_kernel.transformers.grpo_loss import triton_grpo_loss
-
+    triton_grpo_loss = _peer("liger_kernel.transformers.grpo_loss", "triton_grpo_loss")
     sequences, length = len(batch.advantage_S), batch.sequence_length
     shaped_BLV = logits_TV.view(sequences, length, -1)
     padded_BLV = torch.cat((shaped_BLV, shaped_BLV[:, -1:]), dim=1)  # it takes one position more than there are targets
@@ -161,9 +166,7 @@ def _projection_ours(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tupl
 
 @functools.cache
 def _liger_module() -> Any:
-    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
-
-    return LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, loss_type="grpo")
+    return _peer("liger_kernel.chunked_loss", "LigerFusedLinearGRPOLoss")(beta=0.0, use_ref_model=False, loss_type="grpo")
 
 
 def _projection_liger(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tuple[Tensor, ...]:
@@ -177,8 +180,7 @@ def _projection_liger(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tup
 
 def _projection_cut(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tuple[Tensor, ...]:
     """Cross-entropy weighted by the advantage: on-policy, the same gradient."""
-    from cut_cross_entropy import linear_cross_entropy
-
+    linear_cross_entropy = _peer("cut_cross_entropy", "linear_cross_entropy")
     impl = "cce" if hidden_TH.is_cuda else "torch_compile"
     nll_T = linear_cross_entropy(hidden_TH, weight_VH, batch.targets_T, reduction="none", impl=impl)
     (nll_T * batch.advantage_T).mean().backward()
@@ -186,8 +188,7 @@ def _projection_cut(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tuple
 
 
 def _projection_verl(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-    from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy
-
+    linear_cross_entropy = _peer("verl.utils.kernel.linear_cross_entropy", "linear_cross_entropy")
     logprob_T, _ = linear_cross_entropy(hidden_TH[None], weight_VH, batch.targets_T[None], 1.0, "none")
     _policy_loss(logprob_T.view(-1), batch).backward()
     return _gradients(hidden_TH, weight_VH)

@@ -178,7 +178,7 @@ def test_microbatches_add_up_and_two_runs_agree_bitwise() -> None:
 
 
 def test_long_sequence_spans_several_blocks() -> None:
-    """A program walks 512 tokens at a time; 1,100 need three blocks, the last one partly filled."""
+    """A program walks 256 tokens at a time; 1,100 need five blocks, the last one partly filled."""
     generator = torch.Generator().manual_seed(5)
     tokens = 1100
     case = make_case(lengths=(tokens,), columns=3, vocab_size=3)

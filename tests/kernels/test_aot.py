@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 
 from selfemo.kernels import aot
+from selfemo.kernels.triton_backend import NORMALISE
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> list[aot.Resources]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An empty cache: compile now, whatever was compiled before."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))  # compile now, whatever was compiled before
-        return list(aot.compile_all())
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def measured(cache: None) -> list[aot.Resources]:
+    return list(aot.compile_all())
 
 
 def test_every_kernel_compiles_for_every_target(measured: list[aot.Resources]) -> None:
@@ -38,6 +48,20 @@ def test_one_special_function_per_logit_and_thread(measured: list[aot.Resources]
             assert row.special == per_thread, row
         if row.kernel == "vocab_stats":
             assert row.special == per_thread + 1, row
+
+
+def test_every_flag_compiles_switched_off(cache: None) -> None:
+    """The table has the variants with everything switched on; a flag's other side is code too."""
+    by_name = {variant.name: variant for variant in aot.variants()}
+    sequence = by_name["sequence_loss_sequence"]
+    changes = [{"KL": 0}, {"KL": 1}, {"KL": 2}, {"HAS_OLD": False}, {"HAS_ROLLOUT": False}, {"HAS_CAP": False}, {"HAS_DUAL": False}]
+    bare = {"KL": 0, "HAS_OLD": False, "HAS_ROLLOUT": False, "HAS_CAP": False, "HAS_DUAL": False, "SEQUENCE_RATIO": False}
+    others = [replace(sequence, constants={**sequence.constants, **change}) for change in [*changes, bare]]
+    others.append(replace(by_name["vocab_stats"], constants={**by_name["vocab_stats"].constants, "HAS_LIVE": False}))
+    group = by_name["group_advantage"]
+    others += [replace(group, constants={**group.constants, "NORMALISE": choice}) for choice in NORMALISE.values()]
+    for variant in others:
+        assert aot.measure(variant, "sm_90").spills == 0, variant.constants
 
 
 def test_resources_equal_the_committed_table(measured: list[aot.Resources]) -> None:

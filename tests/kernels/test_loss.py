@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from selfemo.kernels import AdvantageConfig, BatchCounts, LossConfig, LossResult, group_advantages, grpo_loss, token_logprobs
@@ -300,3 +302,26 @@ def test_a_broken_logprob_cannot_make_the_loss_infinite() -> None:
     result.loss.backward()
     assert bool(result.loss.isfinite())
     assert bool(logits_TV.grad.isfinite().all())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    name=st.sampled_from(sorted(PRESETS)),
+    on_policy=st.booleans(),
+    chunk_tokens=st.integers(1, 12),
+    seed=st.integers(0, 1000),
+)
+def test_any_packing_matches_the_oracle(lengths: list[int], name: str, on_policy: bool, chunk_tokens: int, seed: int) -> None:
+    """Random lengths and masks, from logits and from hidden states cut anywhere."""
+    config = PRESETS[name]
+    case = make_case(lengths=tuple(lengths), columns=23, vocab_size=21, seed=seed, temperature=config.temperature)
+    expected = truth(case, config, on_policy)
+    hidden_TH = case.logits_TV.clone().requires_grad_()  # the identity as output weight: the logits are the hidden states
+    fused = run(case, config, None, on_policy, hidden_TH=hidden_TH, weight_VH=torch.eye(23), chunk_tokens=chunk_tokens)
+    logits_TV = case.logits_TV.clone().requires_grad_()
+    plain = run(case, config, logits_TV, on_policy)
+    for result, leaf in ((fused, hidden_TH), (plain, logits_TV)):
+        result.loss.backward()
+        assert float(result.loss.detach()) == pytest.approx(float(expected.loss), rel=1e-6, abs=1e-6)
+        assert float((leaf.grad.double() - expected.dlogits_TV).abs().max()) <= 5e-6 * max(float(expected.dlogits_TV.abs().max()), 0.01)
