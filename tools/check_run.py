@@ -1,6 +1,7 @@
 """Check a finished run's directory: summary.json against its promise, and the export with plain transformers.
 
-Usage: python tools/check_run.py RUN_DIR. Prints one line per check and exits with 1 if any fails.
+Usage: python tools/check_run.py RUN_DIR [--gains]. Prints one line per check and exits with 1 if any fails. --gains also asks for what
+training should bring: SFT above the majority class, and a reward that rises during SELF-GRPO.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def main() -> int:
     run = Path(sys.argv[1])
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     failed = 0
-    for name, passed in [*checks(summary), *export_checks(run)]:
+    gains = gain_checks(summary, run) if "--gains" in sys.argv else ()
+    for name, passed in [*checks(summary), *gains, *export_checks(run)]:
         print(f"{'ok    ' if passed else 'FAILED'} {name}")
         failed += not passed
     return 1 if failed else 0
@@ -63,6 +65,18 @@ def checks(summary: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     yield "engine and trainer agree on logprobs", summary["logprob_gap_max"] <= LOGPROB_GAP_LIMIT
     yield "greedy probe matched after every sync", summary["weight_sync"]["greedy_match"] is True
     yield "one sync per iteration, and two before", summary["weight_sync"]["count"] == summary["iterations"] + 2
+
+
+def gain_checks(summary: dict[str, Any], run: Path) -> Iterator[tuple[str, bool]]:
+    """(what, passed) for what training should bring."""
+    majority, sft = summary["eval"]["majority"], summary["eval"]["sft"]
+    for figure in ("accuracy", "weighted_f1"):
+        yield f"after SFT, {figure} {sft[figure]:.3f} exceeds the majority class's {majority[figure]:.3f}", sft[figure] > majority[figure]
+    events = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    rewards = [event["reward"] for event in events if event["event"] == "iteration"]
+    third = max(1, len(rewards) // 3)
+    first, last = (sum(part) / third for part in (rewards[:third], rewards[-third:]))
+    yield f"reward rises from {first:.3f} in the first third of iterations to {last:.3f} in the last", last > first
 
 
 def export_checks(run: Path) -> Iterator[tuple[str, bool]]:
