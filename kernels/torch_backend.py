@@ -41,8 +41,10 @@ class TorchBackend:
             max_T[rows] = largest = x.amax(-1)
             d = _scaled_(torch.sub(x, largest[:, None], out=scratch.first(len(x))), inv_temperature)
             e = torch.exp(d, out=scratch.second(len(d)))
-            sum_T[rows] = e.sum(-1)
-            weighted_T[rows] = e.mul_(d).nansum(-1)  # a logit of -inf has e = 0 and d = -inf; a NaN logit shows in sum_T
+            sum_T[rows] = _at_least_two(e).sum(-1)[: len(e)]
+            weighted_T[rows] = _at_least_two(e.mul_(d)).nansum(-1)[
+                : len(e)
+            ]  # a logit of -inf has e = 0 and d = -inf; a NaN logit shows in sum_T
         return ShardStats(max_T, sum_T, weighted_T, target_T)
 
     def dlogits_(
@@ -178,6 +180,11 @@ def _local_columns(targets_T: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor
 
 def _scaled_(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1.0 else x.mul_(factor)  # most calls have temperature 1: a pass over the chunk saved
+
+
+def _at_least_two(x: Tensor) -> Tensor:
+    """`x`, a lone row doubled: torch splits the sum of a lone row over its threads, and its last bit would depend on their number."""
+    return x if len(x) > 1 else x.expand(2, -1)
 
 
 class _Scratch:

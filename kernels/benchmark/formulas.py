@@ -102,17 +102,13 @@ def _ours(logits_TV: Tensor, batch: Batch) -> tuple[Tensor, ...]:
 
 
 def _liger_triton(logits_TV: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-    """Its loss has no entropy, so its gradient is another one: compare its time alone."""
+    """Its loss has no entropy, so there is no gradient to compare; of each sequence's rows it leaves the last one out."""
     triton_grpo_loss = _peer("liger_kernel.transformers.grpo_loss", "triton_grpo_loss")
     sequences, length = len(batch.advantage_S), batch.sequence_length
-    shaped_BLV = logits_TV.view(sequences, length, -1)
-    padded_BLV = torch.cat((shaped_BLV, shaped_BLV[:, -1:]), dim=1)  # it takes one position more than there are targets
-    loss, *_ = triton_grpo_loss(
-        padded_BLV, None, None, batch.targets_T.view(sequences, length), batch.advantage_S, temperature=1.0, beta=0.0, reduce=True
-    )
+    logits_BLV, targets_BL = logits_TV.view(sequences, length, -1), batch.targets_T.view(sequences, length)[:, :-1].contiguous()
+    loss, *_ = triton_grpo_loss(logits_BLV, None, None, targets_BL, batch.advantage_S, temperature=1.0, beta=0.0, reduce=True)
     loss.backward()
-    assert logits_TV.grad is not None
-    return (logits_TV.grad,)
+    return ()
 
 
 LOGITS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -126,8 +127,16 @@ def test_second_backward_raises_instead_of_differentiating_a_gradient() -> None:
         loss.backward()
 
 
-def test_result_does_not_depend_on_other_rows_or_the_chunking() -> None:
-    """Old logprobs come from another micro-batch split than new ones; only then is the on-policy ratio exactly 1."""
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_result_does_not_depend_on_other_rows_or_the_chunking(threads: int) -> None:
+    """Old logprobs come from another micro-batch split than new ones; only if this holds is the on-policy ratio exactly 1."""
     logits_TV = torch.randn(40, 40_000, generator=torch.Generator().manual_seed(8))  # several chunks of rows
     targets_T = torch.randint(0, 40_000, (40,), generator=torch.Generator().manual_seed(9))
     whole = token_logprobs(logits_TV, targets_T)

@@ -1,0 +1,55 @@
+"""The benchmark measures what is here and says why it does not measure the rest."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from selfemo.kernels.benchmark.measure import Sizes, run_all
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "bench_kernels.py"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_kernels", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_formulas_agree_and_absent_ones_are_rows_that_say_so() -> None:
+    sizes = Sizes(workload="projection", tokens=128, hidden=8, columns=50, dtype="float32", device="cpu", repeats=2)
+    rows = {row.formula: row for row in run_all(sizes)}
+    ours = rows["selfemo grpo_loss, fused"]
+    assert ours.median_ms is not None
+    assert ours.median_ms > 0
+    assert ours.error is not None
+    assert ours.error <= 1e-6
+    assert ours.extra_peak_bytes is not None
+    assert rows["verl linear_cross_entropy"].median_ms is None
+    assert rows["verl linear_cross_entropy"].note == "runs on cuda only"
+
+
+def test_missing_device_is_said_and_written(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if tool.torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    assert tool.main(["--device", "cuda", "--json", str(tmp_path / "figures.json")]) == 0
+    assert "no CUDA device on this machine; nothing was measured" in capsys.readouterr().out
+    timing = json.loads((tmp_path / "figures.json").read_text())["timing"]
+    assert [entry["rows"] for entry in timing] == [[], []]
+
+
+def test_traffic_table_has_both_implementations(tool: ModuleType, tmp_path: Path) -> None:
+    assert tool.main(["--traffic", "--json", str(tmp_path / "figures.json")]) == 0
+    rows = {row["formula"]: row for row in json.loads((tmp_path / "figures.json").read_text())["traffic"]}
+    assert rows["selfemo CPU path, entropy in the loss"]["read"] == 4.0
+    assert rows["selfemo CPU path, entropy in the loss"]["written"] == 2.0
+    assert rows["selfemo Triton K1, forward"]["read"] == pytest.approx(2.0, abs=0.001)
+    assert rows["eager log_softmax, entropy in the loss"]["read"] > 70
