@@ -16,7 +16,7 @@ from selfemo.errors import UserError
 from selfemo.weights.architecture import CONFIG_NAME, Architecture, read_architecture
 from selfemo.weights.dist_checkpoint import CheckpointReader, Piece, pieces, write_checkpoint
 from selfemo.weights.export import copy_companions
-from selfemo.weights.geometry import fill_hf, region
+from selfemo.weights.geometry import Shape, fill_hf, region
 from selfemo.weights.hf_directory import HfDirectory
 from selfemo.weights.parameters import Parameter, hf_tensor_list, model_parameters
 from selfemo.weights.pending import new_directory
@@ -24,7 +24,8 @@ from selfemo.weights.safetensors_writer import DEFAULT_SHARD_BYTES, SafetensorsW
 
 COMPANIONS_NAME = "hf"
 """Where a converted checkpoint keeps config, tokenizer, chat template and generation config."""
-DEFAULT_BUCKET_BYTES = 64 << 20
+DEFAULT_BUCKET_BYTES = 16 << 20
+"""Small enough for the C library to recycle buffers instead of mapping fresh pages for each, which would double the time."""
 Progress = Callable[[str, int], None]
 """Called with a tensor's name and the bytes of it that were just done."""
 _BITS = {4: torch.int32, 2: torch.int16}
@@ -131,14 +132,22 @@ def compare(hf: HfDirectory, reader: CheckpointReader, architecture: Architectur
 
 
 def checkpoint_tensors(reader: CheckpointReader, parameters: list[Parameter]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every Hugging Face tensor of a checkpoint, one Megatron parameter in memory at a time."""
+    """Every Hugging Face tensor of a checkpoint, one Megatron parameter at a time, in buffers that the next layer reuses."""
+    buffers: dict[object, torch.Tensor] = {}
+
+    def buffer(slot: int, shape: Shape, dtype: torch.dtype) -> torch.Tensor:
+        """The same memory for the same purpose in every layer."""
+        if (slot, shape, dtype) not in buffers:
+            buffers[slot, shape, dtype] = torch.empty(shape, dtype=dtype)
+        return buffers[slot, shape, dtype]
+
     for parameter in parameters:
         dtype, placement = reader.dtype(parameter), parameter.megatron(0, 1)
-        tensors = {tensor.name: torch.empty(tensor.shape, dtype=dtype) for tensor in parameter.tensors}
+        tensors = {tensor.name: buffer(slot, tensor.shape, dtype) for slot, tensor in enumerate(parameter.tensors)}
         if len(placement.boxes) == 1:
             reader.read_into(parameter, placement.boxes[0].local_start, tensors[placement.boxes[0].tensor])
         else:
-            fused = torch.empty(placement.shape, dtype=dtype)
+            fused = buffer(-1, placement.shape, dtype)
             reader.read_into(parameter, (0,) * fused.ndim, fused)
             fill_hf(tensors, placement, fused)
         yield from tensors.items()
@@ -175,15 +184,16 @@ def _stored_parameters(reader: CheckpointReader, architecture: Architecture) -> 
 def _read_piece(source: HfDirectory, piece: Piece, check_finite: bool) -> torch.Tensor:
     """Some rows of a Megatron parameter, cut from the Hugging Face tensors it is made of."""
     placement = piece.parameter.megatron(0, 1)
-    rows = torch.zeros((piece.stop_row - piece.first_row, *placement.shape[1:]), dtype=piece.dtype)
+    rows = torch.empty((piece.stop_row - piece.first_row, *placement.shape[1:]), dtype=piece.dtype)
+    if not placement.is_whole:
+        rows.zero_()
     for box in placement.boxes:
         part = box.clip_rows(piece.first_row, piece.stop_row)
         if part is not None:
-            values = source.read(part.tensor, part.start, part.shape)
+            target = rows[region((part.local_start[0] - piece.first_row, *part.local_start[1:]), part.shape)]
+            source.read_into(part.tensor, part.start, target)
             if check_finite:
-                _refuse_non_finite(values, part.tensor, str(source.tensors[part.tensor].path))
-            start = (part.local_start[0] - piece.first_row, *part.local_start[1:])
-            rows[region(start, part.shape)].copy_(values)
+                _refuse_non_finite(target, part.tensor, str(source.tensors[part.tensor].path))
     return rows
 
 

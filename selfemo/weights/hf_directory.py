@@ -1,8 +1,8 @@
 """Reading a Hugging Face model directory: safetensors in one file or in indexed shards, a rectangle at a time.
 
 Everything is checked before the first byte of weights is read (shards present and whole, every expected tensor there with its
-shape, nothing beyond), so that a bad download fails in a second and by name. Files are memory-mapped by safetensors; a mapping
-is dropped after `REOPEN_BYTES` of reads, because touched pages count as resident memory until then.
+shape, nothing beyond), so that a bad download fails in a second and by name. The headers are validated by safetensors; the
+data is read into place with plain reads, because pages of a memory-mapped file cost a fault each and count as resident memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +23,6 @@ from selfemo.weights.parameters import LM_HEAD, hf_tensor_list
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-REOPEN_BYTES = 256 << 20
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Stored dtypes that are read, as safetensors spells them."""
 DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
@@ -35,6 +34,8 @@ class StoredTensor:
     """A tensor in a file."""
 
     path: Path
+    offset_bytes: int
+    """Where its data begins in the file."""
     shape: Shape
     dtype: torch.dtype
 
@@ -56,9 +57,7 @@ class HfDirectory:
         self.tensors: dict[str, StoredTensor] = {}
         for file, indexed in self._files().items():
             self._read_header(file, indexed)
-        self._open_path: Path | None = None
-        self._open_file: Any = None
-        self._mapped_bytes = 0
+        self._open: dict[Path, BinaryIO] = {}
 
     def check(self, architecture: Architecture) -> None:
         """Compare names and shapes with what the architecture needs; a tied model may carry lm_head.weight, which is not read.
@@ -86,29 +85,37 @@ class HfDirectory:
                 raise UserError(f"{stored.path}: tensor {name} has shape {stored.shape}, expected {shape} from config.json")
 
     def read(self, name: str, start: Shape | None = None, shape: Shape | None = None) -> torch.Tensor:
-        """A rectangle of a tensor (the whole by default), possibly a view of the mapped file: copy it before the next read.
+        """A rectangle of a tensor (the whole by default), in the stored dtype."""
+        stored = self.tensors[name]
+        target = torch.empty(shape or stored.shape, dtype=stored.dtype)
+        self.read_into(name, start or (0,) * target.ndim, target)
+        return target
+
+    def read_into(self, name: str, start: Shape, target: torch.Tensor) -> None:
+        """Fill `target` with the rectangle of a tensor that begins at `start`, converted to target's dtype.
 
         Raises:
             UserError: the file cannot be read any more; names file and tensor.
         """
         stored = self.tensors[name]
-        start, shape = start or (0,) * len(stored.shape), shape or stored.shape
+        in_place = target.shape[1:] == stored.shape[1:] and target.dtype == stored.dtype and target.is_contiguous() and target.is_cpu
+        rows = target if in_place else torch.empty((target.shape[0], *stored.shape[1:]), dtype=stored.dtype)
+        row_bytes = stored.bytes // max(1, stored.shape[0])
         try:
-            return self._mapped(stored).get_slice(name)[region(start, shape)]
-        except (SafetensorError, OSError) as error:
+            file = self._open.get(stored.path) or stored.path.open("rb", buffering=0)
+            self._open[stored.path] = file
+            file.seek(stored.offset_bytes + start[0] * row_bytes)
+            _read_fully(file, memoryview(rows.detach().view(-1).view(torch.uint8).numpy()))
+        except OSError as error:
             raise UserError(f"{stored.path}: tensor {name} cannot be read ({error}); download the file again") from None
+        if not in_place:
+            target.copy_(rows[region((0, *start[1:]), target.shape)])
 
     def close(self) -> None:
-        """Drop the mapping."""
-        self._open_path = self._open_file = None
-
-    def _mapped(self, stored: StoredTensor) -> Any:
-        if stored.path != self._open_path or self._mapped_bytes >= REOPEN_BYTES:
-            self.close()
-            self._open_file = safe_open(stored.path, framework="pt")
-            self._open_path, self._mapped_bytes = stored.path, 0
-        self._mapped_bytes += stored.bytes
-        return self._open_file
+        """Close the files."""
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
 
     def _files(self) -> dict[Path, set[str] | None]:
         """Every weight file, with the names the index says it holds (None without an index)."""
@@ -131,10 +138,11 @@ class HfDirectory:
 
     def _read_header(self, file: Path, indexed: set[str] | None) -> None:
         try:
-            with safe_open(file, framework="pt") as opened:
+            with safe_open(file, framework="pt") as opened:  # checks the header against the size of the file
                 names = set(opened.keys())
-                slices = {name: opened.get_slice(name) for name in names}
-                found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+            with file.open("rb") as raw:
+                header_bytes = int.from_bytes(raw.read(8), "little")
+                header = json.loads(raw.read(header_bytes))
         except FileNotFoundError:
             raise UserError(f"{file}: no such file, though {INDEX_NAME} names it; download it again") from None
         except (SafetensorError, OSError) as error:
@@ -142,9 +150,18 @@ class HfDirectory:
         for name in sorted((indexed or names) - names):
             raise UserError(f"{file}: tensor {name} is missing, though {INDEX_NAME} places it there; download the file again")
         for name in sorted(names):
-            shape, dtype = found[name]
-            if dtype not in DTYPES:
-                raise UserError(f"{file}: tensor {name} is stored as {dtype}; expected one of {', '.join(DTYPES)}")
+            entry = header[name]
+            if entry["dtype"] not in DTYPES:
+                raise UserError(f"{file}: tensor {name} is stored as {entry['dtype']}; expected one of {', '.join(DTYPES)}")
             if name in self.tensors:
                 raise UserError(f"{file}: tensor {name} is stored in {self.tensors[name].path.name} as well; keep one of the two")
-            self.tensors[name] = StoredTensor(file, shape, DTYPES[dtype])
+            offset_bytes = 8 + header_bytes + entry["data_offsets"][0]
+            self.tensors[name] = StoredTensor(file, offset_bytes, tuple(entry["shape"]), DTYPES[entry["dtype"]])
+
+
+def _read_fully(file: BinaryIO, into: memoryview) -> None:
+    while into:
+        count = file.readinto(into)  # type: ignore[attr-defined]
+        if not count:
+            raise OSError("the file ended early")
+        into = into[count:]

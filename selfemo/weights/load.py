@@ -40,5 +40,5 @@ def load_hf_weights(chunks: Sequence[nn.Module], hf_dir: str | Path, architectur
         if not placement.is_whole:
             target.zero_()
         for box in placement.boxes:
-            target[region(box.local_start, box.shape)].copy_(source.read(box.tensor, box.start, box.shape))
+            source.read_into(box.tensor, box.start, target[region(box.local_start, box.shape)])
     source.close()
