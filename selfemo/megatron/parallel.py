@@ -67,7 +67,7 @@ def init_parallel(config: ParallelConfig, device: Device, seed: int) -> Layout:
     if config.context > 1 and not device.is_cuda:
         raise UserError(f"parallel.context={config.context} needs Transformer Engine's attention, so a GPU: set parallel.context=1")
     if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
+        leave_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor,
         pipeline_model_parallel_size=config.pipeline,
@@ -90,8 +90,14 @@ def init_parallel(config: ParallelConfig, device: Device, seed: int) -> Layout:
 
 
 def leave_parallel() -> None:
-    """Leave megatron-core's parallel state; the process group stays."""
+    """Leave megatron-core's parallel state; the default process group stays.
+
+    megatron-core forgets its groups without destroying them, and each gloo group keeps threads that wake a hundred times a second.
+    """
+    groups = [group for group in parallel_state._global_process_group_list or () if group is not None]
     parallel_state.destroy_model_parallel()
+    for group in groups:
+        dist.destroy_process_group(group)
 
 
 def tensor_group() -> dist.ProcessGroup:
