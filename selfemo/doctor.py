@@ -287,8 +287,12 @@ def read_driver() -> Driver:
 
 
 def installed_versions() -> dict[str, str]:
-    """Version of every installed distribution, by normalised name."""
-    return {_normal(found.metadata["Name"]): found.version for found in importlib.metadata.distributions() if found.metadata["Name"]}
+    """Version of every installed distribution, by normalised name; the first on the path counts, as it does for an import."""
+    versions: dict[str, str] = {}
+    for found in importlib.metadata.distributions():  # setuptools appends packages of its own to the path once it is imported
+        if found.metadata["Name"]:
+            versions.setdefault(_normal(found.metadata["Name"]), found.version)
+    return versions
 
 
 def torch_cuda() -> str:

@@ -178,3 +178,11 @@ def test_nothing_heavy_is_imported() -> None:
     program = "import sys, selfemo.doctor as d; d.diagnose(); print({'torch', 'vllm', 'megatron', 'transformers'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_a_later_copy_on_the_path_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "packaging-1.0.dist-info").mkdir()
+    (tmp_path / "packaging-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: packaging\nVersion: 1.0\n")
+    expected = room.installed_versions()["packaging"]
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert room.installed_versions()["packaging"] == expected != "1.0"
