@@ -85,7 +85,13 @@ class Learner:
         multiple_of = self.layout.data_size * (self.layout.pipeline_size if self.layout.virtual_size > 1 else 1)
         bins = balance_by_tokens([s.length_tokens for s in samples], self.config.train.max_tokens_per_microbatch, multiple_of)
         mine = bins[self.layout.data_rank :: self.layout.data_size]
-        return [pack(samples, indices, self.layout.tensor_size, self.device.torch_device) for indices in mine]
+        place = (self.layout.tensor_size, self.device.torch_device)
+        batches = [pack(samples, indices, *place) for indices in mine]
+        if self.layout.virtual_size == 1:
+            return batches
+        # The interleaved schedule exchanges one fixed shape.
+        longest = max(batch.token_ids_T.numel() for batch in batches)
+        return [pack(samples, indices, *place, min_tokens=longest) for indices in mine]
 
     def sft_step(self, samples: Sequence[TrainingSample], learning_rate: float) -> StepStats:
         """One step of next-token loss on the completions; the loss is the mean over completions of their token means."""
@@ -199,7 +205,7 @@ class Learner:
             data_iterator=[iter(list(enumerate(plan))) for _ in self.wrapped] if len(self.wrapped) > 1 else iter(list(enumerate(plan))),
             model=self.wrapped if len(self.wrapped) > 1 else self.wrapped[0],
             num_microbatches=len(plan),
-            seq_length=self.config.train.max_tokens_per_microbatch,
+            seq_length=plan[0].token_ids_T.numel(),  # read by the interleaved schedule alone; others exchange shapes
             micro_batch_size=1,
             forward_only=forward_only,
         )

@@ -73,7 +73,7 @@ def transformer_config(architecture: Architecture, parallel: ParallelConfig, dty
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
         context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence_parallel,
-        variable_seq_lengths=parallel.pipeline > 1,
+        variable_seq_lengths=parallel.pipeline > 1 and parallel.virtual_pipeline == 1,  # the interleaved schedule has one shape
         moe_token_dispatcher_type="alltoall",  # asked for by variable_seq_lengths even in a dense model
         calculate_per_token_loss=True,  # gradients are plain sums: the losses carry their own weights
         **recompute,

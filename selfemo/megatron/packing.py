@@ -63,14 +63,17 @@ def _longest_first(length_tokens: Sequence[int], count: int) -> list[tuple[int, 
     return [(load, members) for load, _, members in sorted(lightest, key=lambda entry: entry[1])]
 
 
-def pack(samples: Sequence[TrainingSample], indices: Sequence[int], multiple_of: int, device: torch.device) -> MicroBatch:
-    """Pack `samples[i] for i in indices`; T is filled up to a multiple of `multiple_of` (tensor-parallel size) by a dummy."""
+def pack(
+    samples: Sequence[TrainingSample], indices: Sequence[int], multiple_of: int, device: torch.device, min_tokens: int = 0
+) -> MicroBatch:
+    """Pack `samples[i] for i in indices`; T is filled by a dummy to `min_tokens` and a multiple of `multiple_of` (tensor-parallel size)."""
     chosen = [samples[i] for i in indices]
     # The last completion token predicts nothing, so it is not fed to the model.
     inputs = [(s.prompt_ids + s.completion_ids)[:-1] for s in chosen]
     masks = [[False] * (len(s.prompt_ids) - 1) + [True] * len(s.completion_ids) for s in chosen]
     total = sum(map(len, inputs))
-    filler = -total % multiple_of if total else max(2, multiple_of)
+    wanted = max(total, min_tokens, 1)
+    filler = wanted + -wanted % multiple_of - total
     if filler:
         inputs.append((0,) * filler)
         masks.append([False] * filler)

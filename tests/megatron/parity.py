@@ -1,0 +1,128 @@
+"""Three clipped SELF-GRPO steps in any layout, on batches made to hurt: what the parity tests and the parity table share.
+
+Sequence lengths differ by an order of magnitude, micro-batches are so small that every group straddles several of them and every
+data-parallel rank, and groups have zero weights, old policies and a reference to keep near.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from selfemo.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
+from selfemo.grpo.samples import TrainingSample
+from selfemo.kernels import LossConfig
+from selfemo.megatron.device import select_device
+from selfemo.megatron.learner import Learner
+from selfemo.megatron.parallel import init_distributed, init_parallel, leave_parallel
+from selfemo.weights.architecture import read_architecture
+
+STEPS = 3
+GROUPS, GROUP_SIZE = 6, 4
+MAX_LENGTH = 96
+CLIP_GRAD = 0.25
+"""Below every gradient norm of the three steps, so that clipping acts in each."""
+LEARNING_RATE = 1e-2
+ADAM_EPS = 1e-3
+"""Adam divides by the root of the squared gradient: near 0 it would turn rounding in a gradient into a whole step."""
+
+LAYOUTS: dict[str, tuple[int, ParallelConfig]] = {
+    "TP2": (2, ParallelConfig(tensor=2)),
+    "PP2": (2, ParallelConfig(pipeline=2)),
+    "PP2 VPP2": (2, ParallelConfig(pipeline=2, virtual_pipeline=2)),
+    "DP2": (2, ParallelConfig()),
+    "TP2 +SP": (2, ParallelConfig(tensor=2, sequence_parallel=True)),
+    "TP2 PP2": (4, ParallelConfig(tensor=2, pipeline=2)),
+    "TP2 DP2 +DO": (4, ParallelConfig(tensor=2, distributed_optimizer=True)),
+    "TP2 DP2 +DO +recompute": (4, ParallelConfig(tensor=2, distributed_optimizer=True, recompute=True)),
+}
+"""Name: (processes, layout)."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What three steps did, as one rank saw it."""
+
+    losses: tuple[float, ...]
+    grad_norms: tuple[float, ...]
+    tensors: dict[str, torch.Tensor]
+    """Full Hugging Face tensors after the last step."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest absolute differences to the one-process run."""
+
+    loss: float
+    grad_norm: float
+    parameter: float
+
+    @property
+    def largest(self) -> float:
+        """The largest of the three."""
+        return max(self.loss, self.grad_norm, self.parameter)
+
+
+def samples(vocab_size: int) -> list[TrainingSample]:
+    """GROUPS groups of GROUP_SIZE samples of very different lengths; one group has weight 0."""
+    rng = random.Random(11)
+    drawn = []
+    for group in range(GROUPS):
+        prompt = tuple(rng.randrange(vocab_size) for _ in range(rng.choice((3, 9, 40))))
+        for _ in range(GROUP_SIZE):
+            completion = tuple(rng.randrange(vocab_size) for _ in range(rng.choice((1, 2, 7, 25))))
+            logprobs = tuple(rng.uniform(-6, -3) for _ in completion)
+            drawn.append(TrainingSample(prompt, completion, logprobs, rng.uniform(-2, 2), float(group != 2)))
+    return drawn
+
+
+def run_config(parallel: ParallelConfig, max_tokens: int = MAX_LENGTH) -> RunConfig:
+    """The configuration of a parity run."""
+    train = TrainConfig(clip_grad=CLIP_GRAD, adam_eps=ADAM_EPS, max_tokens_per_microbatch=max_tokens, weight_decay=0.1)
+    return replace(RunConfig(), parallel=parallel, train=train, model=ModelConfig(max_length=MAX_LENGTH))
+
+
+@contextmanager
+def learner(hf_dir: str, parallel: ParallelConfig, max_tokens: int = MAX_LENGTH) -> Iterator[Learner]:
+    """A learner of a Hugging Face directory in a layout, on this rank; leaves the layout at the end."""
+    device = select_device()
+    init_distributed(device, 120)
+    layout = init_parallel(parallel, device, seed=1)
+    try:
+        built = Learner(read_architecture(hf_dir), run_config(parallel, max_tokens), layout, device)
+        built.load_hf(hf_dir)
+        yield built
+    finally:
+        leave_parallel()
+
+
+def three_steps(hf_dir: str, parallel: ParallelConfig, max_tokens: int = MAX_LENGTH) -> Trace:
+    """Three clipped AdamW steps of the whole SELF-GRPO loss: reference pass, old-policy pass, importance weights."""
+    with learner(hf_dir, parallel, max_tokens) as model:
+        batch = samples(model.architecture.vocab_size)
+        plan = model.plan(batch)
+        reference = model.snapshot()
+        loss = LossConfig.preset("self_grpo", kl_beta=0.1, entropy_weight=0.01)
+        old = model.logprobs(plan)
+        losses, norms = [], []
+        for _ in range(STEPS):
+            with model.weights_of(reference):
+                kept = model.logprobs(plan)
+            stats = model.policy_step(batch, plan, loss, LEARNING_RATE, reference=kept, old=old)
+            losses.append(stats.step.loss)
+            norms.append(stats.step.grad_norm)
+        tensors = {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)}
+        return Trace(tuple(losses), tuple(norms), tensors)
+
+
+def difference(one: Trace, other: Trace) -> Difference:
+    """How far two runs are apart."""
+    return Difference(
+        max(abs(a - b) for a, b in zip(one.losses, other.losses, strict=True)),
+        max(abs(a - b) for a, b in zip(one.grad_norms, other.grad_norms, strict=True)),
+        max(float((tensor - other.tensors[name]).abs().max()) for name, tensor in one.tensors.items()),
+    )

@@ -1,0 +1,155 @@
+"""What the learner promises beyond parity: exact on-policy figures, an untouched model after a bad step, checkpoints for any layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfemo.config import ParallelConfig
+from selfemo.errors import UserError
+from selfemo.grpo.samples import TrainingSample
+from selfemo.kernels import LossConfig
+from selfemo.megatron.checkpoint import load_checkpoint, save_checkpoint
+from selfemo.megatron.cpu_adam import CpuFusedAdam
+from selfemo.megatron.packing import balance_by_tokens
+from tests.megatron.parity import LEARNING_RATE, learner, samples
+from tests.weights.tiny import save_tiny
+
+OVERFLOWING = 3e38
+"""A finite fp32 number (the kernels refuse others) that no gradient survives."""
+LOSS = LossConfig.preset("self_grpo", kl_beta=0.1)
+
+
+@pytest.fixture(scope="module")
+def hf_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("learner") / "model", "qwen3", True))
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(50, 200), st.sampled_from([1, 2, 4]))
+def test_micro_batches_partition_the_samples_within_the_cap(lengths, max_tokens, multiple_of):
+    bins = balance_by_tokens(lengths, max_tokens, multiple_of)
+    assert sorted(index for members in bins for index in members) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in members) <= max_tokens for members in bins)
+    assert len(bins) % multiple_of == 0
+    assert balance_by_tokens(lengths, max_tokens, multiple_of) == bins
+
+
+def test_a_sample_longer_than_the_cap_is_named():
+    with pytest.raises(UserError, match="sample 1 has 51 tokens"):
+        balance_by_tokens([3, 51], 50, 1)
+
+
+def test_the_cpu_adam_takes_torchs_steps():
+    generator = torch.Generator().manual_seed(3)
+    ours, theirs = (torch.nn.Parameter(torch.randn(7, 5, generator=torch.Generator().manual_seed(1))) for _ in range(2))
+    settings = {"lr": 0.02, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    own, reference = CpuFusedAdam([ours], **settings), torch.optim.AdamW([theirs], **settings)
+    for _ in range(6):
+        ours.grad = torch.randn(7, 5, generator=generator)
+        theirs.grad = ours.grad.clone()
+        own.step()
+        reference.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def _on_policy(hf_dir: str) -> tuple[float, float, bool]:
+    """KL to an equal reference, mean ratio, and whether `weights_of` put every bit back."""
+    with learner(hf_dir, ParallelConfig(tensor=2)) as model:
+        batch, reference = samples(model.architecture.vocab_size), model.snapshot()
+        before = [tensor.clone() for _, tensor in model.hf_tensors(1 << 20)]
+        plan = model.plan(batch)
+        with model.weights_of([torch.zeros_like(tensor) for tensor in reference]):
+            model.logprobs(plan)
+        restored = all(a.equal(b) for a, (_, b) in zip(before, model.hf_tensors(1 << 20)))
+        with model.weights_of(reference):
+            kept = model.logprobs(plan)
+        stats = model.policy_step(batch, plan, LOSS, LEARNING_RATE, reference=kept)
+        return stats.kl, stats.ratio_mean, restored
+
+
+def test_on_policy_kl_is_exactly_zero_and_the_ratio_exactly_one(distributed, hf_dir):
+    assert distributed(2, _on_policy, hf_dir, timeout_s=240) == [(0.0, 1.0, True)] * 2
+
+
+def _bad_step(hf_dir: str) -> tuple[bool, bool, bool]:
+    """(applied, every weight unchanged, the next good step is applied) where one rank's data-parallel share is poisoned."""
+    with learner(hf_dir, ParallelConfig()) as model:
+        good = samples(model.architecture.vocab_size)
+        poisoned = [
+            TrainingSample(s.prompt_ids, s.completion_ids, s.rollout_logprobs, OVERFLOWING if i == 0 else 1.0) for i, s in enumerate(good)
+        ]
+        before = model.snapshot()
+        config = LossConfig.preset("grpo", kl_beta=0.0)
+        stats = model.policy_step(poisoned, model.plan(poisoned), config, LEARNING_RATE)
+        unchanged = all(a.equal(b) for a, b in zip(before, model.snapshot()))
+        after = model.policy_step(good, model.plan(good), config, LEARNING_RATE)
+        return stats.step.applied, unchanged, after.step.applied
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_on_any_rank(distributed, hf_dir):
+    assert distributed(2, _bad_step, hf_dir, timeout_s=240) == [(False, True, True)] * 2
+
+
+def _steps_then_save(hf_dir: str, directory: str, parallel: ParallelConfig) -> dict[str, torch.Tensor]:
+    """Two steps, a checkpoint, a third step; the weights after it."""
+    with learner(hf_dir, parallel) as model:
+        batch = samples(model.architecture.vocab_size)
+        for step in range(3):
+            if step == 2:
+                save_checkpoint(model, Path(directory), {"step": step})
+            model.policy_step(batch, model.plan(batch), LOSS, LEARNING_RATE, reference=model.logprobs(model.plan(batch)))
+        return {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)}
+
+
+def _load_then_step(hf_dir: str, directory: str, parallel: ParallelConfig) -> tuple[int, dict[str, torch.Tensor]]:
+    """Load the checkpoint into a fresh learner of a layout and take the third step."""
+    with learner(hf_dir, parallel) as model:
+        common = load_checkpoint(model, Path(directory))
+        batch = samples(model.architecture.vocab_size)
+        model.policy_step(batch, model.plan(batch), LOSS, LEARNING_RATE, reference=model.logprobs(model.plan(batch)))
+        return common["step"], {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)}
+
+
+SAVED = {"TP2": ParallelConfig(tensor=2), "DP2 +DO": ParallelConfig(distributed_optimizer=True)}
+LOADED = {
+    "TP2": {"TP2": (2, ParallelConfig(tensor=2)), "TP1": (1, ParallelConfig()), "PP2": (2, ParallelConfig(pipeline=2))},
+    "DP2 +DO": {
+        "DP2 +DO": (2, ParallelConfig(distributed_optimizer=True)),
+        "TP2 +DO": (2, ParallelConfig(tensor=2, distributed_optimizer=True)),
+    },
+}
+
+
+@pytest.mark.parametrize("saved", SAVED)
+def test_the_step_after_a_checkpoint_is_the_same_in_any_layout(distributed, hf_dir, tmp_path, saved):
+    directory = str(tmp_path / "checkpoint")
+    wanted = distributed(2, _steps_then_save, hf_dir, directory, SAVED[saved], timeout_s=240)[0]
+    for processes, parallel in LOADED[saved].values():
+        for step, tensors in distributed(processes, _load_then_step, hf_dir, directory, parallel, timeout_s=240):
+            assert step == 2
+            for name, tensor in tensors.items():
+                torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_directory_without_a_checkpoint_is_refused(distributed, hf_dir, tmp_path):
+    assert "not a checkpoint" in distributed(1, _refused, hf_dir, str(tmp_path), timeout_s=240)[0]
+
+
+def _refused(hf_dir: str, directory: str) -> str:
+    with learner(hf_dir, ParallelConfig()) as model, pytest.raises(UserError) as refused:
+        load_checkpoint(model, Path(directory))
+    return str(refused.value)
+
+
+def _context_parallel(hf_dir: str) -> str:
+    with pytest.raises(UserError) as refused, learner(hf_dir, ParallelConfig(context=2)):
+        pass
+    return str(refused.value)
+
+
+def test_context_parallelism_is_refused_on_cpu(distributed, hf_dir):
+    assert all("needs Transformer Engine" in message for message in distributed(2, _context_parallel, hf_dir, timeout_s=120))

@@ -1,0 +1,47 @@
+"""SELF-GRPO gives the same loss, gradient norm and parameters in every layout, within fp32 rounding."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from selfemo.config import ParallelConfig
+from tests.megatron.parity import CLIP_GRAD, LAYOUTS, difference, three_steps
+from tests.weights.tiny import save_tiny
+
+BOUND = 1e-6
+LAYERS = 4
+"""Two per stage, so that a virtual pipeline has chunks."""
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def one_process(request, tmp_path_factory, distributed):
+    """(directory, trace of the one-process run)."""
+    hf_dir = save_tiny(tmp_path_factory.mktemp("parity") / "model", "qwen3", request.param, layers=LAYERS)
+    return hf_dir, distributed(1, three_steps, str(hf_dir), ParallelConfig(), timeout_s=240)[0]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_takes_the_same_three_steps(distributed, one_process, name):
+    hf_dir, one = one_process
+    processes, parallel = LAYOUTS[name]
+    for trace in distributed(processes, three_steps, str(hf_dir), parallel, timeout_s=240):
+        found = difference(one, trace)
+        assert found.loss <= BOUND, found
+        assert found.grad_norm <= BOUND, found
+        assert found.parameter <= BOUND, found
+
+
+def test_splitting_into_micro_batches_changes_nothing(distributed, one_process):
+    hf_dir, one = one_process
+    whole = distributed(1, three_steps, str(hf_dir), ParallelConfig(), 4096, timeout_s=240)[0]
+    assert difference(one, whole).largest <= BOUND
+
+
+def test_the_steps_were_worth_comparing(one_process):
+    """The losses move, gradients are clipped, and no parameter stays where it was."""
+    hf_dir, one = one_process
+    start = AutoModelForCausalLM.from_pretrained(hf_dir)
+    assert all(not one.tensors[name].equal(parameter) for name, parameter in start.named_parameters())
+    assert len(set(one.losses)) == len(one.losses)
+    assert min(one.grad_norms) > CLIP_GRAD
