@@ -18,7 +18,7 @@ from selfemo.kernels.results import SUM_FIELDS
 from selfemo.megatron.packing import MicroBatch
 
 LossFunction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]
-"""Takes logits [1, N, V/tp]; returns loss, a token count for megatron-core (unused), and what the step collects."""
+"""Takes logits [1, N, V/tp] (squeezed, not indexed: indexing would copy the gradient into a second matrix of zeros); returns loss, a token count for megatron-core (unused), and what the step collects."""
 
 SUMS = "sums"
 MAXIMA = "maxima"
@@ -54,7 +54,7 @@ def sft_loss(batch: MicroBatch, context: LossContext, batch_sequences: int) -> L
         if not batch.sample_indices:
             zero = logits.sum() * 0
             return zero, _dummy_count(logits), {SUMS: zero.detach().expand(2)}
-        out = token_logprobs(logits[0], batch.target_ids_N, vocab_size=context.vocab_size, tp_group=context.tensor_group)
+        out = token_logprobs(logits.squeeze(0), batch.target_ids_N, vocab_size=context.vocab_size, tp_group=context.tensor_group)
         length_S = batch.completion_bounds.diff()
         weight_N = (1.0 / (length_S * batch_sequences)).repeat_interleave(length_S)
         total = -(out.logprob_T * weight_N).sum()
@@ -71,7 +71,7 @@ def logprob_pass(batch: MicroBatch, context: LossContext) -> LossFunction:
         if not batch.sample_indices:
             return logits.sum() * 0, _dummy_count(logits), {LOGPROBS: logits.new_zeros(0, dtype=torch.float32)}
         out = token_logprobs(
-            logits[0], batch.target_ids_N, vocab_size=context.vocab_size, temperature=context.temperature, tp_group=context.tensor_group
+            logits.squeeze(0), batch.target_ids_N, vocab_size=context.vocab_size, temperature=context.temperature, tp_group=context.tensor_group
         )
         return logits.sum() * 0, _dummy_count(logits), {LOGPROBS: out.logprob_T.detach()}
 
@@ -103,7 +103,7 @@ def policy_loss(
             return zero, _dummy_count(logits), {SUMS: zero.detach().expand(len(POLICY_SUMS)), MAXIMA: zero.detach()[None]}
         rollout_N = tensor([x for s in chosen for x in s.rollout_logprobs])
         out = grpo_loss(
-            logits[0],
+            logits.squeeze(0),
             batch.target_ids_N,
             batch.completion_bounds,
             advantage_S=tensor([s.advantage for s in chosen]),
