@@ -18,7 +18,9 @@ from selfemo.kernels.results import SUM_FIELDS
 from selfemo.megatron.packing import MicroBatch
 
 LossFunction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]
-"""Takes logits [1, N, V/tp] (squeezed, not indexed: indexing would copy the gradient into a second matrix of zeros); returns loss, a token count for megatron-core (unused), and what the step collects."""
+"""Takes logits [1, N, V/tp]; returns loss, a token count for megatron-core (unused), and what the step collects.
+
+Logits are squeezed, not indexed: the backward of an index would copy the gradient into a second matrix of zeros."""
 
 SUMS = "sums"
 MAXIMA = "maxima"
@@ -71,7 +73,11 @@ def logprob_pass(batch: MicroBatch, context: LossContext) -> LossFunction:
         if not batch.sample_indices:
             return logits.sum() * 0, _dummy_count(logits), {LOGPROBS: logits.new_zeros(0, dtype=torch.float32)}
         out = token_logprobs(
-            logits.squeeze(0), batch.target_ids_N, vocab_size=context.vocab_size, temperature=context.temperature, tp_group=context.tensor_group
+            logits.squeeze(0),
+            batch.target_ids_N,
+            vocab_size=context.vocab_size,
+            temperature=context.temperature,
+            tp_group=context.tensor_group,
         )
         return logits.sum() * 0, _dummy_count(logits), {LOGPROBS: out.logprob_T.detach()}
 
