@@ -25,7 +25,7 @@ if [[ ! -d $work_dir/megatron ]]; then
 fi
 
 settings=(--config examples/configs/smollm2_cpu.yaml "model.path=$model" "output_dir=$work_dir/run" "$@")
-selfemo train --dry-run --world-size 2 "${settings[@]}"
+selfemo train --dry-run --processes-per-node 2 "${settings[@]}"
 torchrun --standalone --nproc-per-node 2 --no-python selfemo train "${settings[@]}"
 
 # The run's checkpoint, whatever layout wrote it, as a directory for transformers and `vllm serve`.
