@@ -58,6 +58,10 @@ def violations(config: RunConfig) -> Iterator[str]:
     longest = max(play.max_answer_tokens, play.max_utterance_tokens)
     if longest >= model.max_length:
         yield f"a completion of {longest} tokens leaves no room for a prompt in model.max_length={model.max_length}"
+    if play.thinking:
+        yield "selfplay.thinking=true is not built yet: prompts are rendered with thinking off; set it to false"
+    if config.train.offload_during_rollout and config.train.dtype == "float32":
+        yield "train.offload_during_rollout=true would move the fp32 weights themselves: set train.dtype=bfloat16"
     if config.train.max_tokens_per_microbatch < model.max_length:
         yield f"train.max_tokens_per_microbatch={config.train.max_tokens_per_microbatch} cannot hold model.max_length={model.max_length}"
     if not model.path and model.num_heads % model.num_kv_heads:

@@ -6,6 +6,7 @@ layout and reduced; everything between (rewards, flywheel rule, advantages) is c
 
 from __future__ import annotations
 
+import shutil
 from itertools import pairwise
 
 from selfemo.assembly import System, build_system, join_world, load_run_corpus
@@ -82,6 +83,8 @@ class Trainer:
         with self.journal.stage("self-play", self.config.iterations) as bar:
             for iteration in range(self.config.iterations):
                 bar.advance(self.iterate(iteration))
+                if self.config.checkpoint.every and (iteration + 1) % self.config.checkpoint.every == 0:
+                    self.checkpoint(iteration + 1)
         self.evaluate("final")
         self.save()
         self.flywheel.close()
@@ -141,6 +144,7 @@ class Trainer:
     def sync(self) -> None:
         """Send the current weights to every engine."""
         self.weight_version += 1
+        self.system.learner.offload()
         with self.journal.phase("sync"):
             self.journal.synced(self.system.weight_sync.sync(self.weight_version))
 
@@ -152,14 +156,18 @@ class Trainer:
             )
         self.journal.evaluated(stage, report)
 
+    def checkpoint(self, iteration: int) -> None:
+        """Weights and optimizer state after `iteration` iterations; the newest `checkpoint.keep` stay."""
+        common = {"iteration": iteration, "weight_version": self.weight_version}
+        save_checkpoint(self.system.learner, self.run_dir.path("checkpoints", f"iteration-{iteration:06d}"), common)
+        if self.system.world.layout.is_main:
+            for old in sorted(self.run_dir.path("checkpoints").glob("iteration-*"))[: -self.config.checkpoint.keep]:
+                shutil.rmtree(old)
+
     def save(self) -> None:
         """A checkpoint that any layout can load, and an export that transformers and vLLM load."""
         with self.journal.phase("save"):
-            save_checkpoint(
-                self.system.learner,
-                self.run_dir.path("checkpoint"),
-                {"iteration": self.config.iterations, "weight_version": self.weight_version},
-            )
+            self.checkpoint(self.config.iterations)
             save_hf(
                 self.run_dir.path("model"),
                 self.system.learner.hf_tensors(self.config.sync.bucket_bytes),

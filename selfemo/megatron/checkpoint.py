@@ -21,6 +21,7 @@ SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 def save_checkpoint(learner: Learner, directory: Path, common: dict[str, Any]) -> None:
     """Write weights, optimizer state and `common` (plain values, the same on every rank). Collective."""
+    learner.restore()
     temporary = directory.with_name(f".{directory.name}.tmp")
     if dist.get_rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -73,12 +73,30 @@ class Learner:
             tensor_group=tensor_group() if layout.tensor_size > 1 else None,
             temperature=config.selfplay.temperature,
         )
+        self._offloaded = False
         self.begin_stage()
 
     def begin_stage(self) -> None:
         """A fresh optimizer: SFT and SELF-GRPO share weights, not moments."""
+        self.restore()
         self.optimizer = build_optimizer(self.wrapped, self.config.train, self.config.parallel, self.transformer_config.bf16)
         self.transformer_config.grad_scale_func = self.optimizer.scale_loss
+
+    def offload(self) -> None:
+        """Free gradient buffers and move optimizer state to host memory until the next step, where train.offload_during_rollout says so."""
+        if self.config.train.offload_during_rollout and not self._offloaded:
+            for chunk in self.wrapped:
+                chunk.offload_grad_buffers()
+            self.optimizer.offload_to_cpu()
+            self._offloaded = True
+
+    def restore(self) -> None:
+        """Bring back what `offload` moved; does nothing otherwise."""
+        if self._offloaded:
+            for chunk in self.wrapped:
+                chunk.restore_grad_buffers()
+            self.optimizer.restore_from_cpu()
+            self._offloaded = False
 
     def plan(self, samples: Sequence[TrainingSample]) -> list[MicroBatch]:
         """This rank's share of the batch, packed; every rank gets the same number of micro-batches."""
@@ -197,6 +215,7 @@ class Learner:
             return logits, loss(batch, index)
 
         if not forward_only:
+            self.restore()
             for chunk in self.wrapped:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()

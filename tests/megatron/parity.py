@@ -80,20 +80,22 @@ def samples(vocab_size: int) -> list[TrainingSample]:
     return drawn
 
 
-def run_config(parallel: ParallelConfig, max_tokens: int = MAX_LENGTH) -> RunConfig:
+def run_config(parallel: ParallelConfig, max_tokens: int = MAX_LENGTH, offload: bool = False) -> RunConfig:
     """The configuration of a parity run."""
-    train = TrainConfig(clip_grad=CLIP_GRAD, adam_eps=ADAM_EPS, max_tokens_per_microbatch=max_tokens, weight_decay=0.1)
+    train = TrainConfig(
+        clip_grad=CLIP_GRAD, adam_eps=ADAM_EPS, max_tokens_per_microbatch=max_tokens, weight_decay=0.1, offload_during_rollout=offload
+    )
     return replace(RunConfig(), parallel=parallel, train=train, model=ModelConfig(max_length=MAX_LENGTH))
 
 
 @contextmanager
-def learner(hf_dir: str, parallel: ParallelConfig, max_tokens: int = MAX_LENGTH) -> Iterator[Learner]:
+def learner(hf_dir: str, parallel: ParallelConfig, max_tokens: int = MAX_LENGTH, offload: bool = False) -> Iterator[Learner]:
     """A learner of a Hugging Face directory in a layout, on this rank; leaves the layout at the end."""
     device = select_device()
     init_distributed(device, 120)
     layout = init_parallel(parallel, device, seed=1)
     try:
-        built = Learner(read_architecture(hf_dir), run_config(parallel, max_tokens), layout, device)
+        built = Learner(read_architecture(hf_dir), run_config(parallel, max_tokens, offload), layout, device)
         built.load_hf(hf_dir)
         yield built
     finally:

@@ -153,3 +153,20 @@ def _context_parallel(hf_dir: str) -> str:
 
 def test_context_parallelism_is_refused_on_cpu(distributed, hf_dir):
     assert all("needs Transformer Engine" in message for message in distributed(2, _context_parallel, hf_dir, timeout_s=120))
+
+
+def _with_offload(hf_dir: str, offload: bool) -> list[torch.Tensor]:
+    """Weights after two steps, with everything moved out between them (on CPU: gradient buffers freed and allocated again)."""
+    with learner(hf_dir, ParallelConfig(tensor=2), offload=offload) as model:
+        batch = samples(model.architecture.vocab_size)
+        for _ in range(2):
+            model.offload()
+            model.offload()
+            reference = model.logprobs(model.plan(batch))
+            model.policy_step(batch, model.plan(batch), LOSS, LEARNING_RATE, reference=reference)
+        return model.snapshot()
+
+
+def test_offloading_between_steps_changes_no_bit(distributed, hf_dir):
+    for moved, stayed in zip(distributed(2, _with_offload, hf_dir, True, timeout_s=240), distributed(2, _with_offload, hf_dir, False)):
+        assert all(a.equal(b) for a, b in zip(moved, stayed, strict=True))
