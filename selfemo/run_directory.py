@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,17 @@ class RunDirectory:
     def claim(cls, config: RunConfig) -> RunDirectory:
         """The directory of this configuration, created if it does not exist.
 
+        What an earlier, unfinished run of the same configuration left is removed (its logs stay): records of two
+        runs must not mix, and resuming is not built yet. A finished run is left as it is.
+
         Raises:
             UserError: the directory is not empty and holds another run, or cannot be written.
         """
         run = cls.check(config)
         try:
             run.root.mkdir(parents=True, exist_ok=True)
+            if not run.is_complete:
+                run._remove_unfinished()
             run.write_text(CONFIG_NAME, as_yaml(config))
         except OSError as error:
             raise UserError(f"{run.root}: cannot be written ({error.strerror}): choose another output_dir") from None
@@ -59,6 +65,11 @@ class RunDirectory:
     def is_complete(self) -> bool:
         """The run ended and its summary is written."""
         return (self.root / SUMMARY_NAME).exists()
+
+    def _remove_unfinished(self) -> None:
+        for entry in self.root.iterdir():
+            if entry.name not in (CONFIG_NAME, LOGS_NAME):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def path(self, *parts: str) -> Path:
         """A path inside the run."""
