@@ -53,7 +53,7 @@ def _logits(hf_dir: str, parallel: ParallelConfig) -> torch.Tensor:
             data_iterator=[iter([batch] * count) for _ in chunks] if len(chunks) > 1 else iter([batch] * count),
             model=chunks if len(chunks) > 1 else chunks[0],
             num_microbatches=count,
-            seq_length=64,
+            seq_length=batch.token_ids_T.numel(),  # the interleaved schedule exchanges this very shape
             micro_batch_size=1,
             forward_only=True,
         )
