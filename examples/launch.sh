@@ -21,6 +21,6 @@ launch() {
         exec selfemo train --dry-run --nodes "$nnodes" --processes-per-node "$gpus_per_node" --gpu "${GPU:-h100-80g}" \
             --config "$config" ${MODEL_DIR:+"model.path=$MODEL_DIR"} "$@"
     fi
-    exec torchrun --nnodes "$nnodes" --node-rank "$node_rank" --nproc-per-node "$gpus_per_node" --max-restarts "${MAX_RESTARTS:-3}" \
+    exec torchrun --nnodes "$nnodes" --node-rank "$node_rank" --nproc-per-node "$gpus_per_node" --max-restarts "${MAX_RESTARTS:-0}" \
         --rdzv-backend c10d --rdzv-id "${RUN_ID:-${SLURM_JOB_ID:-selfemo}}" --rdzv-endpoint "$master_addr:$master_port" "$script" "$@"
 }

@@ -297,7 +297,7 @@ class RunConfig:
     iterations: Count = 12
     """SELF-GRPO iterations (rollout, rewards, step, sync)."""
     timeout_s: Positive = 300
-    """Deadline of any collective or engine call, in seconds."""
+    """Deadline of a collective on the default process group, in seconds; Megatron's own groups keep its default."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
