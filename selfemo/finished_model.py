@@ -1,0 +1,82 @@
+"""A finished Hugging Face directory together with the settings it was trained under.
+
+A model reads the prompts it was trained on and no others: a different history length or turn cap is a different task. A model that
+stands inside a run directory therefore brings that run's config.yaml; any other takes the defaults. Overrides go on top of either,
+and what was used is part of every report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from selfemo.config import ModelConfig, RunConfig
+from selfemo.config_file import load_config
+from selfemo.errors import UserError
+from selfemo.rollout.request import Generator
+from selfemo.run_directory import CONFIG_NAME
+from selfemo.weights.architecture import Architecture, read_architecture
+
+DEFAULTS = "defaults (no run around the model)"
+
+
+@dataclass(frozen=True)
+class FinishedModel:
+    """A model directory that was looked at, but not loaded."""
+
+    path: Path
+    architecture: Architecture = field(repr=False)
+    config: RunConfig = field(repr=False)
+    """Settings to use the model with."""
+    settings_from: str
+    """Where they come from: a config.yaml, or DEFAULTS; overrides are not named here."""
+
+    @property
+    def in_run(self) -> bool:
+        """Whether the settings are those of the run that made the model."""
+        return self.settings_from != DEFAULTS
+
+    def prompt_settings(self) -> dict[str, int | float | str]:
+        """What decides prompts and answers, by field of the configuration."""
+        config = self.config
+        return {
+            "corpus.history_turns": config.corpus.history_turns,
+            "corpus.max_turn_tokens": config.corpus.max_turn_tokens,
+            "selfplay.max_answer_tokens": config.selfplay.max_answer_tokens,
+            "selfplay.max_utterance_tokens": config.selfplay.max_utterance_tokens,
+            "selfplay.temperature": config.selfplay.temperature,
+            "rollout.dtype": config.rollout.dtype,
+            "model.max_length": config.model.max_length,
+        }
+
+
+class Engines(Protocol):
+    """Gives finished models a voice; selfemo.standalone does, and tests may."""
+
+    def generator(self, model: FinishedModel) -> Generator:
+        """A generator under this model's weights and settings."""
+        ...
+
+
+def find_model(path: Path, overrides: Sequence[str] = ()) -> FinishedModel:
+    """Look at a model directory: its architecture, and the settings of the run around it.
+
+    Args:
+        overrides: such as "corpus.history_turns=2", on top of the run's settings or the defaults.
+
+    Raises:
+        UserError: no such directory, an unsupported model, or a setting that does not fit.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory; expected a Hugging Face model directory, such as runs/demo/model")
+    architecture = read_architecture(path)
+    stored = path.resolve().parent / CONFIG_NAME
+    if stored.is_file():
+        return FinishedModel(path, architecture, load_config(stored, overrides), str(path.parent / CONFIG_NAME))
+    implied = [
+        f"model.max_length={min(ModelConfig().max_length, architecture.max_position_embeddings)}",
+        f"rollout.dtype={'bfloat16' if architecture.dtype == 'bfloat16' else 'float32'}",
+    ]
+    return FinishedModel(path, architecture, load_config(None, [*implied, *overrides]), DEFAULTS)

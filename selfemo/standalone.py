@@ -1,0 +1,159 @@
+"""Engines for finished models in one process, without Megatron: what evaluation, chat and replay generate with.
+
+The rollout engine is the one a run uses, so that a model is judged by what it was trained with: it starts with dummy weights and is
+sent the directory's tensors, as a trainer would send them. Models of one shape share an engine, whose weights are exchanged when the
+other one speaks: comparing two checkpoints takes the memory of one. vLLM's external launcher wants a process group, so the process
+becomes a world of one, over an in-memory store that needs no port.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from selfemo.errors import UserError
+from selfemo.finished_model import FinishedModel
+from selfemo.rollout.request import Completion, GenerationRequest
+
+if TYPE_CHECKING:
+    import torch
+
+    from selfemo.config import RolloutConfig
+    from selfemo.rollout.engine import RolloutEngine
+    from selfemo.weights.architecture import Architecture
+
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+
+
+class StandaloneEngines:
+    """The engines of this process: selfemo.finished_model.Engines."""
+
+    def __init__(self) -> None:
+        self._engines: dict[tuple[Architecture, RolloutConfig, int, tuple[int, ...]], _SharedEngine] = {}
+
+    def generator(self, model: FinishedModel) -> ModelGenerator:
+        """A generator under the weights of `model`: the engine starts here, weights are sent when the generator is used.
+
+        Raises:
+            UserError: the directory's weights or tokenizer are absent, damaged or unsupported; this is one of torchrun's many processes.
+        """
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UserError("this command runs in one process: start it without torchrun")
+        from selfemo.tokens.chat import ChatEncoder
+        from selfemo.weights.hf_directory import HfDirectory
+
+        HfDirectory(model.path).check(model.architecture)
+        # One process is one rank; weights that are gone while the engine sleeps could not be sent again.
+        rollout = replace(model.config.rollout, tensor_parallel=1, sleep=False)
+        stop_ids = ChatEncoder(model.path).end_of_turn_ids
+        key = (model.architecture, rollout, model.config.model.max_length, stop_ids)
+        if key not in self._engines:
+            self._engines[key] = _SharedEngine(self._start(str(model.path), rollout, model.config.model.max_length, stop_ids))
+        return ModelGenerator(self._engines[key], model)
+
+    def _start(self, model_dir: str, rollout: RolloutConfig, max_length: int, stop_ids: tuple[int, ...]) -> RolloutEngine:
+        with quiet_libraries():
+            import torch
+
+            from selfemo.rollout.engine import RolloutEngine
+
+            kind = "cuda" if torch.cuda.is_available() else "cpu"
+            _join_world("nccl" if kind == "cuda" else "gloo")
+            return RolloutEngine(model_dir, rollout, max_length, stop_ids, kind)
+
+
+class _SharedEngine:
+    """An engine, and whose weights it holds."""
+
+    def __init__(self, engine: RolloutEngine) -> None:
+        self._engine = engine
+        self._holds: Path | None = None
+
+    def under(self, model: FinishedModel) -> RolloutEngine:
+        """The engine with this model's weights."""
+        if self._holds != model.path:
+            self._holds = None
+            self._engine.receive_checkpoint_tensors(directory_tensors(model), self._engine.weight_version + 1)
+            self._holds = model.path
+        return self._engine
+
+
+class ModelGenerator:
+    """rollout.request.Generator for one finished model."""
+
+    def __init__(self, shared: _SharedEngine, model: FinishedModel) -> None:
+        self._shared, self._model = shared, model
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """One completion per request, in order.
+
+        Raises:
+            UserError: a prompt leaves no room for its completion in the model's longest sequence.
+        """
+        limit = self._model.config.model.max_length
+        longest = max((len(r.prompt_ids) + r.max_tokens for r in requests), default=0)
+        if longest > limit:
+            raise UserError(
+                f"{self._model.path}: a prompt and its completion may take {longest} tokens, model.max_length={limit} holds fewer: "
+                "lower corpus.history_turns or corpus.max_turn_tokens, or raise model.max_length"
+            )
+        with quiet_libraries():
+            return self._shared.under(self._model).generate(requests)
+
+
+def directory_tensors(model: FinishedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a model directory in the stored dtype; a tied model's embedding once more, as lm_head.weight."""
+    from selfemo.weights.hf_directory import HfDirectory
+    from selfemo.weights.parameters import EMBEDDING, LM_HEAD, hf_tensor_list
+
+    stored = HfDirectory(model.path)
+    for tensor in hf_tensor_list(model.architecture):
+        yield tensor.name, stored.read(tensor.name)
+    if model.architecture.tie_word_embeddings:
+        yield LM_HEAD, stored.read(EMBEDDING)
+    stored.close()
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep what libraries print, from Python and from C, off the terminal; told after all where the block fails by a fault of ours."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [(number, os.dup(number)) for number in (1, 2)]
+    with tempfile.TemporaryFile() as log:
+        for number, _ in kept:
+            os.dup2(log.fileno(), number)
+        try:
+            yield
+        except UserError:
+            _restore(kept)
+            raise
+        except BaseException:
+            _restore(kept)
+            log.seek(0)
+            sys.stderr.write(log.read().decode(errors="replace"))
+            raise
+        _restore(kept)
+
+
+def _join_world(backend: str) -> None:
+    """Become a world of one, unless this process is in one already. vLLM's own shutdown destroys the group."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        os.environ.update(ALONE)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
+def _restore(kept: list[tuple[int, int]]) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for number, copy in kept:
+        os.dup2(copy, number)
+        os.close(copy)
