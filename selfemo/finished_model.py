@@ -38,6 +38,12 @@ class FinishedModel:
         """Whether the settings are those of the run that made the model."""
         return self.settings_from != DEFAULTS
 
+    def check_weights(self) -> None:
+        """Read the weights' headers; UserError where a tensor is missing, damaged or of another shape."""
+        from selfemo.weights.hf_directory import HfDirectory  # imports torch
+
+        HfDirectory(self.path).check(self.architecture)
+
     def prompt_settings(self) -> dict[str, int | float | str]:
         """What decides prompts and answers, by field of the configuration."""
         config = self.config

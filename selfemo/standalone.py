@@ -9,16 +9,14 @@ becomes a world of one, over an in-memory store that needs no port.
 from __future__ import annotations
 
 import os
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfemo.errors import UserError
 from selfemo.finished_model import FinishedModel
+from selfemo.quiet import quiet_libraries
 from selfemo.rollout.request import Completion, GenerationRequest
 
 if TYPE_CHECKING:
@@ -46,9 +44,8 @@ class StandaloneEngines:
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UserError("this command runs in one process: start it without torchrun")
         from selfemo.tokens.chat import ChatEncoder
-        from selfemo.weights.hf_directory import HfDirectory
 
-        HfDirectory(model.path).check(model.architecture)
+        model.check_weights()
         # One process is one rank; weights that are gone while the engine sleeps could not be sent again.
         rollout = replace(model.config.rollout, tensor_parallel=1, sleep=False)
         stop_ids = ChatEncoder(model.path).end_of_turn_ids
@@ -120,28 +117,6 @@ def directory_tensors(model: FinishedModel) -> Iterator[tuple[str, torch.Tensor]
     stored.close()
 
 
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep what libraries print, from Python and from C, off the terminal; told after all where the block fails by a fault of ours."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]
-    with tempfile.TemporaryFile() as log:
-        for number, _ in kept:
-            os.dup2(log.fileno(), number)
-        try:
-            yield
-        except UserError:
-            _restore(kept)
-            raise
-        except BaseException:
-            _restore(kept)
-            log.seek(0)
-            sys.stderr.write(log.read().decode(errors="replace"))
-            raise
-        _restore(kept)
-
-
 def _join_world(backend: str) -> None:
     """Become a world of one, unless this process is in one already. vLLM's own shutdown destroys the group."""
     import torch.distributed as dist
@@ -149,11 +124,3 @@ def _join_world(backend: str) -> None:
     if not dist.is_initialized():
         os.environ.update(ALONE)
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-
-
-def _restore(kept: list[tuple[int, int]]) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    for number, copy in kept:
-        os.dup2(copy, number)
-        os.close(copy)

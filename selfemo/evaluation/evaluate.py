@@ -1,0 +1,154 @@
+"""One model on one split: every figure that `selfemo eval` reports, and the difference of two models on the same turns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from selfemo.emotions.affinity import build_affinity
+from selfemo.emotions.answer import Answer, Reading
+from selfemo.emotions.similarity import SmoothedIoU
+from selfemo.evaluation.bootstrap import Interval, bootstrap, paired_bootstrap
+from selfemo.evaluation.calibration import Calibration, calibrate, likelihood_confidence, vote_confidence
+from selfemo.evaluation.expression import ExpressionReport, evaluate_expression
+from selfemo.evaluation.mean_intervals import mean_interval
+from selfemo.evaluation.options import Scoring
+from selfemo.evaluation.recognition import RecognitionReport, evaluate_recognition, read_likeliest, report_readings, sample_readings
+from selfemo.evaluation.turns import EvaluationTurn
+from selfemo.finished_model import FinishedModel
+from selfemo.rollout.request import Generator
+from selfemo.selfplay.prompts import PromptBuilder
+from selfemo.tokens.chat import ChatEncoder
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every model of an evaluation is asked; fields without a word as in EvaluationOptions."""
+
+    turns: tuple[EvaluationTurn, ...] = field(repr=False)
+    labels: tuple[str, ...]
+    score: SmoothedIoU = field(repr=False)
+    """One score for all models, whatever each was rewarded with."""
+    scoring: Scoring
+    votes: int
+    seed: int
+
+    @property
+    def gold(self) -> tuple[str, ...]:
+        """Primary gold label per turn."""
+        return tuple(turn.gold[0] for turn in self.turns)
+
+    @property
+    def dialogues(self) -> tuple[str, ...]:
+        """Dialogue key per turn."""
+        return tuple(turn.dialogue for turn in self.turns)
+
+
+@dataclass(frozen=True)
+class Recognizer:
+    """A frozen model that reads another's replies."""
+
+    model: FinishedModel
+    generator: Generator
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """Everything about one model."""
+
+    model: FinishedModel
+    recognition: RecognitionReport
+    intervals: tuple[Interval, ...]
+    """Of accuracy, weighted F1, macro F1, sIoU and exact match."""
+    calibration: Calibration | None
+    confidence: str
+    """What the confidence in `calibration` is."""
+    expression: ExpressionReport | None
+    read_by: FinishedModel | None
+    """The recognizer of `expression`."""
+
+
+def smoothed_iou(model: FinishedModel, labels: Sequence[str]) -> SmoothedIoU:
+    """The smoothed IoU of a model's settings over a label set."""
+    reward = model.config.reward
+    return SmoothedIoU(build_affinity(reward.affinity, labels), reward.smoothing)
+
+
+def prompts_of(model: FinishedModel, labels: tuple[str, ...]) -> PromptBuilder:
+    """Prompts as the model was trained on them; UserError where its tokenizer cannot be used."""
+    corpus = model.config.corpus
+    return PromptBuilder(ChatEncoder(model.path), labels, corpus.history_turns, corpus.max_turn_tokens)
+
+
+def evaluate_model(model: FinishedModel, generator: Generator | None, task: Task, recognizer: Recognizer | None) -> ModelReport:
+    """Evaluate one model.
+
+    Args:
+        generator: under the model's weights; None where label likelihoods are scored and no expression is asked for.
+        recognizer: reads the model's replies; None leaves expression out.
+    """
+    prompts = prompts_of(model, task.labels)
+    calibration: Calibration | None
+    if task.scoring == "likelihood":
+        recognition, calibration = _by_likelihood(model, prompts, task)
+        confidence = "label likelihood, renormalised over the label set"
+    else:
+        if generator is None:
+            raise ValueError("generator is None: scoring by generation needs one")
+        recognition = evaluate_recognition(generator, prompts, task.turns, model.config.selfplay, task.score)
+        calibration = _by_votes(model, generator, prompts, task) if task.votes else None
+        confidence = f"share of {task.votes} sampled answers (temperature {model.config.selfplay.temperature:g}) with the voted label first"
+    expression = None
+    if recognizer is not None:
+        if generator is None:
+            raise ValueError("generator is None: expression needs one")
+        reader_prompts = prompts_of(recognizer.model, task.labels)
+        expression = evaluate_expression(
+            generator, recognizer.generator, prompts, task.turns, model.config.selfplay, task.score, task.seed, reader_prompts
+        )
+    intervals = (
+        *bootstrap(task.gold, recognition.predicted, task.dialogues, task.seed),
+        *(mean_interval(name, values, task.dialogues, task.seed) for name, values in turn_scores(recognition.readings, task).items()),
+    )
+    reader = recognizer.model if recognizer else None
+    return ModelReport(model, recognition, intervals, calibration, confidence if calibration else "", expression, reader)
+
+
+def compare_models(first: ModelReport, second: ModelReport, task: Task) -> tuple[Interval, ...]:
+    """Intervals of first - second on the same turns, for accuracy, weighted F1, macro F1, sIoU and exact match."""
+    labelled = paired_bootstrap(task.gold, first.recognition.predicted, second.recognition.predicted, task.dialogues, task.seed)
+    ours, theirs = (turn_scores(report.recognition.readings, task) for report in (first, second))
+    means = []
+    for name, values in ours.items():
+        differences = [a - b for a, b in zip(values, theirs[name], strict=True)]
+        means.append(mean_interval(name, differences, task.dialogues, task.seed))
+    return (*labelled, *means)
+
+
+def turn_scores(readings: Sequence[Reading], task: Task) -> dict[str, list[float]]:
+    """sIoU and exact match of every turn."""
+    pairs = [(reading, turn.gold) for reading, turn in zip(readings, task.turns, strict=True)]
+    return {
+        "siou": [task.score.of_reading(reading, gold) for reading, gold in pairs],
+        "exact_match": [float(isinstance(reading, Answer) and set(reading.labels) == set(gold)) for reading, gold in pairs],
+    }
+
+
+def _by_likelihood(model: FinishedModel, prompts: PromptBuilder, task: Task) -> tuple[RecognitionReport, Calibration]:
+    from selfemo.evaluation.likelihood import AnswerScorer  # transformers' model: only this way of scoring needs it
+
+    answers = {label: prompts.answer_ids([label]) for label in task.labels}
+    rows = AnswerScorer(model).score([prompts.recognize(turn.context) for turn in task.turns], answers)
+    recognition = report_readings(read_likeliest(rows), task.turns, task.labels, task.score)
+    return recognition, _calibrate([likelihood_confidence(row) for row in rows], task)
+
+
+def _by_votes(model: FinishedModel, generator: Generator, prompts: PromptBuilder, task: Task) -> Calibration:
+    config = replace(model.config.selfplay, recognizer_group_size=task.votes)
+    groups = sample_readings(generator, prompts, task.turns, config, task.seed)
+    return _calibrate([vote_confidence(group) for group in groups], task)
+
+
+def _calibrate(confident: Sequence[tuple[str, float]], task: Task) -> Calibration:
+    correct = [label == gold for (label, _), gold in zip(confident, task.gold, strict=True)]
+    return calibrate([share for _, share in confident], correct)

@@ -1,0 +1,164 @@
+"""An evaluation as JSON: everything the terminal shows, and every turn's answer, so that later comparisons need no model."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from selfemo.emotions.answer import Answer, Reading
+from selfemo.emotions.labels import NEUTRAL
+from selfemo.errors import UserError
+from selfemo.evaluation.bootstrap import RESAMPLES, Interval
+from selfemo.evaluation.evaluate import ModelReport, Task
+from selfemo.evaluation.expression import ExpressionReport
+from selfemo.evaluation.metrics import NO_ANSWER, MajorityBaseline, entropy, majority_baseline
+from selfemo.evaluation.recognition import CONTEXT
+
+SCHEMA = 1
+CONTEXT_MEANING = "causal: a turn is read with earlier turns only, never a later one"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One or two models on the turns of one split."""
+
+    corpus: str
+    corpus_path: str
+    split: str
+    limit: int
+    """First turns of the split that were evaluated; 0 for all."""
+    task: Task
+    models: tuple[ModelReport, ...]
+    """The model, and the one it is compared with where there is one."""
+    differences: tuple[Interval, ...]
+    """Of the first model minus the second; empty for one model."""
+
+    @property
+    def majority(self) -> MajorityBaseline:
+        """What always answering the split's most frequent label scores."""
+        return majority_baseline(self.task.turns)
+
+    @property
+    def gold_entropy(self) -> float:
+        """Entropy of the gold primary labels, in nats."""
+        return entropy([self.task.gold.count(label) for label in self.task.labels])
+
+    @property
+    def gold_neutral_share(self) -> float:
+        """Share of neutral among the gold primary labels."""
+        return self.task.gold.count(NEUTRAL) / len(self.task.gold)
+
+
+def never_predicted(report: ModelReport) -> tuple[str, ...]:
+    """Labels that occur in the gold annotation and that the model never gave first: the plainest sign of collapse."""
+    return tuple(row.label for row in report.recognition.classification.per_label if row.support and not row.predicted)
+
+
+def as_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Plain values, in a readable order."""
+    task = evaluation.task
+    return {
+        "schema": SCHEMA,
+        "context": CONTEXT,
+        "context_meaning": CONTEXT_MEANING,
+        "corpus": evaluation.corpus,
+        "corpus_path": evaluation.corpus_path,
+        "split": evaluation.split,
+        "limit": evaluation.limit,
+        "turns": len(task.turns),
+        "dialogues": len(set(task.dialogues)),
+        "labels": list(task.labels),
+        "scoring": task.scoring,
+        "siou": {"smoothing": task.score.smoothing, "affinity": evaluation.models[0].model.config.reward.affinity},
+        "seed": task.seed,
+        "resamples": RESAMPLES,
+        "gold": {"label_entropy": evaluation.gold_entropy, "neutral_share": evaluation.gold_neutral_share},
+        "majority": asdict(evaluation.majority),
+        "models": [_model(report) for report in evaluation.models],
+        "differences": [{**asdict(d), "excludes_zero": d.excludes_zero} for d in evaluation.differences],
+        "answers": _answers(evaluation),
+    }
+
+
+def check_target(path: Path) -> None:
+    """UserError where `path` cannot be written: found before the models run, not after."""
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise UserError(f"--json {path}: expected a file in an existing directory: create the directory, or name another")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write under a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"--json {path}: cannot be written ({error.strerror}): name another file") from None
+
+
+def _model(report: ModelReport) -> dict[str, Any]:
+    figures = report.recognition.classification
+    return {
+        "model": str(report.model.path),
+        "settings_from": report.model.settings_from,
+        "settings": report.model.prompt_settings(),
+        "accuracy": figures.accuracy,
+        "weighted_f1": figures.weighted_f1,
+        "macro_f1": figures.macro_f1,
+        "siou": report.recognition.siou,
+        "exact_match": report.recognition.exact_match,
+        "intervals": [asdict(interval) for interval in report.intervals],
+        "collapse": {
+            "format_failure_rate": figures.format_failure_rate,
+            "label_entropy": figures.label_entropy,
+            "neutral_share": figures.neutral_share,
+            "never_predicted": list(never_predicted(report)),
+        },
+        "per_label": [asdict(row) for row in figures.per_label],
+        "confusion": {
+            "gold": [row.label for row in figures.per_label],
+            "predicted": [*(row.label for row in figures.per_label), NO_ANSWER],
+            "counts": [list(row) for row in figures.confusion],
+        },
+        "calibration": {"confidence": report.confidence, **asdict(report.calibration)} if report.calibration else None,
+        "expression": _expression(report.expression, str(report.read_by.path)) if report.expression and report.read_by else None,
+    }
+
+
+def _expression(report: ExpressionReport, recognizer: str) -> dict[str, Any]:
+    return {
+        "recognizer": recognizer,
+        "n": report.n,
+        "siou": report.siou,
+        "primary_hit_rate": report.primary_hit_rate,
+        "gate_failures": dict(report.gate_failures),
+        "per_target": [{"label": label, "n": n, "siou": siou} for label, n, siou in report.per_target],
+        "distinct_replies": report.distinct_replies,
+        "distinct_bigrams": report.distinct_bigrams,
+        "replies": [
+            {
+                "target": list(reply.target),
+                "text": reply.text,
+                "failed_gates": list(reply.gates),
+                "read_as": None if reply.reading is None else _labels(reply.reading),
+                "score": reply.score,
+            }
+            for reply in report.replies
+        ],
+    }
+
+
+def _answers(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Per turn: its place, the gold set, and each model's set (null for a format failure)."""
+    columns = [report.recognition.readings for report in evaluation.models]
+    return [
+        {"dialogue": turn.dialogue, "turn": turn.index, "gold": list(turn.gold), "predicted": [_labels(column[i]) for column in columns]}
+        for i, turn in enumerate(evaluation.task.turns)
+    ]
+
+
+def _labels(reading: Reading) -> list[str] | None:
+    return list(reading.labels) if isinstance(reading, Answer) else None

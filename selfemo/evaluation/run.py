@@ -1,0 +1,54 @@
+"""An evaluation from options to result: every input is checked before the first model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from selfemo.corpora.formats import CorpusFormat
+from selfemo.corpora.problems import raise_first
+from selfemo.corpora.registry import locate_corpus
+from selfemo.errors import UserError
+from selfemo.evaluation.evaluate import Recognizer, Task, compare_models, evaluate_model, smoothed_iou
+from selfemo.evaluation.options import EvaluationOptions
+from selfemo.evaluation.results import Evaluation
+from selfemo.evaluation.turns import evaluation_turns
+from selfemo.finished_model import Engines, FinishedModel, find_model
+
+
+def run_evaluation(options: EvaluationOptions, open_engines: Callable[[], Engines]) -> Evaluation:
+    """Evaluate the model, and the one it is compared with.
+
+    Args:
+        open_engines: called once, after all input was checked.
+
+    Raises:
+        UserError: a model, corpus, split or option that cannot be used.
+    """
+    options.check()
+    models = [find_model(path, options.overrides) for path in (options.model, options.against) if path is not None]
+    reader = find_model(options.recognizer, options.overrides) if options.recognizer else None
+    fmt, place = corpus_of(options.corpus, models[0])
+    corpus = fmt.read(place, raise_first)
+    conversations = corpus.split(options.split)
+    if not conversations:
+        valid = sorted({conversation.split for conversation in corpus.conversations})
+        raise UserError(f"{place}: has no split {options.split!r}; expected one of {', '.join(valid)}")
+    turns = evaluation_turns(conversations, options.limit)
+    for found in [*models, *([reader] if reader else [])]:
+        found.check_weights()
+    task = Task(turns, corpus.labels, smoothed_iou(models[0], corpus.labels), options.scoring, options.votes, options.seed)
+    engines = open_engines()
+    recognizer = Recognizer(reader, engines.generator(reader)) if reader else None
+    generates = options.scoring == "generate" or recognizer is not None
+    reports = tuple(evaluate_model(model, engines.generator(model) if generates else None, task, recognizer) for model in models)
+    differences = compare_models(*reports, task) if len(reports) == 2 else ()
+    return Evaluation(corpus.name, str(place), options.split, options.limit, task, reports, differences)
+
+
+def corpus_of(named: str, model: FinishedModel) -> tuple[CorpusFormat, Path]:
+    """The corpus a command line names, else that of the model's run; UserError where there is none."""
+    if named:
+        return locate_corpus(named)
+    configured = model.config.corpus
+    return locate_corpus(configured.path or configured.name, configured.name)
