@@ -11,11 +11,13 @@ from typing import Annotated
 
 import typer
 
+from selfemo.chat import chat
 from selfemo.corpora.commands import app as corpus_commands
 from selfemo.doctor import doctor
 from selfemo.errors import EXIT_USER_ERROR, UserError
 from selfemo.evaluation.commands import build_command as build_eval
 from selfemo.planning.commands import plan
+from selfemo.replaying import app as flywheel_commands
 from selfemo.standalone import StandaloneEngines
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
@@ -52,9 +54,11 @@ def train(
 
 
 app.add_typer(corpus_commands, name="corpus")
+app.add_typer(flywheel_commands, name="flywheel")
 app.command()(doctor)
 app.command()(plan)
 app.command("eval")(build_eval(StandaloneEngines))
+app.command()(chat)
 
 
 def main() -> None:

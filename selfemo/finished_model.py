@@ -66,11 +66,12 @@ class Engines(Protocol):
         ...
 
 
-def find_model(path: Path, overrides: Sequence[str] = ()) -> FinishedModel:
+def find_model(path: Path, overrides: Sequence[str] = (), config_file: Path | None = None) -> FinishedModel:
     """Look at a model directory: its architecture, and the settings of the run around it.
 
     Args:
         overrides: such as "corpus.history_turns=2", on top of the run's settings or the defaults.
+        config_file: settings of the run that the model comes from, where it does not stand in its directory.
 
     Raises:
         UserError: no such directory, an unsupported model, or a setting that does not fit.
@@ -78,11 +79,16 @@ def find_model(path: Path, overrides: Sequence[str] = ()) -> FinishedModel:
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; expected a Hugging Face model directory, such as runs/demo/model")
     architecture = read_architecture(path)
-    stored = path.resolve().parent / CONFIG_NAME
+    stored = config_file or path.resolve().parent / CONFIG_NAME
     if stored.is_file():
-        return FinishedModel(path, architecture, load_config(stored, overrides), str(path.parent / CONFIG_NAME))
+        return FinishedModel(path, architecture, load_config(stored, overrides), _readable(stored))
     implied = [
         f"model.max_length={min(ModelConfig().max_length, architecture.max_position_embeddings)}",
         f"rollout.dtype={'bfloat16' if architecture.dtype == 'bfloat16' else 'float32'}",
     ]
     return FinishedModel(path, architecture, load_config(None, [*implied, *overrides]), DEFAULTS)
+
+
+def _readable(path: Path) -> str:
+    """The path from the working directory, where it lies below it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

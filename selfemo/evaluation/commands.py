@@ -47,7 +47,7 @@ def build_command(open_engines: Callable[[], Engines]) -> Callable[..., None]:
 
         if json_file is not None:
             check_target(json_file)
-        result = run_evaluation(options, open_engines)
+        result = run_evaluation(options, open_engines, lambda line: typer.echo(line, err=True))
         if json_file is not None:
             write_json(json_file, as_json(result))
         console = Console(highlight=False)

@@ -16,11 +16,12 @@ from selfemo.evaluation.turns import evaluation_turns
 from selfemo.finished_model import Engines, FinishedModel, find_model
 
 
-def run_evaluation(options: EvaluationOptions, open_engines: Callable[[], Engines]) -> Evaluation:
+def run_evaluation(options: EvaluationOptions, open_engines: Callable[[], Engines], tell: Callable[[str], None]) -> Evaluation:
     """Evaluate the model, and the one it is compared with.
 
     Args:
         open_engines: called once, after all input was checked.
+        tell: is given a line as each model's turn comes.
 
     Raises:
         UserError: a model, corpus, split or option that cannot be used.
@@ -41,9 +42,12 @@ def run_evaluation(options: EvaluationOptions, open_engines: Callable[[], Engine
     engines = open_engines()
     recognizer = Recognizer(reader, engines.generator(reader)) if reader else None
     generates = options.scoring == "generate" or recognizer is not None
-    reports = tuple(evaluate_model(model, engines.generator(model) if generates else None, task, recognizer) for model in models)
+    reports = []
+    for model in models:
+        tell(f"{model.path}: {len(turns)} turns of {corpus.name} {options.split}, scoring: {options.scoring}")
+        reports.append(evaluate_model(model, engines.generator(model) if generates else None, task, recognizer))
     differences = compare_models(*reports, task) if len(reports) == 2 else ()
-    return Evaluation(corpus.name, str(place), options.split, options.limit, task, reports, differences)
+    return Evaluation(corpus.name, str(place), options.split, options.limit, task, tuple(reports), differences)
 
 
 def corpus_of(named: str, model: FinishedModel) -> tuple[CorpusFormat, Path]:

@@ -1,0 +1,142 @@
+"""`selfemo flywheel` with real engines: replay finds the weights that sampled a record, among those a run left on disk.
+
+A record names its weight version. Version V of a run is the content of sync V; on disk are the versions of the run's checkpoints, and
+the last one as `model/`. The last is sent after the last rollout, so a record's weights are those of a checkpoint: a run keeps them with
+checkpoint.every=1 and a checkpoint.keep above its iterations. Other versions are refused, since no comparison could come out equal.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from selfemo.errors import UserError
+from selfemo.finished_model import FinishedModel, find_model
+from selfemo.flywheel.commands import (
+    RecordArgument,
+    RunArgument,
+    export_records,
+    list_records,
+    open_store,
+    replay_table,
+    show_record,
+)
+from selfemo.flywheel.replay import replay
+from selfemo.run_directory import CONFIG_NAME
+from selfemo.standalone import StandaloneEngines
+
+MODEL_NAME = "model"
+INITIAL_MODEL = "model-initial"
+METRICS_NAME = "metrics.jsonl"
+CHECKPOINTS = ("checkpoints/iteration-*", "checkpoint")
+
+app = typer.Typer(help="Look at what self-play recorded, replay it, export it.", no_args_is_help=True)
+app.command("list")(list_records)
+app.command("show")(show_record)
+app.command("export")(export_records)
+
+
+@app.command("replay")
+def replay_record(
+    run: RunArgument,
+    record: RecordArgument,
+    model: Annotated[
+        Path | None, typer.Option(help="Hugging Face directory with the record's weights; by default they are looked for in the run.")
+    ] = None,
+) -> None:
+    """Generate a recorded turn again from its seeds and compare; exit status 1 where anything differs."""
+    with closing(open_store(run)) as store:
+        found = store.read(record)
+    run_dir = run if run.is_dir() else run.parent
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    with weights_of(run_dir, found.weight_version, model) as weights:
+        claim = "whatever version they are" if model else f"version {found.weight_version}"
+        console.print(f"weights: {weights.path if model else weights.settings_from}, {claim}; settings from {weights.settings_from}")
+        result = replay(found, StandaloneEngines().generator(weights))
+    console.print(replay_table(result))
+    raise typer.Exit(0 if result.equal else 1)
+
+
+@contextmanager
+def weights_of(run_dir: Path, version: int, model: Path | None = None) -> Iterator[FinishedModel]:
+    """The model with the weights of one version of a run, with the run's settings.
+
+    Args:
+        model: a directory that the user says holds them; its version cannot be checked.
+
+    Raises:
+        UserError: the version's weights are not on disk; names the versions that are.
+    """
+    settings = run_dir / CONFIG_NAME
+    config_file = settings if settings.is_file() else None
+    if model is not None:
+        yield find_model(model, config_file=config_file)
+        return
+    on_disk = versions_on_disk(run_dir)
+    if version not in on_disk:
+        listed = ", ".join(f"{number} ({path})" for number, path in sorted(on_disk.items())) or "none"
+        raise UserError(
+            f"{run_dir}: weights of version {version} are not on disk, there are: {listed}; checkpoint.every=1 keeps those "
+            "of a run's newest iterations (checkpoint.keep); weights that you have elsewhere are named with --model"
+        )
+    place = on_disk[version]
+    if place.name == MODEL_NAME:
+        yield find_model(place, config_file=config_file)
+        return
+    from selfemo.weights.convert import megatron_to_hf
+
+    with tempfile.TemporaryDirectory(prefix="selfemo-replay-") as scratch:
+        converted = Path(scratch) / MODEL_NAME
+        megatron_to_hf(place, converted, lambda name, size: None, _companions(run_dir))
+        yield find_model(converted, config_file=config_file)
+
+
+def versions_on_disk(run_dir: Path) -> dict[int, Path]:
+    """Weight versions whose weights the run left on disk: `model/` in preference to a checkpoint of the same version."""
+    found: dict[int, Path] = {}
+    for pattern in CHECKPOINTS:
+        for checkpoint in sorted(run_dir.glob(pattern)):
+            version = _checkpoint_version(checkpoint)
+            if version is not None:
+                found[version] = checkpoint
+    last = _last_synced(run_dir / METRICS_NAME)
+    if last is not None and (run_dir / MODEL_NAME).is_dir():
+        found[last] = run_dir / MODEL_NAME
+    return found
+
+
+def _checkpoint_version(checkpoint: Path) -> int | None:
+    """What the trainer stored beside the weights; None for a checkpoint that it did not write."""
+    from selfemo.weights.dist_checkpoint import COMMON_NAME
+
+    if not (checkpoint / COMMON_NAME).is_file():
+        return None
+    import torch
+
+    version = torch.load(checkpoint / COMMON_NAME, weights_only=True).get("common", {}).get("weight_version")
+    return version if isinstance(version, int) else None
+
+
+def _last_synced(metrics: Path) -> int | None:
+    """The version of the last sync that the run recorded."""
+    if not metrics.is_file():
+        return None
+    events = (json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines())
+    return max((event["version"] for event in events if event["event"] == "sync"), default=None)
+
+
+def _companions(run_dir: Path) -> Path:
+    """A directory with the model's config and tokenizer: the export, the model initialised for the run, or where it started from."""
+    for name in (MODEL_NAME, INITIAL_MODEL):
+        if (run_dir / name).is_dir():
+            return run_dir / name
+    from selfemo.config_file import load_config
+
+    return Path(load_config(run_dir / CONFIG_NAME).model.path)
