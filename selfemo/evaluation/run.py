@@ -46,7 +46,7 @@ def run_evaluation(options: EvaluationOptions, open_engines: Callable[[], Engine
     for model in models:
         tell(f"{model.path}: {len(turns)} turns of {corpus.name} {options.split}, scoring: {options.scoring}")
         reports.append(evaluate_model(model, engines.generator(model) if generates else None, task, recognizer))
-    differences = compare_models(*reports, task) if len(reports) == 2 else ()
+    differences = compare_models(reports[0], reports[1], task) if len(reports) == 2 else ()
     return Evaluation(corpus.name, str(place), options.split, options.limit, task, tuple(reports), differences)
 
 
