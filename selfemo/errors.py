@@ -10,11 +10,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from selfemo.printable import one_line
+
 EXIT_USER_ERROR = 2
 
 
 class UserError(Exception):
-    """A mistake in input or environment; str() is one line that names the thing, what was expected, and the remedy."""
+    """A mistake in input or environment; str() is one printable line that names the thing, what was expected, and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        """What the message quotes may come from a hostile file: what is not printable is shown escaped."""
+        super().__init__(one_line(message))
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

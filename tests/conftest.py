@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:  # `pytest` alone does not add it, and importlib mode leaves sys.path as it is
     sys.path.insert(0, ROOT)
 
 from tests.distributed.harness import DistributedRunner  # noqa: E402
+
+settings.register_profile("project", deadline=None)  # seconds of wall time say more about the machine than about the code
+settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.corpora.problems import Problem, ProblemSink
-from selfemo.corpora.problems import quote as shown
+from selfemo.printable import quote as shown
 
 MAX_FILE_BYTES = 256 << 20
 """Larger files are refused: the corpora this project reads are a few megabytes."""

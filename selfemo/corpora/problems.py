@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from selfemo.errors import UserError
-
-QUOTE_CHARS = 60
-"""How much of an offending value a message shows."""
+from selfemo.printable import printable
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Problem:
     """What was found, what was expected, and the remedy, in one line."""
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.message}" if self.line else f"{self.path}: {self.message}"
+        return printable(f"{self.path}:{self.line}: {self.message}" if self.line else f"{self.path}: {self.message}")
 
 
 ProblemSink = Callable[[Problem], None]
@@ -43,9 +41,3 @@ def raise_first(problem: Problem) -> NoReturn:
         UserError: always, with the problem as its line.
     """
     raise UserError(str(problem))
-
-
-def quote(value: object) -> str:
-    """A value as a message shows it: on one line, escaped, cut at QUOTE_CHARS."""
-    shown = ascii(value)
-    return shown if len(shown) <= QUOTE_CHARS else shown[: QUOTE_CHARS - 3] + "..."

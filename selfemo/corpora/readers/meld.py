@@ -11,8 +11,9 @@ from pathlib import Path
 from selfemo.corpora.conversation import Conversation, Corpus, Turn
 from selfemo.corpora.files import read_csv
 from selfemo.corpora.formats import CorpusFormat
-from selfemo.corpora.problems import ProblemSink, quote
+from selfemo.corpora.problems import ProblemSink
 from selfemo.corpora.turns import TurnChecker
+from selfemo.printable import quote
 
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 FILES = {"train": "train_sent_emo.csv", "dev": "dev_sent_emo.csv", "test": "test_sent_emo.csv"}
