@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -17,11 +17,13 @@ from selfemo.evaluation.metrics import MajorityBaseline
 from selfemo.evaluation.recognition import RecognitionReport
 from selfemo.flywheel.flywheel import FlywheelCounts
 from selfemo.grpo.samples import TrainingSample
+from selfemo.iteration_records import component_means, episode_records, groups_without_ranking, outcome_counts, role_figures
 from selfemo.megatron.learner import PolicyStats, StepStats
+from selfemo.phase_spans import PhaseSpans
 from selfemo.rewards.scoring import ScoredGroup
 from selfemo.rollout.engine import engine_version
 from selfemo.run_directory import SUMMARY_NAME, RunDirectory
-from selfemo.selfplay.records import Episode, Role
+from selfemo.selfplay.records import Episode
 from selfemo.terminal import Bar, Terminal
 from selfemo.weight_sync import SyncReport
 
@@ -47,15 +49,17 @@ class Journal:
         self._samples = self._tokens = 0
         self._logprob_gap_max = 0.0
         self._last: dict[str, float] = {}
+        self._spans = PhaseSpans()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the seconds of a phase."""
-        started = time.perf_counter()
+        began, started = time.time(), time.perf_counter()
         yield
         self._world.device.synchronize()
         self._last[name] = time.perf_counter() - started
         self._seconds[name] = self._seconds.get(name, 0.0) + self._last[name]
+        self._spans.add(name, began, began + self._last[name])
 
     def stage(self, name: str, total: int) -> AbstractContextManager[Bar]:
         """A progress bar."""
@@ -88,12 +92,15 @@ class Journal:
         figures = report.classification
         extra = {
             "siou": report.siou,
+            "exact_match": report.exact_match,
             "format_failure_rate": figures.format_failure_rate,
             "label_entropy": figures.label_entropy,
             "neutral_share": figures.neutral_share,
             "per_label_f1": {row.label: row.f1 for row in figures.per_label},
+            "confusion": figures.confusion,  # rows: gold, in the order of per_label_f1; columns: predicted, the same and no answer last
         }
         self._write({"event": "eval", "stage": stage, **_figures(report), **extra})
+        self._write_phases()
         self._terminal.say(
             f"{stage:<6} {self._config.evaluation.split}: accuracy {report.accuracy:.3f}, weighted F1 {report.weighted_f1:.3f}, "
             f"macro F1 {report.macro_f1:.3f}, format failures {report.format_failure_rate:.1%} of {report.n} turns"
@@ -106,8 +113,12 @@ class Journal:
         groups: Sequence[ScoredGroup],
         samples: Sequence[TrainingSample],
         stats: Sequence[PolicyStats],
+        outcomes: Mapping[tuple[bool, str], int],
     ) -> str:
-        """Record one SELF-GRPO iteration; returns its figures for the progress bar."""
+        """Record one SELF-GRPO iteration; returns its figures for the progress bar.
+
+        `outcomes`: the flywheel's decisions on its groups, counted by (kept, reason).
+        """
         totals = [total for group in groups for total in group.totals]
         reward = sum(totals) / len(totals)
         tokens = sum(len(sample.completion_ids) for sample in samples)
@@ -121,11 +132,13 @@ class Journal:
                 "event": "iteration",
                 "iteration": iteration,
                 "reward": reward,
-                **{f"reward_{name}": value for name, value in _component_means(groups).items()},
+                **{f"reward_{name}": value for name, value in component_means(groups).items()},
+                **role_figures(groups),
                 "samples": len(samples),
                 "tokens": tokens,
                 "groups": len(groups),
-                "groups_without_ranking": _groups_without_ranking(groups, samples),
+                "groups_without_ranking": groups_without_ranking(groups, samples),
+                "flywheel": outcome_counts(outcomes),
                 "loss": last.step.loss,
                 "grad_norm": last.step.grad_norm,
                 "step_applied": all(s.step.applied for s in stats),
@@ -138,12 +151,13 @@ class Journal:
             }
         )
         if self._world.layout.is_main:
-            scored = {(g.group.episode, g.group.turn, g.group.role): g for g in groups}
-            self._run.append_jsonl(SAMPLES_NAME, *(_episode_record(iteration, e, scored) for e in episodes[:EPISODES_LOGGED]))
+            self._run.append_jsonl(SAMPLES_NAME, *episode_records(iteration, episodes, groups, samples, EPISODES_LOGGED))
+        self._write_phases()
         return f"reward {reward:.3f}  {tokens / self._last['rollout']:.0f} tok/s"
 
     def finish(self, system: System, flywheel: FlywheelCounts, majority: MajorityBaseline) -> None:
         """Write summary.json and show the run's result. Every rank calls it; rank 0 writes."""
+        self._write_phases()
         if not self._world.layout.is_main:
             return
         layout, transfers = self._world.layout, self._syncs
@@ -211,6 +225,10 @@ class Journal:
         self._terminal.say("seconds     " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
         self._terminal.say(f"results     {self._run.path(SUMMARY_NAME)}; export for transformers and vLLM: {self._run.path('model')}")
 
+    def _write_phases(self) -> None:
+        """Record when each rank was in which phase, since this was last recorded. Collective."""
+        self._write({"event": "phases", "ranks": self._spans.gather()})
+
     def _write(self, record: dict[str, Any]) -> None:
         if self._world.layout.is_main:
             self._run.append_jsonl(METRICS_NAME, record)
@@ -218,50 +236,3 @@ class Journal:
 
 def _figures(report: RecognitionReport | MajorityBaseline) -> dict[str, float]:
     return {"accuracy": report.accuracy, "weighted_f1": report.weighted_f1, "macro_f1": report.macro_f1, "n": report.n}
-
-
-def _component_means(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Mean of every reward component over the samples that have it, by role where roles share a name."""
-    values: dict[str, list[float]] = {}
-    for group in groups:
-        for name in group.components:
-            key = f"{group.group.role}_{name}" if name == "format" else name
-            values.setdefault(key, []).extend(group.component(name))
-    return {name: sum(column) / len(column) for name, column in values.items()}
-
-
-def _groups_without_ranking(groups: Sequence[ScoredGroup], samples: Sequence[TrainingSample]) -> int:
-    """Groups whose samples all have weight or advantage 0: they teach nothing."""
-    count = position = 0
-    for group in groups:
-        members = samples[position : position + len(group.rewards)]
-        position += len(group.rewards)
-        count += all(s.weight == 0 or s.advantage == 0 for s in members)
-    return count
-
-
-def _episode_record(iteration: int, episode: Episode, scored: dict[tuple[int, int, Role], ScoredGroup]) -> dict[str, Any]:
-    """A dialogue with every candidate and its rewards, as samples.jsonl holds it."""
-    return {
-        "iteration": iteration,
-        "source": episode.seed.source,
-        "dialogue": [{"speaker": t.speaker, "text": t.text, "labels": list(t.labels)} for t in episode.turns],
-        "groups": [_group_record(scored[g.episode, g.turn, g.role]) for g in episode.groups],
-    }
-
-
-def _group_record(scored: ScoredGroup) -> dict[str, Any]:
-    group = scored.group
-    return {
-        "role": group.role,
-        "turn": group.turn,
-        "speaker": group.speaker,
-        "gold": list(group.gold or ()),
-        "target": list(group.target or ()),
-        "consensus": list(group.consensus.labels),
-        "agreement": group.consensus.agreement,
-        "candidates": [
-            {"text": s.text, "failed_gates": list(s.gates), "score": score, "rewards": dict(zip(scored.components, rewards, strict=True))}
-            for s, score, rewards in zip(group.samples, scored.scores, scored.rewards, strict=True)
-        ],
-    }

@@ -121,7 +121,7 @@ class Trainer:
         with self.journal.phase("train"):
             stats = self.policy_update(iteration, samples)
         self.sync()
-        return self.journal.iteration(iteration, episodes, groups, samples, stats)
+        return self.journal.iteration(iteration, episodes, groups, samples, stats, self.flywheel.outcomes(iteration))
 
     def policy_update(self, iteration: int, samples: list[TrainingSample]) -> list[PolicyStats]:
         """SELF-GRPO: optimizer steps over the rollout batch, against the frozen SFT model as reference."""

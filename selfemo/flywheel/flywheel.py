@@ -65,6 +65,10 @@ class Flywheel:
         """Groups judged and kept so far, those of an earlier part of a resumed run included."""
         return FlywheelCounts(self._offered, self._kept.total())
 
+    def outcomes(self, iteration: int) -> dict[tuple[bool, str], int]:
+        """Decisions on an iteration's groups, counted by (kept, reason), whichever part of a resumed run took them; {} off the writer."""
+        return self._store.outcomes(iteration) if self._store is not None else {}
+
     def offer(self, groups: Sequence[ScoredGroup], weight_version: int) -> list[Record]:
         """Judge one iteration's groups and record them all; returns the new records, in order.
 

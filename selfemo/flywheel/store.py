@@ -123,6 +123,11 @@ class FlywheelStore:
         rows = self._connection.execute("select role, label, kept, reason, count from totals order by role, label, kept, reason")
         return [Total(role, label, bool(kept), reason, count) for role, label, kept, reason, count in rows]
 
+    def outcomes(self, iteration: int) -> dict[tuple[bool, str], int]:
+        """How many of an iteration's records share (kept, reason)."""
+        query = "select kept, reason, count(*) from records where iteration = ? group by kept, reason"
+        return {(bool(kept), reason): count for kept, reason, count in self._connection.execute(query, (iteration,))}
+
     def labels(self) -> list[str]:
         """The closed label set, alphabetical."""
         return [label for (label,) in self._connection.execute("select label from label_set order by label")]

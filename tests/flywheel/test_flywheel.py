@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,8 @@ def test_every_group_is_recorded_with_its_provenance(path: Path) -> None:
         assert [c.rewards for c in record.candidates] == list(scored.rewards)
         assert [c.text for c in record.candidates] == [s.text for s in scored.group.samples]
     assert list(FlywheelStore(path).find(Filter())) == records
+    run.iterate(range(1, 2))  # its records are not counted among the first iteration's
+    assert run.flywheel.outcomes(0) == Counter((r.kept, r.reason) for r in records)
 
 
 def test_no_held_out_text_ever_enters_record_or_seed(path: Path) -> None:
@@ -149,6 +152,7 @@ def test_a_resumed_flywheel_goes_on_as_if_it_had_not_stopped(path: Path, tmp_pat
     assert second.flywheel.kept_dialogues() == whole.flywheel.kept_dialogues()
     if is_writer:
         assert list(FlywheelStore(path).find(Filter())) == list(FlywheelStore(tmp_path / "whole.sqlite").find(Filter()))
+        assert [second.flywheel.outcomes(i) for i in range(6)] == [whole.flywheel.outcomes(i) for i in range(6)]
 
 
 def test_a_disabled_flywheel_keeps_nothing(path: Path) -> None:

@@ -1,0 +1,115 @@
+"""One SELF-GRPO iteration as records: the figures that metrics.jsonl holds of it, and a dialogue as samples.jsonl shows it.
+
+Figures are means over the iteration's samples of one role, so that a curve tells which of the two roles moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from selfemo.emotions.answer import Answer
+from selfemo.grpo.samples import TrainingSample
+from selfemo.rewards.scoring import ScoredGroup
+from selfemo.selfplay.records import Episode
+
+ROLES = ("recognizer", "responder")
+
+
+def component_means(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Mean of every reward component over the samples that have it, by role where roles share a name."""
+    values: dict[str, list[float]] = {}
+    for group in groups:
+        for name in group.components:
+            key = f"{group.group.role}_{name}" if name == "format" else name
+            values.setdefault(key, []).extend(group.component(name))
+    return {name: _mean(column) for name, column in values.items()}
+
+
+def role_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Per role: mean smoothed IoU of its samples, mean agreement of its groups, and completion lengths in tokens."""
+    figures: dict[str, float] = {}
+    for role in ROLES:
+        mine = [group for group in groups if group.group.role == role]
+        if not mine:
+            continue
+        samples = [sample for group in mine for sample in group.group.samples]
+        lengths = [len(sample.completion_ids) for sample in samples]
+        figures |= {
+            f"siou_{role}": _mean([score for group in mine for score in group.scores]),
+            f"agreement_{role}": _mean([group.group.consensus.agreement for group in mine]),
+            f"prompt_tokens_{role}": _mean([len(group.group.samples[0].prompt_ids) for group in mine]),
+            f"completion_tokens_{role}": _mean(lengths),
+            f"completion_tokens_max_{role}": max(lengths),
+            f"unfinished_share_{role}": _mean([float(not sample.finished) for sample in samples]),
+        }
+    return figures
+
+
+def groups_without_ranking(groups: Sequence[ScoredGroup], samples: Sequence[TrainingSample]) -> int:
+    """Groups whose samples all have weight or advantage 0: they teach nothing."""
+    return sum(all(s.weight == 0 or s.advantage == 0 for s in members) for _, members in _by_group(groups, samples))
+
+
+def episode_records(
+    iteration: int, episodes: Sequence[Episode], groups: Sequence[ScoredGroup], samples: Sequence[TrainingSample], limit: int
+) -> Iterator[dict[str, Any]]:
+    """The first `limit` dialogues with every candidate, its rewards, what was read in it and its advantage."""
+    scored = {(g.group.episode, g.group.turn, g.group.role): (g, members) for g, members in _by_group(groups, samples)}
+    for episode in episodes[:limit]:
+        yield {
+            "iteration": iteration,
+            "source": episode.seed.source,
+            "parent": episode.seed.parent,
+            "seed_turns": len(episode.seed.turns),
+            "dialogue": [{"speaker": t.speaker, "text": t.text, "labels": list(t.labels)} for t in episode.turns],
+            "groups": [_group_record(*scored[g.episode, g.turn, g.role]) for g in episode.groups],
+        }
+
+
+def _group_record(scored: ScoredGroup, members: Sequence[TrainingSample]) -> dict[str, Any]:
+    group = scored.group
+    return {
+        "role": group.role,
+        "turn": group.turn,
+        "speaker": group.speaker,
+        "gold": list(group.gold or ()),
+        "target": list(group.target or ()),
+        "consensus": list(group.consensus.labels),
+        "agreement": group.consensus.agreement,
+        "candidates": [
+            {
+                "text": sample.text,
+                "read": list(sample.reading.labels) if isinstance(sample.reading, Answer) else [],
+                "failed_gates": list(sample.gates),
+                "score": score,
+                "rewards": dict(zip(scored.components, rewards, strict=True)),
+                "total": total,
+                "advantage": member.advantage,
+                "weight": member.weight,
+            }
+            for sample, score, rewards, total, member in zip(
+                group.samples, scored.scores, scored.rewards, scored.totals, members, strict=True
+            )
+        ],
+    }
+
+
+def outcome_counts(outcomes: Mapping[tuple[bool, str], int]) -> dict[str, dict[str, int]]:
+    """The flywheel's decisions on an iteration: {"kept": {reason: groups}, "dropped": {reason: groups}}."""
+    return {
+        name: {reason: count for (kept, reason), count in sorted(outcomes.items()) if kept == wanted}
+        for name, wanted in (("kept", True), ("dropped", False))
+    }
+
+
+def _by_group(groups: Sequence[ScoredGroup], samples: Sequence[TrainingSample]) -> Iterator[tuple[ScoredGroup, Sequence[TrainingSample]]]:
+    """Each group with its training samples, which follow one another in the order of groups."""
+    position = 0
+    for group in groups:
+        yield group, samples[position : position + len(group.rewards)]
+        position += len(group.rewards)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
