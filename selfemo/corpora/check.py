@@ -12,6 +12,13 @@ from selfemo.corpora.problems import Problem
 from selfemo.corpora.registry import AUTO, locate_corpus
 from selfemo.corpora.stats import SplitStats, corpus_stats
 
+MAX_PROBLEMS = 10_000
+"""Faults that are collected before reading stops: a file of another kind has one on every line."""
+
+
+class _TooManyProblems(Exception):
+    """Stops a reader."""
+
 
 @dataclass(frozen=True)
 class CorpusCheck:
@@ -25,7 +32,7 @@ class CorpusCheck:
     shared_with_train: tuple[tuple[str, Overlap], ...]
     """(split, its long texts that also occur in train), for dev and test."""
     problems: tuple[Problem, ...] = field(repr=False)
-    """Every fault, in the order of reading."""
+    """Every fault, in the order of reading; past MAX_PROBLEMS of them the last says so, and there are no figures."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
@@ -50,7 +57,17 @@ def check_corpus(corpus: str, name: str = AUTO) -> CorpusCheck:
     """
     problems: list[Problem] = []
     fmt, path = locate_corpus(corpus, name)
-    loaded = fmt.read(path, problems.append)
+
+    def collect(problem: Problem) -> None:
+        if len(problems) == MAX_PROBLEMS:
+            raise _TooManyProblems
+        problems.append(problem)
+
+    try:
+        loaded = fmt.read(path, collect)
+    except _TooManyProblems:
+        problems.append(Problem(path, 0, f"has more problems than these {MAX_PROBLEMS}: is it a corpus of the format {fmt.name}?"))
+        return CorpusCheck(fmt.name, path, (), (), (), tuple(problems))
     train_texts = texts_of(loaded.split("train"))
     shared = tuple((split, measure_overlap(texts_of(loaded.split(split)), train_texts)) for split in ("dev", "test") if loaded.split(split))
     return CorpusCheck(fmt.name, path, loaded.labels, corpus_stats(loaded), shared, tuple(problems))

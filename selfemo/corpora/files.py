@@ -10,7 +10,9 @@ import csv
 import io
 import json
 import re
+import stat
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ from typing import Any
 from selfemo.corpora.problems import Problem, ProblemSink
 from selfemo.printable import quote as shown
 
-MAX_FILE_BYTES = 256 << 20
-"""Larger files are refused: the corpora this project reads are a few megabytes."""
+MAX_FILE_BYTES = 128 << 20
+"""Larger files are refused: the public corpora are a few megabytes. Turns of a few characters take up to forty times their bytes."""
+MAX_DOCUMENT_CHARS = 16 << 20
+"""Longest text that is parsed as one JSON value, in characters: empty lists and objects take up to fifty times their bytes."""
 MAX_LINE_CHARS = 1 << 20
 """Longest line of a line-based format, in characters."""
 
@@ -27,9 +31,12 @@ MAX_LINE_CHARS = 1 << 20
 def read_text(path: Path, report: ProblemSink) -> str | None:
     """The whole file as text without its byte-order mark, line ends as they are; None after a reported problem."""
     try:
-        size_bytes = path.stat().st_size
-        if size_bytes > MAX_FILE_BYTES:
-            report(Problem(path, 0, f"is {size_bytes} bytes, expected at most {MAX_FILE_BYTES}: split it into smaller files"))
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever, a device never end
+            report(Problem(path, 0, "is not a regular file, expected a corpus file: check the path"))
+            return None
+        if status.st_size > MAX_FILE_BYTES:
+            report(Problem(path, 0, f"is {status.st_size} bytes, expected at most {MAX_FILE_BYTES}: split it into smaller files"))
             return None
         data = path.read_bytes()
     except FileNotFoundError:
@@ -95,25 +102,31 @@ def read_csv(path: Path, required: tuple[str, ...], report: ProblemSink) -> Iter
 class LocatedDict(dict[str, Any]):
     """A JSON object that knows the line where it opens."""
 
-    line: int = 0
+    __slots__ = ("line",)  # a file may hold millions of objects
+
+    line: int
 
 
 def parse_json(path: Path, text: str, report: ProblemSink, first_line: int = 1) -> Any:
     """The JSON value in `text`, whose objects are LocatedDict; None after a reported problem (or for null).
+
+    Time is linear in the text, whatever it holds.
 
     A repeated key is reported: json would silently keep the last one.
 
     Args:
         first_line: line of the file at which `text` begins.
     """
+    if len(text) > MAX_DOCUMENT_CHARS:
+        report(Problem(path, first_line, f"has {len(text)} characters of JSON, expected at most {MAX_DOCUMENT_CHARS}: split it"))
+        return None
     object_lines = iter(_lines_of_objects(text, first_line))
 
     def locate(pairs: list[tuple[str, Any]]) -> LocatedDict:
         located = LocatedDict(pairs)
         located.line = next(object_lines, first_line)
         if len(located) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
             report(Problem(path, located.line, f"key {shown(twice)} appears twice in one object: remove one"))
         return located
 
@@ -127,7 +140,8 @@ def parse_json(path: Path, text: str, report: ProblemSink, first_line: int = 1) 
     return None
 
 
-_STRING_OR_BRACE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]', re.DOTALL)
+_STRING_OR_BRACE = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\Z)|[{}]', re.DOTALL)
+"""Never goes back: a string that is not closed runs to the end, or each of its quotes would be tried as the start of another."""
 
 
 def _lines_of_objects(text: str, first_line: int) -> list[int]:

@@ -18,6 +18,8 @@ MAX_TEXT_CHARS = 10_000
 """Longest utterance, in characters; the longest of the public corpora has 762."""
 MAX_SPEAKER_CHARS = 200
 """Longest speaker name, in characters."""
+MAX_VOTES = 1_000_000
+"""Most annotators who chose a label: a count with thousands of digits is no number to compute with."""
 
 
 class TurnChecker:
@@ -106,8 +108,8 @@ class TurnChecker:
             label = self._label(line, value)
             if label is None:
                 return None
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                self.fault(line, f"votes for {label} are {quote(count)}, expected a whole number of at least 1")
+            if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_VOTES:
+                self.fault(line, f"votes for {label} are {quote(count)}, expected a whole number of at least 1 and at most {MAX_VOTES}")
                 return None
             counts[label] += count
         return sort_votes(counts)

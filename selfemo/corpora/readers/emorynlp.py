@@ -97,10 +97,10 @@ def _official_scenes(value: Any, checker: TurnChecker) -> Iterator[tuple[str, li
         for scene in _children(episode, "scenes", checker):
             utterances = _children(scene, "utterances", checker)
             scene_id = scene.get("scene_id") if isinstance(scene, dict) else None
-            if isinstance(scene_id, str) and scene_id:
+            if isinstance(scene_id, str) and scene_id.strip() and scene_id.isprintable():
                 yield scene_id, utterances
             elif isinstance(scene, LocatedDict):
-                checker.fault(scene.line, f"scene_id is {quote(scene_id)}, expected a text")
+                checker.fault(scene.line, f"scene_id is {quote(scene_id)}, expected a text of printable characters")
 
 
 def _children(parent: Any, key: str, checker: TurnChecker) -> list[Any]:

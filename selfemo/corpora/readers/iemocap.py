@@ -30,6 +30,8 @@ from selfemo.printable import quote
 SESSIONS = (1, 2, 3, 4, 5)
 TEST_SESSION = 5
 DEV_DIALOGUES = 20
+MAX_VOTES = 100
+"""Most categories that the evaluators of a turn chose together; the release has at most a dozen."""
 
 SIX_WAY: Mapping[str, str] = {"ang": "angry", "exc": "excited", "fru": "frustrated", "hap": "happy", "neu": "neutral", "sad": "sad"}
 FOUR_WAY: Mapping[str, str] = {"ang": "angry", "exc": "happy", "hap": "happy", "neu": "neutral", "sad": "sad"}
@@ -50,8 +52,8 @@ _CODE_OF_CATEGORY = {
 """What an evaluator's line says, in lower case, to the release's code."""
 _CODES = {*_CODE_OF_CATEGORY.values(), "xxx"}
 
-_SPOKEN = re.compile(r"(?P<id>\S+?)\s*(?:\[[^\]]*\])?\s*:\s*(?P<text>.*)")
-"""A transcript line; the time in brackets may be malformed or missing, and is not used."""
+_SPOKEN = re.compile(r"(?P<id>[^\s:\[]++)\s*+(?:\[[^\]]*+\])?+\s*+:\s*+(?P<text>.*)")
+"""A transcript line; the time in brackets may be malformed or missing, and is not used. Never goes back, so takes linear time."""
 _TURN_ID = re.compile(r"(?:Ses\w+_)?(?P<speaker>[FM])(?:XX)?\d*")
 _BLOCK_HEAD = re.compile(r"\[[^\]]*\]\t(?P<id>\S+)\t(?P<code>\S+)\t\[[^\]]*\]")
 _OTHER_LINE = re.compile(r"(?:C-[FM]\d*|A-[EFM]\d*):")
@@ -79,6 +81,9 @@ def read_iemocap(root: Path, report: ProblemSink, name: str, label_of_code: Mapp
         if not transcripts:
             report(Problem(directory / "transcriptions", 0, "holds no .txt file, expected the official IEMOCAP release: check the path"))
         for transcript in transcripts:
+            if not transcript.stem.isprintable():
+                report(Problem(transcript, 0, "has a name that is not printable, expected that of a dialogue: rename it"))
+                continue
             evaluations = read_evaluations(directory / "EmoEvaluation" / transcript.name, report)
             turns = _turns(transcript, evaluations, label_of_code, labels, report)
             target = test if session == TEST_SESSION else training
@@ -113,7 +118,11 @@ def read_evaluations(path: Path, report: ProblemSink) -> dict[str, Evaluation]:
             report(Problem(path, line, f"is {quote(text)}, expected a turn's head, an evaluator's line or a comment"))
         elif current:
             known = evaluations[current]
-            evaluations[current] = Evaluation(known.line, known.code, known.vote_codes + _vote_codes(path, line, text, report))
+            votes = known.vote_codes + _vote_codes(path, line, text, report)
+            if len(votes) > MAX_VOTES:
+                report(Problem(path, line, f"is past the {MAX_VOTES} categories a turn may have: remove what is not the release's"))
+            else:
+                evaluations[current] = Evaluation(known.line, known.code, votes)
     return evaluations
 
 

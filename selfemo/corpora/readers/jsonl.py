@@ -25,7 +25,9 @@ SPLITS = ("train", "dev", "test")
 LABELS_FILE = "labels.json"
 EVERYDAY_PATH = Path(__file__).resolve().parents[3] / "examples" / "data" / "everyday"
 """The bundled corpus, in the checkout that this file belongs to (an editable install runs from the checkout)."""
-_LABEL_NAME = re.compile(r"[a-z][a-z -]*")
+MAX_LABELS = 1_000
+"""Most labels of a set."""
+_LABEL_NAME = re.compile(r"[a-z][a-z -]{0,99}")
 
 
 def read_jsonl(path: Path, report: ProblemSink, name: str = "jsonl") -> Corpus:
@@ -48,8 +50,8 @@ def read_labels(path: Path, report: ProblemSink) -> tuple[str, ...]:
     value = None if text is None else parse_json(path, text, report)
     if text is None:
         return ()
-    if not isinstance(value, list) or len(value) < 2:
-        report(Problem(path, 1, f"holds {quote(value)}, expected a list of at least two label names"))
+    if not isinstance(value, list) or not 2 <= len(value) <= MAX_LABELS:
+        report(Problem(path, 1, f"holds {quote(value)}, expected a list of at least two label names and at most {MAX_LABELS}"))
         return ()
     bad = next((item for item in value if not isinstance(item, str) or not _LABEL_NAME.fullmatch(item)), None)
     if bad is not None or len(set(value)) < len(value):
