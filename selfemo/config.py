@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
@@ -176,6 +176,11 @@ class AlgorithmConfig:
     """tau_range: a SELF-GRPO group whose alignment range is smaller carries no ranking and gets weight 0."""
     weight_by_consistency: bool = False
     """Scale a SELF-GRPO group's weight by its mean pairwise sIoU."""
+    weight_by_frequency: bool = False
+    """Scale a SELF-GRPO group's weight by its gold label's inverse-frequency weight (reward.frequency_exponent), which dividing
+    by the group's standard deviation would cancel."""
+    normalise: Literal["none", "std", "leave_one_out"] | None = None
+    """How a group's rewards become advantages; null takes the preset's."""
     entropy_weight: NonNegative = 0.0
     """Entropy bonus per token."""
     truncated_importance_cap: PositiveFloat | None = None
@@ -287,6 +292,16 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class TrackingConfig:
+    """Where metrics.jsonl is shown besides `selfemo report`. TensorBoard's files are always written, to output_dir/tensorboard."""
+
+    wandb: Literal["none", "offline", "online"] = "none"
+    """Weights & Biases (pip install 'selfemo[wandb]'): not at all, into output_dir/wandb for `wandb sync`, or to the service."""
+    wandb_project: str = "selfemo"
+    """Project that the run appears in."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class RunConfig:
     """Everything that decides a run."""
 
@@ -311,3 +326,4 @@ class RunConfig:
     sync: SyncConfig = field(default_factory=SyncConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)

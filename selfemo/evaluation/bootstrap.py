@@ -77,6 +77,44 @@ def paired_bootstrap(
     return _intervals((_figures(a, once) - _figures(b, once))[:, 0], _figures(a, weights_RD) - _figures(b, weights_RD), level)
 
 
+def seeded_bootstrap(
+    gold: Sequence[str],
+    first: Sequence[Sequence[str]],
+    second: Sequence[Sequence[str]] | None,
+    dialogues: Sequence[str],
+    seed: int,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+) -> tuple[Interval, ...]:
+    """Intervals of a training recipe's figures averaged over its seeds, or of the difference of two recipes, in METRICS' order.
+
+    Seeds are drawn again beside dialogues, the same seeds and dialogues for both recipes: another training run differs from this one
+    as another set of dialogues does, and an interval over dialogues alone would take one lucky seed for an effect.
+
+    Args:
+        first: predictions of every seed, each n labels. second: of the same seeds under the other recipe; None: no difference is taken.
+
+    Raises:
+        ValueError: no seed, unequal numbers of seeds, or what `paired_bootstrap` raises.
+    """
+    if not first or (second is not None and len(second) != len(first)):
+        raise ValueError(f"first has {len(first)} seeds, second has {len(second or ())}: expected as many of both, > 0")
+    weights_RD = _weights(dialogues, seed, resamples)
+    once = np.ones((1, weights_RD.shape[1]))
+    value_SM, figure_SMR = [], []
+    for index, predicted in enumerate(first):
+        ours = _count(gold, predicted, dialogues)
+        value, figure = _figures(ours, once)[:, 0], _figures(ours, weights_RD)
+        if second is not None:
+            theirs = _count(gold, second[index], dialogues)
+            value, figure = value - _figures(theirs, once)[:, 0], figure - _figures(theirs, weights_RD)
+        value_SM.append(value)
+        figure_SMR.append(figure)
+    count = len(first)
+    share_RS = np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count), size=resamples) / count
+    return _intervals(np.mean(value_SM, axis=0), np.einsum("smr,rs->mr", np.stack(figure_SMR), share_RS), level)
+
+
 def _count(gold: Sequence[str], predicted: Sequence[str], dialogues: Sequence[str]) -> _Counts:
     if not gold or not len(gold) == len(predicted) == len(dialogues):
         raise ValueError(

@@ -31,11 +31,12 @@ def loss_config(config: RunConfig) -> LossConfig:
     }
     changes |= {"entropy_weight": algorithm.entropy_weight, "temperature": config.selfplay.temperature}
     if algorithm.loss == "dr_grpo":
-        changes["max_length"] = max(config.selfplay.max_answer_tokens, config.selfplay.max_utterance_tokens)
+        changes["max_length"] = max(config.selfplay.max_recognizer_tokens, config.selfplay.max_utterance_tokens)
     preset = LossConfig.preset(algorithm.loss, **changes)
-    if algorithm.loss != "self_grpo":
-        return preset
-    return replace(preset, advantage=replace(preset.advantage, range_threshold=algorithm.range_threshold, range_component=SCORE_COLUMN))
+    advantage = replace(preset.advantage, normalise=algorithm.normalise or preset.advantage.normalise)
+    if algorithm.loss == "self_grpo":
+        advantage = replace(advantage, range_threshold=algorithm.range_threshold, range_component=SCORE_COLUMN)
+    return replace(preset, advantage=advantage)
 
 
 def batch_advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> GroupAdvantages:
@@ -46,14 +47,25 @@ def batch_advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> GroupA
         bounds.append(bounds[-1] + len(group.rewards))
     reward = config.reward
     weights = (reward.alignment_weight, reward.consistency_weight, reward.expression_weight, reward.format_weight, 0.0)
-    by_consistency = config.algorithm.loss == "self_grpo" and config.algorithm.weight_by_consistency
     return group_advantages(
         torch.tensor(rows, dtype=torch.float32),
         torch.tensor(bounds),
         torch.tensor(weights, dtype=torch.float32),
         config=loss_config(config).advantage,
-        group_weight_G=torch.tensor([g.group.consensus.agreement for g in groups], dtype=torch.float32) if by_consistency else None,
+        group_weight_G=torch.tensor([group_weight(group, config) for group in groups], dtype=torch.float32),
     )
+
+
+def group_weight(group: ScoredGroup, config: RunConfig) -> float:
+    """How much a group counts, before the range threshold: 1, or what SELF-GRPO scales it by."""
+    algorithm, weight = config.algorithm, 1.0
+    if algorithm.loss != "self_grpo":
+        return weight
+    if algorithm.weight_by_consistency:
+        weight *= group.group.consensus.agreement
+    if algorithm.weight_by_frequency:
+        weight *= group.frequency_weight
+    return weight
 
 
 def training_samples(groups: Sequence[ScoredGroup], config: RunConfig) -> list[TrainingSample]:

@@ -1,0 +1,77 @@
+"""What a study compares: a YAML file that names a base configuration, seeds, a shared SFT start and variants.
+
+All variants of a seed that self-play start from the same SFT model, so that a difference between them is what they did after it. A
+variant is a name, a sentence, and overrides: an ablation is one line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from selfemo.errors import UserError
+
+STRICT = ConfigDict(extra="forbid")
+START = "start"
+"""Name of the shared SFT model among the variants."""
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=40)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Variant:
+    """One way to train."""
+
+    name: Name
+    says: str
+    """One sentence for the table."""
+    overrides: list[str] = field(default_factory=list)
+    """On top of the base configuration and, from the start model, of `self_play`."""
+    origin: Literal["start", "scratch"] = "start"
+    """Continue the seed's SFT model, or train from the beginning."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class StudyPlan:
+    """A whole study."""
+
+    base: str
+    """Configuration file of every run, from the study file's directory."""
+    seeds: Annotated[list[int], Field(min_length=1)]
+    start: list[str]
+    """Overrides of the SFT run that all variants of a seed share."""
+    self_play: list[str]
+    """Overrides of every run that continues it."""
+    variants: Annotated[list[Variant], Field(min_length=1)]
+    baselines: list[Name]
+    """Variants that every other one is compared with."""
+    processes: Annotated[int, Field(gt=0)] = 1
+    """Per run; parallel.* must fit."""
+
+
+def read_plan(path: Path) -> StudyPlan:
+    """Read a study file.
+
+    Raises:
+        UserError: not readable, an unknown or missing field, a repeated name, or a baseline that is no variant.
+    """
+    try:
+        plan = TypeAdapter(StudyPlan).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); examples/configs/study_cpu.yaml is one") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    except ValidationError as error:
+        raise UserError(f"{path}: " + "; ".join(f"{'.'.join(map(str, e['loc'])) or 'study'}: {e['msg']}" for e in error.errors())) from None
+    names = [START, *(variant.name for variant in plan.variants)]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path}: variant {name!r} is named twice ({START!r} is the SFT start itself): give it another name")
+    for name in plan.baselines:
+        if name not in names:
+            raise UserError(f"{path}: baseline {name!r} is not a variant; expected one of {', '.join(names)}")
+    return plan
