@@ -41,6 +41,7 @@ setup(
         "gpu": [PINNED["vllm"], PINNED["triton"], PINNED["transformer-engine"], PINNED["flash-attn"]],
         "dev": requirements("dev"),
         "bench": requirements("bench"),
+        "wandb": [line for line in requirements("dev") if line.startswith("wandb==")],
     },
     entry_points={"console_scripts": ["selfemo=selfemo.cli:main"]},
 )

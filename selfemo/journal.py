@@ -25,6 +25,7 @@ from selfemo.rollout.engine import engine_version
 from selfemo.run_directory import SUMMARY_NAME, RunDirectory
 from selfemo.selfplay.records import Episode
 from selfemo.terminal import Bar, Terminal
+from selfemo.tracking.trackers import Tracking
 from selfemo.weight_sync import SyncReport
 
 METRICS_NAME = "metrics.jsonl"
@@ -50,6 +51,7 @@ class Journal:
         self._logprob_gap_max = 0.0
         self._last: dict[str, float] = {}
         self._spans = PhaseSpans()
+        self._tracking = Tracking(run.path(METRICS_NAME), config)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -195,6 +197,7 @@ class Journal:
                 **{name: self._seconds.get(name, 0.0) for name in SUMMARY_PHASES},
             },
         }
+        self._tracking.close()
         self._run.write_json(SUMMARY_NAME, summary)
         self._show(summary)
 
@@ -232,6 +235,7 @@ class Journal:
     def _write(self, record: dict[str, Any]) -> None:
         if self._world.layout.is_main:
             self._run.append_jsonl(METRICS_NAME, record)
+            self._tracking.log(record)
 
 
 def _figures(report: RecognitionReport | MajorityBaseline) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""TensorBoard and Weights & Biases: views of metrics.jsonl, written while the run goes on."""
