@@ -64,12 +64,13 @@ def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Cor
     """Build model, engine and what connects them; the engine holds no weights until the first sync."""
     model_dir = model_directory(config, world.layout, run, corpus)
     encoder = ChatEncoder(model_dir)
-    prompts = PromptBuilder(encoder, corpus.labels, config.corpus.history_turns, config.corpus.max_turn_tokens)
+    prompts = PromptBuilder(encoder, corpus.labels, config.corpus.history_turns, config.corpus.max_turn_tokens, config.selfplay.thinking)
+    starts = [c.turns[: config.corpus.history_turns + 1] for c in corpus.split("train")[:PROBE_PROMPTS]]
+    probes = [prompts.recognize(turns) for turns in starts]  # before the engine: a template that cannot do what is asked refuses here
     learner = Learner(read_architecture(model_dir), config, world.layout, world.device)
     learner.load_hf(str(model_dir))
     engine = RolloutEngine(str(model_dir), config.rollout, config.model.max_length, encoder.end_of_turn_ids, world.device.kind)
-    starts = [c.turns[: config.corpus.history_turns + 1] for c in corpus.split("train")[:PROBE_PROMPTS]]
-    weight_sync = WeightSync(learner, engine, str(model_dir), config, [prompts.recognize(turns) for turns in starts])
+    weight_sync = WeightSync(learner, engine, str(model_dir), config, probes)
     generator = ReplicatedGenerator(engine, config.rollout.tensor_parallel)
     return System(world, corpus, model_dir, encoder, prompts, learner, engine, generator, weight_sync)
 

@@ -61,7 +61,7 @@ class Dialogue:
         """Add your line and read it: the vote of `recognizer_group_size` sampled answers."""
         self._turns.append(Turn(self._you, text))
         prompt, size = self._prompts.recognize(self._turns), self._config.recognizer_group_size
-        requests = [self._request(prompt, "read", i, self._config.max_answer_tokens) for i in range(size)]
+        requests = [self._request(prompt, "read", i, self._config.max_recognizer_tokens) for i in range(size)]
         return vote(self._read(requests), self._score)
 
     def answer(self, target: tuple[str, ...]) -> Reply:
@@ -87,7 +87,7 @@ class Dialogue:
         if not texts:
             return None
         prompts = [self._prompts.recognize([*self._turns, Turn(self._speaker, text)]) for text in texts]
-        readings = self._read([GenerationRequest(prompt, 0, self._config.max_answer_tokens, 0.0) for prompt in prompts])
+        readings = self._read([GenerationRequest(prompt, 0, self._config.max_recognizer_tokens, 0.0) for prompt in prompts])
         scores = [self._score.of_reading(reading, target) for reading in readings]
         best = scores.index(max(scores))
         return Reply(texts[best], target, (), readings[best])

@@ -129,7 +129,14 @@ class SelfPlayConfig:
     target_flattening: Share = 0.0
     """Same for the target emotions drawn beyond the seed: 0 follows the transition prior, 1 draws every label set alike."""
     thinking: bool = False
-    """Leave room for a thinking block before the answer (Qwen3); the answer is parsed after it."""
+    """Let the recognizer think before it answers (a model whose template switches it, such as Qwen3); the answer is parsed after that."""
+    max_thinking_tokens: Positive = 256
+    """With thinking: room for it, in tokens, beside max_answer_tokens; thoughts that are not closed by then are a format failure."""
+
+    @property
+    def max_recognizer_tokens(self) -> int:
+        """Cap on everything the recognizer generates for one answer, in tokens."""
+        return self.max_answer_tokens + (self.max_thinking_tokens if self.thinking else 0)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -55,11 +55,11 @@ def violations(config: RunConfig) -> Iterator[str]:
         yield f"flywheel.keep_low={config.flywheel.keep_low} is above flywheel.keep_high={config.flywheel.keep_high}"
     if play.min_utterance_words > play.max_utterance_words:
         yield f"selfplay.min_utterance_words={play.min_utterance_words} is above selfplay.max_utterance_words={play.max_utterance_words}"
-    longest = max(play.max_answer_tokens, play.max_utterance_tokens)
+    longest = max(play.max_recognizer_tokens, play.max_utterance_tokens)
     if longest >= model.max_length:
         yield f"a completion of {longest} tokens leaves no room for a prompt in model.max_length={model.max_length}"
-    if play.thinking:
-        yield "selfplay.thinking=true is not built yet: prompts are rendered with thinking off; set it to false"
+    if play.thinking and not model.path:
+        yield "selfplay.thinking=true needs a model that can think: set model.path to one (Qwen3), a model initialised here never learns to"
     if config.train.offload_during_rollout and config.train.dtype == "float32":
         yield "train.offload_during_rollout=true would move the fp32 weights themselves: set train.dtype=bfloat16"
     if config.train.max_tokens_per_microbatch < model.max_length:

@@ -7,6 +7,7 @@ and what was used is part of every report.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,7 @@ class FinishedModel:
             "corpus.history_turns": config.corpus.history_turns,
             "corpus.max_turn_tokens": config.corpus.max_turn_tokens,
             "selfplay.max_answer_tokens": config.selfplay.max_answer_tokens,
+            **({"selfplay.max_thinking_tokens": config.selfplay.max_thinking_tokens} if config.selfplay.thinking else {}),
             "selfplay.max_utterance_tokens": config.selfplay.max_utterance_tokens,
             "selfplay.temperature": config.selfplay.temperature,
             "rollout.dtype": config.rollout.dtype,
@@ -83,6 +85,7 @@ def find_model(path: Path, overrides: Sequence[str] = (), config_file: Path | No
     if stored.is_file():
         return FinishedModel(path, architecture, load_config(stored, overrides), _readable(stored))
     implied = [
+        f"model.path={json.dumps(str(path))}",  # quoted: a directory may be called 7
         f"model.max_length={min(ModelConfig().max_length, architecture.max_position_embeddings)}",
         f"rollout.dtype={'bfloat16' if architecture.dtype == 'bfloat16' else 'float32'}",
     ]

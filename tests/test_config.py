@@ -38,6 +38,17 @@ def test_every_mistake_is_reported_at_once():
         assert part in str(refused.value)
 
 
+def test_thinking_needs_a_model_that_can_and_has_room_of_its_own():
+    with pytest.raises(UserError, match=r"selfplay.thinking=true needs a model that can think: set model.path"):
+        load_config(None, ["selfplay.thinking=true"])
+    caps = ["selfplay.max_answer_tokens=16", "selfplay.max_thinking_tokens=300"]
+    assert load_config(None, caps).selfplay.max_recognizer_tokens == 16
+    thinking = ["model.path=some/qwen3", "selfplay.thinking=true", *caps]
+    assert load_config(None, thinking).selfplay.max_recognizer_tokens == 316
+    with pytest.raises(UserError, match="completion of 316 tokens leaves no room"):
+        load_config(None, [*thinking, "model.max_length=316"])
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_configuration_or_a_user_error(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"

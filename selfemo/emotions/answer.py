@@ -53,7 +53,7 @@ def parse_answer(text: str, labels: Collection[str], *, thinking: bool = False, 
     Args:
         text: the decoded completion without its end-of-turn token.
         labels: the closed label set.
-        thinking: allow one thinking block, and blanks around it, before the answer.
+        thinking: allow one thinking block, and blanks before and after it, before the answer.
         finished: False when the length cap cut the completion: an answer that did not end by itself is not one.
     """
     if not finished:
@@ -84,7 +84,7 @@ def _after_thinking(text: str) -> str | None:
     if not body.startswith(THINK_OPEN):
         return text
     _, closed, rest = body[len(THINK_OPEN) :].partition(THINK_CLOSE)
-    return rest.strip() if closed else None
+    return rest.lstrip() if closed else None
 
 
 def format_answer(labels: Sequence[str]) -> str:

@@ -77,7 +77,7 @@ def smoothed_iou(model: FinishedModel, labels: Sequence[str]) -> SmoothedIoU:
 def prompts_of(model: FinishedModel, labels: tuple[str, ...]) -> PromptBuilder:
     """Prompts as the model was trained on them; UserError where its tokenizer cannot be used."""
     corpus = model.config.corpus
-    return PromptBuilder(ChatEncoder(model.path), labels, corpus.history_turns, corpus.max_turn_tokens)
+    return PromptBuilder(ChatEncoder(model.path), labels, corpus.history_turns, corpus.max_turn_tokens, model.config.selfplay.thinking)
 
 
 def evaluate_model(model: FinishedModel, generator: Generator | None, task: Task, recognizer: Recognizer | None) -> ModelReport:
@@ -137,6 +137,7 @@ def turn_scores(readings: Sequence[Reading], task: Task) -> dict[str, list[float
 def _by_likelihood(model: FinishedModel, prompts: PromptBuilder, task: Task) -> tuple[RecognitionReport, Calibration]:
     from selfemo.evaluation.likelihood import AnswerScorer  # transformers' model: only this way of scoring needs it
 
+    prompts = prompts.without_thinking()
     answers = {label: prompts.answer_ids([label]) for label in task.labels}
     rows = AnswerScorer(model).score([prompts.recognize(turn.context) for turn in task.turns], answers)
     recognition = report_readings(read_likeliest(rows), task.turns, task.labels, task.score)

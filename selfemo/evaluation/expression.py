@@ -127,7 +127,7 @@ def summarise(replies: Sequence[Reply]) -> ExpressionReport:
 
 
 def _read(recognizer: Generator, prompts: PromptBuilder, dialogues: Sequence[Sequence[Turn]], config: SelfPlayConfig) -> list[Reading]:
-    requests = [GenerationRequest(prompts.recognize(turns), 0, config.max_answer_tokens, 0.0) for turns in dialogues]
+    requests = [GenerationRequest(prompts.recognize(turns), 0, config.max_recognizer_tokens, 0.0) for turns in dialogues]
     return [
         parse_answer(completion_text(prompts.encoder, c), prompts.labels, thinking=config.thinking, finished=c.finished)
         for c in (recognizer.generate(requests) if requests else [])

@@ -69,10 +69,10 @@ def evaluate_recognition(
 
     Args:
         generator: called once, with one request per turn.
-        config: token cap and thinking of an answer.
+        config: token caps and thinking of an answer.
         score: for the multi-label figure.
     """
-    requests = [GenerationRequest(prompts.recognize(turn.context), 0, config.max_answer_tokens, 0.0) for turn in turns]
+    requests = [GenerationRequest(prompts.recognize(turn.context), 0, config.max_recognizer_tokens, 0.0) for turn in turns]
     return report_readings(_read(generator, prompts, requests, config), turns, prompts.labels, score)
 
 
@@ -98,7 +98,7 @@ def sample_readings(
     """G sampled readings per turn, in one call: what vote confidences and calibration are computed from."""
     size = config.recognizer_group_size
     requests = [
-        GenerationRequest(prompt, derive_seed(run_seed, "evaluation", i, sample), config.max_answer_tokens, config.temperature)
+        GenerationRequest(prompt, derive_seed(run_seed, "evaluation", i, sample), config.max_recognizer_tokens, config.temperature)
         for i, prompt in enumerate(prompts.recognize(turn.context) for turn in turns)
         for sample in range(size)
     ]

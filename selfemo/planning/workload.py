@@ -106,7 +106,7 @@ def workload_of(
     play, algorithm = config.selfplay, config.algorithm
     turn_tokens = min(TURN_TOKENS, config.corpus.max_turn_tokens)
     prompt = prompt_tokens or min(TEMPLATE_TOKENS + (config.corpus.history_turns + 1) * turn_tokens, config.model.max_length)
-    answer = Lengths(prompt, answer_tokens or MEAN_SHARE * play.max_answer_tokens, play.max_answer_tokens)
+    answer = Lengths(prompt, answer_tokens or MEAN_SHARE * play.max_recognizer_tokens, play.max_recognizer_tokens)
     reply = Lengths(prompt, utterance_tokens or MEAN_SHARE * play.max_utterance_tokens, play.max_utterance_tokens)
     seeds, turns = play.seeds_per_iteration, max(1, play.turns)
     recognise = GenerationCall(seeds * play.recognizer_group_size, seeds, answer)

@@ -134,7 +134,7 @@ class SelfPlay:
         requests = []
         for e, i in places:
             turns = [*lives[e].turns, Turn(lives[e].speakers[0], clean_line(gated[e][i].text))]
-            requests.append(GenerationRequest(self.prompts.recognize(turns), 0, self.config.max_answer_tokens, GREEDY))
+            requests.append(GenerationRequest(self.prompts.recognize(turns), 0, self.config.max_recognizer_tokens, GREEDY))
         completions = self.generator.generate(requests) if requests else []
         scored = [list(samples) for samples in gated]
         for (e, i), completion in zip(places, completions, strict=True):
@@ -201,7 +201,7 @@ def sample_seed(run_seed: int, iteration: int, episode: int, turn: int, role: Ro
 def group_shape(config: SelfPlayConfig, role: Role) -> tuple[int, int]:
     """(samples per group, token cap) of a role."""
     if role == "recognizer":
-        return config.recognizer_group_size, config.max_answer_tokens
+        return config.recognizer_group_size, config.max_recognizer_tokens
     return config.responder_group_size, config.max_utterance_tokens
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from selfemo.corpora.conversation import Turn
@@ -32,7 +32,7 @@ MAX_SPEAKER_CHARS = 40
 class Encoder(Protocol):
     """The part of selfemo.tokens.chat.ChatEncoder that prompts need."""
 
-    def encode_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def encode_prompt(self, messages: Sequence[Message], thinking: bool = False) -> tuple[int, ...]:
         """Ids up to and including the opening of the assistant's turn; markers inside a message are plain text."""
         ...
 
@@ -60,14 +60,20 @@ class PromptBuilder:
     """Earlier turns shown before the target turn (recognizer) or the turn to answer (responder)."""
     max_turn_tokens: int
     """A longer turn is cut in a prompt, at a token border."""
+    thinking: bool = False
+    """The recognizer may think before it answers; the responder never does."""
 
     def recognize(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         """Prompt ids that ask for the emotions of `turns[-1]`; only `history_turns` turns before it are shown, none after."""
-        return self._encode(recognizer_text(self._window(turns), self.labels))
+        return self._encode(recognizer_text(self._window(turns), self.labels), self.thinking)
 
     def respond(self, turns: Sequence[Turn], speaker: str, emotions: Sequence[str]) -> tuple[int, ...]:
         """Prompt ids that ask for `speaker`'s answer to `turns[-1]`, showing `emotions`."""
-        return self._encode(responder_text(self._window(turns), speaker, emotions))
+        return self._encode(responder_text(self._window(turns), speaker, emotions), thinking=False)
+
+    def without_thinking(self) -> PromptBuilder:
+        """The same prompts with the thinking block closed: where an answer is given and not sampled, nobody wrote down the thoughts."""
+        return replace(self, thinking=False)
 
     def answer_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
         """Completion ids of an answer."""
@@ -83,8 +89,8 @@ class PromptBuilder:
         shown = turns[-(self.history_turns + 1) :]
         return [Turn(turn.speaker, self.encoder.truncate(clean_line(turn.text), self.max_turn_tokens)) for turn in shown]
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.encoder.encode_prompt([Message("user", text)]))
+    def _encode(self, text: str, thinking: bool) -> tuple[int, ...]:
+        return tuple(self.encoder.encode_prompt([Message("user", text)], thinking))
 
 
 def completion_text(encoder: Encoder, completion: Completion) -> str:

@@ -51,7 +51,7 @@ class SftExamples:
         Raises:
             UserError: no annotated turn to learn recognition from, or no reply to learn expression from while its share is positive.
         """
-        self._prompts = prompts
+        self._prompts = prompts.without_thinking()
         self._config = config
         places = [(c, i) for c in train for i, turn in enumerate(c.turns) if turn.labels]
         replies = [(c, i) for c, i in places if i > 0 and self._teachable(c, i)]

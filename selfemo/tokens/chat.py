@@ -40,7 +40,7 @@ _PROBE = (Message("system", "Be brief."), Message("user", "Ana: it's 3 o'clock,\
 
 
 class ChatEncoder:
-    """Encodes for one Hugging Face model directory (fast tokenizer with a chat template; thinking off where a template has it)."""
+    """Encodes for one Hugging Face model directory (fast tokenizer with a chat template; thinking off unless a prompt asks for it)."""
 
     def __init__(self, tokenizer_dir: str | Path) -> None:
         """Load the tokenizer and check that it can be used safely.
@@ -70,15 +70,18 @@ class ChatEncoder:
         """Ids of all special and added tokens: none of them ever comes from text."""
         return self._control_ids
 
-    def encode_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def encode_prompt(self, messages: Sequence[Message], thinking: bool = False) -> tuple[int, ...]:
         """The ids of a prompt that ends where the assistant's turn begins.
 
+        Args:
+            thinking: the turn may begin with a thinking block, which a template otherwise closes, empty, in the prompt.
+
         Raises:
-            UserError: the chat template refuses this sequence of roles.
+            UserError: the chat template refuses this sequence of roles, or has no thinking to switch.
         """
         ids: list[int] = []
         run: list[str] = []
-        for part in self._parts(tuple(message.role for message in messages), True):
+        for part in self._parts(tuple(message.role for message in messages), True, thinking):
             if isinstance(part, Control):
                 ids += self._encode_cached("".join(run))
                 ids.append(part.token_id)
@@ -117,11 +120,11 @@ class ChatEncoder:
     def _encode_plain(self, text: str) -> tuple[int, ...]:
         return tuple(self._plain.encode(text, add_special_tokens=False).ids) if text else ()
 
-    def _split(self, roles: tuple[str, ...], add_generation_prompt: bool) -> tuple[Part, ...]:
-        return split_template(self._hf, roles, add_generation_prompt)
+    def _split(self, roles: tuple[str, ...], add_generation_prompt: bool, thinking: bool) -> tuple[Part, ...]:
+        return split_template(self._hf, roles, add_generation_prompt, thinking)
 
     def _find_end_of_turn(self) -> int:
-        parts = self._parts(("user", "assistant"), False)
+        parts = self._parts(("user", "assistant"), False, False)
         after = parts[parts.index(Slot(1)) + 1 :]
         if after and isinstance(after[0], Control):
             return after[0].token_id

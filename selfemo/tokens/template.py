@@ -19,6 +19,8 @@ from selfemo.errors import UserError
 
 TEMPLATE_SETTINGS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 """Variables given to every template: Qwen3's thinking off; a fixed date, which Llama 3's would otherwise take from the clock."""
+THINKING_SETTINGS = {**TEMPLATE_SETTINGS, "enable_thinking": True}
+"""The same where the model is to think: Qwen3's template then leaves the thinking block to the model instead of writing an empty one."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,25 @@ class Slot:
 Part = Control | FixedText | Slot
 
 
-def split_template(tokenizer: Any, roles: Sequence[str], add_generation_prompt: bool) -> tuple[Part, ...]:
+def split_template(tokenizer: Any, roles: Sequence[str], add_generation_prompt: bool, thinking: bool = False) -> tuple[Part, ...]:
     """The rendered template of messages with these roles, in parts.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer with a chat template.
         add_generation_prompt: end with the opening of an assistant turn.
+        thinking: leave that turn open for a thinking block.
 
     Raises:
-        UserError: the template refuses the roles, or does not write every content exactly once.
+        UserError: the template refuses the roles, or does not write every content exactly once; or thinking changes nothing in it.
     """
     mark = f"slot{secrets.token_hex(8)}n"  # random, so that no template's own text holds it; letters, so that trimming keeps it
     messages = [{"role": role, "content": f"{mark}{i}e"} for i, role in enumerate(roles)]
-    try:
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **TEMPLATE_SETTINGS)
-    except (ValueError, TypeError, TemplateError) as error:
-        raise UserError(f"{tokenizer.name_or_path}: its chat template refuses the roles {', '.join(roles)} ({_line(error)})") from error
+    rendered = _render(tokenizer, messages, add_generation_prompt, thinking)
+    if thinking and rendered == _render(tokenizer, messages, add_generation_prompt, thinking=False):
+        raise UserError(
+            f"{tokenizer.name_or_path}: its chat template knows no enable_thinking, so the model cannot be asked to think: "
+            "set selfplay.thinking=false, or use a model that switches it (Qwen3)"
+        )
     pieces = re.split(rf"{mark}(\d+)e", rendered)  # literal, slot number, literal, slot number, ..., literal
     slots = [int(number) for number in pieces[1::2]]
     if sorted(slots) != list(range(len(roles))):
@@ -72,6 +77,15 @@ def split_template(tokenizer: Any, roles: Sequence[str], add_generation_prompt: 
     for i, piece in enumerate(pieces):
         parts += [Slot(int(piece))] if i % 2 else _split_controls(tokenizer, piece)
     return tuple(parts)
+
+
+def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool, thinking: bool) -> str:
+    settings = THINKING_SETTINGS if thinking else TEMPLATE_SETTINGS
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **settings))
+    except (ValueError, TypeError, TemplateError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(f"{tokenizer.name_or_path}: its chat template refuses the roles {roles} ({_line(error)})") from error
 
 
 def _split_controls(tokenizer: Any, text: str) -> list[Part]:

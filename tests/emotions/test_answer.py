@@ -55,12 +55,14 @@ def test_an_answer_the_length_cap_cut_is_none() -> None:
     assert parse_answer("joy", MELD_LABELS, finished=False) == FormatFailure("cut", "joy")
 
 
-@pytest.mark.parametrize("text", ["<think>sad? no</think>joy", "<think>\nline\n</think>\n\njoy\n", "joy", " <think></think> joy"])
+@pytest.mark.parametrize("text", ["<think>sad? no</think>joy", "<think>\nline\n</think>\n\njoy", "joy", " <think></think> joy"])
 def test_thinking_is_set_aside_where_allowed(text: str) -> None:
     assert parse_answer(text, MELD_LABELS, thinking=True) == Answer(("joy",))
 
 
-@pytest.mark.parametrize("text", ["<think>joy", "<think>a</think>", "<think>a</think>joy<think>b</think>", "x<think>a</think>joy"])
+@pytest.mark.parametrize(
+    "text", ["<think>joy", "<think>a</think>", "<think>a</think>joy<think>b</think>", "x<think>a</think>joy", "<think>a</think>\n\njoy\n"]
+)
 def test_thinking_must_be_one_closed_block_before_the_answer(text: str) -> None:
     assert isinstance(parse_answer(text, MELD_LABELS, thinking=True), FormatFailure)
 

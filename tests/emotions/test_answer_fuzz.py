@@ -45,7 +45,7 @@ def test_what_is_accepted_is_canonical_and_all_that_is_canonical_is_accepted() -
         if isinstance(reading, Answer):
             accepted += 1
             assert format_answer(reading.labels) == text
-            assert parse_answer(f"{THINK_OPEN}{text}{THINK_CLOSE}\n\n{text}\n", MELD_LABELS, thinking=True) == reading
+            assert parse_answer(f"{THINK_OPEN}{text}{THINK_CLOSE}\n\n{text}", MELD_LABELS, thinking=True) == reading
         assert parse_answer(text, MELD_LABELS, finished=False) != reading or not isinstance(reading, Answer)
         parse_answer(text, MELD_LABELS, thinking=True)
     assert INPUTS // 10 < accepted < INPUTS // 2, "the fuzzer must reach both sides"

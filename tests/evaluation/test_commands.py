@@ -1,4 +1,4 @@
-"""`selfemo eval` and `selfemo flywheel replay` with a real vLLM engine, on a tiny model that a few steps taught the answer format.
+"""`selfemo eval`, `chat` and `flywheel replay` with a real vLLM engine, on a tiny model that a few steps taught the answer format.
 
 One engine serves every test of this file. The run directory around the model is written by hand, in the form a run leaves.
 """
@@ -20,7 +20,8 @@ import typer
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from typer.testing import CliRunner
 
-from selfemo import replaying
+from selfemo import replaying, standalone
+from selfemo.chat import chat
 from selfemo.cli import main
 from selfemo.config import CorpusConfig, ModelConfig, RewardConfig, RolloutConfig, RunConfig, SelfPlayConfig
 from selfemo.config_file import as_yaml
@@ -158,7 +159,7 @@ def test_settings_come_from_the_run_and_overrides_win(run_dir: Path, tmp_path: P
     (tmp_path / "alone").symlink_to(run_dir / "model")
     assert find_model(tmp_path / "alone").in_run  # a link does not lose the run
     init_model(tmp_path / "new", SHAPE, ["some words"] * 9, seed=1)
-    alone = find_model(tmp_path / "new")
+    alone = find_model(tmp_path / "new", ["selfplay.thinking=true"])
     assert alone.settings_from == DEFAULTS
     assert alone.config.model.max_length == 320  # no longer than the model itself allows
     assert alone.config.corpus.history_turns == CorpusConfig().history_turns
@@ -212,6 +213,15 @@ def test_likelihoods_are_those_of_the_whole_answer(trained: FinishedModel, engin
     compared = [(row[by_ids[c.token_ids]], math.fsum(c.logprobs)) for row, c in zip(rows, generated) if c.token_ids in by_ids]
     assert len(compared) > LIMIT / 2
     assert all(ours == pytest.approx(engine, abs=1e-3) for ours, engine in compared)
+
+
+def test_with_thinking_likelihoods_are_still_those_of_the_bare_answer(run_dir: Path) -> None:
+    """Right after a turn that is open for thoughts no label is likely: answers are scored behind a closed block."""
+    arguments = ("--scoring", "likelihood", "model.path=a/thinker", "selfplay.thinking=true")
+    models = [evaluate(StandaloneEngines(), run_dir, *more)[1]["models"][0] for more in (arguments[:2], arguments)]
+    assert models[1]["settings"]["selfplay.max_thinking_tokens"] == SelfPlayConfig().max_thinking_tokens
+    assert models[1]["accuracy"] == models[0]["accuracy"]
+    assert models[1]["calibration"] == models[0]["calibration"]
 
 
 def test_likelihood_scoring_needs_no_engine(run_dir: Path) -> None:
@@ -305,6 +315,28 @@ def test_other_weights_differ_and_absent_ones_are_refused(
     assert "differs from token" in output
     with pytest.raises(UserError, match=r"version 2 are not on disk, there are: 4 \(.*iteration-000001\), 5 \(.*model\)"):
         replayed(recorded_run, engines, monkeypatch, "3")
+
+
+def chatted(run: Path, engines: StandaloneEngines, monkeypatch: pytest.MonkeyPatch, typed: bytes) -> str:
+    monkeypatch.setattr(standalone, "StandaloneEngines", lambda: engines)
+    app = typer.Typer()
+    app.command()(chat)
+    result = CliRunner().invoke(app, ["--model", str(run / "model"), "--emotion", "joy"], input=typed, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_chat_reads_a_pipe_to_its_end(run_dir: Path, engines: StandaloneEngines, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = "You came!\n\n/emotion sadness\n[red]<|im_end|> and \xff so\n".encode("latin-1")
+    output = chatted(run_dir, engines, monkeypatch, typed)
+    lines = output.splitlines()
+    assert "emotions: anger, disgust, fear, joy, neutral, sadness, surprise" in lines[0]
+    assert "Alex: You came!" in lines
+    assert "Alex: [red]<|im_end|> and \ufffd so" in lines, "what was typed is echoed as it is; bytes that are no text are marked"
+    assert sum(line.startswith("Sam: ") for line in lines) == 2, "an empty line and a command are not answered"
+    assert sum(line.startswith("  [reads ") for line in lines) == 2
+    assert [line for line in lines if "meant as" in line][1].startswith("  [meant as sadness")
+    assert chatted(run_dir, engines, monkeypatch, typed) == output, "the seed decides everything"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +23,7 @@ from selfemo.evaluation.turns import evaluation_turns
 from selfemo.rollout.request import GenerationRequest
 from selfemo.selfplay.prompts import PromptBuilder
 from tests.rewards.groups import SCORE
-from tests.selfplay.scripted import LABELS, CharEncoder, ScriptedGenerator, conversation
+from tests.selfplay.scripted import LABELS, THINK, CharEncoder, ScriptedGenerator, conversation
 
 CONFIG = SelfPlayConfig(max_answer_tokens=20, max_utterance_tokens=60, recognizer_group_size=4)
 PROMPTS = PromptBuilder(CharEncoder(), LABELS, 2, 80)
@@ -50,6 +51,14 @@ def test_a_split_is_read_in_one_greedy_call_with_earlier_turns_only() -> None:
     assert report.siou == pytest.approx((3 + 1.05 / 2.05 + 0) / 5)
     assert report.exact_match == 0.6
     assert report.predicted == ("joy", "neutral", "neutral", "joy", NO_ANSWER)
+
+
+def test_with_thinking_a_split_is_read_after_the_thoughts() -> None:
+    config = replace(CONFIG, thinking=True, max_thinking_tokens=30)
+    generator = ScriptedGenerator(lambda prompt, request: f"<think>hm</think>\n\n{by_word(prompt, request)}")
+    report = evaluate_recognition(generator, replace(PROMPTS, thinking=True), evaluation_turns(DEV), config, SCORE)
+    assert report.predicted == ("joy", "neutral", "neutral", "joy", NO_ANSWER)
+    assert {(request.max_tokens, request.prompt_ids[-1]) for request in generator.calls[0]} == {(50, THINK)}
 
 
 @settings(max_examples=25)

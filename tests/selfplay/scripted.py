@@ -10,20 +10,22 @@ from selfemo.tokens.chat import Message
 
 END = 0
 CONTROL = 0x110001
+THINK = 0x110002
 LABELS = ("anger", "joy", "neutral", "sadness")
 
 
 class CharEncoder:
-    """One id per character (its code point + 1); 0 ends a turn; CONTROL is a control token."""
+    """One id per character (its code point + 1); 0 ends a turn; CONTROL is a control token, THINK ends a prompt that invites thinking."""
 
-    def encode_prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        return tuple(ord(char) + 1 for message in messages for char in message.content)
+    def encode_prompt(self, messages: Sequence[Message], thinking: bool = False) -> tuple[int, ...]:
+        ids = tuple(ord(char) + 1 for message in messages for char in message.content)
+        return (*ids, THINK) if thinking else ids
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         return (*(ord(char) + 1 for char in text), END)
 
     def decode(self, ids: Sequence[int], show_special: bool = False) -> str:
-        special = {END: "<|end|>", CONTROL: "<|start|>"}
+        special = {END: "<|end|>", CONTROL: "<|start|>", THINK: ""}
         return "".join((special[i] if show_special else "") if i in special else chr(i - 1) for i in ids)
 
     def truncate(self, text: str, max_tokens: int) -> str:

@@ -16,7 +16,7 @@ from selfemo.selfplay.episode import SelfPlay, first_speakers, sample_seed
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.records import Episode, Seed
 from selfemo.selfplay.transitions import TransitionPrior
-from tests.selfplay.scripted import LABELS, CharEncoder, Script, ScriptedGenerator, conversation, turns
+from tests.selfplay.scripted import LABELS, THINK, CharEncoder, Script, ScriptedGenerator, conversation, turns
 
 TRANSITIONS = TransitionPrior.estimate([conversation("1", "A[joy]: x", "B[sadness]: y", "A[joy]: z")])
 CONFIG = SelfPlayConfig(turns=2, recognizer_group_size=3, responder_group_size=2, max_answer_tokens=20, max_utterance_tokens=60)
@@ -39,7 +39,7 @@ def play(
 ) -> tuple[list[Episode], ScriptedGenerator]:
     generator = ScriptedGenerator(script)
     score = SmoothedIoU(identity_affinity(LABELS), 0.05)
-    selfplay = SelfPlay(generator, PromptBuilder(CharEncoder(), LABELS, 3, 80), score, TRANSITIONS, config, run_seed=11)
+    selfplay = SelfPlay(generator, PromptBuilder(CharEncoder(), LABELS, 3, 80, config.thinking), score, TRANSITIONS, config, run_seed=11)
     return selfplay.play(seeds, iteration), generator
 
 
@@ -129,6 +129,28 @@ def test_sampled_ids_are_kept_as_they_came() -> None:
 def test_a_cut_answer_is_a_format_failure() -> None:
     (episode,), _ = play([SEED], replace(CONFIG, turns=0, max_answer_tokens=3))
     assert {s.reading for s in episode.groups[0].samples} == {FormatFailure("cut", "joy")}
+
+
+def test_with_thinking_the_recognizer_thinks_in_its_own_room_and_the_responder_does_not() -> None:
+    def think(prompt: str, request: GenerationRequest) -> str:
+        answer = respond_or_recognise(prompt, request)
+        return answer if prompt.startswith("Write") else f"<think>\n{'hm' * (request.seed % 3)}\n</think>\n\n{answer}"
+
+    config = replace(CONFIG, thinking=True, max_thinking_tokens=30)
+    (episode,), generator = play([SEED], config, think)
+    plain, _ = play([SEED])
+    assert [[s.reading for s in g.samples] for g in episode.groups] == [[s.reading for s in g.samples] for g in plain[0].groups]
+    assert [turn.text for turn in episode.turns] == [turn.text for turn in plain[0].turns], "thoughts are read past, never said"
+    recognised, replies, scored = generator.calls[:3]
+    assert {r.max_tokens for r in (*recognised, *scored)} == {20 + 30}
+    assert {r.max_tokens for r in replies} == {60}
+    assert all(r.prompt_ids[-1] == THINK for r in (*recognised, *scored))
+    assert not any(r.prompt_ids[-1] == THINK for r in replies)
+    sample = episode.groups[0].samples[0]
+    assert CharEncoder().decode(sample.completion_ids) == sample.text, "the thoughts are trained on as they were sampled"
+
+    (cut,), _ = play([SEED], replace(config, turns=0, max_thinking_tokens=1), lambda p, r: "<think>" + "hm" * 20 + "</think>joy")
+    assert {s.reading.reason for s in cut.groups[0].samples if isinstance(s.reading, FormatFailure)} == {"cut"}
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,13 @@ def test_examples_ask_as_self_play_does_and_answer_as_people_did() -> None:
     assert len(set(recognised)) == 20, "one epoch shows every annotated turn"
 
 
+def test_with_thinking_the_supervised_start_still_teaches_answers_after_a_closed_block() -> None:
+    """Nobody wrote thoughts down: taught right after an open turn, a bare answer would unlearn thinking."""
+    prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80, thinking=True)
+    taught = SftExamples(TRAIN, prompts, SelfPlayConfig(), run_seed=5, expression_share=0.25)
+    assert taught.batch(0, 27) == examples().batch(0, 27)
+
+
 def test_batches_are_a_function_of_the_step() -> None:
     assert examples().batch(3, 4) == examples().batch(0, 16)[12:]
 

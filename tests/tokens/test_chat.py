@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from selfemo.errors import UserError
 from selfemo.tokens.chat import ChatEncoder, Message
-from selfemo.tokens.template import TEMPLATE_SETTINGS
+from selfemo.tokens.template import TEMPLATE_SETTINGS, THINKING_SETTINGS
 from selfemo.tokens.training import save_tokenizer, train_tokenizer
 
 MARKERS = (
@@ -96,6 +96,25 @@ def test_truncation_keeps_whole_tokens_and_characters(own: ChatEncoder) -> None:
     assert own.encode_text(own.truncate(words, 4)) == ids[:4]
     assert len(own.encode_text("😀")) == 4
     assert own.truncate("a😀", 3) == "a"
+
+
+def test_thinking_leaves_the_block_to_the_model(own: ChatEncoder, own_dir: Path) -> None:
+    """As Qwen3's template does: the empty block is written where thinking is off, and nothing where it is on."""
+    messages = [Message("user", "Ana: what? <think>")]
+    off, on = own.encode_prompt(messages), own.encode_prompt(messages, thinking=True)
+    assert off[: len(on)] == on
+    assert own.decode(off[len(on) :]) == "<think>\n\n</think>\n\n"
+    assert own.decode(on, show_special=True).endswith("<|im_start|>assistant\n")
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(own_dir))
+    plain = [{"role": "user", "content": "Ana: what?"}]
+    rendered = tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=False, **THINKING_SETTINGS)
+    assert own.encode_prompt([Message("user", "Ana: what?")], thinking=True) == tuple(rendered)
+
+
+def test_a_template_without_thinking_says_so(llama_dir: Path) -> None:
+    encoder = ChatEncoder(llama_dir)
+    with pytest.raises(UserError, match=r"knows no enable_thinking.*set selfplay.thinking=false"):
+        encoder.encode_prompt([Message("user", "Hi")], thinking=True)
 
 
 def test_ids_of_the_own_tokenizer(own: ChatEncoder, own_dir: Path) -> None:
