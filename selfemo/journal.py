@@ -19,7 +19,7 @@ from selfemo.flywheel.flywheel import FlywheelCounts
 from selfemo.grpo.samples import TrainingSample
 from selfemo.iteration_records import component_means, episode_records, groups_without_ranking, outcome_counts, role_figures
 from selfemo.megatron.learner import PolicyStats, StepStats
-from selfemo.phase_spans import PhaseSpans
+from selfemo.phase_spans import PhaseSpans, gather_by_rank
 from selfemo.rewards.scoring import ScoredGroup
 from selfemo.rollout.engine import engine_version
 from selfemo.run_directory import SUMMARY_NAME, RunDirectory
@@ -156,6 +156,10 @@ class Journal:
             self._run.append_jsonl(SAMPLES_NAME, *episode_records(iteration, episodes, groups, samples, EPISODES_LOGGED))
         self._write_phases()
         return f"reward {reward:.3f}  {tokens / self._last['rollout']:.0f} tok/s"
+
+    def allocated(self, held_bytes: Mapping[str, int]) -> None:
+        """Record what each rank holds for training, {kind: bytes}. Collective."""
+        self._write({"event": "memory", "ranks": gather_by_rank(dict(held_bytes))})
 
     def finish(self, system: System, flywheel: FlywheelCounts, majority: MajorityBaseline) -> None:
         """Write summary.json and show the run's result. Every rank calls it; rank 0 writes."""

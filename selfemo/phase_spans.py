@@ -6,6 +6,8 @@ Every rank collects its own, and rank 0 gathers them once per iteration; of a la
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch.distributed as dist
 
 MAX_RANKS = 64
@@ -13,6 +15,7 @@ MAX_RANKS = 64
 SAME_SPAN_S = 1.0
 """Spans of one phase that are no further apart are one: 250 SFT steps are a bar, not 250."""
 
+T = TypeVar("T")
 Span = tuple[str, float, float]
 """(phase, start, end) in seconds since the epoch."""
 
@@ -32,11 +35,16 @@ class PhaseSpans:
     def gather(self) -> dict[str, list[Span]]:
         """{rank: spans} on rank 0, {} elsewhere, and an empty list of spans to go on with. Collective."""
         spans, self._spans = self._spans, []
-        world_size, is_main = dist.get_world_size(), dist.get_rank() == 0
-        chosen = chosen_ranks(world_size)
-        gathered: list[list[Span]] = [[] for _ in range(world_size)]
-        dist.gather_object(spans if dist.get_rank() in chosen else [], gathered if is_main else None, dst=0)
-        return {str(rank): gathered[rank] for rank in chosen} if is_main else {}
+        return gather_by_rank(spans)
+
+
+def gather_by_rank(value: T) -> dict[str, T]:
+    """{rank: its value} of the chosen ranks on rank 0, {} elsewhere. Collective."""
+    world_size, is_main = dist.get_world_size(), dist.get_rank() == 0
+    chosen = chosen_ranks(world_size)
+    gathered: list[T | None] = [None] * world_size
+    dist.gather_object(value if dist.get_rank() in chosen else None, gathered if is_main else None, dst=0)
+    return {str(rank): held for rank, held in enumerate(gathered) if held is not None}
 
 
 def chosen_ranks(world_size: int) -> list[int]:

@@ -87,6 +87,7 @@ class Trainer:
                     self.checkpoint(iteration + 1)
         self.evaluate("final")
         self.save()
+        self.journal.allocated(self.system.learner.allocated(self.reference))
         self.flywheel.close()
         self.journal.finish(self.system, self.flywheel.counts, majority_baseline(self.held_out))
 

@@ -21,6 +21,7 @@ from selfemo.config import RunConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import BatchCounts, LossConfig
 from selfemo.megatron import losses
+from selfemo.megatron.allocated import allocated_bytes
 from selfemo.megatron.device import Device
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.optimizer import build_optimizer, set_hyperparameters, wrap_chunks
@@ -191,6 +192,11 @@ class Learner:
     def snapshot(self) -> list[torch.Tensor]:
         """A copy of this rank's weights: the reference policy."""
         return [p.detach().clone() for p in self._parameters()]
+
+    def allocated(self, reference: Sequence[torch.Tensor]) -> dict[str, int]:
+        """Bytes that this rank holds for training, by kind; `reference` from `snapshot()`."""
+        self.restore()
+        return allocated_bytes(self._parameters(), self.optimizer, reference)
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [p for chunk in self.chunks for p in chunk.parameters()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from selfemo.config import ParallelConfig, TrainConfig
+from selfemo.megatron.allocated import allocated_bytes
 from selfemo.megatron.device import select_device
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.optimizer import build_optimizer, wrap_chunks
@@ -47,28 +48,19 @@ def measure(architecture: Architecture, parallel: ParallelConfig, engine: Engine
         config = transformer_config(architecture, parallel, DTYPES[dtype], device)
         chunks = build_chunks(architecture, config, layout, 64, device)
         direct, gathered = _transferred(chunks, architecture, parallel, engine, layout, dtype)
-        return Measured(*_allocated(chunks, config, parallel), direct, gathered)
+        return Measured(**_allocated(chunks, config, parallel), direct_by_source=direct, checkpoint=gathered)
     finally:
         leave_parallel()
 
 
-def _allocated(chunks: list[CompletionGPTModel], config: TransformerConfig, parallel: ParallelConfig) -> tuple[int, int, int, int]:
+def _allocated(chunks: list[CompletionGPTModel], config: TransformerConfig, parallel: ParallelConfig) -> dict[str, int]:
     wrapped = wrap_chunks(chunks, config, parallel)
     optimizer = build_optimizer(wrapped, TrainConfig(), parallel, config.bf16)
     parameters = [p for chunk in chunks for p in chunk.parameters()]
     for parameter in parameters:
         parameter.main_grad.fill_(1e-3)
     optimizer.step()
-    inner = [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]
-    state = [v for o in inner for entry in o.state.values() for v in entry.values() if isinstance(v, torch.Tensor)]
-    main = [p for o in inner for group in o.param_groups for p in group["params"]]
-    weights = _storages(parameters)
-    return (
-        sum(weights.values()),
-        sum(_storages(p.main_grad for p in parameters).values()),
-        sum(size for key, size in _storages([*state, *main]).items() if key not in weights),
-        sum(p.detach().clone().nbytes for p in parameters),
-    )
+    return allocated_bytes(parameters, optimizer, [p.detach().clone() for p in parameters])
 
 
 def _transferred(
@@ -128,8 +120,3 @@ def _counted() -> Iterator[dict[int, int]]:
     finally:
         for name, original in originals.items():
             setattr(dist, name, original)
-
-
-def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    """{address: bytes} of the distinct allocations behind some tensors."""
-    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
