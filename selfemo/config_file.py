@@ -20,6 +20,8 @@ from selfemo.config import RunConfig
 from selfemo.errors import UserError, nearest
 
 MAX_CONFIG_BYTES = 1_000_000
+UNKNOWN_KEY = "unexpected_keyword_argument"
+"""pydantic's name for a key that a dataclass has no field for."""
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -28,21 +30,29 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     Raises:
         UserError: names the file or override, the field, what was expected.
     """
+    config = read_config(path, overrides)
+    problems = list(violations(config))
+    if problems:
+        raise UserError(f"{path or 'configuration'}: " + "; ".join(problems))
+    return config
+
+
+def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """As `load_config`, but fields are checked one by one only: for a caller that has more to say than `violations`.
+
+    Raises:
+        UserError: every unknown key and every value of a wrong type or out of bounds.
+    """
     tree = _read_yaml(Path(path)) if path else {}
     for override in overrides:
         _apply_override(tree, override)
-    where = str(path) if path else "configuration"
-    unknown = list(_unknown_keys(tree, RunConfig))
-    if unknown:
-        raise UserError(f"{where}: " + "; ".join(unknown))
+    problems = list(_unknown_keys(tree, RunConfig))
     try:
         config = TypeAdapter(RunConfig).validate_python(tree)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in error.errors())
-        raise UserError(f"{where}: " + "; ".join(problems)) from None
-    problems_found = list(violations(config))
-    if problems_found:
-        raise UserError(f"{where}: " + "; ".join(problems_found))
+        wrong = (e for e in error.errors() if e["type"] != UNKNOWN_KEY)  # told above, with the nearest valid one
+        problems += [f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in wrong]
+        raise UserError(f"{path or 'configuration'}: " + "; ".join(problems)) from None
     return config
 
 

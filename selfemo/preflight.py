@@ -13,7 +13,8 @@ from selfemo.config import RunConfig
 from selfemo.corpora.registry import load_corpus
 from selfemo.errors import UserError
 from selfemo.planning.commands import planned_architecture
-from selfemo.planning.layout import layout_of, layout_violations
+from selfemo.planning.layout import layout_of
+from selfemo.planning.violations import run_violations
 from selfemo.run_directory import RunDirectory
 
 DEPENDENCIES = (
@@ -52,9 +53,9 @@ def check_layout(config: RunConfig, world_size: int) -> None:
     """
     if config.model.path and not Path(config.model.path).is_dir():
         raise UserError(f"model.path={config.model.path}: no such directory; expected a Hugging Face model directory")
-    violations = list(layout_violations(layout_of(config, 1, world_size), planned_architecture(config.model)))
+    violations = list(run_violations(config, layout_of(config, 1, world_size), planned_architecture(config.model)))
     if violations:
-        raise UserError("; ".join(violations) + ": choose sizes that divide, or torchrun's --nproc-per-node to match")
+        raise UserError("; ".join(violations) + ": choose sizes that fit, or torchrun's --nproc-per-node to match")
 
 
 def check_dependencies() -> None:

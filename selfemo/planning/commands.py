@@ -10,13 +10,14 @@ import typer
 from rich.console import Console
 
 from selfemo.config import ModelConfig
-from selfemo.config_file import load_config
+from selfemo.config_file import read_config, violations
 from selfemo.errors import UserError
 from selfemo.planning.hardware import gpu_by_name
-from selfemo.planning.layout import layout_of, layout_violations
+from selfemo.planning.layout import layout_of
 from selfemo.planning.plan import best_layouts, make_plan
 from selfemo.planning.render import as_json, print_accuracy, print_plan
-from selfemo.planning.sync import pair_bytes
+from selfemo.planning.sync import distinct_pair_bytes
+from selfemo.planning.violations import run_violations
 from selfemo.planning.workload import workload_of
 from selfemo.weights.architecture import Architecture, architecture_by_name, read_architecture
 
@@ -39,22 +40,22 @@ def plan(
         print_accuracy(Console())
         return
     # As model.path, so that the configuration is not checked against the model it would initialise.
-    settings = load_config(config, [*(overrides or []), *([f"model.path={model}"] if model else [])])
+    settings = read_config(config, [*(overrides or []), *([f"model.path={model}"] if model else [])])
     hardware = gpu_by_name(gpu)
     architecture = planned_architecture(settings.model)
     layout = layout_of(settings, nodes, gpus_per_node)
-    violations = list(layout_violations(layout, architecture))
-    if violations:
-        raise UserError(f"{config or 'configuration'}: " + "; ".join(violations) + ": choose sizes that divide")
+    problems = [*violations(settings), *run_violations(settings, layout, architecture)]
+    if problems:
+        raise UserError(f"{config or 'configuration'}: " + "; ".join(problems))
     workload = workload_of(settings, prompt_tokens, answer_tokens, utterance_tokens)
     planned = make_plan(settings, architecture, layout, workload, hardware)
     suggestions = best_layouts(settings, architecture, workload, nodes, gpus_per_node, hardware)
+    pairs = distinct_pair_bytes(architecture, layout, settings.rollout.dtype)
     if json_:
-        pairs = pair_bytes(architecture, layout, settings.rollout.dtype)
         typer.echo(json.dumps(as_json(planned, pairs, workload, suggestions), indent=2))
     else:
         title = settings.model.path or "initialised model"
-        print_plan(planned, workload, suggestions, title, Console())
+        print_plan(planned, pairs, workload, suggestions, title, Console())
 
 
 def planned_architecture(model: ModelConfig) -> Architecture:

@@ -2,7 +2,8 @@
 
 Weights, gradients, optimizer state, KV cache and buckets are what the code allocates. Activations and logits are sums over the tensors
 that a layer's backward pass needs, with FlashAttention and without dropout; workspace is an allowance. Phases differ in what is there
-together: the engine sleeps during training, and all of trainer and engine meet while weights are handed over ("wake-up").
+together: the engine sleeps during training; waking, it takes weights and cache at once while the trainer keeps all of its own
+("wake-up"), the transfer adds its buckets ("sync"), and a checkpoint follows a sync, so the engine is awake.
 
 Source of the activation terms: Korthikanti et al. 2022, section 4, redone for RMSNorm, grouped-query attention and SwiGLU.
 """
@@ -26,7 +27,6 @@ CONTEXT_BYTES = 2 * GIB
 """Allowance for the CUDA context, NCCL and cuBLAS workspaces."""
 ENGINE_WORKSPACE_BYTES = 3 * GIB
 """Allowance for vLLM's activations and CUDA graphs while it is awake."""
-PHASES = ("train", "wake-up", "rollout", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,8 @@ def _phases(
     offloaded = replace(trainer, gradients=0, optimizer=0) if config.train.offload_during_rollout else trainer
     return {
         "train": train,
-        "wake-up": replace(offloaded, buckets=config.sync.bucket_bytes, **awake),
+        "wake-up": replace(offloaded, **awake),
+        "sync": replace(offloaded, buckets=config.sync.bucket_bytes, **awake),
         "rollout": replace(offloaded, **awake),
-        "checkpoint": trainer if config.rollout.sleep else replace(trainer, **awake),
+        "checkpoint": replace(trainer, **awake),  # writing brings back what was offloaded
     }

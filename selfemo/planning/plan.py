@@ -82,7 +82,7 @@ class Suggestion:
 def best_layouts(
     config: RunConfig, architecture: Architecture, workload: Workload, nodes: int, gpus_per_node: int, gpu: Gpu, count: int = 3
 ) -> list[Suggestion]:
-    """The fastest layouts that fit, best first, no two with the same parallel sizes; empty when none fits."""
+    """The fastest layouts that fit, best first, no two with the trainer laid out alike; empty when none fits."""
     base = layout_of(config, nodes, gpus_per_node)
     plans: list[Plan] = []
     for layout in _candidates(base):
@@ -93,7 +93,8 @@ def best_layouts(
     plans.sort(key=lambda plan: (plan.step.total, plan.peak_bytes))
     chosen: list[Plan] = []
     for plan in plans:
-        if all(_sizes(plan.layout) != _sizes(other.layout) for other in chosen) and len(chosen) < count:
+        alike = any((plan.layout.tensor, plan.layout.pipeline) == (other.layout.tensor, other.layout.pipeline) for other in chosen)
+        if not alike and len(chosen) < count:
             chosen.append(plan)
     return [Suggestion(plan, _reason(plan, chosen[0])) for plan in chosen]
 
@@ -129,7 +130,7 @@ def _reason(plan: Plan, best: Plan) -> str:
     else:
         slower = plan.step.total / best.step.total - 1
         freed = (best.peak_bytes - plan.peak_bytes) / 2**30
-        parts.append(f"{slower:.0%} slower" + (f", {freed:.1f} GiB lighter" if freed > 0.1 else ""))
+        parts.append((f"{slower:.0%} slower" if slower >= 0.005 else "as fast") + (f", {freed:.1f} GiB lighter" if freed > 0.1 else ""))
     parts.append("no tensor-parallel traffic" if layout.tensor == 1 else f"layers split over {layout.tensor} GPUs of a node")
     if layout.pipeline > 1:
         parts.append(f"stages wait {plan.bubble:.0%} of a pass")
@@ -139,10 +140,6 @@ def _reason(plan: Plan, best: Plan) -> str:
     phase, peak = max((stage.peak for stage in plan.stages), key=lambda entry: entry[1])
     parts.append(f"{(plan.gpu.memory_bytes - peak) / 2**30:.1f} GiB spare at its fullest ({phase})")
     return "; ".join(parts)
-
-
-def _sizes(layout: Layout) -> tuple[int, int, int]:
-    return layout.tensor, layout.pipeline, layout.engine_tensor
 
 
 def _powers(largest: int) -> list[int]:

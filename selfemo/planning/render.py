@@ -9,12 +9,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from selfemo.planning.memory import Memory
+from selfemo.planning.memory import Memory, StageMemory
 from selfemo.planning.plan import Plan, Suggestion
 from selfemo.planning.published import FITTED, HELD_OUT, NOT_PREDICTED, fitted_rates, predict
 from selfemo.planning.workload import Workload
 
 SCHEMA = 1
+PAIRS_SHOWN = 24
+"""Rank pairs that a terminal shows; more are left to --json."""
 
 
 def as_json(plan: Plan, pairs: dict[tuple[int, int], int], workload: Workload, suggestions: Sequence[Suggestion]) -> dict[str, Any]:
@@ -54,11 +56,15 @@ def as_json(plan: Plan, pairs: dict[tuple[int, int], int], workload: Workload, s
     }
 
 
-def print_plan(plan: Plan, workload: Workload, suggestions: Sequence[Suggestion], title: str, console: Console) -> None:
+def print_plan(
+    plan: Plan, pairs: dict[tuple[int, int], int], workload: Workload, suggestions: Sequence[Suggestion], title: str, console: Console
+) -> None:
     """Memory by stage and phase, the step by phase, sync and checkpoint, and the layouts worth considering."""
     console.print(f"[bold]{title}[/]: {plan.parameters / 1e9:.2f} B parameters on {plan.layout.world_size} x {plan.gpu.name}")
     console.print(plan.layout.label)
-    console.print(_memory_table(plan))
+    console.print("memory by phase (weights, gradients, optimizer, reference, engine weights, cache, buckets exact; the rest estimated)")
+    for stage in plan.stages:
+        console.print(_memory_table(plan, stage))
     verdict = "fits" if plan.fits else "[red]DOES NOT FIT[/]"
     console.print(f"{verdict}: {_gib(plan.peak_bytes)} of {_gib(plan.gpu.memory_bytes)} GiB at the fullest\n")
     console.print(_step_table(plan))
@@ -69,8 +75,9 @@ def print_plan(plan: Plan, workload: Workload, suggestions: Sequence[Suggestion]
     )
     console.print(
         f"sync ({plan.sync_path}): {plan.sync.direct / 1e9:.2f} GB direct, {plan.sync.checkpoint / 1e9:.2f} GB by full tensors, over all "
-        f"ranks; at most {plan.sync.received_max / 1e9:.2f} GB to one rank. Checkpoint: {plan.checkpoint_bytes / 1e9:.1f} GB\n"
+        f"ranks; at most {plan.sync.received_max / 1e9:.2f} GB to one rank. Checkpoint: {plan.checkpoint_bytes / 1e9:.1f} GB"
     )
+    console.print(_pair_table(pairs), "\n")
     if suggestions:
         console.print(_suggestion_table(suggestions))
     else:
@@ -96,25 +103,36 @@ def print_accuracy(console: Console) -> None:
     console.print(f"sources: {'; '.join(sorted({run.source for run in (FITTED, *HELD_OUT)}))}")
 
 
-def _memory_table(plan: Plan) -> Table:
-    kinds = [field.name for field in fields(Memory)]
-    shown = [kind for kind in kinds if any(getattr(memory, kind) for stage in plan.stages for memory in stage.phases.values())]
-    table = Table(title="memory per rank, GiB (weights, gradients, optimizer, buffers exact; the rest estimated)")
-    for name in ("stage", "ranks", "phase", *(kind.replace("_", " ") for kind in shown), "total"):
-        table.add_column(name, justify="left" if name in ("stage", "ranks", "phase") else "right")
-    for stage in plan.stages:
-        ranks = f"{stage.ranks[0]}-{stage.ranks[-1]}" if len(stage.ranks) > 1 else str(stage.ranks[0])
-        for phase, memory in stage.phases.items():
-            cells = [_gib(getattr(memory, kind)) if getattr(memory, kind) else "" for kind in shown]
-            over = memory.total > plan.gpu.memory_bytes
-            total = f"[red]{_gib(memory.total)}[/]" if over else _gib(memory.total)
-            table.add_row(str(stage.stage), ranks, phase, *cells, total)
+def _memory_table(plan: Plan, stage: StageMemory) -> Table:
+    ranks = f"rank {stage.ranks[0]}" if len(stage.ranks) == 1 else f"ranks {stage.ranks[0]}-{stage.ranks[-1]}, each"
+    table = Table(title=f"stage {stage.stage}, {ranks}: GiB", title_justify="left")
+    table.add_column("")
+    for phase in stage.phases:
+        table.add_column(phase, justify="right")
+    for kind in (field.name for field in fields(Memory)):
+        sizes = [getattr(memory, kind) for memory in stage.phases.values()]
+        if any(sizes):
+            table.add_row(kind.replace("_", " "), *(_gib(size) if size else "" for size in sizes))
+    totals = (memory.total for memory in stage.phases.values())
+    table.add_section()
+    table.add_row("total", *(f"[red]{_gib(total)}[/]" if total > plan.gpu.memory_bytes else _gib(total) for total in totals))
+    return table
+
+
+def _pair_table(pairs: dict[tuple[int, int], int]) -> Table | str:
+    if not pairs:
+        return "between ranks: nothing, every rank holds what its engine needs"
+    if len(pairs) > PAIRS_SHOWN:
+        return f"between {len(pairs)} pairs of ranks: `--json` lists them"
+    table = Table("from rank", "to rank", "GB", title="direct path, the replicas that differ", title_justify="left")
+    for (source, target), size in sorted(pairs.items(), key=lambda entry: (entry[0][1], entry[0][0])):
+        table.add_row(str(source), str(target), f"{size / 1e9:.3f}")
     return table
 
 
 def _step_table(plan: Plan) -> Table:
-    table = Table(title="one iteration, seconds (estimated: `selfemo plan --accuracy` shows how well)")
-    for name in ("generate", "logprob", "train", "sync", "other", "total", "pipeline bubble"):
+    table = Table(title="one iteration, seconds (estimate: see --accuracy)", title_justify="left")
+    for name in ("generate", "logprob", "train", "sync", "other", "total", "bubble"):
         table.add_column(name, justify="right")
     step = plan.step
     seconds = (step.generate, step.logprob, step.train, step.sync, step.other, step.total)

@@ -64,6 +64,14 @@ def pair_bytes(architecture: Architecture, layout: Layout, engine_dtype: str, co
     return pairs
 
 
+def distinct_pair_bytes(architecture: Architecture, layout: Layout, engine_dtype: str) -> dict[tuple[int, int], int]:
+    """As `pair_bytes`, for as many model replicas as differ; those that follow repeat their pattern."""
+    pairs: dict[tuple[int, int], int] = {}
+    for copy in range(min(_period(layout), layout.weight_copies)):
+        pairs |= pair_bytes(architecture, layout, engine_dtype, copy)
+    return pairs
+
+
 def engine_elements(architecture: Architecture, engine_tensor: int) -> int:
     """Elements of one engine rank's live parameters, vocabulary padding included."""
     counts = ((kind, architecture.num_layers if kind.per_layer else 1) for kind in kinds(architecture) if not kind.is_tied_copy)
@@ -72,7 +80,7 @@ def engine_elements(architecture: Architecture, engine_tensor: int) -> int:
 
 def _signatures(layout: Layout) -> Counter[tuple[int, int, int]]:
     """How many ranks stand at each (tensor rank, stage, rank in the engine), which is all that their traffic depends on."""
-    period = layout.engine_tensor // math.gcd(layout.tensor, layout.engine_tensor)
+    period = _period(layout)
     found: Counter[tuple[int, int, int]] = Counter()
     for stage in range(layout.pipeline):
         for tensor in range(layout.tensor):
@@ -80,6 +88,11 @@ def _signatures(layout: Layout) -> Counter[tuple[int, int, int]]:
                 alike = len(range(copy, layout.weight_copies, period))
                 found[tensor, stage, layout.rank(tensor, copy, stage) % layout.engine_tensor] += alike
     return found
+
+
+def _period(layout: Layout) -> int:
+    """Model replicas after which the ranks of engines stand over those of the trainer as before."""
+    return layout.engine_tensor // math.gcd(layout.tensor, layout.engine_tensor)
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from selfemo.planning.layout import Layout
-from selfemo.planning.sync import pair_bytes, sync_bytes
+from selfemo.planning.sync import distinct_pair_bytes, pair_bytes, sync_bytes
 from selfemo.weights.architecture import Architecture
 from selfemo.weights.plan import EngineLayout, TrainerLayout, build_plan, traffic
 from tests.planning.test_exact_bytes import TIED, UNTIED
@@ -38,6 +38,9 @@ def test_traffic_equals_that_of_the_reshard_plan(architecture: Architecture, lay
     for copy in range(layout.weight_copies):
         counted |= pair_bytes(architecture, layout, "bfloat16", copy)
     assert counted == pairs
+    distinct = distinct_pair_bytes(architecture, layout, "bfloat16")
+    assert distinct.items() <= pairs.items()
+    assert set(distinct.values()) == set(pairs.values())  # no replica differs from all of those shown
 
 
 def test_equal_tensor_parallel_sizes_without_a_pipeline_move_nothing() -> None:
