@@ -1,4 +1,11 @@
 # Sourced by the launch scripts: turns an environment of one node (plain or SLURM) into a torchrun call.
+#
+#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, GPUS_PER_NODE   the world; SLURM's variables stand in where they are not set
+#   LOCAL_ADDR     this node's address, where its host name does not resolve for the others
+#   RUN_ID         name of the rendezvous: agents that share it form one world
+#   MAX_RESTARTS   how often torchrun starts the workers again after one has failed
+#   MODEL_DIR      overrides model.path
+#   GPU            the kind of GPU that a dry run plans for (h100-80g)
 
 first_slurm_host() {
     scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1
@@ -10,17 +17,29 @@ launch() {
     shift 2
     local nnodes=${NNODES:-${SLURM_NNODES:-1}}
     local node_rank=${NODE_RANK:-${SLURM_NODEID:-0}}
-    local gpus_per_node=${GPUS_PER_NODE:-8}
+    local slurm_gpus=${SLURM_GPUS_PER_NODE:-8} # "8", or "h100:8"
+    local gpus_per_node=${GPUS_PER_NODE:-${slurm_gpus##*:}}
     local master_port=${MASTER_PORT:-29500}
     local master_addr=${MASTER_ADDR:-}
     if [ -z "$master_addr" ]; then
         if [ -n "${SLURM_JOB_NODELIST:-}" ]; then master_addr=$(first_slurm_host); else master_addr=127.0.0.1; fi
     fi
-    if [ "${1:-}" = --dry-run ]; then
-        shift
-        exec selfemo train --dry-run --nodes "$nnodes" --processes-per-node "$gpus_per_node" --gpu "${GPU:-h100-80g}" \
-            --config "$config" ${MODEL_DIR:+"model.path=$MODEL_DIR"} "$@"
+    local dry_run= overrides=() argument
+    for argument in "$@"; do
+        if [ "$argument" = --dry-run ]; then dry_run=yes; else overrides+=("$argument"); fi
+    done
+    local check=(selfemo train --dry-run --nodes "$nnodes" --processes-per-node "$gpus_per_node" --config "$config"
+        ${MODEL_DIR:+"model.path=$MODEL_DIR"})
+    if [ -n "$dry_run" ]; then
+        exec "${check[@]}" --gpu "${GPU:-h100-80g}" "${overrides[@]}"
     fi
+    # What is wrong with the input is told in one line and exit status 2, before torchrun would wrap it in a traceback.
+    "${check[@]}" "${overrides[@]}" || exit
+
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}                         # torchrun's default is 1, which starves the tokenizer
+    export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1} # Megatron orders tensor-parallel communication by it
     exec torchrun --nnodes "$nnodes" --node-rank "$node_rank" --nproc-per-node "$gpus_per_node" --max-restarts "${MAX_RESTARTS:-0}" \
-        --rdzv-backend c10d --rdzv-id "${RUN_ID:-${SLURM_JOB_ID:-selfemo}}" --rdzv-endpoint "$master_addr:$master_port" "$script" "$@"
+        ${LOCAL_ADDR:+--local-addr "$LOCAL_ADDR"} \
+        --rdzv-backend c10d --rdzv-id "${RUN_ID:-${SLURM_JOB_ID:-selfemo}}" --rdzv-endpoint "$master_addr:$master_port" \
+        "$script" "${overrides[@]}"
 }

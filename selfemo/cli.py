@@ -33,8 +33,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything that can be checked without a process group, then stop.")
     ] = False,
-    nodes: Annotated[int, typer.Option(min=1, help="With --dry-run: machines the run will have.")] = 1,
-    processes_per_node: Annotated[int, typer.Option(min=1, help="With --dry-run: processes on each (one per GPU).")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, envvar="GROUP_WORLD_SIZE", help="With --dry-run: machines the run will have.")] = 1,
+    processes_per_node: Annotated[
+        int, typer.Option(min=1, envvar="LOCAL_WORLD_SIZE", help="With --dry-run: processes on each (one per GPU).")
+    ] = 1,
     gpu: Annotated[str, typer.Option(help="With --dry-run: print the plan for this kind of GPU, such as h100-80g.")] = "",
 ) -> None:
     """Train: SFT start, then SELF-GRPO by self-play. Run it under torchrun."""

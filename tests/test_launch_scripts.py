@@ -24,7 +24,11 @@ def environment(tmp_path: Path) -> dict[str, str]:
     for name, body in {"torchrun": 'printf "%s\\n" "$@"', "scontrol": "printf 'node7\\nnode8\\n'"}.items():
         (tools / name).write_text(f"#!/bin/sh\n{body}\n")
         (tools / name).chmod(0o755)
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "NNODES", "NODE_RANK", "MASTER"))}
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("SLURM", "NNODES", "NODE_RANK", "MASTER", "GPUS_PER_NODE", "LOCAL_ADDR"))
+    }
     return {**clean, "PATH": f"{tools}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
@@ -33,7 +37,7 @@ def script(model: str) -> str:
 
 
 def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False)
 
 
 def model_dir(tmp_path: Path, model: str) -> str:
@@ -43,21 +47,34 @@ def model_dir(tmp_path: Path, model: str) -> str:
     return str(tmp_path / "model")
 
 
+def launched(environment: dict[str, str], tmp_path: Path, model: str, settings: dict[str, str], *overrides: str) -> list[str]:
+    """The arguments with which the script calls torchrun."""
+    told = {**environment, **settings, "MODEL_DIR": model_dir(tmp_path, model)}
+    result = run(["bash", script(model), f"output_dir={tmp_path / 'run'}", "corpus.name=everyday", *overrides], told)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert "processes = tensor" in lines[0]  # checked before it is launched
+    return lines[lines.index("--nnodes") :]
+
+
 @pytest.mark.parametrize("model", MODELS)
-def test_bash_calls_torchrun_with_the_nodes_of_the_environment(environment, model):
-    told = {**environment, "NNODES": "4", "NODE_RANK": "2", "MASTER_ADDR": "head", "GPUS_PER_NODE": "8"}
-    arguments = run(["bash", script(model), "seed=5"], told).stdout.splitlines()
+def test_bash_calls_torchrun_with_the_nodes_of_the_environment(environment, tmp_path, model):
+    nodes = {"NNODES": "4", "NODE_RANK": "2", "MASTER_ADDR": "head", "GPUS_PER_NODE": "8", "LOCAL_ADDR": "10.0.0.7"}
+    arguments = launched(environment, tmp_path, model, nodes, "seed=5")
     assert arguments[arguments.index("--nnodes") + 1] == "4"
     assert arguments[arguments.index("--node-rank") + 1] == "2"
     assert arguments[arguments.index("--nproc-per-node") + 1] == "8"
     assert arguments[arguments.index("--rdzv-endpoint") + 1] == "head:29500"
-    assert arguments[-2:] == [script(model), "seed=5"]
+    assert arguments[arguments.index("--local-addr") + 1] == "10.0.0.7"
+    assert arguments[arguments.index(script(model)) + 1 :] == [f"output_dir={tmp_path / 'run'}", "corpus.name=everyday", "seed=5"]
 
 
-def test_bash_reads_slurm(environment):
-    told = {**environment, "SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "42"}
-    arguments = run(["bash", script("8b")], told).stdout.splitlines()
+@pytest.mark.parametrize("gpus", ["4", "h100:4"])
+def test_bash_reads_slurm(environment, tmp_path, gpus):
+    slurm = {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "42", "SLURM_GPUS_PER_NODE": gpus}
+    arguments = launched(environment, tmp_path, "8b", slurm)
     assert arguments[arguments.index("--nnodes") + 1] == "2"
+    assert arguments[arguments.index("--nproc-per-node") + 1] == "4"
     assert arguments[arguments.index("--node-rank") + 1] == "1"
     assert arguments[arguments.index("--rdzv-id") + 1] == "42"
     assert arguments[arguments.index("--rdzv-endpoint") + 1] == "node7:29500"
@@ -73,22 +90,65 @@ def test_the_same_file_is_a_python_program(environment, tmp_path, model):
     assert "8 processes" in result.stdout
 
 
+@pytest.mark.parametrize("place", [0, 2], ids=["first", "last"])
 @pytest.mark.parametrize("model", MODELS)
-def test_a_dry_run_prints_the_plan(environment, tmp_path, model):
+def test_a_dry_run_prints_the_plan(environment, tmp_path, model, place):
     told = {**environment, "MODEL_DIR": model_dir(tmp_path, model), "NNODES": "2"}
-    result = run(["bash", script(model), "--dry-run", f"output_dir={tmp_path / 'run'}", "corpus.name=everyday"], told)
+    arguments = [f"output_dir={tmp_path / 'run'}", "corpus.name=everyday"]
+    arguments.insert(place, "--dry-run")
+    result = run(["bash", script(model), *arguments], told)
     assert result.returncode == 0, result.stderr
     assert "16 x h100-80g" in result.stdout
     assert "fits" in result.stdout
+    assert "--nnodes" not in result.stdout  # torchrun was not called
+    assert not (tmp_path / "run").exists()
+
+
+WRONG = {
+    "layout": (["parallel.tensor=5"], "parallel.tensor=5", True),
+    "model directory": ([], "no such directory", False),
+    "field": (["train.learning_rat=1"], "did you mean 'learning_rate'?", True),
+    "corpus": (["corpus.path=/no/such/corpus"], "/no/such/corpus", True),
+}
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []], ids=["dry", "launch"])
+@pytest.mark.parametrize(("overrides", "told", "has_model"), WRONG.values(), ids=list(WRONG))
+def test_what_is_wrong_is_one_line_before_torchrun(environment, tmp_path, overrides, told, has_model, dry):
+    model = model_dir(tmp_path, "8b") if has_model else str(tmp_path / "absent")
+    arguments = [*dry, f"output_dir={tmp_path / 'run'}", "corpus.name=everyday", *overrides]
+    result = run(["bash", script("8b"), *arguments], {**environment, "MODEL_DIR": model})
+    assert result.returncode == 2
+    assert told in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+
+
+def test_torchrun_runs_the_file_and_its_dry_run_plans_for_the_world_it_is_in(environment, tmp_path):
+    """The real torchrun, two processes: they are the world, and one of them speaks."""
+    own = Path(sys.executable).with_name("torchrun")
+    told = {**environment, "MODEL_DIR": model_dir(tmp_path, "4b"), "OMP_NUM_THREADS": "1"}
+    arguments = [
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        script("4b"),
+        "--dry-run",
+        "corpus.name=everyday",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    result = run([str(own), *arguments], told)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("2 processes = tensor 2 x pipeline 1 x data 1") == 1
+    assert result.stdout.count("2 x h100-80g") == 1
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_dry_run_refuses_what_is_wrong(environment, tmp_path, model):
-    told = {**environment, "MODEL_DIR": model_dir(tmp_path, model)}
-    result = run(["bash", script(model), "--dry-run", "parallel.tensor=5", "corpus.name=everyday", f"output_dir={tmp_path / 'run'}"], told)
-    assert result.returncode == 2
-    assert "parallel.tensor=5" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_every_setting_is_explained_where_it_stands(model):
+    lines = (ROOT / "examples" / "configs" / f"qwen3_{model}.yaml").read_text().splitlines()
+    settings = [line for line in lines if line.strip() and not line.startswith("#") and not line.rstrip().endswith(":")]
+    assert len(settings) > 30
+    assert [line for line in settings if " # " not in line] == []
 
 
 SHELL_ONLY = [*ROOT.glob("examples/*_cpu.sh"), *ROOT.glob("examples/launch.sh"), *ROOT.glob("examples/*.sbatch")]
