@@ -22,14 +22,12 @@ from selfemo.megatron.learner import PolicyStats, StepStats
 from selfemo.phase_spans import PhaseSpans, gather_by_rank
 from selfemo.rewards.scoring import ScoredGroup
 from selfemo.rollout.engine import engine_version
-from selfemo.run_directory import SUMMARY_NAME, RunDirectory
+from selfemo.run_directory import METRICS_NAME, SAMPLES_NAME, SUMMARY_NAME, RunDirectory
 from selfemo.selfplay.records import Episode
 from selfemo.terminal import Bar, Terminal
 from selfemo.tracking.trackers import Tracking
 from selfemo.weight_sync import SyncReport
 
-METRICS_NAME = "metrics.jsonl"
-SAMPLES_NAME = "samples.jsonl"
 SCHEMA = 1
 THIRDS = 3
 EPISODES_LOGGED = 2

@@ -29,12 +29,11 @@ from selfemo.flywheel.commands import (
     show_record,
 )
 from selfemo.flywheel.replay import replay
-from selfemo.run_directory import CONFIG_NAME
+from selfemo.run_directory import CONFIG_NAME, METRICS_NAME
 from selfemo.standalone import StandaloneEngines
 
 MODEL_NAME = "model"
 INITIAL_MODEL = "model-initial"
-METRICS_NAME = "metrics.jsonl"
 CHECKPOINTS = ("checkpoints/iteration-*", "checkpoint")
 
 app = typer.Typer(help="Look at what self-play recorded, replay it, export it.", no_args_is_help=True)

@@ -18,6 +18,8 @@ from selfemo.errors import UserError
 
 CONFIG_NAME = "config.yaml"
 SUMMARY_NAME = "summary.json"
+METRICS_NAME = "metrics.jsonl"
+SAMPLES_NAME = "samples.jsonl"
 LOGS_NAME = "logs"
 
 
