@@ -33,6 +33,8 @@ def preflight(config: RunConfig, world_size: int) -> str:
         UserError: the first thing that is wrong.
     """
     check_dependencies()
+    if config.tracking.wandb != "none" and importlib.util.find_spec("wandb") is None:
+        raise UserError(f"tracking.wandb={config.tracking.wandb}, but package wandb is not installed: pip install 'selfemo[wandb]'")
     check_layout(config, world_size)
     run = RunDirectory.check(config)
     corpus = load_corpus(config.corpus.name, config.corpus.path)
