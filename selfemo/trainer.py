@@ -20,7 +20,7 @@ from selfemo.grpo.advantages import loss_config, training_samples
 from selfemo.grpo.samples import TrainingSample
 from selfemo.journal import Journal
 from selfemo.megatron.checkpoint import save_checkpoint
-from selfemo.megatron.learner import PolicyStats
+from selfemo.megatron.learner import PolicyStats, batch_counts
 from selfemo.megatron.optimizer import warmup_constant, warmup_cosine
 from selfemo.rewards.scoring import Rewards
 from selfemo.run_directory import RunDirectory
@@ -128,7 +128,9 @@ class Trainer:
         """SELF-GRPO: optimizer steps over the rollout batch, against the frozen SFT model as reference."""
         learner, algorithm = self.system.learner, self.config.algorithm
         bounds = [len(samples) * i // algorithm.updates_per_rollout for i in range(algorithm.updates_per_rollout + 1)]
-        batches = [samples[start:end] for start, end in pairwise(bounds)]
+        counts = [batch_counts(samples[start:end]) for start, end in pairwise(bounds)]
+        # A sample of weight 0 adds exactly nothing to loss or gradient: the model does not read it, the batch's counts still hold it.
+        batches = [[sample for sample in samples[start:end] if sample.weight != 0] for start, end in pairwise(bounds)]
         plans = [learner.plan(batch) for batch in batches]
         reference: list[list] = [[] for _ in plans]
         if self.loss_config.kl_beta > 0:
@@ -138,8 +140,8 @@ class Trainer:
         old = [learner.logprobs(plan) for plan in plans] if algorithm.updates_per_rollout > 1 else [[] for _ in plans]
         rate = warmup_constant(iteration, self.config.train.warmup_steps, self.config.train.learning_rate)
         return [
-            learner.policy_step(batch, plan, self.loss_config, rate, reference=ref, old=previous)
-            for batch, plan, ref, previous in zip(batches, plans, reference, old)
+            learner.policy_step(batch, plan, self.loss_config, rate, reference=ref, old=previous, counts=whole)
+            for batch, plan, ref, previous, whole in zip(batches, plans, reference, old, counts, strict=True)
         ]
 
     def sync(self) -> None:

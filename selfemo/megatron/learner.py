@@ -47,7 +47,7 @@ class StepStats:
 
 @dataclass(frozen=True)
 class PolicyStats:
-    """A SELF-GRPO step: the step itself and token means of what the loss saw."""
+    """A SELF-GRPO step: the step itself, and means over the tokens that the loss saw."""
 
     step: StepStats
     kl: float
@@ -56,6 +56,11 @@ class PolicyStats:
     ratio_mean: float
     logprob_gap_max: float
     """Largest |trainer - engine| logprob of a sampled token."""
+
+
+def batch_counts(samples: Sequence[TrainingSample]) -> BatchCounts:
+    """Sizes of a batch, over all ranks."""
+    return BatchCounts(sequences=len(samples), tokens=sum(len(s.completion_ids) for s in samples))
 
 
 class Learner:
@@ -133,10 +138,16 @@ class Learner:
         learning_rate: float,
         reference: Sequence[torch.Tensor] = (),
         old: Sequence[torch.Tensor] = (),
+        counts: BatchCounts | None = None,
     ) -> PolicyStats:
-        """One SELF-GRPO step. `reference` and `old`: logprobs(plan) under the reference and the rollout weights; empty: none."""
+        """One SELF-GRPO step.
+
+        Args:
+            reference, old: logprobs(plan) under the reference and the rollout weights; empty: none.
+            counts: of the whole batch, where `samples` leaves out those of weight 0; None counts `samples`.
+        """
         tokens = sum(len(s.completion_ids) for s in samples)
-        counts = BatchCounts(sequences=len(samples), tokens=tokens)
+        counts = counts or batch_counts(samples)
 
         def loss(batch: MicroBatch, index: int) -> losses.LossFunction:
             ref, previous = (logprobs[index] if logprobs else None for logprobs in (reference, old))
@@ -147,7 +158,7 @@ class Learner:
         maxima = self._reduce(collected, losses.MAXIMA, width=1, op=dist.ReduceOp.MAX)
         mean = {name: float(value) / max(1, tokens) for name, value in zip(losses.POLICY_SUMS, sums)}
         return PolicyStats(
-            step=self._optimizer_step(float(sums[0]), learning_rate, tokens),
+            step=self._optimizer_step(float(sums[0]), learning_rate, counts.tokens),
             kl=mean["kl"],
             clipped_share=mean["clipped_low"] + mean["clipped_high"],
             entropy=mean["entropy"],
