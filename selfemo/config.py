@@ -243,9 +243,11 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Parameters and activations; gradients and optimizer state are fp32 either way."""
     learning_rate: PositiveFloat = 2e-4
-    """Peak rate of the SELF-GRPO stage, constant after the warm-up."""
+    """Peak rate of the SELF-GRPO stage."""
     warmup_steps: Count = 0
     """Steps of linear warm-up."""
+    final_learning_rate_share: Share = 1.0
+    """Rate of the last iteration as a share of the peak, approached on a straight line; 1 keeps the rate constant."""
     weight_decay: NonNegative = 0.01
     """Decoupled decay, not applied to norms."""
     adam_beta1: Share = 0.9

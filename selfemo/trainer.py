@@ -21,7 +21,7 @@ from selfemo.grpo.samples import TrainingSample
 from selfemo.journal import Journal
 from selfemo.megatron.checkpoint import save_checkpoint
 from selfemo.megatron.learner import PolicyStats, batch_counts
-from selfemo.megatron.optimizer import warmup_constant, warmup_cosine
+from selfemo.megatron.optimizer import warmup_cosine, warmup_linear
 from selfemo.rewards.scoring import Rewards
 from selfemo.run_directory import RunDirectory
 from selfemo.selfplay.episode import SelfPlay
@@ -138,7 +138,10 @@ class Trainer:
                 reference = [learner.logprobs(plan) for plan in plans]
         # With one update per rollout the policy that is trained is the one that sampled: the ratio is exactly 1.
         old = [learner.logprobs(plan) for plan in plans] if algorithm.updates_per_rollout > 1 else [[] for _ in plans]
-        rate = warmup_constant(iteration, self.config.train.warmup_steps, self.config.train.learning_rate)
+        settings = self.config.train
+        rate = warmup_linear(
+            iteration, self.config.iterations, settings.warmup_steps, settings.learning_rate, settings.final_learning_rate_share
+        )
         return [
             learner.policy_step(batch, plan, self.loss_config, rate, reference=ref, old=previous, counts=whole)
             for batch, plan, ref, previous, whole in zip(batches, plans, reference, old, counts, strict=True)

@@ -70,6 +70,9 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float) -
     return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def warmup_constant(step: int, warmup_steps: int, peak: float) -> float:
-    """Linear warm-up to `peak`, then constant; `step` counts from 0."""
-    return peak * min(1.0, (step + 1) / warmup_steps) if warmup_steps else peak
+def warmup_linear(step: int, total_steps: int, warmup_steps: int, peak: float, final_share: float) -> float:
+    """Linear warm-up to `peak`, then a straight line to `final_share * peak` at the last step; `step` counts from 0."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+    return peak * (1 - (1 - final_share) * min(1.0, progress))

@@ -1,0 +1,29 @@
+"""Learning rates are pure functions of the step: what a resume relies on."""
+
+from __future__ import annotations
+
+import pytest
+
+from selfemo.megatron.optimizer import warmup_cosine, warmup_linear
+
+
+def test_linear_warms_up_to_the_peak_and_ends_at_its_share():
+    rates = [warmup_linear(step, 10, 4, 2.0, 0.25) for step in range(10)]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert rates[-1] == pytest.approx(0.5)
+    falls = [a - b for a, b in zip(rates[4:], rates[5:])]
+    assert falls == pytest.approx([1.5 / 5] * 5)
+
+
+def test_a_share_of_one_is_constant():
+    assert {warmup_linear(step, 7, 0, 3.0, 1.0) for step in range(9)} == {3.0}
+
+
+def test_one_step_runs_at_the_peak():
+    assert warmup_linear(0, 1, 0, 3.0, 0.0) == 3.0
+
+
+def test_cosine_ends_near_a_tenth():
+    rates = [warmup_cosine(step, 100, 10, 1.0) for step in range(100)]
+    assert max(rates) == rates[10] == 1.0
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
