@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from selfemo.megatron.optimizer import warmup_cosine, warmup_linear
@@ -11,7 +13,7 @@ def test_linear_warms_up_to_the_peak_and_ends_at_its_share():
     rates = [warmup_linear(step, 10, 4, 2.0, 0.25) for step in range(10)]
     assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
     assert rates[-1] == pytest.approx(0.5)
-    falls = [a - b for a, b in zip(rates[4:], rates[5:])]
+    falls = [a - b for a, b in pairwise(rates[4:])]
     assert falls == pytest.approx([1.5 / 5] * 5)
 
 
