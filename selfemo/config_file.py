@@ -18,8 +18,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from selfemo.config import RunConfig
 from selfemo.errors import UserError, nearest
+from selfemo.printable import quote
 
-MAX_CONFIG_BYTES = 1_000_000
+MAX_CONFIG_BYTES = 100_000
+MAX_INTEGER = 2**63 - 1
+"""Largest value of a whole number: more digits are no number of anything."""
 UNKNOWN_KEY = "unexpected_keyword_argument"
 """pydantic's name for a key that a dataclass has no field for."""
 
@@ -51,8 +54,11 @@ def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
         config = TypeAdapter(RunConfig).validate_python(tree)
     except ValidationError as error:
         wrong = (e for e in error.errors() if e["type"] != UNKNOWN_KEY)  # told above, with the nearest valid one
-        problems += [f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in wrong]
+        problems += [f"{'.'.join(map(str, e['loc']))}={quote(e['input'])}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in wrong]
         raise UserError(f"{path or 'configuration'}: " + "; ".join(problems)) from None
+    unusable = list(_unusable(dataclasses.asdict(config)))
+    if unusable:
+        raise UserError(f"{path or 'configuration'}: " + "; ".join(unusable))
     return config
 
 
@@ -85,19 +91,18 @@ def as_yaml(config: RunConfig) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
             raise UserError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, which no configuration is: name the right file")
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = _parse_yaml(data.decode())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; examples/configs has ready ones") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        place = f"{path}:{line + 1}" if line is not None else str(path)
-        raise UserError(
-            f"{place}: not valid YAML ({getattr(error, 'problem', None) or error}); expected `section:` and `key: value` lines"
-        ) from None
+    except _NotYaml as error:
+        place = f"{path}:{error.line}" if error.line else str(path)
+        raise UserError(f"{place}: not valid YAML ({error}); expected `section:` and `key: value` lines") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -105,13 +110,52 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+class _NotYaml(Exception):
+    """Text that is not YAML, or that asks for more than plain values."""
+
+    def __init__(self, reason: str, line: int) -> None:
+        super().__init__(reason)
+        self.line = line
+        """1-based; 0 where it is not known."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them stand for a value of any size (and no configuration of ours needs them)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "an alias (*name) is not read here: write the value out", mark)
+        return super().compose_node(parent, index)
+
+
+def _parse_yaml(text: str) -> Any:
+    try:
+        return _PlainLoader(text).get_single_data()
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
+        # besides its own errors, PyYAML lets through those of int(), float() and date() on values such as 2026-99-99
+        line = getattr(getattr(error, "problem_mark", None), "line", -1)
+        raise _NotYaml(str(getattr(error, "problem", None) or error), line + 1) from None
+
+
+def _unusable(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Values of the right type that nothing can be done with."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _unusable(value, f"{name}.")
+        elif isinstance(value, str) and not value.isprintable():
+            yield f"{prefix}{name}={quote(value)}: expected printable characters"
+        elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+            yield f"{prefix}{name}={quote(value)}: expected at most {MAX_INTEGER}"
+
+
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise UserError(f"override {override!r}: expected section.field=value, such as train.learning_rate=1e-4")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = _parse_yaml(text)
+    except _NotYaml:
         value = text
     *sections, leaf = name.split(".")
     for section in sections:
