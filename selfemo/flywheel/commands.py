@@ -1,14 +1,10 @@
-"""`selfemo flywheel`: list, show, replay and export what self-play recorded.
-
-Replaying needs an engine, which this room must not know: whoever assembles the command line passes in how to build one.
-"""
+"""`selfemo flywheel list`, `show` and `export`: what self-play recorded. `replay` needs an engine: selfemo.replaying has it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -17,38 +13,13 @@ from rich.table import Table
 
 from selfemo.flywheel.export import export_jsonl
 from selfemo.flywheel.record import Record
-from selfemo.flywheel.replay import Replay, replay
+from selfemo.flywheel.replay import Replay
 from selfemo.flywheel.store import Filter, FlywheelStore, Total
-from selfemo.rollout.request import Generator
 
 STORE_NAME = "flywheel.sqlite"
-MakeGenerator: TypeAlias = Callable[[Path], Generator]
-"""Model directory to a generator with its weights."""
 RoleName = Literal["recognizer", "responder"]
 RunArgument = Annotated[Path, typer.Argument(help="A run's output directory, or its flywheel.sqlite.")]
 RecordArgument = Annotated[int, typer.Argument(help="Record id, as `list` shows it.")]
-
-
-def build_app(make_generator: MakeGenerator) -> typer.Typer:
-    """The command group."""
-    app = typer.Typer(help="Look at what self-play recorded, replay it, export it.", no_args_is_help=True)
-    app.command("list")(list_records)
-    app.command("show")(show_record)
-    app.command("export")(export_records)
-
-    @app.command("replay")
-    def replay_record(
-        run: RunArgument,
-        record: RecordArgument,
-        model: Annotated[Path, typer.Option(help="Model directory that holds the weights of the record's version.")],
-    ) -> None:
-        """Generate a recorded turn again from its seeds and compare; exit status 1 where anything differs."""
-        with closing(open_store(run)) as store:
-            result = replay(store.read(record), make_generator(model))
-        Console().print(replay_table(result))
-        raise typer.Exit(0 if result.equal else 1)
-
-    return app
 
 
 def list_records(
