@@ -1,7 +1,7 @@
-"""Causal attention over packed sequences, for the core_attention slot of megatron-core's layer spec.
+"""Causal attention over packed sequences, for the core_attention slot of megatron-core's local layer spec.
 
-megatron-core's local DotProductAttention rejects packed (thd) batches. This class takes them on both devices: one SDPA call
-per segment on CPU; flash-attn's variable-length kernel on GPU where the Transformer Engine module is not chosen.
+megatron-core's local DotProductAttention rejects packed (thd) batches; this class takes them, one SDPA call per segment. GPUs run
+Transformer Engine's attention instead, which takes packed batches itself (through flash-attn or cuDNN).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 
 class PackedCausalAttention(torch.nn.Module):
-    """Attention of each packed segment over itself; grouped-query heads; no dropout, no bias."""
+    """Attention of each packed segment over itself; grouped-query heads; no bias; dropout and context parallelism are refused."""
 
     def __init__(
         self,
@@ -32,6 +32,9 @@ class PackedCausalAttention(torch.nn.Module):
         super().__init__()
         if config.context_parallel_size > 1:
             raise ValueError("PackedCausalAttention does not split a sequence over ranks: parallel.context > 1 needs Transformer Engine")
+        dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        if dropout > 0:
+            raise ValueError(f"PackedCausalAttention has no dropout, asked for {dropout}: set attention_dropout=0")
         self.softmax_scale = softmax_scale
 
     def forward(
@@ -47,14 +50,7 @@ class PackedCausalAttention(torch.nn.Module):
         """query [T, heads, D], key and value [T, kv_heads, D] -> [T, heads * D], segments bounded by cu_seqlens_q [S+1]."""
         if packed_seq_params is None:
             raise ValueError("PackedCausalAttention takes packed batches only: pass packed_seq_params with qkv_format='thd'")
-        if query.is_cuda:
-            out = self._flash(query, key, value, packed_seq_params)
-        else:
-            out = self._per_segment(query, key, value, packed_seq_params)
-        return out.reshape(query.shape[0], -1)
-
-    def _per_segment(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedSeqParams) -> torch.Tensor:
-        bounds = packed.cu_seqlens_q.tolist()
+        bounds = packed_seq_params.cu_seqlens_q.tolist()
         lengths = [end - begin for begin, end in pairwise(bounds)]
         heads_first = [x.transpose(0, 1).split(lengths, dim=1) for x in (query, key, value)]
         segments = [
@@ -63,19 +59,4 @@ class PackedCausalAttention(torch.nn.Module):
             )[0]
             for q, k, v in zip(*heads_first)
         ]
-        return torch.cat(segments, dim=1).transpose(0, 1)
-
-    def _flash(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: PackedSeqParams) -> torch.Tensor:
-        from flash_attn import flash_attn_varlen_func
-
-        return flash_attn_varlen_func(
-            query,
-            key,
-            value,
-            packed.cu_seqlens_q,
-            packed.cu_seqlens_kv,
-            packed.max_seqlen_q,
-            packed.max_seqlen_kv,
-            softmax_scale=self.softmax_scale,
-            causal=True,
-        )
+        return torch.cat(segments, dim=1).transpose(0, 1).reshape(query.shape[0], -1)

@@ -3,8 +3,8 @@
 Parameters are cut into runs of rows and packed into buckets of one pipeline stage each. A bucket first crosses the pipeline
 (broadcast by the stage that holds it, one tensor-parallel shard per rank), then the tensor-parallel group (all-gather), and is then
 copied by rectangles into the tensors it belongs to. In this order only shards cross the pipeline, which spans nodes in
-production. Extra memory is one bucket plus the tensors of the parameter being assembled, whatever the size of the model, plus
-what the consumer still holds: every tensor is its own, because vLLM's loader keeps some until their layer is complete.
+production. Extra memory is one bucket plus the parameter being assembled, whatever the size of the model. A tensor that was handed
+on is the consumer's, because vLLM's loader keeps some until their layer is complete; what it keeps comes on top.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 
 from selfemo.errors import UserError
 from selfemo.weights.architecture import Architecture
-from selfemo.weights.geometry import Placement, fill_hf
+from selfemo.weights.geometry import fill_hf
 from selfemo.weights.parameters import EMBEDDING, LM_HEAD, Parameter, local_parameters, model_parameters
 
 
@@ -55,8 +55,30 @@ class _Bucket:
     dtype: torch.dtype
     rows: tuple[_Rows, ...]
 
+    @property
+    def bytes(self) -> int:
+        """Of one rank's shard."""
+        return sum(rows.elements for rows in self.rows) * self.dtype.itemsize
 
-@torch.no_grad()
+
+class _Scratch:
+    """Memory that every bucket is exchanged through: allocated once, because a backend may hold the last buffer for a moment longer."""
+
+    def __init__(self, shard_bytes: int, groups: WeightGroups, device: torch.device) -> None:
+        own = shard_bytes if groups.tp_size > 1 or groups.pp_size > 1 else 0
+        everyone = shard_bytes * groups.tp_size if groups.tp_size > 1 else 0
+        self._own, self._everyone = (torch.empty(size, dtype=torch.uint8, device=device) for size in (own, everyone))
+        self._tp_size = groups.tp_size
+
+    def own(self, bucket: _Bucket) -> torch.Tensor:
+        """Flat, for this rank's share of a bucket."""
+        return self._own[: bucket.bytes].view(bucket.dtype)
+
+    def everyone(self, bucket: _Bucket) -> torch.Tensor:
+        """Flat, for every tensor-parallel rank's share, one after the other."""
+        return self._everyone[: bucket.bytes * self._tp_size].view(bucket.dtype)
+
+
 def hf_tensors(
     chunks: Sequence[nn.Module], architecture: Architecture, groups: WeightGroups, bucket_bytes: int, include_tied_head: bool = False
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -70,28 +92,27 @@ def hf_tensors(
     Raises:
         UserError: the chunks disagree with the architecture, or no stage holds some parameter; names it.
     """
+    # No torch.no_grad() around a generator: its wrapper would keep every tensor until the next one. All of `held` is detached instead.
     parameters = model_parameters(architecture)
     held = _by_order(chunks, architecture, parameters, groups)
     device = next(iter(held.values())).device
     stages = _owners(held, parameters, groups)
+    buckets = list(_buckets(parameters, stages, groups, bucket_bytes))
+    scratch = _Scratch(max(bucket.bytes for bucket in buckets), groups, device)
     assembling: dict[str, torch.Tensor] = {}
-    for bucket in _buckets(parameters, stages, groups, bucket_bytes):
-        shards = _exchange(bucket, held, groups, device)
-        offset = 0
-        for rows in bucket.rows:
+    for bucket in buckets:
+        for rows, shards in zip(bucket.rows, _exchange(bucket, held, groups, scratch)):
             parameter = parameters[rows.order]
             if rows.start == 0:
                 assembling = {tensor.name: torch.empty(tensor.shape, dtype=bucket.dtype, device=device) for tensor in parameter.tensors}
-            for placement, shard in zip(_distinct_placements(parameter, groups.tp_size), shards):
-                local = shard[offset : offset + rows.elements].view(rows.stop - rows.start, *placement.shape[1:])
-                fill_hf(assembling, placement, local, rows.start, rows.stop)
-            offset += rows.elements
+            _place(assembling, parameter, rows, shards)
             if rows.stop == parameter.megatron(0, groups.tp_size).shape[0]:
                 for name in list(assembling):
                     tensor = assembling.pop(name)
                     yield name, tensor
                     if name == EMBEDDING and architecture.tie_word_embeddings and include_tied_head:
                         yield LM_HEAD, tensor
+                    del tensor  # the consumer's alone
 
 
 def _by_order(
@@ -149,25 +170,27 @@ def _buckets(
         yield _Bucket(*owners[pending[0].order], tuple(pending))
 
 
-def _exchange(bucket: _Bucket, held: dict[int, torch.Tensor], groups: WeightGroups, device: torch.device) -> Sequence[torch.Tensor]:
-    """The bucket's elements from every tensor-parallel rank, each flat."""
+def _exchange(bucket: _Bucket, held: dict[int, torch.Tensor], groups: WeightGroups, scratch: _Scratch) -> Sequence[Sequence[torch.Tensor]]:
+    """For every run of rows in the bucket, its elements from every tensor-parallel rank, each flat; overwritten by the next bucket."""
     parts = [held[rows.order][rows.start : rows.stop].reshape(-1) for rows in bucket.rows if rows.order in held]
-    if groups.pp_size == 1 and len(parts) == 1:
-        flat = parts[0]
-    elif groups.pp_rank == bucket.stage:
-        flat = torch.cat(parts)
-    else:
-        flat = torch.empty(sum(rows.elements for rows in bucket.rows), dtype=bucket.dtype, device=device)
+    if groups.pp_size == groups.tp_size == 1:
+        return [(part,) for part in parts]
+    flat = scratch.own(bucket)
+    if groups.pp_rank == bucket.stage:
+        torch.cat(parts, out=flat)
     if groups.pp_size > 1:
         dist.broadcast(flat, group=groups.pipeline, group_src=bucket.stage)
-    if groups.tp_size == 1:
-        return (flat,)
-    gathered = torch.empty(groups.tp_size * flat.numel(), dtype=bucket.dtype, device=device)
-    dist.all_gather_into_tensor(gathered, flat, group=groups.tensor)
-    return gathered.chunk(groups.tp_size)
+    shards: Sequence[torch.Tensor] = (flat,)
+    if groups.tp_size > 1:
+        gathered = scratch.everyone(bucket)
+        dist.all_gather_into_tensor(gathered, flat, group=groups.tensor)
+        shards = gathered.chunk(groups.tp_size)
+    return list(zip(*(shard.split([rows.elements for rows in bucket.rows]) for shard in shards)))
 
 
-def _distinct_placements(parameter: Parameter, tp_size: int) -> tuple[Placement, ...]:
-    """One placement per rank, or the first alone where all ranks hold the same."""
-    placements = tuple(parameter.megatron(rank, tp_size) for rank in range(tp_size))
-    return placements[:1] if len(set(placements)) == 1 else placements
+def _place(assembling: dict[str, torch.Tensor], parameter: Parameter, rows: _Rows, shards: Sequence[torch.Tensor]) -> None:
+    """Copy a run of rows, flat and from every tensor-parallel rank, into the tensors it belongs to; equal shards are copied once."""
+    placements = [parameter.megatron(rank, len(shards)) for rank in range(len(shards))]
+    for placement, shard in zip(placements[:1] if len(set(placements)) == 1 else placements, shards):
+        local = shard.view(rows.stop - rows.start, *placement.shape[1:])
+        fill_hf(assembling, placement, local, rows.start, rows.stop)

@@ -10,10 +10,11 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
-from selfemo.config import ModelConfig, ParallelConfig, RunConfig, TrainConfig
+from selfemo.config import ModelConfig, ParallelConfig, RunConfig, SelfPlayConfig, TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
 from selfemo.megatron.device import select_device
@@ -38,9 +39,29 @@ LAYOUTS: dict[str, tuple[int, ParallelConfig]] = {
     "TP2 +SP": (2, ParallelConfig(tensor=2, sequence_parallel=True)),
     "TP2 PP2": (4, ParallelConfig(tensor=2, pipeline=2)),
     "TP2 DP2 +DO": (4, ParallelConfig(tensor=2, distributed_optimizer=True)),
+    "TP2 +SP +recompute": (2, ParallelConfig(tensor=2, sequence_parallel=True, recompute=True)),
+    "PP2 VPP2 +recompute": (2, ParallelConfig(pipeline=2, virtual_pipeline=2, recompute=True)),
+    "TP2 PP2 +SP +recompute": (4, ParallelConfig(tensor=2, pipeline=2, sequence_parallel=True, recompute=True)),
     "TP2 DP2 +DO +recompute": (4, ParallelConfig(tensor=2, distributed_optimizer=True, recompute=True)),
 }
 """Name: (processes, layout)."""
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a learner of these tests may have besides its layout."""
+
+    max_tokens: int = MAX_LENGTH
+    """Cap on a micro-batch's tokens."""
+    offload: bool = False
+    temperature: float = 1.0
+    dtype: Dtype = "float32"
+    learning_rate: float = LEARNING_RATE
+
+
+DEFAULT = Options()
 
 
 @dataclass(frozen=True)
@@ -80,41 +101,52 @@ def samples(vocab_size: int) -> list[TrainingSample]:
     return drawn
 
 
-def run_config(parallel: ParallelConfig, max_tokens: int = MAX_LENGTH, offload: bool = False) -> RunConfig:
+def run_config(parallel: ParallelConfig, options: Options = DEFAULT) -> RunConfig:
     """The configuration of a parity run."""
     train = TrainConfig(
-        clip_grad=CLIP_GRAD, adam_eps=ADAM_EPS, max_tokens_per_microbatch=max_tokens, weight_decay=0.1, offload_during_rollout=offload
+        dtype=options.dtype,
+        clip_grad=CLIP_GRAD,
+        adam_eps=ADAM_EPS,
+        max_tokens_per_microbatch=options.max_tokens,
+        weight_decay=0.1,
+        offload_during_rollout=options.offload,
     )
-    return replace(RunConfig(), parallel=parallel, train=train, model=ModelConfig(max_length=MAX_LENGTH))
+    return replace(
+        RunConfig(),
+        parallel=parallel,
+        train=train,
+        model=ModelConfig(max_length=MAX_LENGTH),
+        selfplay=SelfPlayConfig(temperature=options.temperature),
+    )
 
 
 @contextmanager
-def learner(hf_dir: str, parallel: ParallelConfig, max_tokens: int = MAX_LENGTH, offload: bool = False) -> Iterator[Learner]:
+def learner(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT) -> Iterator[Learner]:
     """A learner of a Hugging Face directory in a layout, on this rank; leaves the layout at the end."""
     device = select_device()
     init_distributed(device, 120)
     layout = init_parallel(parallel, device, seed=1)
     try:
-        built = Learner(read_architecture(hf_dir), run_config(parallel, max_tokens, offload), layout, device)
+        built = Learner(read_architecture(hf_dir), run_config(parallel, options), layout, device)
         built.load_hf(hf_dir)
         yield built
     finally:
         leave_parallel()
 
 
-def three_steps(hf_dir: str, parallel: ParallelConfig, max_tokens: int = MAX_LENGTH) -> Trace:
+def three_steps(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT) -> Trace:
     """Three clipped AdamW steps of the whole SELF-GRPO loss: reference pass, old-policy pass, importance weights."""
-    with learner(hf_dir, parallel, max_tokens) as model:
+    with learner(hf_dir, parallel, options) as model:
         batch = samples(model.architecture.vocab_size)
         plan = model.plan(batch)
         reference = model.snapshot()
-        loss = LossConfig.preset("self_grpo", kl_beta=0.1, entropy_weight=0.01)
+        loss = LossConfig.preset("self_grpo", kl_beta=0.1, entropy_weight=0.01, temperature=options.temperature)
         old = model.logprobs(plan)
         losses, norms = [], []
         for _ in range(STEPS):
             with model.weights_of(reference):
                 kept = model.logprobs(plan)
-            stats = model.policy_step(batch, plan, loss, LEARNING_RATE, reference=kept, old=old)
+            stats = model.policy_step(batch, plan, loss, options.learning_rate, reference=kept, old=old)
             losses.append(stats.step.loss)
             norms.append(stats.step.grad_norm)
         tensors = {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)}

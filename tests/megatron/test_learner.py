@@ -16,7 +16,7 @@ from selfemo.kernels import LossConfig
 from selfemo.megatron.checkpoint import load_checkpoint, save_checkpoint
 from selfemo.megatron.cpu_adam import CpuFusedAdam
 from selfemo.megatron.packing import balance_by_tokens
-from tests.megatron.parity import LEARNING_RATE, learner, samples
+from tests.megatron.parity import LEARNING_RATE, Options, learner, samples
 from tests.weights.tiny import save_tiny
 
 OVERFLOWING = 3e38
@@ -155,18 +155,31 @@ def test_context_parallelism_is_refused_on_cpu(distributed, hf_dir):
     assert all("needs Transformer Engine" in message for message in distributed(2, _context_parallel, hf_dir, timeout_s=120))
 
 
-def _with_offload(hf_dir: str, offload: bool) -> list[torch.Tensor]:
-    """Weights after two steps, with everything moved out between them (on CPU: gradient buffers freed and allocated again)."""
-    with learner(hf_dir, ParallelConfig(tensor=2), offload=offload) as model:
+def _with_offload(hf_dir: str, parallel: ParallelConfig, options: Options) -> tuple[list[torch.Tensor], set[int]]:
+    """Weights after two steps with everything moved out between them, and the bytes of gradient buffers while it was out."""
+    with learner(hf_dir, parallel, options) as model:
         batch = samples(model.architecture.vocab_size)
+        held = set()
         for _ in range(2):
             model.offload()
             model.offload()
+            held.add(sum(buffer.grad_data.untyped_storage().nbytes() for chunk in model.wrapped for buffer in chunk.buffers))
             reference = model.logprobs(model.plan(batch))
             model.policy_step(batch, model.plan(batch), LOSS, LEARNING_RATE, reference=reference)
-        return model.snapshot()
+        return model.snapshot(), held
 
 
-def test_offloading_between_steps_changes_no_bit(distributed, hf_dir):
-    for moved, stayed in zip(distributed(2, _with_offload, hf_dir, True, timeout_s=240), distributed(2, _with_offload, hf_dir, False)):
+@pytest.mark.parametrize(
+    ("parallel", "dtype"),
+    [(ParallelConfig(tensor=2), "float32"), (ParallelConfig(distributed_optimizer=True), "bfloat16")],
+    ids=["tp2-fp32", "dp2-do-bf16"],
+)
+def test_offloading_between_steps_frees_gradients_and_changes_no_bit(distributed, hf_dir, parallel, dtype):
+    """On CPU the optimizer's state is in host memory already; gradient buffers are freed and allocated again as on a GPU."""
+    runs = [
+        distributed(2, _with_offload, hf_dir, parallel, Options(offload=offload, dtype=dtype), timeout_s=240) for offload in (True, False)
+    ]
+    for (moved, empty), (stayed, full) in zip(*runs):
+        assert empty == {0}
+        assert 0 not in full
         assert all(a.equal(b) for a, b in zip(moved, stayed, strict=True))

@@ -6,8 +6,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from selfemo.config import ParallelConfig
-from tests.megatron.parity import CLIP_GRAD, LAYOUTS, difference, three_steps
-from tests.weights.tiny import save_tiny
+from selfemo.megatron.packing import balance_by_tokens
+from tests.megatron.parity import CLIP_GRAD, GROUP_SIZE, LAYOUTS, MAX_LENGTH, Options, difference, samples, three_steps
+from tests.weights.tiny import VOCAB_SIZE, save_tiny
 
 BOUND = 1e-6
 LAYERS = 4
@@ -34,7 +35,7 @@ def test_every_layout_takes_the_same_three_steps(distributed, one_process, name)
 
 def test_splitting_into_micro_batches_changes_nothing(distributed, one_process):
     hf_dir, one = one_process
-    whole = distributed(1, three_steps, str(hf_dir), ParallelConfig(), 4096, timeout_s=240)[0]
+    whole = distributed(1, three_steps, str(hf_dir), ParallelConfig(), Options(max_tokens=4096), timeout_s=240)[0]
     assert difference(one, whole).largest <= BOUND
 
 
@@ -45,3 +46,17 @@ def test_the_steps_were_worth_comparing(one_process):
     assert all(not one.tensors[name].equal(parameter) for name, parameter in start.named_parameters())
     assert len(set(one.losses)) == len(one.losses)
     assert min(one.grad_norms) > CLIP_GRAD
+
+
+@pytest.mark.parametrize("data_size", [1, 2])
+def test_the_batch_is_one_that_hurts(data_size):
+    """Lengths differ by an order of magnitude, and groups straddle micro-batches and data-parallel ranks."""
+    lengths = [sample.length_tokens for sample in samples(VOCAB_SIZE)]
+    assert max(lengths) > 10 * min(lengths)
+    assert len(set(lengths)) > 6
+    bins = balance_by_tokens(lengths, MAX_LENGTH, data_size)
+    place = {sample: slot for slot, members in enumerate(bins) for sample in members}
+    for first in range(0, len(lengths), GROUP_SIZE):
+        slots = [place[sample] for sample in range(first, first + GROUP_SIZE)]
+        assert len(set(slots)) > 1
+        assert len({slot % data_size for slot in slots}) == data_size

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from selfemo.errors import UserError
 from selfemo.weights.architecture import read_architecture
 from selfemo.weights.geometry import fill_hf, fill_local
 from selfemo.weights.hf_directory import HfDirectory
 from selfemo.weights.layouts import padded_vocab_size
-from selfemo.weights.parameters import LM_HEAD, hf_tensor_list, model_parameters
+from selfemo.weights.parameters import LM_HEAD, hf_tensor_list, local_parameters, model_parameters
 from tests.weights.tiny import VOCAB_SIZE, save_tiny
 
 CASES = [("qwen3", True), ("qwen3", False), ("qwen2", True), ("qwen2", False), ("llama", True), ("llama", False)]
@@ -92,3 +93,34 @@ def test_vocabulary_shards_are_equal_and_aligned(size: int) -> None:
 
 def test_published_qwen3_vocabulary_needs_no_padding_up_to_tensor_parallel_8() -> None:
     assert [padded_vocab_size(151_936, size) for size in (1, 2, 4, 8)] == [151_936] * 4
+
+
+def _chunk(names: list[str], first_layer: int) -> nn.Module:
+    """A module with parameters of these names, as a pipeline stage counts them: its own layers from 0."""
+    chunk = nn.Module()
+    chunk.decoder = nn.Module()
+    chunk.decoder.layers = nn.ModuleList()
+    for name in names:
+        *path, leaf = name.split(".")
+        place: nn.Module = chunk
+        for part in path:
+            if part not in place._modules:
+                place.add_module(part, nn.Module())
+            place = place._modules[part]
+        place.register_parameter(leaf, nn.Parameter(torch.zeros(1)))
+    for index, layer in enumerate(chunk.decoder.layers):
+        layer.layer_number = first_layer + index + 1
+    return chunk
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
+@pytest.mark.parametrize("spec", [0, -1], ids=["local", "transformer-engine"])
+def test_a_stage_is_known_under_the_names_of_both_layer_specs(tmp_path: Path, family: str, spec: int) -> None:
+    architecture = read_architecture(save_tiny(tmp_path, family, True, layers=4))
+    parameters = [parameter for parameter in model_parameters(architecture) if parameter.layer in (2, 3)]
+    local_names = [parameter.names[spec].replace(f".{parameter.layer}.", f".{parameter.layer - 2}.", 1) for parameter in parameters]
+    assert any("linear_qkv.layer_norm_weight" in name for name in local_names) == (spec == -1)
+    found = local_parameters([_chunk(local_names, first_layer=2)], architecture)
+    assert [parameter for parameter, _ in found] == parameters
+    with pytest.raises(UserError, match=r"decoder.layers.2.mlp.gate.weight has no rule in family"):
+        local_parameters([_chunk([*local_names, "decoder.layers.0.mlp.gate.weight"], first_layer=2)], architecture)

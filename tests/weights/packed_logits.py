@@ -1,0 +1,66 @@
+"""Megatron's logits for a few packed sequences of different lengths, as a rank computes them in any layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from selfemo.config import ParallelConfig
+from selfemo.grpo.samples import TrainingSample
+from selfemo.megatron.packing import MicroBatch, pack
+from selfemo.megatron.parallel import pipeline_group, tensor_group
+from selfemo.weights.load import load_hf_weights
+from tests.weights.megatron_rank import megatron_chunks
+from tests.weights.tiny import VOCAB_SIZE
+
+LENGTHS = (1, 7, 30, 12)
+TOLERANCE = 1e-5
+"""Between our logits and those of transformers, in fp32."""
+
+
+def sequences() -> list[list[int]]:
+    """Token ids; the last of each is only predicted."""
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(0, VOCAB_SIZE, (length + 1,), generator=generator).tolist() for length in LENGTHS]
+
+
+def logits(hf_dir: str, parallel: ParallelConfig) -> torch.Tensor:
+    """Logits [N, V] of every position of every sequence, the vocabulary whole, on every rank."""
+    samples = [TrainingSample(prompt_ids=(ids[0],), completion_ids=tuple(ids[1:])) for ids in sequences()]
+    with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout), torch.no_grad():
+        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
+        batch = pack(samples, range(len(samples)), layout.tensor_size, torch.device("cpu"))
+
+        def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., object]]:
+            given = next(batches)
+            output = model(
+                given.token_ids_T[None],
+                given.position_ids_T[None],
+                None,
+                packed_seq_params=given.packed_seq_params,
+                loss_mask=given.loss_mask_T[None],
+            )
+            zero = torch.zeros(())
+            return output, lambda logits: (zero, torch.ones((), dtype=torch.int), {"logits": logits[0]})
+
+        count = layout.pipeline_size  # the interleaved schedule wants a multiple of the stages
+        collected = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=[iter([batch] * count) for _ in chunks] if len(chunks) > 1 else iter([batch] * count),
+            model=chunks if len(chunks) > 1 else chunks[0],
+            num_microbatches=count,
+            seq_length=batch.token_ids_T.numel(),  # the interleaved schedule exchanges this very shape
+            micro_batch_size=1,
+            forward_only=True,
+        )
+        whole = [torch.empty(0)]
+        if layout.is_last_stage:
+            shards = [torch.empty(0)] * layout.tensor_size
+            dist.all_gather_object(shards, collected[0]["logits"], group=tensor_group())
+            whole = [torch.cat(shards, dim=-1)[:, : architecture.vocab_size]]
+        dist.broadcast_object_list(whole, group=pipeline_group(), group_src=layout.pipeline_size - 1)
+        return whole[0]
