@@ -1,22 +1,27 @@
 """The shape of a model, read from a Hugging Face config.json or known by name.
 
 Reads what transformers 4 and 5 write (`rope_theta` and `torch_dtype`, or `rope_parameters` and `dtype`) and refuses, by name, whatever
-would change the mathematics and is not implemented: rope scaling, sliding windows, biases elsewhere, other activations,
-quantised weights. A refused config is better than a model that is silently another one. No torch here.
+would change the mathematics and is not implemented: rope scaling, sliding windows, dropout, biases elsewhere, other
+activations, quantised weights. A refused config is better than a model that is silently another one. No torch here.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from selfemo.errors import UserError, nearest
+from selfemo.printable import quote
 from selfemo.weights.family import Family, families
+from selfemo.weights.json_file import read_json_object
 from selfemo.weights.layouts import Heads
 
 CONFIG_NAME = "config.json"
+MAX_LAYERS = 1_000
+MAX_INTEGER = 2**31 - 1
+MAX_NUMBER = 1e30
+"""Bounds of what a config.json may ask for: tables of tensors are made from it before any weights are seen."""
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Dtypes that weights may be stored in, and their bytes per element."""
 
@@ -70,13 +75,9 @@ def read_architecture(hf_dir: str | Path) -> Architecture:
     """
     path = Path(hf_dir) / CONFIG_NAME
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json_object(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a Hugging Face model directory with config.json and safetensors weights") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); download the file again") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(config).__name__}; download the file again")
     return _from_config(config, _family_of(config, path), str(path))
 
 
@@ -125,9 +126,8 @@ def _family_of(config: Mapping[str, object], path: Path) -> Family:
     for key, family in by_class.items():
         if wanted in (key, family.name):
             return family
-    raise UserError(
-        f"{path}: architecture {wanted!r} is not supported{nearest(str(wanted), by_class)}; supported: {', '.join(sorted(by_class))}"
-    )
+    hint = nearest(wanted, by_class) if isinstance(wanted, str) else ""
+    raise UserError(f"{path}: architecture {quote(wanted)} is not supported{hint}; supported: {', '.join(sorted(by_class))}")
 
 
 def _from_config(config: Mapping[str, object], family: Family, where: str) -> Architecture:
@@ -138,8 +138,8 @@ def _from_config(config: Mapping[str, object], family: Family, where: str) -> Ar
     if num_heads % num_kv_heads:
         raise UserError(f"{where}: num_attention_heads={num_heads} is not a multiple of num_key_value_heads={num_kv_heads}")
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    if dtype not in DTYPE_BYTES:
-        raise UserError(f"{where}: dtype {dtype!r} is not supported; expected one of {', '.join(DTYPE_BYTES)}")
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise UserError(f"{where}: dtype {quote(dtype)} is not supported; expected one of {', '.join(DTYPE_BYTES)}")
     return Architecture(
         family=family.name,
         vocab_size=_integer(config, "vocab_size", where),
@@ -160,14 +160,15 @@ def _from_config(config: Mapping[str, object], family: Family, where: str) -> Ar
 
 
 def _refuse_unimplemented(config: Mapping[str, object], family: Family, where: str) -> None:
-    for key, wanted in {"hidden_act": "silu", **family.required}.items():
+    for key, wanted in {"hidden_act": "silu", "attention_dropout": 0.0, **family.required}.items():
         if config.get(key, wanted) not in (wanted, None):
-            raise UserError(f"{where}: {key}={config[key]!r} is not implemented for {family.name}; expected {wanted!r}")
+            raise UserError(f"{where}: {key}={quote(config[key])} is not implemented for {family.name}; expected {wanted!r}")
     if config.get("quantization_config"):
         raise UserError(f"{where}: quantization_config is present; expected unquantised weights, dequantise the model first")
     layer_types = config.get("layer_types")
-    if isinstance(layer_types, list) and set(layer_types) - {"full_attention"}:
-        raise UserError(f"{where}: layer_types has {sorted(set(layer_types) - {'full_attention'})}; only full_attention is implemented")
+    other_types = [kind for kind in layer_types if kind != "full_attention"] if isinstance(layer_types, list) else []
+    if other_types:
+        raise UserError(f"{where}: layer_types has {quote(other_types[0])}; only full_attention is implemented")
 
 
 def _rope_theta(config: Mapping[str, object], where: str) -> float:
@@ -177,9 +178,10 @@ def _rope_theta(config: Mapping[str, object], where: str) -> float:
         if isinstance(rope, dict):
             kind = rope.get("rope_type", rope.get("type", "default"))
             if kind != "default":
-                raise UserError(f"{where}: {key} asks for rope type {kind!r}, which is not implemented; only 'default' is")
+                raise UserError(f"{where}: {key} asks for rope type {quote(kind)}, which is not implemented; only 'default' is")
             if rope.get("partial_rotary_factor", 1.0) != 1.0:
-                raise UserError(f"{where}: {key}.partial_rotary_factor={rope['partial_rotary_factor']} is not implemented; only 1.0 is")
+                found = quote(rope["partial_rotary_factor"])
+                raise UserError(f"{where}: {key}.partial_rotary_factor={found} is not implemented; only 1.0 is")
             if "rope_theta" in rope:
                 return _number(rope, "rope_theta", where)
     return _number(config, "rope_theta", where)
@@ -187,8 +189,8 @@ def _rope_theta(config: Mapping[str, object], where: str) -> float:
 
 def _number(config: Mapping[str, object], key: str, where: str) -> float:
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise UserError(f"{where}: {key} is {value!r}; expected a positive number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MAX_NUMBER:
+        raise UserError(f"{where}: {key} is {quote(value)}; expected a positive number")
     return float(value)
 
 
@@ -196,6 +198,7 @@ def _integer(config: Mapping[str, object], key: str, where: str, default: int | 
     value = config.get(key)
     if value is None:
         value = default
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise UserError(f"{where}: {key} is {value!r}; expected a positive integer")
+    most = MAX_LAYERS if key == "num_hidden_layers" else MAX_INTEGER
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+        raise UserError(f"{where}: {key} is {quote(value)}; expected a positive integer of at most {most}")
     return value

@@ -5,8 +5,7 @@ and data files. Layers are stacked (`decoder.layers.mlp.linear_fc2.weight` is [l
 Transformer Engine's names, and tensor-parallel shards tile the tensor of one rank, so that the placement of a model on one
 tensor-parallel rank describes the global tensor. What is written here loads through `dist_checkpointing.load` in any layout.
 
-The metadata file is a pickle by torch's design; it is read with an unpickler that builds torch.distributed.checkpoint's own records
-and nothing else.
+The metadata file is a pickle by torch's design; selfemo.weights.metadata_pickle reads it.
 """
 
 from __future__ import annotations
@@ -28,8 +27,10 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from selfemo.errors import UserError
+from selfemo.printable import quote
 from selfemo.weights.geometry import Shape
 from selfemo.weights.layouts import VocabularyRows
+from selfemo.weights.metadata_pickle import read_metadata
 from selfemo.weights.parameters import LAYER_PREFIX, Parameter
 
 COMMON_NAME = "common.pt"
@@ -149,11 +150,28 @@ class CheckpointReader:
         items = create_read_items_for_chunk_list(key, self._tensors[key], [chunk])
         try:
             self._reader.read_data(LoadPlan(items), _IntoTensor(wide)).wait()
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, AssertionError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{self.directory}: tensor {key} cannot be read ({reason}); the checkpoint is incomplete") from None
         if sum(item.lengths.numel() for item in items) != target.numel():
             raise UserError(f"{self.directory}: tensor {key} is only partly stored; the checkpoint is incomplete")
+
+
+def read_common(directory: Path) -> dict[str, Any]:
+    """The plain values beside the tensors of a checkpoint.
+
+    Raises:
+        UserError: they are absent, damaged, or hold anything but plain values and tensors; names the file.
+    """
+    path = directory / COMMON_NAME
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path}: cannot be read ({quote(reason)}); the checkpoint is damaged, or is not one") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds a {type(values).__name__}, expected a dictionary; the checkpoint is damaged, or is not one")
+    return values
 
 
 def stacked_key(name: str) -> str:
@@ -241,30 +259,7 @@ class _IntoTensor(LoadPlanner):
 
 
 class _SafeReader(FileSystemReader):
-    """Reads the metadata pickle with an allow-list."""
+    """Reads the metadata file as records and nothing else."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        path = Path(self.path) / ".metadata"
-        try:
-            with path.open("rb") as file:
-                metadata = _MetadataUnpickler(file).load()
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; expected a Megatron distributed checkpoint") from None
-        except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, ValueError, ImportError) as error:
-            raise UserError(f"{path}: not checkpoint metadata ({error}); the checkpoint is damaged, or is not one") from None
-        if not isinstance(metadata, Metadata):
-            raise UserError(f"{path}: holds {type(metadata).__name__}, expected checkpoint metadata")
-        return metadata
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    RECORDS = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.planner", "torch.distributed.checkpoint.filesystem")
-    VALUES = frozenset(
-        [("torch", "Size"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict"), ("pathlib", "PosixPath")]
-        + [("torch", name) for name in ("float32", "bfloat16", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")]
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module in self.RECORDS and "." not in name) or (module, name) in self.VALUES:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of such metadata")
+        return read_metadata(Path(self.path))

@@ -12,6 +12,7 @@ import torch
 
 from selfemo.errors import UserError
 from selfemo.weights.architecture import CONFIG_NAME, DTYPE_BYTES, Architecture, hf_config, read_architecture
+from selfemo.weights.json_file import read_json_object
 from selfemo.weights.parameters import hf_tensor_list
 from selfemo.weights.pending import new_directory
 from selfemo.weights.safetensors_writer import DEFAULT_SHARD_BYTES, SafetensorsWriter
@@ -87,10 +88,10 @@ def copy_companions(source: Path, target: Path, architecture: Architecture, dtyp
                 raise UserError(
                     f"{source / CONFIG_NAME}: {field.name} is {there!r}, but the weights have {here!r}: another model's directory"
                 )
-        config = json.loads((source / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = read_json_object(source / CONFIG_NAME)
     key = "dtype" if "dtype" in config else "torch_dtype"
     config[key] = dtype
-    (target / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (target / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in COMPANION_NAMES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

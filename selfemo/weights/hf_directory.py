@@ -17,12 +17,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from selfemo.errors import UserError, nearest
+from selfemo.printable import quote
 from selfemo.weights.architecture import Architecture
 from selfemo.weights.geometry import Shape, region
+from selfemo.weights.json_file import read_json_object
 from selfemo.weights.parameters import LM_HEAD, hf_tensor_list
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+MAX_HEADER_BYTES = 16 << 20
+"""Some hundred bytes per tensor: the largest published shards have a few hundred kilobytes."""
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Stored dtypes that are read, as safetensors spells them."""
 DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
@@ -124,24 +128,24 @@ class HfDirectory:
             if single.exists():
                 return {single: None}
             raise UserError(f"{self.path}: no weights; expected {SINGLE_NAME} or {INDEX_NAME} (pickled .bin files are not read)")
-        try:
-            weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
-            by_file: dict[str, set[str]] = {file: set() for file in weight_map.values()}
-            for name, file in weight_map.items():
-                by_file[file].add(name)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index_path}: not a safetensors index ({error!r}); download the file again") from None
-        for file in by_file:
-            if Path(file).name != file:
-                raise UserError(f"{index_path}: names the file {file!r}; expected a file in the same directory")
+        weight_map = read_json_object(index_path).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UserError(f"{index_path}: not a safetensors index (no object weight_map); download the file again")
+        by_file: dict[str, set[str]] = {}
+        for name, file in weight_map.items():
+            if not isinstance(file, str) or Path(file).name != file or file in ("", "..") or not file.isprintable():
+                raise UserError(f"{index_path}: names the file {quote(file)}; expected a file in the same directory")
+            by_file.setdefault(file, set()).add(name)
         return {self.path / file: names for file, names in by_file.items()}
 
     def _read_header(self, file: Path, indexed: set[str] | None) -> None:
         try:
-            with safe_open(file, framework="pt") as opened:  # checks the header against the size of the file
-                names = set(opened.keys())
             with file.open("rb") as raw:
                 header_bytes = int.from_bytes(raw.read(8), "little")
+                if header_bytes > MAX_HEADER_BYTES:
+                    raise UserError(f"{file}: a header of {header_bytes} bytes, expected at most {MAX_HEADER_BYTES}; download it again")
+                with safe_open(file, framework="pt") as opened:  # checks the header against the size of the file
+                    names = set(opened.keys())
                 header = json.loads(raw.read(header_bytes))
         except FileNotFoundError:
             raise UserError(f"{file}: no such file, though {INDEX_NAME} names it; download it again") from None

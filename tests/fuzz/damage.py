@@ -1,7 +1,7 @@
 """Inputs to fuzz with: sound files with a few edits, so that they reach past the first check, and text from a format's own tokens.
 
-hypothesis draws the seed of a batch and a plain generator draws the batch from it: a hundred thousand inputs then cost minutes, and a failure
-names a seed that brings it back.
+hypothesis draws the seed of a batch and a plain generator draws the batch from it: a hundred thousand inputs then cost minutes, and
+a failure names a seed that brings it back.
 """
 
 from __future__ import annotations
