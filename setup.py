@@ -35,6 +35,7 @@ setup(
     python_requires=">=3.11,<3.12",
     packages=[*find_packages(include=["selfemo", "selfemo.*"])],
     package_dir={"selfemo.kernels": "kernels"},
+    package_data={"selfemo.report": ["templates/*"]},
     install_requires=requirements("base"),
     extras_require={
         "cpu": requirements("cpu"),

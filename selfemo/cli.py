@@ -18,6 +18,7 @@ from selfemo.errors import EXIT_USER_ERROR, UserError
 from selfemo.evaluation.commands import build_command as build_eval
 from selfemo.planning.commands import plan
 from selfemo.replaying import app as flywheel_commands
+from selfemo.report.commands import report
 from selfemo.standalone import StandaloneEngines
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
@@ -59,6 +60,7 @@ app.add_typer(corpus_commands, name="corpus")
 app.add_typer(flywheel_commands, name="flywheel")
 app.command()(doctor)
 app.command()(plan)
+app.command()(report)
 app.command("eval")(build_eval(StandaloneEngines))
 app.command()(chat)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from selfemo.config import RunConfig
 from selfemo.tracking.scalars import GROUP_AXES, Scalars, scalars_of
@@ -55,12 +55,12 @@ class TensorBoard:
 class WeightsAndBiases:
     """One W&B run per start of the training: parts of a resumed run share a group, and the last of them is complete."""
 
-    def __init__(self, root: Path, config: RunConfig) -> None:
+    def __init__(self, root: Path, config: RunConfig, mode: Literal["offline", "online"]) -> None:
         import wandb
 
         self._run = wandb.init(
             project=config.tracking.wandb_project,
-            mode=config.tracking.wandb,
+            mode=mode,
             name=root.name,
             group=root.name,
             dir=str(root),  # offline files and logs stay with the run
@@ -85,7 +85,7 @@ class Tracking:
     def __init__(self, metrics: Path, config: RunConfig) -> None:
         """`metrics`: the run's metrics.jsonl, to which every record is appended before it is logged here."""
         self._metrics, self._config = metrics, config
-        self._trackers: Sequence[Tracker] | None = None
+        self._trackers: list[Tracker] | None = None
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Show a record that metrics.jsonl holds as its last."""
@@ -99,11 +99,12 @@ class Tracking:
         for tracker in self._trackers or ():
             tracker.close()
 
-    def _open(self) -> Sequence[Tracker]:
+    def _open(self) -> list[Tracker]:
         root = self._metrics.parent
         self._trackers = [TensorBoard(root)]
-        if self._config.tracking.wandb != "none":
-            self._trackers.append(WeightsAndBiases(root, self._config))
+        mode = self._config.tracking.wandb
+        if mode != "none":
+            self._trackers.append(WeightsAndBiases(root, self._config, mode))
         with self._metrics.open(encoding="utf-8") as lines:
             for line in lines:
                 self._log(json.loads(line))

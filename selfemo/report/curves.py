@@ -1,0 +1,76 @@
+"""The curves of a run: what supervised steps, iterations and rewards recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from selfemo.report.charts import Chart, line_chart
+from selfemo.report.records import Json, RunRecords
+
+DECADE = 10.0
+"""A logarithmic axis has nothing to mark within less."""
+MAX_POINTS = 400
+"""Points of a curve: a longer one is thinned evenly, its last point kept."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One chart: title, the fields it shows under which names, and its axis."""
+
+    title: str
+    fields: Mapping[str, str]
+    log: bool = False
+    bottom: float | None = None
+
+
+_BY_ROLE = {"recognizer": "recognizer", "responder": "responder"}
+ITERATION_CURVES = (
+    Curve("Reward", {"reward": "reward, mean of all samples"}),
+    Curve(
+        "Reward by component",
+        {
+            "reward_alignment": "alignment",
+            "reward_consistency": "consistency",
+            "reward_expression": "expression",
+            "reward_recognizer_format": "format, recognizer",
+            "reward_responder_format": "format, responder",
+        },
+        bottom=0,
+    ),
+    Curve("Smoothed IoU of samples", {f"siou_{role}": role for role in _BY_ROLE}, bottom=0),
+    Curve("Agreement within groups", {f"agreement_{role}": role for role in _BY_ROLE}, bottom=0),
+    Curve("KL to the SFT model", {"kl": "KL, nats per token"}),
+    Curve("Entropy", {"entropy": "entropy, nats per token"}),
+    Curve("Clipped share of tokens", {"clipped_share": "clipped share"}, bottom=0),
+    Curve("Largest logprob gap, engine to trainer", {"logprob_gap_max": "largest gap, nats"}, log=True),
+    Curve("Gradient norm", {"grad_norm": "norm before clipping"}, bottom=0),
+    Curve(
+        "Completion length",
+        {f"completion_tokens_{role}": f"{role}, mean" for role in _BY_ROLE}
+        | {f"completion_tokens_max_{role}": f"{role}, longest" for role in _BY_ROLE},
+        bottom=0,
+    ),
+    Curve("Groups without a ranking", {"groups_without_ranking": "groups that teach nothing", "groups": "groups"}, bottom=0),
+)
+SFT_CURVE = Curve("Loss of the supervised start", {"loss": "loss, nats per token"})
+
+
+def curves(records: RunRecords) -> list[Chart]:
+    """Every curve whose fields the run recorded."""
+    sft, iterations = records.of("sft"), records.of("iteration")
+    charts = [_chart(SFT_CURVE, sft, "step", "SFT step")] if sft else []
+    return charts + [_chart(curve, iterations, "iteration", "iteration") for curve in ITERATION_CURVES if _present(curve, iterations)]
+
+
+def _present(curve: Curve, events: Sequence[Json]) -> list[str]:
+    return [field for field in curve.fields if events and all(field in event for event in events)]
+
+
+def _chart(curve: Curve, events: Sequence[Json], axis: str, xlabel: str) -> Chart:
+    stride = -(-len(events) // MAX_POINTS)
+    shown = list(events[::-stride][::-1])
+    series = {curve.fields[field]: [event[field] for event in shown] for field in _present(curve, shown)}
+    values = [value for line in series.values() for value in line]
+    log = curve.log and min(values) > 0 and max(values) / min(values) > DECADE
+    return line_chart(curve.title, [event[axis] for event in shown], series, xlabel, log, curve.bottom)

@@ -1,0 +1,135 @@
+"""Headline figures and their changes, each change with the stage that made it.
+
+The supervised start (SFT) and SELF-GRPO are kept apart: a model that cannot answer at all before SFT gains nearly everything there, and a
+single "change" from start to end would credit SELF-GRPO with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from selfemo.report.records import Json, RunRecords
+
+STAGES = ("start", "sft", "final")
+"""Evaluations in order."""
+ALGORITHMS = {"self_grpo": "SELF-GRPO", "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "dapo": "DAPO", "gspo": "GSPO"}
+STAGE_COLOURS = ("--c7", "--c0", "--c1")
+FIGURES = (
+    ("accuracy", "Accuracy", True),
+    ("weighted_f1", "Weighted F1", True),
+    ("macro_f1", "Macro F1", True),
+    ("siou", "Smoothed IoU", True),
+    ("exact_match", "Exact match of the set", True),
+    ("format_failure_rate", "Format failures", False),
+    ("label_entropy", "Entropy of predicted labels (nats)", None),
+    ("neutral_share", "Predicted neutral", None),
+)
+"""Field, name, and whether more is better (None: neither)."""
+MEANS_OF_TURNS = frozenset({"accuracy", "siou", "exact_match", "format_failure_rate"})
+"""Means over turns of values in [0, 1], whose variance is at most m (1 - m) (equal to it for shares): these get an interval."""
+THIRDS = 3
+Z_95 = 1.96
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One figure over the stages; None where a stage has not been evaluated."""
+
+    name: str
+    values: tuple[float | None, ...]
+    """In the order of STAGES."""
+    by_sft: float | None
+    """What SFT changed."""
+    by_play: float | None
+    """What self-play (SELF-GRPO, or the variant the run took) changed, from the SFT model on."""
+    more_is_better: bool | None
+    majority: float | None
+    """What always answering the most frequent label scores, where that is known."""
+    margin: float | None
+    """Half of the 95% interval of the last value, (normal approximation, turns taken as independent); None for other figures."""
+
+    @property
+    def last(self) -> float:
+        """The newest value."""
+        return next(value for value in reversed(self.values) if value is not None)
+
+    @property
+    def steps(self) -> list[tuple[float | None, float | None, str]]:
+        """(value, change that this stage made, its colour) in the order of STAGES."""
+        return list(zip(self.values, (None, self.by_sft, self.by_play), STAGE_COLOURS, strict=True))
+
+    def verdict(self, change: float | None) -> str:
+        """One of better, worse, noise (no larger than two such intervals explain), or "" where nothing can be said."""
+        if change is None or self.more_is_better is None or self.margin is None:
+            return ""
+        if abs(change) <= math.sqrt(2) * self.margin:
+            return "noise"
+        return "better" if (change > 0) == self.more_is_better else "worse"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of what the run did."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+def stage_names(records: RunRecords) -> tuple[str, str, str]:
+    """What the stages are called, in the order of STAGES."""
+    return "start", "SFT", ALGORITHMS[records.config.algorithm.loss]
+
+
+def headlines(records: RunRecords) -> list[Headline]:
+    """The recognition figures that every recorded evaluation has."""
+    evaluations = [records.evaluation(stage) for stage in STAGES]
+    majority = (records.summary or {}).get("eval", {}).get("majority", {})
+    found = [e for e in evaluations if e is not None]
+    return [
+        _headline(name, field, better, evaluations, majority.get(field))
+        for field, name, better in FIGURES
+        if found and all(field in e for e in found)
+    ]
+
+
+def _headline(name: str, field: str, better: bool | None, evaluations: Sequence[Json | None], majority: float | None) -> Headline:
+    values = tuple(None if e is None else float(e[field]) for e in evaluations)
+    start, sft, final = values
+    last = next((e for e in reversed(evaluations) if e is not None), None)
+    margin = None
+    if last is not None and field in MEANS_OF_TURNS:
+        margin = Z_95 * math.sqrt(last[field] * (1 - last[field]) / last["n"])
+    return Headline(name, values, _difference(sft, start), _difference(final, sft), better, majority, margin)
+
+
+def _difference(after: float | None, before: float | None) -> float | None:
+    return None if after is None or before is None else after - before
+
+
+def run_facts(records: RunRecords) -> list[Fact]:
+    """What the run did besides recognising: reward, throughput, agreement of engine and trainer, flywheel, syncs."""
+    iterations, syncs = records.of("iteration"), records.of("sync")
+    facts = []
+    if iterations:
+        third = max(1, len(iterations) // THIRDS)
+        first, last = (sum(r["reward"] for r in part) / third for part in (iterations[:third], iterations[-third:]))
+        facts.append(Fact("Self-play reward", f"{first:.3f} → {last:.3f}", f"first and last {third} of {len(iterations)} iterations"))
+        samples, tokens = (sum(r[name] for r in iterations) for name in ("samples", "tokens"))
+        rollout = sum(r["seconds"]["rollout"] for r in iterations)
+        facts.append(Fact("Sampled", f"{tokens:,} tokens", f"{samples:,} samples, {tokens / rollout:,.0f} tokens/s while rolling out"))
+        gap = max(r["logprob_gap_max"] for r in iterations)
+        facts.append(Fact("Largest logprob gap", f"{gap:.1e}", "engine against trainer, any sampled token"))
+        skipped = sum(not r["step_applied"] for r in iterations)
+        facts.append(Fact("Steps skipped", str(skipped), "iterations with a gradient that was not finite"))
+        outcomes = [r["flywheel"] for r in iterations if "flywheel" in r]
+        kept, dropped = (sum(sum(o[name].values()) for o in outcomes) for name in ("kept", "dropped"))
+        if kept + dropped:
+            facts.append(Fact("Flywheel", f"{kept / (kept + dropped):.1%} kept", f"{kept:,} of {kept + dropped:,} groups"))
+    if syncs:
+        probes = sum(bool(s["probed"]) for s in syncs)
+        seconds = sum(s["seconds"] for s in syncs) / len(syncs)
+        facts.append(Fact("Weight syncs", str(len(syncs)), f"{seconds:.3f} s on average; greedy probe matched {probes} times"))
+    return facts

@@ -1,0 +1,136 @@
+"""Where the time went: spans of phases per rank, drawn as they followed one another, and their sums.
+
+A rank that waits for others waits inside its phase (a collective ends for all ranks together), so bars show when a rank entered a phase
+late, not how long it worked in it. Between spans lie checkpoints, records, and what a phase does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+
+from selfemo.report.charts import INK, SERIES, SOFT, Chart, make_chart
+from selfemo.report.records import RunRecords
+
+PHASES = ("setup", "sft", "rollout", "reward", "train", "sync", "eval", "save")
+"""Every phase has its colour, in this order."""
+MAX_ROWS = 16
+"""Ranks that a chart shows; of more, evenly spaced ones."""
+WIDTH_IN = 9.5
+ZOOMED = 2
+"""Iterations that the closer chart shows: the last ones."""
+
+Spans = dict[int, list[tuple[str, float, float]]]
+"""{rank: (phase, start, end)}, seconds since the first span."""
+
+
+@dataclass(frozen=True)
+class PhaseSum:
+    """Seconds of one phase on the rank that spent least and most."""
+
+    phase: str
+    spans: int
+    """On the main rank."""
+    least_s: float
+    most_s: float
+    share: float
+    """Of the run so far, by the main rank."""
+
+
+@dataclass(frozen=True)
+class TimeLine:
+    """Charts and sums; `charts` is empty where nothing was recorded."""
+
+    charts: tuple[Chart, ...]
+    sums: tuple[PhaseSum, ...]
+    total_s: float
+    ranks: int
+    """Ranks that sent their spans."""
+
+
+def time_line(records: RunRecords) -> TimeLine:
+    """The time line of a run so far."""
+    spans = collect_spans(records)
+    if not any(spans.values()):
+        return TimeLine((), (), 0.0, 0)
+    total_s = max(end for mine in spans.values() for _, _, end in mine)
+    charts = [_chart("Whole run", spans, 0.0, total_s)]
+    start_s = _start_of_last(spans, ZOOMED)
+    if start_s is not None:
+        end_s = max(end for mine in spans.values() for name, _, end in mine if name == "sync")
+        charts.append(_chart(f"Last {ZOOMED} iterations", spans, start_s, end_s))
+    return TimeLine(tuple(charts), tuple(_sums(spans, total_s)), total_s, len(spans))
+
+
+def collect_spans(records: RunRecords) -> Spans:
+    """Every rank's spans of the whole run, from its first one on."""
+    found: Spans = {}
+    for event in records.of("phases"):
+        for rank, spans in event["ranks"].items():
+            found.setdefault(int(rank), []).extend((name, start, end) for name, start, end in spans)
+    first = min((start for mine in found.values() for _, start, _ in mine), default=0.0)
+    return {rank: [(name, start - first, end - first) for name, start, end in mine] for rank, mine in sorted(found.items())}
+
+
+def _start_of_last(spans: Spans, iterations: int) -> float | None:
+    """Where the last iterations begin on the main rank; None where there are not more than these."""
+    rollouts = [start for name, start, _ in spans[min(spans)] if name == "rollout"]
+    return rollouts[-iterations] if len(rollouts) > iterations else None
+
+
+def _sums(spans: Spans, total_s: float) -> list[PhaseSum]:
+    main = min(spans)
+    by_rank: dict[int, dict[str, float]] = {rank: {} for rank in spans}
+    for rank, mine in spans.items():
+        for name, start, end in mine:
+            by_rank[rank][name] = by_rank[rank].get(name, 0.0) + end - start
+    names = sorted({name for seconds in by_rank.values() for name in seconds}, key=_order)
+    return [
+        PhaseSum(
+            name,
+            sum(span[0] == name for span in spans[main]),
+            min(seconds.get(name, 0.0) for seconds in by_rank.values()),
+            max(seconds.get(name, 0.0) for seconds in by_rank.values()),
+            by_rank[main].get(name, 0.0) / total_s if total_s else 0.0,
+        )
+        for name in names
+    ]
+
+
+def _chart(title: str, spans: Spans, start_s: float, end_s: float) -> Chart:
+    ranks = list(spans)
+    rows = [ranks[i * len(ranks) // min(MAX_ROWS, len(ranks))] for i in range(min(MAX_ROWS, len(ranks)))]
+    shown = {rank: [s for s in spans[rank] if s[2] > start_s and s[1] < end_s] for rank in rows}
+    names = sorted({name for mine in shown.values() for name, _, _ in mine}, key=_order)
+
+    def draw(axes: Axes) -> None:
+        axes.grid(visible=False, axis="y")
+        for row, rank in enumerate(rows):
+            for name in names:
+                bars = [(start, end - start) for phase, start, end in shown[rank] if phase == name]
+                axes.broken_barh(bars, (row - 0.36, 0.72), facecolors=_colour(name))
+        axes.set_yticks(range(len(rows)), [f"rank {rank}" for rank in rows], color=INK)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(start_s, end_s)
+        axes.set_xlabel("seconds since the run began")
+        patches = [Patch(color=_colour(name), label=name) for name in names]
+        axes.legend(handles=patches, frameon=False, labelcolor=INK, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names))
+
+    return make_chart(title, draw, _summary(shown, names), (WIDTH_IN, 0.9 + 0.32 * len(rows)))
+
+
+def _summary(shown: Mapping[int, Sequence[tuple[str, float, float]]], names: Sequence[str]) -> str:
+    mine = next(iter(shown.values()))
+    seconds = {name: sum(end - start for phase, start, end in mine if phase == name) for name in names}
+    return "rank 0 spent " + ", ".join(f"{value:.1f} s in {name}" for name, value in seconds.items())
+
+
+def _colour(phase: str) -> str:
+    return SERIES[PHASES.index(phase)] if phase in PHASES else SOFT
+
+
+def _order(phase: str) -> tuple[int, str]:
+    return (PHASES.index(phase) if phase in PHASES else len(PHASES), phase)

@@ -1,0 +1,273 @@
+"""What the page says of a run: changes credited to the stage that made them, groups under their turns, plans beside measurements."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from selfemo.errors import UserError
+from selfemo.flywheel.store import Filter, FlywheelStore
+from selfemo.report import commands
+from selfemo.report.charts import SERIES, line_chart
+from selfemo.report.dialogues import dialogue_views
+from selfemo.report.emotions import confusions, label_rows
+from selfemo.report.flywheel import flywheel_view, generations, longest_chains
+from selfemo.report.headlines import headlines, run_facts
+from selfemo.report.page import render
+from selfemo.report.planned import planned_rows
+from selfemo.report.records import RunRecords, read_run
+from selfemo.report.timeline import time_line
+from tests.report.made_run import HOSTILE, SPEAKER, make_run
+from tests.selfplay.scripted import LABELS
+
+
+class Page(HTMLParser):
+    """Elements, ids, references and visible text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.handlers: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+                self.references.append(value or "")
+            if name.startswith("on"):
+                self.handlers.append(name)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def page(finished: Path) -> Page:
+    return Page(render(read_run(finished)))
+
+
+def test_a_change_is_credited_to_the_stage_that_made_it(finished: Path):
+    """From start to end accuracy gains 0.48; SFT brought 0.5 of it and SELF-GRPO lost 0.02."""
+    accuracy = next(h for h in headlines(read_run(finished)) if h.name == "Accuracy")
+    assert accuracy.values == (0.0, 0.5, 0.48)
+    assert (accuracy.by_sft, accuracy.by_play) == (pytest.approx(0.5), pytest.approx(-0.02))
+    assert accuracy.verdict(accuracy.by_sft) == "better"
+    assert accuracy.verdict(accuracy.by_play) == "noise"  # 2 of 100 turns
+    assert accuracy.majority == 0.4
+
+
+def test_fewer_format_failures_are_better(finished: Path):
+    failures = next(h for h in headlines(read_run(finished)) if h.name == "Format failures")
+    assert failures.by_sft == pytest.approx(-1.0)
+    assert failures.verdict(failures.by_sft) == "better"
+
+
+def test_a_change_without_an_interval_gets_no_verdict(finished: Path):
+    f1 = next(h for h in headlines(read_run(finished)) if h.name == "Weighted F1")
+    assert f1.margin is None
+    assert f1.verdict(f1.by_sft) == ""
+
+
+def test_a_live_run_credits_nothing_to_a_stage_that_has_not_ended(live: Path):
+    accuracy = headlines(read_run(live))[0]
+    assert (accuracy.values, accuracy.by_sft, accuracy.by_play, accuracy.last) == ((0.0, 0.5, None), 0.5, None, 0.5)
+
+
+def test_facts_compare_the_first_third_with_the_last(finished: Path):
+    facts = {fact.name: fact.value for fact in run_facts(read_run(finished))}
+    assert facts["Self-play reward"] == "0.500 → 0.900"
+
+
+def test_whatever_was_written_stays_text(page: Page):
+    assert HOSTILE in page.text
+    assert SPEAKER in page.text
+    assert "<i>run&" in page.text
+    assert page.tags.count("script") == 1
+    assert not {"img", "iframe", "b", "i"} & set(page.tags)
+    assert page.handlers == []
+
+
+def test_the_page_refers_to_nothing_outside(page: Page):
+    outside = [r for r in page.references if not r.startswith(("#", "data:,"))]
+    assert outside == []
+    assert {r[1:] for r in page.references if r.startswith("#")} <= set(page.ids)
+
+
+def test_ids_of_many_charts_do_not_collide(page: Page):
+    assert len(page.ids) == len(set(page.ids)) > 100
+
+
+def test_a_charts_colours_are_the_pages(page: Page):
+    svg = line_chart("Two lines", [0, 1], {"a": [1.0, 2.0], "b": [2.0, 3.0]}).svg
+    assert "var(--c0)" in svg
+    assert "var(--c1)" in svg
+    assert not any(colour in svg for colour in SERIES)
+
+
+def test_every_label_and_confusion_is_shown(finished: Path):
+    records = read_run(finished)
+    assert [(row.label, row.support) for row in label_rows(records)] == list(zip(LABELS, (40, 30, 20, 10)))
+    start, _, final = confusions(records)
+    assert [cell.count for cell in start.rows[0][1]] == [0, 0, 0, 0, 40]
+    assert final.rows[0][1][0].correct
+    assert final.rows[0][1][0].share == pytest.approx(19 / 40)
+
+
+def test_spans_of_all_records_stand_on_one_axis(finished: Path):
+    line = time_line(read_run(finished))
+    sums = {row.phase: row for row in line.sums}
+    assert line.ranks == 2
+    assert line.total_s == 950.0
+    assert sums["train"].spans == 5
+    assert (sums["train"].least_s, sums["train"].most_s) == (5 * 24.0, 5 * 25.0)  # rank 1 is a second late every time
+    assert sums["train"].share == pytest.approx(125 / 950)
+    assert [chart.title for chart in line.charts] == ["Whole run", "Last 2 iterations"]
+
+
+def test_planned_bytes_stand_beside_measured_ones(finished: Path, tmp_path: Path):
+    rows = {row.name: row for row in planned_rows(read_run(finished))}
+    assert all(rows[f"{kind}, rank {rank}"].is_met for kind in ("Weights", "Gradients", "Optimizer", "Reference") for rank in (0, 1))
+    assert not rows["Weight sync, received"].is_met  # the made run moved 123 bytes
+    assert not any(name.startswith("Seconds") for name in rows)
+    records = read_run(finished)
+    other = RunRecords(records.root, records.config, tuple(_one_byte_off(e) for e in records.events), (), records.summary)
+    assert not {row.name: row for row in planned_rows(other)}["Optimizer, rank 1"].is_met
+
+
+def test_seconds_are_planned_for_a_gpu_that_is_named(finished: Path):
+    rows = {row.name: row for row in planned_rows(read_run(finished), "h100-80g")}
+    assert rows["Seconds, train"].measured == 60.0
+    assert 0 < rows["Seconds, train"].planned < 60.0
+    with pytest.raises(UserError, match="h100-80g"):
+        planned_rows(read_run(finished), "h1000")
+
+
+def _one_byte_off(event: dict) -> dict:
+    if event["event"] != "memory":
+        return event
+    return event | {"ranks": event["ranks"] | {"1": event["ranks"]["1"] | {"optimizer": event["ranks"]["1"]["optimizer"] + 1}}}
+
+
+def test_lineage_counts_what_descends_from_kept_records(finished: Path):
+    view = flywheel_view(read_run(finished))
+    records = list(FlywheelStore(finished / "flywheel.sqlite").find(Filter()))
+    assert view is not None
+    assert view.offered == len(records) == sum(count for _, count, _ in view.generations)
+    assert view.kept == sum(r.kept for r in records) == sum(kept for _, _, kept in view.generations)
+    assert {d: n for d, n, _ in view.generations}[0] == sum(r.parent is None for r in records)
+    assert view.sources == len({r.source for r in records if r.kept})
+    for chain in view.chains:
+        assert [r.parent for r in chain[1:]] == [r.record_id for r in chain[:-1]]
+        assert chain[0].parent is None
+
+
+def test_generations_and_chains_follow_parents():
+    parents = {1: None, 2: 1, 3: 1, 4: 3, 5: None}
+    assert generations(parents) == {1: 0, 2: 1, 3: 1, 4: 2, 5: 0}
+    links = [(1, None, True, "a"), (2, 1, True, "a"), (3, 1, True, "a"), (4, 3, False, "a"), (5, None, True, "b")]
+    assert longest_chains(links, generations(parents)) == [[1, 2]]  # 4 was dropped, 5 descends from no record
+
+
+def test_groups_stand_under_the_turn_they_read_or_wrote(finished: Path):
+    for record, view in zip(read_run(finished).dialogues, dialogue_views(read_run(finished).dialogues), strict=True):
+        seeds = record["seed_turns"]
+        assert [t.generated for t in view.turns] == [i >= seeds for i in range(len(view.turns))]
+        assert [g.role for g in view.turns[seeds - 1].groups] == ["recognizer"]
+        for index, turn in enumerate(view.turns[seeds:]):
+            chosen = [c for g in turn.groups if g.role == "responder" for c in g.candidates if c.chosen]
+            assert [c.text for c in chosen] == [turn.text]
+            assert turn.groups[0].candidates[0].text == record["groups"][2 * index + 1]["candidates"][0]["text"]
+
+
+def test_replies_that_could_not_be_read_end_the_dialogue():
+    candidate = {"text": "joy", "read": [], "failed_gates": ["leak"], "score": 0.0, "rewards": {"expression": 0.0}}
+    group = {"role": "responder", "turn": 0, "speaker": "Bo", "gold": [], "target": ["joy"], "consensus": [], "agreement": 0.0}
+    turn = {"speaker": "Ann", "text": "so", "labels": []}
+    record = {"iteration": 0, "source": "s", "seed_turns": 1, "dialogue": [turn], "groups": [group | {"candidates": [candidate]}]}
+    (view,) = dialogue_views([record])
+    assert view.unanswered is not None
+    assert not any(c.chosen for c in view.unanswered.candidates)
+    assert view.turns[0].groups == ()
+
+
+def test_a_long_run_shows_dialogues_from_beginning_to_end():
+    record = {"source": "s", "seed_turns": 0, "dialogue": [], "groups": []}
+    views = dialogue_views([record | {"iteration": i} for i in range(1000)], limit=40)
+    assert [views[0].iteration, views[-1].iteration, len({v.iteration for v in views})] == [0, 999, 40]
+
+
+def test_half_a_line_is_left_for_the_next_reading(live: Path):
+    assert len(read_run(live).of("iteration")) == 5
+
+
+@pytest.mark.parametrize("line", ["{broken", "[1, 2]", '{"step": 1}', "\udcff"])
+def test_a_broken_record_is_named_with_its_line(tmp_path: Path, line: str):
+    run = make_run(tmp_path / "run")
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_bytes((text + line + "\n").encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=rf"metrics.jsonl:{text.count(chr(10)) + 1}: "):
+        read_run(run)
+
+
+def test_a_directory_that_is_no_run_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no config.yaml"):
+        read_run(tmp_path)
+
+
+def test_a_run_that_has_recorded_nothing_has_a_page(tmp_path: Path):
+    run = make_run(tmp_path / "run", finished=False)
+    for name in ("metrics.jsonl", "samples.jsonl", "flywheel.sqlite"):
+        (run / name).unlink()
+    assert "No evaluation has been recorded yet." in Page(render(read_run(run))).text
+
+
+def test_watch_follows_a_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """While the run is live the page reloads itself; the page of the finished run does not, and has what was recorded last."""
+    whole = make_run(tmp_path / "whole")
+    run = make_run(tmp_path / "run", finished=False)
+    seen: list[str] = []
+
+    def wait(seconds: float) -> None:
+        seen.append((run / "report.html").read_text())
+        if len(seen) == 1:
+            (run / "metrics.jsonl").write_bytes((whole / "metrics.jsonl").read_bytes())
+        if len(seen) == 2:
+            (run / "summary.json").write_bytes((whole / "summary.json").read_bytes())
+
+    monkeypatch.setattr(commands.time, "sleep", wait)
+    result = CliRunner().invoke(_app(), [str(run), "--watch"])
+    assert result.exit_code == 0, result.output
+    assert len(seen) == 2
+    assert all('data-refresh-s="5"' in text for text in seen)
+    assert "5 of 5 iterations" in seen[0]
+    assert seen[0].count("<caption>Confusions") == 2
+    assert seen[1].count("<caption>Confusions") == 3
+    last = (run / "report.html").read_text()
+    assert "data-refresh-s" not in last
+    assert "finished" in last
+    assert not [p for p in run.iterdir() if p.name.startswith(".")]
+
+
+def test_the_command_writes_where_it_is_told(finished: Path, tmp_path: Path):
+    result = CliRunner().invoke(_app(), [str(finished), "--output", str(tmp_path / "out.html"), "--dialogues", "1"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out.html").read_text().count('class="dialogue" id="dialogue-') == 1
+    assert json.loads((finished / "summary.json").read_text())["world_size"] == 2
+
+
+def _app():
+    import typer
+
+    app = typer.Typer()
+    app.command()(commands.report)
+    return app
