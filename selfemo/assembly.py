@@ -12,7 +12,7 @@ from pathlib import Path
 
 from selfemo.config import RunConfig
 from selfemo.corpora.conversation import Corpus
-from selfemo.corpora.registry import load_corpus
+from selfemo.corpora.registry import load_training_corpus
 from selfemo.megatron.device import Device, select_device
 from selfemo.megatron.learner import Learner
 from selfemo.megatron.parallel import Layout, init_distributed, init_parallel
@@ -102,4 +102,4 @@ def tokenizer_texts(corpus: Corpus) -> Iterator[str]:
 
 def load_run_corpus(config: RunConfig) -> Corpus:
     """The configured corpus, read and checked."""
-    return load_corpus(config.corpus.name, config.corpus.path)
+    return load_training_corpus(config.corpus.name, config.corpus.path, config.corpus.hold_out)

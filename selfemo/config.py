@@ -76,6 +76,8 @@ class CorpusConfig:
     """Corpus reader; "auto" takes MELD where the data directory holds it, else the bundled corpus `everyday`."""
     path: str = ""
     """Corpus directory or file. Empty: the corpus's usual place under $SELFEMO_DATA, or the bundled files for `everyday`."""
+    hold_out: str = ""
+    """Other corpora (names or paths, separated by commas) whose dev and test texts training must not meet: MELD and EmoryNLP overlap."""
     history_turns: Count = 4
     """Earlier turns shown to both roles."""
     max_turn_tokens: Positive = 64

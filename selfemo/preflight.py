@@ -10,7 +10,7 @@ import importlib.util
 from pathlib import Path
 
 from selfemo.config import RunConfig
-from selfemo.corpora.registry import load_corpus
+from selfemo.corpora.registry import load_training_corpus
 from selfemo.errors import UserError
 from selfemo.planning.commands import planned_architecture
 from selfemo.planning.layout import layout_of
@@ -37,7 +37,7 @@ def preflight(config: RunConfig, world_size: int) -> str:
         raise UserError(f"tracking.wandb={config.tracking.wandb}, but package wandb is not installed: pip install 'selfemo[wandb]'")
     check_layout(config, world_size)
     run = RunDirectory.check(config)
-    corpus = load_corpus(config.corpus.name, config.corpus.path)
+    corpus = load_training_corpus(config.corpus.name, config.corpus.path, config.corpus.hold_out)
     sizes = ", ".join(f"{split} {len(corpus.split(split))}" for split in ("train", "dev", "test"))
     parallel = config.parallel
     data_parallel = world_size // (parallel.tensor * parallel.pipeline * parallel.context)

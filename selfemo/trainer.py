@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from selfemo.assembly import System, build_system, join_world, load_run_corpus
 from selfemo.config import RunConfig
-from selfemo.corpora.overlap import held_out_texts
+from selfemo.corpora.overlap import HeldOutTexts, held_out_texts
 from selfemo.evaluation.metrics import majority_baseline
 from selfemo.evaluation.recognition import evaluate_recognition
 from selfemo.evaluation.turns import evaluation_turns
@@ -54,7 +54,7 @@ class Trainer:
         self.config, self.system, self.run_dir, self.journal = config, system, run, journal
         train_split = system.corpus.split("train")
         self.rewards = Rewards(config.reward, train_split, system.corpus.labels)
-        held_out = held_out_texts(system.corpus.conversations)
+        held_out = HeldOutTexts(held_out_texts(system.corpus))
         self.seed_pool = SeedPool(train_split, config.selfplay, config.seed, config.corpus.history_turns, held_out)
         self.selfplay = SelfPlay(
             generator=system.generator,

@@ -42,6 +42,8 @@ class Corpus:
     labels: tuple[str, ...]
     """The closed label set, alphabetical; answers are parsed against it."""
     conversations: tuple[Conversation, ...] = field(repr=False)
+    barred_texts: tuple[str, ...] = field(repr=False, default=())
+    """Dev and test texts of other corpora, which training must not meet either."""
 
     def split(self, name: str) -> tuple[Conversation, ...]:
         """The conversations of one split, in file order."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from selfemo.corpora.conversation import Conversation
+from selfemo.corpora.conversation import Conversation, Corpus
 
+TRAIN = "train"
 MIN_KEY_CHARS = 25
 """Length of a key, in characters, from which a text counts as long (about six words)."""
 
@@ -46,14 +47,22 @@ class HeldOutTexts:
         return any(self.matches(turn.text) for turn in conversation.turns)
 
 
-def held_out_texts(conversations: Iterable[Conversation]) -> HeldOutTexts:
-    """The texts of the dev and test dialogues among these."""
-    return HeldOutTexts(texts_of(c for c in conversations if c.split in ("dev", "test")))
+def held_out_texts(corpus: Corpus) -> list[str]:
+    """Every dev and test text of a corpus, and those of other corpora that it bars."""
+    return [*texts_of(c for c in corpus.conversations if c.split != TRAIN), *corpus.barred_texts]
 
 
 def without_overlap(conversations: Iterable[Conversation], held_out: HeldOutTexts) -> tuple[Conversation, ...]:
     """The dialogues with no held-out text. Whole dialogues go, not turns: one shared line means a shared scene."""
     return tuple(c for c in conversations if not held_out.matches_any(c))
+
+
+def hold_out(corpus: Corpus, others: Sequence[Corpus]) -> Corpus:
+    """The corpus without the training dialogues that hold a long dev or test text of the others; it bars those texts from here on."""
+    barred = [text for other in others for text in held_out_texts(other)]
+    keys = HeldOutTexts(barred)
+    kept = tuple(c for c in corpus.conversations if c.split != TRAIN or not keys.matches_any(c))
+    return replace(corpus, conversations=kept, barred_texts=(*corpus.barred_texts, *barred))
 
 
 @dataclass(frozen=True)

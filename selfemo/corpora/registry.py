@@ -15,6 +15,7 @@ from pathlib import Path
 from selfemo.corpora import readers
 from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.formats import CorpusFormat
+from selfemo.corpora.overlap import hold_out
 from selfemo.corpora.problems import ProblemSink, raise_first
 from selfemo.errors import UserError, nearest
 
@@ -89,6 +90,25 @@ def load_corpus(name: str, path: str | Path = "", data_root: str | Path | None =
     """
     fmt, place = resolve_corpus(name, path, data_root)
     return fmt.read(place, report)
+
+
+def load_training_corpus(name: str, path: str = "", held_out: str = "") -> Corpus:
+    """The corpus that a run trains on, without what it shares with dev and test of others.
+
+    Args:
+        held_out: names or paths of those others, separated by commas.
+
+    Raises:
+        UserError: as `load_corpus`, for any of them; nothing is left to train on.
+    """
+    corpus = load_corpus(name, path)
+    named = [part.strip() for part in held_out.split(",") if part.strip()]
+    if not named:
+        return corpus
+    left = hold_out(corpus, [fmt.read(place, raise_first) for fmt, place in map(locate_corpus, named)])
+    if not left.split("train"):
+        raise UserError(f"corpus.hold_out={held_out}: every training dialogue of {corpus.name} holds a text of theirs: leave one out")
+    return left
 
 
 def locate_corpus(corpus: str, name: str = AUTO) -> tuple[CorpusFormat, Path]:

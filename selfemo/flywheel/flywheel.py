@@ -12,6 +12,7 @@ from pathlib import Path
 
 from selfemo.config import FlywheelConfig
 from selfemo.corpora.conversation import Corpus, Turn
+from selfemo.corpora.overlap import held_out_texts
 from selfemo.emotions.answer import Answer
 from selfemo.flywheel.duplicates import NearDuplicates
 from selfemo.flywheel.record import Record, candidates_of
@@ -40,7 +41,7 @@ class Flywheel:
         """Open the flywheel, with everything a store at `path` already holds.
 
         Args:
-            corpus: its dev and test texts never enter; its training texts fix which words are rare.
+            corpus: its dev and test texts, and those it bars, never enter; its training texts fix which words are rare.
             path: the SQLite file; every rank reads an existing one, the writer alone creates and appends.
 
         Raises:
@@ -48,7 +49,7 @@ class Flywheel:
         """
         self._config = config
         self._shares = rewards.label_shares
-        self._held_out = HeldOut([turn.text for c in corpus.conversations if c.split != "train" for turn in c.turns])
+        self._held_out = HeldOut(held_out_texts(corpus))
         known = [turn.text for c in corpus.split("train") for turn in c.turns]
         self._duplicates = {role: NearDuplicates(config.near_duplicate, known) for role in ("recognizer", "responder")}
         self._passed: Counter[str] = Counter()

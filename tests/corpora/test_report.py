@@ -14,16 +14,17 @@ from typer.testing import CliRunner
 
 from selfemo.corpora.check import check_corpus
 from selfemo.corpora.commands import app
-from selfemo.corpora.conversation import Conversation, Turn
+from selfemo.corpora.conversation import Conversation, Corpus, Turn
 from selfemo.corpora.overlap import (
     HeldOutTexts,
     held_out_texts,
+    hold_out,
     measure_overlap,
     overlap_key,
     texts_of,
     without_overlap,
 )
-from selfemo.corpora.registry import load_corpus
+from selfemo.corpora.registry import load_corpus, load_training_corpus
 from selfemo.corpora.stats import corpus_stats, majority_baseline, transition_shares, write_plot
 from selfemo.errors import UserError
 
@@ -108,7 +109,37 @@ def test_dialogues_with_a_held_out_text_are_dropped_whole() -> None:
     planted = Conversation("x", "train", "1", (Turn("A", "Hi"), Turn("B", LONG.upper())))
     clean = Conversation("x", "train", "2", (Turn("A", "Hi"), Turn("B", "Hello")))
     test = Conversation("x", "test", "3", (Turn("A", "Hello"), Turn("B", LONG)))
-    assert without_overlap([planted, clean], held_out_texts([planted, clean, test])) == (clean,)
+    corpus = Corpus("x", ("joy", "sadness"), (planted, clean, test))
+    assert held_out_texts(corpus) == ["Hello", LONG]
+    assert without_overlap([planted, clean], HeldOutTexts(held_out_texts(corpus))) == (clean,)
+
+
+def test_other_corpora_are_held_out_of_the_training_split_alone() -> None:
+    planted = Conversation("x", "train", "1", (Turn("A", "Hi"), Turn("B", LONG)))
+    clean = Conversation("x", "train", "2", (Turn("A", "Hi"), Turn("B", "Hello")))
+    dev = Conversation("x", "dev", "3", (Turn("B", LONG),))
+    other = Corpus(
+        "y", ("mad",), tuple(Conversation("y", split, "1", (Turn("C", text),)) for split, text in (("train", "Hi"), ("test", LONG)))
+    )
+    left = hold_out(Corpus("x", ("joy",), (planted, clean, dev)), [other])
+    assert left.conversations == (clean, dev), "what is reported stays whole"
+    assert left.barred_texts == (LONG,), "self-play may not come upon it later either"
+    assert held_out_texts(left) == [LONG, LONG]
+
+
+def test_a_run_trains_on_what_it_does_not_share_with_the_held_out_corpus(corpus_dir: Path) -> None:
+    everyday = load_corpus("everyday")
+    train_path = corpus_dir / "train.jsonl"
+    shared = next(turn.text for c in everyday.split("test") for turn in c.turns if len(overlap_key(turn.text)) >= 25)
+    row = {"id": "planted", "turns": [{"speaker": "A", "text": shared.upper(), "labels": ["joy"]}]}
+    train_path.write_text(train_path.read_text() + json.dumps(row) + "\n")
+    ids = [[c.dialogue_id for c in load_training_corpus("jsonl", str(corpus_dir), others).split("train")] for others in ("", " everyday,")]
+    assert [name for name in ids[0] if name not in ids[1]] == ["planted"]
+    with pytest.raises(UserError, match=r"'everyda' is neither a path nor a corpus.*did you mean 'everyday'"):
+        load_training_corpus("jsonl", str(corpus_dir), "everyda")
+    train_path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"corpus.hold_out=everyday: every training dialogue of jsonl"):
+        load_training_corpus("jsonl", str(corpus_dir), "everyday")
 
 
 def test_the_stated_overlap_of_the_friends_corpora(data_root: Path) -> None:

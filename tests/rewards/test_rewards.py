@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from selfemo.config import RewardConfig
 from selfemo.emotions.answer import Answer, FormatFailure
-from selfemo.rewards.components import consistency, consistency_gate
+from selfemo.rewards.components import alignment, consistency, consistency_gate, expression
 from selfemo.rewards.frequency import frequency_weights, label_shares
 from selfemo.rewards.scoring import Rewards, score_group
 from selfemo.selfplay.consensus import vote
@@ -21,12 +22,8 @@ from tests.selfplay.scripted import LABELS, conversation
 
 CONFIG = RewardConfig()
 ONES = dict.fromkeys(LABELS, 1.0)
-readings = st.lists(
-    st.lists(st.sampled_from(LABELS), min_size=1, max_size=3, unique=True).map(lambda x: Answer(tuple(x)))
-    | st.just(FormatFailure("empty")),
-    min_size=2,
-    max_size=8,
-)
+label_sets = st.lists(st.sampled_from(LABELS), min_size=1, max_size=3, unique=True).map(tuple)
+readings = st.lists(label_sets.map(Answer) | st.just(FormatFailure("empty")), min_size=2, max_size=8)
 
 
 def test_an_annotated_group_by_hand() -> None:
@@ -55,6 +52,47 @@ def test_components_stay_within_zero_and_one_and_failures_earn_nothing(group: li
         assert all(0 <= value <= 1 for value in (*row, score))
         if isinstance(r, FormatFailure):
             assert row == (0, 0, 0)
+
+
+@given(readings, st.randoms(use_true_random=False), st.sampled_from([*LABELS, None]))
+def test_rewards_belong_to_samples_and_not_to_places(group: list, rng: random.Random, gold: str | None) -> None:
+    texts = [", ".join(r.labels) if isinstance(r, Answer) else "" for r in group]
+    order = rng.sample(range(len(texts)), len(texts))
+    target = (gold,) if gold else None
+    before, after = (score_group(recognizer_group(t, target), CONFIG, SCORE, ONES) for t in (texts, [texts[i] for i in order]))
+    assert after.gate is before.gate
+    for place, source in enumerate(order):
+        assert after.rewards[place] == pytest.approx(before.rewards[source])
+
+
+@given(readings, label_sets)
+def test_alignment_is_full_for_the_reference_alone(group: list, gold: tuple[str, ...]) -> None:
+    for r in group:
+        full = isinstance(r, Answer) and set(r.labels) == set(gold)
+        assert (alignment(r, gold, SCORE) == 1.0) is full
+        assert expression(r, gold, SCORE) == alignment(r, gold, SCORE), "one measure for both tasks"
+    assert expression(None, gold, SCORE) == 0.0, "behind a failed gate"
+    assert alignment(group[0], (), SCORE) == 0.0, "without a reference"
+
+
+@given(readings)
+def test_consistency_is_full_for_unanimous_groups_alone(group: list) -> None:
+    sets = [frozenset(r.labels) if isinstance(r, Answer) else None for r in group]
+    for i in range(len(group)):
+        unanimous = sets[i] is not None and set(sets) == {sets[i]}
+        assert (consistency(group, i, SCORE) == pytest.approx(1.0)) is unanimous
+    assert consistency(group[:1], 0, SCORE) == 0.0, "a lone sample agrees with nobody"
+
+
+@given(readings, label_sets, st.floats(0, 1), st.floats(0, 1))
+def test_the_gate_of_an_annotated_group_asks_for_its_gold_and_of_others_for_the_band(
+    group: list, gold: tuple[str, ...], low: float, high: float
+) -> None:
+    consensus = vote(group, SCORE)
+    right = bool(consensus.labels) and consensus.labels[0] in gold
+    assert consistency_gate(consensus, gold, low, high) is right, "whatever the band"
+    inside = bool(consensus.labels) and low <= consensus.agreement <= high
+    assert consistency_gate(consensus, None, low, high) is inside
 
 
 @given(readings)
