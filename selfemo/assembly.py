@@ -57,7 +57,7 @@ def join_world(config: RunConfig) -> World:
     """Enter torchrun's process group and Megatron's layout."""
     device = select_device()
     init_distributed(device, config.timeout_s)
-    return World(device, init_parallel(config.parallel, device, config.seed))
+    return World(device, init_parallel(config.parallel, device, config.seed, config.timeout_s))
 
 
 def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Corpus) -> System:

@@ -260,6 +260,8 @@ class TrainConfig:
     """Added to the root of the second moment."""
     clip_grad: PositiveFloat = 1.0
     """Global gradient norm is scaled down to this."""
+    max_skipped_steps: Positive = 5
+    """Steps whose loss or gradient is not finite are skipped; this many in a row stop the run, with the batch in output_dir/bad_batch."""
     max_tokens_per_microbatch: Positive = 4096
     """Cap on packed tokens per micro-batch and rank; must hold the longest sample."""
     offload_during_rollout: bool = False
@@ -296,10 +298,17 @@ class EvaluationConfig:
 class CheckpointConfig:
     """When state is written."""
 
-    every: Count = 0
+    every: Count = 10
     """Iterations between checkpoints; 0 writes one, at the end."""
+    sft_every: Count = 0
+    """SFT steps between checkpoints; one is written after the stage in any case."""
     keep: Positive = 2
     """Newest checkpoints that stay on disk."""
+    background: bool = True
+    """Write tensors from a forked process while training goes on."""
+    grace_s: Positive = 25
+    """From SIGTERM or SIGUSR1 to the end of the process: without a checkpoint by then, it ends with an error. torchrun itself kills
+    30 s after a SIGTERM (TORCH_ELASTIC_SHUTDOWN_TIMEOUT)."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -317,13 +326,15 @@ class RunConfig:
     """Everything that decides a run."""
 
     output_dir: str = "runs/demo"
-    """Where results go; must be new, or hold this very run."""
+    """Where results go; must be new, or hold this very run, which then goes on from its newest checkpoint."""
     seed: int = 1
     """Every random draw of the run derives from this."""
     iterations: Count = 12
     """SELF-GRPO iterations (rollout, rewards, step, sync)."""
     timeout_s: Positive = 300
-    """Deadline of a collective on the default process group, in seconds; Megatron's own groups keep its default."""
+    """Deadline of a collective, an engine call, a training step or a wait, in seconds: a rank that exceeds it ends the run."""
+    startup_timeout_s: Positive = 1800
+    """The same for what a run does once or rarely: building model and engine, writing and reading checkpoints, exporting."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)

@@ -1,11 +1,13 @@
 """What a run records about itself: seconds by phase, metrics.jsonl, samples.jsonl, the table and summary.json.
 
-The trainer tells it what happened; it decides how that is written and shown. Only rank 0 writes.
+The trainer tells it what happened; it decides how that is written and shown. Only rank 0 writes. What the summary says of a run is
+computed from the records of metrics.jsonl, so that a run that was interrupted sums up like one that was not.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +17,7 @@ from selfemo.assembly import System, World
 from selfemo.config import RunConfig
 from selfemo.evaluation.metrics import MajorityBaseline
 from selfemo.evaluation.recognition import RecognitionReport
+from selfemo.files import size_of
 from selfemo.flywheel.flywheel import FlywheelCounts
 from selfemo.grpo.samples import TrainingSample
 from selfemo.iteration_records import component_means, episode_records, groups_without_ranking, outcome_counts, role_figures
@@ -24,6 +27,7 @@ from selfemo.rewards.scoring import ScoredGroup
 from selfemo.rollout.engine import engine_version
 from selfemo.run_directory import METRICS_NAME, SAMPLES_NAME, SUMMARY_NAME, RunDirectory
 from selfemo.selfplay.records import Episode
+from selfemo.state import Position
 from selfemo.terminal import Bar, Terminal
 from selfemo.tracking.trackers import Tracking
 from selfemo.weight_sync import SyncReport
@@ -32,6 +36,8 @@ SCHEMA = 1
 THIRDS = 3
 EPISODES_LOGGED = 2
 """Dialogues per iteration written to samples.jsonl, with every candidate."""
+FIGURES = ("accuracy", "weighted_f1", "macro_f1", "n")
+SUMMARY_EVENTS = ("sync", "eval", "iteration")
 SUMMARY_PHASES = ("sft", "rollout", "train", "sync", "eval")
 
 
@@ -42,14 +48,29 @@ class Journal:
         self._config, self._run, self._terminal, self._world = config, run, terminal, world
         self._started = time.perf_counter()
         self._seconds: dict[str, float] = {}
-        self._evaluations: dict[str, RecognitionReport] = {}
-        self._syncs: list[SyncReport] = []
-        self._rewards: list[float] = []
-        self._samples = self._tokens = 0
-        self._logprob_gap_max = 0.0
+        self._events: dict[str, list[dict[str, Any]]] = {name: [] for name in SUMMARY_EVENTS}
         self._last: dict[str, float] = {}
         self._spans = PhaseSpans()
         self._tracking = Tracking(run.path(METRICS_NAME), config)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time spent so far, in all and by phase, that before a resume included."""
+        return {"total": time.perf_counter() - self._started, **self._seconds}
+
+    @property
+    def position(self) -> Position:
+        """How long the records are now; the flywheel keeps its own count."""
+        return Position(size_of(self._run.path(METRICS_NAME)), size_of(self._run.path(SAMPLES_NAME)))
+
+    def resume(self, seconds: Mapping[str, float]) -> None:
+        """Go on with what the run has recorded and spent. Rank 0 reads its own records, which it alone sums up."""
+        self._seconds = {name: value for name, value in seconds.items() if name != "total"}
+        self._started -= seconds["total"]
+        if self._world.layout.is_main:
+            with self._run.path(METRICS_NAME).open(encoding="utf-8") as lines:
+                for line in lines:
+                    self._remember(json.loads(line))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -72,7 +93,6 @@ class Journal:
 
     def synced(self, report: SyncReport) -> None:
         """Record a weight sync."""
-        self._syncs.append(report)
         self._write(
             {
                 "event": "sync",
@@ -88,7 +108,6 @@ class Journal:
 
     def evaluated(self, stage: str, report: RecognitionReport) -> None:
         """Record an evaluation."""
-        self._evaluations[stage] = report
         figures = report.classification
         extra = {
             "siou": report.siou,
@@ -123,10 +142,6 @@ class Journal:
         reward = sum(totals) / len(totals)
         tokens = sum(len(sample.completion_ids) for sample in samples)
         last = stats[-1]
-        self._rewards.append(reward)
-        self._samples += len(samples)
-        self._tokens += tokens
-        self._logprob_gap_max = max(self._logprob_gap_max, stats[0].logprob_gap_max)  # later updates have moved off the rollout policy
         self._write(
             {
                 "event": "iteration",
@@ -146,7 +161,7 @@ class Journal:
                 "entropy": last.entropy,
                 "clipped_share": last.clipped_share,
                 "ratio_mean": last.ratio_mean,
-                "logprob_gap_max": stats[0].logprob_gap_max,
+                "logprob_gap_max": stats[0].logprob_gap_max,  # later updates have moved off the rollout policy
                 "seconds": {name: self._last[name] for name in ("rollout", "reward", "train", "sync")},
             }
         )
@@ -164,8 +179,9 @@ class Journal:
         self._write_phases()
         if not self._world.layout.is_main:
             return
-        layout, transfers = self._world.layout, self._syncs
-        evaluations: dict[str, RecognitionReport | MajorityBaseline] = {"majority": majority, **self._evaluations}
+        layout, syncs, iterations = self._world.layout, self._events["sync"], self._events["iteration"]
+        evaluations = {event["stage"]: {name: event[name] for name in FIGURES} for event in self._events["eval"]}
+        seconds, tokens = self.seconds, sum(event["tokens"] for event in iterations)
         summary = {
             "schema": SCHEMA,
             "world_size": layout.world_size,
@@ -177,27 +193,24 @@ class Journal:
             "engine": engine_version(),
             "corpus": system.corpus.name,
             "iterations": self._config.iterations,
-            "eval": {name: _figures(report) for name, report in evaluations.items()},
+            "eval": {"majority": _figures(majority), **evaluations},
             "rollout": {
-                "samples": self._samples,
-                "tokens": self._tokens,
-                "tokens_per_second": self._tokens / self._seconds["rollout"] if self._tokens else 0.0,
+                "samples": sum(event["samples"] for event in iterations),
+                "tokens": tokens,
+                "tokens_per_second": tokens / seconds["rollout"] if tokens else 0.0,
             },
-            "logprob_gap_max": self._logprob_gap_max,
+            "logprob_gap_max": max((event["logprob_gap_max"] for event in iterations), default=0.0),
             "weight_sync": {
-                "count": len(transfers),
-                "bytes_per_sync": transfers[-1].received_bytes,
-                "seconds_mean": sum(t.seconds for t in transfers) / len(transfers),
-                "greedy_match": transfers[0].probed,  # a probe that fails raises; sync.verify_every says how many ran
-                "probes": sum(t.probed for t in transfers),
-                "path": transfers[-1].path,
-                "lower_bound_bytes": transfers[-1].lower_bound_bytes,
+                "count": len(syncs),
+                "bytes_per_sync": syncs[-1]["received_bytes"],
+                "seconds_mean": sum(event["seconds"] for event in syncs) / len(syncs),
+                "greedy_match": syncs[0]["probed"],  # a probe that fails raises; sync.verify_every says how many ran
+                "probes": sum(event["probed"] for event in syncs),
+                "path": syncs[-1]["path"],
+                "lower_bound_bytes": syncs[-1]["lower_bound_bytes"],
             },
             "flywheel": {"offered": flywheel.offered, "kept": flywheel.kept},
-            "seconds": {
-                "total": time.perf_counter() - self._started,
-                **{name: self._seconds.get(name, 0.0) for name in SUMMARY_PHASES},
-            },
+            "seconds": {"total": seconds["total"], **{name: seconds.get(name, 0.0) for name in SUMMARY_PHASES}},
         }
         self._tracking.close()
         self._run.write_json(SUMMARY_NAME, summary)
@@ -214,9 +227,10 @@ class Journal:
             rows,
         )
         seconds, sync = summary["seconds"], summary["weight_sync"]
-        if len(self._rewards) >= THIRDS:
-            third = len(self._rewards) // THIRDS
-            first, final = (sum(part) / third for part in (self._rewards[:third], self._rewards[-third:]))
+        rewards = [event["reward"] for event in self._events["iteration"]]
+        if len(rewards) >= THIRDS:
+            third = len(rewards) // THIRDS
+            first, final = (sum(part) / third for part in (rewards[:third], rewards[-third:]))
             self._terminal.say(f"reward      {first:.3f} in the first third of iterations, {final:.3f} in the last")
         self._terminal.say(
             f"rollout     {summary['rollout']['samples']} samples, {summary['rollout']['tokens_per_second']:.0f} tokens/s; "
@@ -238,7 +252,12 @@ class Journal:
         if self._world.layout.is_main:
             self._run.append_jsonl(METRICS_NAME, record)
             self._tracking.log(record)
+            self._remember(record)
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        if record["event"] in self._events:
+            self._events[record["event"]].append(record)
 
 
 def _figures(report: RecognitionReport | MajorityBaseline) -> dict[str, float]:
-    return {"accuracy": report.accuracy, "weighted_f1": report.weighted_f1, "macro_f1": report.macro_f1, "n": report.n}
+    return {name: getattr(report, name) for name in FIGURES}

@@ -1,26 +1,36 @@
 """A run's directory: claimed by one configuration, written by rank 0, never half written.
 
-JSON files are written under a temporary name and renamed; JSON-lines files are appended a whole line at a time.
+JSON files are written under a temporary name and renamed; JSON-lines files are appended a whole line at a time, and cut back to what
+a checkpoint knows of when a run resumes from it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from selfemo.config import RunConfig
-from selfemo.config_file import as_yaml
+from selfemo.config_file import as_yaml, load_config
 from selfemo.errors import UserError
+from selfemo.files import replace_text
 
 CONFIG_NAME = "config.yaml"
 SUMMARY_NAME = "summary.json"
 METRICS_NAME = "metrics.jsonl"
 SAMPLES_NAME = "samples.jsonl"
 LOGS_NAME = "logs"
+CHECKPOINTS_NAME = "checkpoints"
+FLYWHEEL_NAME = "flywheel.sqlite"
+MODEL_NAME = "model"
+RESUMES_NAME = "resumes.jsonl"
+CHECKPOINT_NAME = re.compile(r"(sft|iteration)-\d{6,12}")
+CHANGEABLE = ("parallel.", "rollout.tensor_parallel", "checkpoint.", "timeout_s", "startup_timeout_s", "tracking.")
+"""What an unfinished run may go on with another value of: settings that decide how it runs and not what it computes."""
 
 
 class RunDirectory:
@@ -33,8 +43,8 @@ class RunDirectory:
     def claim(cls, config: RunConfig) -> RunDirectory:
         """The directory of this configuration, created if it does not exist.
 
-        What an earlier, unfinished run of the same configuration left is removed (its logs stay): records of two
-        runs must not mix, and resuming is not built yet. A finished run is left as it is.
+        An unfinished run of the same configuration is left as it is where it has a checkpoint to go on from, and removed where it has
+        none (its logs stay): records of two attempts must not mix. A finished run is left as it is.
 
         Raises:
             UserError: the directory is not empty and holds another run, or cannot be written.
@@ -42,7 +52,7 @@ class RunDirectory:
         run = cls.check(config)
         try:
             run.root.mkdir(parents=True, exist_ok=True)
-            if not run.is_complete:
+            if not run.is_complete and not run.has_checkpoint:
                 run._remove_unfinished()
             run.write_text(CONFIG_NAME, as_yaml(config))
         except OSError as error:
@@ -55,13 +65,28 @@ class RunDirectory:
         root = Path(config.output_dir)
         if root.exists() and not root.is_dir():
             raise UserError(f"{root}: exists and is not a directory: choose another output_dir")
-        stored = root / CONFIG_NAME
+        run, stored = cls(root), root / CONFIG_NAME
         foreign = root.exists() and any(entry.name != LOGS_NAME for entry in root.iterdir())  # another rank may have begun its log
         if foreign and not stored.exists():
             raise UserError(f"{root}: not empty and not a run of selfemo (no {CONFIG_NAME}): choose another output_dir")
-        if stored.exists() and stored.read_text(encoding="utf-8") != as_yaml(config):
-            raise UserError(f"{root}: holds a run with another configuration (see {stored}): choose another output_dir or remove it")
-        return cls(root)
+        if stored.exists():
+            changes = list(config_changes(run.stored_config(), dataclasses.asdict(config)))
+            barred = [name for name, _, _ in changes if run.is_complete or not name.startswith(CHANGEABLE)]
+            if barred:
+                raise UserError(
+                    f"{root}: holds a run with another configuration (other {', '.join(barred)}; see {stored}): "
+                    "choose another output_dir or remove it"
+                )
+        return run
+
+    def stored_config(self) -> dict[str, Any]:
+        """The configuration the directory was claimed with."""
+        return dataclasses.asdict(load_config(self.path(CONFIG_NAME)))
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """An unfinished run can go on from something, good or damaged."""
+        return any(CHECKPOINT_NAME.fullmatch(path.name) for path in self.path(CHECKPOINTS_NAME).glob("*-*"))
 
     @property
     def is_complete(self) -> bool:
@@ -79,10 +104,7 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a whole file: under a temporary name, then renamed."""
-        target = self.path(name)
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
+        replace_text(self.path(name), text)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON object, indented, with keys in the given order."""
@@ -92,3 +114,13 @@ class RunDirectory:
         """Append records to a JSON-lines file, one write for all of them."""
         with self.path(name).open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records))
+
+
+def config_changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, old value, new value) of every setting that differs."""
+    for name in {**before, **after}:
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from config_changes(old, new, f"{prefix}{name}.")
+        elif old != new:
+            yield f"{prefix}{name}", old, new

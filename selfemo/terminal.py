@@ -78,3 +78,7 @@ class Bar:
     def advance(self, note: str) -> None:
         """One unit done; `note` shows the figures of the moment."""
         self._progress.update(self._task, advance=1, note=note)
+
+    def skip(self, units: int) -> None:
+        """Units that were done before this process."""
+        self._progress.update(self._task, completed=units)

@@ -2,14 +2,20 @@
 
 Every rank runs this file with the same data. Generation is dealt over the engines and gathered, a step is dealt over Megatron's
 layout and reduced; everything between (rewards, flywheel rule, advantages) is cheap and computed alike on every rank.
+
+`progress` says how far the run has come. It changes in `reached` alone, where a checkpoint may be written; a resumed run starts with the
+checkpoint's and passes over what it says is done.
 """
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
 from itertools import pairwise
 
+import torch
+
 from selfemo.assembly import System, build_system, join_world, load_run_corpus
+from selfemo.checkpoints import Checkpoints, Found
 from selfemo.config import RunConfig
 from selfemo.corpora.overlap import HeldOutTexts, held_out_texts
 from selfemo.evaluation.metrics import majority_baseline
@@ -19,15 +25,16 @@ from selfemo.flywheel.flywheel import Flywheel
 from selfemo.grpo.advantages import loss_config, training_samples
 from selfemo.grpo.samples import TrainingSample
 from selfemo.journal import Journal
-from selfemo.megatron.checkpoint import save_checkpoint
 from selfemo.megatron.learner import PolicyStats, batch_counts
 from selfemo.megatron.optimizer import warmup_cosine, warmup_linear
+from selfemo.resume import code_versions, corpus_digest, resume
 from selfemo.rewards.scoring import Rewards
-from selfemo.run_directory import RunDirectory
+from selfemo.run_directory import CHECKPOINTS_NAME, FLYWHEEL_NAME, MODEL_NAME, RunDirectory
 from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.seeds_pool import SeedPool
 from selfemo.selfplay.sft import SftExamples
 from selfemo.selfplay.transitions import TransitionPrior
+from selfemo.state import MANIFEST_VERSION, Manifest, Position, Progress, Stage
 from selfemo.terminal import Terminal
 from selfemo.weights.export import save_hf
 
@@ -44,7 +51,11 @@ def train(config: RunConfig, run: RunDirectory, terminal: Terminal) -> None:
     journal = Journal(config, run, terminal, world)
     with journal.phase("setup"):
         system = build_system(config, world, run, corpus)
-    Trainer(config, system, run, journal).run()
+        found = resume(config, run, system, terminal)
+        trainer = Trainer(config, system, run, journal)
+        if found:
+            trainer.load(found)
+    trainer.run()
 
 
 class Trainer:
@@ -65,26 +76,32 @@ class Trainer:
             run_seed=config.seed,
         )
         self.flywheel = Flywheel(
-            config.flywheel, system.corpus, self.rewards, run.path("flywheel.sqlite"), is_writer=system.world.layout.is_main
+            config.flywheel, system.corpus, self.rewards, run.path(FLYWHEEL_NAME), is_writer=system.world.layout.is_main
         )
         self.loss_config = loss_config(config)
         self.held_out = evaluation_turns(system.corpus.split(config.evaluation.split), config.evaluation.limit)
-        self.weight_version = 0
+        self.checkpoints = Checkpoints(
+            run.path(CHECKPOINTS_NAME), system.learner, config.checkpoint.keep, in_background=config.checkpoint.background
+        )
+        self.progress, self.position = Progress(), Position()
+        self.saved: Progress | None = None
+        self.reference: list[torch.Tensor] = []
+        self.reference_digest = ""
 
     def run(self) -> None:
         """All stages in order."""
-        self.sync()
-        self.evaluate("start")
-        self.supervised_start()
-        self.sync()
-        self.evaluate("sft")
-        self.reference = self.system.learner.snapshot()
-        self.system.learner.begin_stage()
-        with self.journal.stage("self-play", self.config.iterations) as bar:
-            for iteration in range(self.config.iterations):
-                bar.advance(self.iterate(iteration))
-                if self.config.checkpoint.every and (iteration + 1) % self.config.checkpoint.every == 0:
-                    self.checkpoint(iteration + 1)
+        if self.progress.stage == "start":
+            self.sync()
+            self.evaluate("start")
+            self.reached("sft", 0)
+        if self.progress.stage == "sft":
+            self.supervised_start()
+            self.sync()
+            self.evaluate("sft")
+            self.reference = self.system.learner.snapshot()
+            self.system.learner.begin_stage()
+            self.reached("self-play", 0)
+        self.self_play()
         self.evaluate("final")
         self.save()
         self.journal.allocated(self.system.learner.allocated(self.reference))
@@ -103,11 +120,21 @@ class Trainer:
             sft.label_balance,
         )
         with self.journal.stage("SFT", sft.steps) as bar:
-            for step in range(sft.steps):
+            bar.skip(self.progress.step)
+            for step in range(self.progress.step, sft.steps):
                 batch = [TrainingSample(e.prompt_ids, e.completion_ids) for e in examples.batch(step, sft.batch_size)]
                 with self.journal.phase("sft"):
                     stats = self.system.learner.sft_step(batch, warmup_cosine(step, sft.steps, sft.warmup_steps, sft.learning_rate))
                 bar.advance(self.journal.sft_step(step, stats))
+                self.reached("sft", step + 1)
+
+    def self_play(self) -> None:
+        """Self-play and SELF-GRPO, iteration by iteration."""
+        with self.journal.stage("self-play", self.config.iterations) as bar:
+            bar.skip(self.progress.step)
+            for iteration in range(self.progress.step, self.config.iterations):
+                bar.advance(self.iterate(iteration))
+                self.reached("self-play", iteration + 1)
 
     def iterate(self, iteration: int) -> str:
         """One turn of the method; returns a line of figures for the progress bar."""
@@ -117,7 +144,7 @@ class Trainer:
             self.system.engine.sleep()
         with self.journal.phase("reward"):
             groups = [self.rewards.score_group(group) for episode in episodes for group in episode.groups]
-            self.flywheel.offer(groups, self.weight_version)
+            self.flywheel.offer(groups, self.progress.weight_version)
             samples = training_samples(groups, self.config)
         with self.journal.phase("train"):
             stats = self.policy_update(iteration, samples)
@@ -149,10 +176,10 @@ class Trainer:
 
     def sync(self) -> None:
         """Send the current weights to every engine."""
-        self.weight_version += 1
+        self.progress = dataclasses.replace(self.progress, weight_version=self.progress.weight_version + 1)
         self.system.learner.offload()
         with self.journal.phase("sync"):
-            self.journal.synced(self.system.weight_sync.sync(self.weight_version))
+            self.journal.synced(self.system.weight_sync.sync(self.progress.weight_version))
 
     def evaluate(self, stage: str) -> None:
         """Greedy recognition on the held-out split, causal context."""
@@ -162,20 +189,61 @@ class Trainer:
             )
         self.journal.evaluated(stage, report)
 
-    def checkpoint(self, iteration: int) -> None:
-        """Weights and optimizer state after `iteration` iterations; the newest `checkpoint.keep` stay."""
-        common = {"iteration": iteration, "weight_version": self.weight_version}
-        save_checkpoint(self.system.learner, self.run_dir.path("checkpoints", f"iteration-{iteration:06d}"), common)
-        if self.system.world.layout.is_main:
-            for old in sorted(self.run_dir.path("checkpoints").glob("iteration-*"))[: -self.config.checkpoint.keep]:
-                shutil.rmtree(old)
+    def reached(self, stage: Stage, step: int) -> None:
+        """So much is done, and recorded: from here the run can go on. Writes a checkpoint where one is due."""
+        self.progress = dataclasses.replace(self.progress, stage=stage, step=step)
+        self.position = dataclasses.replace(self.journal.position, flywheel_records=self.flywheel.last_id)
+        every = self.config.checkpoint.sft_every if stage == "sft" else self.config.checkpoint.every
+        ends_sft = stage == "sft" and step == self.config.sft.steps
+        if step and (ends_sft or (every and step % every == 0)):
+            self.checkpoint()
+        else:
+            self.checkpoints.poll()
+
+    def checkpoint(self, wait: bool = False) -> None:
+        """Everything the run needs to go on from where it last was in `reached`; the newest `checkpoint.keep` stay."""
+        if self.saved == self.progress:
+            return
+        with self.journal.phase("checkpoint"):
+            needs_reference = self.progress.stage == "self-play" and self.progress.step < self.config.iterations
+            if needs_reference and not self.reference_digest:
+                self.reference_digest = self.checkpoints.save_reference(self.reference)
+            self.checkpoints.save(self.manifest(), wait)
+        self.saved = self.progress
+
+    def manifest(self) -> Manifest:
+        """What a checkpoint says of the run as it was when it last was in `reached`."""
+        return Manifest(
+            version=MANIFEST_VERSION,
+            progress=self.progress,
+            position=self.position,
+            config=dataclasses.asdict(self.config),
+            world_size=self.system.world.layout.world_size,
+            architecture=dataclasses.asdict(self.system.learner.architecture),
+            corpus=corpus_digest(self.system.corpus),
+            reference=self.reference_digest,
+            roles=self.flywheel.role_counts,
+            seconds=self.journal.seconds,
+            code=code_versions(),
+            files={},
+        )
+
+    def load(self, found: Found) -> None:
+        """Go on from a checkpoint; the records have been rewound to it. The engines get its weights, and prove that they hold them."""
+        self.progress, self.position, self.saved = found.manifest.progress, found.manifest.position, found.manifest.progress
+        self.reference_digest = found.manifest.reference
+        self.reference = self.checkpoints.load(found) or []
+        self.journal.resume(found.manifest.seconds)
+        self.system.weight_sync.sync(self.progress.weight_version, verify=True)
+        self.checkpoints.restore_generators(found)
 
     def save(self) -> None:
         """A checkpoint that any layout can load, and an export that transformers and vLLM load."""
+        self.checkpoint(wait=True)
+        self.checkpoints.finish()
         with self.journal.phase("save"):
-            self.checkpoint(self.config.iterations)
             save_hf(
-                self.run_dir.path("model"),
+                self.run_dir.path(MODEL_NAME),
                 self.system.learner.hf_tensors(self.config.sync.bucket_bytes),
                 self.system.learner.architecture,
                 self.system.model_dir,

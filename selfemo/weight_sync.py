@@ -76,19 +76,21 @@ class WeightSync:
             config.sync.bucket_bytes,
         )
         self._probe = GreedyProbe(model_dir, config.sync.probe_tokens, config.rollout.dtype) if layout.is_main else None
-        self._count = 0
 
-    def sync(self, version: int) -> SyncReport:
+    def sync(self, version: int, verify: bool = False) -> SyncReport:
         """Send the current weights to every engine. Collective.
+
+        Args:
+            version: number of this sync in the run, from 1; with the configured cadence it decides what is verified.
+            verify: verify everything whatever the cadence, as after a resume.
 
         Raises:
             SyncError: an engine's greedy continuation differs from transformers' under the same weights.
             WeightMismatch: a tensor's checksum differs; names it.
         """
         settings = self._config.sync
-        probed = self._count == 0 or _is_due(self._count, settings.verify_every)
-        checksummed = _is_due(self._count, settings.checksum_every)
-        self._count += 1
+        probed = verify or version == 1 or _is_due(version - 1, settings.verify_every)
+        checksummed = verify or _is_due(version - 1, settings.checksum_every)
         self._engine.wake_up()
         report = self._transfer.send(self._learner.chunks, self._engine, version)
         self._learner.device.synchronize()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from selfemo.config import RunConfig
+from selfemo.config import ParallelConfig, RunConfig
 from selfemo.errors import UserError
 from selfemo.run_directory import SUMMARY_NAME, RunDirectory
 
@@ -16,12 +16,30 @@ def config(tmp_path: Path) -> RunConfig:
     return replace(RunConfig(), output_dir=str(tmp_path / "run"))
 
 
-def test_an_unfinished_run_of_the_same_configuration_is_replaced(tmp_path):
+def test_an_unfinished_run_without_a_checkpoint_is_replaced(tmp_path):
+    run = RunDirectory.claim(config(tmp_path))
+    run.append_jsonl("metrics.jsonl", {"event": "sft"})
+    run.path("checkpoints", ".iteration-000001.0f").mkdir(parents=True)
+    RunDirectory.claim(config(tmp_path))
+    assert sorted(entry.name for entry in run.root.iterdir()) == ["config.yaml"]
+
+
+def test_an_unfinished_run_with_a_checkpoint_is_left_to_be_resumed(tmp_path):
     run = RunDirectory.claim(config(tmp_path))
     run.append_jsonl("metrics.jsonl", {"event": "sft"})
     run.path("checkpoints", "iteration-000001").mkdir(parents=True)
     RunDirectory.claim(config(tmp_path))
-    assert sorted(entry.name for entry in run.root.iterdir()) == ["config.yaml"]
+    assert run.path("metrics.jsonl").exists()
+
+
+def test_an_unfinished_run_may_go_on_in_another_layout_and_a_finished_one_stays_what_it_was(tmp_path):
+    elsewhere = replace(config(tmp_path), parallel=ParallelConfig(tensor=2), timeout_s=7)
+    run = RunDirectory.claim(config(tmp_path))
+    RunDirectory.claim(elsewhere)
+    assert "timeout_s: 7" in run.path("config.yaml").read_text()
+    run.write_json(SUMMARY_NAME, {"schema": 1})
+    with pytest.raises(UserError, match=r"other .*timeout_s.*; see"):
+        RunDirectory.claim(config(tmp_path))
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path):
@@ -35,7 +53,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
 def test_another_configuration_is_refused_and_nothing_is_removed(tmp_path):
     run = RunDirectory.claim(config(tmp_path))
     run.append_jsonl("metrics.jsonl", {"event": "sft"})
-    with pytest.raises(UserError, match="another configuration"):
+    with pytest.raises(UserError, match=r"another configuration \(other seed;"):
         RunDirectory.claim(replace(config(tmp_path), seed=2))
     assert run.path("metrics.jsonl").exists()
 

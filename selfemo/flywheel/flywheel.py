@@ -66,6 +66,19 @@ class Flywheel:
         """Groups judged and kept so far, those of an earlier part of a resumed run included."""
         return FlywheelCounts(self._offered, self._kept.total())
 
+    @property
+    def last_id(self) -> int:
+        """The greatest record id so far; 0 before the first."""
+        return self._last_id
+
+    @property
+    def role_counts(self) -> dict[str, dict[str, int]]:
+        """Per role: groups that passed the rule (some of them over a label's cap), and groups kept."""
+        return {
+            role: {"passed": self._passed[role], "kept": sum(n for (of, _), n in self._kept.items() if of == role)}
+            for role in self._duplicates
+        }
+
     def outcomes(self, iteration: int) -> dict[tuple[bool, str], int]:
         """Decisions on an iteration's groups, counted by (kept, reason), whichever part of a resumed run took them; {} off the writer."""
         return self._store.outcomes(iteration) if self._store is not None else {}

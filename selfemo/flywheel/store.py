@@ -9,7 +9,8 @@ there whole or not at all), and is read by everything: `pandas.read_sql("select 
     totals    running counts by role, label, reason and kept, kept up in the same transaction: a summary reads some dozen rows
               however many records there are
 
-Triggers refuse to change or delete a record. A record's place in the run is unique, so a batch offered again after a resume adds nothing.
+Triggers refuse to change or delete a record. A record's place in the run is unique, so a batch offered again adds nothing. Only `rewind`
+takes records back: those of a part of a run that a resume goes through again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import fcntl
 import json
 import os
 import sqlite3
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -118,6 +120,20 @@ class FlywheelStore:
                 added += self._insert(record)
         return added
 
+    def rewind(self, last_id: int) -> None:
+        """Forget every record after `last_id`, in one transaction: the store is what it was when that record was its last."""
+        with self._connection:
+            self._connection.execute("begin immediate")
+            stays = self._connection.execute("select name, sql from sqlite_master where type = 'trigger' and name like '%_stay'").fetchall()
+            for name, _ in stays:
+                self._connection.execute(f"drop trigger {name}")
+            self._connection.execute("delete from details where record_id > ?", (last_id,))
+            self._connection.execute("delete from records where record_id > ?", (last_id,))
+            self._connection.execute("delete from totals")
+            self._connection.execute(f"insert into totals select role, {_PRIMARY}, kept, reason, count(*) from records group by 1, 2, 3, 4")
+            for _, sql in stays:
+                self._connection.execute(sql)
+
     def totals(self) -> list[Total]:
         """Running counts; reads no record."""
         rows = self._connection.execute("select role, label, kept, reason, count from totals order by role, label, kept, reason")
@@ -202,6 +218,8 @@ class FlywheelStore:
             self._lock = None
 
 
+_PRIMARY = "case instr(labels, ', ') when 0 then labels else substr(labels, 1, instr(labels, ', ') - 1) end"
+"""A record's first label, in SQL."""
 _SELECT = f"select {', '.join('records.' + name for name in _COLUMNS)}, detail from records join details using (record_id)"
 
 
@@ -209,12 +227,25 @@ def _lock(path: Path) -> IO[bytes]:
     """An open file that holds the writer's lock until it is closed, forgotten, or the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.fdopen(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+    _close_in_children(handle)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.close()
         raise UserError(f"{path}: another process is writing it; expected one writer; wait for it, or choose another output_dir") from None
     return handle
+
+
+def _close_in_children(handle: IO[bytes]) -> None:
+    """A process forked to write a checkpoint must not hold the lock of a run that was killed meanwhile."""
+    held = weakref.ref(handle)
+
+    def close() -> None:
+        inherited = held()
+        if inherited is not None and not inherited.closed:
+            os.close(inherited.fileno())
+
+    os.register_at_fork(after_in_child=close)
 
 
 def _connect(path: Path, writable: bool, labels: Sequence[str]) -> sqlite3.Connection:

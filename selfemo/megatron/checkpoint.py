@@ -1,58 +1,134 @@
-"""The learner's state on disk, through megatron-core's dist_checkpointing: written in one layout, read in any.
+"""The learner's tensors on disk, through megatron-core's dist_checkpointing: written in one layout, read in any.
 
-A checkpoint is a directory that appears under its final name only when every rank has written its part.
+A write has two halves. `TensorWrite` begins it; with `in_background` the weights of this moment are written by a forked process
+while training goes on. `finish` ends it on all ranks alike. Names, digests and what makes a directory a checkpoint of a run are
+selfemo.checkpoints' business.
+
+megatron-core reads its metadata with pickle, and empty per-module states with torch.load(weights_only=False). Nothing of that is reached
+unchecked: `read_tensors` first reads both with readers that build tensors' records and plain values alone, and refuses the rest.
 """
 
 from __future__ import annotations
 
+import io
 import os
-import shutil
+import pickle
+import queue
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from torch.distributed.checkpoint import CheckpointException
 
 from selfemo.errors import UserError
 from selfemo.megatron.learner import Learner
+from selfemo.weights.dist_checkpoint import COMMON_NAME, CheckpointReader
 
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+READ_ERRORS = (
+    CheckpointException,
+    CheckpointingException,
+    OSError,
+    RuntimeError,
+    EOFError,
+    KeyError,
+    ValueError,
+    AssertionError,
+    pickle.UnpicklingError,
+)
+"""What megatron-core and torch raise for a checkpoint that is damaged or of another model."""
 
 
-def save_checkpoint(learner: Learner, directory: Path, common: dict[str, Any]) -> None:
-    """Write weights, optimizer state and `common` (plain values, the same on every rank). Collective."""
-    learner.restore()
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    if dist.get_rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    dist.barrier()
-    dist_checkpointing.save({**_sharded_state(learner, is_loading=False), "common": common}, str(temporary))
-    dist.barrier()
-    if dist.get_rank() == 0:
-        shutil.rmtree(directory, ignore_errors=True)
-        os.replace(temporary, directory)
-    dist.barrier()
+class TensorWrite:
+    """One write of weights (and optimizer state, once a step has been taken) into an existing, empty directory. Collective."""
+
+    def __init__(
+        self, learner: Learner, directory: Path, common: dict[str, Any], *, weights_only: bool = False, in_background: bool = False
+    ) -> None:
+        """`common`: plain values, the same on every rank. Raises UserError where a file cannot be written."""
+        learner.restore()
+        self._directory, self._calls = directory, AsyncCallsQueue()
+        filesystem_async._results_queue = _ForkedResult()  # the default is a manager process, spawned: seconds, and it outlives a kill
+        with_optimizer = not weights_only and learner.has_optimizer_state
+        state = {**_sharded_state(learner, with_optimizer, is_loading=False), "common": {**common, "optimizer": with_optimizer}}
+        try:
+            request = dist_checkpointing.save(state, str(directory), async_sharded_save=True)
+            if in_background:
+                self._calls.schedule_async_request(request)
+            else:
+                request.execute_sync()
+        except (CheckpointException, OSError, RuntimeError) as error:
+            raise self._refusal(error) from error
+
+    def is_done(self, blocking: bool = False) -> bool:
+        """Whether every rank has written its part; `blocking` waits for it. Raises as the constructor does."""
+        try:
+            self._calls.maybe_finalize_async_calls(blocking)
+        except (CheckpointException, OSError, RuntimeError) as error:
+            raise self._refusal(error) from error
+        return self._calls.get_num_unfinalized_calls() == 0
+
+    def _refusal(self, error: BaseException) -> BaseException:
+        """UserError for what the user can mend (a full disk, a directory that is not writable); anything else as it is."""
+        causes = [failure[0] for failure in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+        for cause in causes:
+            found: BaseException | None = cause
+            while found is not None and not isinstance(found, OSError):
+                found = found.__cause__ or found.__context__
+            if found is not None:
+                return UserError(f"{self._directory.parent}: a checkpoint cannot be written ({found.strerror}): free space, then run again")
+        return error
 
 
-def load_checkpoint(learner: Learner, directory: Path) -> dict[str, Any]:
-    """Read weights and optimizer state into `learner`, whatever layout wrote them; returns `common`. Collective.
+def read_tensors(learner: Learner, directory: Path, *, weights_only: bool = False) -> dict[str, Any]:
+    """Read weights and, where they were written, optimizer moments and step into `learner`, whatever layout wrote them. Collective.
+
+    Returns:
+        The `common` values.
 
     Raises:
-        UserError: there is no checkpoint at `directory`.
+        UserError: the checkpoint is damaged, holds something other than tensors and plain values, or is of another model.
     """
-    if not (directory / "metadata.json").exists():
-        raise UserError(f"{directory}: not a checkpoint (no metadata.json): name a directory that a run wrote")
-    state = dist_checkpointing.load({**_sharded_state(learner, is_loading=True)}, str(directory))
+    common = _vetted_common(directory)
+    with_optimizer = not weights_only and bool(common["optimizer"])
+    learner.restore()
+    try:
+        state = dist_checkpointing.load(_sharded_state(learner, with_optimizer, is_loading=True), str(directory))
+    except READ_ERRORS as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{directory}: cannot be loaded into this model ({reason}): damaged, or a checkpoint of another model") from error
     for index, chunk in enumerate(learner.chunks):
         chunk.load_state_dict(state[_model_key(learner, index)])
-    learner.optimizer.load_state_dict(state["optimizer"])
-    common: dict[str, Any] = state["common"]
+    if with_optimizer:
+        learner.optimizer.load_state_dict(state["optimizer"])
+    else:
+        learner.optimizer.reload_model_params()
     return common
 
 
-def _sharded_state(learner: Learner, is_loading: bool) -> dict[str, Any]:
+def write_snapshot(learner: Learner, snapshot: Sequence[torch.Tensor], directory: Path) -> None:
+    """Write weights that `learner.snapshot()` returned, without optimizer state. Collective."""
+    with learner.weights_of(list(snapshot)):
+        TensorWrite(learner, directory, {}, weights_only=True)
+
+
+def read_snapshot(learner: Learner, directory: Path) -> list[torch.Tensor]:
+    """What `write_snapshot` wrote, in this layout's shards. Collective; raises as `read_tensors`."""
+    snapshot = learner.snapshot()
+    with learner.weights_of(snapshot):
+        read_tensors(learner, directory, weights_only=True)
+    return snapshot
+
+
+def _sharded_state(learner: Learner, with_optimizer: bool, is_loading: bool) -> dict[str, Any]:
     model = {_model_key(learner, index): chunk.sharded_state_dict() for index, chunk in enumerate(learner.chunks)}
+    if not with_optimizer:
+        return model
     flat = model if len(model) > 1 else model["model"]
     metadata = {"metadata": SHARDING} if learner.config.parallel.distributed_optimizer else {}
     return {**model, "optimizer": learner.optimizer.sharded_state_dict(flat, is_loading=is_loading, **metadata)}
@@ -60,3 +136,40 @@ def _sharded_state(learner: Learner, is_loading: bool) -> dict[str, Any]:
 
 def _model_key(learner: Learner, index: int) -> str:
     return "model" if len(learner.chunks) == 1 else f"model{index}"
+
+
+def _vetted_common(directory: Path) -> dict[str, Any]:
+    """`common`, once everything that megatron-core will unpickle has been read with readers that cannot run code."""
+    if not (directory / COMMON_NAME).is_file():
+        raise UserError(f"{directory}: not a checkpoint (no {COMMON_NAME}): name a directory that a run wrote")
+    try:
+        for blob in CheckpointReader(directory).byte_blobs():
+            torch.load(io.BytesIO(blob), weights_only=True)
+        common = torch.load(directory / COMMON_NAME, weights_only=True)["common"]
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{directory}: not a readable checkpoint ({reason}): damaged, or not written by a run") from None
+    if not isinstance(common, dict) or not isinstance(common.get("optimizer"), bool):
+        raise UserError(f"{directory}: {COMMON_NAME} is not one of a run's checkpoint: name a directory that a run wrote")
+    return common
+
+
+class _ForkedResult:
+    """What a forked writer returns, through anonymous memory: no third process, and no pipe that a long result could fill."""
+
+    def __init__(self) -> None:
+        self._fd = os.memfd_create("selfemo-checkpoint")
+
+    def put(self, result: object) -> None:
+        """Called once, by the writer."""
+        with os.fdopen(os.dup(self._fd), "wb") as file:
+            pickle.dump(result, file)
+
+    def get_nowait(self) -> Any:
+        """Called once, by the trainer, when the writer has ended."""
+        with os.fdopen(self._fd, "rb") as file:
+            file.seek(0)
+            content = file.read()
+        if not content:
+            raise queue.Empty
+        return pickle.loads(content)

@@ -88,6 +88,11 @@ class Learner:
         self.optimizer = build_optimizer(self.wrapped, self.config.train, self.config.parallel, self.transformer_config.bf16)
         self.transformer_config.grad_scale_func = self.optimizer.scale_loss
 
+    @property
+    def has_optimizer_state(self) -> bool:
+        """A step has been taken in this stage: there are moments."""
+        return any(len(part.optimizer.state) > 0 for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]))
+
     def offload(self) -> None:
         """Free gradient buffers and move optimizer state to host memory until the next step, where train.offload_during_rollout says so."""
         if self.config.train.offload_during_rollout and not self._offloaded:

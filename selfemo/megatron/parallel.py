@@ -7,8 +7,10 @@ millisecond; megatron-core's global parallel state is entered and left in this m
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +19,9 @@ from megatron.core import parallel_state, tensor_parallel
 from selfemo.config import ParallelConfig
 from selfemo.errors import UserError
 from selfemo.megatron.device import Device
+
+T = TypeVar("T")
+DEFAULT_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,8 @@ def init_distributed(device: Device, timeout_s: int) -> None:
     dist.init_process_group(device.backend, timeout=timedelta(seconds=timeout_s))
 
 
-def init_parallel(config: ParallelConfig, device: Device, seed: int) -> Layout:
-    """Enter megatron-core's parallel state for this configuration.
+def init_parallel(config: ParallelConfig, device: Device, seed: int, timeout_s: int = DEFAULT_TIMEOUT_S) -> Layout:
+    """Enter megatron-core's parallel state for this configuration; `timeout_s` is the deadline of a collective on its groups.
 
     Raises:
         UserError: context > 1 on CPU. (selfemo.preflight refuses sizes that do not divide.)
@@ -73,6 +78,7 @@ def init_parallel(config: ParallelConfig, device: Device, seed: int) -> Layout:
         pipeline_model_parallel_size=config.pipeline,
         virtual_pipeline_model_parallel_size=config.virtual_pipeline if config.virtual_pipeline > 1 else None,
         context_parallel_size=config.context,
+        distributed_timeout_minutes=timeout_s / 60,
         create_gloo_process_groups=device.is_cuda,  # on CPU every group is gloo already
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed % 2**31, force_reset_rng=True)
@@ -119,3 +125,27 @@ def sum_over_data(values: torch.Tensor) -> torch.Tensor:
     """Sum a tensor over data-parallel ranks, in place."""
     dist.all_reduce(values, group=data_group())
     return values
+
+
+def from_main(compute: Callable[[], T]) -> T:
+    """What `compute` returns on rank 0, on every rank; what it raises there is raised on every rank. Collective."""
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer = [compute(), None]
+        except Exception as error:  # noqa: BLE001 - raised again below, on every rank
+            answer = [None, error]
+    dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise answer[1]
+    result: T = answer[0]
+    return result
+
+
+def agree(problem: str) -> None:
+    """Raise UserError on every rank where some rank has a problem; "" is none. Collective."""
+    problems = [""] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    for rank, found in enumerate(problems):
+        if found:
+            raise UserError(f"rank {rank}: {found}" if rank else found)

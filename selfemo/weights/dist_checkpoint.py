@@ -14,7 +14,7 @@ import io
 import json
 import pickle
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,22 @@ class CheckpointReader:
         self._metadata = self._reader.read_metadata()
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         self._tensors = {k: v for k, v in self._metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
+
+    def byte_blobs(self) -> Iterator[bytes]:
+        """The stored values that are no tensors, as bytes; `_extra_state` of modules, in practice.
+
+        Raises:
+            UserError: a data file is missing or truncated; names the directory.
+        """
+        for index, place in self._metadata.storage_data.items():
+            if isinstance(self._metadata.state_dict_metadata.get(index.fqn), TensorStorageMetadata):
+                continue
+            path = self.directory / place.relative_path
+            if path.parent != self.directory:
+                raise UserError(f"{self.directory}: {index.fqn} points outside the checkpoint; it is damaged, or was made to harm")
+            with path.open("rb") as file:
+                file.seek(place.offset)
+                yield file.read(place.length)
 
     def stored(self, parameter: Parameter) -> tuple[str, tuple[int, ...]]:
         """Key of a parameter and its leading indices there: its layer where layers are stacked, none where keys are numbered.

@@ -13,7 +13,7 @@ from selfemo.config import ParallelConfig
 from selfemo.errors import UserError
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
-from selfemo.megatron.checkpoint import load_checkpoint, save_checkpoint
+from selfemo.megatron.checkpoint import TensorWrite, read_tensors
 from selfemo.megatron.cpu_adam import CpuFusedAdam
 from selfemo.megatron.packing import balance_by_tokens
 from tests.megatron.parity import LEARNING_RATE, Options, learner, samples
@@ -94,13 +94,15 @@ def test_a_gradient_that_is_not_finite_changes_nothing_on_any_rank(distributed, 
     assert distributed(2, _bad_step, hf_dir, timeout_s=240) == [(False, True, True)] * 2
 
 
-def _steps_then_save(hf_dir: str, directory: str, parallel: ParallelConfig) -> dict[str, torch.Tensor]:
+def _steps_then_save(hf_dir: str, directory: str, parallel: ParallelConfig, background: bool) -> dict[str, torch.Tensor]:
     """Two steps, a checkpoint, a third step; the weights after it."""
     with learner(hf_dir, parallel) as model:
         batch = samples(model.architecture.vocab_size)
         for step in range(3):
             if step == 2:
-                save_checkpoint(model, Path(directory), {"step": step})
+                Path(directory).mkdir(exist_ok=True)
+                torch.distributed.barrier()
+                TensorWrite(model, Path(directory), {"step": step}, in_background=background).is_done(blocking=True)
             model.policy_step(batch, model.plan(batch), LOSS, LEARNING_RATE, reference=model.logprobs(model.plan(batch)))
         return {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)}
 
@@ -108,7 +110,7 @@ def _steps_then_save(hf_dir: str, directory: str, parallel: ParallelConfig) -> d
 def _load_then_step(hf_dir: str, directory: str, parallel: ParallelConfig) -> tuple[int, dict[str, torch.Tensor]]:
     """Load the checkpoint into a fresh learner of a layout and take the third step."""
     with learner(hf_dir, parallel) as model:
-        common = load_checkpoint(model, Path(directory))
+        common = read_tensors(model, Path(directory))
         batch = samples(model.architecture.vocab_size)
         model.policy_step(batch, model.plan(batch), LOSS, LEARNING_RATE, reference=model.logprobs(model.plan(batch)))
         return common["step"], {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)}
@@ -124,10 +126,11 @@ LOADED = {
 }
 
 
+@pytest.mark.parametrize("background", [False, True], ids=["waiting", "in the background"])
 @pytest.mark.parametrize("saved", SAVED)
-def test_the_step_after_a_checkpoint_is_the_same_in_any_layout(distributed, hf_dir, tmp_path, saved):
+def test_the_step_after_a_checkpoint_is_the_same_in_any_layout(distributed, hf_dir, tmp_path, saved, background):
     directory = str(tmp_path / "checkpoint")
-    wanted = distributed(2, _steps_then_save, hf_dir, directory, SAVED[saved], timeout_s=240)[0]
+    wanted = distributed(2, _steps_then_save, hf_dir, directory, SAVED[saved], background, timeout_s=240)[0]
     for processes, parallel in LOADED[saved].values():
         for step, tensors in distributed(processes, _load_then_step, hf_dir, directory, parallel, timeout_s=240):
             assert step == 2
@@ -141,7 +144,7 @@ def test_a_directory_without_a_checkpoint_is_refused(distributed, hf_dir, tmp_pa
 
 def _refused(hf_dir: str, directory: str) -> str:
     with learner(hf_dir, ParallelConfig()) as model, pytest.raises(UserError) as refused:
-        load_checkpoint(model, Path(directory))
+        read_tensors(model, Path(directory))
     return str(refused.value)
 
 

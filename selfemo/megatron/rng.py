@@ -1,0 +1,49 @@
+"""Every random generator of this process as tensors, and back: Python's, numpy's, torch's, CUDA's and those of Megatron's tracker.
+
+Nothing a run computes today draws from them (draws have seeds of their own), but a model with dropout would.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from safetensors.torch import load_file, save_file
+
+TRACKER_PREFIX = "megatron."
+
+
+def save_rng(path: Path, device: torch.device) -> None:
+    """Write this rank's generators to a safetensors file."""
+    _, words, position, has_gauss, cached = np.random.get_state()
+    version, python_words, python_gauss = random.getstate()
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy.words": torch.from_numpy(np.asarray(words).astype(np.int64)),
+        "numpy.rest": torch.tensor([position, has_gauss, cached], dtype=torch.float64),
+        "python.words": torch.tensor([version, *python_words], dtype=torch.int64),
+        "python.gauss": torch.tensor([] if python_gauss is None else [python_gauss], dtype=torch.float64),
+        **{f"{TRACKER_PREFIX}{name}": state for name, state in get_cuda_rng_tracker().get_states().items()},
+    }
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    save_file({name: state.cpu().contiguous() for name, state in states.items()}, path)
+
+
+def restore_rng(path: Path, device: torch.device) -> None:
+    """Put back what `save_rng` wrote."""
+    states: dict[str, Any] = load_file(path)
+    torch.set_rng_state(states["torch"])
+    position, has_gauss, cached = states["numpy.rest"].tolist()
+    np.random.set_state(("MT19937", states["numpy.words"].numpy().astype(np.uint32), int(position), int(has_gauss), cached))
+    version, *words = states["python.words"].tolist()
+    gauss = states["python.gauss"].tolist()
+    random.setstate((version, tuple(words), gauss[0] if gauss else None))
+    tracked = {name.removeprefix(TRACKER_PREFIX): state for name, state in states.items() if name.startswith(TRACKER_PREFIX)}
+    get_cuda_rng_tracker().set_states(tracked)
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,0 +1,123 @@
+"""Going on with an interrupted run: the newest good checkpoint, and the run's records cut back to what they were when it was made.
+
+Rank 0 alone touches the records; every rank knows what was found. What happened is told, and kept in resumes.jsonl: the run's own records
+must not show that it was interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+from selfemo.assembly import System
+from selfemo.checkpoints import Found, find_checkpoint
+from selfemo.config import RunConfig
+from selfemo.corpora.conversation import Corpus
+from selfemo.files import size_of, truncate
+from selfemo.flywheel.store import FlywheelStore
+from selfemo.megatron.parallel import from_main
+from selfemo.run_directory import (
+    CHECKPOINTS_NAME,
+    FLYWHEEL_NAME,
+    METRICS_NAME,
+    MODEL_NAME,
+    RESUMES_NAME,
+    SAMPLES_NAME,
+    RunDirectory,
+    config_changes,
+)
+from selfemo.state import Manifest
+from selfemo.terminal import Terminal
+
+CODE = ("selfemo", "megatron-core", "torch")
+"""Distributions whose versions a checkpoint names."""
+
+
+def resume(config: RunConfig, run: RunDirectory, system: System, terminal: Terminal) -> Found | None:
+    """Find the checkpoint to go on from and rewind the records to it; None for a run that begins. Collective.
+
+    Raises:
+        UserError: checkpoints exist, and none is good; says what is wrong with each.
+    """
+    found = find_checkpoint(run.path(CHECKPOINTS_NAME), lambda manifest: _problem(manifest, run, system))
+    if found is None:
+        return None
+    notes = [*found.damaged, *changes(found.manifest, config, system.world.layout.world_size)]
+    for damaged in found.damaged:
+        terminal.say(f"damaged, passed over: {damaged}")
+    for change in notes[len(found.damaged) :]:
+        terminal.say(f"changed since: {change}")
+    terminal.say(f"resuming from {found.directory}")
+    from_main(lambda: _rewind(found, run, notes, config.flywheel.enabled))
+    return found
+
+
+def changes(manifest: Manifest, config: RunConfig, world_size: int) -> Iterator[str]:
+    """What is not as it was when the checkpoint was made."""
+    if manifest.world_size != world_size:
+        yield f"processes {manifest.world_size} -> {world_size}"
+    for name, old, new in config_changes(manifest.config, dataclasses.asdict(config)):
+        yield f"{name} {old} -> {new}"
+    for name, version in code_versions().items():
+        if manifest.code.get(name) != version:
+            yield f"{name} {manifest.code.get(name)} -> {version}"
+
+
+def code_versions() -> dict[str, str]:
+    """Versions of this program and of what computes."""
+    return {name: importlib.metadata.version(name) for name in CODE}
+
+
+def corpus_digest(corpus: Corpus) -> str:
+    """A digest of every label, turn and split of a corpus."""
+    found = hashlib.blake2b(repr((corpus.name, corpus.labels)).encode(), digest_size=16)
+    for conversation in corpus.conversations:
+        found.update(repr((conversation.key, conversation.turns)).encode("utf-8", "surrogatepass"))
+    return found.hexdigest()
+
+
+def _problem(manifest: Manifest, run: RunDirectory, system: System) -> str:
+    """Why the run cannot go on from a checkpoint that is whole in itself."""
+    architecture: dict[str, Any] = dataclasses.asdict(system.learner.architecture)
+    other = sorted(name for name in architecture if manifest.architecture.get(name) != architecture[name])
+    if other:
+        return f"a checkpoint of another model (other {', '.join(other)})"
+    if manifest.corpus != corpus_digest(system.corpus):
+        return f"made with another corpus than {system.corpus.name} is now"
+    position = manifest.position
+    for name, wanted in ((METRICS_NAME, position.metrics_bytes), (SAMPLES_NAME, position.samples_bytes)):
+        if size_of(run.path(name)) < wanted:
+            return f"{name} has lost records that it knows of"
+    path = run.path(FLYWHEEL_NAME)
+    if position.flywheel_records:
+        with closing(FlywheelStore(path)) as store:
+            if store.last_id() < position.flywheel_records:
+                return f"{FLYWHEEL_NAME} has lost records that it knows of"
+    return ""
+
+
+def _rewind(found: Found, run: RunDirectory, notes: list[str], flywheel: bool) -> None:
+    position = found.manifest.position
+    truncate(run.path(METRICS_NAME), position.metrics_bytes)
+    truncate(run.path(SAMPLES_NAME), position.samples_bytes)
+    if flywheel and run.path(FLYWHEEL_NAME).is_file():
+        with closing(FlywheelStore(run.path(FLYWHEEL_NAME), writable=True)) as store:
+            store.rewind(position.flywheel_records)
+    if run.path(MODEL_NAME).exists():  # exported before the interruption; the end of the run exports again
+        shutil.rmtree(run.path(MODEL_NAME))
+    run.append_jsonl(
+        RESUMES_NAME,
+        {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "host": socket.gethostname(),
+            "checkpoint": found.directory.name,
+            "notes": notes,
+        },
+    )

@@ -1,0 +1,138 @@
+"""One run, killed at one point after another and started again with the same command each time, against a run that nobody touched.
+
+    python -m tests.faults.chain TP2 DP2        # `make test-faults`; prints a line per point and "N of N"
+
+Every launch goes through the whole way back: find the newest good checkpoint, rewind the records, load, sync, prove, go on. After every
+kill what lies on disk is compared with the untouched run: records must be a prefix of its records, checkpoints equal its checkpoints
+tensor by tensor; and when the run has at last been left to finish, everything must be equal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.faults.runs import LAYOUTS, TIMED_EVENTS, Launcher, fingerprint, tensors, without_timings
+
+ALL = -1
+
+
+@dataclass(frozen=True)
+class Kill:
+    """SIGKILL to a rank (ALL: to each) when it has passed a point `count` times since it was started."""
+
+    at: str
+    count: int
+    rank: int
+
+
+CHAIN = (
+    Kill("setup", 1, 0),
+    Kill("sync-loading", 1, 1),
+    Kill("evaluation-done", 1, 0),
+    Kill("sft", 10, ALL),
+    Kill("checkpoint-tensors", 1, 1),
+    Kill("checkpoint-commit", 1, 0),
+    Kill("checkpoint-rename-done", 1, 0),
+    Kill("sft-done", 3, 1),
+    Kill("checkpoint-tensors-done", 1, ALL),
+    Kill("checkpoint-prune", 1, 0),
+    Kill("sync", 2, 1),
+    Kill("evaluation", 1, ALL),
+    Kill("rollout", 1, ALL),
+    Kill("generate", 5, 1),
+    Kill("generate-done", 4, 0),
+    Kill("reward", 1, 0),
+    Kill("flywheel", 1, 0),
+    Kill("flywheel-record", 3, 0),
+    Kill("flywheel-done", 1, 0),
+    Kill("logprobs", 1, 1),
+    Kill("step", 1, ALL),
+    Kill("step-done", 1, 0),
+    Kill("sync-done", 3, 1),
+    Kill("metrics", 6, 0),
+    Kill("metrics-done", 6, 0),
+    Kill("checkpoint", 1, 1),
+    Kill("checkpoint-rename-done", 1, 0),
+    Kill("checkpoint-rename", 2, 0),
+    Kill("optimizer", 2, ALL),
+    Kill("checkpoint-done", 3, 0),
+    Kill("evaluation", 1, 1),
+    Kill("export", 1, ALL),
+    Kill("export-done", 1, 0),
+    Kill("summary", 1, 0),
+)
+SHORT = (Kill("sft", 20, 1), Kill("flywheel-record", 3, 0), Kill("checkpoint-rename-done", 2, ALL))
+
+
+def compare_chain(launcher: Launcher, root: Path, layout: str, chain: tuple[Kill, ...], tell: Any = lambda line: None) -> list[str]:
+    """Run both; returns one line per difference, none where the runs are equal."""
+    untouched, killed = root / layout / "untouched", root / layout / "killed"
+    ended = launcher.run(untouched, *LAYOUTS[layout], "checkpoint.keep=100")
+    if any(ended.codes):
+        return [f"{layout}: the untouched run failed\n{ended.output}"]
+    problems, known = [], _checkpoints(untouched)
+    for kill in chain:
+        ended = launcher.run(killed, *LAYOUTS[layout], faults=[{"at": kill.at, "count": kill.count, "rank": kill.rank, "do": "kill"}])
+        found = _struck(ended.codes, kill, ended.output) or _partial(untouched, killed, known)
+        who = "all ranks" if kill.rank == ALL else f"rank {kill.rank}"
+        on_disk = ", ".join(sorted(path.name for path in killed.glob("checkpoints/*-0*") if path.name[0] != ".")) or "none"
+        tell(f"{layout}  {kill.at:<24} {who:<9}  checkpoints: {on_disk:<40} {found or 'equal so far'}")
+        problems += [f"{layout} {kill}: {found}"] if found else []
+    ended = launcher.run(killed, *LAYOUTS[layout])
+    if any(ended.codes):
+        return [*problems, f"{layout}: the last launch failed\n{ended.output}"]
+    one, other = fingerprint(untouched), fingerprint(killed)
+    return problems + [f"{layout}: {name} differs at the end" for name in {**one, **other} if one.get(name) != other.get(name)]
+
+
+def _struck(codes: list[int], kill: Kill, output: str) -> str:
+    ranks = range(len(codes)) if kill.rank == ALL else [kill.rank]
+    return "" if any(codes[rank] == -9 for rank in ranks) else f"not killed there: exit statuses {codes}\n{output[-2000:]}"
+
+
+def _partial(untouched: Path, killed: Path, known: dict[str, dict[str, str]]) -> str:
+    """What differs on the disk of a run that was just killed."""
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        whole, part = _records(untouched / name), _records(killed / name)
+        if part != whole[: len(part)]:
+            return f"{name} is no prefix"
+    for name, content in _checkpoints(killed).items():
+        if content != known.get(name):
+            return f"{name} differs"
+    return ""
+
+
+def _checkpoints(run: Path) -> dict[str, dict[str, str]]:
+    return {path.name: tensors(path) for path in run.glob("checkpoints/*-0*") if path.name[0] != "."}
+
+
+def _records(path: Path) -> list[Any]:
+    if not path.exists():
+        return []
+    *lines, torn = path.read_text().split("\n")  # what a kill cut off has no end of line
+    del torn
+    return [without_timings(record) for record in map(json.loads, lines) if record.get("event") not in TIMED_EVENTS]
+
+
+def main() -> int:
+    """Returns the exit status."""
+    launcher, problems, count = Launcher(), [], 0
+    with tempfile.TemporaryDirectory(prefix="selfemo-faults-", dir=os.environ.get("FAULTS_DIR")) as root:
+        for layout in sys.argv[1:] or LAYOUTS:
+            found = compare_chain(launcher, Path(root), layout, CHAIN, lambda line: print(line, flush=True))
+            count += len(CHAIN)
+            problems += found
+            print(f"{layout}  finished run: {'; '.join(found) or 'bit-identical to the untouched one'}", flush=True)
+    launcher.close()
+    print(f"{count - len(problems)} of {count} kills resumed, finished runs compared")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""`selfemo` with faults patched in from outside: the product has no hooks for them.
+
+    python -m tests.faults.run_with_faults '[{"at": "rollout", "count": 2, "rank": 0, "do": "kill"}]' train --config ...
+
+A fault strikes when a named point (POINTS) has been passed `count` times on `rank` (-1: on every rank). What it does: "kill" (SIGKILL to
+itself), "stop" (SIGSTOP to itself), "raise", "hang", "nan" (see `strike`), or "term" (SIGTERM to itself).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+Place = tuple[str, str, str]
+"""(module, class or "", function); a strike before the call, or after it where the point's name ends in "-done"."""
+
+POINTS: dict[str, Place] = {
+    "setup": ("selfemo.rollout.engine", "RolloutEngine", "__init__"),
+    "sync": ("selfemo.weight_sync", "WeightSync", "sync"),
+    "sync-loading": ("selfemo.rollout.engine", "RolloutEngine", "receive_checkpoint_tensors"),
+    "sync-done": ("selfemo.weight_sync", "WeightSync", "sync"),
+    "evaluation": ("selfemo.trainer", "", "evaluate_recognition"),
+    "evaluation-done": ("selfemo.trainer", "", "evaluate_recognition"),
+    "sft": ("selfemo.megatron.learner", "Learner", "sft_step"),
+    "sft-done": ("selfemo.megatron.learner", "Learner", "sft_step"),
+    "rollout": ("selfemo.selfplay.episode", "SelfPlay", "play"),
+    "generate": ("selfemo.rollout.engine", "RolloutEngine", "generate"),
+    "generate-done": ("selfemo.rollout.engine", "RolloutEngine", "generate"),
+    "reward": ("selfemo.rewards.scoring", "Rewards", "score_group"),
+    "flywheel": ("selfemo.flywheel.store", "FlywheelStore", "append"),
+    "flywheel-record": ("selfemo.flywheel.store", "FlywheelStore", "_insert"),
+    "flywheel-done": ("selfemo.flywheel.store", "FlywheelStore", "append"),
+    "logprobs": ("selfemo.megatron.learner", "Learner", "logprobs"),
+    "step": ("selfemo.megatron.learner", "Learner", "policy_step"),
+    "optimizer": ("selfemo.megatron.learner", "Learner", "_optimizer_step"),
+    "step-done": ("selfemo.megatron.learner", "Learner", "policy_step"),
+    "metrics": ("selfemo.run_directory", "RunDirectory", "append_jsonl"),
+    "metrics-done": ("selfemo.run_directory", "RunDirectory", "append_jsonl"),
+    "checkpoint": ("selfemo.checkpoints", "Checkpoints", "save"),
+    "checkpoint-tensors": ("selfemo.megatron.checkpoint", "TensorWrite", "__init__"),
+    "checkpoint-tensors-done": ("selfemo.megatron.checkpoint", "TensorWrite", "__init__"),
+    "checkpoint-commit": ("selfemo.checkpoints", "", "_commit"),
+    "checkpoint-rename": ("selfemo.checkpoints", "", "_rename"),
+    "checkpoint-rename-done": ("selfemo.checkpoints", "", "_rename"),
+    "checkpoint-prune": ("selfemo.checkpoints", "", "_prune"),
+    "checkpoint-done": ("selfemo.checkpoints", "Checkpoints", "finish"),
+    "export": ("selfemo.trainer", "", "save_hf"),
+    "export-done": ("selfemo.trainer", "", "save_hf"),
+    "summary": ("selfemo.journal", "Journal", "finish"),
+}
+
+
+def main(faults: list[dict[str, Any]]) -> int:
+    """Run the `selfemo` command of sys.argv with faults; returns the exit status."""
+    rank = int(os.environ.get("RANK", "0"))
+    for fault in faults:
+        if fault.get("rank", 0) in (-1, rank):
+            _patch(POINTS[fault["at"]], fault)
+    from selfemo.cli import main as selfemo
+
+    try:
+        selfemo()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _patch(place: Place, fault: dict[str, Any]) -> None:
+    module_name, class_name, name = place
+    owner: Any = importlib.import_module(module_name)
+    owner = getattr(owner, class_name) if class_name else owner
+    function: Callable[..., Any] = getattr(owner, name)
+    passed = 0
+
+    @functools.wraps(function)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        nonlocal passed
+        passed += 1
+        mine = passed == fault.get("count", 1)
+        if mine and not fault["at"].endswith("-done"):
+            strike(fault["do"])
+        result = function(*args, **kwargs)
+        if mine and fault["at"].endswith("-done"):
+            strike(fault["do"])
+        return result
+
+    setattr(owner, name, watched)
+
+
+def strike(what: str) -> None:
+    """Do it, to this process."""
+    if what in ("kill", "stop", "term", "usr1"):
+        os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}[what])
+    elif what == "raise":
+        raise RuntimeError("the engine died")
+    elif what == "hang":
+        time.sleep(3600)
+    else:
+        raise ValueError(f"unknown fault {what!r}")
+
+
+if __name__ == "__main__":
+    wanted = json.loads(sys.argv.pop(1))
+    sys.argv[0] = "selfemo"
+    sys.exit(main(wanted))

@@ -1,0 +1,158 @@
+"""Launches small runs with faults, and tells two finished runs apart down to the last bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "tests/faults/tiny.yaml"
+LAYOUTS = {"TP2": ("parallel.tensor=2",), "DP2": ("parallel.distributed_optimizer=true",)}
+"""Two processes each."""
+TIMINGS = ("seconds",)
+TIMED_EVENTS = ("phases",)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a launch ended."""
+
+    codes: list[int]
+    """Exit status by rank; -9 for a kill."""
+    output: str
+    """What its processes wrote to the terminal."""
+
+
+class Launcher:
+    """Runs `selfemo train` on a few processes, forked from one that has imported everything."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-m", "tests.faults.zygote"]
+        self._zygote = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self._answer()
+
+    def start(
+        self, run: Path, *overrides: str, world_size: int = 2, faults: list[dict[str, Any]] | None = None, **environment: str
+    ) -> list[int]:
+        """Begin a launch; returns the ranks' process ids."""
+        assert self._zygote.stdin is not None
+        descriptor, self._output = tempfile.mkstemp(prefix="selfemo-fault-")
+        os.close(descriptor)
+        request = {
+            "world_size": world_size,
+            "arguments": ["train", "--config", CONFIG, f"output_dir={run}", *overrides],
+            "faults": faults or [],
+            "output": self._output,
+            "port": free_port(),
+            "environment": environment,
+        }
+        self._zygote.stdin.write(json.dumps(request) + "\n")
+        self._zygote.stdin.flush()
+        pids: list[int] = self._answer()["pids"]
+        return pids
+
+    def wait(self) -> Ended:
+        """The end of what `start` began."""
+        codes = self._answer()["codes"]
+        output = Path(self._output).read_text(errors="replace")
+        os.unlink(self._output)
+        return Ended(codes, output)
+
+    def run(self, run: Path, *overrides: str, world_size: int = 2, faults: list[dict[str, Any]] | None = None, **environment: str) -> Ended:
+        """A launch from start to end."""
+        self.start(run, *overrides, world_size=world_size, faults=faults, **environment)
+        return self.wait()
+
+    def close(self) -> None:
+        """End the process that forks."""
+        assert self._zygote.stdin is not None
+        self._zygote.stdin.close()
+        self._zygote.wait(timeout=60)
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._zygote.stdout is not None
+        answer: dict[str, Any] = json.loads(self._zygote.stdout.readline())
+        return answer
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def fingerprint(run: Path) -> dict[str, str]:
+    """Digests of everything a finished run holds, timings aside: equal ones mean equal runs."""
+    last = sorted(run.glob("checkpoints/iteration-*"))[-1]
+    found = {
+        "export": digest((run / "model" / "model.safetensors").read_bytes()),
+        "samples": digest((run / "samples.jsonl").read_bytes()),
+        "metrics": digest(json.dumps([without_timings(e) for e in _events(run) if e["event"] not in TIMED_EVENTS]).encode()),
+        "summary": digest(json.dumps(without_timings(json.loads((run / "summary.json").read_text()))).encode()),
+        "flywheel": digest(_rows(run / "flywheel.sqlite").encode()),
+        "manifest": digest(json.dumps(_manifest(last)).encode()),
+    }
+    for path in sorted(last.glob("rng-*")):
+        found[path.name] = digest(path.read_bytes())
+    reference = {f"reference {name}": value for name, value in tensors(run / "checkpoints" / "reference").items()}
+    return found | tensors(last) | reference
+
+
+def tensors(checkpoint: Path) -> dict[str, str]:
+    """Digest of every tensor of a distributed checkpoint: weights and optimizer moments, assembled from their shards; and of the step."""
+    import torch
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    entries = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    state = {name: torch.empty(e.size, dtype=e.properties.dtype) for name, e in entries.items() if isinstance(e, TensorStorageMetadata)}
+    load(state, storage_reader=FileSystemReader(checkpoint), no_dist=True)
+    found = {f"tensor {name}": digest(tensor.contiguous().view(torch.uint8).numpy().tobytes()) for name, tensor in state.items()}
+    common = torch.load(checkpoint / "common.pt", weights_only=True)
+    return found | {"optimizer groups and step": digest(repr(common).encode())}
+
+
+def without_timings(value: Any) -> Any:
+    """JSON without what a clock decides."""
+    if isinstance(value, dict):
+        timed = (*TIMINGS, "seconds_mean", "tokens_per_second", "output_dir", "metrics_bytes")
+        return {name: without_timings(inner) for name, inner in value.items() if name not in timed}
+    return [without_timings(inner) for inner in value] if isinstance(value, list) else value
+
+
+def digest(content: bytes) -> str:
+    """Short, for a table of differences."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def _manifest(checkpoint: Path) -> Any:
+    """Without what names files (their metadata holds the temporary name) and settings that change nothing."""
+    content = json.loads((checkpoint / "manifest.json").read_text())["manifest"]
+    return without_timings({name: value for name, value in content.items() if name not in ("files", "reference", "config")})
+
+
+def _events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def _rows(path: Path) -> str:
+    with closing(sqlite3.connect(path)) as store:
+        return "\n".join(
+            repr(store.execute(f"select * from {table}").fetchall()) for table in ("records", "details", "totals", "label_set")
+        )
