@@ -17,6 +17,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from selfemo.config import ParallelConfig, TrainConfig
+from selfemo.errors import UserError
 
 
 def wrap_chunks(chunks: Sequence[torch.nn.Module], config: TransformerConfig, parallel: ParallelConfig) -> list[DistributedDataParallel]:
@@ -36,7 +37,13 @@ def wrap_chunks(chunks: Sequence[torch.nn.Module], config: TransformerConfig, pa
 def build_optimizer(
     wrapped: Sequence[DistributedDataParallel], config: TrainConfig, parallel: ParallelConfig, bf16: bool
 ) -> MegatronOptimizer:
-    """A fresh AdamW over the wrapped chunks; with parallel.distributed_optimizer its state is sharded over data-parallel ranks."""
+    """A fresh AdamW over the wrapped chunks; with parallel.distributed_optimizer its state is sharded over data-parallel ranks.
+
+    Raises:
+        UserError: train.offload_during_rollout on a GPU in fp32, where the optimizer holds the weights themselves: they would leave too.
+    """
+    if config.offload_during_rollout and not bf16 and next(wrapped[0].parameters()).is_cuda:
+        raise UserError("train.offload_during_rollout moves an fp32 model's weights off the GPU as well: set train.dtype=bfloat16")
     return get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
