@@ -50,11 +50,11 @@ def starts(plan: StudyPlan, study_file: Path, output: Path) -> list[StudyRun]:
 
 
 def continuations(plan: StudyPlan, study_file: Path, output: Path) -> list[StudyRun]:
-    """The run of every variant and seed."""
+    """The run of every variant and seed, a variant's seeds together: a study that is cut short has whole variants."""
     return [
         _run(plan, study_file, output, seed, variant.name, _overrides(plan, output, seed, variant))
-        for seed in plan.seeds
         for variant in plan.variants
+        for seed in plan.seeds
     ]
 
 
