@@ -77,12 +77,18 @@ def _architecture(root: Path, config: RunConfig) -> Architecture:
 
 
 def _trainer_rows(records: RunRecords, architecture: Architecture, layout: Layout) -> Iterator[Row]:
+    """One row per kind, and one more for ranks that planned or hold something else."""
+    ranks: dict[tuple[str, int, int], list[int]] = {}
     for event in records.of("memory")[-1:]:
         for rank, measured in event["ranks"].items():
             _, copy, stage = layout.coordinates(int(rank))
             planned = trainer_bytes(architecture, layout, stage, copy, records.config.train.dtype)
             for kind in KINDS:
-                yield Row(f"{kind.capitalize()}, rank {rank}", getattr(planned, kind), measured[kind], "bytes", exact=True)
+                ranks.setdefault((kind, getattr(planned, kind), measured[kind]), []).append(int(rank))
+    for kind, planned_bytes, held_bytes in sorted(ranks, key=lambda key: (KINDS.index(key[0]), ranks[key])):
+        names = ranks[kind, planned_bytes, held_bytes]
+        on = f"rank {names[0]}" if len(names) == 1 else f"each of ranks {', '.join(map(str, names))}"
+        yield Row(kind.capitalize(), planned_bytes, held_bytes, "bytes", exact=True, note=f"on {on}, counted from its allocations")
 
 
 def _sync_rows(records: RunRecords, architecture: Architecture, layout: Layout) -> Iterator[Row]:
