@@ -24,6 +24,7 @@ from selfemo.emotions.labels import NEUTRAL, check_label_set, check_labels
 from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.errors import UserError
 from selfemo.finished_model import FinishedModel, find_model
+from selfemo.plain_console import plain_console
 from selfemo.rollout.request import GenerationRequest, Generator
 from selfemo.seeds import derive_seed
 from selfemo.selfplay.consensus import Consensus, vote
@@ -126,7 +127,7 @@ def chat(
     label_set = _label_set(labels, corpus, found)
     target = None if emotion == AUTO else parse_target(emotion, label_set, "--emotion")
     prompts = prompts_of(found, label_set)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     console.print(f"{model}, settings from {found.settings_from}; emotions: {SEPARATOR.join(label_set)}", style="dim")
     console.print(f"{names[1]} answers in {_rule(target)}.  {HELP}", style="dim")
     generator = StandaloneEngines().generator(found)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from selfemo.errors import UserError
 from selfemo.finished_model import FinishedModel, find_model
@@ -29,6 +28,7 @@ from selfemo.flywheel.commands import (
     show_record,
 )
 from selfemo.flywheel.replay import replay
+from selfemo.plain_console import plain_console
 from selfemo.run_directory import CONFIG_NAME, METRICS_NAME
 from selfemo.standalone import StandaloneEngines
 
@@ -54,7 +54,7 @@ def replay_record(
     with closing(open_store(run)) as store:
         found = store.read(record)
     run_dir = run if run.is_dir() else run.parent
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     with weights_of(run_dir, found.weight_version, model) as weights:
         claim = "whatever version they are" if model else f"version {found.weight_version}"
         console.print(f"weights: {weights.path if model else weights.settings_from}, {claim}; settings from {weights.settings_from}")

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from selfemo.plain_console import plain_console
 from selfemo.run_directory import LOGS_NAME
 
 
@@ -28,7 +28,7 @@ class Terminal:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self._is_main = is_main
         self._real: TextIO = os.fdopen(os.dup(2), "w")
-        self._console = Console(file=self._real, highlight=False, quiet=not is_main)
+        self._console = plain_console(file=self._real, quiet=not is_main)
         sys.stdout.flush()
         sys.stderr.flush()
         log = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -38,7 +38,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """One line."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """A table whose first column names things and whose others hold figures."""

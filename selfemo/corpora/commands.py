@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from selfemo.corpora.check import check_corpus
 from selfemo.corpora.conversation import Corpus
@@ -18,6 +17,7 @@ from selfemo.corpora.registry import AUTO, locate_corpus
 from selfemo.corpora.stats import SPLITS, write_plot
 from selfemo.corpora.tables import counts_table, labels_table, lengths_table, overlap_table, transitions_table
 from selfemo.errors import UserError
+from selfemo.plain_console import plain_console
 
 app = typer.Typer(help="Look at the dialogues a run reads.", no_args_is_help=True)
 
@@ -36,18 +36,18 @@ def check(
 ) -> None:
     """Validate a corpus: counts, label shares, majority baselines and every problem with its line (exit status 2 where there is one)."""
     report = check_corpus(corpus, name)
-    console = Console()
-    console.print(f"{report.name}: {report.path}", highlight=False, markup=False, soft_wrap=True)
+    console = plain_console()
+    console.print(f"{report.name}: {report.path}", soft_wrap=True)
     if report.splits:
         console.print(counts_table(report))
         console.print(labels_table(report))
     for split, overlap in report.shared_with_train:
-        console.print(f"{overlap.shared} of {overlap.long_texts} long texts of {split} also occur in train", highlight=False)
+        console.print(f"{overlap.shared} of {overlap.long_texts} long texts of {split} also occur in train")
     if json_file is not None:
         _write(json_file, json.dumps(report.to_json(), indent=2) + "\n")
     shown = report.problems[: limit or None]
     for problem in shown:
-        console.print(str(problem), highlight=False, markup=False, soft_wrap=True)
+        console.print(str(problem), soft_wrap=True)
     if len(shown) < len(report.problems):
         console.print(f"... and {len(report.problems) - len(shown)} more (--limit 0 shows all)")
     if report.problems:
@@ -65,12 +65,12 @@ def stats(
     if plot is not None and (plot.suffix not in (".png", ".svg", ".pdf") or not plot.resolve().parent.is_dir()):
         raise UserError(f"--plot {plot}: expected a .png, .svg or .pdf file in an existing directory")
     loaded = _read(corpus, name)
-    console = Console()
+    console = plain_console()
     console.print(lengths_table(loaded))
     console.print(transitions_table(loaded))
     if plot is not None:
         write_plot(loaded, plot)
-        console.print(f"plot: {plot}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"plot: {plot}", soft_wrap=True)
 
 
 @app.command()
@@ -82,7 +82,7 @@ def overlap(
     loaded, compared = _read(corpus, AUTO), _read(other, AUTO)
     train_texts = texts_of(compared.split("train"))
     found = {name: measure_overlap(texts_of(loaded.split(name)), train_texts) for name in SPLITS if loaded.split(name)}
-    Console().print(overlap_table(f"Long texts of {loaded.name} that occur in {compared.name} train", found))
+    plain_console().print(overlap_table(f"Long texts of {loaded.name} that occur in {compared.name} train", found))
 
 
 def _read(corpus: str, name: str) -> Corpus:

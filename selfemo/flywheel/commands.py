@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from selfemo.flywheel.export import export_jsonl
 from selfemo.flywheel.record import Record
 from selfemo.flywheel.replay import Replay
 from selfemo.flywheel.store import Filter, FlywheelStore, Total
+from selfemo.plain_console import plain_console
+from selfemo.printable import printable
 
 STORE_NAME = "flywheel.sqlite"
 RoleName = Literal["recognizer", "responder"]
@@ -32,7 +32,7 @@ def list_records(
     limit: Annotated[int, typer.Option(min=0, help="Most records to show; 0 shows the summary alone.")] = 20,
 ) -> None:
     """Summarise the flywheel and list records."""
-    console = Console()
+    console = plain_console()
     with closing(open_store(run)) as store:
         totals = store.totals()
         console.print(summary_line(totals))
@@ -43,11 +43,11 @@ def list_records(
 
 def show_record(run: RunArgument, record: RecordArgument) -> None:
     """Show one record: dialogue, candidates, rewards, provenance."""
-    console = Console()
+    console = plain_console()
     with closing(open_store(run)) as store:
         found = store.read(record)
     for line in provenance_lines(found):
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
     console.print(candidates_table(found))
 
 
@@ -59,7 +59,7 @@ def export_records(
     """Write what was kept as a training corpus in the project's JSONL."""
     with closing(open_store(run)) as store:
         count = export_jsonl(store, out, role)
-    Console().print(f"{out}: {count} dialogues", markup=False, highlight=False)
+    plain_console().print(printable(f"{out}: {count} dialogues"))
 
 
 def open_store(run: Path) -> FlywheelStore:
@@ -81,7 +81,7 @@ def summary_table(totals: list[Total]) -> Table:
         key = ("kept" if t.kept else "dropped", t.reason, t.role, t.label if t.kept else "")
         merged[key] = merged.get(key, 0) + t.count
     for key, count in sorted(merged.items(), key=lambda item: (item[0][0] != "kept", -item[1])):
-        table.add_row(*key, str(count))
+        table.add_row(*map(printable, key), str(count))
     return table
 
 
@@ -91,7 +91,7 @@ def records_table(records: list[Record]) -> Table:
     for r in records:
         outcome = f"{'kept' if r.kept else 'dropped'}: {r.reason}"
         row = [str(r.record_id), str(r.iteration), r.role, ", ".join(r.labels), f"{r.score:.2f}", f"{r.agreement:.2f}", outcome]
-        table.add_row(*row, _plain(r.text, 60))
+        table.add_row(*map(printable, row), _cut(r.text, 60))
     return table
 
 
@@ -103,15 +103,17 @@ def provenance_lines(r: Record) -> list[str]:
         f"iteration {r.iteration}, episode {r.episode}, turn {r.turn}, weights {r.weight_version}, from {r.source}{parent}",
         f"gold {', '.join(r.gold) or '-'}; target {', '.join(r.target) or '-'}; sIoU {r.score:.3f}; agreement {r.agreement:.3f}",
     ]
-    return lines + [f"  {turn.speaker}: {turn.text}" + (f"  [{', '.join(turn.labels)}]" if turn.labels else "") for turn in r.dialogue]
+    lines += [f"  {turn.speaker}: {turn.text}" + (f"  [{', '.join(turn.labels)}]" if turn.labels else "") for turn in r.dialogue]
+    return list(map(printable, lines))
 
 
 def candidates_table(r: Record) -> Table:
     """Every candidate with its rewards."""
-    table = Table("seed", "text", "read as", "gates", "sIoU", *r.components)
+    table = Table("seed", "text", "read as", "gates", "sIoU", *map(printable, r.components))
     for c in r.candidates:
         rewards = [f"{value:.3f}" for value in c.rewards]
-        table.add_row(str(c.seed), _plain(c.text, 60), c.reading or "-", ", ".join(c.gates), f"{c.score:.3f}", *rewards)
+        reading, gates = printable(c.reading or "-"), printable(", ".join(c.gates))
+        table.add_row(str(c.seed), _cut(c.text, 60), reading, gates, f"{c.score:.3f}", *rewards)
     return table
 
 
@@ -124,6 +126,6 @@ def replay_table(result: Replay) -> Table:
     return table
 
 
-def _plain(text: str, width: int) -> str:
-    """Text cut for a table cell, its brackets safe from the console's markup."""
-    return escape(text if len(text) <= width else text[: width - 3] + "...")
+def _cut(text: str, width: int) -> str:
+    """Text for a table cell."""
+    return printable(text if len(text) <= width else text[: width - 3] + "...")

@@ -28,7 +28,7 @@ def export_jsonl(store: FlywheelStore, path: Path, role: str | None = None) -> i
     label_text = json.dumps(store.labels()) + "\n"
     if path.exists():
         raise UserError(f"{path}: exists already; expected a new file; remove it or name another")
-    if label_path.exists() and json.loads(label_path.read_text(encoding="utf-8")) != store.labels():
+    if label_path.exists() and label_path.read_text(encoding="utf-8", errors="replace") != label_text:
         raise UserError(f"{label_path}: holds other labels than this flywheel; export to another directory")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -16,6 +16,7 @@ takes records back: those of a part of a run that a resume goes through again.
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import sqlite3
@@ -26,14 +27,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from selfemo.corpora.conversation import Turn
+from pydantic import TypeAdapter
+
 from selfemo.errors import UserError
-from selfemo.flywheel.record import Candidate, Record
+from selfemo.flywheel.record import Record
+from selfemo.printable import quote
 
 SCHEMA_VERSION = 1
 _KEYS = ("record_id", "iteration", "episode", "turn", "role", "source", "parent", "weight_version", "speaker", "text")
 _OUTCOME = ("labels", "gold", "target", "score", "agreement", "kept", "reason")
 _COLUMNS = _KEYS + _OUTCOME
+_COLUMN_KINDS = (*(int, int, int, int, str, str, int | None, int, str, str), *(str, str, str, int | float, int | float, int, str), str)
+"""What a row of _SELECT holds: the columns, then the detail."""
+MAX_ID = 2**63 - 1
+MAX_VALUE_BYTES = 64 << 20
+"""Largest value that is read from a store; a record has a few kilobytes."""
 _SCHEMA = f"""
 create table records (
     record_id integer primary key, iteration integer not null, episode integer not null, turn integer not null, role text not null,
@@ -136,30 +144,32 @@ class FlywheelStore:
 
     def totals(self) -> list[Total]:
         """Running counts; reads no record."""
-        rows = self._connection.execute("select role, label, kept, reason, count from totals order by role, label, kept, reason")
+        rows = self._rows(
+            "select role, label, kept, reason, count from totals order by role, label, kept, reason", (str, str, int, str, int)
+        )
         return [Total(role, label, bool(kept), reason, count) for role, label, kept, reason, count in rows]
 
     def outcomes(self, iteration: int) -> dict[tuple[bool, str], int]:
         """How many of an iteration's records share (kept, reason)."""
         query = "select kept, reason, count(*) from records where iteration = ? group by kept, reason"
-        return {(bool(kept), reason): count for kept, reason, count in self._connection.execute(query, (iteration,))}
+        return {(bool(kept), reason): count for kept, reason, count in self._rows(query, (int, str, int), iteration)}
 
     def lineage(self) -> list[tuple[int, int | None, bool, str]]:
         """(record, the record it descends from, kept, source) of every record, in order; reads no detail."""
-        rows = self._connection.execute("select record_id, parent, kept, source from records order by record_id")
+        rows = self._rows("select record_id, parent, kept, source from records order by record_id", (int, int | None, int, str))
         return [(record_id, parent, bool(kept), source) for record_id, parent, kept, source in rows]
 
     def labels(self) -> list[str]:
         """The closed label set, alphabetical."""
-        return [label for (label,) in self._connection.execute("select label from label_set order by label")]
+        return [label for (label,) in self._rows("select label from label_set order by label", (str,))]
 
     def last_id(self) -> int:
         """The greatest record id; 0 in an empty store."""
-        return int(self._connection.execute("select coalesce(max(record_id), 0) from records").fetchone()[0])
+        return int(next(self._rows("select coalesce(max(record_id), 0) from records", (int,)))[0])
 
     def iterations(self) -> set[int]:
         """Iterations that are recorded; each is whole, since it was added in one transaction."""
-        return {iteration for (iteration,) in self._connection.execute("select distinct iteration from records")}
+        return {iteration for (iteration,) in self._rows("select distinct iteration from records", (int,))}
 
     def read(self, record_id: int) -> Record:
         """One record.
@@ -167,10 +177,11 @@ class FlywheelStore:
         Raises:
             UserError: no record has that id.
         """
-        row = self._connection.execute(f"{_SELECT} where records.record_id = ?", (record_id,)).fetchone()
+        rows = self._rows(f"{_SELECT} where records.record_id = ?", _COLUMN_KINDS, record_id) if 0 < record_id <= MAX_ID else iter(())
+        row = next(rows, None)
         if row is None:
             raise UserError(f"{self.path}: no record {record_id}; expected 1 to {self.last_id()} (selfemo flywheel list)")
-        return _decode(row)
+        return self._decode(row)
 
     def find(self, wanted: Filter, limit: int = -1) -> Iterator[Record]:
         """Records in order of id, at most `limit` of them (-1: all)."""
@@ -186,17 +197,36 @@ class FlywheelStore:
                 clauses.append(clause)
                 values.append(value)
         query = f"{_SELECT} where {' and '.join(clauses)} order by records.record_id limit ?"
-        for row in self._connection.execute(query, (*values, limit)):
-            yield _decode(row)
+        for row in self._rows(query, _COLUMN_KINDS, *values, limit):
+            yield self._decode(row)
 
     def kept_texts(self) -> Iterator[tuple[str, str]]:
         """(role, text) of every kept record, in order."""
-        yield from self._connection.execute("select role, text from records where kept = 1 order by record_id")
+        yield from self._rows("select role, text from records where kept = 1 order by record_id", (str, str))
 
     def newest_kept(self, role: str, count: int) -> list[Record]:
         """The newest kept records of a role, oldest first."""
         query = f"{_SELECT} where kept = 1 and role = ? order by records.record_id desc limit ?"
-        return [_decode(row) for row in self._connection.execute(query, (role, count))][::-1]
+        return [self._decode(row) for row in self._rows(query, _COLUMN_KINDS, role, count)][::-1]
+
+    def _rows(self, query: str, kinds: Sequence[Any], *values: Any) -> Iterator[tuple[Any, ...]]:
+        """Rows of a query whose columns are of these kinds: SQLite itself keeps any value in any column."""
+        try:
+            for row in self._connection.execute(query, values):
+                if not all(map(isinstance, row, kinds)):
+                    raise self._damage(f"a column holds {quote(row)}")
+                yield row
+        except sqlite3.Error as error:
+            raise self._damage(str(error)) from error
+
+    def _decode(self, row: Sequence[Any]) -> Record:
+        try:
+            return _decode(row)
+        except (ValueError, LookupError, TypeError, RecursionError) as error:  # JSON's errors and pydantic's are ValueErrors
+            raise self._damage(f"record {row[0]}: {str(error)[:200]}") from error
+
+    def _damage(self, what: str) -> UserError:
+        return UserError(f"{self.path}: damaged ({what}); expected the flywheel.sqlite of a run: restore it from a copy")
 
     def _insert(self, record: Record) -> int:
         values = {name: getattr(record, name) for name in _COLUMNS} | {"kept": int(record.kept)}
@@ -256,10 +286,26 @@ def _connect(path: Path, writable: bool, labels: Sequence[str]) -> sqlite3.Conne
     if version != SCHEMA_VERSION:
         connection.close()
         raise UserError(f"{path}: flywheel version {version}, expected {SCHEMA_VERSION}; it was written by another version of selfemo")
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
+    if _schema(connection) != _expected_schema():  # a view or a trigger in the place of a table would run what its author likes
+        connection.close()
+        raise UserError(f"{path}: not the tables of a flywheel; expected the flywheel.sqlite of a run")
     if writable:
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = full")
     return connection
+
+
+def _schema(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    query = "select type, name, sql from sqlite_master where sql is not null order by type, name"
+    return connection.execute(query).fetchall()
+
+
+@functools.cache
+def _expected_schema() -> list[tuple[str, str, str]]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(_SCHEMA)
+        return _schema(connection)
 
 
 def _create(path: Path, labels: Sequence[str]) -> None:
@@ -290,25 +336,11 @@ def _encode_detail(record: Record) -> str:
 
 
 def _decode(row: Sequence[Any]) -> Record:
-    values = dict(zip(_COLUMNS, row[:-1], strict=True))
-    detail = json.loads(row[-1])
+    values = dict(zip(_COLUMNS, row[:-1], strict=True)) | json.loads(row[-1])
     for name in ("labels", "gold", "target"):
         values[name] = tuple(values[name].split(", ")) if values[name] else ()
-    return Record(
-        **(values | {"kept": bool(values["kept"])}),
-        prompt_ids=tuple(detail["prompt_ids"]),
-        max_tokens=detail["max_tokens"],
-        temperature=detail["temperature"],
-        context=tuple(_decode_turn(turn) for turn in detail["context"]),
-        components=tuple(detail["components"]),
-        candidates=tuple(_decode_candidate(candidate) for candidate in detail["candidates"]),
-    )
+    return _RECORD.validate_python(values)
 
 
-def _decode_turn(value: dict[str, Any]) -> Turn:
-    return Turn(value["speaker"], value["text"], tuple(value["labels"]), tuple((label, count) for label, count in value["votes"]))
-
-
-def _decode_candidate(value: dict[str, Any]) -> Candidate:
-    tuples = {name: tuple(value[name]) for name in ("completion_ids", "gates", "rewards")}
-    return Candidate(**(value | tuples))
+_RECORD = TypeAdapter(Record)
+"""Checks every field of a record, nested ones included: a detail is JSON that anyone may have edited."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from selfemo.planning.memory import Memory, StageMemory
@@ -60,7 +61,7 @@ def print_plan(
     plan: Plan, pairs: dict[tuple[int, int], int], workload: Workload, suggestions: Sequence[Suggestion], title: str, console: Console
 ) -> None:
     """Memory by stage and phase, the step by phase, sync and checkpoint, and the layouts worth considering."""
-    console.print(f"[bold]{title}[/]: {plan.parameters / 1e9:.2f} B parameters on {plan.layout.world_size} x {plan.gpu.name}")
+    console.print(f"[bold]{escape(title)}[/]: {plan.parameters / 1e9:.2f} B parameters on {plan.layout.world_size} x {plan.gpu.name}")
     console.print(plan.layout.label)
     console.print("memory by phase (weights, gradients, optimizer, reference, engine weights, cache, buckets exact; the rest estimated)")
     for stage in plan.stages:

@@ -6,11 +6,11 @@ import sys
 import time
 from collections.abc import Callable
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from selfemo.errors import EXIT_USER_ERROR, UserError
+from selfemo.plain_console import plain_console
 from selfemo.weights.convert import Conversion
 from selfemo.weights.convert import Progress as Report
 
@@ -21,7 +21,7 @@ def run_conversion(convert: Callable[[Report], Conversion], total_bytes: Callabl
     Args:
         total_bytes: bytes the bar runs to; asked for first, so that it may raise UserError as well.
     """
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     started = time.perf_counter()
     try:
@@ -29,7 +29,7 @@ def run_conversion(convert: Callable[[Report], Conversion], total_bytes: Callabl
             task = bar.add_task("", total=total_bytes())
             done = convert(lambda name, amount: bar.update(task, advance=amount, description=escape(name)))
     except UserError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"error: {error}", style="red", soft_wrap=True)
         sys.exit(EXIT_USER_ERROR)
     seconds = time.perf_counter() - started
     verified = ", every tensor verified bitwise" if done.verified else ""

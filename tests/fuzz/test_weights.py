@@ -45,7 +45,18 @@ CONFIG = {
     "dtype": "float32",
 }
 KEYS = [f'"{key}": '.encode() for key in (*CONFIG, "rope_scaling", "quantization_config", "torch_dtype", "attention_bias", "__metadata__")]
-HEADER_TOKENS = [b'"dtype":', b'"shape":', b'"data_offsets":', b'"F32"', b'"BF16"', b'"I8"', b"[0,16]", b"[4]", b'"model.norm.weight":', b"{}"]
+HEADER_TOKENS = [
+    b'"dtype":',
+    b'"shape":',
+    b'"data_offsets":',
+    b'"F32"',
+    b'"BF16"',
+    b'"I8"',
+    b"[0,16]",
+    b"[4]",
+    b'"model.norm.weight":',
+    b"{}",
+]
 
 
 @pytest.fixture
@@ -117,8 +128,34 @@ def metadata() -> Metadata:
 @fuzz
 def test_checkpoint_metadata(seed: int, tally: Tally, scratch: Path) -> None:
     sound = [pickle.dumps(metadata(), protocol) for protocol in (2, 4)]
-    tokens = [b"ctorch\nload\n", b"ctorch.distributed.checkpoint.filesystem\n_get_device_module\n", b"(", b"t", b"R", b"b", b"\x94", b"0", b".", b"}"]
-    tokens += [b"u", b"s", b"l", b"a", b"N", b"K\x01", b"\x8c\x01w", b"\x93", b"\x81", b"X\x03\x00\x00\x00../", b"V../x\n", b"h\x00", b"e", b"2"]
+    tokens = [
+        b"ctorch\nload\n",
+        b"ctorch.distributed.checkpoint.filesystem\n_get_device_module\n",
+        b"(",
+        b"t",
+        b"R",
+        b"b",
+        b"\x94",
+        b"0",
+        b".",
+        b"}",
+    ]
+    tokens += [
+        b"u",
+        b"s",
+        b"l",
+        b"a",
+        b"N",
+        b"K\x01",
+        b"\x8c\x01w",
+        b"\x93",
+        b"\x81",
+        b"X\x03\x00\x00\x00../",
+        b"V../x\n",
+        b"h\x00",
+        b"e",
+        b"2",
+    ]
     for rng in tally.batch(seed):
         content = damaged(rng, sound, tokens, most=3)
         (scratch / METADATA_NAME).write_bytes(content)
