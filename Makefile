@@ -7,7 +7,7 @@ TORCH_THREADS ?= 1
 export OMP_NUM_THREADS ?= $(TORCH_THREADS)
 RUN_DIR ?= runs/demo
 
-.PHONY: setup demo test lint types tests clean
+.PHONY: setup demo test lint types tests fuzz clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,11 @@ types: $(STAMP)
 
 tests: $(STAMP)
 	$(BIN)/python -m pytest --durations=15
+
+# A hundred thousand hostile inputs for everything that reads a file or a line from elsewhere (docs/hostile_input.md).
+FUZZ_INPUTS ?= 100000
+fuzz: $(STAMP)
+	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest -p no:cacheprovider tests/fuzz tests/emotions/test_answer_fuzz.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
