@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,8 +19,11 @@ from safetensors.torch import load_file, save_file
 
 from selfemo.config import ParallelConfig
 from selfemo.errors import UserError
-from selfemo.weights.convert import hf_to_megatron, megatron_to_hf
+from selfemo.weights.architecture import read_architecture
+from selfemo.weights.convert import compare, hf_to_megatron, megatron_to_hf
+from selfemo.weights.dist_checkpoint import CheckpointReader
 from selfemo.weights.gather import hf_tensors
+from selfemo.weights.hf_directory import HfDirectory
 from selfemo.weights.load import load_hf_weights
 from tests.distributed.harness import ROOT, DistributedRunner
 from tests.weights.megatron_rank import megatron_chunks, weight_groups
@@ -44,7 +49,7 @@ def _assert_same_bits(want: dict[str, torch.Tensor], got: dict[str, torch.Tensor
         assert torch.equal(tensor, got[name]), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("family", "tied", "max_shard_size"), [("qwen3", True, "60KB"), ("qwen2", False, "5GB"), ("llama", True, "5GB")])
 def test_there_and_back_is_bitwise_equal_in_order_and_dtype(
     tmp_path: Path, family: str, tied: bool, max_shard_size: str, dtype: torch.dtype
@@ -120,20 +125,20 @@ def test_a_checkpoint_that_megatron_saved_in_a_layout_is_exported(
     _assert_same_bits(_weights(source), _weights(tmp_path / "back"))
 
 
-def _nan(directory: Path) -> None:
-    tensors = load_file(directory / "model.safetensors")
-    tensors[MLP][3, 5] = torch.nan
-    save_file(tensors, directory / "model.safetensors")
+def _edited(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    """A corruption that edits the shard which holds a certain tensor."""
 
+    def apply(directory: Path) -> None:
+        file = next(file for file in directory.glob("*.safetensors") if MLP in load_file(file))
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file)
 
-def _drop(directory: Path) -> None:
-    tensors = load_file(directory / "model.safetensors")
-    del tensors[MLP]
-    save_file(tensors, directory / "model.safetensors")
+    return apply
 
 
 def _truncate(directory: Path) -> None:
-    file = directory / "model.safetensors"
+    file = sorted(directory.glob("*.safetensors"))[2]
     file.write_bytes(file.read_bytes()[:-1])
 
 
@@ -145,15 +150,17 @@ def _mixture(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("corrupt", "message"),
     [
-        (_nan, rf"tensor {MLP} holds 1 values that are NaN or infinite"),
-        (_drop, rf"tensor {MLP} is missing"),
-        (_truncate, r"model.safetensors: truncated"),
+        (_edited(lambda t: t[MLP].__setitem__((3, 5), torch.nan)), rf"safetensors: tensor {MLP} holds 1 values that are NaN or infinite"),
+        (_edited(lambda t: t.pop(MLP)), rf"safetensors: tensor {MLP} is missing, though model.safetensors.index.json places it there"),
+        (_edited(lambda t: t.update(more=torch.zeros(2))), r"model-00010-of-00011.safetensors: tensor more is not part of a qwen3 model"),
+        (_edited(lambda t: t.update({MLP: t[MLP].T.contiguous()})), rf"tensor {MLP} has shape \(64, 96\), expected \(96, 64\)"),
+        (_truncate, r"model-00003-of-00011.safetensors: truncated"),
         (_mixture, r"'Qwen3MoeForCausalLM' is not supported"),
     ],
-    ids=["nan", "missing", "truncated", "architecture"],
+    ids=["nan", "missing", "extra", "shape", "truncated-shard", "architecture"],
 )
 def test_a_bad_source_is_named_and_leaves_nothing(tmp_path: Path, corrupt: Callable[[Path], None], message: str) -> None:
-    source = save_tiny(tmp_path / "source", "qwen3", True)
+    source = save_tiny(tmp_path / "source", "qwen3", True, max_shard_size="60KB")
     corrupt(source)
     with pytest.raises(UserError, match=message):
         hf_to_megatron(source, tmp_path / "megatron", _quiet, check_finite=True)
@@ -163,6 +170,27 @@ def test_a_bad_source_is_named_and_leaves_nothing(tmp_path: Path, corrupt: Calla
 def _converted(tmp_path: Path) -> Path:
     hf_to_megatron(save_tiny(tmp_path / "source", "qwen3", True), tmp_path / "megatron", _quiet)
     return tmp_path / "megatron"
+
+
+def test_one_wrong_bit_on_either_side_fails_the_verification_by_name(tmp_path: Path) -> None:
+    checkpoint, source = _converted(tmp_path), HfDirectory(tmp_path / "source")
+    architecture = read_architecture(source.path)
+    compare(source, CheckpointReader(checkpoint), architecture, _quiet)
+    stored, place = source.tensors[MLP], source.tensors[MLP].offset_bytes + 1001
+    data = bytearray(stored.path.read_bytes())
+    data[place] ^= 1
+    stored.path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"source: tensor {MLP} differs from \S+megatron"):
+        compare(source, CheckpointReader(checkpoint), architecture, _quiet)
+
+
+def test_nan_in_a_checkpoint_is_not_exported(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", "qwen3", True)
+    _edited(lambda tensors: tensors[MLP].__setitem__((3, 5), torch.inf))(source)
+    hf_to_megatron(source, tmp_path / "megatron", _quiet)
+    with pytest.raises(UserError, match=rf"megatron: tensor {MLP} holds 1 values that are NaN or infinite"):
+        megatron_to_hf(tmp_path / "megatron", tmp_path / "back", _quiet, check_finite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["megatron", "source"]
 
 
 def test_a_damaged_checkpoint_is_named_and_leaves_nothing(tmp_path: Path) -> None:
@@ -200,30 +228,76 @@ def test_metadata_that_would_run_code_is_not_unpickled(tmp_path: Path) -> None:
     assert not Path("/tmp/selfemo-pickle-ran").exists()
 
 
-def _command(*arguments: object, file_limit_bytes: int = 0) -> subprocess.CompletedProcess[str]:
+def _command(*arguments: object, file_limit_bytes: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     limit = f"ulimit -f {file_limit_bytes // 1024}; " if file_limit_bytes else ""
     words = " ".join(f"'{word}'" for word in (sys.executable, *arguments))
-    return subprocess.run(["bash", "-c", limit + words], cwd=ROOT, text=True, capture_output=True, timeout=300)
+    return subprocess.run(
+        ["bash", "-c", limit + words], cwd=ROOT, env={**os.environ, **environment}, text=True, capture_output=True, timeout=600
+    )
 
 
 def test_the_commands_convert_there_and_back(tmp_path: Path) -> None:
-    source = save_tiny(tmp_path / "source", "qwen3", True)
+    source = save_tiny(tmp_path / "source", "qwen3", True, torch.bfloat16)
     there = _command("tools/hf_to_megatron.py", "--source", source, "--output", tmp_path / "megatron", "--verify", "--check-finite")
     assert (there.returncode, there.stderr) == (0, "")
     assert "24 tensors" in there.stdout
     assert "every tensor verified bitwise" in there.stdout
-    back = _command("tools/megatron_to_hf.py", "--checkpoint", tmp_path / "megatron", "--output", tmp_path / "back", "--verify")
-    assert (back.returncode, back.stderr) == (0, "")
+    export = ("tools/megatron_to_hf.py", "--checkpoint", tmp_path / "megatron", "--output", tmp_path / "back")
+    back = _command(*export, FORCE_COLOR="1", COLUMNS="200")  # rich takes it for a terminal
+    assert back.returncode == 0
     _assert_same_bits(_weights(source), _weights(tmp_path / "back"))
-    again = _command("tools/megatron_to_hf.py", "--checkpoint", tmp_path / "megatron", "--output", tmp_path / "back")
+    bar = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", back.stderr)
+    size = sum(tensor.nbytes for tensor in _weights(source).values()) / 1000
+    assert f"{size:.1f}/{size:.1f} kB" in bar
+    assert "model.norm.weight" in bar
+    again = _command(*export)
     assert again.returncode == 2
     assert again.stderr == f"error: {tmp_path / 'back'}: exists already; choose another output or remove it\n"
 
 
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
     """A limit on file size stands in for the full disk: the write fails in the same place, with the same kind of error."""
-    source = save_tiny(tmp_path / "source", "qwen3", True)
-    failed = _command("tools/hf_to_megatron.py", "--source", source, "--output", tmp_path / "megatron", file_limit_bytes=100 * 1024)
-    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
-    assert "cannot be written" in failed.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    checkpoint = _converted(tmp_path)
+    for command in (
+        ("tools/hf_to_megatron.py", "--source", tmp_path / "source", "--output", tmp_path / "again"),
+        ("tools/megatron_to_hf.py", "--checkpoint", checkpoint, "--output", tmp_path / "again"),
+    ):
+        failed = _command(*command, file_limit_bytes=100 * 1024)
+        assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
+        assert f"error: {tmp_path / 'again'}: cannot be written" in failed.stderr
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["megatron", "source"]
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from selfemo.weights.convert import hf_to_megatron, megatron_to_hf
+
+def peak_bytes():
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+source, megatron, back, warm = sys.argv[1:]
+quiet = lambda name, count: None
+hf_to_megatron(warm, megatron + "-warm", quiet)
+megatron_to_hf(megatron + "-warm", back + "-warm", quiet)
+begin = peak_bytes()
+hf_to_megatron(source, megatron, quiet, verify=True, bucket_bytes=1 << 20)
+there = peak_bytes()
+megatron_to_hf(megatron, back, quiet, verify=True)
+print(there - begin, peak_bytes() - there)
+"""
+"""After a conversion of a tiny model, so that libraries are not counted."""
+
+
+def test_memory_is_bounded_by_buffers_and_not_by_the_model(tmp_path: Path) -> None:
+    shape = {"heads": 64, "kv_heads": 8, "head_dim": 64, "vocab_size": 4096}
+    source = save_tiny(tmp_path / "source", "qwen3", True, torch.bfloat16, layers=16, **shape)
+    model_bytes = (source / "model.safetensors").stat().st_size
+    paths = (source, tmp_path / "megatron", tmp_path / "back", save_tiny(tmp_path / "warm", "qwen3", True))
+    measured = _command("-c", MEASURE, *paths)
+    assert measured.returncode == 0, measured.stderr
+    there_bytes, back_bytes = map(int, measured.stdout.split())
+    assert model_bytes > 190e6
+    assert there_bytes < 64e6
+    assert back_bytes < 64e6
