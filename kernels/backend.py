@@ -101,10 +101,22 @@ class GroupStats:
 class Backend(Protocol):
     """One implementation of the four operations."""
 
+    can_keep_exp: bool
+    """Whether K1 takes `keep_exp`: it needs a row's maximum before it writes, so a single pass over memory cannot."""
+
     def vocab_stats(
-        self, logits_TV: Tensor, targets_T: Tensor, live_T: Tensor | None, shard: VocabShard, inv_temperature: float
+        self,
+        logits_TV: Tensor,
+        targets_T: Tensor,
+        live_T: Tensor | None,
+        shard: VocabShard,
+        inv_temperature: float,
+        keep_exp: bool = False,
     ) -> ShardStats:
-        """K1: one read of the shard. Rows where `live_T` is false are not read; their statistics are (0, 1, 0, 0)."""
+        """K1: one read of the shard. Rows where `live_T` is false are not read; their statistics are (0, 1, 0, 0).
+
+        With `keep_exp` (fp32 logits), exp((logit - max) / temperature) is left in their place, 0 in padded columns.
+        """
         ...
 
     def dlogits_(

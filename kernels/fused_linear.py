@@ -3,6 +3,10 @@
 Per chunk: GEMM, K1 (and its all-reduce), the loss's derivatives, K3 in place over the chunk's logits, then the two GEMMs of the
 backward pass. A token-level loss knows its derivatives as soon as K1 is done, so each chunk is visited once: 6 T H V operations,
 the least there is. The GEMMs are the vendor's library; only what lies between them is ours.
+
+Where K1 can leave e = exp(d) over the logits (the CPU path) and the entropy has no gradient, K3 is not needed either: a row's
+gradient is then g (1[target] - f e) with one factor f, and both products of e with a factor per row can take that factor on the
+side that is H wide instead of V.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from selfemo.kernels.backend import Backend
 from selfemo.kernels.chunks import Rows, row_chunks
 from selfemo.kernels.vocab_parallel import SoftmaxStats, VocabShard, combine
 
-DEFAULT_CHUNK_TOKENS = 256
+DEFAULT_CHUNK_TOKENS = 512
 """Tokens per chunk: enough rows for the GEMMs to be efficient, few enough that a chunk's logits stay small beside the weight."""
 
 WEIGHT_BLOCK_ELEMENTS = 1 << 22
@@ -42,28 +46,41 @@ class Head:
             raise ValueError(f"chunk_tokens is {self.chunk_tokens}: expected at least 1")
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Some tokens on their way through the projection. All chunks share one buffer of logits: use one before the next."""
+
+    rows: Rows
+    hidden_cH: Tensor
+    logits_cV: Tensor
+    """The logits; after `chunk_stats` with `keep_exp`, exp(d) with d = (logit - largest of this shard) / temperature."""
+
+
 def linear_stats(head: Head, hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, mask_T: Tensor | None) -> SoftmaxStats:
     """Softmax statistics of every unmasked token; log-probability and entropy are 0 elsewhere."""
     whole = SoftmaxStats(*torch.zeros(4, hidden_TH.shape[0], dtype=torch.float32, device=hidden_TH.device))
-    for rows, _, logits_cV in _chunk_logits(head, hidden_TH, weight_VH, mask_T):
-        for whole_T, chunk_c in zip(whole.tensors(), chunk_stats(head, logits_cV, targets_T[rows]).tensors()):
-            whole_T[rows] = chunk_c
+    for chunk in _chunk_logits(head, hidden_TH, weight_VH, mask_T):
+        softmax, _ = chunk_stats(head, chunk, targets_T)
+        for whole_T, chunk_c in zip(whole.tensors(), softmax.tensors()):
+            whole_T[chunk.rows] = chunk_c
     return whole
 
 
-def chunk_stats(head: Head, logits_cV: Tensor, targets_c: Tensor) -> SoftmaxStats:
-    """Softmax statistics of one chunk, reduced over ranks."""
-    stats = head.backend.vocab_stats(logits_cV, targets_c, None, head.shard, head.inv_temperature)
-    return combine(stats, targets_c, None, head.shard, head.inv_temperature)
+def chunk_stats(head: Head, chunk: Chunk, targets_T: Tensor, keep_exp: bool = False) -> tuple[SoftmaxStats, Tensor]:
+    """Softmax statistics of one chunk, reduced over ranks, and f [c]: a local column's probability is f exp(d)."""
+    targets_c = targets_T[chunk.rows]
+    stats = head.backend.vocab_stats(chunk.logits_cV, targets_c, None, head.shard, head.inv_temperature, keep_exp)
+    softmax = combine(stats, targets_c, None, head.shard, head.inv_temperature)
+    return softmax, ((stats.max_T - softmax.max_T) * head.inv_temperature - softmax.log_sum_T).exp()
 
 
-def _chunk_logits(head: Head, hidden_TH: Tensor, weight_VH: Tensor, live_T: Tensor | None) -> Iterator[tuple[Rows, Tensor, Tensor]]:
-    """Per chunk of live tokens: its rows, hidden states and logits. All chunks share one buffer: use it before the next."""
+def _chunk_logits(head: Head, hidden_TH: Tensor, weight_VH: Tensor, live_T: Tensor | None) -> Iterator[Chunk]:
+    """The chunks of live tokens, with their logits."""
     tokens = hidden_TH.shape[0]
     buffer = torch.empty(min(head.chunk_tokens, tokens), weight_VH.shape[0], dtype=hidden_TH.dtype, device=hidden_TH.device)
     for rows in row_chunks(live_T, tokens, head.chunk_tokens):
         hidden_cH = hidden_TH[rows]
-        yield rows, hidden_cH, torch.mm(hidden_cH, weight_VH.t(), out=buffer[: len(hidden_cH)])
+        yield Chunk(rows, hidden_cH, torch.mm(hidden_cH, weight_VH.t(), out=buffer[: len(hidden_cH)]))
 
 
 class LinearGradients:
@@ -73,45 +90,69 @@ class LinearGradients:
         self.head = head
         self._hidden_TH, self._weight_VH = hidden_TH, weight_VH
         self._dhidden_TH = torch.zeros_like(hidden_TH) if needed[0] else None
-        self._dweight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if needed[1] else None
+        self._dweight_VH = torch.empty_like(weight_VH, dtype=torch.float32) if needed[1] else None
+        self._dweight_begun = False  # the first chunk overwrites: zeroing first would be a pass over a matrix as large as the weight
 
-    def chunks(self, live_T: Tensor | None) -> Iterator[tuple[Rows, Tensor, Tensor]]:
-        """Rows, hidden states and logits of each chunk of live tokens."""
+    @property
+    def needed(self) -> bool:
+        """Whether any gradient is."""
+        return self._dhidden_TH is not None or self._dweight_VH is not None
+
+    def can_keep_exp(self, entropy_weight: float) -> bool:
+        """Whether `add_exp` can follow K1."""
+        return self.needed and entropy_weight == 0 and self.head.backend.can_keep_exp and self._hidden_TH.dtype == torch.float32
+
+    def chunks(self, live_T: Tensor | None) -> Iterator[Chunk]:
+        """The chunks of live tokens, with their logits."""
         return _chunk_logits(self.head, self._hidden_TH, self._weight_VH, live_T)
 
-    def add(
-        self,
-        rows: Rows,
-        hidden_cH: Tensor,
-        logits_cV: Tensor,
-        targets_c: Tensor,
-        softmax: SoftmaxStats,
-        dlogprob_c: Tensor,
-        dentropy_c: Tensor,
-    ) -> None:
+    def add(self, chunk: Chunk, targets_c: Tensor, softmax: SoftmaxStats, dlogprob_c: Tensor, dentropy_c: Tensor) -> None:
         """K3 over the chunk's logits, then two GEMMs: the chunk's hidden gradient, and its share of the weight's."""
-        if self._dhidden_TH is None and self._dweight_VH is None:
+        if not self.needed:
             return
-        head = self.head
-        head.backend.dlogits_(logits_cV, targets_c, softmax, dlogprob_c, dentropy_c, head.shard, head.inv_temperature)
+        head, dlogits_cV = self.head, chunk.logits_cV
+        head.backend.dlogits_(dlogits_cV, targets_c, softmax, dlogprob_c, dentropy_c, head.shard, head.inv_temperature)
         if self._dhidden_TH is not None:
-            self._dhidden_TH[rows] = torch.mm(logits_cV, self._weight_VH)
-        if self._dweight_VH is not None and logits_cV.dtype == torch.float32:
-            self._dweight_VH.addmm_(logits_cV.t(), hidden_cH)
-        elif self._dweight_VH is not None:
-            block = max(1, WEIGHT_BLOCK_ELEMENTS // hidden_cH.shape[1])
-            for total_bH, dlogits_cb in zip(self._dweight_VH.split(block), logits_cV.split(block, dim=1)):
-                total_bH.add_(torch.mm(dlogits_cb.t(), hidden_cH))
+            self._dhidden_TH[chunk.rows] = torch.mm(dlogits_cV, self._weight_VH)
+        if self._dweight_VH is not None:
+            self._add_weight(self._dweight_VH, dlogits_cV, chunk.hidden_cH)
+
+    def add_exp(self, chunk: Chunk, targets_c: Tensor, factor_c: Tensor, dlogprob_c: Tensor) -> None:
+        """The same where the chunk holds exp(d): dL / dlogits = g 1[target] - g f exp(d), and no pass over it but the GEMMs."""
+        g_c1 = (dlogprob_c * self.head.inv_temperature)[:, None]
+        minus_gf_c1 = -g_c1 * factor_c[:, None]
+        held_c, column_c = self.head.shard.local_columns(targets_c)
+        target_g_c1 = g_c1 * held_c[:, None]
+        if self._dhidden_TH is not None:
+            share_cH = torch.mm(chunk.logits_cV, self._weight_VH).mul_(minus_gf_c1)
+            self._dhidden_TH[chunk.rows] = share_cH.addcmul_(self._weight_VH[column_c], target_g_c1)
+        if self._dweight_VH is not None:
+            self._add_weight(self._dweight_VH, chunk.logits_cV, chunk.hidden_cH * minus_gf_c1)
+            self._dweight_VH.index_add_(0, column_c, chunk.hidden_cH * target_g_c1)
+
+    def _add_weight(self, dweight_VH: Tensor, dlogits_cV: Tensor, hidden_cH: Tensor) -> None:
+        kept, self._dweight_begun = int(self._dweight_begun), True
+        if dlogits_cV.dtype == torch.float32:
+            dweight_VH.addmm_(dlogits_cV.t(), hidden_cH, beta=kept)
+            return
+        block = max(1, WEIGHT_BLOCK_ELEMENTS // hidden_cH.shape[1])
+        for total_bH, dlogits_cb in zip(dweight_VH.split(block), dlogits_cV.split(block, dim=1)):
+            share_bH = torch.mm(dlogits_cb.t(), hidden_cH)
+            total_bH.add_(share_bH) if kept else total_bH.copy_(share_bH)
 
     def recompute(self, targets_T: Tensor, softmax: SoftmaxStats, dlogprob_T: Tensor, dentropy_T: Tensor) -> None:
         """Make every chunk's logits again and add their gradients; tokens without a derivative are left out."""
-        for rows, hidden_cH, logits_cV in self.chunks((dlogprob_T != 0) | (dentropy_T != 0)):
-            chunk = SoftmaxStats(*(stat_T[rows] for stat_T in softmax.tensors()))
-            self.add(rows, hidden_cH, logits_cV, targets_T[rows], chunk, dlogprob_T[rows], dentropy_T[rows])
+        for chunk in self.chunks((dlogprob_T != 0) | (dentropy_T != 0)):
+            rows = chunk.rows
+            self.add(
+                chunk, targets_T[rows], SoftmaxStats(*(stat_T[rows] for stat_T in softmax.tensors())), dlogprob_T[rows], dentropy_T[rows]
+            )
 
     def finish(self, scale: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """The two gradients times `scale`, the hidden one summed over ranks; the weight's goes into its main gradient if given."""
         dhidden_TH, dweight_VH, main_VH = self._dhidden_TH, self._dweight_VH, self.head.weight_main_grad_VH
+        if dweight_VH is not None and not self._dweight_begun:
+            dweight_VH.zero_()  # no live token
         if dhidden_TH is not None and self.head.shard.group is not None:
             dist.all_reduce(dhidden_TH, group=self.head.shard.group)
         if scale is not None:

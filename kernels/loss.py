@@ -218,10 +218,15 @@ def _one_pass(gradients: LinearGradients, targets_T: Tensor, batch: PolicyBatch,
     backend = gradients.head.backend
     logprob_T, entropy_T = (torch.zeros(len(targets_T), dtype=torch.float32, device=targets_T.device) for _ in range(2))
     sums_SM = torch.zeros(len(batch.advantage_S), len(SEQUENCE_SUMS), device=targets_T.device)
-    for rows, hidden_cH, logits_cV in gradients.chunks(batch.mask_T):
-        softmax = chunk_stats(gradients.head, logits_cV, targets_T[rows])
+    keep_exp = gradients.can_keep_exp(config.entropy_weight)
+    for chunk in gradients.chunks(batch.mask_T):
+        rows = chunk.rows
+        softmax, factor_c = chunk_stats(gradients.head, chunk, targets_T, keep_exp)
         result = backend.sequence_loss(softmax.logprob_T, softmax.entropy_T, batch.chunk(rows), config)
-        gradients.add(rows, hidden_cH, logits_cV, targets_T[rows], softmax, result.dlogprob_T, result.dentropy_T)
+        if keep_exp:
+            gradients.add_exp(chunk, targets_T[rows], factor_c, result.dlogprob_T)
+        else:
+            gradients.add(chunk, targets_T[rows], softmax, result.dlogprob_T, result.dentropy_T)
         logprob_T[rows], entropy_T[rows] = softmax.logprob_T, softmax.entropy_T
         largest_S = torch.maximum(sums_SM[:, -1], result.sums_SM[:, -1])
         sums_SM += result.sums_SM

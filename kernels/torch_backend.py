@@ -2,21 +2,24 @@
 
 Eager `log_softmax` writes several fp32 copies of the logits to memory and reads them back; here a chunk of rows is widened to
 fp32 in a scratch of CHUNK_ELEMENTS numbers, reduced or differentiated there, and dropped. The logits cross the memory bus once
-forward and twice backward, as on the GPU. Extra memory is two scratches, whatever T and V are.
+forward and twice backward, as on the GPU. Extra memory is two scratches per thread, whatever T and V are.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from selfemo.kernels.backend import DEGENERATE, LOG_RATIO_BOUND, SEQUENCE_SUMS, GroupStats, PolicyBatch, SequenceLoss
-from selfemo.kernels.chunks import row_chunks
+from selfemo.kernels.chunks import Rows, row_chunks
 from selfemo.kernels.config import AdvantageConfig, LossConfig
+from selfemo.kernels.row_threads import on_threads
 from selfemo.kernels.vocab_parallel import LOWEST, ShardStats, SoftmaxStats, VocabShard
 
-CHUNK_ELEMENTS = 1 << 20
-"""Numbers per scratch: 4 MiB of fp32, so that both scratches and the chunk itself stay in the last-level cache."""
+CHUNK_ELEMENTS = 1 << 18
+"""Numbers per scratch, or one row if that is more: 1 MiB of fp32, so that a thread's two scratches stay in its core's caches."""
 
 UNDERFLOW = -1e4
 """exp of anything below is 0; clamping to it keeps 0 * (-inf) out of sums when a logit is -inf."""
@@ -25,26 +28,38 @@ UNDERFLOW = -1e4
 class TorchBackend:
     """Runs on any device; "auto" chooses it for CPU tensors."""
 
+    can_keep_exp = True
+
     def vocab_stats(
-        self, logits_TV: Tensor, targets_T: Tensor, live_T: Tensor | None, shard: VocabShard, inv_temperature: float
+        self,
+        logits_TV: Tensor,
+        targets_T: Tensor,
+        live_T: Tensor | None,
+        shard: VocabShard,
+        inv_temperature: float,
+        keep_exp: bool = False,
     ) -> ShardStats:
         tokens, width = logits_TV.shape[0], shard.real_columns
         max_T = logits_TV.new_zeros(tokens, dtype=torch.float32)
         sum_T, weighted_T, target_T = torch.ones_like(max_T), torch.zeros_like(max_T), torch.zeros_like(max_T)
+        if keep_exp:
+            logits_TV[:, width:] = 0
         if width == 0:
             return ShardStats(max_T.fill_(LOWEST), sum_T.zero_(), weighted_T, target_T)
-        scratch = _Scratch(tokens, width, logits_TV.device)
-        held_T, column_T = _local_columns(targets_T, shard)
-        for rows in row_chunks(live_T, tokens, scratch.rows):
-            x = scratch.widened(logits_TV[rows, :width])
-            target_T[rows] = x.gather(1, column_T[rows, None])[:, 0].masked_fill_(~held_T[rows], 0.0)
-            max_T[rows] = largest = x.amax(-1)
-            d = _scaled_(torch.sub(x, largest[:, None], out=scratch.first(len(x))), inv_temperature)
-            e = torch.exp(d, out=scratch.second(len(d)))
-            sum_T[rows] = _at_least_two(e).sum(-1)[: len(e)]
-            weighted_T[rows] = _at_least_two(e.mul_(d)).nansum(-1)[
-                : len(e)
-            ]  # a logit of -inf has e = 0 and d = -inf; a NaN logit shows in sum_T
+        held_T, column_T = shard.local_columns(targets_T)
+
+        def reduce(chunks: Iterator[Rows]) -> None:
+            scratch = _Scratch(tokens, width, logits_TV.device)
+            for rows in chunks:
+                x = scratch.widened(logits_TV[rows, :width])
+                target_T[rows] = x.gather(1, column_T[rows, None])[:, 0].masked_fill_(~held_T[rows], 0.0)
+                max_T[rows] = largest = x.amax(-1)
+                d = _scaled_(torch.sub(x, largest[:, None], out=scratch.first(len(x))), inv_temperature)
+                e = torch.exp(d, out=x if keep_exp else scratch.second(len(d)))
+                sum_T[rows] = e.sum(-1)
+                weighted_T[rows] = d.mul_(e).nansum(-1)  # a logit of -inf has e = 0 and d = -inf; a NaN logit shows in sum_T
+
+        on_threads(reduce, row_chunks(live_T, tokens, _rows_per_chunk(width)), logits_TV.device)
         return ShardStats(max_T, sum_T, weighted_T, target_T)
 
     def dlogits_(
@@ -63,26 +78,31 @@ class TorchBackend:
         logits_TV[:, width:] = 0
         if width == 0:
             return
-        scratch = _Scratch(tokens, width, logits_TV.device)
-        held_T, column_T = _local_columns(targets_T, shard)
+        held_T, column_T = shard.local_columns(targets_T)
         with_entropy = bool((dentropy_T != 0).any())
-        for rows in row_chunks(live_T, tokens, scratch.rows):
-            g, h = (dlogprob_T[rows, None] * inv_temperature, dentropy_T[rows, None] * inv_temperature)
-            log_sum = softmax.log_sum_T[rows, None]
-            source = logits_TV[rows, :width]  # the logits themselves, or a copy where `rows` are indices
-            x = _scaled_(scratch.widened(source).sub_(softmax.max_T[rows, None]), inv_temperature)
-            # gradient of logit v: g 1[v = target] - p_v (g + h (log p_v + H)), with p_v = exp(d_v) exp(-log_sum)
-            if with_entropy:
-                e = torch.exp(x.clamp_(min=UNDERFLOW), out=scratch.second(len(x)))
-                x.mul_(-h).sub_(g + h * (softmax.entropy_T[rows, None] - log_sum)).mul_((-log_sum).exp())
-                x.mul_(e)
-            else:
-                x.exp_().mul_(-g * (-log_sum).exp())
-            x.scatter_add_(1, column_T[rows, None], g * held_T[rows, None])
-            if isinstance(rows, Tensor):
-                logits_TV[rows, :width] = x.to(logits_TV.dtype)
-            elif x is not source:
-                source.copy_(x)
+
+        def differentiate(chunks: Iterator[Rows]) -> None:
+            scratch = _Scratch(tokens, width, logits_TV.device)
+            for rows in chunks:
+                g, h = dlogprob_T[rows, None] * inv_temperature, dentropy_T[rows, None] * inv_temperature
+                log_sum = softmax.log_sum_T[rows, None]
+                source = logits_TV[rows, :width]  # the logits themselves, or a copy where `rows` are indices
+                d = _scaled_(scratch.widened(source).sub_(softmax.max_T[rows, None]), inv_temperature)
+                # gradient of logit v: g 1[v = target] - p_v (g + h (log p_v + H)), with p_v = exp(d_v) exp(-log_sum)
+                negated = (-log_sum).exp().neg_()
+                if with_entropy:
+                    e = torch.exp(d.clamp_(min=UNDERFLOW), out=scratch.second(len(d)))
+                    constant = g + h * (softmax.entropy_T[rows, None] - log_sum)
+                    x = d.mul_(h * negated).add_(constant * negated).mul_(e)
+                else:
+                    x = d.exp_().mul_(g * negated)
+                x.scatter_add_(1, column_T[rows, None], g * held_T[rows, None])
+                if isinstance(rows, Tensor):
+                    logits_TV[rows, :width] = x.to(logits_TV.dtype)
+                elif x is not source:
+                    source.copy_(x)
+
+        on_threads(differentiate, row_chunks(live_T, tokens, _rows_per_chunk(width)), logits_TV.device)
 
     def sequence_loss(self, logprob_T: Tensor, entropy_T: Tensor, batch: PolicyBatch, config: LossConfig) -> SequenceLoss:
         sequence = _Segments(batch.cu_seqlens)
@@ -172,27 +192,19 @@ def _kl(gap_T: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
     return grown_T - bounded_T, torch.where(bounded_T == gap_T, -grown_T, 0.0)
 
 
-def _local_columns(targets_T: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
-    """Whether this rank holds each target, and the target's local column (0 where it does not)."""
-    held_T = (targets_T >= shard.start) & (targets_T < shard.vocab_end)
-    return held_T, torch.where(held_T, targets_T - shard.start, 0).long()
-
-
 def _scaled_(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1.0 else x.mul_(factor)  # most calls have temperature 1: a pass over the chunk saved
 
 
-def _at_least_two(x: Tensor) -> Tensor:
-    """`x`, a lone row doubled: torch splits the sum of a lone row over its threads, and its last bit would depend on their number."""
-    return x if len(x) > 1 else x.expand(2, -1)
+def _rows_per_chunk(width: int) -> int:
+    return max(1, CHUNK_ELEMENTS // width)
 
 
 class _Scratch:
-    """Two fp32 buffers of `rows` rows, allocated when first used, once per call."""
+    """A thread's two fp32 buffers, each for one chunk, allocated when first used, once per call."""
 
     def __init__(self, tokens: int, width: int, device: torch.device) -> None:
-        self.rows = min(tokens, max(1, CHUNK_ELEMENTS // width))
-        self._shape, self._device = (self.rows, width), device
+        self._shape, self._device = (min(tokens, _rows_per_chunk(width)), width), device
         self._buffers: dict[int, Tensor] = {}
 
     def widened(self, source: Tensor) -> Tensor:

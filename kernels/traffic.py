@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -47,7 +48,7 @@ class TorchMeter(TorchDispatchMode):
     """While active, sums the memory traffic of torch operators and follows the bytes of tensors that they allocate.
 
     Operands in storages of at most `cache_bytes` count as traffic-free. Gathers and scatters along one column per row, and
-    boolean assignments, count the elements they touch.
+    boolean assignments, count the elements they touch. It sees the operators of its own thread, so torch gets one meanwhile.
     """
 
     def __init__(self, cache_bytes: int) -> None:
@@ -57,6 +58,16 @@ class TorchMeter(TorchDispatchMode):
         self._cache_bytes = cache_bytes
         self._live_bytes = 0
         self._known: dict[int, int] = {}
+        self._threads = 1
+
+    def __enter__(self) -> TorchMeter:
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        torch.set_num_threads(self._threads)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}

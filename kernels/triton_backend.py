@@ -32,9 +32,18 @@ def can_run(device_type: str) -> bool:
 class TritonBackend:
     """K1, K3, K2b and K2a behind the interface of `backend.Backend`."""
 
+    can_keep_exp = False
+
     def vocab_stats(
-        self, logits_TV: Tensor, targets_T: Tensor, live_T: Tensor | None, shard: VocabShard, inv_temperature: float
+        self,
+        logits_TV: Tensor,
+        targets_T: Tensor,
+        live_T: Tensor | None,
+        shard: VocabShard,
+        inv_temperature: float,
+        keep_exp: bool = False,
     ) -> ShardStats:
+        assert not keep_exp  # can_keep_exp
         tokens = logits_TV.shape[0]
         stats_4T = torch.empty(4, tokens, dtype=torch.float32, device=logits_TV.device)
         with torch.cuda.device_of(logits_TV):

@@ -36,6 +36,11 @@ class VocabShard:
         """One past the global id of the last real local column."""
         return self.start + self.real_columns
 
+    def local_columns(self, targets_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether this rank holds each target, bool [T], and the target's local column, int64 [T] (0 where it does not)."""
+        held_T = (targets_T >= self.start) & (targets_T < self.vocab_end)
+        return held_T, torch.where(held_T, targets_T - self.start, 0).long()
+
 
 @dataclass(frozen=True)
 class ShardStats:
@@ -89,7 +94,7 @@ def combine(stats: ShardStats, targets_T: Tensor, mask_T: Tensor | None, shard: 
 
     Log-probability and entropy are 0 where `mask_T` is false.
     """
-    held_T = (targets_T >= shard.start) & (targets_T < shard.vocab_end)
+    held_T, _ = shard.local_columns(targets_T)
     max_T = stats.max_T
     if shard.group is not None:
         max_T = max_T.clone()

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -36,15 +37,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 1 if --aot finds a spill or a difference from the committed table."""
     options = _parser().parse_args(arguments)
     console = Console(width=150)
-    document: dict[str, Any] = {"machine": _machine(options.threads), "time": datetime.now(UTC).isoformat(timespec="seconds")}
-    console.print(f"{document['machine']}, {document['time']}")
+    command = shlex.join(["python", "tools/bench_kernels.py", *(sys.argv[1:] if arguments is None else arguments)])
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    document: dict[str, Any] = {"command": command, "machine": _machine(options.threads), "time": now}
+    console.print(f"{command}\n{document['machine']}, {now}", highlight=False)
     failed = False
     if options.aot:
         document["aot"], failed = _aot(console, options.write)
     if options.traffic:
         document["traffic"] = _traffic(console)
     if not (options.aot or options.traffic):
-        torch.set_num_threads(options.threads)
         document["timing"] = [_timing(console, options, workload) for workload in options.workloads]
     if options.json:
         temporary = options.json.with_suffix(".tmp")
@@ -87,7 +89,7 @@ def _timing(console: Console, options: argparse.Namespace, workload: str) -> dic
         console.print(f"{workload}: no CUDA device on this machine; nothing was measured")
         return {"sizes": asdict(sizes), "rows": [], "note": "no CUDA device on this machine"}
     bandwidth = _card_bytes_per_s() if on_gpu else None
-    rows = run_all(sizes)
+    rows = run_all(sizes, options.threads)
     console.print(_timing_table(sizes, rows, bandwidth))
     if not on_gpu:
         console.print(f"load average at the end: {', '.join(f'{load:.1f}' for load in os.getloadavg())} on {os.cpu_count()} cores")
@@ -97,7 +99,7 @@ def _timing(console: Console, options: argparse.Namespace, workload: str) -> dic
 def _timing_table(sizes: Sizes, rows: list[Row], bandwidth: float | None) -> Table:
     shape = f"T={sizes.tokens}, " + (f"H={sizes.hidden}, " if sizes.workload == "projection" else "") + f"V={sizes.columns}"
     table = Table(title=f"{sizes.workload}: {shape}, {sizes.dtype}, forward + backward, median of {sizes.repeats}", title_justify="left")
-    for heading in ("formula", "median ms", "fastest ms", "first call ms", "extra peak MB", "error", "note"):
+    for heading in ("formula", "median ms", "fastest ms", "CPU ms", "first call ms", "extra peak MB", "error", "note"):
         table.add_column(heading, justify="left" if heading in ("formula", "note") else "right")
     with_bandwidth = bandwidth is not None and sizes.workload == "logits"
     if with_bandwidth:
@@ -105,7 +107,7 @@ def _timing_table(sizes: Sizes, rows: list[Row], bandwidth: float | None) -> Tab
         table.add_column("% of card", justify="right")
     for row in rows:
         peak_mb = None if row.extra_peak_bytes is None else row.extra_peak_bytes / 1e6
-        cells = [row.formula, *(_number(x) for x in (row.median_ms, row.fastest_ms, row.first_call_ms, peak_mb))]
+        cells = [row.formula, *(_number(x) for x in (row.median_ms, row.fastest_ms, row.cpu_ms, row.first_call_ms, peak_mb))]
         cells += ["" if row.error is None else f"{row.error:.1e}", row.note]
         if with_bandwidth and bandwidth is not None and row.median_ms is not None:
             rate = BYTES_PER_LOGIT * sizes.tokens * sizes.columns / (row.median_ms / 1e3)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from selfemo.kernels import LossConfig, grpo_loss, token_logprobs
+from selfemo.kernels.fused_linear import DEFAULT_CHUNK_TOKENS
 
 GRPO = LossConfig.preset("grpo", kl_beta=0.0)
 
@@ -139,12 +140,12 @@ def _projection_eager(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tup
 def _bare_gemms(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tuple[Tensor, ...]:
     """The three matrix products alone, in the chunks that ours uses: no loss, so no gradient to compare."""
     with torch.no_grad():
-        dweight_VH = torch.zeros_like(weight_VH)
-        buffer = torch.empty(min(256, len(hidden_TH)), len(weight_VH), dtype=hidden_TH.dtype, device=hidden_TH.device)
-        for hidden_cH in hidden_TH.split(256):
+        dweight_VH, rows = torch.empty_like(weight_VH), min(DEFAULT_CHUNK_TOKENS, len(hidden_TH))
+        buffer = torch.empty(rows, len(weight_VH), dtype=hidden_TH.dtype, device=hidden_TH.device)
+        for chunk, hidden_cH in enumerate(hidden_TH.split(rows)):
             logits_cV = torch.mm(hidden_cH, weight_VH.t(), out=buffer[: len(hidden_cH)])
             torch.mm(logits_cV, weight_VH)
-            dweight_VH.addmm_(logits_cV.t(), hidden_cH)
+            dweight_VH.addmm_(logits_cV.t(), hidden_cH, beta=min(chunk, 1))
     return ()
 
 

@@ -1,6 +1,7 @@
 """Runs the formulas: time in one process, round after round, and peak memory in a process of its own per formula.
 
-Interleaved rounds let a noisy neighbour hit every formula alike, and the median of each is what is reported. Peak memory on a
+Interleaved rounds let a noisy neighbour hit every formula alike, and the median of each is what is reported, beside the median of
+the processor time that the process was given: on a shared machine, the wall clock also counts what others did. Peak memory on a
 CPU is the kernel's own figure (VmHWM, reset before the call), with malloc told to return what is freed, so that one call's
 leftovers do not hide the next one's need.
 """
@@ -43,6 +44,8 @@ class Row:
     formula: str
     median_ms: float | None = None
     fastest_ms: float | None = None
+    cpu_ms: float | None = None
+    """Median processor time of all threads, waiting in a spin included."""
     first_call_ms: float | None = None
     extra_peak_bytes: int | None = None
     error: float | None = None
@@ -72,8 +75,26 @@ def inputs(sizes: Sizes) -> tuple[tuple[Tensor, ...], Batch]:
     return tuple(tensor.to(sizes.device, dtype) for tensor in tensors), batch
 
 
-def run_all(sizes: Sizes) -> list[Row]:
-    """Every formula of the workload: one first call each (compiles, allocates), then interleaved rounds."""
+@dataclass(frozen=True)
+class Call:
+    """One forward and backward pass."""
+
+    wall_ms: float
+    cpu_ms: float
+    gradients: tuple[Tensor, ...]
+
+
+def run_all(sizes: Sizes, threads: int) -> list[Row]:
+    """Every formula of the workload on so many CPU threads: one first call each (compiles, allocates), then interleaved rounds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return _run_all(sizes)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run_all(sizes: Sizes) -> list[Row]:
     tensors, batch = inputs(sizes)
     formulas = WORKLOADS[sizes.workload]
     notes = {formula.name: formula.missing(sizes.device) for formula in formulas}
@@ -82,38 +103,42 @@ def run_all(sizes: Sizes) -> list[Row]:
     errors: dict[str, float | None] = {}
     reference: tuple[Tensor, ...] = ()
     for formula in present:
-        first_ms[formula.name], gradients = _call(formula, tensors, batch)
-        kept = tuple(gradient.clone() for gradient in gradients)
+        first = _call(formula, tensors, batch)
+        first_ms[formula.name] = first.wall_ms
+        kept = tuple(gradient.clone() for gradient in first.gradients)
         reference = reference or kept
         errors[formula.name] = _difference(kept, reference)
-    times: dict[str, list[float]] = {formula.name: [] for formula in present}
+    times: dict[str, list[tuple[float, float]]] = {formula.name: [] for formula in present}
     for _ in range(sizes.repeats):
         for formula in present:
-            times[formula.name].append(_call(formula, tensors, batch)[0])
-    del reference, tensors
+            call = _call(formula, tensors, batch)
+            times[formula.name].append((call.wall_ms, call.cpu_ms))
+            del call
+    del first, reference, tensors
     rows = []
     for formula in formulas:
         if formula.name not in times:
             rows.append(Row(formula.name, note=notes[formula.name] or ""))
             continue
-        ms = times[formula.name]
+        wall_ms, cpu_ms = zip(*times[formula.name])
+        cpu = statistics.median(cpu_ms) if sizes.device == "cpu" else None
         peak = _peak_in_own_process(sizes, formula.name)
-        rows.append(Row(formula.name, statistics.median(ms), min(ms), first_ms[formula.name], peak, errors[formula.name]))
+        rows.append(Row(formula.name, statistics.median(wall_ms), min(wall_ms), cpu, first_ms[formula.name], peak, errors[formula.name]))
     return rows
 
 
-def _call(formula: Formula, tensors: tuple[Tensor, ...], batch: Batch) -> tuple[float, tuple[Tensor, ...]]:
-    """Milliseconds and gradients of one forward and backward pass over fresh copies of the inputs."""
+def _call(formula: Formula, tensors: tuple[Tensor, ...], batch: Batch) -> Call:
+    """One forward and backward pass over fresh copies of the inputs."""
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
     on_gpu = leaves[0].is_cuda
     if on_gpu:
         torch.empty(1 << 28, dtype=torch.int8, device=leaves[0].device).zero_()  # evict the copies from the cache
         torch.cuda.synchronize()
-    begin = time.perf_counter()
+    begin, cpu_begin = time.perf_counter(), time.process_time()
     gradients = formula.run(*leaves, batch)
     if on_gpu:
         torch.cuda.synchronize()
-    return (time.perf_counter() - begin) * 1e3, gradients
+    return Call((time.perf_counter() - begin) * 1e3, (time.process_time() - cpu_begin) * 1e3, gradients)
 
 
 def _difference(gradients: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> float | None:
@@ -125,7 +150,8 @@ def _difference(gradients: tuple[Tensor, ...], reference: tuple[Tensor, ...]) ->
 
 def _peak_in_own_process(sizes: Sizes, name: str) -> int:
     """Extra peak bytes of one call, inputs not counted, after a warm-up call."""
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    threads = str(torch.get_num_threads())
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, "-m", "selfemo.kernels.benchmark.measure", json.dumps(asdict(sizes)), name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])

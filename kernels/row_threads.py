@@ -1,0 +1,41 @@
+"""Chunks of rows on several threads, each of which runs torch's operators serially.
+
+Torch splits each operator over its threads, and the threads wait for each other at its end. A walk over logits in chunks is
+hundreds of operators of a fraction of a millisecond each: on a machine that is shared, every one of these waits can last until a
+descheduled thread is given a core again (docs/kernels.md has what that cost). Rows are independent, so a thread here takes whole
+chunks and waits for the others once. No operator is split, so no sum's last bit depends on the number of threads either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from selfemo.kernels.chunks import Rows
+
+
+def on_threads(work: Callable[[Iterator[Rows]], None], chunks: Iterable[Rows], device: torch.device) -> None:
+    """Run `work` on up to torch.get_num_threads() threads (one for a GPU); all draw from one iterator: each chunk is taken once.
+
+    The threads live as long as the call: nothing is left that a fork could break. torch.set_num_threads, which makes operators
+    serial in a thread, is also what threads yet to come inherit, so the caller's number is set again at the end.
+    """
+    shared, inference, threads = list(chunks), torch.is_inference_mode_enabled(), torch.get_num_threads()
+    chunk = iter(shared)
+    if threads == 1 or device.type != "cpu":
+        work(chunk)
+        return
+
+    def run() -> None:
+        with torch.inference_mode(inference), torch.no_grad():  # both are per thread
+            work(chunk)
+
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            runs = [pool.submit(run) for _ in range(min(threads, len(shared)))]
+    finally:
+        torch.set_num_threads(threads)
+    for one in runs:
+        one.result()
