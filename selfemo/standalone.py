@@ -61,7 +61,7 @@ class StandaloneEngines:
             from selfemo.rollout.engine import RolloutEngine
 
             kind = "cuda" if torch.cuda.is_available() else "cpu"
-            _join_world("nccl" if kind == "cuda" else "gloo")
+            join_world_of_one("nccl" if kind == "cuda" else "gloo")
             return RolloutEngine(model_dir, rollout, max_length, stop_ids, kind)
 
 
@@ -117,7 +117,7 @@ def directory_tensors(model: FinishedModel) -> Iterator[tuple[str, torch.Tensor]
     stored.close()
 
 
-def _join_world(backend: str) -> None:
+def join_world_of_one(backend: str) -> None:
     """Become a world of one, unless this process is in one already. vLLM's own shutdown destroys the group."""
     import torch.distributed as dist
 

@@ -117,7 +117,9 @@ def responder_text(turns: Sequence[Turn], speaker: str, emotions: Sequence[str])
 
 def clean_line(text: str) -> str:
     """`text` on one line: runs of blanks, line breaks and control or format characters become one blank."""
-    return " ".join("".join(" " if unicodedata.category(char) in _BREAKING else char for char in text).split())
+    if not text.isprintable():  # most texts are, and then hold none of these characters
+        text = "".join(" " if unicodedata.category(char) in _BREAKING else char for char in text)
+    return " ".join(text.split())
 
 
 def clean_speaker(name: str) -> str:

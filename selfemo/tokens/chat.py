@@ -55,6 +55,7 @@ class ChatEncoder:
         self._control_ids = frozenset(self._hf.added_tokens_decoder)
         self._parts = functools.cache(self._split)
         self._encode_cached = functools.lru_cache(CACHED_TEXTS)(self._encode_plain)
+        self._truncate_cached = functools.lru_cache(CACHED_TEXTS)(self._truncate)
         self.vocab_size: int = len(self._hf)
         """Ids that have a token; a model's output may be wider (padding rows)."""
         self.end_of_turn_id: int = self._find_end_of_turn()
@@ -107,6 +108,9 @@ class ChatEncoder:
 
     def truncate(self, text: str, max_tokens: int) -> str:
         """The longest prefix of `text`, cut at a token border, whose own encoding has at most `max_tokens` tokens."""
+        return self._truncate_cached(text, max_tokens)
+
+    def _truncate(self, text: str, max_tokens: int) -> str:
         encoding = self._plain.encode(text, add_special_tokens=False)
         if len(encoding.ids) <= max_tokens:
             return text
