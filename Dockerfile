@@ -6,6 +6,7 @@
 #
 #   docker run --gpus all --ipc=host --ulimit memlock=-1 --volume "$PWD/runs:/workspace/runs" selfemo \
 #       torchrun --nproc-per-node 8 examples/train_qwen3_8b.sh
+#   docker run --gpus all --ipc=host --volume "$PWD/runs:/workspace/runs" selfemo python -m selfemo.gpu_check     first on a new kind of GPU
 #
 # NOT BUILT YET: no machine of the project has a Docker daemon or a GPU. Checked so far are the pins (a test compares them with
 # requirements/ and setup.py, and Transformer Engine's with the range megatron-core names) and the form (hadolint). What most needs the first
@@ -37,7 +38,7 @@ RUN apt-get update \
     && install --directory --owner selfemo /workspace
 WORKDIR /workspace
 COPY requirements requirements
-RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu -r requirements/cpu.txt
+RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu -r requirements/cpu.txt -r requirements/dev.txt
 COPY --chown=selfemo . .
 RUN pip install --no-cache-dir --no-deps . && python tools/check_install.py
 USER 10001
@@ -68,9 +69,9 @@ RUN uv pip install "torch==${TORCH_VERSION}" "triton==${TRITON_VERSION}" -r requ
 RUN NVTE_FRAMEWORK=pytorch NVTE_CUDA_ARCHS="${CUDA_ARCHITECTURES}" FLASH_ATTN_CUDA_ARCHS="${CUDA_ARCHITECTURES}" \
     uv pip install --no-build-isolation \
     "transformer-engine[pytorch,core_cu13]==${TRANSFORMER_ENGINE_VERSION}" "flash-attn==${FLASH_ATTN_VERSION}"
-# A step of its own, so that another vLLM does not compile the two above again.
+# A step of its own, so that another vLLM does not compile the two above again. With pytest and its like: `make gpu-check` runs here.
 # hadolint ignore=DL3059
-RUN uv pip install "vllm==${VLLM_VERSION}" -r requirements/base.txt
+RUN uv pip install "vllm==${VLLM_VERSION}" -r requirements/base.txt -r requirements/dev.txt
 COPY . .
 RUN uv pip install --no-deps .
 

@@ -7,7 +7,7 @@ TORCH_THREADS ?= 1
 export OMP_NUM_THREADS ?= $(TORCH_THREADS)
 RUN_DIR ?= runs/demo
 
-.PHONY: setup demo test lint types tests fuzz clean
+.PHONY: setup demo test lint types tests gpu-check gpu-check-cpu test-multinode fuzz clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,20 @@ types: $(STAMP)
 
 tests: $(STAMP)
 	$(BIN)/python -m pytest --durations=15
+
+# On a machine with a GPU, in an environment with `pip install '.[gpu,dev]'`: one report about everything no GPU has run yet (docs/gpu.md).
+# It installs nothing, so it takes .venv where there is one and python3 elsewhere (the image of the Dockerfile).
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+gpu-check:
+	$(GPU_PYTHON) -m selfemo.gpu_check $(GPU_CHECK)
+
+# The same steps on a CPU, to test the harness.
+gpu-check-cpu: $(STAMP)
+	$(BIN)/python -m selfemo.gpu_check --device cpu --output runs/gpu-check-cpu $(GPU_CHECK)
+
+# Two torchrun agents on this machine as two nodes: 2 x 2 processes, and one node killed and rejoined.
+test-multinode: $(STAMP)
+	$(BIN)/python -m pytest tests/multinode/cases.py --durations=5
 
 # A hundred thousand hostile inputs for everything that reads a file or a line from elsewhere (docs/hostile_input.md).
 FUZZ_INPUTS ?= 100000

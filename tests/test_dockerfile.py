@@ -70,6 +70,13 @@ def test_every_copied_path_exists() -> None:
         assert (ROOT / script).exists(), script
 
 
+@pytest.mark.parametrize("stage", ["cpu", "gpu-build"])
+def test_both_images_can_run_the_tests_their_header_speaks_of(stage: str) -> None:
+    """`make gpu-check` runs pytest on the GPU image; the CPU image is for demo and tests."""
+    assert "-r requirements/dev.txt" in STAGES[stage]
+    assert "pytest" in (ROOT / "requirements" / "dev.txt").read_text()
+
+
 def test_hadolint_finds_nothing() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     result = subprocess.run([str(hadolint), str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)

@@ -1,0 +1,127 @@
+"""gpu-check without a GPU: what it says and how it exits, that a step which fails or hangs stops no other, and the harness on a CPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from selfemo.doctor import read_driver
+from selfemo.gpu_check.bench import EAGER, FUSED, GEMMS, LIGER, OURS, PREDICTIONS, compared
+from selfemo.gpu_check.runner import SKIPPED_STATUS, run_steps
+from selfemo.gpu_check.steps import Machine, Step, steps
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ["doctor", "kernels", "bench", "parity", "sync", "sleep", "iteration"]
+needs_no_gpu = pytest.mark.skipif(bool(read_driver().gpus), reason="this machine has a GPU")
+
+
+def machine(output: Path, device: str = "cpu", gpus: int = 0) -> Machine:
+    return Machine(device, gpus, ROOT, output)
+
+
+def python(name: str, program: str, deadline_s: int = 60) -> Step:
+    return Step(name, "?", (sys.executable, "-c", program), deadline_s, "its log")
+
+
+@needs_no_gpu
+@pytest.mark.parametrize(
+    "command", [["make", "--silent", "gpu-check"], [sys.executable, "-m", "selfemo.gpu_check"]], ids=["make", "module"]
+)
+def test_without_a_gpu_every_step_says_so_and_the_status_is_three(command: list[str]) -> None:
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = result.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == [*NAMES, "gpu-check"]
+    assert all("no NVIDIA GPU" in line for line in lines[:-1])
+    assert result.returncode == (2 if command[0] == "make" else SKIPPED_STATUS)  # make's own status for a recipe that failed
+    assert "exit status 3" in lines[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_step_that_crashes_or_hangs_stops_no_other_and_says_what_to_send(tmp_path: Path) -> None:
+    """The hanging one has a child that would outlive it."""
+    child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); time.sleep(600)"
+    said: list[str] = []
+    started = time.monotonic()
+    outcomes = run_steps(
+        [
+            python("crash", "raise RuntimeError('broken')"),
+            python("hang", child, deadline_s=3),
+            python("absent", f"print('needs a GPU'); raise SystemExit({SKIPPED_STATUS})"),
+            python("fine", "print('done')"),
+        ],
+        machine(tmp_path),
+        said.append,
+    )
+    assert time.monotonic() - started < 300
+    assert [outcome.result for outcome in outcomes] == ["failed", "timed out", "skipped", "passed"]
+    assert [bool(outcome.send_back) for outcome in outcomes] == [True, True, False, False]
+    assert "broken" in outcomes[0].tail[-1]
+    assert any("needs a GPU" in line for line in said)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [step["result"] for step in report["steps"]] == ["failed", "timed out", "skipped", "passed"]
+    text = (tmp_path / "report.md").read_text()
+    assert "| crash | failed |" in text
+    assert "RuntimeError: broken" in text
+
+
+def test_the_steps_are_those_promised_each_with_a_deadline_and_what_to_send(tmp_path: Path) -> None:
+    for device, gpus in (("cpu", 0), ("cuda", 1), ("cuda", 8)):
+        found = steps(machine(tmp_path, device, gpus))
+        assert [step.name for step in found] == NAMES
+        assert all(step.deadline_s <= 1800 and step.send_back and step.question.endswith("?") for step in found)
+    commands = {step.name: " ".join(step.command) for step in found}
+    assert "--nproc-per-node 2" in commands["sync"]
+    assert "parallel.tensor=2" in commands["iteration"]
+    assert "train.dtype=bfloat16" in commands["iteration"]
+
+
+def test_the_iterations_settings_are_a_configuration(tmp_path: Path) -> None:
+    """Of both devices: on a GPU machine a wrong key would cost the most expensive step."""
+    from selfemo.config_file import load_config
+    from selfemo.preflight import check_layout
+
+    for device, gpus in (("cpu", 0), ("cuda", 1), ("cuda", 8)):
+        planned = machine(tmp_path, device, gpus)
+        command = steps(planned)[-1].command
+        path, *overrides = command[command.index("--config") + 1 :]
+        config = load_config(ROOT / path, overrides)
+        check_layout(config, planned.processes)
+        assert config.iterations == 1
+
+
+def test_predictions_stand_beside_what_was_measured() -> None:
+    fast = {"forward": 0.9, OURS: 2.0, EAGER: 30.0, FUSED: 10.0, GEMMS: 9.5}
+    assert [p.holds(fast) for p in PREDICTIONS if all(name in fast for name in p.needs)] == [True] * 4
+    slow = {"forward": 1.0, OURS: 3.0, EAGER: 20.0, LIGER: 2.0, FUSED: 12.0, GEMMS: 9.5}
+    assert [p.holds(slow) for p in PREDICTIONS] == [False] * 5
+    lines = compared(fast, "cpu")
+    assert "not judged" in lines[0]
+    assert len(lines) == 1 + len(PREDICTIONS)
+    assert any(line.startswith("unmeasured") and LIGER in line for line in lines)
+
+
+def test_the_predictions_are_those_of_the_documentation() -> None:
+    text = (ROOT / "docs" / "kernels.md").read_text()
+    for prediction in PREDICTIONS:
+        assert prediction.text.split(" log_softmax")[0] in text, prediction.text
+
+
+@pytest.mark.parametrize("arguments", [["--only", "nonsense"], ["--device", "tpu"]])
+def test_wrong_arguments_end_with_two(arguments: list[str]) -> None:
+    result = subprocess.run([sys.executable, "-m", "selfemo.gpu_check", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+@needs_no_gpu
+def test_steps_that_a_cpu_can_run_pass_there(tmp_path: Path) -> None:
+    """Two real ones, as processes of the real harness; bench, and those that start engines, are in `make gpu-check-cpu`."""
+    chosen = [step for step in steps(machine(tmp_path)) if step.name in ("kernels", "parity")]
+    outcomes = run_steps(chosen, machine(tmp_path), print)
+    assert [outcome.result for outcome in outcomes] == ["passed"] * 2, "\n".join(line for o in outcomes for line in o.tail)
+    assert "local layer was compared with transformers alone" in outcomes[1].tail[-1]
