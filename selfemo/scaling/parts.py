@@ -1,0 +1,189 @@
+"""What the project's own parts cost per sample: planning, dealing, packing, rewards, flywheel, up to a million samples.
+
+Groups are fed in batches, as iterations feed them, and dropped again: what is looked for is cost that grows with what was seen before.
+Seconds are the processor's, not the clock's, so that a busy machine does not show.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from selfemo.config import FlywheelConfig, RewardConfig, RunConfig, SelfPlayConfig
+from selfemo.corpora.conversation import Corpus, Turn
+from selfemo.corpora.registry import load_corpus
+from selfemo.emotions.answer import Answer
+from selfemo.grpo.samples import TrainingSample
+from selfemo.planning.commands import planned_architecture
+from selfemo.planning.hardware import gpu_by_name
+from selfemo.planning.layout import Layout
+from selfemo.planning.plan import make_plan
+from selfemo.planning.workload import workload_of
+from selfemo.rewards.scoring import Rewards
+from selfemo.selfplay.consensus import vote
+from selfemo.selfplay.records import Group, Sample
+
+GROUP_SIZE = 8
+BATCH_GROUPS = 512
+MICROBATCH_TOKENS = 16_384
+DATA_PARALLEL = 8
+REPEATED = ("deal", "reward", "flywheel")
+"""Parts that every rank computes alike over the whole batch (selfemo.trainer); packing is shared out."""
+LINEAR_FACTOR = 3.0
+"""A part grows when a sample of the largest study costs more than this times one of a tenth of it: dealing sorts, and caches overflow, but
+quadratic cost would be 10."""
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """Processor time of one part for a number of samples."""
+
+    part: str
+    samples: int
+    seconds: float
+
+    @property
+    def per_sample_us(self) -> float:
+        """Microseconds per sample."""
+        return self.seconds / self.samples * 1e6
+
+
+def measure_parts(sample_counts: Sequence[int], say: Callable[[str], None] = print) -> list[PartCost]:
+    """Every part at every count."""
+    corpus = load_corpus("everyday", "")
+    costs = []
+    for samples in sample_counts:
+        for part, measure in PARTS.items():
+            costs.append(PartCost(part, samples, measure(corpus, samples)))
+            say(f"{part}: {samples} samples in {costs[-1].seconds:.1f} s of processor time, {costs[-1].per_sample_us:.1f} us each")
+    return costs
+
+
+def growth(costs: Sequence[PartCost]) -> dict[str, float]:
+    """Cost per sample at the largest count over that at a tenth of it, by part; 1 is linear, 10 is quadratic."""
+    found = {}
+    for part in dict.fromkeys(cost.part for cost in costs):
+        by_count = {cost.samples: cost.per_sample_us for cost in costs if cost.part == part}
+        largest = max(by_count)
+        if largest // 10 in by_count:
+            found[part] = by_count[largest] / by_count[largest // 10]
+    return found
+
+
+def on_every_rank_us(costs: Sequence[PartCost]) -> float:
+    """Microseconds per sample of the whole batch that every rank spends, however many there are: dealing, rewards and flywheel."""
+    largest = {cost.part: cost.per_sample_us for cost in sorted(costs, key=lambda cost: cost.samples)}
+    return sum(largest.get(part, 0.0) for part in REPEATED)
+
+
+def _planning(_: Corpus, samples: int) -> float:
+    seeds = max(1, samples // (4 * GROUP_SIZE))
+    config = RunConfig(selfplay=SelfPlayConfig(seeds_per_iteration=seeds))
+    layout, gpu = Layout(8, 8, tensor=2, distributed_optimizer=True), gpu_by_name("h100-80g")
+    started = time.process_time()
+    make_plan(config, planned_architecture(replace(config.model, path="qwen3-8b")), layout, workload_of(config), gpu)
+    return time.process_time() - started
+
+
+def _dealing(_: Corpus, samples: int) -> float:
+    from selfemo.megatron.packing import balance_by_tokens
+
+    lengths = [sample.length_tokens for sample in _training_samples(samples)]
+    started = time.process_time()
+    balance_by_tokens(lengths, MICROBATCH_TOKENS, DATA_PARALLEL)
+    return time.process_time() - started
+
+
+def _packing(_: Corpus, samples: int) -> float:
+    import torch
+
+    from selfemo.megatron.packing import balance_by_tokens, pack
+
+    batch = _training_samples(samples)
+    bins = balance_by_tokens([sample.length_tokens for sample in batch], MICROBATCH_TOKENS, DATA_PARALLEL)
+    started = time.process_time()
+    for indices in bins:
+        pack(batch, indices, 1, torch.device("cpu"))
+    return time.process_time() - started
+
+
+def _rewarding(corpus: Corpus, samples: int) -> float:
+    rewards = Rewards(RewardConfig(), corpus.split("train"), corpus.labels)
+    seconds = 0.0
+    for groups in _groups(corpus, rewards, samples):
+        started = time.process_time()
+        for group in groups:
+            rewards.score_group(group)
+        seconds += time.process_time() - started
+    return seconds
+
+
+def _collecting(corpus: Corpus, samples: int) -> float:
+    from selfemo.flywheel.flywheel import Flywheel
+
+    rewards = Rewards(RewardConfig(), corpus.split("train"), corpus.labels)
+    seconds = 0.0
+    with tempfile.TemporaryDirectory() as directory:
+        flywheel = Flywheel(FlywheelConfig(), corpus, rewards, Path(directory) / "flywheel.sqlite", is_writer=True)
+        for version, groups in enumerate(_groups(corpus, rewards, samples)):
+            scored = [rewards.score_group(group) for group in groups]
+            started = time.process_time()
+            flywheel.offer(scored, version)
+            seconds += time.process_time() - started
+        flywheel.close()
+    return seconds
+
+
+PARTS: dict[str, Callable[[Corpus, int], float]] = {
+    "plan": _planning,
+    "deal": _dealing,
+    "pack": _packing,
+    "reward": _rewarding,
+    "flywheel": _collecting,
+}
+
+
+def _training_samples(count: int) -> list[TrainingSample]:
+    draw = random.Random(0)
+    pieces = [tuple(range(length)) for length in range(1, 160)]
+    return [TrainingSample(draw.choice(pieces[40:]), draw.choice(pieces[:16])) for _ in range(count)]
+
+
+def _groups(corpus: Corpus, rewards: Rewards, samples: int) -> Iterator[list[Group]]:
+    """Batches of recognizer groups: real dialogues with a new last turn each, and answers that mostly agree."""
+    draw = random.Random(0)
+    texts = [turn.text for conversation in corpus.split("train") for turn in conversation.turns]
+    vocabulary = sorted({word for text in texts for word in text.split()})
+    left = max(1, samples // GROUP_SIZE)
+    for iteration in range(-(-left // BATCH_GROUPS)):
+        count = min(BATCH_GROUPS, left - iteration * BATCH_GROUPS)
+        yield [_group(corpus, rewards, vocabulary, draw, iteration, episode) for episode in range(count)]
+
+
+def _group(corpus: Corpus, rewards: Rewards, vocabulary: Sequence[str], draw: random.Random, iteration: int, episode: int) -> Group:
+    text = " ".join(draw.choices(vocabulary, k=draw.randint(4, 24)))
+    gold = (draw.choice(corpus.labels),)
+    readings = [Answer(gold if draw.random() < 0.7 else (draw.choice(corpus.labels),)) for _ in range(GROUP_SIZE)]
+    drawn = tuple(
+        Sample((1, 2, 3), (4, 5), (-0.1, -0.2), index, ", ".join(reading.labels), True, reading) for index, reading in enumerate(readings)
+    )
+    return Group(
+        role="recognizer",
+        iteration=iteration,
+        episode=episode,
+        turn=0,
+        source=f"everyday/train/{episode}",
+        parent=None,
+        context=(Turn("Ann", text),),
+        speaker="Ann",
+        gold=gold,
+        target=None,
+        max_tokens=12,
+        temperature=1.0,
+        samples=drawn,
+        consensus=vote(readings, rewards.score),
+    )
