@@ -39,6 +39,8 @@ _OUTCOME = ("labels", "gold", "target", "score", "agreement", "kept", "reason")
 _COLUMNS = _KEYS + _OUTCOME
 _COLUMN_KINDS = (*(int, int, int, int, str, str, int | None, int, str, str), *(str, str, str, int | float, int | float, int, str), str)
 """What a row of _SELECT holds: the columns, then the detail."""
+SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+"""The second where SQLite's message quotes bytes of a damaged file."""
 MAX_ID = 2**63 - 1
 MAX_VALUE_BYTES = 64 << 20
 """Largest value that is read from a store; a record has a few kilobytes."""
@@ -106,7 +108,7 @@ class FlywheelStore:
             raise UserError(f"{path}: no flywheel there; expected the flywheel.sqlite of a run's output directory")
         try:
             self._connection = _connect(path, writable, labels)
-        except (UserError, sqlite3.Error) as error:
+        except (UserError, *SQLITE_ERRORS) as error:
             self._unlock()
             if isinstance(error, UserError):
                 raise
@@ -216,7 +218,7 @@ class FlywheelStore:
                 if not all(map(isinstance, row, kinds)):
                     raise self._damage(f"a column holds {quote(row)}")
                 yield row
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise self._damage(str(error)) from error
 
     def _decode(self, row: Sequence[Any]) -> Record:

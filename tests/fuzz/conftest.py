@@ -108,7 +108,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_line(f"{'target':<44}{'inputs':>9}{'accepted':>10}{'refused':>9}{'cpu s':>8}{'slowest ms':>12}{'grown MiB':>11}")
     for t in config.stash.get(TALLIES, []):
         figures = f"{t.inputs:>9,}{t.accepted:>10,}{t.refused:>9,}{t.cpu_s:>8.0f}{1000 * t.slowest_s:>12.1f}{t.grown_bytes / 2**20:>11.1f}"
-        terminalreporter.write_line(f"{t.name:<44}{figures}")
+        terminalreporter.write_line(f"{t.name[:43]:<44}{figures}")
 
 
 def _mapped_bytes() -> int:
