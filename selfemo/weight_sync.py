@@ -63,7 +63,8 @@ class WeightSync:
         """
         self._learner, self._engine, self._config, self._prompts = learner, engine, config, prompts
         layout = learner.layout
-        self._trainer = TrainerLayout(layout.tensor_size, layout.pipeline_size, layout.virtual_size, layout.data_size)
+        copies = layout.world_size // (layout.tensor_size * layout.pipeline_size)  # context-parallel ranks hold equal weights too
+        self._trainer = TrainerLayout(layout.tensor_size, layout.pipeline_size, layout.virtual_size, copies)
         self._engines = EngineLayout(config.rollout.tensor_parallel, layout.world_size // config.rollout.tensor_parallel)
         self._transfer = choose_transfer(
             config.sync.mode,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from selfemo.config import RolloutConfig
 from selfemo.errors import UserError
 from selfemo.rollout.request import Completion, GenerationRequest
+from selfemo.rollout.shared_memory import named_shared_memory
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -49,26 +51,27 @@ class RolloutEngine:
             raise UserError(
                 f"vllm cannot be imported ({error}): run `make setup`, or pip install -r requirements/cpu.txt (GPU: pip install '.[gpu]')"
             ) from None
-        self._llm: Any = LLM(
-            model=model_dir,
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            dtype=config.dtype,
-            tensor_parallel_size=config.tensor_parallel,
-            distributed_executor_backend="external_launcher",
-            max_model_len=max_length,
-            max_num_seqs=config.max_num_seqs,
-            # A seeded prefill must not be split over scheduler steps on CPU; chunking off makes the bound a guarantee.
-            max_num_batched_tokens=max(16_384, max_length),
-            enable_chunked_prefill=False,
-            kv_cache_memory_bytes=config.kv_cache_bytes,
-            enable_prefix_caching=True,
-            enforce_eager=config.enforce_eager,
-            enable_sleep_mode=config.sleep and device_kind == "cuda",
-            logprobs_mode="processed_logprobs",
-            disable_log_stats=True,
-            seed=0,
-        )
+        with named_shared_memory() if device_kind == "cpu" and config.tensor_parallel > 1 else nullcontext():
+            self._llm: Any = LLM(
+                model=model_dir,
+                load_format="dummy",
+                skip_tokenizer_init=True,
+                dtype=config.dtype,
+                tensor_parallel_size=config.tensor_parallel,
+                distributed_executor_backend="external_launcher",
+                max_model_len=max_length,
+                max_num_seqs=config.max_num_seqs,
+                # A seeded prefill must not be split over scheduler steps on CPU; chunking off makes the bound a guarantee.
+                max_num_batched_tokens=max(16_384, max_length),
+                enable_chunked_prefill=False,
+                kv_cache_memory_bytes=config.kv_cache_bytes,
+                enable_prefix_caching=True,
+                enforce_eager=config.enforce_eager,
+                enable_sleep_mode=config.sleep and device_kind == "cuda",
+                logprobs_mode="processed_logprobs",
+                disable_log_stats=True,
+                seed=0,
+            )
         if device_kind == "cpu":
             _check_cpu_head_size(self._llm.llm_engine.model_config.get_head_size())
         if local_world_size is not None:  # vLLM overwrites it with its own tensor-parallel size

@@ -133,7 +133,7 @@ def choose_transfer(
         found = tuple(live[other[0]].shape) if other[0] in live else "no such parameter"
         raise UserError(
             f"sync.mode=direct: the engine holds {other[0]} as {found}, expected {wanted[other[0]]} (a quantised or prepacked layout?): "
-            "set sync.mode=checkpoint, or on CPU rollout.dtype=bfloat16"
+            "set sync.mode=checkpoint"
         )
     if mode == "checkpoint" or other:
         return CheckpointTransfer(architecture, groups, traffic(plan), bucket_bytes)

@@ -1,7 +1,8 @@
 """Measures both ways of bringing weights into vLLM and prints a Markdown table: `python -m tests.weights.sync_table`.
 
-Two CPU ranks, a random Qwen3 in bf16, a live engine. Seconds are the best of several syncs into the engine on the slower rank; extra
-memory is the peak of tensors alive while the stream is drained, without what vLLM's own loader allocates.
+Two CPU ranks, a random Qwen3 in bf16, a live engine. Seconds are the best of several syncs into the engine on the slower rank. Extra
+memory is the peak of tensors alive, on the worse rank: ours while the stream is drained, and during a sync, with what vLLM's own loader
+holds until a layer is complete.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ REPEATS = 5
 LAYOUTS = {"TP2": ParallelConfig(tensor=2), "PP2": ParallelConfig(pipeline=2), "DP2": ParallelConfig()}
 
 
-def measure(hf_dir: str, parallel: ParallelConfig, engine_tensor: int, mode: str) -> tuple[int, int, float, int]:
-    """On a rank: bytes moved, least bytes possible, seconds, extra bytes."""
+def measure(hf_dir: str, parallel: ParallelConfig, engine_tensor: int, mode: str) -> tuple[int, int, float, int, int]:
+    """On a rank: bytes moved, least bytes possible, seconds, extra bytes of ours, extra bytes of a whole sync."""
     rank, engine = dist.get_rank(), engine_for(hf_dir, engine_tensor)
     with megatron_chunks(Path(hf_dir), parallel, torch.bfloat16) as (chunks, architecture, layout):
         load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
@@ -44,14 +45,16 @@ def measure(hf_dir: str, parallel: ParallelConfig, engine_tensor: int, mode: str
             started = time.perf_counter()
             report = transfer.send(chunks, engine, version)
             seconds = min(seconds, time.perf_counter() - started)
+        with LiveBytes() as whole:
+            transfer.send(chunks, engine, REPEATS)
         with LiveBytes() as memory:
             if isinstance(transfer, DirectTransfer):
                 stream = transfer.tensors(chunks)
             else:
                 stream = hf_tensors(chunks, architecture, groups, BUCKET_BYTES, include_tied_head=True)
-            for _ in stream:
-                pass
-        return report.received_bytes, report.lower_bound_bytes, seconds, memory.peak_bytes
+            while (item := next(stream, None)) is not None:
+                del item
+        return report.received_bytes, report.lower_bound_bytes, seconds, memory.peak_bytes, whole.peak_bytes
 
 
 def main() -> None:
@@ -60,17 +63,18 @@ def main() -> None:
         source = save_tiny(Path(directory), "qwen3", True, torch.bfloat16, **SHAPE)
         size = (source / "model.safetensors").stat().st_size
         print(f"Model: {size / 1e6:.1f} MB in bf16; bucket {BUCKET_BYTES / 1e6:.1f} MB; two CPU ranks, gloo.\n")
-        _print_row("Megatron", "vLLM", "path", "MB moved", "least possible, MB", "seconds", "extra memory, MB")
-        _print_row("---", "---", "---", "---:", "---:", "---:", "---:")
+        _print_row("Megatron", "vLLM", "path", "MB moved", "least possible, MB", "seconds", "extra, MB", "with vLLM's loader, MB")
+        _print_row("---", "---", "---", "---:", "---:", "---:", "---:", "---:")
         for engine_tensor, engines in ((1, "2 x TP1"), (2, "TP2")):
             runner = DistributedRunner()
             for name, parallel in LAYOUTS.items():
                 for mode in ("checkpoint", "direct"):
-                    rows = runner(2, measure, str(source), parallel, engine_tensor, mode, timeout_s=300)
+                    rows = runner(2, measure, str(source), parallel, engine_tensor, mode, timeout_s=900)
                     replicas = rows if name == "DP2" else rows[:1]  # a report covers the ranks of one data-parallel replica
-                    moved, least = (sum(row[index] for row in replicas) / 1e6 for index in (0, 1))
-                    seconds, extra = max(row[2] for row in rows), max(row[3] for row in rows) / 1e6
-                    _print_row(name, engines, mode, f"{moved:.1f}", f"{least:.1f}", f"{seconds:.3f}", f"{extra:.1f}")
+                    moved, least = (sum(row[index] for row in replicas) for index in (0, 1))
+                    seconds, extra, whole = (max(row[index] for row in rows) for index in (2, 3, 4))
+                    megabytes = [f"{size / 1e6:.1f}" for size in (moved, least, extra, whole)]
+                    _print_row(name, engines, mode, *megabytes[:2], f"{seconds:.3f}", *megabytes[2:])
             runner.close()
 
 

@@ -88,6 +88,7 @@ def test_a_config_that_transformers_wrote_is_read_and_one_that_we_wrote_is_read_
         ({"attention_bias": True}, "attention_bias=True is not implemented"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"attention_dropout": 0.1}, "attention_dropout=0.1 is not implemented"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         ({"num_hidden_layers": "absent"}, "num_hidden_layers is None; expected a positive integer"),
         ({"rope_theta": "absent"}, "rope_theta is None; expected a positive number"),

@@ -1,0 +1,41 @@
+"""A name of its own for the shared memory in which the ranks of one CPU engine meet.
+
+vLLM names it after the port its ranks rendezvous at. Under an external launcher there is no port, and every engine of the machine gets
+the same name: a second run would meet the first one's memory, and what a killed run left behind would keep the next from starting.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch.distributed as dist
+
+
+@contextmanager
+def named_shared_memory() -> Iterator[None]:
+    """Build a CPU engine that spans ranks in here. Collective over the default process group.
+
+    Its memory has a name drawn for it, and loses it again when all ranks have met there, so that a killed run leaves nothing behind.
+    """
+    from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher
+
+    name = [secrets.token_hex(8)]
+    dist.broadcast_object_list(name, src=0)
+    original = ExecutorWithExternalLauncher._distributed_args
+
+    def distributed_args(_self: object) -> tuple[str, int, int]:
+        # vLLM takes what follows the last colon for the port; the address itself is not used, as the group exists.
+        return f"env://:selfemo-{name[0]}", int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+
+    ExecutorWithExternalLauncher._distributed_args = distributed_args
+    try:
+        yield
+    finally:
+        ExecutorWithExternalLauncher._distributed_args = original
+    dist.barrier()  # the ranks of every engine have met
+    for path in Path("/dev/shm").glob(f"selfemo-{name[0]}-*"):
+        path.unlink(missing_ok=True)
