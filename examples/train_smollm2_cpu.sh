@@ -28,6 +28,7 @@ settings=(--config examples/configs/smollm2_cpu.yaml "model.path=$model" "output
 selfemo train --dry-run --processes-per-node 2 "${settings[@]}"
 torchrun --standalone --nproc-per-node 2 --no-python selfemo train "${settings[@]}"
 
-# The run's checkpoint, whatever layout wrote it, as a directory for transformers and `vllm serve`.
+# The run's newest complete checkpoint, whatever layout wrote it, as a directory for transformers and `vllm serve`.
+checkpoint=$(find "$work_dir/run/checkpoints" -name metadata.json -printf '%T@ %h\n' | sort -n | tail -n 1 | cut -d ' ' -f 2-)
 rm -rf "$work_dir/exported"
-python tools/megatron_to_hf.py --checkpoint "$work_dir/run/checkpoint" --source "$model" --output "$work_dir/exported" --verify --check-finite
+python tools/megatron_to_hf.py --checkpoint "$checkpoint" --source "$model" --output "$work_dir/exported" --verify --check-finite
