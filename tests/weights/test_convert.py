@@ -6,9 +6,11 @@ import json
 import os
 import pickle
 import re
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -228,12 +230,9 @@ def test_metadata_that_would_run_code_is_not_unpickled(tmp_path: Path) -> None:
     assert not Path("/tmp/selfemo-pickle-ran").exists()
 
 
-def _command(*arguments: object, file_limit_bytes: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    limit = f"ulimit -f {file_limit_bytes // 1024}; " if file_limit_bytes else ""
-    words = " ".join(f"'{word}'" for word in (sys.executable, *arguments))
-    return subprocess.run(
-        ["bash", "-c", limit + words], cwd=ROOT, env={**os.environ, **environment}, text=True, capture_output=True, timeout=600
-    )
+def _command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, text=True, capture_output=True, timeout=600)
 
 
 def test_the_commands_convert_there_and_back(tmp_path: Path) -> None:
@@ -255,16 +254,22 @@ def test_the_commands_convert_there_and_back(tmp_path: Path) -> None:
     assert again.stderr == f"error: {tmp_path / 'back'}: exists already; choose another output or remove it\n"
 
 
+@contextmanager
+def _small_disk(file_bytes: int) -> Iterator[None]:
+    """A limit on file size stands in for a full disk: writes fail in the same places, with the same kind of error."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
-    """A limit on file size stands in for the full disk: the write fails in the same place, with the same kind of error."""
     checkpoint = _converted(tmp_path)
-    for command in (
-        ("tools/hf_to_megatron.py", "--source", tmp_path / "source", "--output", tmp_path / "again"),
-        ("tools/megatron_to_hf.py", "--checkpoint", checkpoint, "--output", tmp_path / "again"),
-    ):
-        failed = _command(*command, file_limit_bytes=100 * 1024)
-        assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
-        assert f"error: {tmp_path / 'again'}: cannot be written" in failed.stderr
+    for convert, source in ((hf_to_megatron, tmp_path / "source"), (megatron_to_hf, checkpoint)):
+        with _small_disk(100 * 1024), pytest.raises(UserError, match=r"again: cannot be written \(File too large\); free space"):
+            convert(source, tmp_path / "again", _quiet)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["megatron", "source"]
 
 
