@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         rows = measure([n for n in options.processes if n], options.runs)
-        parts = measure_parts([n for n in options.samples if n])
+        parts = measure_parts([n for n in options.samples if n], options.runs / "parts.json")
         for config, model in PLANNED:
             rows += plan_studies(config, model, on_every_rank_us(parts))
     except UserError as error:

@@ -6,11 +6,12 @@ Seconds are the processor's, not the clock's, so that a busy machine does not sh
 
 from __future__ import annotations
 
+import json
 import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from selfemo.config import FlywheelConfig, RewardConfig, RunConfig, SelfPlayConfig
@@ -52,15 +53,18 @@ class PartCost:
         return self.seconds / self.samples * 1e6
 
 
-def measure_parts(sample_counts: Sequence[int], say: Callable[[str], None] = print) -> list[PartCost]:
-    """Every part at every count."""
+def measure_parts(sample_counts: Sequence[int], kept: Path, say: Callable[[str], None] = print) -> list[PartCost]:
+    """Every part at every count. What was measured is kept in the JSON file `kept` and not measured again."""
     corpus = load_corpus("everyday", "")
-    costs = []
+    found = [PartCost(**cost) for cost in json.loads(kept.read_text())] if kept.exists() else []
     for samples in sample_counts:
         for part, measure in PARTS.items():
-            costs.append(PartCost(part, samples, measure(corpus, samples)))
-            say(f"{part}: {samples} samples in {costs[-1].seconds:.1f} s of processor time, {costs[-1].per_sample_us:.1f} us each")
-    return costs
+            if not any((cost.part, cost.samples) == (part, samples) for cost in found):
+                found.append(PartCost(part, samples, measure(corpus, samples)))
+                say(f"{part}: {samples} samples in {found[-1].seconds:.1f} s of processor time, {found[-1].per_sample_us:.1f} us each")
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_text(json.dumps([asdict(cost) for cost in found], indent=1) + "\n")
+    return sorted((cost for cost in found if cost.samples in sample_counts), key=lambda cost: (list(PARTS).index(cost.part), cost.samples))
 
 
 def growth(costs: Sequence[PartCost]) -> dict[str, float]:

@@ -143,10 +143,14 @@ def test_growth_is_cost_per_sample_against_a_tenth_of_the_samples() -> None:
     assert on_every_rank_us([PartCost("reward", 10, 1e-4), PartCost("deal", 10, 2e-5), PartCost("pack", 10, 9.0)]) == pytest.approx(12.0)
 
 
-def test_every_part_is_measured() -> None:
-    costs = measure_parts([64], say=lambda _: None)
+def test_every_part_is_measured_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    costs = measure_parts([64], tmp_path / "parts.json", said.append)
     assert [cost.part for cost in costs] == list(PARTS) == ["plan", "deal", "pack", "reward", "flywheel"]
     assert all(cost.samples == 64 and cost.seconds >= 0 for cost in costs)
+    assert len(said) == 5
+    assert measure_parts([64], tmp_path / "parts.json", said.append) == costs
+    assert len(said) == 5  # nothing was measured again
 
 
 def test_the_tool_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
