@@ -79,7 +79,7 @@ def run(processes: int, seeds: int, output: Path) -> Path:
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False
     )
     if result.returncode:
-        raise UserError(f"a run of {processes} process(es) failed: {(result.stderr or result.stdout).strip().splitlines()[-1]}")
+        raise UserError(f"a run of {processes} process(es) failed: {_reason(result.stderr or result.stdout)}")
     (output / "load.json").write_text(json.dumps({"before": before, "after": os.getloadavg()[0]}))
     return output
 
@@ -130,6 +130,12 @@ def row_of(output: Path, processes: int, study: Study) -> Row:
 def training_label(layout: Layout) -> str:
     """Such as "TP2 DP2", without the engine."""
     return layout.label.split(",")[0]
+
+
+def _reason(output: str) -> str:
+    """A run's own line about a failure; torchrun's report around it says less."""
+    lines = output.strip().splitlines() or ["no output"]
+    return next((line.removeprefix("selfemo: ") for line in lines if line.startswith("selfemo: ")), lines[-1])
 
 
 def _planned_sync_bytes(config: RunConfig, layout: Layout, output: Path, path: str) -> int:

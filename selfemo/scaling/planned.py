@@ -6,6 +6,7 @@ for one node and what ends weak scaling, so its cost per sample is taken from th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ WEAK_SEEDS = 32
 """Per GPU."""
 
 
-def plan_studies(config_path: Path, model: str, every_rank_us: float) -> list[Row]:
+def plan_studies(config_path: Path, model: str, every_rank_us: float, sizes: Sequence[int] = SIZES) -> list[Row]:
     """Strong and weak curves of one example configuration; a size at which no layout fits has no row.
 
     Args:
@@ -35,7 +36,7 @@ def plan_studies(config_path: Path, model: str, every_rank_us: float) -> list[Ro
     """
     config = load_config(config_path, [f"model.path={model}"])
     rows = []
-    for gpus in SIZES:
+    for gpus in sizes:
         rows += _rows(config, model, "strong", gpus, STRONG_SEEDS, every_rank_us)
         rows += _rows(config, model, "weak", gpus, WEAK_SEEDS * gpus, every_rank_us)
     return rows

@@ -98,7 +98,7 @@ def test_planned_curves_reach_4096_gpus_in_both_studies(planned: list[Row]) -> N
 
 def test_what_every_rank_repeats_ends_weak_scaling(planned: list[Row]) -> None:
     """4.7 million samples at 50 us on every rank are minutes that no further GPU takes away."""
-    without = plan_studies(ROOT / "examples" / "configs" / "qwen3_8b.yaml", "qwen3-8b", every_rank_us=0.0)
+    without = plan_studies(ROOT / "examples" / "configs" / "qwen3_8b.yaml", "qwen3-8b", every_rank_us=0.0, sizes=(4096,))
     last, free = (next(r for r in rows if (r.study, r.gpus) == ("weak", 4096)) for rows in (planned, without))
     assert last.step_s - free.step_s == pytest.approx(last.samples * 50e-6)
 
