@@ -85,10 +85,7 @@ def _timing(console: Console, options: argparse.Namespace, workload: str) -> dic
         device=options.device,
         repeats=options.repeats,
     )
-    if on_gpu and not torch.cuda.is_available():
-        console.print(f"{workload}: no CUDA device on this machine; nothing was measured")
-        return {"sizes": asdict(sizes), "rows": [], "note": "no CUDA device on this machine"}
-    bandwidth = _card_bytes_per_s() if on_gpu else None
+    bandwidth = _card_bytes_per_s() if on_gpu and torch.cuda.is_available() else None
     rows = run_all(sizes, options.threads)
     console.print(_timing_table(sizes, rows, bandwidth))
     if not on_gpu:
@@ -108,7 +105,7 @@ def _timing_table(sizes: Sizes, rows: list[Row], bandwidth: float | None) -> Tab
     for row in rows:
         peak_mb = None if row.extra_peak_bytes is None else row.extra_peak_bytes / 1e6
         cells = [row.formula, *(_number(x) for x in (row.median_ms, row.fastest_ms, row.cpu_ms, row.first_call_ms, peak_mb))]
-        cells += ["" if row.error is None else f"{row.error:.1e}", row.note]
+        cells += ["" if row.error is None else f"{row.error:.1e}", row.note if row.median_ms is not None else f"not measured: {row.note}"]
         if with_bandwidth and bandwidth is not None and row.median_ms is not None:
             rate = BYTES_PER_LOGIT * sizes.tokens * sizes.columns / (row.median_ms / 1e3)
             cells += [f"{rate / 1e9:.0f}", f"{100 * rate / bandwidth:.0f}"]

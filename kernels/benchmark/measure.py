@@ -84,37 +84,50 @@ class Call:
     gradients: tuple[Tensor, ...]
 
 
-def run_all(sizes: Sizes, threads: int) -> list[Row]:
-    """Every formula of the workload on so many CPU threads: one first call each (compiles, allocates), then interleaved rounds."""
+def run_all(sizes: Sizes, threads: int, names: tuple[str, ...] | None = None) -> list[Row]:
+    """The workload's formulas (those named; None: all) on so many CPU threads: one first call each (compiles, allocates), then rounds.
+
+    What cannot be measured, because a device or a peer is missing or the peer fails, is a row that says so.
+    """
+    formulas = tuple(formula for formula in WORKLOADS[sizes.workload] if names is None or formula.name in names)
+    if sizes.device == "cuda" and not torch.cuda.is_available():
+        return [Row(formula.name, note="no CUDA device on this machine") for formula in formulas]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return _run_all(sizes)
+        return _measure(sizes, formulas)
     finally:
         torch.set_num_threads(before)
 
 
-def _run_all(sizes: Sizes) -> list[Row]:
+def _measure(sizes: Sizes, formulas: tuple[Formula, ...]) -> list[Row]:
     tensors, batch = inputs(sizes)
-    formulas = WORKLOADS[sizes.workload]
     notes = {formula.name: formula.missing(sizes.device) for formula in formulas}
     present = [formula for formula in formulas if notes[formula.name] is None]
     first_ms: dict[str, float] = {}
     errors: dict[str, float | None] = {}
     reference: tuple[Tensor, ...] = ()
     for formula in present:
-        first = _call(formula, tensors, batch)
+        try:
+            first = _call(formula, tensors, batch)
+        except Exception as error:  # a peer's, of any kind: it must not take the other rows with it
+            if formula.needs is None:
+                raise
+            notes[formula.name] = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            continue
         first_ms[formula.name] = first.wall_ms
         kept = tuple(gradient.clone() for gradient in first.gradients)
         reference = reference or kept
         errors[formula.name] = _difference(kept, reference)
+        del first
+    present = [formula for formula in present if notes[formula.name] is None]
     times: dict[str, list[tuple[float, float]]] = {formula.name: [] for formula in present}
     for _ in range(sizes.repeats):
         for formula in present:
             call = _call(formula, tensors, batch)
             times[formula.name].append((call.wall_ms, call.cpu_ms))
             del call
-    del first, reference, tensors
+    del reference, tensors
     rows = []
     for formula in formulas:
         if formula.name not in times:

@@ -8,7 +8,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from torch import Tensor
 
+from selfemo.kernels.benchmark import formulas
 from selfemo.kernels.benchmark.measure import Sizes, run_all
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "bench_kernels.py"
@@ -26,7 +28,9 @@ def tool() -> ModuleType:
 
 def test_formulas_agree_and_absent_ones_are_rows_that_say_so() -> None:
     sizes = Sizes(workload="projection", tokens=128, hidden=8, columns=50, dtype="float32", device="cpu", repeats=2)
-    rows = {row.formula: row for row in run_all(sizes, threads=1)}
+    names = ("eager matmul, log_softmax", "selfemo grpo_loss, fused", "verl linear_cross_entropy")
+    rows = {row.formula: row for row in run_all(sizes, threads=1, names=names)}
+    assert set(rows) == set(names)
     ours = rows["selfemo grpo_loss, fused"]
     assert ours.median_ms is not None
     assert ours.median_ms > 0
@@ -41,9 +45,24 @@ def test_missing_device_is_said_and_written(tool: ModuleType, tmp_path: Path, ca
     if tool.torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     assert tool.main(["--device", "cuda", "--json", str(tmp_path / "figures.json")]) == 0
-    assert "no CUDA device on this machine; nothing was measured" in capsys.readouterr().out
+    assert "not measured: no CUDA device on this machine" in capsys.readouterr().out
     timing = json.loads((tmp_path / "figures.json").read_text())["timing"]
-    assert [entry["rows"] for entry in timing] == [[], []]
+    rows = [row for entry in timing for row in entry["rows"]]
+    assert {"selfemo token_logprobs", "selfemo grpo_loss, fused"} <= {row["formula"] for row in rows}
+    assert all(row["median_ms"] is None and row["note"] == "no CUDA device on this machine" for row in rows)
+
+
+def test_a_peer_that_fails_is_a_row_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> tuple[Tensor, ...]:
+        raise RuntimeError("no compiler")
+
+    ours = next(formula for formula in formulas.LOGITS if formula.name == "selfemo token_logprobs")
+    peer = formulas.Formula("peer", broken, needs="torch")
+    monkeypatch.setitem(formulas.WORKLOADS, "logits", (peer, ours))
+    sizes = Sizes(workload="logits", tokens=2, hidden=1, columns=50, dtype="float32", device="cpu", repeats=1)
+    failed, measured = run_all(sizes, threads=1)
+    assert (failed.median_ms, failed.note) == (None, "failed: RuntimeError: no compiler")
+    assert measured.median_ms is not None
 
 
 def test_traffic_table_has_both_implementations(tool: ModuleType, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import reduce
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selfemo.kernels import AdvantageConfig, BatchCounts, LossConfig, LossResult, group_advantages, grpo_loss, token_logprobs
+from selfemo.kernels import AdvantageConfig, BatchCounts, LossConfig, LossMetrics, LossResult, group_advantages, grpo_loss, token_logprobs
 from tests.kernels import oracle
 from tests.kernels.cases import Case, make_case
 
 PRESETS = {
     "grpo": LossConfig.preset("grpo"),
     "dr_grpo": LossConfig.preset("dr_grpo", max_length=50),
-    "dapo": LossConfig.preset("dapo", dual_clip=1.2),
+    "dapo": LossConfig.preset("dapo", dual_clip=1.2, temperature=0.8),
     "gspo": LossConfig.preset("gspo", clip_low=0.05, clip_high=0.05, kl_beta=0.1, kl_estimator="k2"),
     "self_grpo": LossConfig.preset("self_grpo", truncated_importance_cap=1.1, entropy_weight=0.01, temperature=1.3),
     "everything": LossConfig(
@@ -154,8 +156,9 @@ def test_gradient_matches_finite_differences(name: str) -> None:
         assert float((logits_TV.grad.double() * direction_TV).sum()) == pytest.approx(slope, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("borders", [(0, 1, 2, 4), (0, 1, 2, 3, 4)], ids=["some together", "one by one"])
 @pytest.mark.parametrize("name", PRESETS)
-def test_microbatches_add_up_to_the_whole(name: str) -> None:
+def test_microbatches_add_up_to_the_whole(name: str, borders: tuple[int, ...]) -> None:
     """Loss, gradient and metrics, with a fully masked dummy as one micro-batch, as an empty data-parallel rank runs it."""
     config = PRESETS[name]
     case = make_case(lengths=(5, 1, 14, 17), temperature=config.temperature)
@@ -163,7 +166,7 @@ def test_microbatches_add_up_to_the_whole(name: str) -> None:
     whole = run(case, config, logits_TV)
     whole.loss.backward()
     pieces, gradients = [], []
-    for begin, end in ((0, 1), (1, 2), (2, 4)):
+    for begin, end in pairwise(borders):
         part = part_of(case, begin, end)
         part_TV = part.logits_TV.clone().requires_grad_()
         pieces.append(run(part, config, part_TV))
@@ -171,7 +174,7 @@ def test_microbatches_add_up_to_the_whole(name: str) -> None:
         gradients.append(part_TV.grad)
     assert float(sum(piece.loss.detach() for piece in pieces)) == pytest.approx(float(whole.loss.detach()), rel=1e-6, abs=1e-8)
     assert torch.equal(torch.cat(gradients), logits_TV.grad)
-    joined = pieces[0].metrics.plus(pieces[1].metrics).plus(pieces[2].metrics)
+    joined = reduce(LossMetrics.plus, (piece.metrics for piece in pieces))
     for field in fields(joined):
         assert float(getattr(joined, field.name)) == pytest.approx(float(getattr(whole.metrics, field.name)), rel=1e-5, abs=1e-6)
 

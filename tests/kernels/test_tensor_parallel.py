@@ -78,11 +78,11 @@ def test_ranks_agree_bitwise(distributed: DistributedRunner) -> None:
         assert all(torch.equal(one, two) for one, two in zip(first, other))
 
 
-def _fused(preset: str) -> tuple[LossResult, torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+def _fused(preset: str, vocab_size: int) -> tuple[LossResult, torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """Sharded output weight; the results of the loss and of token_logprobs."""
     group = dist.group.WORLD
     assert group is not None
-    case, hidden_TH, weight_VH = _projection_case()
+    case, hidden_TH, weight_VH = _projection_case(vocab_size)
     shard_VH = weight_VH.chunk(group.size())[group.rank()].clone().requires_grad_()
     hidden_TH.requires_grad_()
     result = run(case, PRESETS[preset], None, hidden_TH=hidden_TH, weight_VH=shard_VH, tp_group=group, chunk_tokens=9)
@@ -96,16 +96,18 @@ def _fused(preset: str) -> tuple[LossResult, torch.Tensor, torch.Tensor, tuple[t
     return result.loss.detach(), *gradients, (hidden_TH.grad, shard_VH.grad)
 
 
-def _projection_case() -> tuple[Case, torch.Tensor, torch.Tensor]:
+def _projection_case(vocab_size: int) -> tuple[Case, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(4)
     hidden_TH, weight_VH = torch.randn(37, 12, generator=generator), torch.randn(400, 12, generator=generator)
-    case = make_case(columns=400, vocab_size=390)
+    case = make_case(columns=400, vocab_size=vocab_size)
     return case, hidden_TH, weight_VH
 
 
-@pytest.mark.parametrize("preset", ["self_grpo", "gspo"])
-def test_fused_projection_with_a_sharded_weight(distributed: DistributedRunner, preset: str) -> None:
-    case, hidden_TH, weight_VH = _projection_case()
+@pytest.mark.parametrize("vocab_size", [390, 190], ids=["both ranks", "one rank all padding"])
+@pytest.mark.parametrize("preset", ["self_grpo", "gspo", "dapo"])
+def test_fused_projection_with_a_sharded_weight(distributed: DistributedRunner, preset: str, vocab_size: int) -> None:
+    """Three ways to the gradient: K3 in the same pass, K3 in a second one, and exp(d) kept by K1."""
+    case, hidden_TH, weight_VH = _projection_case(vocab_size)
     hidden_TH.requires_grad_()
     weight_VH.requires_grad_()
     whole = run(case, PRESETS[preset], hidden_TH @ weight_VH.T)
@@ -114,7 +116,7 @@ def test_fused_projection_with_a_sharded_weight(distributed: DistributedRunner, 
     hidden_TH.grad = weight_VH.grad = None
     got = token_logprobs(hidden_TH @ weight_VH.T, case.targets_T, vocab_size=case.vocab_size)
     (got.logprob_T.sum() + got.entropy_T.sum()).backward()
-    ranks = distributed(2, _fused, preset)
+    ranks = distributed(2, _fused, preset, vocab_size)
     for rank, (loss, dhidden_TH, dweight_VH, (dhidden_logprob_TH, dweight_logprob_VH)) in enumerate(ranks):
         assert float(loss) == pytest.approx(float(whole.loss.detach()), rel=1e-6)
         assert oracle.worst_of_scale(dhidden_TH, expected_loss_TH) <= 2e-6
