@@ -113,18 +113,17 @@ def ranks(request: pytest.FixtureRequest) -> Iterator[_Ranks]:
 
 ALONE, ACROSS, REPLICAS = (2, 1), (2, 2), (4, 2)
 TP2, PP2, DP2 = ParallelConfig(tensor=2), ParallelConfig(pipeline=2), ParallelConfig()
-COMBINATIONS = {
-    "megatron-tp2-engine-per-rank": (ALONE, TP2),
-    "megatron-pp2-engine-per-rank": (ALONE, PP2),
-    "megatron-dp2-engine-per-rank": (ALONE, DP2),
-    "megatron-tp2-engine-tp2": (ACROSS, TP2),
-    "megatron-pp2-engine-tp2": (ACROSS, PP2),
-    "megatron-dp2-engine-tp2": (ACROSS, DP2),
-    "megatron-tp2dp2-two-engines-of-tp2": (REPLICAS, TP2),
-    "megatron-pp2dp2-two-engines-of-tp2": (REPLICAS, PP2),
-    "megatron-tp2pp2-two-engines-of-tp2": (REPLICAS, ParallelConfig(tensor=2, pipeline=2)),
-}
-per_combination = pytest.mark.parametrize(("ranks", "parallel"), COMBINATIONS.values(), ids=COMBINATIONS, indirect=["ranks"])
+LAYOUTS = {2: (TP2, PP2, DP2), 4: (TP2, PP2, ParallelConfig(tensor=2, pipeline=2))}
+"""Of Megatron, by the number of processes; what remains of four is data parallel."""
+
+
+def per_combination(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test for every kind of engine and every layout; the engines live from one layout to the next."""
+    engines = {"engine-per-rank": ALONE, "engine-over-two-ranks": ACROSS, "two-engines-over-two-ranks": REPLICAS}
+    test = pytest.mark.parametrize("layout", range(3), ids=["tp2", "pp2", "dp2-or-tp2pp2"])(test)
+    return pytest.mark.parametrize("ranks", engines.values(), ids=engines, indirect=True)(test)
+
+
 per_rank = pytest.mark.parametrize("ranks", [ALONE], ids=["engine-per-rank"], indirect=True)
 
 
@@ -139,7 +138,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @per_combination
-def test_both_paths_bring_the_same_right_weights(models: tuple[Path, Path], ranks: _Ranks, parallel: ParallelConfig) -> None:
+def test_both_paths_bring_the_same_right_weights(models: tuple[Path, Path], ranks: _Ranks, layout: int) -> None:
+    parallel = LAYOUTS[ranks.processes][layout]
     first, second = models
     tensors = len(HfDirectory(first).tensors)
     by_checkpoint = ranks(_sync, str(first), parallel, ranks.engine_tensor, "checkpoint", "bfloat16")
@@ -156,9 +156,10 @@ def test_both_paths_bring_the_same_right_weights(models: tuple[Path, Path], rank
 
 @per_combination
 def test_an_fp32_engine_on_cpu_takes_checkpoint_tensors_and_equals_transformers(
-    models: tuple[Path, Path], ranks: _Ranks, parallel: ParallelConfig
+    models: tuple[Path, Path], ranks: _Ranks, layout: int
 ) -> None:
     """Its matrices are prepacked: their checksums cannot be read, and greedy equality is the proof."""
+    parallel = LAYOUTS[ranks.processes][layout]
     for model in models:
         for path, compared, _, _, tokens in ranks(_sync, str(model), parallel, ranks.engine_tensor, "auto", "float32"):
             assert path == "checkpoint"
