@@ -6,8 +6,10 @@ late, not how long it worked in it. Between spans lie checkpoints, records, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
@@ -20,11 +22,18 @@ PHASES = ("setup", "sft", "rollout", "reward", "train", "sync", "eval", "save")
 MAX_ROWS = 16
 """Ranks that a chart shows; of more, evenly spaced ones."""
 WIDTH_IN = 9.5
+COLUMNS = 300
+"""A rank with more spans than this is drawn in so many columns, each in the colour of the phase that took most of it."""
 ZOOMED = 2
 """Iterations that the closer chart shows: the last ones."""
 
-Spans = dict[int, list[tuple[str, float, float]]]
-"""{rank: (phase, start, end)}, seconds since the first span."""
+PAUSE = ""
+"""Stands for no phase."""
+
+Span = tuple[str, float, float]
+"""(phase, start, end), seconds since the first span."""
+Spans = dict[int, list[Span]]
+"""By rank."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,10 @@ def _chart(title: str, spans: Spans, start_s: float, end_s: float) -> Chart:
     ranks = list(spans)
     rows = [ranks[i * len(ranks) // min(MAX_ROWS, len(ranks))] for i in range(min(MAX_ROWS, len(ranks)))]
     shown = {rank: [s for s in spans[rank] if s[2] > start_s and s[1] < end_s] for rank in rows}
+    summary = _summary(shown)
+    is_coarse = any(len(mine) > COLUMNS for mine in shown.values())
+    if is_coarse:
+        shown = {rank: coarse_spans(mine, start_s, end_s) for rank, mine in shown.items()}
     names = sorted({name for mine in shown.values() for name, _, _ in mine}, key=_order)
 
     def draw(axes: Axes) -> None:
@@ -115,16 +128,36 @@ def _chart(title: str, spans: Spans, start_s: float, end_s: float) -> Chart:
         axes.set_yticks(range(len(rows)), [f"rank {rank}" for rank in rows], color=INK)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(start_s, end_s)
-        axes.set_xlabel("seconds since the run began")
+        axes.set_xlabel("seconds since the run began" + (f"; each of {COLUMNS} columns shows its longest phase" if is_coarse else ""))
         patches = [Patch(color=_colour(name), label=name) for name in names]
         axes.legend(handles=patches, frameon=False, labelcolor=INK, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names))
 
-    return make_chart(title, draw, _summary(shown, names), (WIDTH_IN, 0.9 + 0.32 * len(rows)))
+    return make_chart(title, draw, summary, (WIDTH_IN, 0.9 + 0.32 * len(rows)))
 
 
-def _summary(shown: Mapping[int, Sequence[tuple[str, float, float]]], names: Sequence[str]) -> str:
+def coarse_spans(spans: Sequence[Span], start_s: float, end_s: float, columns: int = COLUMNS) -> list[Span]:
+    """Spans of whole columns: each column takes the phase, or the pause, that fills most of it; equal neighbours are one span."""
+    width_s = (end_s - start_s) / columns
+    filled: list[dict[str, float]] = [{} for _ in range(columns)]
+    for name, start, end in spans:
+        for column in range(max(0, int((start - start_s) / width_s)), min(columns, math.ceil((end - start_s) / width_s))):
+            left_s = start_s + column * width_s
+            overlap_s = min(end, left_s + width_s) - max(start, left_s)
+            filled[column][name] = filled[column].get(name, 0.0) + overlap_s
+    longest = [max({PAUSE: width_s - sum(seconds.values()), **seconds}.items(), key=lambda item: item[1])[0] for seconds in filled]
+    found: list[Span] = []
+    for name, run in groupby(range(columns), key=longest.__getitem__):
+        first, *rest = run
+        if name != PAUSE:
+            found.append((name, start_s + first * width_s, start_s + ((rest[-1] if rest else first) + 1) * width_s))
+    return found
+
+
+def _summary(shown: Mapping[int, Sequence[Span]]) -> str:
     mine = next(iter(shown.values()))
-    seconds = {name: sum(end - start for phase, start, end in mine if phase == name) for name in names}
+    seconds: dict[str, float] = {}
+    for phase, start, end in mine:
+        seconds[phase] = seconds.get(phase, 0.0) + end - start
     return "rank 0 spent " + ", ".join(f"{value:.1f} s in {name}" for name, value in seconds.items())
 
 

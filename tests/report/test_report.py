@@ -20,7 +20,7 @@ from selfemo.report.headlines import headlines, run_facts
 from selfemo.report.page import render
 from selfemo.report.planned import planned_rows
 from selfemo.report.records import RunRecords, read_run
-from selfemo.report.timeline import time_line
+from selfemo.report.timeline import coarse_spans, time_line
 from tests.report.made_run import HOSTILE, SPEAKER, make_run
 from tests.selfplay.scripted import LABELS
 
@@ -132,6 +132,12 @@ def test_spans_of_all_records_stand_on_one_axis(finished: Path):
     assert (sums["train"].least_s, sums["train"].most_s) == (5 * 24.0, 5 * 25.0)  # rank 1 is a second late every time
     assert sums["train"].share == pytest.approx(125 / 950)
     assert [chart.title for chart in line.charts] == ["Whole run", "Last 2 iterations"]
+
+
+def test_a_long_run_is_drawn_in_columns_that_take_their_longest_phase():
+    """Each of 10 columns is 10 s: 6 s of rollout, 3 s of train, 1 s pause; then two columns of save; then nothing."""
+    spans = [span for i in range(5) for span in (("rollout", 10 * i, 10 * i + 6.0), ("train", 10 * i + 6.0, 10 * i + 9.0))]
+    assert coarse_spans([*spans, ("save", 50.0, 70.0)], 0.0, 100.0, columns=10) == [("rollout", 0.0, 50.0), ("save", 50.0, 70.0)]
 
 
 def test_planned_bytes_stand_beside_measured_ones(finished: Path, tmp_path: Path):
