@@ -38,6 +38,8 @@ launch() {
 
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}                         # torchrun's default is 1, which starves the tokenizer
     export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1} # Megatron orders tensor-parallel communication by it
+    # A world that forms again must not meet in the store of the one before: its addresses are there still (torch 2.13 keeps the server).
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     exec torchrun --nnodes "$nnodes" --node-rank "$node_rank" --nproc-per-node "$gpus_per_node" --max-restarts "${MAX_RESTARTS:-0}" \
         ${LOCAL_ADDR:+--local-addr "$LOCAL_ADDR"} \
         --rdzv-backend c10d --rdzv-id "${RUN_ID:-${SLURM_JOB_ID:-selfemo}}" --rdzv-endpoint "$master_addr:$master_port" \

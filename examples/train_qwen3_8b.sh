@@ -5,6 +5,7 @@
 #   torchrun --nnodes N --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 examples/train_qwen3_8b.sh [override ...]
 #   bash examples/train_qwen3_8b.sh [--dry-run] [override ...]
 #
+# (With --max-restarts above 0, torchrun needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every node, as examples/launch.sh says.)
 # As a shell script it checks the whole configuration, then calls torchrun itself, with NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT and
 # GPUS_PER_NODE from the environment, or from SLURM's (examples/launch.sh has them all). --dry-run checks, prints the plan and stops.
 # Settings stand, with their reasons, in examples/configs/qwen3_8b.yaml; MODEL_DIR names the Hugging Face directory to start from.

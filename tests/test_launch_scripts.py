@@ -14,6 +14,7 @@ from selfemo.weights.architecture import architecture_by_name, hf_config
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("4b", "8b")
+TOLD = 'echo "store not shared: $TORCH_DISABLE_SHARE_RDZV_TCP_STORE, connections: $CUDA_DEVICE_MAX_CONNECTIONS"'
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     """A PATH on which torchrun and scontrol only tell how they were called."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name, body in {"torchrun": 'printf "%s\\n" "$@"', "scontrol": "printf 'node7\\nnode8\\n'"}.items():
+    for name, body in {"torchrun": f'{TOLD}; printf "%s\\n" "$@"', "scontrol": "printf 'node7\\nnode8\\n'"}.items():
         (tools / name).write_text(f"#!/bin/sh\n{body}\n")
         (tools / name).chmod(0o755)
     clean = {
@@ -54,6 +55,7 @@ def launched(environment: dict[str, str], tmp_path: Path, model: str, settings: 
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert "processes = tensor" in lines[0]  # checked before it is launched
+    assert lines[1] == "store not shared: 1, connections: 1"
     return lines[lines.index("--nnodes") :]
 
 

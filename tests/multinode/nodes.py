@@ -48,6 +48,7 @@ class Node:
             "GLOO_SOCKET_IFNAME": "lo",
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # the script sets it; torchrun by hand must be told
         }
         told = {"NNODES": "2", "NODE_RANK": str(rank), "GPUS_PER_NODE": str(processes), "RUN_ID": f"test-{port}"}
         told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_ADDR": "127.0.0.1", "MAX_RESTARTS": str(restarts)}
