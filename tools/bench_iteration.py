@@ -11,7 +11,7 @@ the figure is the median over rounds. Nothing is downloaded: the model is initia
 rollout   selfplay.play (prompts, engine calls, parsing, gates, votes) against LLM.generate
           of the very prompts and lengths that it asked for; beside it with the seeds and logprobs that self-play needs, and in one call
 trl       rollout, rewards, SELF-GRPO step and weight sync of the trainer's own loop, against GRPOTrainer's step on the same prompts,
-          G, completion cap, loss, KL and optimizer rate, in fp32, without gradient checkpointing and with nothing logged
+          G, completion cap, loss (GRPO), KL and optimizer rate, in fp32, without gradient checkpointing and with nothing logged
 """
 
 from __future__ import annotations
@@ -204,6 +204,10 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         callbacks=[InTurns()],
     )
     trainer = _trainer(config)
+    for seed, row in zip(seeds, rows, strict=True):
+        ids = peer.processing_class.apply_chat_template(row["prompt"], add_generation_prompt=True, enable_thinking=False, return_dict=False)
+        if tuple(ids) != trainer.system.prompts.recognize(seed.turns):
+            raise RuntimeError(f"seed {seed.index}: the two sides would be given different prompts")
     trainer.reference = trainer.system.learner.snapshot()
     trainer.system.learner.begin_stage()
     peer.train()
@@ -282,6 +286,7 @@ def _config(options: argparse.Namespace, run_dir: Path, turns: int) -> RunConfig
             f"selfplay.max_answer_tokens={options.tokens if turns == 0 else 12}",
             f"selfplay.max_utterance_tokens={options.tokens}",
             "selfplay.real_seed_share=1.0",
+            "algorithm.loss=grpo",  # every sample is trained on, as in TRL; SELF-GRPO would skip groups that rank nothing
             f"train.learning_rate={LEARNING_RATE}",
             "train.max_tokens_per_microbatch=8192",
         ],
