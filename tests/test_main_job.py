@@ -12,11 +12,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from selfemo.report.page import render
+from selfemo.report.planned import planned_rows
+from selfemo.report.records import read_run
 from tools.check_run import checks
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORT = ("corpus.name=everyday", "sft.steps=12", "iterations=3", "selfplay.seeds_per_iteration=6", "evaluation.limit=40")
+SHORT = (
+    "corpus.name=everyday",
+    "sft.steps=12",
+    "iterations=3",
+    "selfplay.seeds_per_iteration=6",
+    "evaluation.limit=40",
+    "tracking.wandb=offline",
+)
 
 
 def quickstart(output: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -50,6 +61,24 @@ def test_metrics_follow_the_stages(run_dir):
     assert events[:2] == ["sync", "eval"]
     assert events.count("sft") == 12
     assert events[-7:] == ["sync", "iteration", "sync", "iteration", "sync", "iteration", "eval"]
+
+
+def test_the_report_is_made_of_what_the_run_recorded(run_dir):
+    """Every section has its records, whatever the made-up runs of tests/report say; and planned bytes are those that were held."""
+    records = read_run(run_dir)
+    page = render(records)
+    assert "has been recorded yet" not in page
+    assert page.count("<caption>Confusions") == 3
+    exact = [row for row in planned_rows(records) if row.exact]
+    assert {row.name for row in exact} == {"Weights", "Gradients", "Optimizer", "Reference", "Weight sync, received"}
+    assert all(row.is_met for row in exact)
+
+
+def test_trackers_show_the_rewards_of_metrics_jsonl(run_dir):
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    assert [e.value for e in events.Scalars("reward/reward")] == pytest.approx([r["reward"] for r in read_run(run_dir).of("iteration")])
+    assert len(list(run_dir.glob("wandb/offline-run-*/*.wandb"))) == 1
 
 
 def test_samples_show_dialogues_with_candidates_and_rewards(run_dir):
