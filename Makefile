@@ -7,7 +7,7 @@ TORCH_THREADS ?= 1
 export OMP_NUM_THREADS ?= $(TORCH_THREADS)
 RUN_DIR ?= runs/demo
 
-.PHONY: setup demo test lint types tests gpu-check gpu-check-cpu test-multinode fuzz clean
+.PHONY: setup demo test lint types tests gpu-check gpu-check-cpu test-multinode test-faults fuzz clean
 
 setup: $(STAMP)
 
@@ -54,6 +54,11 @@ test-multinode: $(STAMP)
 FUZZ_INPUTS ?= 100000
 fuzz: $(STAMP)
 	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest -p no:cacheprovider tests/fuzz tests/emotions/test_answer_fuzz.py
+
+# Every kill point in both layouts, then every other fault; hours on a busy machine. Last run: docs/reliability.md.
+test-faults: $(STAMP)
+	$(BIN)/python -m tests.faults.chain TP2 DP2
+	$(BIN)/python -m pytest tests/faults/in_full.py tests/faults/torchrun_in_full.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

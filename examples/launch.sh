@@ -40,8 +40,17 @@ launch() {
     export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1} # Megatron orders tensor-parallel communication by it
     # A world that forms again must not meet in the store of the one before: its addresses are there still (torch 2.13 keeps the server).
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-    exec torchrun --nnodes "$nnodes" --node-rank "$node_rank" --nproc-per-node "$gpus_per_node" --max-restarts "${MAX_RESTARTS:-0}" \
-        ${LOCAL_ADDR:+--local-addr "$LOCAL_ADDR"} \
+    # SIGUSR1 (SLURM's, before a time limit) and SIGTERM ask the ranks to write a checkpoint and end with status 0. SLURM sends them to every
+    # process of a step: torchrun is started with both ignored, since it would die of the one and tear its ranks down for the other,
+    # and this shell passes on what reaches it alone (docker stop).
+    trap '' USR1 TERM
+    torchrun --nnodes "$nnodes" --node-rank "$node_rank" --nproc-per-node "$gpus_per_node" --max-restarts "${MAX_RESTARTS:-3}" \
+        --signals-to-handle SIGINT,SIGHUP,SIGQUIT ${LOCAL_ADDR:+--local-addr "$LOCAL_ADDR"} \
         --rdzv-backend c10d --rdzv-id "${RUN_ID:-${SLURM_JOB_ID:-selfemo}}" --rdzv-endpoint "$master_addr:$master_port" \
-        "$script" "${overrides[@]}"
+        "$script" "${overrides[@]}" &
+    local torchrun_pid=$! status=0
+    trap 'kill -USR1 $(cat "/proc/$torchrun_pid/task/$torchrun_pid/children") || true' USR1 TERM
+    # A signal ends `wait` early: wait again while torchrun lives.
+    while wait "$torchrun_pid" || status=$?; kill -0 "$torchrun_pid" 2>/dev/null; do status=0; done
+    return "$status"
 }

@@ -6,7 +6,7 @@ process group exists before Megatron and vLLM, and Megatron's model before the e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from selfemo.rollout.replicas import ReplicatedGenerator
 from selfemo.run_directory import RunDirectory
 from selfemo.selfplay.prompts import PromptBuilder, recognizer_text, responder_text
 from selfemo.tokens.chat import ChatEncoder
+from selfemo.watchdog import Watchdog, this_process
 from selfemo.weight_sync import WeightSync
 from selfemo.weights.architecture import read_architecture
 
@@ -53,14 +54,23 @@ class System:
     weight_sync: WeightSync
 
 
-def join_world(config: RunConfig) -> World:
-    """Enter torchrun's process group and Megatron's layout."""
+def join_world(config: RunConfig, watchdog: Watchdog | None = None) -> World:
+    """Enter torchrun's process group and Megatron's layout, and let the watchdog know the other ranks.
+
+    Collectives of the default group also belong to rare, long phases; the watchdog ends the others in time.
+    """
+    import torch.distributed as dist
+
     device = select_device()
-    init_distributed(device, config.timeout_s)
+    init_distributed(device, config.startup_timeout_s)
+    processes = [this_process()] * dist.get_world_size()
+    dist.all_gather_object(processes, this_process())
+    if watchdog:
+        watchdog.peers = tuple(process for rank, process in enumerate(processes) if rank != dist.get_rank())
     return World(device, init_parallel(config.parallel, device, config.seed, config.timeout_s))
 
 
-def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Corpus) -> System:
+def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Corpus, watchdog: Watchdog | None = None) -> System:
     """Build model, engine and what connects them; the engine holds no weights until the first sync."""
     model_dir = model_directory(config, world.layout, run, corpus)
     encoder = ChatEncoder(model_dir)
@@ -68,9 +78,11 @@ def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Cor
     starts = [c.turns[: config.corpus.history_turns + 1] for c in corpus.split("train")[:PROBE_PROMPTS]]
     probes = [prompts.recognize(turns) for turns in starts]  # before the engine: a template that cannot do what is asked refuses here
     learner = Learner(read_architecture(model_dir), config, world.layout, world.device)
+    on_call: Callable[[str], None] = watchdog.call if watchdog else lambda what: None
+    learner.on_call = on_call
     learner.load_hf(str(model_dir))
     engine = RolloutEngine(str(model_dir), config.rollout, config.model.max_length, encoder.end_of_turn_ids, world.device.kind)
-    weight_sync = WeightSync(learner, engine, str(model_dir), config, probes)
+    weight_sync = WeightSync(learner, engine, str(model_dir), config, probes, on_call)
     generator = ReplicatedGenerator(engine, config.rollout.tensor_parallel)
     return System(world, corpus, model_dir, encoder, prompts, learner, engine, generator, weight_sync)
 

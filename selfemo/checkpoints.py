@@ -90,9 +90,7 @@ class Checkpoints:
         write.is_done(blocking=True)
         files = _written(temporary)
         _commit(temporary, final, dataclasses.replace(manifest, files=files).encode(), make_latest=True)
-        if dist.get_rank() == 0:
-            _prune(self._root, self._keep)
-        dist.barrier()
+        from_main(lambda: _prune(self._root, self._keep))
 
     def save_reference(self, snapshot: Sequence[torch.Tensor]) -> str:
         """Store the reference weights; returns their digest."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -30,6 +31,7 @@ from selfemo.selfplay.records import Episode
 from selfemo.state import Position
 from selfemo.terminal import Bar, Terminal
 from selfemo.tracking.trackers import Tracking
+from selfemo.watchdog import Watchdog
 from selfemo.weight_sync import SyncReport
 
 SCHEMA = 1
@@ -44,8 +46,11 @@ SUMMARY_PHASES = ("sft", "rollout", "train", "sync", "eval")
 class Journal:
     """One run's records."""
 
-    def __init__(self, config: RunConfig, run: RunDirectory, terminal: Terminal, world: World) -> None:
+    def __init__(self, config: RunConfig, run: RunDirectory, terminal: Terminal, world: World, watchdog: Watchdog | None = None) -> None:
         self._config, self._run, self._terminal, self._world = config, run, terminal, world
+        rank = world.layout.rank
+        self.watchdog = watchdog or Watchdog(rank, config.timeout_s, config.startup_timeout_s, terminal.error)
+        """Knows the phase too."""
         self._started = time.perf_counter()
         self._seconds: dict[str, float] = {}
         self._events: dict[str, list[dict[str, Any]]] = {name: [] for name in SUMMARY_EVENTS}
@@ -74,13 +79,18 @@ class Journal:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the seconds of a phase."""
+        """Count the seconds of a phase, and hold it to its deadline."""
         began, started = time.time(), time.perf_counter()
-        yield
-        self._world.device.synchronize()
+        with self.watchdog.phase(name):
+            yield
+            self._world.device.synchronize()
         self._last[name] = time.perf_counter() - started
         self._seconds[name] = self._seconds.get(name, 0.0) + self._last[name]
         self._spans.add(name, began, began + self._last[name])
+
+    def say(self, text: str) -> None:
+        """Tell the user one line."""
+        self._terminal.say(text)
 
     def stage(self, name: str, total: int) -> AbstractContextManager[Bar]:
         """A progress bar."""
@@ -88,7 +98,16 @@ class Journal:
 
     def sft_step(self, step: int, stats: StepStats) -> str:
         """Record a supervised step."""
-        self._write({"event": "sft", "step": step, "loss": stats.loss, "grad_norm": stats.grad_norm, "tokens": stats.tokens})
+        self._write(
+            {
+                "event": "sft",
+                "step": step,
+                "loss": stats.loss,
+                "grad_norm": stats.grad_norm,
+                "tokens": stats.tokens,
+                "step_applied": stats.applied,
+            }
+        )
         return f"loss {stats.loss:.3f}"
 
     def synced(self, report: SyncReport) -> None:
@@ -250,6 +269,7 @@ class Journal:
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._world.layout.is_main:
+            record = _finite(record)
             self._run.append_jsonl(METRICS_NAME, record)
             self._tracking.log(record)
             self._remember(record)
@@ -257,6 +277,13 @@ class Journal:
     def _remember(self, record: dict[str, Any]) -> None:
         if record["event"] in self._events:
             self._events[record["event"]].append(record)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a figure that is not finite becomes null."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _figures(report: RecognitionReport | MajorityBaseline) -> dict[str, float]:

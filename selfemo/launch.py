@@ -1,13 +1,13 @@
 """What every process of a run does around the training itself: output, and how a failure is told.
 
 Rank 0 tells the user. A rank that fails says so in one line that names rank and host, leaves the traceback in its log file, and
-ends at once: its peers may wait in a collective, and an orderly shutdown would wait for them.
+ends at once: its peers may wait in a collective, and an orderly shutdown would wait for them. A watchdog ends a rank that takes too long.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import socket
 import sys
 import traceback
 from pathlib import Path
@@ -18,6 +18,9 @@ from selfemo.errors import EXIT_USER_ERROR, UserError
 from selfemo.preflight import check_layout
 from selfemo.run_directory import RunDirectory
 from selfemo.terminal import Terminal
+from selfemo.watchdog import Watchdog, kill_stopped
+
+FULL_OR_BARRED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
 def run_training(config: RunConfig) -> None:
@@ -29,26 +32,31 @@ def run_training(config: RunConfig) -> None:
     if run.is_complete:
         terminal.say(f"{run.root}: this run is complete, see summary.json; remove the directory to run it again")
         return
-    _tell_failures(terminal, rank)
+    watchdog = Watchdog(rank, config.timeout_s, config.startup_timeout_s, terminal.error)
+    watchdog.start()
+    _tell_failures(terminal, watchdog, rank)
     from selfemo.trainer import train
 
     try:
-        train(config, run, terminal)
+        train(config, run, terminal, watchdog)
     except UserError as error:  # the command line would print it too, but in an orderly shutdown
         sys.excepthook(UserError, error, error.__traceback__)
+    watchdog.stop()
 
 
-def _tell_failures(terminal: Terminal, rank: int) -> None:
+def _tell_failures(terminal: Terminal, watchdog: Watchdog, rank: int) -> None:
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         traceback.print_exception(kind, error, trace)
+        shared = isinstance(error, UserError)  # raised on every rank alike: one tells it
+        if isinstance(error, OSError) and error.errno in FULL_OR_BARRED:
+            error = UserError(f"{error.filename or 'a file of the run'}: cannot be written ({error.strerror}): mend that, then run again")
         if isinstance(error, UserError):
-            if rank == 0:
+            if rank == 0 or not shared:
                 terminal.error(f"selfemo: {error}")
         else:
             first_line = str(error).partition("\n")[0]
-            terminal.error(
-                f"selfemo: rank {rank} on {socket.gethostname()} failed: {kind.__name__}: {first_line} (traceback in {terminal.log_path})"
-            )
+            terminal.error(f"selfemo: {watchdog.status()} failed: {kind.__name__}: {first_line} (traceback in {terminal.log_path})")
+        kill_stopped(watchdog.peers)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_USER_ERROR if isinstance(error, UserError) else 1)

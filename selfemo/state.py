@@ -34,8 +34,10 @@ class Progress:
     step: Count = 0
     weight_version: Count = 0
     """Number of the last weight sync."""
+    skipped_steps: Count = 0
+    """Optimizer steps that were skipped for a loss or gradient that was not finite."""
     skipped_in_a_row: Count = 0
-    """Optimizer steps that were skipped for a gradient that was not finite, since the last good one."""
+    """Those since the last good one."""
 
     @property
     def name(self) -> str:

@@ -3,59 +3,62 @@
 Every rank runs this file with the same data. Generation is dealt over the engines and gathered, a step is dealt over Megatron's
 layout and reduced; everything between (rewards, flywheel rule, advantages) is cheap and computed alike on every rank.
 
-`progress` says how far the run has come. It changes in `reached` alone, where a checkpoint may be written; a resumed run starts with the
-checkpoint's and passes over what it says is done.
+`reached` says how far the run has come; a checkpoint may be written there, and a run that was interrupted starts with what its
+newest checkpoint says is done.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from itertools import pairwise
 
-import torch
-
 from selfemo.assembly import System, build_system, join_world, load_run_corpus
-from selfemo.checkpoints import Checkpoints, Found
 from selfemo.config import RunConfig
 from selfemo.corpora.overlap import HeldOutTexts, held_out_texts
 from selfemo.evaluation.metrics import majority_baseline
 from selfemo.evaluation.recognition import evaluate_recognition
 from selfemo.evaluation.turns import evaluation_turns
+from selfemo.finite import DUMP_NAME, SkippedSteps, check_ratio, check_rewards
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.grpo.advantages import loss_config, training_samples
 from selfemo.grpo.samples import TrainingSample
 from selfemo.journal import Journal
-from selfemo.megatron.learner import PolicyStats, batch_counts
+from selfemo.megatron.learner import PolicyStats, StepStats, batch_counts
 from selfemo.megatron.optimizer import warmup_cosine, warmup_linear
-from selfemo.resume import code_versions, corpus_digest, resume
+from selfemo.resume import resume
 from selfemo.rewards.scoring import Rewards
-from selfemo.run_directory import CHECKPOINTS_NAME, FLYWHEEL_NAME, MODEL_NAME, RunDirectory
+from selfemo.run_directory import FLYWHEEL_NAME, MODEL_NAME, RunDirectory
+from selfemo.run_state import RunState
 from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.seeds_pool import SeedPool
 from selfemo.selfplay.sft import SftExamples
 from selfemo.selfplay.transitions import TransitionPrior
-from selfemo.state import MANIFEST_VERSION, Manifest, Position, Progress, Stage
+from selfemo.state import Stage
+from selfemo.stopping import GuardedGenerator, Stopped, StopRequest
 from selfemo.terminal import Terminal
+from selfemo.watchdog import Watchdog
 from selfemo.weights.export import save_hf
 
 
-def train(config: RunConfig, run: RunDirectory, terminal: Terminal) -> None:
-    """Run the configured training to its end. Collective; every rank calls it.
+def train(config: RunConfig, run: RunDirectory, terminal: Terminal, watchdog: Watchdog) -> None:
+    """Run the configured training to its end, from its newest checkpoint where it has one. Collective; every rank calls it.
 
     Raises:
-        UserError: the model, corpus or layout does not fit the configuration.
+        UserError: the model, corpus or layout does not fit the configuration, or no checkpoint of several is good.
     """
     corpus = load_run_corpus(config)
-    world = join_world(config)
+    world = join_world(config, watchdog)
     terminal.say(f"{run.root}: {world.layout.world_size} processes, corpus {corpus.name}; libraries write to {terminal.log_path.parent}")
-    journal = Journal(config, run, terminal, world)
+    journal = Journal(config, run, terminal, world, watchdog)
     with journal.phase("setup"):
-        system = build_system(config, world, run, corpus)
+        system = build_system(config, world, run, corpus, watchdog)
         found = resume(config, run, system, terminal)
         trainer = Trainer(config, system, run, journal)
         if found:
-            trainer.load(found)
-    trainer.run()
+            trainer.state.load(found)
+    try:
+        trainer.run()
+    except Stopped as stopped:
+        trainer.stop(str(stopped))
 
 
 class Trainer:
@@ -63,12 +66,14 @@ class Trainer:
 
     def __init__(self, config: RunConfig, system: System, run: RunDirectory, journal: Journal) -> None:
         self.config, self.system, self.run_dir, self.journal = config, system, run, journal
+        self.stop_request = StopRequest(system.world.device.torch_device, journal.watchdog, config.checkpoint.grace_s)
+        self.generator = GuardedGenerator(system.generator, journal.watchdog, self.stop_request)
         train_split = system.corpus.split("train")
         self.rewards = Rewards(config.reward, train_split, system.corpus.labels)
         held_out = HeldOutTexts(held_out_texts(system.corpus))
         self.seed_pool = SeedPool(train_split, config.selfplay, config.seed, config.corpus.history_turns, held_out)
         self.selfplay = SelfPlay(
-            generator=system.generator,
+            generator=self.generator,
             prompts=system.prompts,
             score=self.rewards.score,
             transitions=TransitionPrior.estimate(train_split),
@@ -80,31 +85,29 @@ class Trainer:
         )
         self.loss_config = loss_config(config)
         self.held_out = evaluation_turns(system.corpus.split(config.evaluation.split), config.evaluation.limit)
-        self.checkpoints = Checkpoints(
-            run.path(CHECKPOINTS_NAME), system.learner, config.checkpoint.keep, in_background=config.checkpoint.background
-        )
-        self.progress, self.position = Progress(), Position()
-        self.saved: Progress | None = None
-        self.reference: list[torch.Tensor] = []
-        self.reference_digest = ""
+        self.state = RunState(config, system, run, journal, self.flywheel, self.stop_request)
+        self.skipped = SkippedSteps(config.train.max_skipped_steps, run.path(DUMP_NAME) if system.world.layout.is_main else None)
+        self.weight_version = 0
 
     def run(self) -> None:
         """All stages in order."""
-        if self.progress.stage == "start":
+        self.resume_counts()
+        self.stop_request.listen()
+        if self.state.progress.stage == "start":
             self.sync()
             self.evaluate("start")
             self.reached("sft", 0)
-        if self.progress.stage == "sft":
+        if self.state.progress.stage == "sft":
             self.supervised_start()
             self.sync()
             self.evaluate("sft")
-            self.reference = self.system.learner.snapshot()
+            self.state.reference = self.system.learner.snapshot()
             self.system.learner.begin_stage()
             self.reached("self-play", 0)
         self.self_play()
         self.evaluate("final")
         self.save()
-        self.journal.allocated(self.system.learner.allocated(self.reference))
+        self.journal.allocated(self.system.learner.allocated(self.state.reference))
         self.flywheel.close()
         self.journal.finish(self.system, self.flywheel.counts, majority_baseline(self.held_out))
 
@@ -120,19 +123,21 @@ class Trainer:
             sft.label_balance,
         )
         with self.journal.stage("SFT", sft.steps) as bar:
-            bar.skip(self.progress.step)
-            for step in range(self.progress.step, sft.steps):
+            bar.skip(self.state.progress.step)
+            for step in range(self.state.progress.step, sft.steps):
                 batch = [TrainingSample(e.prompt_ids, e.completion_ids) for e in examples.batch(step, sft.batch_size)]
                 with self.journal.phase("sft"):
                     stats = self.system.learner.sft_step(batch, warmup_cosine(step, sft.steps, sft.warmup_steps, sft.learning_rate))
                 bar.advance(self.journal.sft_step(step, stats))
+                self.count_skipped(f"SFT step {step}", stats, batch)
                 self.reached("sft", step + 1)
 
     def self_play(self) -> None:
         """Self-play and SELF-GRPO, iteration by iteration."""
         with self.journal.stage("self-play", self.config.iterations) as bar:
-            bar.skip(self.progress.step)
-            for iteration in range(self.progress.step, self.config.iterations):
+            bar.skip(self.state.progress.step)
+            for iteration in range(self.state.progress.step, self.config.iterations):
+                self.journal.watchdog.iteration(iteration)
                 bar.advance(self.iterate(iteration))
                 self.reached("self-play", iteration + 1)
 
@@ -144,7 +149,8 @@ class Trainer:
             self.system.engine.sleep()
         with self.journal.phase("reward"):
             groups = [self.rewards.score_group(group) for episode in episodes for group in episode.groups]
-            self.flywheel.offer(groups, self.progress.weight_version)
+            check_rewards(groups, self.config.reward)
+            self.flywheel.offer(groups, self.weight_version)
             samples = training_samples(groups, self.config)
         with self.journal.phase("train"):
             stats = self.policy_update(iteration, samples)
@@ -161,7 +167,7 @@ class Trainer:
         plans = [learner.plan(batch) for batch in batches]
         reference: list[list] = [[] for _ in plans]
         if self.loss_config.kl_beta > 0:
-            with learner.weights_of(self.reference):
+            with learner.weights_of(self.state.reference):
                 reference = [learner.logprobs(plan) for plan in plans]
         # With one update per rollout the policy that is trained is the one that sampled: the ratio is exactly 1.
         old = [learner.logprobs(plan) for plan in plans] if algorithm.updates_per_rollout > 1 else [[] for _ in plans]
@@ -169,78 +175,47 @@ class Trainer:
         rate = warmup_linear(
             iteration, self.config.iterations, settings.warmup_steps, settings.learning_rate, settings.final_learning_rate_share
         )
-        return [
-            learner.policy_step(batch, plan, self.loss_config, rate, reference=ref, old=previous, counts=whole)
-            for batch, plan, ref, previous, whole in zip(batches, plans, reference, old, counts, strict=True)
-        ]
+        steps = []
+        for batch, plan, ref, previous, whole in zip(batches, plans, reference, old, counts, strict=True):
+            stats = learner.policy_step(batch, plan, self.loss_config, rate, reference=ref, old=previous, counts=whole)
+            self.count_skipped(f"iteration {iteration}", stats.step, batch)
+            if batch:
+                check_ratio(stats, on_policy=algorithm.updates_per_rollout == 1)
+            steps.append(stats)
+        return steps
 
     def sync(self) -> None:
         """Send the current weights to every engine."""
-        self.progress = dataclasses.replace(self.progress, weight_version=self.progress.weight_version + 1)
+        self.weight_version += 1
         self.system.learner.offload()
         with self.journal.phase("sync"):
-            self.journal.synced(self.system.weight_sync.sync(self.progress.weight_version))
+            self.journal.synced(self.system.weight_sync.sync(self.weight_version))
 
     def evaluate(self, stage: str) -> None:
         """Greedy recognition on the held-out split, causal context."""
         with self.journal.phase("eval"):
-            report = evaluate_recognition(
-                self.system.generator, self.system.prompts, self.held_out, self.config.selfplay, self.rewards.score
-            )
+            report = evaluate_recognition(self.generator, self.system.prompts, self.held_out, self.config.selfplay, self.rewards.score)
         self.journal.evaluated(stage, report)
 
     def reached(self, stage: Stage, step: int) -> None:
-        """So much is done, and recorded: from here the run can go on. Writes a checkpoint where one is due."""
-        self.progress = dataclasses.replace(self.progress, stage=stage, step=step)
-        self.position = dataclasses.replace(self.journal.position, flywheel_records=self.flywheel.last_id)
-        every = self.config.checkpoint.sft_every if stage == "sft" else self.config.checkpoint.every
-        ends_sft = stage == "sft" and step == self.config.sft.steps
-        if step and (ends_sft or (every and step % every == 0)):
-            self.checkpoint()
-        else:
-            self.checkpoints.poll()
+        """So much is done, and recorded: from here the run can go on."""
+        self.state.reached(stage, step, self.weight_version, self.skipped.total, self.skipped.in_a_row)
 
-    def checkpoint(self, wait: bool = False) -> None:
-        """Everything the run needs to go on from where it last was in `reached`; the newest `checkpoint.keep` stay."""
-        if self.saved == self.progress:
-            return
-        with self.journal.phase("checkpoint"):
-            needs_reference = self.progress.stage == "self-play" and self.progress.step < self.config.iterations
-            if needs_reference and not self.reference_digest:
-                self.reference_digest = self.checkpoints.save_reference(self.reference)
-            self.checkpoints.save(self.manifest(), wait)
-        self.saved = self.progress
+    def resume_counts(self) -> None:
+        """Go on counting where the run was."""
+        progress = self.state.progress
+        self.weight_version = progress.weight_version
+        self.skipped.total, self.skipped.in_a_row = progress.skipped_steps, progress.skipped_in_a_row
 
-    def manifest(self) -> Manifest:
-        """What a checkpoint says of the run as it was when it last was in `reached`."""
-        return Manifest(
-            version=MANIFEST_VERSION,
-            progress=self.progress,
-            position=self.position,
-            config=dataclasses.asdict(self.config),
-            world_size=self.system.world.layout.world_size,
-            architecture=dataclasses.asdict(self.system.learner.architecture),
-            corpus=corpus_digest(self.system.corpus),
-            reference=self.reference_digest,
-            roles=self.flywheel.role_counts,
-            seconds=self.journal.seconds,
-            code=code_versions(),
-            files={},
-        )
-
-    def load(self, found: Found) -> None:
-        """Go on from a checkpoint; the records have been rewound to it. The engines get its weights, and prove that they hold them."""
-        self.progress, self.position, self.saved = found.manifest.progress, found.manifest.position, found.manifest.progress
-        self.reference_digest = found.manifest.reference
-        self.reference = self.checkpoints.load(found) or []
-        self.journal.resume(found.manifest.seconds)
-        self.system.weight_sync.sync(self.progress.weight_version, verify=True)
-        self.checkpoints.restore_generators(found)
+    def count_skipped(self, where: str, stats: StepStats, batch: list[TrainingSample]) -> None:
+        """Tell of a step that was skipped; ends the run after too many in a row."""
+        line = self.skipped.count(where, stats, batch)
+        if line:
+            self.journal.say(line)
 
     def save(self) -> None:
         """A checkpoint that any layout can load, and an export that transformers and vLLM load."""
-        self.checkpoint(wait=True)
-        self.checkpoints.finish()
+        self.state.checkpoint(wait=True)
         with self.journal.phase("save"):
             save_hf(
                 self.run_dir.path(MODEL_NAME),
@@ -249,3 +224,17 @@ class Trainer:
                 self.system.model_dir,
                 write=self.system.world.layout.is_main,
             )
+
+    def stop(self, signal_name: str) -> None:
+        """A signal asked for it: leave everything so that the same command goes on."""
+        progress = self.state.progress
+        if progress.stage != "start":
+            self.state.checkpoint(wait=True)
+        self.journal.watchdog.stop()  # nothing is left that could be lost
+        self.flywheel.close()
+        where = (
+            "before SFT"
+            if progress.stage == "start"
+            else f"after {progress.step} {'SFT steps' if progress.stage == 'sft' else 'iterations'}"
+        )
+        self.journal.say(f"stopped by {signal_name} {where}; the same command goes on from there")

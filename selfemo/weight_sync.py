@@ -8,7 +8,7 @@ or a stale cache cannot pass. A mismatch stops the run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from selfemo.config import RunConfig
 from selfemo.megatron.learner import Learner
-from selfemo.rollout.engine import RolloutEngine
+from selfemo.rollout.engine import LiveParameter, RolloutEngine
 from selfemo.rollout.request import GenerationRequest
 from selfemo.weights.checksums import verify_transfer
 from selfemo.weights.parameters import LM_HEAD
@@ -54,14 +54,20 @@ class WeightSync:
     """Sends the learner's weights to this rank's engine and verifies them."""
 
     def __init__(
-        self, learner: Learner, engine: RolloutEngine, model_dir: str, config: RunConfig, prompts: Sequence[tuple[int, ...]]
+        self,
+        learner: Learner,
+        engine: RolloutEngine,
+        model_dir: str,
+        config: RunConfig,
+        prompts: Sequence[tuple[int, ...]],
+        on_call: Callable[[str], None] = lambda what: None,
     ) -> None:
-        """`prompts`: ids of the probe prompts, the same on every rank.
+        """`prompts`: ids of the probe prompts, the same on every rank. `on_call` is told every tensor before it is loaded.
 
         Raises:
             UserError: sync.mode=direct, but the engine's parameters are not in their plain layout.
         """
-        self._learner, self._engine, self._config, self._prompts = learner, engine, config, prompts
+        self._learner, self._engine, self._config, self._prompts, self._on_call = learner, engine, config, prompts, on_call
         layout = learner.layout
         copies = layout.world_size // (layout.tensor_size * layout.pipeline_size)  # context-parallel ranks hold equal weights too
         self._trainer = TrainerLayout(layout.tensor_size, layout.pipeline_size, layout.virtual_size, copies)
@@ -93,7 +99,7 @@ class WeightSync:
         probed = verify or version == 1 or _is_due(version - 1, settings.verify_every)
         checksummed = verify or _is_due(version - 1, settings.checksum_every)
         self._engine.wake_up()
-        report = self._transfer.send(self._learner.chunks, self._engine, version)
+        report = self._transfer.send(self._learner.chunks, _NamingReceiver(self._engine, self._on_call), version)
         self._learner.device.synchronize()
         compared = self._compare_checksums() if checksummed else 0
         if probed:
@@ -102,12 +108,15 @@ class WeightSync:
 
     def _compare_checksums(self) -> int:
         learner = self._learner
+        self._on_call("checksums of all tensors")
         return verify_transfer(learner.chunks, self._engine, learner.architecture, self._trainer, self._engines, learner.layout.rank)
 
     def _run_probe(self, version: int) -> None:
         for name, tensor in self._learner.hf_tensors(self._config.sync.bucket_bytes):
+            self._on_call(f"probe, tensor {name}")
             if self._probe:
                 self._probe.load(name, tensor)
+        self._on_call("greedy probe")
         requests = [GenerationRequest(prompt, 0, self._config.sync.probe_tokens, 0.0) for prompt in self._prompts]
         mine = [completion.token_ids for completion in self._engine.generate(requests)]
         continuations: list[list[tuple[int, ...]]] = [[] for _ in range(dist.get_world_size())]
@@ -118,6 +127,31 @@ class WeightSync:
         dist.broadcast_object_list(problem, src=0)
         if problem[0]:
             raise SyncError(f"weight sync {version}: {problem[0]}; the engines hold other weights than the trainer, stopping")
+
+
+class _NamingReceiver:
+    """An engine that says which tensor it waits for."""
+
+    def __init__(self, engine: RolloutEngine, on_call: Callable[[str], None]) -> None:
+        self._engine, self._on_call = engine, on_call
+
+    def live_parameters(self) -> Sequence[LiveParameter]:
+        """See WeightReceiver."""
+        return self._engine.live_parameters()
+
+    def receive_checkpoint_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """See WeightReceiver."""
+        self._engine.receive_checkpoint_tensors(self._named(tensors), version)
+
+    def copy_direct(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """See WeightReceiver."""
+        self._engine.copy_direct(self._named(tensors), version)
+
+    def _named(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        self._on_call("first tensor")
+        for name, tensor in tensors:
+            yield name, tensor
+            self._on_call(f"tensor after {name}")
 
 
 def _is_due(count: int, every: int) -> bool:

@@ -208,7 +208,7 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         ids = peer.processing_class.apply_chat_template(row["prompt"], add_generation_prompt=True, enable_thinking=False, return_dict=False)
         if tuple(ids) != trainer.system.prompts.recognize(seed.turns):
             raise RuntimeError(f"seed {seed.index}: the two sides would be given different prompts")
-    trainer.reference = trainer.system.learner.snapshot()
+    trainer.state.reference = trainer.system.learner.snapshot()
     trainer.system.learner.begin_stage()
     peer.train()
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -80,6 +80,8 @@ class Learner:
             temperature=config.selfplay.temperature,
         )
         self._offloaded = False
+        self.on_call: Callable[[str], None] = lambda what: None
+        """Told what a step is about to do: a watchdog listens."""
         self.begin_stage()
 
     def begin_stage(self) -> None:
@@ -227,6 +229,7 @@ class Learner:
 
         def forward_step(batches: Iterator[tuple[int, MicroBatch]], model: torch.nn.Module) -> tuple[torch.Tensor, losses.LossFunction]:
             index, batch = next(batches)
+            self.on_call(f"micro-batch {index + 1} of {len(plan)}")
             logits = model(
                 batch.token_ids_T[None],
                 batch.position_ids_T[None],
@@ -255,6 +258,7 @@ class Learner:
         self, collected: list[dict[str, torch.Tensor]], key: str, width: int, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
     ) -> torch.Tensor:
         """Reduce a collected vector over micro-batches, data-parallel ranks and stages (only the last one collects)."""
+        self.on_call(f"reduction of {key}")
         rows = [entry[key].float() for entry in collected] or [torch.zeros(width, device=self.device.torch_device)]
         stacked = torch.stack(rows)
         total = stacked.sum(0) if op == dist.ReduceOp.SUM else stacked.amax(0)
@@ -263,6 +267,7 @@ class Learner:
         return total
 
     def _optimizer_step(self, loss: float, learning_rate: float, tokens: int) -> StepStats:
+        self.on_call("optimizer step")
         set_hyperparameters(self.optimizer, learning_rate, self.config.train.weight_decay)
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())

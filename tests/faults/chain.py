@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from tests.faults.runs import LAYOUTS, TIMED_EVENTS, Launcher, fingerprint, tensors, without_timings
 
 ALL = -1
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,8 @@ CHAIN = (
 SHORT = (Kill("sft", 20, 1), Kill("flywheel-record", 3, 0), Kill("checkpoint-rename-done", 2, ALL))
 
 
-def compare_chain(launcher: Launcher, root: Path, layout: str, chain: tuple[Kill, ...], tell: Any = lambda line: None) -> list[str]:
-    """Run both; returns one line per difference, none where the runs are equal."""
-    untouched, killed = root / layout / "untouched", root / layout / "killed"
-    ended = launcher.run(untouched, *LAYOUTS[layout], "checkpoint.keep=100")
-    if any(ended.codes):
-        return [f"{layout}: the untouched run failed\n{ended.output}"]
+def compare_chain(launcher: Launcher, untouched: Path, killed: Path, layout: str, chain: tuple[Kill, ...], tell: Tell = print) -> list[str]:
+    """Run `killed` through the chain and compare it with a finished run; returns one line per difference, none where they are equal."""
     problems, known = [], _checkpoints(untouched)
     for kill in chain:
         ended = launcher.run(killed, *LAYOUTS[layout], faults=[{"at": kill.at, "count": kill.count, "rank": kill.rank, "do": "kill"}])
@@ -103,7 +101,7 @@ def _partial(untouched: Path, killed: Path, known: dict[str, dict[str, str]]) ->
         if part != whole[: len(part)]:
             return f"{name} is no prefix"
     for name, content in _checkpoints(killed).items():
-        if content != known.get(name):
+        if name in known and content != known[name]:
             return f"{name} differs"
     return ""
 
@@ -125,7 +123,12 @@ def main() -> int:
     launcher, problems, count = Launcher(), [], 0
     with tempfile.TemporaryDirectory(prefix="selfemo-faults-", dir=os.environ.get("FAULTS_DIR")) as root:
         for layout in sys.argv[1:] or LAYOUTS:
-            found = compare_chain(launcher, Path(root), layout, CHAIN, lambda line: print(line, flush=True))
+            untouched, killed = Path(root) / layout / "untouched", Path(root) / layout / "killed"
+            ended = launcher.run(untouched, *LAYOUTS[layout], "checkpoint.keep=100")
+            if any(ended.codes):
+                print(f"{layout}: the untouched run failed\n{ended.output}")
+                return 1
+            found = compare_chain(launcher, untouched, killed, layout, CHAIN, lambda line: print(line, flush=True))
             count += len(CHAIN)
             problems += found
             print(f"{layout}  finished run: {'; '.join(found) or 'bit-identical to the untouched one'}", flush=True)

@@ -3,7 +3,8 @@
     python -m tests.faults.run_with_faults '[{"at": "rollout", "count": 2, "rank": 0, "do": "kill"}]' train --config ...
 
 A fault strikes when a named point (POINTS) has been passed `count` times on `rank` (-1: on every rank). What it does: "kill" (SIGKILL to
-itself), "stop" (SIGSTOP to itself), "raise", "hang", "nan" (see `strike`), or "term" (SIGTERM to itself).
+itself), "stop" (SIGSTOP), "term", "usr1", "raise", "hang", or "nan": the loss that the function is given is one, from then on. With
+"attempt", only in that attempt of torchrun's.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import math
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Place = tuple[str, str, str]
@@ -24,6 +27,7 @@ Place = tuple[str, str, str]
 POINTS: dict[str, Place] = {
     "setup": ("selfemo.rollout.engine", "RolloutEngine", "__init__"),
     "sync": ("selfemo.weight_sync", "WeightSync", "sync"),
+    "sync-tensor": ("selfemo.weights.gather", "", "fill_hf"),
     "sync-loading": ("selfemo.rollout.engine", "RolloutEngine", "receive_checkpoint_tensors"),
     "sync-done": ("selfemo.weight_sync", "WeightSync", "sync"),
     "evaluation": ("selfemo.trainer", "", "evaluate_recognition"),
@@ -61,7 +65,8 @@ def main(faults: list[dict[str, Any]]) -> int:
     """Run the `selfemo` command of sys.argv with faults; returns the exit status."""
     rank = int(os.environ.get("RANK", "0"))
     for fault in faults:
-        if fault.get("rank", 0) in (-1, rank):
+        attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        if fault.get("rank", 0) in (-1, rank) and fault.get("attempt", attempt) == attempt:
             _patch(POINTS[fault["at"]], fault)
     from selfemo.cli import main as selfemo
 
@@ -83,6 +88,9 @@ def _patch(place: Place, fault: dict[str, Any]) -> None:
     def watched(*args: Any, **kwargs: Any) -> Any:
         nonlocal passed
         passed += 1
+        if fault["do"] == "nan":
+            args = (args[0], math.nan, *args[2:]) if passed >= fault["count"] else args
+            return function(*args, **kwargs)
         mine = passed == fault.get("count", 1)
         if mine and not fault["at"].endswith("-done"):
             strike(fault["do"])
@@ -95,7 +103,9 @@ def _patch(place: Place, fault: dict[str, Any]) -> None:
 
 
 def strike(what: str) -> None:
-    """Do it, to this process."""
+    """Do it, to this process; when that was stands in logs/struck."""
+    run = next(argument.partition("=")[2] for argument in sys.argv if argument.startswith("output_dir="))
+    (Path(run) / "logs" / "struck").write_text(str(time.time()))
     if what in ("kill", "stop", "term", "usr1"):
         os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}[what])
     elif what == "raise":

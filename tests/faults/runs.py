@@ -31,6 +31,8 @@ class Ended:
     """Exit status by rank; -9 for a kill."""
     output: str
     """What its processes wrote to the terminal."""
+    at: float
+    """When the last of them ended, as time.time()."""
 
 
 class Launcher:
@@ -66,10 +68,10 @@ class Launcher:
 
     def wait(self) -> Ended:
         """The end of what `start` began."""
-        codes = self._answer()["codes"]
+        answer = self._answer()
         output = Path(self._output).read_text(errors="replace")
         os.unlink(self._output)
-        return Ended(codes, output)
+        return Ended(answer["codes"], output, answer["at"])
 
     def run(self, run: Path, *overrides: str, world_size: int = 2, faults: list[dict[str, Any]] | None = None, **environment: str) -> Ended:
         """A launch from start to end."""
@@ -80,12 +82,35 @@ class Launcher:
         """End the process that forks."""
         assert self._zygote.stdin is not None
         self._zygote.stdin.close()
-        self._zygote.wait(timeout=60)
+        try:
+            self._zygote.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._zygote.kill()
 
     def _answer(self) -> dict[str, Any]:
         assert self._zygote.stdout is not None
         answer: dict[str, Any] = json.loads(self._zygote.stdout.readline())
         return answer
+
+
+def finish(launcher: Launcher, run: Path, untouched: Path) -> Ended:
+    """Give the same command again, to the end, and to the same bits."""
+    ended = launcher.run(run, *LAYOUTS["TP2"])
+    assert ended.codes == [0, 0], ended.output
+    one, other = fingerprint(untouched), fingerprint(run)
+    assert [name for name in {**one, **other} if one.get(name) != other.get(name)] == []
+    return ended
+
+
+def ends_in_time(launcher: Launcher, run: Path, fault: dict[str, Any], deadline_s: int) -> str:
+    """Strike, and see every rank end within the deadline and ten seconds; returns what the ranks said of it."""
+    ended = launcher.run(run, *LAYOUTS["TP2"], f"timeout_s={deadline_s}", faults=[fault])
+    assert all(ended.codes), ended.output
+    struck = float((run / "logs" / "struck").read_text())
+    assert ended.at - struck < deadline_s + 10, ended.output
+    told = "\n".join(line for line in ended.output.splitlines() if line.startswith("selfemo: rank "))
+    assert "phase" in told, ended.output
+    return told
 
 
 def free_port() -> int:

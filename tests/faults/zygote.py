@@ -1,9 +1,10 @@
 """Runs `selfemo train` in rank processes forked from one that has imported everything: what a fault test pays for imports only once.
 
 The fork changes nothing that a fault could meet: ranks are processes of their own with torchrun's environment, and end as torchrun ends
-them (after the first failure the others get SIGTERM, then SIGKILL). tests/faults/test_torchrun.py does it under torchrun itself.
+them (after the first failure the others get SIGTERM, then SIGKILL). tests/faults/torchrun_in_full.py does it under torchrun.
 
-Reads one JSON request a line (`Launch`), answers with one JSON line: {"codes": exit status by rank}.
+Reads one JSON request a line (`Launcher.start`) and answers with two lines: {"pids": ...} and, when all have ended,
+{"codes": exit status by rank, "at": time}.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -46,7 +48,8 @@ def serve() -> None:
         request = json.loads(line)
         pids = [_fork(rank, request) for rank in range(request["world_size"])]
         print(json.dumps({"pids": pids}), flush=True)
-        print(json.dumps({"codes": _wait(pids)}), flush=True)
+        codes = _wait(pids)
+        print(json.dumps({"codes": codes, "at": time.time()}), flush=True)
 
 
 def _fork(rank: int, request: dict[str, Any]) -> int:
@@ -63,6 +66,9 @@ def _fork(rank: int, request: dict[str, Any]) -> int:
         world = str(request["world_size"])
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(request["port"]), "OMP_NUM_THREADS": "1", **request["environment"]}
+        limit = int(os.environ.get("SELFEMO_TEST_FILE_BYTES", "0"))
+        if limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         from tests.faults.run_with_faults import main
 
         sys.argv = ["selfemo", *request["arguments"]]

@@ -1,0 +1,102 @@
+"""Figures that must not pass as numbers: steps whose loss or gradient is not finite, rewards and ratios out of bounds.
+
+The learner skips a bad step on all ranks alike. One now and then is the price of low precision; several in a row are a run that learns
+nothing, and the batch that does it is worth more than the time it would waste.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from selfemo.config import RewardConfig
+from selfemo.errors import UserError
+from selfemo.files import replace_text
+from selfemo.grpo.samples import TrainingSample
+from selfemo.megatron.learner import PolicyStats, StepStats
+from selfemo.rewards.scoring import ScoredGroup
+
+DUMP_NAME = "bad_batch"
+ON_POLICY_TOLERANCE = 1e-3
+RATIO_MEAN_LIMIT = 100.0
+"""A mean ratio beyond this (or below its inverse) is no policy that a clip could keep near."""
+ROUNDING = 1e-6
+
+
+class SkippedSteps:
+    """Counts steps that were skipped, in all and in a row."""
+
+    def __init__(self, limit: int, dump: Path | None) -> None:
+        """`dump`: where the batch goes; None on ranks that do not write."""
+        self._limit, self._dump = limit, dump
+        self.total = self.in_a_row = 0
+
+    def count(self, where: str, stats: StepStats, batch: Sequence[TrainingSample]) -> str:
+        """Count a step; returns a line to show where it was skipped, else "".
+
+        Raises:
+            UserError: as many in a row as are allowed; the batch has been written.
+        """
+        if stats.applied:
+            self.in_a_row = 0
+            return ""
+        self.total += 1
+        self.in_a_row += 1
+        line = f"{where}: loss {stats.loss:g}, gradient norm {stats.grad_norm:g}: step skipped on all ranks, {self.in_a_row} in a row"
+        if self.in_a_row < self._limit:
+            return line
+        if self._dump:
+            dump_batch(self._dump, line, batch)
+        raise UserError(f"{line} (train.max_skipped_steps); the batch is in {DUMP_NAME}: look at its samples, or lower the learning rate")
+
+
+def dump_batch(directory: Path, line: str, batch: Sequence[TrainingSample]) -> None:
+    """Write a batch: token ids and logprobs as safetensors, one entry per sample, and what was wrong with advantages as JSON."""
+    directory.mkdir(exist_ok=True)
+    tensors = {}
+    for index, sample in enumerate(batch):
+        tensors[f"{index:05d}.prompt_ids"] = torch.tensor(sample.prompt_ids, dtype=torch.int32)
+        tensors[f"{index:05d}.completion_ids"] = torch.tensor(sample.completion_ids, dtype=torch.int32)
+        tensors[f"{index:05d}.rollout_logprobs"] = torch.tensor(sample.rollout_logprobs, dtype=torch.float64)
+    save_file(tensors, directory / "samples.safetensors")
+    rows = [{"sample": i, "advantage": repr(s.advantage), "weight": repr(s.weight)} for i, s in enumerate(batch)]
+    replace_text(directory / "batch.json", json.dumps({"problem": line, "samples": rows}, indent=1) + "\n")
+
+
+def check_rewards(groups: Sequence[ScoredGroup], config: RewardConfig) -> None:
+    """Refuse a reward outside what its component can be, or a score outside [0, 1].
+
+    Raises:
+        ArithmeticError: names iteration, episode, turn, sample and component; it is a bug, or broken weights.
+    """
+    for scored in groups:
+        for index, (rewards, score) in enumerate(zip(scored.rewards, scored.scores, strict=True)):
+            limits = {name: config.frequency_cap if name == "alignment" else 1.0 for name in scored.components} | {"score": 1.0}
+            for name, value in [*zip(scored.components, rewards, strict=True), ("score", score)]:
+                if not -ROUNDING <= value <= limits[name] + ROUNDING:  # also where it is not a number
+                    group = scored.group
+                    raise ArithmeticError(
+                        f"reward out of bounds: {name} of {group.role} sample {index}, iteration {group.iteration}, "
+                        f"episode {group.episode}, turn {group.turn} is {value}, expected 0 to {limits[name]:g}"
+                    )
+
+
+def check_ratio(stats: PolicyStats, on_policy: bool) -> None:
+    """Refuse a mean ratio that no update could have: other than 1 on policy, or out of all proportion. For a batch that is not empty.
+
+    Raises:
+        ArithmeticError: names the figure.
+    """
+    ratio = stats.ratio_mean
+    if stats.step.applied:
+        low, high = (1 - ON_POLICY_TOLERANCE, 1 + ON_POLICY_TOLERANCE) if on_policy else (1 / RATIO_MEAN_LIMIT, RATIO_MEAN_LIMIT)
+        if not low <= ratio <= high or not math.isfinite(stats.logprob_gap_max):
+            raise ArithmeticError(
+                f"policy ratio out of bounds: its mean is {ratio}, expected {low:g} to {high:g}; "
+                f"largest trainer-engine logprob gap {stats.logprob_gap_max}"
+            )

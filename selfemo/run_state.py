@@ -1,0 +1,90 @@
+"""How far a run has come, and its checkpoints: what the trainer needs to be interrupted anywhere and lose nothing.
+
+`progress` changes in `reached` alone, which the trainer calls where a run can go on from: weights, optimizer and records belong together
+there. What a checkpoint says is what was true then, also when it is written a little later, for a signal in the middle of an iteration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from selfemo.assembly import System
+from selfemo.checkpoints import Checkpoints, Found
+from selfemo.config import RunConfig
+from selfemo.flywheel.flywheel import Flywheel
+from selfemo.journal import Journal
+from selfemo.resume import code_versions, corpus_digest
+from selfemo.run_directory import CHECKPOINTS_NAME, RunDirectory
+from selfemo.state import MANIFEST_VERSION, Manifest, Position, Progress, Stage
+from selfemo.stopping import StopRequest
+
+
+class RunState:
+    """Progress, reference weights and checkpoints of one run. Methods are collective."""
+
+    def __init__(
+        self, config: RunConfig, system: System, run: RunDirectory, journal: Journal, flywheel: Flywheel, stop: StopRequest
+    ) -> None:
+        self._config, self._system, self._journal, self._flywheel, self._stop = config, system, journal, flywheel, stop
+        settings = config.checkpoint
+        self._checkpoints = Checkpoints(run.path(CHECKPOINTS_NAME), system.learner, settings.keep, in_background=settings.background)
+        self._position = Position()
+        self._saved: Progress | None = None
+        self._reference_digest = ""
+        self.progress = Progress()
+        self.reference: list[torch.Tensor] = []
+        """The weights self-play is held to, once it has begun."""
+
+    def reached(self, stage: Stage, step: int, weight_version: int, skipped_steps: int, skipped_in_a_row: int) -> None:
+        """So much is done, and recorded: from here the run can go on. Writes a checkpoint where one is due.
+
+        Raises:
+            Stopped: a signal asked for it.
+        """
+        self.progress = Progress(stage, step, weight_version, skipped_steps, skipped_in_a_row)
+        self._position = dataclasses.replace(self._journal.position, flywheel_records=self._flywheel.last_id)
+        every = self._config.checkpoint.sft_every if stage == "sft" else self._config.checkpoint.every
+        ends_sft = stage == "sft" and step == self._config.sft.steps
+        if step and (ends_sft or (every and step % every == 0)):
+            self.checkpoint()
+        else:
+            self._checkpoints.poll()
+        self._stop.check()
+
+    def checkpoint(self, wait: bool = False) -> None:
+        """Everything the run needs to go on from where it last was in `reached`; with `wait` it is complete on return."""
+        if self._saved != self.progress:
+            with self._journal.phase("checkpoint"):
+                if self.progress.stage == "self-play" and not self._reference_digest:
+                    self._reference_digest = self._checkpoints.save_reference(self.reference)
+                self._checkpoints.save(self._manifest(), wait)
+            self._saved = self.progress
+        if wait:
+            self._checkpoints.finish()
+
+    def load(self, found: Found) -> None:
+        """Go on from a checkpoint; the records have been rewound to it. The engines get its weights, and prove that they hold them."""
+        self.progress, self._position, self._saved = found.manifest.progress, found.manifest.position, found.manifest.progress
+        self._reference_digest = found.manifest.reference
+        self.reference = self._checkpoints.load(found) or []
+        self._journal.resume(found.manifest.seconds)
+        self._system.weight_sync.sync(self.progress.weight_version, verify=True)
+        self._checkpoints.restore_generators(found)
+
+    def _manifest(self) -> Manifest:
+        return Manifest(
+            version=MANIFEST_VERSION,
+            progress=self.progress,
+            position=self._position,
+            config=dataclasses.asdict(self._config),
+            world_size=self._system.world.layout.world_size,
+            architecture=dataclasses.asdict(self._system.learner.architecture),
+            corpus=corpus_digest(self._system.corpus),
+            reference=self._reference_digest,
+            roles=self._flywheel.role_counts,
+            seconds=self._journal.seconds,
+            code=code_versions(),
+            files={},
+        )

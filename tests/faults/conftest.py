@@ -1,0 +1,26 @@
+"""One launcher and one untouched run for all fault tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import LAYOUTS, Launcher
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Iterator[Launcher]:
+    found = Launcher()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def untouched(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that nobody interrupted."""
+    run = tmp_path_factory.mktemp("faults") / "untouched"
+    ended = launcher.run(run, *LAYOUTS["TP2"])
+    assert ended.codes == [0, 0], ended.output
+    return run

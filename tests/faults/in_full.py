@@ -1,0 +1,96 @@
+"""Every fault but the kills of chain.py: each ends as promised, and the same command finishes the run to the same bits.
+
+python -m pytest tests/faults/in_full.py        # `make test-faults`; not collected by `make test`, for its length
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import LAYOUTS, ends_in_time, finish
+
+TP2 = LAYOUTS["TP2"]
+DEADLINE_S = 40
+
+
+def test_a_signal_that_cannot_be_followed_in_time_ends_the_run(launcher, tmp_path):
+    faults = [{"at": "generate", "count": 3, "rank": 0, "do": "term"}, {"at": "generate-done", "count": 3, "rank": 0, "do": "hang"}]
+    ended = launcher.run(tmp_path / "run", *TP2, "checkpoint.grace_s=5", faults=faults)
+    assert all(ended.codes), ended.output
+    assert "not done within checkpoint.grace_s=5" in ended.output
+
+
+WAYS = {
+    "a hung engine": ({"at": "generate", "count": 5, "rank": 1, "do": "hang"}, "engine call of"),
+    "a dead engine": ({"at": "generate", "count": 5, "rank": 1, "do": "raise"}, "engine call of"),
+    "a lost peer": ({"at": "optimizer", "count": 41, "rank": 1, "do": "kill"}, "micro-batch|optimizer step|reduction"),
+    "a hung sync": ({"at": "sync-tensor", "count": 30, "rank": 1, "do": "hang"}, "tensor"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_rank_ends_in_time_and_says_what_it_was_about(launcher, tmp_path, way):
+    fault, calls = WAYS[way]
+    told = ends_in_time(launcher, tmp_path / "run", fault, DEADLINE_S)
+    assert any(call in told for call in calls.split("|")), told
+
+
+def test_steps_that_are_not_finite_stop_the_run_with_the_batch(launcher, tmp_path):
+    faults = [{"at": "optimizer", "count": 4, "rank": -1, "do": "nan"}]
+    ended = launcher.run(tmp_path / "run", *TP2, "train.max_skipped_steps=3", faults=faults)
+    assert ended.codes == [2, 2], ended.output
+    assert "SFT step 5: loss nan" in ended.output
+    assert (tmp_path / "run" / "bad_batch" / "samples.safetensors").is_file()
+    events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [event for event in events if event["event"] == "sft"]
+    assert [step["step_applied"] for step in steps] == [True] * 3 + [False] * 3
+    assert steps[-1]["loss"] is None
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_finishes_the_run(launcher, untouched, tmp_path):
+    ended = launcher.run(tmp_path / "run", *TP2, faults=[{"at": "evaluation", "count": 3, "rank": 0, "do": "kill"}])
+    assert -9 in ended.codes, ended.output
+    newest = tmp_path / "run" / "checkpoints" / (tmp_path / "run" / "checkpoints" / "latest").read_text().strip()
+    data = newest / "__1_0.distcp"
+    data.write_bytes(data.read_bytes()[:-7])
+    resumed = finish(launcher, tmp_path / "run", untouched)
+    assert f"damaged, passed over: {newest}: __1_0.distcp is not what was written" in resumed.output
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(launcher, untouched, tmp_path):
+    run = tmp_path / "run"
+    ended = launcher.run(run, *TP2, faults=[{"at": "sft", "count": 20, "rank": 0, "do": "kill"}])
+    assert -9 in ended.codes, ended.output
+    ended = launcher.run(run, *TP2, SELFEMO_TEST_FILE_BYTES="100000")
+    assert ended.codes == [2, 2], ended.output
+    assert "a checkpoint cannot be written (File too large)" in ended.output
+    finish(launcher, run, untouched)
+
+
+OTHER = {
+    "TP1": (1, ("parallel.tensor=1",), ["processes 2 -> 1", "parallel.tensor 2 -> 1"]),
+    "PP2": (2, ("parallel.tensor=1", "parallel.pipeline=2"), ["parallel.pipeline 1 -> 2"]),
+    "DP2": (2, ("parallel.tensor=1",), ["parallel.tensor 2 -> 1"]),
+}
+
+
+@pytest.mark.parametrize("layout", OTHER)
+def test_another_layout_goes_on_with_the_same_curve(launcher, untouched, tmp_path, layout):
+    """Through the rest of SFT; sampled tokens of self-play may then part ways on a rounding error, and are not compared."""
+    world_size, overrides, told = OTHER[layout]
+    ended = launcher.run(tmp_path / "run", *TP2, faults=[{"at": "sft", "count": 20, "rank": 0, "do": "kill"}])
+    assert -9 in ended.codes, ended.output
+    ended = launcher.run(tmp_path / "run", *overrides, world_size=world_size)
+    assert not any(ended.codes), ended.output
+    for line in told:
+        assert f"changed since: {line}" in ended.output
+    for one, other in zip(losses(untouched), losses(tmp_path / "run"), strict=True):
+        assert other == pytest.approx(one, abs=2e-4)
+
+
+def losses(run: Path) -> list[float]:
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [event["loss"] for event in events if event["event"] == "sft"]

@@ -1,0 +1,63 @@
+"""A rewound store is the store of that moment, still refuses to lose a record, and takes the same records again."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from selfemo.config import RewardConfig
+from selfemo.flywheel.flywheel import make_record
+from selfemo.flywheel.record import Record
+from selfemo.flywheel.store import FlywheelStore
+from selfemo.rewards.scoring import score_group
+from tests.rewards.groups import SCORE, recognizer_group
+from tests.selfplay.scripted import LABELS
+
+
+def records(count: int) -> list[Record]:
+    scored = score_group(recognizer_group(["joy, anger", "anger", ""], ("joy",)), RewardConfig(), SCORE, dict.fromkeys(LABELS, 1.0))
+    made = [make_record(scored, i, 7, 0.5) for i in range(1, count + 1)]
+    return [replace(r, iteration=r.record_id, kept=r.record_id % 2 == 0, reason=str(r.record_id % 3)) for r in made]
+
+
+def content(path: Path) -> list[str]:
+    connection = sqlite3.connect(path)
+    tables = ("records", "details", "totals", "label_set", "sqlite_master")
+    found = [repr(connection.execute(f"select * from {table} order by 1, 2").fetchall()) for table in tables]
+    connection.close()
+    return found
+
+
+def test_a_rewound_store_is_the_store_of_that_moment(tmp_path):
+    for name, count in (("short", 5), ("long", 9)):
+        with_records = FlywheelStore(tmp_path / name, writable=True, labels=LABELS)
+        with_records.append(records(count))
+        with_records.close()
+    store = FlywheelStore(tmp_path / "long", writable=True, labels=LABELS)
+    store.rewind(5)
+    store.close()
+    assert content(tmp_path / "long") == content(tmp_path / "short")
+    store = FlywheelStore(tmp_path / "long", writable=True, labels=LABELS)
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        store._connection.execute("delete from records")
+    assert store.append(records(9)) == 4
+    store.rewind(0)
+    assert (store.last_id(), store.totals()) == (0, [])
+    store.close()
+
+
+def test_a_forked_child_does_not_hold_the_lock(tmp_path):
+    store = FlywheelStore(tmp_path / "f.sqlite", writable=True, labels=LABELS)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:  # a checkpoint's writer, which outlives the run
+        os.read(reading, 1)
+        os._exit(0)
+    store.close()
+    FlywheelStore(tmp_path / "f.sqlite", writable=True, labels=LABELS).close()
+    os.write(writing, b"x")
+    assert os.waitpid(child, 0)[1] == 0
