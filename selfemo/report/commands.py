@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
+from selfemo.report.dialogues import MAX_DIALOGUES
+
 POLL_S = 2
 REFRESH_S = 5
 """How often a page that follows a live run loads itself again."""
-DIALOGUES = 40
 
 
 def report(
@@ -21,7 +22,7 @@ def report(
     ] = False,
     output: Annotated[Path | None, typer.Option(help="Where to write; default RUN_DIR/report.html.")] = None,
     gpu: Annotated[str, typer.Option(help="Plan seconds too, for this GPU, such as h100-80g, to compare with those measured.")] = "",
-    dialogues: Annotated[int, typer.Option(min=0, help="Most dialogues on the page.")] = DIALOGUES,
+    dialogues: Annotated[int, typer.Option(min=0, help="Most dialogues on the page.")] = MAX_DIALOGUES,
 ) -> None:
     """Write one self-contained HTML file about a run: figures, curves, emotions, time, plan, flywheel, dialogues."""
     from selfemo.report.page import PAGE_NAME, render, write_page
