@@ -1,8 +1,9 @@
 """`selfemo flywheel` with real engines: replay finds the weights that sampled a record, among those a run left on disk.
 
-A record names its weight version. Version V of a run is the content of sync V; on disk are the versions of the run's checkpoints, and
-the last one as `model/`. The last is sent after the last rollout, so a record's weights are those of a checkpoint: a run keeps them with
-checkpoint.every=1 and a checkpoint.keep above its iterations. Other versions are refused, since no comparison could come out equal.
+A record names its weight version. Version V of a run is the content of sync V. On disk are those of the checkpoints of its iterations, the
+last one as `model/`, and the one that self-play began with, which a run keeps as its reference. The last is sent after the last rollout, so
+the weights of a later iteration's records are those of a checkpoint: a run keeps them all with checkpoint.every=1 and a checkpoint.keep
+above its iterations. Other versions are refused, since no comparison could come out equal.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from selfemo.flywheel.commands import (
 )
 from selfemo.flywheel.replay import replay
 from selfemo.plain_console import plain_console
-from selfemo.run_directory import CONFIG_NAME, METRICS_NAME
+from selfemo.run_directory import CHECKPOINTS_NAME, CONFIG_NAME, METRICS_NAME, MODEL_NAME
 from selfemo.standalone import StandaloneEngines
 
-MODEL_NAME = "model"
 INITIAL_MODEL = "model-initial"
-CHECKPOINTS = ("checkpoints/iteration-*", "checkpoint")
+CHECKPOINTS = f"{CHECKPOINTS_NAME}/iteration-*"
+"""A checkpoint made during SFT holds weights that no engine was sent."""
+REFERENCE = f"{CHECKPOINTS_NAME}/reference"
 
 app = typer.Typer(help="Look at what self-play recorded, replay it, export it.", no_args_is_help=True)
 app.command("list")(list_records)
@@ -57,7 +59,7 @@ def replay_record(
     console = plain_console(soft_wrap=True)
     with weights_of(run_dir, found.weight_version, model) as weights:
         claim = "whatever version they are" if model else f"version {found.weight_version}"
-        console.print(f"weights: {weights.path if model else weights.settings_from}, {claim}; settings from {weights.settings_from}")
+        console.print(f"weights: {model or run_dir}, {claim}; settings from {weights.settings_from}")
         result = replay(found, StandaloneEngines().generator(weights))
     console.print(replay_table(result))
     raise typer.Exit(0 if result.equal else 1)
@@ -100,12 +102,13 @@ def weights_of(run_dir: Path, version: int, model: Path | None = None) -> Iterat
 def versions_on_disk(run_dir: Path) -> dict[int, Path]:
     """Weight versions whose weights the run left on disk: `model/` in preference to a checkpoint of the same version."""
     found: dict[int, Path] = {}
-    for pattern in CHECKPOINTS:
-        for checkpoint in sorted(run_dir.glob(pattern)):
-            version = _checkpoint_version(checkpoint)
-            if version is not None:
-                found[version] = checkpoint
-    last = _last_synced(run_dir / METRICS_NAME)
+    first, last = _synced(run_dir / METRICS_NAME)
+    if first is not None and (run_dir / REFERENCE).is_dir():
+        found[first] = run_dir / REFERENCE
+    for checkpoint in sorted(run_dir.glob(CHECKPOINTS)):
+        version = _checkpoint_version(checkpoint)
+        if version is not None:
+            found[version] = checkpoint
     if last is not None and (run_dir / MODEL_NAME).is_dir():
         found[last] = run_dir / MODEL_NAME
     return found
@@ -122,12 +125,17 @@ def _checkpoint_version(checkpoint: Path) -> int | None:
     return version if isinstance(version, int) else None
 
 
-def _last_synced(metrics: Path) -> int | None:
-    """The version of the last sync that the run recorded."""
-    if not metrics.is_file():
-        return None
-    events = (json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines())
-    return max((event["version"] for event in events if event["event"] == "sync"), default=None)
+def _synced(metrics: Path) -> tuple[int | None, int | None]:
+    """Versions of the sync that self-play began with, and of the last one that the run recorded; None where there is none."""
+    first: int | None = None
+    last: int | None = None
+    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
+        event = json.loads(line)
+        if event["event"] == "sync":
+            last = event["version"]
+        elif event["event"] == "eval" and event["stage"] == "sft":
+            first = last
+    return first, last
 
 
 def _companions(run_dir: Path) -> Path:

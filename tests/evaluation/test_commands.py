@@ -60,12 +60,13 @@ CONFIG = RunConfig(
 )
 LIMIT = 16
 FINAL_VERSION = 5
+REFERENCE_VERSION = 2
 CHECKPOINT_VERSION = 4
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with an initial and a trained model, a checkpoint of the initial weights, and the sync records of both."""
+    """A run with an initial and a trained model, a checkpoint of the initial weights, a reference, and the sync records of all."""
     run = tmp_path_factory.mktemp("finished") / "run"
     run.mkdir()
     (run / "config.yaml").write_text(as_yaml(CONFIG))
@@ -75,8 +76,12 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = run / "checkpoints" / "iteration-000001"
     hf_to_megatron(run / "model-initial", checkpoint, lambda name, size: None)
     torch.save({"common": {"iteration": 1, "weight_version": CHECKPOINT_VERSION}}, checkpoint / "common.pt")
-    syncs = [{"event": "sync", "version": version} for version in (1, CHECKPOINT_VERSION, FINAL_VERSION)]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in [{"event": "sft", "step": 0}, *syncs]))
+    reference = run / "checkpoints" / "reference"
+    hf_to_megatron(run / "model", reference, lambda name, size: None)
+    torch.save({"common": {"optimizer": False}}, reference / "common.pt")
+    before, first, *later = ({"event": "sync", "version": version} for version in (1, REFERENCE_VERSION, CHECKPOINT_VERSION, FINAL_VERSION))
+    events = [before, {"event": "eval", "stage": "start"}, {"event": "sft", "step": 0}, first, {"event": "eval", "stage": "sft"}, *later]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return run
 
 
@@ -282,8 +287,8 @@ def record_of(run_dir: Path, engines: StandaloneEngines, version: int, weights: 
 
 @pytest.fixture(scope="module")
 def recorded_run(run_dir: Path, engines: StandaloneEngines) -> Path:
-    """The run with three records: of the checkpoint's weights, of the final ones, and of weights that are gone."""
-    made = [(CHECKPOINT_VERSION, "model-initial"), (FINAL_VERSION, "model"), (2, "model")]
+    """The run with four records: of the checkpoint's weights, of the final ones, of the reference's, and of weights that are gone."""
+    made = [(CHECKPOINT_VERSION, "model-initial"), (FINAL_VERSION, "model"), (REFERENCE_VERSION, "model"), (3, "model")]
     records = [record_of(run_dir, engines, version, weights) for version, weights in made]
     store = FlywheelStore(run_dir / "flywheel.sqlite", writable=True, labels=CORPUS.labels)
     store.append([replace(record, record_id=i, iteration=i) for i, record in enumerate(records, 1)])
@@ -300,7 +305,7 @@ def replayed(run: Path, engines: StandaloneEngines, monkeypatch: pytest.MonkeyPa
 def test_a_record_comes_out_equal_under_the_weights_of_its_version(
     recorded_run: Path, engines: StandaloneEngines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for record, version in (("1", CHECKPOINT_VERSION), ("2", FINAL_VERSION)):
+    for record, version in (("1", CHECKPOINT_VERSION), ("2", FINAL_VERSION), ("3", REFERENCE_VERSION)):
         code, output = replayed(recorded_run, engines, monkeypatch, record)
         assert code == 0, output
         assert f"version {version}" in output
@@ -313,8 +318,10 @@ def test_other_weights_differ_and_absent_ones_are_refused(
     code, output = replayed(recorded_run, engines, monkeypatch, "1", "--model", str(recorded_run / "model"))
     assert code == 1
     assert "differs from token" in output
-    with pytest.raises(UserError, match=r"version 2 are not on disk, there are: 4 \(.*iteration-000001\), 5 \(.*model\)"):
-        replayed(recorded_run, engines, monkeypatch, "3")
+    with pytest.raises(
+        UserError, match=r"version 3 are not on disk, there are: 2 \(.*reference\), 4 \(.*iteration-000001\), 5 \(.*model\)"
+    ):
+        replayed(recorded_run, engines, monkeypatch, "4")
 
 
 def chatted(run: Path, engines: StandaloneEngines, monkeypatch: pytest.MonkeyPatch, typed: bytes) -> str:
