@@ -3,6 +3,7 @@
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, GPUS_PER_NODE   the world; SLURM's variables stand in where they are not set
 #   LOCAL_ADDR     this node's address, where its host name does not resolve for the others
 #   RUN_ID         name of the rendezvous: agents that share it form one world
+#   RENDEZVOUS_TIMEOUT_S   how long a node waits for the first one (300)
 #   MAX_RESTARTS   how often torchrun starts the workers again after one has failed
 #   MODEL_DIR      overrides model.path
 #   GPU            the kind of GPU that a dry run plans for (h100-80g)
@@ -40,12 +41,16 @@ launch() {
     export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1} # Megatron orders tensor-parallel communication by it
     # A world that forms again must not meet in the store of the one before: its addresses are there still (torch 2.13 keeps the server).
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+    # Node 0 hosts the rendezvous, whatever its host name resolves to; the others wait for it.
+    local is_host=0
+    if [ "$node_rank" = 0 ]; then is_host=1; fi
     # SIGUSR1 (SLURM's, before a time limit) and SIGTERM ask the ranks to write a checkpoint and end with status 0. SLURM sends them to every
     # process of a step: torchrun is started with both ignored, since it would die of the one and tear its ranks down for the other,
     # and this shell passes on what reaches it alone (docker stop).
     trap '' USR1 TERM
     torchrun --nnodes "$nnodes" --node-rank "$node_rank" --nproc-per-node "$gpus_per_node" --max-restarts "${MAX_RESTARTS:-3}" \
         --signals-to-handle SIGINT,SIGHUP,SIGQUIT ${LOCAL_ADDR:+--local-addr "$LOCAL_ADDR"} \
+        --rdzv-conf "is_host=$is_host,read_timeout=${RENDEZVOUS_TIMEOUT_S:-300}" \
         --rdzv-backend c10d --rdzv-id "${RUN_ID:-${SLURM_JOB_ID:-selfemo}}" --rdzv-endpoint "$master_addr:$master_port" \
         "$script" "${overrides[@]}" &
     local torchrun_pid=$! status=0

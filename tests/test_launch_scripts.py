@@ -66,6 +66,7 @@ def test_bash_calls_torchrun_with_the_nodes_of_the_environment(environment, tmp_
     assert arguments[arguments.index("--nnodes") + 1] == "4"
     assert arguments[arguments.index("--node-rank") + 1] == "2"
     assert arguments[arguments.index("--nproc-per-node") + 1] == "8"
+    assert arguments[arguments.index("--rdzv-conf") + 1].startswith("is_host=0,")  # node 0 hosts the rendezvous
     assert arguments[arguments.index("--rdzv-endpoint") + 1] == "head:29500"
     assert arguments[arguments.index("--local-addr") + 1] == "10.0.0.7"
     assert arguments[arguments.index(script(model)) + 1 :] == [f"output_dir={tmp_path / 'run'}", "corpus.name=everyday", "seed=5"]

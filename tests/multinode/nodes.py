@@ -52,7 +52,9 @@ class Node:
         }
         told = {"NNODES": "2", "NODE_RANK": str(rank), "GPUS_PER_NODE": str(processes), "RUN_ID": f"test-{port}"}
         told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_ADDR": "127.0.0.1", "MAX_RESTARTS": str(restarts)}
+        told |= {"RENDEZVOUS_TIMEOUT_S": str(TIMEOUT_S)}
         meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", f"test-{port}", "--local-addr", "127.0.0.1"]
+        meet += ["--rdzv-conf", f"is_host=0,read_timeout={TIMEOUT_S}"]  # on one machine any agent could host the rendezvous
         size = ["--nnodes", "2", "--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
         command = ["bash", SCRIPT, *overrides] if rank == 0 else ["torchrun", *size, *meet, SCRIPT, *overrides]
         with log.open("ab") as file:
