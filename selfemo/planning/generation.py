@@ -11,6 +11,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from selfemo.planning.hardware import Gpu
 from selfemo.planning.parameters import total_elements
@@ -50,8 +51,9 @@ class Engine:
         return max(1, min(self.max_num_seqs, int(self.kv_cache_bytes / (self.kv_bytes_per_token * mean_tokens))))
 
 
+@cache
 def generation_seconds(call: GenerationCall, engine: Engine, replicas: int, gpu: Gpu, rates: Rates) -> float:
-    """Seconds until the last sample of a call has ended on the slowest engine."""
+    """Seconds until the last sample of a call has ended on the slowest engine. Kept: layouts that differ in the trainer share it."""
     samples = math.ceil(call.samples / replicas)
     groups = math.ceil(call.groups / replicas)
     scale = max(1, math.ceil(samples / LARGEST_SIMULATED))

@@ -92,7 +92,7 @@ def _phase_bars(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def _part_curves(axes: Any, parts: Sequence[PartCost]) -> None:
-    for part, colour in zip(dict.fromkeys(cost.part for cost in parts), COLOURS):
+    for part, colour in zip(dict.fromkeys(cost.part for cost in parts), (*COLOURS, "#8a1c4a")):
         points = [cost for cost in parts if cost.part == part]
         axes.plot([cost.samples for cost in points], [cost.per_sample_us for cost in points], "-o", color=colour, label=part)
     axes.set(xscale="log", yscale="log", xlabel="samples", ylabel="us per sample", title="own parts, MEASURED: a level line is linear")
