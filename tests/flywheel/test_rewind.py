@@ -26,8 +26,8 @@ def records(count: int) -> list[Record]:
 
 def content(path: Path) -> list[str]:
     connection = sqlite3.connect(path)
-    tables = ("records", "details", "totals", "label_set", "sqlite_master")
-    found = [repr(connection.execute(f"select * from {table} order by 1, 2").fetchall()) for table in tables]
+    tables = ("records", "details", "totals", "label_set", "sqlite_master order by name")
+    found = [repr(connection.execute(f"select * from {table}").fetchall()) for table in tables]
     connection.close()
     return found
 
@@ -52,12 +52,17 @@ def test_a_rewound_store_is_the_store_of_that_moment(tmp_path):
 
 def test_a_forked_child_does_not_hold_the_lock(tmp_path):
     store = FlywheelStore(tmp_path / "f.sqlite", writable=True, labels=LABELS)
-    reading, writing = os.pipe()
+    end_reading, end_writing = os.pipe()
+    begun_reading, begun_writing = os.pipe()
     child = os.fork()
     if child == 0:  # a checkpoint's writer, which outlives the run
-        os.read(reading, 1)
+        os.write(begun_writing, b"x")
+        os.read(end_reading, 1)
         os._exit(0)
+    os.read(begun_reading, 1)
     store.close()
-    FlywheelStore(tmp_path / "f.sqlite", writable=True, labels=LABELS).close()
-    os.write(writing, b"x")
-    assert os.waitpid(child, 0)[1] == 0
+    try:
+        FlywheelStore(tmp_path / "f.sqlite", writable=True, labels=LABELS).close()
+    finally:
+        os.write(end_writing, b"x")
+        os.waitpid(child, 0)
