@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch._C import set_num_threads  # vLLM's CPU worker replaces torch.set_num_threads by a function that does nothing
 
 from selfemo.kernels.chunks import Rows
 
@@ -19,7 +20,7 @@ from selfemo.kernels.chunks import Rows
 def on_threads(work: Callable[[Iterator[Rows]], None], chunks: Iterable[Rows], device: torch.device) -> None:
     """Run `work` on up to torch.get_num_threads() threads (one for a GPU); all draw from one iterator: each chunk is taken once.
 
-    The threads live as long as the call: nothing is left that a fork could break. torch.set_num_threads, which makes operators
+    The threads live as long as the call: nothing is left that a fork could break. set_num_threads, which makes operators
     serial in a thread, is also what threads yet to come inherit, so the caller's number is set again at the end.
     """
     shared, inference, threads = list(chunks), torch.is_inference_mode_enabled(), torch.get_num_threads()
@@ -33,9 +34,9 @@ def on_threads(work: Callable[[Iterator[Rows]], None], chunks: Iterable[Rows], d
             work(chunk)
 
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(threads, initializer=set_num_threads, initargs=(1,)) as pool:
             runs = [pool.submit(run) for _ in range(min(threads, len(shared)))]
     finally:
-        torch.set_num_threads(threads)
+        set_num_threads(threads)
     for one in runs:
         one.result()

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from selfemo.kernels.row_threads import set_num_threads
+
 VIEWS = frozenset(
     {"view", "_unsafe_view", "slice", "select", "expand", "unsqueeze", "squeeze", "detach", "t", "transpose", "permute"}
     | {"alias", "as_strided", "reshape", "split", "unbind"}
@@ -62,12 +64,12 @@ class TorchMeter(TorchDispatchMode):
 
     def __enter__(self) -> TorchMeter:
         self._threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+        set_num_threads(1)
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
-        torch.set_num_threads(self._threads)
+        set_num_threads(self._threads)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from selfemo.kernels import token_logprobs
+from selfemo.kernels.row_threads import set_num_threads
 from tests.kernels import oracle
 
 
@@ -130,9 +131,9 @@ def test_second_backward_raises_instead_of_differentiating_a_gradient() -> None:
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
+    set_num_threads(request.param)
     yield request.param
-    torch.set_num_threads(before)
+    set_num_threads(before)
 
 
 def test_result_does_not_depend_on_other_rows_or_the_chunking(threads: int) -> None:

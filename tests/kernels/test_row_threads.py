@@ -10,7 +10,7 @@ from torch import Tensor
 
 from selfemo.kernels import token_logprobs
 from selfemo.kernels.chunks import Rows
-from selfemo.kernels.row_threads import on_threads
+from selfemo.kernels.row_threads import on_threads, set_num_threads
 
 CPU = torch.device("cpu")
 CHUNKS = [slice(begin, begin + 1) for begin in range(50)]
@@ -19,9 +19,9 @@ CHUNKS = [slice(begin, begin + 1) for begin in range(50)]
 @pytest.fixture(params=[1, 2, 5])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
+    set_num_threads(request.param)
     yield request.param
-    torch.set_num_threads(before)
+    set_num_threads(before)
 
 
 def test_each_chunk_is_taken_once_by_a_serial_thread(threads: int) -> None:
@@ -50,11 +50,11 @@ def test_an_error_in_a_thread_reaches_the_caller(threads: int) -> None:
 
 def results(threads: int) -> tuple[Tensor, Tensor, Tensor]:
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    set_num_threads(threads)
     logits_TV = torch.randn(9, 150_000, generator=torch.Generator().manual_seed(0)).requires_grad_()
     got = token_logprobs(logits_TV, torch.arange(9), mask_T=torch.arange(9) != 4)
     (got.logprob_T.sum() + got.entropy_T.sum()).backward()
-    torch.set_num_threads(before)
+    set_num_threads(before)
     assert logits_TV.grad is not None
     return got.logprob_T.detach(), got.entropy_T.detach(), logits_TV.grad
 
