@@ -16,7 +16,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,11 +57,12 @@ class Checkpoints:
         self._root, self._learner, self._keep, self._in_background = root, learner, keep, in_background
         self._pending: tuple[TensorWrite, Path, Path, Manifest] | None = None
 
-    def save(self, manifest: Manifest, wait: bool = False) -> None:
+    def save(self, manifest: Manifest, generators: Mapping[str, torch.Tensor], wait: bool = False) -> None:
         """Write a checkpoint of this moment; in the background where configured, unless `wait`.
 
         Args:
             manifest: everything but `files`.
+            generators: this rank's, from `collect_rng`, as they were where the manifest says the run is.
 
         Raises:
             UserError: it cannot be written (a full disk, a directory that is not writable); what was there before is untouched.
@@ -70,7 +71,7 @@ class Checkpoints:
         final = self._root / manifest.progress.name
         temporary = _new_temporary(final)
         common = {"weight_version": manifest.progress.weight_version, "iteration": manifest.progress.step}
-        agree(self._save_rng(temporary))
+        agree(self._save_rng(temporary, generators))
         write = TensorWrite(self._learner, temporary, common, in_background=self._in_background and not wait)
         self._pending = (write, temporary, final, manifest)
         if wait or not self._in_background:
@@ -102,9 +103,9 @@ class Checkpoints:
         _commit(temporary, final)
         return digest_of(files)
 
-    def _save_rng(self, directory: Path) -> str:
+    def _save_rng(self, directory: Path, generators: Mapping[str, torch.Tensor]) -> str:
         try:
-            save_rng(directory / _rng_name(dist.get_rank()), self._learner.device.torch_device)
+            save_rng(directory / _rng_name(dist.get_rank()), generators)
         except (OSError, SafetensorError) as error:
             return f"{self._root}: a checkpoint cannot be written ({error}): free space or make it writable, then run again"
         return ""

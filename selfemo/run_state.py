@@ -15,6 +15,7 @@ from selfemo.checkpoints import Checkpoints, Found
 from selfemo.config import RunConfig
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.journal import Journal
+from selfemo.megatron.rng import collect_rng
 from selfemo.resume import code_versions, corpus_digest
 from selfemo.run_directory import CHECKPOINTS_NAME, RunDirectory
 from selfemo.state import MANIFEST_VERSION, Manifest, Position, Progress, Stage
@@ -33,6 +34,8 @@ class RunState:
         self._position = Position()
         self._saved: Progress | None = None
         self._reference_digest = ""
+        self._generators: dict[str, torch.Tensor] = {}
+        """As they were in `reached`: an engine that has generated since then may have drawn from them."""
         self.progress = Progress()
         self.reference: list[torch.Tensor] = []
         """The weights self-play is held to, once it has begun."""
@@ -45,6 +48,7 @@ class RunState:
         """
         self.progress = Progress(stage, step, weight_version, skipped_steps, skipped_in_a_row)
         self._position = dataclasses.replace(self._journal.position, flywheel_records=self._flywheel.last_id)
+        self._generators = collect_rng(self._system.world.device.torch_device)
         every = self._config.checkpoint.sft_every if stage == "sft" else self._config.checkpoint.every
         ends_sft = stage == "sft" and step == self._config.sft.steps
         if step and (ends_sft or (every and step % every == 0)):
@@ -59,7 +63,7 @@ class RunState:
             with self._journal.phase("checkpoint"):
                 if self.progress.stage == "self-play" and not self._reference_digest:
                     self._reference_digest = self._checkpoints.save_reference(self.reference)
-                self._checkpoints.save(self._manifest(), wait)
+                self._checkpoints.save(self._manifest(), self._generators, wait)
             self._saved = self.progress
         if wait:
             self._checkpoints.finish()
@@ -72,6 +76,7 @@ class RunState:
         self._journal.resume(found.manifest.seconds)
         self._system.weight_sync.sync(self.progress.weight_version, verify=True)
         self._checkpoints.restore_generators(found)
+        self._generators = collect_rng(self._system.world.device.torch_device)
 
     def _manifest(self) -> Manifest:
         return Manifest(

@@ -6,6 +6,7 @@ Nothing a run computes today draws from them (draws have seeds of their own), bu
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from safetensors.torch import load_file, save_file
 TRACKER_PREFIX = "megatron."
 
 
-def save_rng(path: Path, device: torch.device) -> None:
-    """Write this rank's generators to a safetensors file."""
+def collect_rng(device: torch.device) -> dict[str, torch.Tensor]:
+    """Copies of this rank's generators, as they are now: some kilobytes."""
     _, words, position, has_gauss, cached = np.random.get_state()
     version, python_words, python_gauss = random.getstate()
     states = {
@@ -31,7 +32,12 @@ def save_rng(path: Path, device: torch.device) -> None:
     }
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
-    save_file({name: state.cpu().contiguous() for name, state in states.items()}, path)
+    return {name: state.cpu().clone() for name, state in states.items()}
+
+
+def save_rng(path: Path, states: Mapping[str, torch.Tensor]) -> None:
+    """Write what `collect_rng` returned to a safetensors file."""
+    save_file(dict(states), path)
 
 
 def restore_rng(path: Path, device: torch.device) -> None:
