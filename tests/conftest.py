@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:  # `pytest` alone does not add it, and importlib mode leaves sys.path as it is
@@ -15,7 +15,8 @@ if ROOT not in sys.path:  # `pytest` alone does not add it, and importlib mode l
 
 from tests.distributed.harness import DistributedRunner  # noqa: E402
 
-settings.register_profile("project", deadline=None)  # seconds of wall time say more about the machine than about the code
+# Seconds of wall time, of an example or of drawing it, say more about the machine than about the code.
+settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
 
 
