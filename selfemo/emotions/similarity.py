@@ -72,7 +72,7 @@ class SmoothedIoU:
                 raise ValueError(f"{name} holds {unknown[0]!r}, which is not in the label set {list(self._index)}")
         rows = [self._index[label] for label in sorted(predicted)]
         columns = [self._index[label] for label in sorted(reference)]
-        if len(rows) < len(columns):
+        if (len(rows), rows) < (len(columns), columns):  # sums of both directions round alike: symmetric to the bit
             rows, columns = columns, rows
         matched = best_matching(self.affinity.matrix, rows, columns)
         return (matched + self.smoothing) / (len(rows) + len(columns) - matched + self.smoothing)

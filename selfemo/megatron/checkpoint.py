@@ -64,6 +64,8 @@ class TensorWrite:
                 request.execute_sync()
         except (CheckpointException, OSError, RuntimeError) as error:
             raise self._refusal(error) from error
+        finally:
+            filesystem_async._results_queue = None  # the request holds ours, which serves once; another save makes its own
 
     def is_done(self, blocking: bool = False) -> bool:
         """Whether every rank has written its part; `blocking` waits for it. Raises as the constructor does."""
