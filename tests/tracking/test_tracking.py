@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ RECORDS: list[dict[str, Any]] = [
         "seconds": {"rollout": 4.0},
     },
 ]
+WRITER_TIMEOUT_S = 60
 EXPECTED = {
     "sync/seconds": [(1, 0.5)],
     "sync/received_bytes": [(1, 7.0)],
@@ -106,6 +108,20 @@ def test_weights_and_biases_offline_shows_every_record(tmp_path: Path, monkeypat
     run = tmp_path / "run"
     run.mkdir()
     record_run(run / "metrics.jsonl", config, RECORDS)
+    deadline = time.monotonic() + WRITER_TIMEOUT_S
+    while True:  # W&B writes from a process of its own, which may be behind on a busy machine
+        points, begun = wandb_content(run)
+        if points == EXPECTED or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    assert points == EXPECTED
+    assert begun is not None
+    assert (begun.project, begun.display_name) == ("emotions", "run")
+    assert {item.key: item.value_json for item in begun.config.update}["seed"] == "41"
+
+
+def wandb_content(run: Path) -> tuple[dict[str, list[tuple[int, float]]], Any]:
+    """Points by name, and the run's own record, of the one offline run in a directory."""
     points: dict[str, list[tuple[int, float]]] = {}
     (file,) = run.glob("wandb/offline-run-*/*.wandb")
     begun = None
@@ -117,10 +133,7 @@ def test_weights_and_biases_offline_shows_every_record(tmp_path: Path, monkeypat
             (event,) = {"sft", "sync", "eval", "iteration"} & set(row)
             for name in (name for name in row if "/" in name):
                 points.setdefault(name, []).append((row[event], row[name]))
-    assert points == EXPECTED
-    assert begun is not None
-    assert (begun.project, begun.display_name) == ("emotions", "run")
-    assert {item.key: item.value_json for item in begun.config.update}["seed"] == "41"
+    return points, begun
 
 
 def wandb_records(content: bytes) -> Iterator[Any]:
