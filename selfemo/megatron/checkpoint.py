@@ -1,7 +1,7 @@
 """The learner's tensors on disk, through megatron-core's dist_checkpointing: written in one layout, read in any.
 
 A write has two halves. `TensorWrite` begins it; with `in_background` the weights of this moment are written by a forked process
-while training goes on. `finish` ends it on all ranks alike. Names, digests and what makes a directory a checkpoint of a run are
+while training goes on. `is_done` ends it on all ranks alike. Names, digests and what makes a directory a checkpoint of a run are
 selfemo.checkpoints' business.
 
 megatron-core reads its metadata with pickle, and empty per-module states with torch.load(weights_only=False). Nothing of that is reached
