@@ -28,6 +28,10 @@ DEFAULT_CHUNK_TOKENS = 512
 WEIGHT_BLOCK_ELEMENTS = 1 << 22
 """Elements of the weight gradient computed at once where it must be widened to fp32 before it is added."""
 
+ROW_GAP = 64
+"""Unused numbers after each row of a chunk's logits: vocabularies are multiples of large powers of two, and rows that far apart
+fall into the same few sets of a cache, which costs a CPU's GEMMs 4 to 8% (docs/kernels.md)."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -77,7 +81,9 @@ def chunk_stats(head: Head, chunk: Chunk, targets_T: Tensor, keep_exp: bool = Fa
 def _chunk_logits(head: Head, hidden_TH: Tensor, weight_VH: Tensor, live_T: Tensor | None) -> Iterator[Chunk]:
     """The chunks of live tokens, with their logits."""
     tokens = hidden_TH.shape[0]
-    buffer = torch.empty(min(head.chunk_tokens, tokens), weight_VH.shape[0], dtype=hidden_TH.dtype, device=hidden_TH.device)
+    vocabulary = weight_VH.shape[0]
+    rows_apart = torch.empty(min(head.chunk_tokens, tokens), vocabulary + ROW_GAP, dtype=hidden_TH.dtype, device=hidden_TH.device)
+    buffer = rows_apart[:, :vocabulary]
     for rows in row_chunks(live_T, tokens, head.chunk_tokens):
         hidden_cH = hidden_TH[rows]
         yield Chunk(rows, hidden_cH, torch.mm(hidden_cH, weight_VH.t(), out=buffer[: len(hidden_cH)]))
@@ -155,6 +161,8 @@ class LinearGradients:
             dweight_VH.zero_()  # no live token
         if dhidden_TH is not None and self.head.shard.group is not None:
             dist.all_reduce(dhidden_TH, group=self.head.shard.group)
+        if scale is not None and scale.device.type == "cpu" and scale.item() == 1:
+            scale = None  # a plain loss.backward(): a pass over a matrix as large as the weight saved; on a GPU, looking would be a wait
         if scale is not None:
             dhidden_TH = None if dhidden_TH is None else dhidden_TH.mul_(scale)
             dweight_VH = None if dweight_VH is None else dweight_VH.mul_(scale)
