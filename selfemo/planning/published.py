@@ -1,10 +1,13 @@
 """Step times that others published, and the one run of them that the rates are fitted to.
 
-Fitted: NeMo-RL, Llama 3.1 8B on 8 H100, phase by phase. Held out: every other run below; tests compare them, and `selfemo plan
---accuracy` prints them. What the sources leave open is assumed alike for all runs: prompts of 120 tokens (the difference between
+Fitted: NeMo-RL, Llama 3.1 8B on 8 H100, phase by phase. Held out: every other run of that framework; tests compare them, and `selfemo
+plan --accuracy` prints them. What the sources leave open is assumed alike for all runs: prompts of 120 tokens (the difference between
 trained and generated tokens in the v0.4 table is 110 to 132), training one sample per micro-batch, logprobs in padded batches, one
 completion in a hundred cut at the cap. These assumptions were made with all the runs in view: held out are the rates, not the form
-of the model. All runs are of one framework, so another one's overheads may be further off than the table shows.
+of the model. All those runs are of one framework, so another one's overheads may be further off than the table shows.
+
+Assumed: runs whose batch or lengths are not published with their step time. They stand under the one public recipe they can have been
+made with, are printed as guesses, and count neither as met nor as held out (docs/planning.md says what was searched).
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 
-from selfemo.planning.generation import Engine
+from selfemo.planning.generation import Engine, generation_seconds
 from selfemo.planning.hardware import GIB, GPUS
 from selfemo.planning.layout import Layout
 from selfemo.planning.parameters import total_elements
@@ -38,12 +41,20 @@ class PublishedRun:
     layout: Layout
     samples: int
     completion_tokens: float
-    logprob_batch: int
+    logprob_batch: int | None
     step_s: float
     phases: StepSeconds | None = None
     """Where the source gives them; `other` is the rest of the step."""
     optimizer_steps: int = 4
     max_tokens: int = 4096
+    group_size: int = 32
+    logprob_passes: int = 2
+    turns: int = 1
+    """Generation calls per sample, one after another, of `completion_tokens` and at most `max_tokens` each."""
+    microbatch_tokens: int | None = None
+    """Packed tokens per micro-batch; None: one sample each."""
+    engine_replicas: int | None = None
+    """Engines, where they have GPUs of their own and `layout` is the trainer's alone; None: they share the trainer's GPUs."""
 
 
 def _dense(layers: int, hidden: int, intermediate: int, heads: int, vocabulary: int, family: str, head_dim: int = 128) -> Architecture:
@@ -68,6 +79,7 @@ def _dense(layers: int, hidden: int, intermediate: int, heads: int, vocabulary: 
 
 LLAMA_8B = _dense(32, 4096, 14_336, 32, 128_256, "llama")
 LLAMA_70B = _dense(80, 8192, 28_672, 64, 128_256, "llama")
+QWEN3_8B = _dense(36, 4096, 12_288, 32, 151_936, "qwen3")
 QWEN3_32B = _dense(64, 5120, 25_600, 64, 151_936, "qwen3")
 
 ISSUE_959 = "github.com/NVIDIA-NeMo/RL/issues/959, the figures of the v0.3 announcement"
@@ -128,22 +140,72 @@ HELD_OUT = (
     ),
 )
 
-NOT_PREDICTED = (
-    ("torchtitan, Qwen3 8B, 8 H100: 136 s", "its samples per step and lengths are not known to us, and the time hangs on both"),
+SEARCH_R1_TOKENS = 48 * 4096 / 256
+"""Trained tokens per sample of torchtitan's Search-R1 recipe where all 48 rows of 4,096 packed tokens are full: 256 samples fit no more."""
+SEARCH_R1_TURNS = 5
+"""Four searches and an answer, the most that the recipe allows."""
+
+
+def _search_r1(name: str, source: str, architecture: Architecture, layout: Layout, replicas: int, step_s: float) -> PublishedRun:
+    """A run of that recipe, its completions as long as they can be; `layout` is the trainer's, with the engines' tensor parallelism."""
+    return PublishedRun(
+        name,
+        source,
+        architecture,
+        layout,
+        samples=256,
+        completion_tokens=(SEARCH_R1_TOKENS - PROMPT_TOKENS) / SEARCH_R1_TURNS,
+        logprob_batch=None,
+        step_s=step_s,
+        optimizer_steps=1,
+        max_tokens=512,
+        group_size=8,
+        turns=SEARCH_R1_TURNS,
+        microbatch_tokens=4096,
+        engine_replicas=replicas,
+    )
+
+
+ASSUMED = (
+    replace(
+        _search_r1(
+            "Qwen3 8B, 8 H100, torchtitan",
+            "136 s: source not found; recipe rl_grpo_qwen3_8b_search_r1 of github.com/pytorch/torchtitan/pull/3602",
+            QWEN3_8B,
+            Layout(1, 4, tensor=4, sequence_parallel=True, engine_tensor=2),
+            replicas=1,
+            step_s=136,
+        ),
+        logprob_passes=1,  # a KL term, which later versions left out
+    ),
+    replace(
+        _search_r1(
+            "Qwen3 32B, 32 H100, torchtitan",
+            "github.com/pytorch/torchtitan/pull/3704, one trainer node, direct RDMA",
+            QWEN3_32B,
+            Layout(1, 8, distributed_optimizer=True, recompute=True, engine_tensor=8),
+            replicas=3,
+            step_s=38,
+        ),
+        logprob_passes=0,
+        phases=StepSeconds(generate=20, logprob=0, train=15, sync=4, other=0),
+    ),
 )
-"""Published step times that cannot be compared, and why."""
+"""Published step times of runs whose lengths, and of the first also batch and layout, are a guess."""
 
 
 def predict(run: PublishedRun, rates: Rates) -> StepSeconds:
     """The step of a published run under some rates."""
-    lengths = Lengths(PROMPT_TOKENS, run.completion_tokens, run.max_tokens)
+    completion = run.turns * run.completion_tokens
+    # A turn reads what came before: half of it, in the mean over turns.
+    call = Lengths(PROMPT_TOKENS + (run.turns - 1) / 2 * run.completion_tokens, run.completion_tokens, run.max_tokens)
     workload = Workload(
-        calls=(GenerationCall(run.samples, run.samples // 32, lengths),),
+        calls=(GenerationCall(run.samples, run.samples // run.group_size, call),) * run.turns,
         train_samples=run.samples,
-        lengths=lengths,
+        lengths=Lengths(PROMPT_TOKENS, completion, run.turns * run.max_tokens),
         optimizer_steps=run.optimizer_steps,
-        logprob_passes=2,
-        microbatch_tokens=None,
+        logprob_passes=run.logprob_passes,
+        microbatch_tokens=run.microbatch_tokens,
         logprob_batch=run.logprob_batch,
         head_on_completions_only=False,
     )
@@ -152,7 +214,10 @@ def predict(run: PublishedRun, rates: Rates) -> StepSeconds:
     cache_bytes = int(ENGINE_SHARE * gpu.memory_bytes) - weights - ENGINE_WORKSPACE_BYTES
     engine = Engine(run.architecture, run.layout.engine_tensor, "bfloat16", cache_bytes, max_num_seqs=256)
     traffic = sync_bytes(run.architecture, run.layout, "bfloat16", "bfloat16")
-    return step_seconds(run.architecture, run.layout, workload, engine, traffic, "checkpoint", "bfloat16", gpu, rates)
+    step = step_seconds(run.architecture, run.layout, workload, engine, traffic, "checkpoint", "bfloat16", gpu, rates)
+    if run.engine_replicas is None:
+        return step
+    return replace(step, generate=sum(generation_seconds(call, engine, run.engine_replicas, gpu, rates) for call in workload.calls))
 
 
 @cache

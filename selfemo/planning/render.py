@@ -12,7 +12,7 @@ from rich.table import Table
 
 from selfemo.planning.memory import Memory, StageMemory
 from selfemo.planning.plan import Plan, Suggestion
-from selfemo.planning.published import FITTED, HELD_OUT, NOT_PREDICTED, fitted_rates, predict
+from selfemo.planning.published import ASSUMED, FITTED, HELD_OUT, fitted_rates, predict
 from selfemo.planning.workload import Workload
 
 SCHEMA = 1
@@ -91,17 +91,16 @@ def print_accuracy(console: Console) -> None:
     table = Table(title="published step times and the planner's, seconds")
     for name in ("run", "phase", "published", "planned", "off by", ""):
         table.add_column(name, justify="left" if name in ("run", "phase", "") else "right")
-    for run in (FITTED, *HELD_OUT):
+    uses = {FITTED: "rates fitted to it", **dict.fromkeys(HELD_OUT, "held out"), **dict.fromkeys(ASSUMED, "lengths guessed")}
+    for run, use in uses.items():
         planned = predict(run, rates)
-        use = "rates fitted to it" if run is FITTED else "held out"
         table.add_row(run.name, "step", f"{run.step_s:.1f}", f"{planned.total:.1f}", f"{planned.total / run.step_s - 1:+.0%}", use)
         for phase in ("generate", "logprob", "train", "sync") if run.phases else ():
             wanted, found = getattr(run.phases, phase), getattr(planned, phase)
-            table.add_row("", phase, f"{wanted:.1f}", f"{found:.1f}", f"{found / wanted - 1:+.0%}")
+            if wanted:
+                table.add_row("", phase, f"{wanted:.1f}", f"{found:.1f}", f"{found / wanted - 1:+.0%}")
     console.print(table)
-    for name, reason in NOT_PREDICTED:
-        console.print(f"not predicted: {name}: {reason}")
-    console.print(f"sources: {'; '.join(sorted({run.source for run in (FITTED, *HELD_OUT)}))}")
+    console.print(f"sources: {'; '.join(sorted({run.source for run in uses}))}")
 
 
 def _memory_table(plan: Plan, stage: StageMemory) -> Table:

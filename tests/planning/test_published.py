@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from selfemo.planning.parameters import total_elements
-from selfemo.planning.published import FITTED, HELD_OUT, LLAMA_8B, LLAMA_70B, QWEN3_32B, PublishedRun, fitted_rates, predict
+from selfemo.planning.published import (
+    ASSUMED,
+    FITTED,
+    HELD_OUT,
+    LLAMA_8B,
+    LLAMA_70B,
+    PROMPT_TOKENS,
+    QWEN3_8B,
+    QWEN3_32B,
+    SEARCH_R1_TOKENS,
+    PublishedRun,
+    fitted_rates,
+    predict,
+)
+from selfemo.weights.architecture import architecture_by_name
 
 TOLERANCE = 0.25
 
@@ -31,6 +47,23 @@ def test_held_out_steps_are_met_within_a_quarter(run: PublishedRun) -> None:
     if run.phases is not None:
         for phase in ("generate", "logprob", "train", "sync"):
             assert getattr(predicted, phase) == pytest.approx(getattr(run.phases, phase), rel=TOLERANCE), phase
+
+
+def test_guessed_runs_are_as_long_as_their_recipe_allows_and_count_as_nothing_else() -> None:
+    assert not set(ASSUMED) & {FITTED, *HELD_OUT}
+    assert total_elements(QWEN3_8B) == total_elements(architecture_by_name("qwen3-8b"))
+    for run in ASSUMED:
+        assert PROMPT_TOKENS + run.turns * run.completion_tokens == SEARCH_R1_TOKENS
+        shorter = replace(run, completion_tokens=run.completion_tokens / 2)
+        assert predict(shorter, fitted_rates()).total < predict(run, fitted_rates()).total
+
+
+def test_engines_of_their_own_take_the_batch_whatever_the_trainer_has() -> None:
+    run = ASSUMED[0]
+    assert run.engine_replicas == 1 != run.layout.replicas
+    alone, two = (predict(replace(run, engine_replicas=count), fitted_rates()) for count in (1, 2))
+    assert two.generate == predict(replace(run, engine_replicas=None), fitted_rates()).generate < alone.generate
+    assert two.train == alone.train
 
 
 def test_fitted_rates_are_physical() -> None:
