@@ -1,7 +1,7 @@
 """The whole method, top to bottom: SFT start, then self-play, rewards, flywheel, SELF-GRPO step, weight sync, again.
 
-Every rank runs this file with the same data. Generation is dealt over the engines and gathered, a step is dealt over Megatron's
-layout and reduced; everything between (rewards, flywheel rule, advantages) is cheap and computed alike on every rank.
+Every rank runs this file with the same data. Generation is dealt over the engines and rewards over the ranks, both are gathered, and a
+step is dealt over Megatron's layout and reduced; what is left between (flywheel rule, advantages) is computed alike on every rank.
 
 `reached` says how far the run has come; a checkpoint may be written there, and a run that was interrupted starts with what its
 newest checkpoint says is done.
@@ -14,6 +14,7 @@ from itertools import pairwise
 from selfemo.assembly import System, build_system, join_world, load_run_corpus
 from selfemo.config import RunConfig
 from selfemo.corpora.overlap import HeldOutTexts, held_out_texts
+from selfemo.dealing import over_ranks
 from selfemo.evaluation.metrics import majority_baseline
 from selfemo.evaluation.recognition import evaluate_recognition
 from selfemo.evaluation.turns import evaluation_turns
@@ -148,7 +149,7 @@ class Trainer:
             episodes = self.selfplay.play(seeds, iteration)
             self.system.engine.sleep()
         with self.journal.phase("reward"):
-            groups = [self.rewards.score_group(group) for episode in episodes for group in episode.groups]
+            groups = self.rewards.score_groups([group for episode in episodes for group in episode.groups], over_ranks)
             check_rewards(groups, self.config.reward)
             self.flywheel.offer(groups, self.weight_version)
             samples = training_samples(groups, self.config)

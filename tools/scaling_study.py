@@ -23,7 +23,7 @@ from rich.table import Table
 from selfemo.errors import EXIT_USER_ERROR, UserError
 from selfemo.scaling.measured import measure
 from selfemo.scaling.output import write_study
-from selfemo.scaling.parts import LINEAR_FACTOR, growth, measure_parts, on_every_rank_us
+from selfemo.scaling.parts import LINEAR_FACTOR, growth, measure_parts, own_cost
 from selfemo.scaling.planned import plan_studies
 from selfemo.scaling.rows import Row, in_order, with_efficiency
 
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows = measure([n for n in options.processes if n], options.runs)
         parts = measure_parts([n for n in options.samples if n], options.runs / "parts.json")
         for config, model in PLANNED:
-            rows += plan_studies(config, model, on_every_rank_us(parts))
+            rows += plan_studies(config, model, own_cost(parts))
     except UserError as error:
         print(f"scaling_study: {error}", file=sys.stderr)
         return EXIT_USER_ERROR

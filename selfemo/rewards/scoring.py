@@ -4,12 +4,15 @@ Components stay apart until the advantage is computed, so that a log shows which
 
     recognizer   alignment (times the label's frequency weight), consistency (behind its gate), format
     responder    expression (behind the reply's gates), format
+
+What scoring computes is apart from the group it belongs to: it is small, so ranks can share out the work and exchange `Figures` alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
 
 from selfemo.config import RewardConfig
 from selfemo.corpora.conversation import Conversation
@@ -22,6 +25,19 @@ from selfemo.selfplay.records import Group
 
 RECOGNIZER_COMPONENTS = ("alignment", "consistency", "format")
 RESPONDER_COMPONENTS = ("expression", "format")
+
+
+class Figures(NamedTuple):
+    """What scoring computes of a group; a plain tuple of numbers, because it is sent between ranks by the hundred thousand."""
+
+    rewards: tuple[tuple[float, ...], ...]
+    scores: tuple[float, ...]
+    gate: bool
+    frequency_weight: float
+
+
+Deal: TypeAlias = Callable[[Callable[[Group], Figures], Sequence[Group]], Iterable[Figures]]
+"""How a function is applied to every group: `map`, or selfemo.dealing.over_ranks."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +97,13 @@ class Rewards:
         self.label_shares = label_shares(train, labels)
         self.label_weights = frequency_weights(self.label_shares, config.frequency_exponent, config.frequency_cap)
 
-    def score_group(self, group: Group) -> ScoredGroup:
-        """The rewards of one group under this run's configuration."""
-        return score_group(group, self.config, self.score, self.label_weights)
+    def score_groups(self, groups: Sequence[Group], deal: Deal = map) -> list[ScoredGroup]:
+        """The rewards of every group under this run's configuration, in order; the same whoever computed which."""
+        return [scored_group(group, figures, self.config) for group, figures in zip(groups, deal(self.figures, groups), strict=True)]
+
+    def figures(self, group: Group) -> Figures:
+        """One group's."""
+        return figures_of(group, self.config, self.score, self.label_weights)
 
 
 def score_group(group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]) -> ScoredGroup:
@@ -92,37 +112,34 @@ def score_group(group: Group, config: RewardConfig, score: SmoothedIoU, label_we
     Args:
         label_weights: from `frequency_weights`, over the closed label set.
     """
-    return _score_recognizer(group, config, score, label_weights) if group.role == "recognizer" else _score_responder(group, config, score)
+    return scored_group(group, figures_of(group, config, score, label_weights), config)
 
 
-def _score_recognizer(group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]) -> ScoredGroup:
+def scored_group(group: Group, figures: Figures, config: RewardConfig) -> ScoredGroup:
+    """A group with the figures that were computed of it."""
+    if group.role == "recognizer":
+        weights: tuple[float, ...] = (config.alignment_weight, config.consistency_weight, config.format_weight)
+        return ScoredGroup(group, RECOGNIZER_COMPONENTS, weights, *figures)
+    return ScoredGroup(group, RESPONDER_COMPONENTS, (config.expression_weight, config.format_weight), *figures)
+
+
+def figures_of(group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]) -> Figures:
+    """What `score_group` computes."""
+    return _recognizer_figures(group, config, score, label_weights) if group.role == "recognizer" else _responder_figures(group, score)
+
+
+def _recognizer_figures(group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]) -> Figures:
     readings: list[Reading] = [sample.reading or FormatFailure("empty") for sample in group.samples]
     scores = [alignment(reading, group.gold or group.consensus.labels, score) for reading in readings]
     gate = not config.consistency_gate or consistency_gate(group.consensus, group.gold, config.consistency_low, config.consistency_high)
     weight = label_weights[group.gold[0]] if group.gold else 1.0
-    return ScoredGroup(
-        group=group,
-        components=RECOGNIZER_COMPONENTS,
-        weights=(config.alignment_weight, config.consistency_weight, config.format_weight),
-        rewards=tuple(
-            (weight * scores[i], consistency(readings, i, score) if gate else 0.0, answer_format(reading))
-            for i, reading in enumerate(readings)
-        ),
-        scores=tuple(scores),
-        gate=gate,
-        frequency_weight=weight,
+    rewards = tuple(
+        (weight * scores[i], consistency(readings, i, score) if gate else 0.0, answer_format(reading)) for i, reading in enumerate(readings)
     )
+    return Figures(rewards, tuple(scores), gate, weight)
 
 
-def _score_responder(group: Group, config: RewardConfig, score: SmoothedIoU) -> ScoredGroup:
+def _responder_figures(group: Group, score: SmoothedIoU) -> Figures:
     scores = [expression(sample.reading, group.target or (), score) for sample in group.samples]
     formats = [reply_format(sample.gates) for sample in group.samples]
-    return ScoredGroup(
-        group=group,
-        components=RESPONDER_COMPONENTS,
-        weights=(config.expression_weight, config.format_weight),
-        rewards=tuple(zip(scores, formats, strict=True)),
-        scores=tuple(scores),
-        gate=any(formats),
-        frequency_weight=1.0,
-    )
+    return Figures(tuple(zip(scores, formats, strict=True)), tuple(scores), any(formats), 1.0)

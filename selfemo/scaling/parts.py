@@ -1,4 +1,4 @@
-"""What the project's own parts cost per sample: planning, dealing, packing, rewards, flywheel, up to a million samples.
+"""What the project's own parts cost per sample: planning, dealing, packing, rewards, advantages, flywheel, up to a million samples.
 
 Groups are fed in batches, as iterations feed them, and dropped again: what is looked for is cost that grows with what was seen before.
 Seconds are the processor's, not the clock's, so that a busy machine does not show.
@@ -7,6 +7,7 @@ Seconds are the processor's, not the clock's, so that a busy machine does not sh
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import tempfile
 import time
@@ -32,8 +33,10 @@ GROUP_SIZE = 8
 BATCH_GROUPS = 512
 MICROBATCH_TOKENS = 16_384
 DATA_PARALLEL = 8
-REPEATED = ("deal", "reward", "flywheel")
-"""Parts that every rank computes alike over the whole batch (selfemo.trainer); packing is shared out."""
+REPEATED = ("deal", "rewards of all", "advantage", "flywheel")
+"""Parts that every rank computes alike over the whole batch (selfemo.trainer)."""
+SHARED = ("reward",)
+"""Parts of the same phase that ranks share out; packing is shared out too, and belongs to training."""
 LINEAR_FACTOR = 3.0
 """A part grows when a sample of the largest study costs more than this times one of a tenth of it: dealing sorts, and caches overflow, but
 quadratic cost would be 10."""
@@ -51,6 +54,20 @@ class PartCost:
     def per_sample_us(self) -> float:
         """Microseconds per sample."""
         return self.seconds / self.samples * 1e6
+
+
+@dataclass(frozen=True)
+class OwnCost:
+    """What the project's own parts take of a rank, per sample of the whole batch."""
+
+    repeated_us: float = 0.0
+    """Microseconds on every rank, however many there are."""
+    shared_us: float = 0.0
+    """Microseconds in all, shared out over the ranks."""
+
+    def seconds(self, samples: int, ranks: int) -> float:
+        """Seconds that a batch takes of each of `ranks` ranks."""
+        return samples * (self.repeated_us + self.shared_us / ranks) / 1e6
 
 
 def measure_parts(sample_counts: Sequence[int], kept: Path, say: Callable[[str], None] = print) -> list[PartCost]:
@@ -78,10 +95,11 @@ def growth(costs: Sequence[PartCost]) -> dict[str, float]:
     return found
 
 
-def on_every_rank_us(costs: Sequence[PartCost]) -> float:
-    """Microseconds per sample of the whole batch that every rank spends, however many there are: dealing, rewards and flywheel."""
+def own_cost(costs: Sequence[PartCost]) -> OwnCost:
+    """From the largest count of each part; a part that was not measured costs nothing."""
     largest = {cost.part: cost.per_sample_us for cost in sorted(costs, key=lambda cost: cost.samples)}
-    return sum(largest.get(part, 0.0) for part in REPEATED)
+    repeated, shared = (sum(largest.get(part, 0.0) for part in parts) for parts in (REPEATED, SHARED))
+    return OwnCost(repeated, shared)
 
 
 def _planning(_: Corpus, samples: int) -> float:
@@ -116,12 +134,41 @@ def _packing(_: Corpus, samples: int) -> float:
 
 
 def _rewarding(corpus: Corpus, samples: int) -> float:
+    """Scoring, and packing the figures for the other ranks."""
     rewards = Rewards(RewardConfig(), corpus.split("train"), corpus.labels)
     seconds = 0.0
     for groups in _groups(corpus, rewards, samples):
         started = time.process_time()
-        for group in groups:
-            rewards.score_group(group)
+        pickle.dumps([rewards.figures(group) for group in groups])
+        seconds += time.process_time() - started
+    return seconds
+
+
+def _receiving(corpus: Corpus, samples: int) -> float:
+    """Unpacking everybody's figures and putting them to their groups; moving the bytes, some 40 a sample, is not counted."""
+    rewards = Rewards(RewardConfig(), corpus.split("train"), corpus.labels)
+    seconds = 0.0
+    for groups in _groups(corpus, rewards, samples):
+        sent = pickle.dumps([rewards.figures(group) for group in groups])
+        started = time.process_time()
+        rewards.score_groups(groups, lambda _, __, sent=sent: pickle.loads(sent))  # type: ignore[misc]
+        seconds += time.process_time() - started
+    return seconds
+
+
+def _weighing(corpus: Corpus, samples: int) -> float:
+    """Checking rewards, and the advantages of the whole batch as training samples."""
+    from selfemo.finite import check_rewards
+    from selfemo.grpo.advantages import training_samples
+
+    config = RunConfig()
+    rewards = Rewards(config.reward, corpus.split("train"), corpus.labels)
+    seconds = 0.0
+    for groups in _groups(corpus, rewards, samples):
+        scored = rewards.score_groups(groups)
+        started = time.process_time()
+        check_rewards(scored, config.reward)
+        training_samples(scored, config)
         seconds += time.process_time() - started
     return seconds
 
@@ -134,7 +181,7 @@ def _collecting(corpus: Corpus, samples: int) -> float:
     with tempfile.TemporaryDirectory() as directory:
         flywheel = Flywheel(FlywheelConfig(), corpus, rewards, Path(directory) / "flywheel.sqlite", is_writer=True)
         for version, groups in enumerate(_groups(corpus, rewards, samples)):
-            scored = [rewards.score_group(group) for group in groups]
+            scored = rewards.score_groups(groups)
             started = time.process_time()
             flywheel.offer(scored, version)
             seconds += time.process_time() - started
@@ -147,6 +194,8 @@ PARTS: dict[str, Callable[[Corpus, int], float]] = {
     "deal": _dealing,
     "pack": _packing,
     "reward": _rewarding,
+    "rewards of all": _receiving,
+    "advantage": _weighing,
     "flywheel": _collecting,
 }
 

@@ -1,7 +1,8 @@
 """What the planner expects of thousands of GPUs: the best layout at every size, under the example configurations.
 
-One thing is added to the planner's step: dealing, rewards and flywheel, which every rank computes over the whole batch. It is nothing
-for one node and what ends weak scaling, so its cost per sample is taken from this machine's measurement.
+One thing is added to the planner's step: the project's own parts, of which ranks share out the rewards, and repeat advantages, dealing and
+flywheel over the whole batch. They are nothing for one node and what ends weak scaling, so their cost per sample is taken from this
+machine's measurement.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from selfemo.planning.hardware import gpu_by_name
 from selfemo.planning.plan import Plan, best_layouts
 from selfemo.planning.workload import Workload, workload_of
 from selfemo.scaling.measured import training_label
+from selfemo.scaling.parts import OwnCost
 from selfemo.scaling.rows import Row, Study
 
 GPUS_PER_NODE = 8
@@ -28,32 +30,32 @@ WEAK_SEEDS = 32
 """Per GPU."""
 
 
-def plan_studies(config_path: Path, model: str, every_rank_us: float, sizes: Sequence[int] = SIZES) -> list[Row]:
+def plan_studies(config_path: Path, model: str, own: OwnCost, sizes: Sequence[int] = SIZES) -> list[Row]:
     """Strong and weak curves of one example configuration; a size at which no layout fits has no row.
 
     Args:
-        every_rank_us: microseconds per sample of the batch that every rank spends (parts.on_every_rank_us); 0 leaves it out.
+        own: what the project's own parts cost (parts.own_cost); OwnCost() leaves it out.
     """
     config = load_config(config_path, [f"model.path={model}"])
     rows = []
     for gpus in sizes:
-        rows += _rows(config, model, "strong", gpus, STRONG_SEEDS, every_rank_us)
-        rows += _rows(config, model, "weak", gpus, WEAK_SEEDS * gpus, every_rank_us)
+        rows += _rows(config, model, "strong", gpus, STRONG_SEEDS, own)
+        rows += _rows(config, model, "weak", gpus, WEAK_SEEDS * gpus, own)
     return rows
 
 
-def _rows(config: RunConfig, model: str, study: Study, gpus: int, seeds: int, every_rank_us: float) -> list[Row]:
+def _rows(config: RunConfig, model: str, study: Study, gpus: int, seeds: int, own: OwnCost) -> list[Row]:
     sized = replace(config, selfplay=replace(config.selfplay, seeds_per_iteration=seeds))
     workload = workload_of(sized)
     best = best_layouts(sized, planned_architecture(sized.model), workload, gpus // GPUS_PER_NODE, GPUS_PER_NODE, gpu_by_name(GPU), 1)
-    return [_row(suggestion.plan, workload, model, study, seeds * 2 * max(1, sized.selfplay.turns), every_rank_us) for suggestion in best]
+    return [_row(suggestion.plan, workload, model, study, seeds * 2 * max(1, sized.selfplay.turns), own) for suggestion in best]
 
 
-def _row(plan: Plan, workload: Workload, model: str, study: Study, groups: int, every_rank_us: float) -> Row:
+def _row(plan: Plan, workload: Workload, model: str, study: Study, groups: int, own: OwnCost) -> Row:
     layout, step = plan.layout, plan.step
     tokens = workload.train_samples * workload.lengths.mean_completion
-    repeated_s = workload.train_samples * every_rank_us / 1e6
-    step_s = step.total + repeated_s
+    own_s = own.seconds(workload.train_samples, layout.world_size)
+    step_s = step.total + own_s
     moved = plan.sync.direct if plan.sync_path == "direct" else plan.sync.checkpoint
     return Row(
         kind="planned",
@@ -75,10 +77,10 @@ def _row(plan: Plan, workload: Workload, model: str, study: Study, groups: int, 
         logprob_s=step.logprob,
         train_s=step.train,
         sync_s=step.sync,
-        other_s=step.other + repeated_s,
+        other_s=step.other + own_s,
         sync_bytes=moved,
         planned_sync_bytes=moved,
-        note=f"planned, never run; {every_rank_us:.0f} us per sample on every rank"
-        if every_rank_us
-        else "planned, never run; without what every rank repeats",
+        note=f"planned, never run; {own.repeated_us:.0f} us per sample on every rank, {own.shared_us:.0f} us shared out"
+        if own != OwnCost()
+        else "planned, never run; without the project's own parts",
     )

@@ -37,7 +37,7 @@ POINTS: dict[str, Place] = {
     "rollout": ("selfemo.selfplay.episode", "SelfPlay", "play"),
     "generate": ("selfemo.rollout.engine", "RolloutEngine", "generate"),
     "generate-done": ("selfemo.rollout.engine", "RolloutEngine", "generate"),
-    "reward": ("selfemo.rewards.scoring", "Rewards", "score_group"),
+    "reward": ("selfemo.rewards.scoring", "Rewards", "figures"),
     "flywheel": ("selfemo.flywheel.store", "FlywheelStore", "append"),
     "flywheel-record": ("selfemo.flywheel.store", "FlywheelStore", "_insert"),
     "flywheel-done": ("selfemo.flywheel.store", "FlywheelStore", "append"),

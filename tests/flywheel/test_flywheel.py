@@ -62,7 +62,7 @@ class Run:
 
     def play(self, iteration: int) -> list[ScoredGroup]:
         episodes = self.selfplay.play(self.pool.draw(iteration, self.flywheel.kept_dialogues(iteration)), iteration)
-        return [self.rewards.score_group(group) for episode in episodes for group in episode.groups]
+        return self.rewards.score_groups([group for episode in episodes for group in episode.groups])
 
     def iterate(self, iterations: range) -> None:
         for iteration in iterations:

@@ -79,7 +79,7 @@ def _self_play(root: Path) -> tuple[list[dict], list[dict]]:
     dialogues: list[dict[str, Any]] = []
     for iteration in range(ITERATIONS):
         episodes = selfplay.play(pool.draw(iteration, flywheel.kept_dialogues(iteration)), iteration)
-        groups = [rewards.score_group(group) for episode in episodes for group in episode.groups]
+        groups = rewards.score_groups([group for episode in episodes for group in episode.groups])
         flywheel.offer(groups, iteration + 2)
         samples = [TrainingSample((1,), (2,), advantage=total - g.totals[0]) for g in groups for total in g.totals]
         events += [

@@ -175,10 +175,10 @@ def test_frequency_weight_scales_alignment_but_not_the_ranking_score() -> None:
     assert rewards.label_shares == pytest.approx({"anger": 0, "joy": 0.1, "neutral": 0.9, "sadness": 0})
     assert rewards.label_weights["joy"] == pytest.approx(3.0)
     assert rewards.label_weights["neutral"] == pytest.approx((1 - 0.3) / 0.9)
-    scored = rewards.score_group(recognizer_group(["joy", "anger"], ("joy",)))
+    scored, unannotated = rewards.score_groups([recognizer_group(["joy", "anger"], gold) for gold in (("joy",), None)])
     assert scored.component("alignment")[0] == pytest.approx(3.0)
     assert scored.scores[0] == 1.0
-    assert rewards.score_group(recognizer_group(["joy", "anger"], None)).frequency_weight == 1.0
+    assert unannotated.frequency_weight == 1.0
 
 
 def test_weights_need_a_cap_of_one_and_survive_an_unannotated_split() -> None:

@@ -17,7 +17,7 @@ from selfemo.planning.layout import Layout
 from selfemo.planning.sync import sync_bytes
 from selfemo.scaling.measured import CONFIG, overrides, row_of
 from selfemo.scaling.output import draw, write_study
-from selfemo.scaling.parts import PARTS, PartCost, growth, measure_parts, on_every_rank_us
+from selfemo.scaling.parts import PARTS, OwnCost, PartCost, growth, measure_parts, own_cost
 from selfemo.scaling.planned import SIZES, plan_studies
 from selfemo.scaling.rows import Row, in_order, with_efficiency
 from selfemo.weights.architecture import hf_config
@@ -33,7 +33,7 @@ COLUMNS = {"algorithm", "model", "policy_lag", "mean_tokens", "max_tokens", "gpu
 
 @pytest.fixture(scope="module")
 def planned() -> list[Row]:
-    return plan_studies(ROOT / "examples" / "configs" / "qwen3_8b.yaml", "qwen3-8b", every_rank_us=50.0)
+    return plan_studies(ROOT / "examples" / "configs" / "qwen3_8b.yaml", "qwen3-8b", OwnCost(50.0, 6.0))
 
 
 def finished_run(directory: Path, processes: int) -> Path:
@@ -96,11 +96,11 @@ def test_planned_curves_reach_4096_gpus_in_both_studies(planned: list[Row]) -> N
             assert row.step_s == pytest.approx(parts)
 
 
-def test_what_every_rank_repeats_ends_weak_scaling(planned: list[Row]) -> None:
-    """4.7 million samples at 50 us on every rank are minutes that no further GPU takes away."""
-    without = plan_studies(ROOT / "examples" / "configs" / "qwen3_8b.yaml", "qwen3-8b", every_rank_us=0.0, sizes=(4096,))
+def test_what_every_rank_repeats_ends_weak_scaling_and_what_ranks_share_does_not(planned: list[Row]) -> None:
+    """4.7 million samples at 50 us on every rank are minutes that no further GPU takes away; 6 us shared over 4,096 are nothing."""
+    without = plan_studies(ROOT / "examples" / "configs" / "qwen3_8b.yaml", "qwen3-8b", OwnCost(), sizes=(4096,))
     last, free = (next(r for r in rows if (r.study, r.gpus) == ("weak", 4096)) for rows in (planned, without))
-    assert last.step_s - free.step_s == pytest.approx(last.samples * 50e-6)
+    assert last.step_s - free.step_s == pytest.approx(last.samples * (50e-6 + 6e-6 / 4096))
 
 
 def test_efficiency_is_relative_to_the_smallest_of_the_same_study_and_kind(planned: list[Row]) -> None:
@@ -140,17 +140,19 @@ def test_the_plot_tells_measured_from_planned(planned: list[Row]) -> None:
 def test_growth_is_cost_per_sample_against_a_tenth_of_the_samples() -> None:
     costs = [PartCost("linear", n, n * 1e-6) for n in (10, 100, 1000)] + [PartCost("square", n, n * n * 1e-6) for n in (10, 100, 1000)]
     assert growth(costs) == {"linear": pytest.approx(1.0), "square": pytest.approx(10.0)}
-    assert on_every_rank_us([PartCost("reward", 10, 1e-4), PartCost("deal", 10, 2e-5), PartCost("pack", 10, 9.0)]) == pytest.approx(12.0)
+    parts = [PartCost("reward", 10, 1e-4), PartCost("rewards of all", 10, 1e-5), PartCost("deal", 10, 2e-5), PartCost("pack", 10, 9.0)]
+    cost = own_cost([PartCost("deal", 5, 1.0), *parts])  # of each part the largest count
+    assert (cost.repeated_us, cost.shared_us) == (pytest.approx(3.0), pytest.approx(10.0))
 
 
 def test_every_part_is_measured_once(tmp_path: Path) -> None:
     said: list[str] = []
     costs = measure_parts([64], tmp_path / "parts.json", said.append)
-    assert [cost.part for cost in costs] == list(PARTS) == ["plan", "deal", "pack", "reward", "flywheel"]
+    assert [cost.part for cost in costs] == list(PARTS) == ["plan", "deal", "pack", "reward", "rewards of all", "advantage", "flywheel"]
     assert all(cost.samples == 64 and cost.seconds >= 0 for cost in costs)
-    assert len(said) == 5
+    assert len(said) == 7
     assert measure_parts([64], tmp_path / "parts.json", said.append) == costs
-    assert len(said) == 5  # nothing was measured again
+    assert len(said) == 7  # nothing was measured again
 
 
 def test_the_tool_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,36 @@
+"""Work on many items, dealt over the ranks of the run: each rank computes a contiguous share, and every rank gets all results.
+
+For work whose results are small beside what they cost: results travel pickled, between the processes of this run and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def over_ranks(compute: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """`compute` of every item, in order, on every rank. Collective: every rank calls it with the same items.
+
+    Raises:
+        Exception: what `compute` raised, on every rank alike; of several ranks the first one's.
+    """
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    mine: list[R] = []
+    raised: Exception | None = None
+    try:
+        mine = [compute(item) for item in items[len(items) * rank // ranks : len(items) * (rank + 1) // ranks]]
+    except Exception as error:  # noqa: BLE001 - raised again below, on every rank
+        raised = error
+    shares: list[tuple[list[R], Exception | None]] = [(mine, raised)] * ranks
+    if ranks > 1:
+        dist.all_gather_object(shares, (mine, raised))
+    for _, failure in shares:
+        if failure is not None:
+            raise failure
+    return [result for share, _ in shares for result in share]
