@@ -1,8 +1,8 @@
 """The trainable model: one object that packs samples, runs Megatron's schedule and takes optimizer steps.
 
 Callers see samples in and statistics out; layouts, micro-batches and process groups stay inside. Every rank calls every
-method with the same samples: each takes its data-parallel share of the micro-batches, and results that concern the whole
-batch are reduced to every rank.
+method with the same samples: each takes its data-parallel share of the micro-batches and its context-parallel part of each, and
+results that concern the whole batch are reduced to every rank.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import BatchCounts, LossConfig
 from selfemo.megatron import losses
 from selfemo.megatron.allocated import allocated_bytes
+from selfemo.megatron.context import ContextShare
 from selfemo.megatron.device import Device
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.optimizer import build_optimizer, set_hyperparameters, wrap_chunks
 from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack
-from selfemo.megatron.parallel import Layout, data_group, pipeline_group, tensor_group
+from selfemo.megatron.parallel import Layout, copies_group, pipeline_group, tensor_group
 from selfemo.weights.architecture import Architecture
 from selfemo.weights.gather import WeightGroups, hf_tensors
 from selfemo.weights.load import load_hf_weights
@@ -112,17 +113,22 @@ class Learner:
             self._offloaded = False
 
     def plan(self, samples: Sequence[TrainingSample]) -> list[MicroBatch]:
-        """This rank's share of the batch, packed; every rank gets the same number of micro-batches."""
+        """This rank's share of the batch, packed; every rank gets the same number of micro-batches.
+
+        train.max_tokens_per_microbatch caps a whole micro-batch, over the context ranks that share it, before padding.
+        """
         multiple_of = self.layout.data_size * (self.layout.pipeline_size if self.layout.virtual_size > 1 else 1)
         bins = balance_by_tokens([s.length_tokens for s in samples], self.config.train.max_tokens_per_microbatch, multiple_of)
         mine = bins[self.layout.data_rank :: self.layout.data_size]
-        place = (self.layout.tensor_size, self.device.torch_device)
-        batches = [pack(samples, indices, *place) for indices in mine]
+        context = ContextShare(self.layout.context_size, self.layout.context_rank)
+
+        def packed(min_tokens: int) -> list[MicroBatch]:
+            return [pack(samples, indices, self.layout.tensor_size, self.device.torch_device, min_tokens, context) for indices in mine]
+
+        batches = packed(0)
         if self.layout.virtual_size == 1:
             return batches
-        # The interleaved schedule exchanges one fixed shape.
-        longest = max(batch.token_ids_T.numel() for batch in batches)
-        return [pack(samples, indices, *place, min_tokens=longest) for indices in mine]
+        return packed(max(batch.token_ids_T.numel() for batch in batches))  # the interleaved schedule exchanges one fixed shape
 
     def sft_step(self, samples: Sequence[TrainingSample], learning_rate: float) -> StepStats:
         """One step of next-token loss on the completions; the loss is the mean over completions of their token means."""
@@ -132,7 +138,7 @@ class Learner:
         return self._optimizer_step(float(sums[0]), learning_rate, tokens)
 
     def logprobs(self, plan: Sequence[MicroBatch]) -> list[torch.Tensor]:
-        """logprob_N of each micro-batch's completion tokens under the current weights; empty list off the last stage."""
+        """logprob_N of this rank's completion tokens of each micro-batch under the current weights; empty list off the last stage."""
         with torch.no_grad():
             collected = self._forward_backward(plan, lambda batch, _: losses.logprob_pass(batch, self.context), forward_only=True)
         return [entry[losses.LOGPROBS] for entry in collected]
@@ -152,7 +158,12 @@ class Learner:
         Args:
             reference, old: logprobs(plan) under the reference and the rollout weights; empty: none.
             counts: of the whole batch, where `samples` leaves out those of weight 0; None counts `samples`.
+
+        Raises:
+            ValueError: a ratio per sequence, where context ranks see a part of a sequence each.
         """
+        if loss_config.ratio_level == "sequence" and self.layout.context_size > 1:
+            raise ValueError(f"ratio_level='sequence' needs whole sequences, but {self.layout.context_size} context ranks share each")
         tokens = sum(len(s.completion_ids) for s in samples)
         counts = counts or batch_counts(samples)
 
@@ -249,7 +260,8 @@ class Learner:
             data_iterator=[iter(list(enumerate(plan))) for _ in self.wrapped] if len(self.wrapped) > 1 else iter(list(enumerate(plan))),
             model=self.wrapped if len(self.wrapped) > 1 else self.wrapped[0],
             num_microbatches=len(plan),
-            seq_length=plan[0].token_ids_T.numel(),  # read by the interleaved schedule alone; others exchange shapes
+            # Read by the interleaved schedule alone, which divides it by the context size; others exchange shapes.
+            seq_length=plan[0].token_ids_T.numel() * self.layout.context_size,
             micro_batch_size=1,
             forward_only=forward_only,
         )
@@ -257,12 +269,12 @@ class Learner:
     def _reduce(
         self, collected: list[dict[str, torch.Tensor]], key: str, width: int, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
     ) -> torch.Tensor:
-        """Reduce a collected vector over micro-batches, data-parallel ranks and stages (only the last one collects)."""
+        """Reduce a collected vector over micro-batches, data- and context-parallel ranks and stages (only the last one collects)."""
         self.on_call(f"reduction of {key}")
         rows = [entry[key].float() for entry in collected] or [torch.zeros(width, device=self.device.torch_device)]
         stacked = torch.stack(rows)
         total = stacked.sum(0) if op == dist.ReduceOp.SUM else stacked.amax(0)
-        for group in (data_group(), pipeline_group()):
+        for group in (copies_group(), pipeline_group()):
             dist.all_reduce(total, op=op, group=group)
         return total
 

@@ -1,7 +1,8 @@
 """The losses Megatron's schedule calls on the last stage, all computed by selfemo.kernels.
 
 Each takes this rank's logits shard of a micro-batch's completion tokens and returns a plain sum: weights come from counts of
-the whole batch, so that micro-batches and data-parallel ranks add up to the batch's loss whatever the layout.
+the whole batch, so that micro-batches, data-parallel and context-parallel ranks add up to the batch's loss whatever the layout. A
+rank that holds no completion token of a micro-batch contributes exactly nothing, and keeps the schedule in step.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def sft_loss(batch: MicroBatch, context: LossContext, batch_sequences: int) -> L
             zero = logits.sum() * 0
             return zero, _dummy_count(logits), {SUMS: zero.detach().expand(2)}
         out = token_logprobs(logits.squeeze(0), batch.target_ids_N, vocab_size=context.vocab_size, tp_group=context.tensor_group)
-        length_S = batch.completion_bounds.diff()
-        weight_N = (1.0 / (length_S * batch_sequences)).repeat_interleave(length_S)
+        weight_S = 1.0 / (batch.completion_tokens_S * batch_sequences)
+        weight_N = weight_S.repeat_interleave(batch.completion_bounds.diff())
         total = -(out.logprob_T * weight_N).sum()
         sums = torch.stack([total.detach(), total.new_tensor(batch.target_ids_N.numel())])
         return total, _dummy_count(logits), {SUMS: sums}
@@ -84,8 +85,8 @@ def logprob_pass(batch: MicroBatch, context: LossContext) -> LossFunction:
     return collect
 
 
-POLICY_SUMS = ("loss", *SUM_FIELDS)
-"""What `policy_loss` collects as sums, in order."""
+POLICY_SUMS = ("loss", *(name for name in SUM_FIELDS if name != "sequences"))
+"""What `policy_loss` collects as sums, in order. Sequences are left out: several context ranks may count the same one."""
 
 
 def policy_loss(
@@ -97,23 +98,26 @@ def policy_loss(
     ref_logprob_N: torch.Tensor | None,
     old_logprob_N: torch.Tensor | None,
 ) -> LossFunction:
-    """SELF-GRPO (or one of its variants) over a micro-batch; see selfemo.kernels.grpo_loss."""
+    """SELF-GRPO (or one of its variants) over a micro-batch; see selfemo.kernels.grpo_loss. Logprobs are of this rank's N tokens."""
     chosen = [samples[i] for i in batch.sample_indices]
 
     def loss(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         def tensor(values: list[float]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.float32, device=logits.device)
 
-        if not chosen:  # a dummy micro-batch keeps the schedule in step and contributes exactly nothing
+        if not chosen:
             zero = logits.sum() * 0
             return zero, _dummy_count(logits), {SUMS: zero.detach().expand(len(POLICY_SUMS)), MAXIMA: zero.detach()[None]}
-        rollout_N = tensor([x for s in chosen for x in s.rollout_logprobs])
+        rollout_N = tensor([s.rollout_logprobs[place] for s, places in zip(chosen, batch.target_places) for place in places])
+        weight_S = tensor([s.weight for s in chosen])
+        if config.aggregation == "sequence_mean":  # the kernel divides by the tokens it sees, the mean is over the whole completion
+            weight_S *= batch.completion_bounds.diff() / batch.completion_tokens_S
         out = grpo_loss(
             logits.squeeze(0),
             batch.target_ids_N,
             batch.completion_bounds,
             advantage_S=tensor([s.advantage for s in chosen]),
-            sequence_weight_S=tensor([s.weight for s in chosen]),
+            sequence_weight_S=weight_S,
             old_logprob_T=old_logprob_N,
             ref_logprob_T=ref_logprob_N,
             rollout_logprob_T=rollout_N,
@@ -122,7 +126,7 @@ def policy_loss(
             vocab_size=context.vocab_size,
             tp_group=context.tensor_group,
         )
-        sums = torch.stack([out.loss.detach(), *(getattr(out.metrics, name) for name in SUM_FIELDS)])
+        sums = torch.stack([out.loss.detach(), *(getattr(out.metrics, name) for name in POLICY_SUMS[1:])])
         return out.loss, _dummy_count(logits), {SUMS: sums, MAXIMA: _gap_max(out.logprob_T, rollout_N)[None]}
 
     return loss

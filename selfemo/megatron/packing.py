@@ -2,12 +2,14 @@
 
 A pipeline schedule hangs when ranks run unequal numbers of micro-batches, so the count is decided once from the lengths of
 the whole batch. Samples are dealt longest first to the lightest micro-batch (LPT, Graham 1969). A micro-batch without
-samples, and the filler that sequence parallelism needs, are a masked dummy sequence.
+samples, and the filler that sequence parallelism needs, are a masked dummy sequence. Under context parallelism every rank packs its
+own part of the same micro-batch.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,23 +18,37 @@ from megatron.core.packed_seq_params import PackedSeqParams
 
 from selfemo.errors import UserError
 from selfemo.grpo.samples import TrainingSample
+from selfemo.megatron.context import ContextShare
+
+PADDING_ID = 0
+WHOLE = ContextShare()
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Packed sequences, ready for the model and the loss. T tokens, S sequences, N completion tokens."""
+    """Packed sequences, ready for the model and the loss: this context rank's part of them.
+
+    T tokens held here, N completion tokens that they predict, S sequences with at least one of those: without context parallelism
+    all of them, with it perhaps none.
+    """
 
     sample_indices: tuple[int, ...]
-    """Index of each real sequence in the global batch; S of them. A dummy sequence at the end has none."""
+    """Index in the global batch of each of the S sequences."""
     token_ids_T: torch.Tensor
     position_ids_T: torch.Tensor
+    """Positions in the whole sequence."""
     loss_mask_T: torch.Tensor
     """bool: this position predicts a completion token; N are true."""
     target_ids_N: torch.Tensor
     """The completion tokens, sequence by sequence."""
+    target_places: tuple[tuple[int, ...], ...]
+    """For each of the S sequences, where its tokens of `target_ids_N` stand in its completion."""
     completion_bounds: torch.Tensor
-    """int64 [S+1]: where each sequence's completion starts in N; the kernels' cu_seqlens."""
+    """int64 [S+1]: where each sequence's tokens start in N; the kernels' cu_seqlens."""
+    completion_tokens_S: torch.Tensor
+    """int64 [S]: tokens of each whole completion, those of other context ranks included."""
     packed_seq_params: PackedSeqParams
+    """Bounds of all sequences, whole and padded, a dummy at the end included: attention divides by the context size itself."""
 
 
 def balance_by_tokens(length_tokens: Sequence[int], max_tokens: int, multiple_of: int) -> list[tuple[int, ...]]:
@@ -64,35 +80,64 @@ def _longest_first(length_tokens: Sequence[int], count: int) -> list[tuple[int, 
 
 
 def pack(
-    samples: Sequence[TrainingSample], indices: Sequence[int], multiple_of: int, device: torch.device, min_tokens: int = 0
+    samples: Sequence[TrainingSample],
+    indices: Sequence[int],
+    multiple_of: int,
+    device: torch.device,
+    min_tokens: int = 0,
+    context: ContextShare = WHOLE,
 ) -> MicroBatch:
-    """Pack `samples[i] for i in indices`; T is filled by a dummy to `min_tokens` and a multiple of `multiple_of` (tensor-parallel size)."""
-    chosen = [samples[i] for i in indices]
-    # The last completion token predicts nothing, so it is not fed to the model.
-    inputs = [(s.prompt_ids + s.completion_ids)[:-1] for s in chosen]
-    masks = [[False] * (len(s.prompt_ids) - 1) + [True] * len(s.completion_ids) for s in chosen]
-    total = sum(map(len, inputs))
-    wanted = max(total, min_tokens, 1)
-    filler = wanted + -wanted % multiple_of - total
-    if filler:
-        inputs.append((0,) * filler)
-        masks.append([False] * filler)
-    lengths = torch.tensor([0, *map(len, inputs)])
-    bounds = lengths.cumsum(0).to(torch.int32).to(device)
-    packed = PackedSeqParams(
+    """Pack `samples[i] for i in indices`, of which this rank keeps its context share.
+
+    T is filled by a dummy to `min_tokens` and a multiple of `multiple_of` (tensor-parallel size).
+    """
+    lengths = [context.padded(samples[i].length_tokens - 1) for i in indices]
+    wanted = max(sum(lengths), min_tokens * context.size, 1)
+    filler = wanted + -wanted % math.lcm(context.pieces, multiple_of * context.size) - sum(lengths)
+    token_ids: list[int] = []
+    loss_mask: list[bool] = []
+    targets: list[int] = []
+    places: dict[int, tuple[int, ...]] = {}
+    held = [context.positions(length) for length in (*lengths, filler)]
+    for index, positions in zip(indices, held):
+        sample = samples[index]
+        inputs = (sample.prompt_ids + sample.completion_ids)[:-1]  # the last completion token predicts nothing, so it is not fed
+        first, end = len(sample.prompt_ids) - 1, len(inputs)
+        token_ids += [inputs[p] if p < end else PADDING_ID for p in positions]
+        loss_mask += [first <= p < end for p in positions]
+        here = tuple(p - first for p in positions if first <= p < end)
+        targets += [sample.completion_ids[place] for place in here]
+        if here:
+            places[index] = here
+    token_ids += [PADDING_ID] * len(held[-1])
+    loss_mask += [False] * len(held[-1])
+    return MicroBatch(
+        sample_indices=tuple(places),
+        token_ids_T=torch.tensor(token_ids, device=device),
+        position_ids_T=torch.tensor([p for positions in held for p in positions], device=device),
+        loss_mask_T=torch.tensor(loss_mask, device=device),
+        target_ids_N=torch.tensor(targets, dtype=torch.int64, device=device),
+        target_places=tuple(places.values()),
+        completion_bounds=torch.tensor([0, *map(len, places.values())]).cumsum(0).to(device),
+        completion_tokens_S=torch.tensor([len(samples[i].completion_ids) for i in places], dtype=torch.int64, device=device),
+        packed_seq_params=_sequence_bounds([*lengths, filler] if filler else lengths, context, device),
+    )
+
+
+def _sequence_bounds(length_tokens: Sequence[int], context: ContextShare, device: torch.device) -> PackedSeqParams:
+    """cu_seqlens of whole sequences. Transformer Engine asks for the padded ones by name where context ranks share a sequence.
+
+    They are the same here: padding counts as the end of its sequence, so FlashAttention stays possible (it refuses gaps).
+    """
+    bounds = torch.tensor([0, *length_tokens]).cumsum(0).to(torch.int32).to(device)
+    padded = bounds if context.size > 1 else None
+    longest = max(length_tokens)
+    return PackedSeqParams(
         qkv_format="thd",
         cu_seqlens_q=bounds,
         cu_seqlens_kv=bounds,
-        max_seqlen_q=int(lengths.max()),
-        max_seqlen_kv=int(lengths.max()),
-    )
-    completions = torch.tensor([0, *(len(s.completion_ids) for s in chosen)])
-    return MicroBatch(
-        sample_indices=tuple(indices),
-        token_ids_T=torch.tensor([i for ids in inputs for i in ids], device=device),
-        position_ids_T=torch.cat([torch.arange(len(ids)) for ids in inputs]).to(device),
-        loss_mask_T=torch.tensor([m for mask in masks for m in mask], device=device),
-        target_ids_N=torch.tensor([i for s in chosen for i in s.completion_ids], dtype=torch.int64, device=device),
-        completion_bounds=completions.cumsum(0).to(device),
-        packed_seq_params=packed,
+        cu_seqlens_q_padded=padded,
+        cu_seqlens_kv_padded=padded,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
     )

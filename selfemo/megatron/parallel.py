@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
@@ -35,6 +34,8 @@ class Layout:
     pipeline_size: int
     pipeline_rank: int
     virtual_size: int
+    context_size: int
+    context_rank: int
     data_size: int
     data_rank: int
 
@@ -71,6 +72,11 @@ def init_parallel(config: ParallelConfig, device: Device, seed: int, timeout_s: 
     """
     if config.context > 1 and not device.is_cuda:
         raise UserError(f"parallel.context={config.context} needs Transformer Engine's attention, so a GPU: set parallel.context=1")
+    return enter_layout(config, device, seed, timeout_s)
+
+
+def enter_layout(config: ParallelConfig, device: Device, seed: int, timeout_s: int = DEFAULT_TIMEOUT_S) -> Layout:
+    """`init_parallel` for callers who know that their attention can do what `config` asks: the tests, which bring their own."""
     if parallel_state.model_parallel_is_initialized():
         leave_parallel()
     parallel_state.initialize_model_parallel(
@@ -90,6 +96,8 @@ def init_parallel(config: ParallelConfig, device: Device, seed: int, timeout_s: 
         pipeline_size=config.pipeline,
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
         virtual_size=config.virtual_pipeline,
+        context_size=config.context,
+        context_rank=parallel_state.get_context_parallel_rank(),
         data_size=parallel_state.get_data_parallel_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),
     )
@@ -116,15 +124,9 @@ def pipeline_group() -> dist.ProcessGroup:
     return parallel_state.get_pipeline_model_parallel_group()
 
 
-def data_group() -> dist.ProcessGroup:
-    """Ranks that hold the same shard and different samples."""
-    return parallel_state.get_data_parallel_group()
-
-
-def sum_over_data(values: torch.Tensor) -> torch.Tensor:
-    """Sum a tensor over data-parallel ranks, in place."""
-    dist.all_reduce(values, group=data_group())
-    return values
+def copies_group() -> dist.ProcessGroup:
+    """Ranks that hold the same shard: data-parallel ones with different samples, context-parallel ones with parts of the same."""
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
 
 def from_main(compute: Callable[[], T]) -> T:

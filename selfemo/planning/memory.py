@@ -17,7 +17,7 @@ from selfemo.planning.generation import Engine
 from selfemo.planning.hardware import GIB
 from selfemo.planning.layout import Layout
 from selfemo.planning.parameters import layers_on
-from selfemo.planning.steptime import passes
+from selfemo.planning.steptime import busiest_head_tokens, passes
 from selfemo.planning.sync import engine_elements
 from selfemo.planning.trainer_bytes import trainer_bytes
 from selfemo.planning.workload import Workload
@@ -131,7 +131,8 @@ def _phases(
     awake = {"engine_weights": engine_weights, "kv_cache": engine.kv_cache_bytes, "workspace": CONTEXT_BYTES + ENGINE_WORKSPACE_BYTES}
     batch = passes(workload, layout)[0]
     microbatch_tokens = workload.microbatch_tokens or batch.tokens
-    logits = logits_bytes(architecture, layout, microbatch_tokens * batch.head_tokens / batch.tokens, dtype)
+    completion_tokens = busiest_head_tokens(layout, microbatch_tokens, microbatch_tokens * batch.head_tokens / batch.tokens)
+    logits = logits_bytes(architecture, layout, completion_tokens, dtype)
     train = replace(
         trainer,
         activations=activation_bytes(architecture, layout, microbatch_tokens, stage, batch.microbatches, dtype),

@@ -99,6 +99,12 @@ def passes(workload: Workload, layout: Layout) -> tuple[Pass, Pass]:
     return train, Pass(math.ceil(samples / workload.logprob_batch), tokens, padded, tokens * share)
 
 
+def busiest_head_tokens(layout: Layout, tokens: float, head_tokens: float) -> float:
+    """Of a micro-batch's tokens through the output layer, at most as many on one context rank: completions end their sequences, and
+    the last piece of every sequence lies on the same rank; but no rank holds more than its share of all tokens."""
+    return min(head_tokens, tokens / layout.context)
+
+
 def pass_seconds(architecture: Architecture, layout: Layout, batch: Pass, with_backward: bool, gpu: Gpu, rates: Rates) -> float:
     """One pass over a data-parallel rank's micro-batches, through the whole pipeline."""
     layers = layers_on(architecture, layout)
@@ -108,7 +114,8 @@ def pass_seconds(architecture: Architecture, layout: Layout, batch: Pass, with_b
     tokens = batch.tokens / layout.context
     matrix = 2 * layer_elements(architecture) * tokens / layout.tensor
     attention = 2 * batch.sequence * architecture.query_size * tokens / layout.tensor  # two causal products: 2 * 2 * s / 2 per row
-    head = 2 * architecture.vocab_size * architecture.hidden_size * batch.head_tokens / layout.context / layout.tensor
+    head_tokens = busiest_head_tokens(layout, batch.tokens, batch.head_tokens)
+    head = 2 * architecture.vocab_size * architecture.hidden_size * head_tokens / layout.tensor
     work = layers * (matrix * (forward + backward) + attention * (forward + 1.25 * backward))
     work += head * (1.0 + backward)  # on the last stage, which is therefore the slowest
     per_microbatch = work / (gpu.flops * rates.gemm_efficiency)

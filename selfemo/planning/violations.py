@@ -12,13 +12,18 @@ from selfemo.planning.generation import Engine
 from selfemo.planning.layout import Layout, layout_violations
 from selfemo.weights.architecture import Architecture
 
+SEQUENCE_RATIO_LOSSES = frozenset({"gspo"})
+"""Presets of selfemo.kernels.LossConfig with ratio_level "sequence"; that module needs torch, this one must not."""
+
 
 def run_violations(config: RunConfig, layout: Layout, architecture: Architecture) -> Iterator[str]:
     """Everything in which a configuration does not fit its world or its model, one sentence each."""
     yield from layout_violations(layout, architecture)
-    if layout.context > 1:
-        # Megatron's attention would take each rank's whole sequence for its share of a longer one.
-        yield f"parallel.context={layout.context} is not built yet (the learner does not split packed sequences over ranks): set it to 1"
+    if layout.context > 1 and config.algorithm.loss in SEQUENCE_RATIO_LOSSES:
+        yield (
+            f"algorithm.loss={config.algorithm.loss} takes one ratio per sequence, and parallel.context={layout.context} leaves each rank "
+            "a part of it: set parallel.context=1, or another algorithm.loss"
+        )
     longest, limit = config.model.max_length, architecture.max_position_embeddings
     if longest > limit:
         yield f"model.max_length={longest} is above the {limit} positions that the model knows"

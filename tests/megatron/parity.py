@@ -7,7 +7,7 @@ data-parallel rank, and groups have zero weights, old policies and a reference t
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,7 +19,7 @@ from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
 from selfemo.megatron.device import select_device
 from selfemo.megatron.learner import Learner
-from selfemo.megatron.parallel import init_distributed, init_parallel, leave_parallel
+from selfemo.megatron.parallel import Layout, init_distributed, init_parallel, leave_parallel
 from selfemo.weights.architecture import read_architecture
 
 STEPS = 3
@@ -59,6 +59,8 @@ class Options:
     temperature: float = 1.0
     dtype: Dtype = "float32"
     learning_rate: float = LEARNING_RATE
+    long_prompts: int = 0
+    """Samples beside the groups, with a prompt so long and a completion so short that a piece of the sequence holds it."""
 
 
 DEFAULT = Options()
@@ -88,8 +90,8 @@ class Difference:
         return max(self.loss, self.grad_norm, self.parameter)
 
 
-def samples(vocab_size: int) -> list[TrainingSample]:
-    """GROUPS groups of GROUP_SIZE samples of very different lengths; one group has weight 0."""
+def samples(vocab_size: int, long_prompts: int = 0) -> list[TrainingSample]:
+    """GROUPS groups of GROUP_SIZE samples of very different lengths; one group has weight 0. See Options for `long_prompts`."""
     rng = random.Random(11)
     drawn = []
     for group in range(GROUPS):
@@ -98,6 +100,9 @@ def samples(vocab_size: int) -> list[TrainingSample]:
             completion = tuple(rng.randrange(vocab_size) for _ in range(rng.choice((1, 2, 7, 25))))
             logprobs = tuple(rng.uniform(-6, -3) for _ in completion)
             drawn.append(TrainingSample(prompt, completion, logprobs, rng.uniform(-2, 2), float(group != 2)))
+    for _ in range(long_prompts):
+        prompt = tuple(rng.randrange(vocab_size) for _ in range(62))
+        drawn.append(TrainingSample(prompt, (rng.randrange(vocab_size), rng.randrange(vocab_size)), (-5.0, -4.0), rng.uniform(-2, 2)))
     return drawn
 
 
@@ -120,12 +125,15 @@ def run_config(parallel: ParallelConfig, options: Options = DEFAULT) -> RunConfi
     )
 
 
+Enter = Callable[..., Layout]
+
+
 @contextmanager
-def learner(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT) -> Iterator[Learner]:
+def learner(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, enter: Enter = init_parallel) -> Iterator[Learner]:
     """A learner of a Hugging Face directory in a layout, on this rank; leaves the layout at the end."""
     device = select_device()
     init_distributed(device, 120)
-    layout = init_parallel(parallel, device, seed=1)
+    layout = enter(parallel, device, seed=1)
     try:
         built = Learner(read_architecture(hf_dir), run_config(parallel, options), layout, device)
         built.load_hf(hf_dir)
@@ -134,10 +142,10 @@ def learner(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT) -
         leave_parallel()
 
 
-def three_steps(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT) -> Trace:
+def three_steps(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, enter: Enter = init_parallel) -> Trace:
     """Three clipped AdamW steps of the whole SELF-GRPO loss: reference pass, old-policy pass, importance weights."""
-    with learner(hf_dir, parallel, options) as model:
-        batch = samples(model.architecture.vocab_size)
+    with learner(hf_dir, parallel, options, enter) as model:
+        batch = samples(model.architecture.vocab_size, options.long_prompts)
         plan = model.plan(batch)
         reference = model.snapshot()
         loss = LossConfig.preset("self_grpo", kl_beta=0.1, entropy_weight=0.01, temperature=options.temperature)
@@ -149,8 +157,19 @@ def three_steps(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAUL
             stats = model.policy_step(batch, plan, loss, options.learning_rate, reference=kept, old=old)
             losses.append(stats.step.loss)
             norms.append(stats.step.grad_norm)
-        tensors = {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)}
-        return Trace(tuple(losses), tuple(norms), tensors)
+        return _trace(model, losses, norms)
+
+
+def three_sft_steps(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, enter: Enter = init_parallel) -> Trace:
+    """Three clipped AdamW steps of the supervised loss on the same samples."""
+    with learner(hf_dir, parallel, options, enter) as model:
+        batch = samples(model.architecture.vocab_size, options.long_prompts)
+        stats = [model.sft_step(batch, options.learning_rate) for _ in range(STEPS)]
+        return _trace(model, [step.loss for step in stats], [step.grad_norm for step in stats])
+
+
+def _trace(model: Learner, losses: list[float], grad_norms: list[float]) -> Trace:
+    return Trace(tuple(losses), tuple(grad_norms), {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)})
 
 
 def difference(one: Trace, other: Trace) -> Difference:

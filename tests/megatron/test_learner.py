@@ -148,16 +148,6 @@ def _refused(hf_dir: str, directory: str) -> str:
     return str(refused.value)
 
 
-def _context_parallel(hf_dir: str) -> str:
-    with pytest.raises(UserError) as refused, learner(hf_dir, ParallelConfig(context=2)):
-        pass
-    return str(refused.value)
-
-
-def test_context_parallelism_is_refused_on_cpu(distributed, hf_dir):
-    assert all("needs Transformer Engine" in message for message in distributed(2, _context_parallel, hf_dir, timeout_s=120))
-
-
 def _with_offload(hf_dir: str, parallel: ParallelConfig, options: Options) -> tuple[list[torch.Tensor], set[int]]:
     """Weights after two steps with everything moved out between them, and the bytes of gradient buffers while it was out."""
     with learner(hf_dir, parallel, options) as model:

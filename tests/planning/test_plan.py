@@ -8,13 +8,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from selfemo.config import ModelConfig, ParallelConfig, RolloutConfig, RunConfig, SelfPlayConfig, TrainConfig
+from selfemo.config import AlgorithmConfig, ModelConfig, ParallelConfig, RolloutConfig, RunConfig, SelfPlayConfig, TrainConfig
 from selfemo.errors import UserError
+from selfemo.kernels.config import LossConfig, Preset
 from selfemo.planning.commands import initialised_architecture, plan, planned_architecture
 from selfemo.planning.generation import Engine
 from selfemo.planning.hardware import GIB, GPUS, gpu_by_name
@@ -22,6 +24,7 @@ from selfemo.planning.layout import Layout, layout_of, layout_violations
 from selfemo.planning.memory import activation_bytes, logits_bytes, plan_memory, rank_memory
 from selfemo.planning.plan import best_layouts, make_plan
 from selfemo.planning.published import ASSUMED, HELD_OUT
+from selfemo.planning.steptime import busiest_head_tokens
 from selfemo.planning.trainer_bytes import checkpoint_bytes, trainer_bytes
 from selfemo.planning.violations import run_violations
 from selfemo.planning.workload import workload_of
@@ -139,7 +142,14 @@ def test_the_command_prints_tables_and_json_of_the_same_plan() -> None:
 
 def test_all_violations_are_told_at_once() -> None:
     """Those of fields among themselves, of the layout, and of the model, in one line."""
-    wrong = ["parallel.tensor=3", "parallel.pipeline=7", "rollout.tensor_parallel=5", "parallel.context=2", "reward.consistency_low=0.99"]
+    wrong = [
+        "parallel.tensor=3",
+        "parallel.pipeline=7",
+        "rollout.tensor_parallel=5",
+        "parallel.context=2",
+        "algorithm.loss=gspo",
+        "reward.consistency_low=0.99",
+    ]
     long = ["model.max_length=50000", "rollout.kv_cache_bytes=1000000"]
     code, _, error = _run(*FLAGS, *wrong, *long, "--nodes", "2")
     assert code == 1
@@ -150,7 +160,7 @@ def test_all_violations_are_told_at_once() -> None:
         "8 key-value heads",
         "36 layers",
         "rollout.tensor_parallel=5",
-        "parallel.context=2 is not built yet",
+        "algorithm.loss=gspo takes one ratio per sequence, and parallel.context=2",
         "reward.consistency_low=0.99",
         "max_tokens_per_microbatch=4096 cannot hold model.max_length=50000",
         "40960 positions",
@@ -158,6 +168,26 @@ def test_all_violations_are_told_at_once() -> None:
     ):
         assert part in str(error)
     assert "\n" not in str(error)
+
+
+def test_context_parallelism_asks_for_a_loss_that_takes_tokens_one_by_one() -> None:
+    """The presets that the plan refuses are those whose ratio is of a whole sequence."""
+    for name in get_args(Preset):
+        config = replace(CONFIG, algorithm=AlgorithmConfig(loss=name))
+        sequence_level = LossConfig.preset(name, **({"max_length": 8} if name == "dr_grpo" else {})).ratio_level == "sequence"
+        assert (
+            any("one ratio per sequence" in violation for violation in run_violations(config, Layout(1, 2, context=2), QWEN))
+            == sequence_level
+        )
+        assert not list(run_violations(config, Layout(1, 2), QWEN))
+
+
+def test_context_ranks_share_activations_and_not_always_logits() -> None:
+    """The last piece of every sequence lies on one rank: it may hold a micro-batch's completions alone, but no more than its share."""
+    whole, halves = (plan_memory(QWEN, Layout(1, 2, context=size), CONFIG, WORKLOAD, ENGINE)[0].phases["train"] for size in (1, 2))
+    assert halves.activations == whole.activations // 2
+    assert halves.logits == whole.logits
+    assert busiest_head_tokens(Layout(1, 2, context=2), 1000, 700) == 500
 
 
 def test_the_cache_must_hold_one_sequence() -> None:
