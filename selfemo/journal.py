@@ -169,6 +169,7 @@ class Journal:
                 **{f"reward_{name}": value for name, value in component_means(groups).items()},
                 **role_figures(groups),
                 "samples": len(samples),
+                "samples_trained": sum(sample.weight != 0 for sample in samples),
                 "tokens": tokens,
                 "groups": len(groups),
                 "groups_without_ranking": groups_without_ranking(groups, samples),

@@ -82,12 +82,12 @@ def step_seconds(
 def passes(workload: Workload, layout: Layout) -> tuple[Pass, Pass]:
     """The training pass and the logprob pass of one optimizer step."""
     lengths = workload.lengths
-    samples = workload.train_samples / workload.optimizer_steps / layout.data
+    samples = workload.trained_samples / workload.optimizer_steps / layout.data
     share = lengths.mean_completion / lengths.mean_total if workload.head_on_completions_only else 1.0
     if workload.microbatch_tokens is None:
         train = Pass(math.ceil(samples), lengths.mean_total, lengths.mean_total, lengths.mean_total * share)
     else:
-        count = math.ceil(samples * lengths.mean_total / workload.microbatch_tokens)
+        count = max(1, math.ceil(samples * lengths.mean_total / workload.microbatch_tokens))
         if layout.virtual_pipeline > 1:
             count = math.ceil(count / layout.pipeline) * layout.pipeline
         tokens = samples * lengths.mean_total / count

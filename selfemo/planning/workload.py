@@ -83,6 +83,8 @@ class Workload:
     """Samples per forward pass, padded to the longest; None: packed like training."""
     head_on_completions_only: bool = True
     """The output layer runs on completion tokens alone (this project), or on every token."""
+    trained_share: float = 1.0
+    """Share of the training samples whose group carries a ranking: the model does not read the others."""
 
     @property
     def generated_tokens(self) -> float:
@@ -90,9 +92,14 @@ class Workload:
         return sum(call.samples * call.lengths.mean_completion for call in self.calls)
 
     @property
+    def trained_samples(self) -> float:
+        """Training samples that the model reads."""
+        return self.train_samples * self.trained_share
+
+    @property
     def train_tokens(self) -> float:
         """Prompt and completion tokens trained on per iteration."""
-        return self.train_samples * self.lengths.mean_total
+        return self.trained_samples * self.lengths.mean_total
 
 
 def workload_of(

@@ -7,7 +7,7 @@ compared only where the plan is asked for a GPU by name: the planner has no mode
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -115,6 +115,9 @@ def _workload_rows(config: RunConfig, iterations: list[Json]) -> Iterator[Row]:
     planned = workload_of(config)
     note = "per iteration; an episode whose replies all fail ends early"
     yield Row("Training samples", planned.train_samples, _mean(iterations, "samples"), "samples", exact=False, note=note)
+    if all("samples_trained" in record for record in iterations):
+        note = "per iteration; planned as if every group carried a ranking, and seconds as measured"
+        yield Row("Samples trained", planned.trained_samples, _mean(iterations, "samples_trained"), "samples", exact=False, note=note)
     answer, reply = planned.calls[0].lengths, planned.calls[min(1, len(planned.calls) - 1)].lengths
     for role, lengths in (("recognizer", answer), ("responder", reply)):
         field = f"completion_tokens_{role}"
@@ -125,14 +128,16 @@ def _workload_rows(config: RunConfig, iterations: list[Json]) -> Iterator[Row]:
 
 
 def _measured_workload(config: RunConfig, iterations: list[Json]) -> Workload:
-    """The workload with the lengths this run measured in place of assumed ones."""
+    """The workload with the lengths and the share of trained samples that this run measured in place of assumed ones."""
 
     def measured(field: str) -> float | None:
         return _mean(iterations, field) if all(field in r for r in iterations) else None
 
-    return workload_of(
+    workload = workload_of(
         config, measured("prompt_tokens_recognizer"), measured("completion_tokens_recognizer"), measured("completion_tokens_responder")
     )
+    trained = measured("samples_trained")
+    return workload if trained is None else replace(workload, trained_share=trained / _mean(iterations, "samples"))
 
 
 def _second_rows(records: RunRecords, architecture: Architecture, layout: Layout, workload: Workload, gpu: str) -> Iterator[Row]:

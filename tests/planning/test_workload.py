@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -61,6 +62,17 @@ def test_updates_and_references_cost_passes() -> None:
     assert counts(kl_beta=0.0) == (1, 0)
     assert counts(kl_beta=0.1) == (1, 1)
     assert counts(kl_beta=0.1, updates_per_rollout=4) == (4, 2)
+
+
+def test_samples_without_a_ranking_are_not_read() -> None:
+    whole = workload_of(RunConfig())
+    assert whole.trained_share == 1.0
+    half, none = (replace(whole, trained_share=share) for share in (0.5, 0.0))
+    (all_read, _), (half_read, logprobs) = (passes(w, Layout()) for w in (whole, half))
+    assert half_read.microbatches * half_read.tokens == pytest.approx(all_read.microbatches * all_read.tokens / 2)
+    assert logprobs == half_read
+    assert half.generated_tokens == whole.generated_tokens
+    assert passes(none, Layout())[0].tokens == 0
 
 
 def test_packed_micro_batches_hold_the_batch_and_respect_the_cap() -> None:

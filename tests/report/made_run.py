@@ -91,6 +91,7 @@ def _self_play(root: Path) -> tuple[list[dict], list[dict]]:
                 **{f"reward_{name}": value for name, value in component_means(groups).items()},
                 **role_figures(groups),
                 "samples": len(samples),
+                "samples_trained": len(samples) // 2,
                 "tokens": 10 * len(samples),
                 "groups": len(groups),
                 "groups_without_ranking": iteration,

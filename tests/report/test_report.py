@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -158,6 +159,11 @@ def test_seconds_are_planned_for_a_gpu_that_is_named(finished: Path):
     rows = {row.name: row for row in planned_rows(read_run(finished), "h100-80g")}
     assert rows["Seconds, train"].measured == 60.0
     assert 0 < rows["Seconds, train"].planned < 60.0
+    assert rows["Samples trained"].measured == rows["Training samples"].measured / 2
+    untold = tuple({k: v for k, v in event.items() if k != "samples_trained"} for event in read_run(finished).events)  # an older run
+    older = {row.name: row for row in planned_rows(replace(read_run(finished), events=untold), "h100-80g")}
+    assert "Samples trained" not in older
+    assert rows["Seconds, train"].planned < older["Seconds, train"].planned
     with pytest.raises(UserError, match="h100-80g"):
         planned_rows(read_run(finished), "h1000")
 
