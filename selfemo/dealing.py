@@ -6,25 +6,38 @@ For work whose results are small beside what they cost: results travel pickled, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
-
-import torch.distributed as dist
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def over_ranks(compute: Callable[[T], R], items: Sequence[T]) -> list[R]:
+class Deal(Protocol):
+    """How a function is applied to many items, so that who computes what is the caller's business."""
+
+    def __call__(self, compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
+        """`compute` of every item, in order."""
+        ...
+
+
+def one_by_one(compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
+    """`compute` of every item, in order, here."""
+    return [compute(item) for item in items]
+
+
+def over_ranks(compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
     """`compute` of every item, in order, on every rank. Collective: every rank calls it with the same items.
 
     Raises:
         Exception: what `compute` raised, on every rank alike; of several ranks the first one's.
     """
+    import torch.distributed as dist  # here: the report reads records whose module names Deal, and needs no torch
+
     ranks, rank = dist.get_world_size(), dist.get_rank()
     mine: list[R] = []
     raised: Exception | None = None
     try:
-        mine = [compute(item) for item in items[len(items) * rank // ranks : len(items) * (rank + 1) // ranks]]
+        mine = one_by_one(compute, items[len(items) * rank // ranks : len(items) * (rank + 1) // ranks])
     except Exception as error:  # noqa: BLE001 - raised again below, on every rank
         raised = error
     shares: list[tuple[list[R], Exception | None]] = [(mine, raised)] * ranks

@@ -1,7 +1,7 @@
 """The whole method, top to bottom: SFT start, then self-play, rewards, flywheel, SELF-GRPO step, weight sync, again.
 
-Every rank runs this file with the same data. Generation is dealt over the engines and rewards over the ranks, both are gathered, and a
-step is dealt over Megatron's layout and reduced; what is left between (flywheel rule, advantages) is computed alike on every rank.
+Every rank runs this file with the same data. Generation is dealt over the engines, prompts, readings and rewards over the ranks, all are
+gathered, and a step is dealt over Megatron's layout and reduced; the rest (flywheel rule, advantages) is computed alike on every rank.
 
 `reached` says how far the run has come; a checkpoint may be written there, and a run that was interrupted starts with what its
 newest checkpoint says is done.
@@ -80,6 +80,7 @@ class Trainer:
             transitions=TransitionPrior.estimate(train_split),
             config=config.selfplay,
             run_seed=config.seed,
+            deal=over_ranks,
         )
         self.flywheel = Flywheel(
             config.flywheel, system.corpus, self.rewards, run.path(FLYWHEEL_NAME), is_writer=system.world.layout.is_main

@@ -11,16 +11,15 @@ import pytest
 import torch.distributed as dist
 
 from selfemo.config import AlgorithmConfig, FlywheelConfig, RewardConfig, RunConfig
-from selfemo.dealing import over_ranks
+from selfemo.dealing import Deal, one_by_one, over_ranks
 from selfemo.errors import UserError
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.flywheel.store import Filter, FlywheelStore
 from selfemo.grpo.advantages import training_samples
 from selfemo.iteration_records import component_means, episode_records, groups_without_ranking, role_figures
-from selfemo.rewards.scoring import Deal, Rewards
+from selfemo.rewards.scoring import Rewards
 from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.prompts import PromptBuilder
-from selfemo.selfplay.records import Group
 from selfemo.selfplay.seeds_pool import SeedPool
 from selfemo.selfplay.transitions import TransitionPrior
 from tests.flywheel.test_flywheel import CONFIG, CORPUS, TRAIN, speak
@@ -71,19 +70,19 @@ def test_what_one_rank_raises_all_raise(distributed) -> None:
     assert distributed(2, _raising, []) == ["", ""]
 
 
-def _self_play(deal: Deal | None = None) -> list[str]:
+def _self_play(deal: Deal = over_ranks) -> list[str]:
     """Iterations as the trainer runs them up to the training samples: everything that hangs on rewards, floats written out in full."""
     config = RunConfig(selfplay=CONFIG, algorithm=AlgorithmConfig(weight_by_frequency=True))
     rewards = Rewards(RewardConfig(), TRAIN, LABELS)
     prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
-    selfplay = SelfPlay(ScriptedGenerator(speak), prompts, rewards.score, TransitionPrior.estimate(TRAIN), CONFIG, 5)
+    selfplay = SelfPlay(ScriptedGenerator(speak), prompts, rewards.score, TransitionPrior.estimate(TRAIN), CONFIG, 5, deal)
     pool, found = SeedPool(TRAIN, CONFIG, 5, 3), []
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "flywheel.sqlite"
         flywheel = Flywheel(FlywheelConfig(), CORPUS, rewards, path, is_writer=True)
         for iteration in range(ITERATIONS):
             episodes = selfplay.play(pool.draw(iteration, flywheel.kept_dialogues(iteration)), iteration)
-            groups = rewards.score_groups([group for episode in episodes for group in episode.groups], deal or over_ranks)
+            groups = rewards.score_groups([group for episode in episodes for group in episode.groups], deal)
             found += map(repr, flywheel.offer(groups, iteration + 1))
             samples = training_samples(groups, config)
             found += [repr(astuple(group)) for group in groups] + [repr(samples), repr(component_means(groups)), repr(role_figures(groups))]
@@ -96,11 +95,7 @@ def _self_play(deal: Deal | None = None) -> list[str]:
 
 def test_rewards_scored_in_shares_are_those_of_one_rank_to_the_bit(distributed) -> None:
     """Advantages, flywheel decisions and seeds, and the iteration's records included."""
-    alone = _self_play(deal=_one_by_one)
+    alone = _self_play(one_by_one)
     assert len(alone) > 50
     assert distributed(1, _self_play) == [alone]
     assert distributed(2, _self_play) == [alone, alone]
-
-
-def _one_by_one(compute, groups: Sequence[Group]) -> list:
-    return [compute(group) for group in groups]

@@ -10,12 +10,13 @@ What scoring computes is apart from the group it belongs to: it is small, so ran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from selfemo.config import RewardConfig
 from selfemo.corpora.conversation import Conversation
+from selfemo.dealing import Deal, one_by_one
 from selfemo.emotions.affinity import build_affinity
 from selfemo.emotions.answer import FormatFailure, Reading
 from selfemo.emotions.similarity import SmoothedIoU
@@ -34,10 +35,6 @@ class Figures(NamedTuple):
     scores: tuple[float, ...]
     gate: bool
     frequency_weight: float
-
-
-Deal: TypeAlias = Callable[[Callable[[Group], Figures], Sequence[Group]], Iterable[Figures]]
-"""How a function is applied to every group: `map`, or selfemo.dealing.over_ranks."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ class Rewards:
         self.label_shares = label_shares(train, labels)
         self.label_weights = frequency_weights(self.label_shares, config.frequency_exponent, config.frequency_cap)
 
-    def score_groups(self, groups: Sequence[Group], deal: Deal = map) -> list[ScoredGroup]:
+    def score_groups(self, groups: Sequence[Group], deal: Deal = one_by_one) -> list[ScoredGroup]:
         """The rewards of every group under this run's configuration, in order; the same whoever computed which."""
         return [scored_group(group, figures, self.config) for group, figures in zip(groups, deal(self.figures, groups), strict=True)]
 

@@ -1,4 +1,4 @@
-"""What the project's own parts cost per sample: planning, dealing, packing, rewards, advantages, flywheel, up to a million samples.
+"""What the project's own parts cost per sample: planning, self-play around the engine, rewards, flywheel, dealing, packing.
 
 Groups are fed in batches, as iterations feed them, and dropped again: what is looked for is cost that grows with what was seen before.
 Seconds are the processor's, not the clock's, so that a busy machine does not show.
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from selfemo.config import FlywheelConfig, RewardConfig, RunConfig, SelfPlayConfig
 from selfemo.corpora.conversation import Corpus, Turn
@@ -26,17 +27,24 @@ from selfemo.planning.layout import Layout
 from selfemo.planning.plan import make_plan
 from selfemo.planning.workload import workload_of
 from selfemo.rewards.scoring import Rewards
+from selfemo.rollout.request import Completion, GenerationRequest
 from selfemo.selfplay.consensus import vote
+from selfemo.selfplay.episode import SelfPlay
+from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.records import Group, Sample
+from selfemo.selfplay.seeds_pool import SeedPool
+from selfemo.selfplay.transitions import TransitionPrior
 
 GROUP_SIZE = 8
 BATCH_GROUPS = 512
 MICROBATCH_TOKENS = 16_384
 DATA_PARALLEL = 8
-REPEATED = ("deal", "rewards of all", "advantage", "flywheel")
+REPEATED = ("self-play of all", "rewards of all", "advantage", "flywheel", "deal")
 """Parts that every rank computes alike over the whole batch (selfemo.trainer)."""
-SHARED = ("reward",)
-"""Parts of the same phase that ranks share out; packing is shared out too, and belongs to training."""
+SHARED = ("self-play", "reward")
+"""Parts that ranks share out, and pack for one another; packing micro-batches is shared out too, and the planner counts it as training."""
+SEEDS = 64
+"""Of one iteration of self-play."""
 LINEAR_FACTOR = 3.0
 """A part grows when a sample of the largest study costs more than this times one of a tenth of it: dealing sorts, and caches overflow, but
 quadratic cost would be 10."""
@@ -133,6 +141,61 @@ def _packing(_: Corpus, samples: int) -> float:
     return time.process_time() - started
 
 
+class _Engine:
+    """Stands for the engines and for the other ranks: completions of the usual lengths, and time kept of who would do what."""
+
+    def __init__(self, answers: Sequence[tuple[int, ...]], utterances: Sequence[tuple[int, ...]], answer_tokens: int) -> None:
+        self._draw, self._answers, self._utterances, self._answer_tokens = random.Random(0), answers, utterances, answer_tokens
+        self.engine_s = self.shared_s = 0.0
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """Completions as they come from other ranks."""
+        started = time.process_time()
+        pools = [self._answers if request.max_tokens == self._answer_tokens else self._utterances for request in requests]
+        sent = pickle.dumps([Completion(ids, (-0.1,) * len(ids), True) for ids in map(self._draw.choice, pools)])
+        self.engine_s += time.process_time() - started
+        completions: list[Completion] = pickle.loads(sent)
+        return completions
+
+    def deal(self, compute: Callable[[Any], Any], items: Sequence[Any], /) -> list[Any]:
+        """All shares, as they come from other ranks."""
+        started = time.process_time()
+        sent = pickle.dumps([compute(item) for item in items])
+        self.shared_s += time.process_time() - started
+        results: list[Any] = pickle.loads(sent)
+        return results
+
+
+def _self_play(corpus: Corpus, samples: int) -> tuple[float, float]:
+    """Seconds of what ranks share out in self-play, and of what each does for all: requests, what the others sent, votes."""
+    from selfemo.assembly import tokenizer_texts
+    from selfemo.tokens.chat import ChatEncoder
+    from selfemo.tokens.training import save_tokenizer, train_tokenizer
+
+    config, train = RunConfig(), corpus.split("train")
+    play = replace(config.selfplay, seeds_per_iteration=SEEDS)
+    with tempfile.TemporaryDirectory() as directory:
+        save_tokenizer(train_tokenizer(tokenizer_texts(corpus), config.model.vocab_size), Path(directory), config.model.max_length)
+        encoder = ChatEncoder(directory)
+    texts = [turn.text for conversation in train for turn in conversation.turns]
+    answers, utterances = ([encoder.encode_completion(text) for text in choices] for choices in (corpus.labels, texts))
+    engine = _Engine(answers, utterances, play.max_recognizer_tokens)
+    prompts = PromptBuilder(encoder, corpus.labels, config.corpus.history_turns, config.corpus.max_turn_tokens)
+    score = Rewards(config.reward, train, corpus.labels).score
+    selfplay = SelfPlay(engine, prompts, score, TransitionPrior.estimate(train), play, config.seed, engine.deal)
+    pool = SeedPool(train, play, config.seed, config.corpus.history_turns)
+    played, iteration, seconds = 0, 0, 0.0
+    while played < samples:
+        seeds = pool.draw(iteration, [])
+        started = time.process_time()
+        episodes = selfplay.play(seeds, iteration)
+        seconds += time.process_time() - started
+        played += sum(len(group.samples) for episode in episodes for group in episode.groups)
+        iteration += 1
+    of_asked = samples / played
+    return engine.shared_s * of_asked, (seconds - engine.shared_s - engine.engine_s) * of_asked
+
+
 def _rewarding(corpus: Corpus, samples: int) -> float:
     """Scoring, and packing the figures for the other ranks."""
     rewards = Rewards(RewardConfig(), corpus.split("train"), corpus.labels)
@@ -151,7 +214,7 @@ def _receiving(corpus: Corpus, samples: int) -> float:
     for groups in _groups(corpus, rewards, samples):
         sent = pickle.dumps([rewards.figures(group) for group in groups])
         started = time.process_time()
-        rewards.score_groups(groups, lambda _, __, sent=sent: pickle.loads(sent))  # type: ignore[misc]
+        rewards.score_groups(groups, lambda _, __, sent=sent: pickle.loads(sent))
         seconds += time.process_time() - started
     return seconds
 
@@ -191,12 +254,14 @@ def _collecting(corpus: Corpus, samples: int) -> float:
 
 PARTS: dict[str, Callable[[Corpus, int], float]] = {
     "plan": _planning,
-    "deal": _dealing,
-    "pack": _packing,
+    "self-play": lambda corpus, samples: _self_play(corpus, samples)[0],
+    "self-play of all": lambda corpus, samples: _self_play(corpus, samples)[1],
     "reward": _rewarding,
     "rewards of all": _receiving,
     "advantage": _weighing,
     "flywheel": _collecting,
+    "deal": _dealing,
+    "pack": _packing,
 }
 
 

@@ -10,7 +10,8 @@ Each turn of an episode has three phases, and each phase is one call of the gene
 
 Then the best reply is appended and the roles swap. An episode none of whose replies can be read ends early. Every phase 1 and
 phase 2 is a group for SELF-GRPO. Sampling seeds derive from (run, iteration, episode, turn, role, sample): the result does not
-depend on how episodes are dealt over ranks, and any sample can be generated again alone.
+depend on how episodes are dealt over ranks, and any sample can be generated again alone. Prompts, readings and gates, which are most of
+what this module costs, are pure functions of what is known on every rank: `deal` shares them out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 
 from selfemo.config import SelfPlayConfig
 from selfemo.corpora.conversation import Turn
+from selfemo.dealing import Deal, one_by_one
 from selfemo.emotions.answer import Answer, Reading, parse_answer
 from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.errors import UserError
@@ -28,7 +30,7 @@ from selfemo.seeds import derive_rng, derive_seed
 from selfemo.selfplay.consensus import vote
 from selfemo.selfplay.gates import failed_gates
 from selfemo.selfplay.prompts import DEFAULT_SPEAKER, PromptBuilder, clean_line, completion_text
-from selfemo.selfplay.records import Episode, Group, Role, Sample, Seed
+from selfemo.selfplay.records import Episode, Gate, Group, Role, Sample, Seed
 from selfemo.selfplay.transitions import TransitionPrior
 
 GREEDY = 0.0
@@ -58,6 +60,7 @@ class SelfPlay:
     transitions: TransitionPrior
     config: SelfPlayConfig
     run_seed: int
+    deal: Deal = one_by_one
 
     def __post_init__(self) -> None:
         """Check that targets can be drawn, where turns are to be generated; UserError otherwise."""
@@ -79,20 +82,25 @@ class SelfPlay:
         return [Episode(live.seed, tuple(live.groups), tuple(live.turns)) for live in lives]
 
     def _recognise(self, lives: list[_Live], turn: int, iteration: int) -> None:
-        prompts = [self.prompts.recognize(live.turns) for live in lives]
+        prompts = self.deal(self.prompts.recognize, [live.turns for live in lives])
         answers = self._sample(lives, prompts, "recognizer", turn, iteration)
+        readings = iter(self.deal(self._read, [completion for completions in answers for _, completion in completions]))
         for live, prompt, completions in zip(lives, prompts, answers, strict=True):
-            samples = [self._read(prompt, seed, completion) for seed, completion in completions]
+            samples = [_sample(prompt, seed, completion, *next(readings)) for seed, completion in completions]
             gold = live.turns[-1].labels or None
             self._close(live, "recognizer", turn, iteration, live.turns[-1].speaker, gold, live.target, samples)
 
     def _respond(self, lives: list[_Live], turn: int, iteration: int) -> None:
         targets = [self._target(live, turn, iteration) for live in lives]
-        prompts = [self.prompts.respond(live.turns, live.speakers[0], target) for live, target in zip(lives, targets, strict=True)]
+        prompts = self.deal(
+            lambda asked: self.prompts.respond(asked[0].turns, asked[0].speakers[0], asked[1]), list(zip(lives, targets, strict=True))
+        )
         replies = self._sample(lives, prompts, "responder", turn, iteration)
+        written = [(live, completion) for live, completions in zip(lives, replies, strict=True) for _, completion in completions]
+        gates = iter(self.deal(self._gate, written))
         gated = [
-            [self._gate(live, prompt, seed, completion) for seed, completion in completions]
-            for live, prompt, completions in zip(lives, prompts, replies, strict=True)
+            [_reply(prompt, seed, completion, *next(gates)) for seed, completion in completions]
+            for prompt, completions in zip(prompts, replies, strict=True)
         ]
         for live, target, samples in zip(lives, targets, self._score_replies(lives, gated), strict=True):
             self._close(live, "responder", turn, iteration, live.speakers[0], None, target, samples)
@@ -114,31 +122,28 @@ class SelfPlay:
         pairs = [(request.seed, completion) for request, completion in zip(requests, completions, strict=True)]
         return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
-    def _read(self, prompt: tuple[int, ...], seed: int, completion: Completion) -> Sample:
+    def _read(self, completion: Completion) -> tuple[str, Reading]:
+        """A recognizer's completion as text, and what it says."""
         text = completion_text(self.prompts.encoder, completion)
-        return _sample(prompt, seed, completion, text, self._parse(completion, text))
+        return text, parse_answer(text, self.prompts.labels, thinking=self.config.thinking, finished=completion.finished)
 
-    def _parse(self, completion: Completion, text: str) -> Reading:
-        return parse_answer(text, self.prompts.labels, thinking=self.config.thinking, finished=completion.finished)
-
-    def _gate(self, live: _Live, prompt: tuple[int, ...], seed: int, completion: Completion) -> Sample:
+    def _gate(self, written: tuple[_Live, Completion]) -> tuple[str, tuple[Gate, ...]]:
+        """A responder's completion as text, and the gates it fails."""
+        live, completion = written
         text = completion_text(self.prompts.encoder, completion)
         shown = live.turns[-(self.prompts.history_turns + 1) :]
         bounds = (self.config.min_utterance_words, self.config.max_utterance_words)
-        gates = failed_gates(text, [*shown, Turn(live.speakers[0], "")], self.prompts.labels, *bounds, completion.finished)
-        return replace(_sample(prompt, seed, completion, text, None), gates=gates)
+        return text, failed_gates(text, [*shown, Turn(live.speakers[0], "")], self.prompts.labels, *bounds, completion.finished)
 
     def _score_replies(self, lives: list[_Live], gated: list[list[Sample]]) -> list[list[Sample]]:
         """Phase 3: the recognizer's greedy reading of every admissible reply, in one generator call."""
         places = [(e, i) for e, samples in enumerate(gated) for i, sample in enumerate(samples) if not sample.gates]
-        requests = []
-        for e, i in places:
-            turns = [*lives[e].turns, Turn(lives[e].speakers[0], clean_line(gated[e][i].text))]
-            requests.append(GenerationRequest(self.prompts.recognize(turns), 0, self.config.max_recognizer_tokens, GREEDY))
+        dialogues = [[*lives[e].turns, Turn(lives[e].speakers[0], clean_line(gated[e][i].text))] for e, i in places]
+        prompts = self.deal(self.prompts.recognize, dialogues)
+        requests = [GenerationRequest(prompt, 0, self.config.max_recognizer_tokens, GREEDY) for prompt in prompts]
         completions = self.generator.generate(requests) if requests else []
         scored = [list(samples) for samples in gated]
-        for (e, i), completion in zip(places, completions, strict=True):
-            reading = self._parse(completion, completion_text(self.prompts.encoder, completion))
+        for (e, i), (_, reading) in zip(places, self.deal(self._read, completions), strict=True):
             scored[e][i] = replace(scored[e][i], reading=reading)
         return scored
 
@@ -227,3 +232,7 @@ def best_reply(samples: Sequence[Sample], target: Sequence[str], score: Smoothed
 
 def _sample(prompt: tuple[int, ...], seed: int, completion: Completion, text: str, reading: Reading | None) -> Sample:
     return Sample(prompt, completion.token_ids, completion.logprobs, seed, text, completion.finished, reading)
+
+
+def _reply(prompt: tuple[int, ...], seed: int, completion: Completion, text: str, gates: tuple[Gate, ...]) -> Sample:
+    return replace(_sample(prompt, seed, completion, text, None), gates=gates)
