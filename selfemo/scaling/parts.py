@@ -167,7 +167,7 @@ class _Engine:
 
 
 def _self_play(corpus: Corpus, samples: int) -> tuple[float, float]:
-    """Seconds of what ranks share out in self-play, and of what each does for all: requests, what the others sent, votes."""
+    """Seconds of what ranks share out in self-play, and of what each does for all: requests, and what the others sent."""
     from selfemo.assembly import tokenizer_texts
     from selfemo.tokens.chat import ChatEncoder
     from selfemo.tokens.training import save_tokenizer, train_tokenizer

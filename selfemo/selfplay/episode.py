@@ -10,8 +10,8 @@ Each turn of an episode has three phases, and each phase is one call of the gene
 
 Then the best reply is appended and the roles swap. An episode none of whose replies can be read ends early. Every phase 1 and
 phase 2 is a group for SELF-GRPO. Sampling seeds derive from (run, iteration, episode, turn, role, sample): the result does not
-depend on how episodes are dealt over ranks, and any sample can be generated again alone. Prompts, readings and gates, which are most of
-what this module costs, are pure functions of what is known on every rank: `deal` shares them out.
+depend on how episodes are dealt over ranks, and any sample can be generated again alone. Prompts, readings, gates and votes, which are most
+of what this module costs, are pure functions of what is known on every rank: `deal` shares them out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.errors import UserError
 from selfemo.rollout.request import Completion, GenerationRequest, Generator
 from selfemo.seeds import derive_rng, derive_seed
-from selfemo.selfplay.consensus import vote
+from selfemo.selfplay.consensus import Consensus, vote
 from selfemo.selfplay.gates import failed_gates
 from selfemo.selfplay.prompts import DEFAULT_SPEAKER, PromptBuilder, clean_line, completion_text
 from selfemo.selfplay.records import Episode, Gate, Group, Role, Sample, Seed
@@ -85,10 +85,13 @@ class SelfPlay:
         prompts = self.deal(self.prompts.recognize, [live.turns for live in lives])
         answers = self._sample(lives, prompts, "recognizer", turn, iteration)
         readings = iter(self.deal(self._read, [completion for completions in answers for _, completion in completions]))
-        for live, prompt, completions in zip(lives, prompts, answers, strict=True):
-            samples = [_sample(prompt, seed, completion, *next(readings)) for seed, completion in completions]
+        groups = [
+            [_sample(prompt, seed, completion, *next(readings)) for seed, completion in completions]
+            for prompt, completions in zip(prompts, answers, strict=True)
+        ]
+        for live, samples, consensus in zip(lives, groups, self.deal(self._vote, groups), strict=True):
             gold = live.turns[-1].labels or None
-            self._close(live, "recognizer", turn, iteration, live.turns[-1].speaker, gold, live.target, samples)
+            self._close(live, "recognizer", turn, iteration, live.turns[-1].speaker, gold, live.target, samples, consensus)
 
     def _respond(self, lives: list[_Live], turn: int, iteration: int) -> None:
         targets = [self._target(live, turn, iteration) for live in lives]
@@ -102,8 +105,9 @@ class SelfPlay:
             [_reply(prompt, seed, completion, *next(gates)) for seed, completion in completions]
             for prompt, completions in zip(prompts, replies, strict=True)
         ]
-        for live, target, samples in zip(lives, targets, self._score_replies(lives, gated), strict=True):
-            self._close(live, "responder", turn, iteration, live.speakers[0], None, target, samples)
+        groups = self._score_replies(lives, gated)
+        for live, target, samples, consensus in zip(lives, targets, groups, self.deal(self._vote, groups), strict=True):
+            self._close(live, "responder", turn, iteration, live.speakers[0], None, target, samples, consensus)
             self._append_best(live, target, samples)
 
     def _sample(
@@ -134,6 +138,9 @@ class SelfPlay:
         shown = live.turns[-(self.prompts.history_turns + 1) :]
         bounds = (self.config.min_utterance_words, self.config.max_utterance_words)
         return text, failed_gates(text, [*shown, Turn(live.speakers[0], "")], self.prompts.labels, *bounds, completion.finished)
+
+    def _vote(self, samples: Sequence[Sample]) -> Consensus:
+        return vote([sample.reading for sample in samples if sample.reading is not None], self.score)
 
     def _score_replies(self, lives: list[_Live], gated: list[list[Sample]]) -> list[list[Sample]]:
         """Phase 3: the recognizer's greedy reading of every admissible reply, in one generator call."""
@@ -174,9 +181,9 @@ class SelfPlay:
         gold: tuple[str, ...] | None,
         target: tuple[str, ...] | None,
         samples: list[Sample],
+        consensus: Consensus,
     ) -> None:
         """File the finished group with its episode."""
-        readings = [sample.reading for sample in samples if sample.reading is not None]
         _, max_tokens = group_shape(self.config, role)
         live.groups.append(
             Group(
@@ -193,7 +200,7 @@ class SelfPlay:
                 max_tokens=max_tokens,
                 temperature=self.config.temperature,
                 samples=tuple(samples),
-                consensus=vote(readings, self.score),
+                consensus=consensus,
             )
         )
 
@@ -235,4 +242,4 @@ def _sample(prompt: tuple[int, ...], seed: int, completion: Completion, text: st
 
 
 def _reply(prompt: tuple[int, ...], seed: int, completion: Completion, text: str, gates: tuple[Gate, ...]) -> Sample:
-    return replace(_sample(prompt, seed, completion, text, None), gates=gates)
+    return Sample(prompt, completion.token_ids, completion.logprobs, seed, text, completion.finished, None, gates)
