@@ -59,7 +59,7 @@ class ParallelConfig:
     virtual_pipeline: Positive = 1
     """Model chunks per stage (interleaved schedule); 1 is the plain schedule."""
     context: Positive = 1
-    """Context-parallel size; above 1 needs Transformer Engine, so a GPU."""
+    """Ranks that share each sequence; above 1 needs Transformer Engine's attention, so a GPU, and bf16 (unmeasured); not with gspo."""
     sequence_parallel: bool = False
     """Split activations along the sequence between tensor-parallel regions; needs tensor > 1."""
     distributed_optimizer: bool = False
@@ -263,7 +263,7 @@ class TrainConfig:
     max_skipped_steps: Positive = 5
     """Steps whose loss or gradient is not finite are skipped; this many in a row stop the run, with the batch in output_dir/bad_batch."""
     max_tokens_per_microbatch: Positive = 4096
-    """Cap on packed tokens per micro-batch and rank; must hold the longest sample."""
+    """Cap on a micro-batch's packed tokens, over the context ranks that share it and before padding; must hold the longest sample."""
     offload_during_rollout: bool = False
     """Move gradients and optimizer state to host memory while the engine generates (GPU)."""
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from selfemo.config import ParallelConfig
 from tests.distributed.harness import DistributedRunner
-from tests.megatron.parity import GROUP_SIZE, GROUPS, LAYOUTS, STEPS, difference, three_steps
+from tests.megatron import context_parallel
+from tests.megatron.context_parallel import OPTIONS
+from tests.megatron.parity import GROUP_SIZE, GROUPS, LAYOUTS, STEPS, Trace, difference, three_sft_steps, three_steps
 from tests.weights.tiny import save_tiny
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "parity.md"
@@ -18,22 +20,48 @@ MACHINE = "2 x86 cores with AVX-512, 24 GiB, gloo"
 
 def main() -> None:
     """Run every layout and write the page."""
-    runner, rows = DistributedRunner(), []
+    runner = DistributedRunner()
     with tempfile.TemporaryDirectory() as directory:
-        for tied in (True, False):
-            hf_dir = str(save_tiny(Path(directory) / str(tied), "qwen3", tied, layers=LAYERS))
-            one = runner(1, three_steps, hf_dir, ParallelConfig(), timeout_s=900)[0]
-            for name, (processes, parallel) in LAYOUTS.items():
-                traces = runner(processes, three_steps, hf_dir, parallel, timeout_s=900)
-                worst = max((difference(one, trace) for trace in traces), key=lambda found: found.largest)
-                figures = f"{worst.loss:.1e} | {worst.grad_norm:.1e} | {worst.parameter:.1e}"
-                rows.append(f"| {name} | {processes} | {'tied' if tied else 'untied'} | {figures} |")
-                print(rows[-1], flush=True)
+        rows = layout_rows(runner, Path(directory))
+        shared = context_rows(runner, Path(directory))
     runner.close()
-    TARGET.write_text(page(rows), encoding="utf-8")
+    TARGET.write_text(page(rows, shared), encoding="utf-8")
 
 
-def page(rows: list[str]) -> str:
+def layout_rows(runner: DistributedRunner, directory: Path) -> list[str]:
+    """The first table's."""
+    rows = []
+    for tied in (True, False):
+        hf_dir = str(save_tiny(directory / str(tied), "qwen3", tied, layers=LAYERS))
+        one = runner(1, three_steps, hf_dir, ParallelConfig(), timeout_s=900)[0]
+        for name, (processes, parallel) in LAYOUTS.items():
+            traces = runner(processes, three_steps, hf_dir, parallel, timeout_s=900)
+            rows.append(f"| {name} | {processes} | {'tied' if tied else 'untied'} | {worst(one, traces)} |")
+            print(rows[-1], flush=True)
+    return rows
+
+
+def context_rows(runner: DistributedRunner, directory: Path) -> list[str]:
+    """The second table's: attention is the tests' own."""
+    rows = []
+    hf_dir = str(save_tiny(directory / "context", "qwen3", True, layers=LAYERS))
+    stages = (("SELF-GRPO", three_steps, context_parallel.three_steps), ("SFT", three_sft_steps, context_parallel.three_sft_steps))
+    for stage, alone, shared in stages:
+        one = runner(1, alone, hf_dir, ParallelConfig(), OPTIONS, timeout_s=900)[0]
+        for name, (processes, parallel) in context_parallel.LAYOUTS.items():
+            traces = runner(processes, shared, hf_dir, parallel, OPTIONS, timeout_s=900)
+            rows.append(f"| {name} | {processes} | {stage} | {worst(one, traces)} |")
+            print(rows[-1], flush=True)
+    return rows
+
+
+def worst(one: Trace, traces: list[Trace]) -> str:
+    """Figures of the rank that is farthest from one process."""
+    found = max((difference(one, trace) for trace in traces), key=lambda found: found.largest)
+    return f"{found.loss:.1e} | {found.grad_norm:.1e} | {found.parameter:.1e}"
+
+
+def page(rows: list[str], context_rows: list[str]) -> str:
     """docs/parity.md."""
     return "\n".join(
         [
@@ -52,8 +80,22 @@ def page(rows: list[str]) -> str:
             *rows,
             "",
             "The same comparison is a test (`tests/megatron/test_parity.py`, bound 1e-6), with one more that only changes how samples",
-            "are dealt over micro-batches; bf16 has one of its own (`tests/megatron/test_bf16.py`). Context parallelism needs",
-            "Transformer Engine's attention and is refused on CPU; dropout is refused everywhere.",
+            "are dealt over micro-batches; bf16 has one of its own (`tests/megatron/test_bf16.py`). Dropout is refused everywhere.",
+            "",
+            "## Context parallelism",
+            "",
+            "It needs Transformer Engine's attention: a CPU refuses it, and on a GPU it is **unmeasured**. What the product adds (which",
+            "tokens a rank holds, weights and sums of the losses, reductions, shapes between stages) is compared all the same, below",
+            "that refusal: the tests bring an attention that gathers keys and values over the context ranks",
+            f"(`tests/megatron/context_parallel.py`). {STEPS} steps as above, and supervised ones, in micro-batches of at most",
+            f"{OPTIONS.max_tokens} tokens, with {OPTIONS.long_prompts} samples more whose completions lie on one context rank alone;",
+            "embeddings are tied.",
+            "",
+            "| layout | processes | loss function | loss | gradient norm | parameters |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *context_rows,
+            "",
+            "A test as well (`tests/megatron/test_context_parallel.py`, bound 1e-6).",
             "",
         ]
     )

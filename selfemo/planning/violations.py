@@ -24,6 +24,11 @@ def run_violations(config: RunConfig, layout: Layout, architecture: Architecture
             f"algorithm.loss={config.algorithm.loss} takes one ratio per sequence, and parallel.context={layout.context} leaves each rank "
             "a part of it: set parallel.context=1, or another algorithm.loss"
         )
+    if layout.context > 1 and config.train.dtype == "float32":
+        yield (
+            f"parallel.context={layout.context} needs Transformer Engine's attention over split sequences, on a GPU and in bf16, "
+            "but train.dtype=float32: set train.dtype=bfloat16, or parallel.context=1"
+        )
     longest, limit = config.model.max_length, architecture.max_position_embeddings
     if longest > limit:
         yield f"model.max_length={longest} is above the {limit} positions that the model knows"

@@ -24,6 +24,18 @@ from selfemo.megatron.parallel import enter_layout
 from tests.megatron import parity
 from tests.megatron.parity import Options, Trace
 
+OPTIONS = Options(max_tokens=66, long_prompts=2, learning_rate=3e-3)
+"""So few tokens that a micro-batch holds no other sample beside a long prompt. At parity.LEARNING_RATE the first step overshoots, and
+the second gradient shows rounding threefold."""
+LAYOUTS = {
+    "CP2": (2, ParallelConfig(context=2)),
+    "CP2 +DO +recompute": (2, ParallelConfig(context=2, distributed_optimizer=True, recompute=True)),
+    "CP2 TP2 +SP": (4, ParallelConfig(context=2, tensor=2, sequence_parallel=True)),
+    "CP2 DP2 +DO": (4, ParallelConfig(context=2, distributed_optimizer=True)),
+    "CP2 PP2 VPP2": (4, ParallelConfig(context=2, pipeline=2, virtual_pipeline=2)),
+}
+"""Name: (processes, layout)."""
+
 
 def positions_held(size: int, rank: int, padded_tokens: int) -> torch.Tensor:
     """Where megatron-core's rotary embedding believes a rank's tokens stand: int64 [padded_tokens / size]."""

@@ -20,20 +20,19 @@ from selfemo.megatron.learner import PolicyStats
 from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack
 from selfemo.megatron.parallel import enter_layout, init_distributed, init_parallel
 from tests.megatron import parity
-from tests.megatron.context_parallel import gathered_attention, logprobs, positions_held, three_sft_steps, three_steps
-from tests.megatron.parity import Enter, Options, Trace, difference, learner, samples
+from tests.megatron.context_parallel import (
+    LAYOUTS,
+    OPTIONS,
+    gathered_attention,
+    logprobs,
+    positions_held,
+    three_sft_steps,
+    three_steps,
+)
+from tests.megatron.parity import Enter, Trace, difference, learner, samples
 from tests.weights.tiny import VOCAB_SIZE, save_tiny
 
 BOUND = 1e-6
-OPTIONS = Options(max_tokens=66, long_prompts=2)
-"""So few tokens that a micro-batch holds no other sample beside a long prompt."""
-LAYOUTS = {
-    "CP2": (2, ParallelConfig(context=2)),
-    "CP2 +DO +recompute": (2, ParallelConfig(context=2, distributed_optimizer=True, recompute=True)),
-    "CP2 TP2 +SP": (4, ParallelConfig(context=2, tensor=2, sequence_parallel=True)),
-    "CP2 DP2 +DO": (4, ParallelConfig(context=2, distributed_optimizer=True)),
-    "CP2 PP2 VPP2": (4, ParallelConfig(context=2, pipeline=2, virtual_pipeline=2)),
-}
 
 
 def _packed(indices: list[int] | tuple[int, ...], size: int, tensor: int = 1, min_tokens: int = 0) -> list[MicroBatch]:
@@ -70,6 +69,13 @@ def test_the_parts_of_all_ranks_are_every_sequence_once(size, tensor):
         assert whole_T[start:end].tolist() == [*inputs, *[0] * (end - start - len(inputs))]
         assert target_T[end_of_prompt : start + len(inputs)].tolist() == list(sample.completion_ids)
     assert int((target_T >= 0).sum()) == sum(len(batch[index].completion_ids) for index in indices)
+
+
+def test_the_cut_is_transformer_engines():
+    """The example in the docstring of `attn_forward_func_with_cp`, version 2.11.0: sequences of 8 and 4 tokens over two ranks."""
+    first, second = (ContextShare(2, rank) for rank in range(2))
+    assert [first.positions(8), first.positions(4)] == [[0, 1, 6, 7], [0, 3]]
+    assert [second.positions(8), second.positions(4)] == [[2, 3, 4, 5], [1, 2]]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

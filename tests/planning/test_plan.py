@@ -170,16 +170,18 @@ def test_all_violations_are_told_at_once() -> None:
     assert "\n" not in str(error)
 
 
-def test_context_parallelism_asks_for_a_loss_that_takes_tokens_one_by_one() -> None:
+def test_context_parallelism_asks_for_bf16_and_a_loss_that_takes_tokens_one_by_one() -> None:
     """The presets that the plan refuses are those whose ratio is of a whole sequence."""
+    split, whole = Layout(1, 2, context=2), Layout(1, 2)
     for name in get_args(Preset):
-        config = replace(CONFIG, algorithm=AlgorithmConfig(loss=name))
+        config = replace(CONFIG, algorithm=AlgorithmConfig(loss=name), train=replace(CONFIG.train, dtype="bfloat16"))
         sequence_level = LossConfig.preset(name, **({"max_length": 8} if name == "dr_grpo" else {})).ratio_level == "sequence"
-        assert (
-            any("one ratio per sequence" in violation for violation in run_violations(config, Layout(1, 2, context=2), QWEN))
-            == sequence_level
-        )
-        assert not list(run_violations(config, Layout(1, 2), QWEN))
+        assert any("one ratio per sequence" in violation for violation in run_violations(config, split, QWEN)) == sequence_level
+        assert not list(run_violations(config, whole, QWEN))
+    config = replace(CONFIG, train=replace(CONFIG.train, dtype="float32"))
+    (violation,) = run_violations(config, split, QWEN)
+    assert violation.endswith("but train.dtype=float32: set train.dtype=bfloat16, or parallel.context=1")
+    assert not list(run_violations(config, whole, QWEN))
 
 
 def test_context_ranks_share_activations_and_not_always_logits() -> None:
