@@ -200,7 +200,7 @@ def _rewarding(corpus: Corpus, samples: int) -> float:
     """Scoring, and packing the figures for the other ranks."""
     rewards = Rewards(RewardConfig(), corpus.split("train"), corpus.labels)
     seconds = 0.0
-    for groups in _groups(corpus, rewards, samples):
+    for groups in made_groups(corpus, rewards, samples):
         started = time.process_time()
         pickle.dumps([rewards.figures(group) for group in groups])
         seconds += time.process_time() - started
@@ -211,7 +211,7 @@ def _receiving(corpus: Corpus, samples: int) -> float:
     """Unpacking everybody's figures and putting them to their groups; moving the bytes, some 40 a sample, is not counted."""
     rewards = Rewards(RewardConfig(), corpus.split("train"), corpus.labels)
     seconds = 0.0
-    for groups in _groups(corpus, rewards, samples):
+    for groups in made_groups(corpus, rewards, samples):
         sent = pickle.dumps([rewards.figures(group) for group in groups])
         started = time.process_time()
         rewards.score_groups(groups, lambda _, __, sent=sent: pickle.loads(sent))
@@ -227,7 +227,7 @@ def _weighing(corpus: Corpus, samples: int) -> float:
     config = RunConfig()
     rewards = Rewards(config.reward, corpus.split("train"), corpus.labels)
     seconds = 0.0
-    for groups in _groups(corpus, rewards, samples):
+    for groups in made_groups(corpus, rewards, samples):
         scored = rewards.score_groups(groups)
         started = time.process_time()
         check_rewards(scored, config.reward)
@@ -243,7 +243,7 @@ def _collecting(corpus: Corpus, samples: int) -> float:
     seconds = 0.0
     with tempfile.TemporaryDirectory() as directory:
         flywheel = Flywheel(FlywheelConfig(), corpus, rewards, Path(directory) / "flywheel.sqlite", is_writer=True)
-        for version, groups in enumerate(_groups(corpus, rewards, samples)):
+        for version, groups in enumerate(made_groups(corpus, rewards, samples)):
             scored = rewards.score_groups(groups)
             started = time.process_time()
             flywheel.offer(scored, version)
@@ -271,7 +271,7 @@ def _training_samples(count: int) -> list[TrainingSample]:
     return [TrainingSample(draw.choice(pieces[40:]), draw.choice(pieces[:16])) for _ in range(count)]
 
 
-def _groups(corpus: Corpus, rewards: Rewards, samples: int) -> Iterator[list[Group]]:
+def made_groups(corpus: Corpus, rewards: Rewards, samples: int) -> Iterator[list[Group]]:
     """Batches of recognizer groups: real dialogues with a new last turn each, and answers that mostly agree."""
     draw = random.Random(0)
     texts = [turn.text for conversation in corpus.split("train") for turn in conversation.turns]

@@ -1,0 +1,51 @@
+"""Rewards scored by every rank alike against rewards scored in shares and gathered: processor time per rank and sample, in turns.
+
+    torchrun --standalone --nproc-per-node 2 tools/bench_dealing.py [SAMPLES ...]
+
+Prints medians of rank 0, the ratio shares / alike, and whether both give the same rewards.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from statistics import median
+
+import torch.distributed as dist
+
+from selfemo.config import RewardConfig
+from selfemo.corpora.registry import load_corpus
+from selfemo.dealing import Deal, one_by_one, over_ranks
+from selfemo.rewards.scoring import Rewards
+from selfemo.scaling.parts import GROUP_SIZE, made_groups
+
+SAMPLES = (64, 1024, 16_384, 65_536)
+ROUNDS = 9
+
+
+def main() -> None:
+    """Measure every batch size; rank 0 prints."""
+    dist.init_process_group("gloo")
+    corpus = load_corpus("everyday", "")
+    rewards = Rewards(RewardConfig(), corpus.split("train"), corpus.labels)
+    for samples in [int(argument) for argument in sys.argv[1:]] or SAMPLES:
+        groups = [group for batch in made_groups(corpus, rewards, samples) for group in batch]
+        ways: tuple[Deal, Deal] = (one_by_one, over_ranks)
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for _ in range(ROUNDS):
+            scored = []
+            for way, spent in zip(ways, seconds, strict=True):
+                dist.barrier()
+                started = time.process_time()
+                scored.append(rewards.score_groups(groups, way))
+                spent.append(time.process_time() - started)
+        alike_us, shares_us = (median(spent) / (len(groups) * GROUP_SIZE) * 1e6 for spent in seconds)
+        if dist.get_rank() == 0:
+            where = f"{len(groups) * GROUP_SIZE} samples, {dist.get_world_size()} ranks"
+            same = "same rewards" if scored[0] == scored[1] else "REWARDS DIFFER"
+            print(f"{where}: alike {alike_us:.2f} us, in shares {shares_us:.2f} us, ratio {shares_us / alike_us:.2f}, {same}", flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
