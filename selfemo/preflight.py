@@ -41,8 +41,9 @@ def preflight(config: RunConfig, world_size: int) -> str:
     sizes = ", ".join(f"{split} {len(corpus.split(split))}" for split in ("train", "dev", "test"))
     parallel = config.parallel
     data_parallel = world_size // (parallel.tensor * parallel.pipeline * parallel.context)
+    context = f"context {parallel.context} x " if parallel.context > 1 else ""
     return (
-        f"{run.root}: {world_size} processes = tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {data_parallel}; "
+        f"{run.root}: {world_size} processes = tensor {parallel.tensor} x pipeline {parallel.pipeline} x {context}data {data_parallel}; "
         f"corpus {corpus.name} (dialogues: {sizes}); {config.sft.steps} SFT steps, {config.iterations} SELF-GRPO iterations"
     )
 

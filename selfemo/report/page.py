@@ -98,7 +98,8 @@ def _about(records: RunRecords) -> list[tuple[str, str]]:
     config, summary = records.config, records.summary
     about = [("model", config.model.path or f"initialised, {config.model.num_layers} layers of width {config.model.hidden_size}")]
     if summary is not None:
-        sizes = f"tensor {summary['tensor_parallel']} × pipeline {summary['pipeline_parallel']} × data {summary['data_parallel']}"
+        context = f"context {config.parallel.context} × " if config.parallel.context > 1 else ""
+        sizes = f"tensor {summary['tensor_parallel']} × pipeline {summary['pipeline_parallel']} × {context}data {summary['data_parallel']}"
         about += [
             ("corpus", summary["corpus"]),
             ("processes", f"{summary['world_size']} = {sizes}, {summary['backend']}"),

@@ -92,8 +92,8 @@ def row_of(output: Path, processes: int, study: Study) -> Row:
     sync = [event for event in events if event["event"] == "sync"][-1]
     load = json.loads((output / "load.json").read_text())
     layout = layout_of(config, 1, processes)
-    # A run reports the bytes of one data-parallel replica; replicas do the same at the same time.
-    sync_total = sync["received_bytes"] * layout.data
+    # A run reports the bytes of one copy of the weights; copies do the same at the same time.
+    sync_total = sync["received_bytes"] * layout.weight_copies
 
     def seconds(phase: str) -> float:
         return float(median(event["seconds"][phase] for event in iterations))

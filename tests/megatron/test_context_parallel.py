@@ -7,6 +7,7 @@ CPU's refusal.
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import torch
 from selfemo.config import ParallelConfig
 from selfemo.errors import UserError
 from selfemo.kernels import LossConfig
+from selfemo.megatron.checkpoint import TensorWrite, read_tensors
 from selfemo.megatron.context import ContextShare
 from selfemo.megatron.device import select_device
 from selfemo.megatron.learner import PolicyStats
@@ -202,6 +204,30 @@ def test_every_aggregation_reports_the_same_statistics(distributed, hf_dir):
                 assert getattr(cut, name) == pytest.approx(getattr(whole, name), rel=1e-5), name
     assert len({stats.step.loss for stats in one}) == len(PRESETS)
     assert all(0 < stats.clipped_share < 1 for stats in one)
+
+
+def _write_then_step(hf_dir: str, directory: str) -> dict[str, torch.Tensor]:
+    """A step, a checkpoint of two context ranks that shard the optimizer, another step; the weights after it."""
+    with gathered_attention(), learner(hf_dir, LAYOUTS["CP2 +DO +recompute"][1], OPTIONS, enter_layout) as model:
+        batch = samples(model.architecture.vocab_size)
+        model.sft_step(batch, OPTIONS.learning_rate)
+        TensorWrite(model, Path(directory), {}).is_done(blocking=True)
+        model.sft_step(batch, OPTIONS.learning_rate)
+        return {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)}
+
+
+def _read_then_step(hf_dir: str, directory: str) -> dict[str, torch.Tensor]:
+    with learner(hf_dir, ParallelConfig(distributed_optimizer=True), OPTIONS) as model:
+        read_tensors(model, Path(directory))
+        model.sft_step(samples(model.architecture.vocab_size), OPTIONS.learning_rate)
+        return {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)}
+
+
+def test_a_checkpoint_of_context_ranks_goes_on_over_data_ranks(distributed, hf_dir, tmp_path):
+    wanted = distributed(2, _write_then_step, hf_dir, str(tmp_path), timeout_s=240)[0]
+    for found in distributed(2, _read_then_step, hf_dir, str(tmp_path), timeout_s=240):
+        for name, tensor in found.items():
+            torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=BOUND, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def _sequence_ratio(hf_dir: str) -> str:
