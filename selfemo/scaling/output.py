@@ -92,13 +92,13 @@ def _phase_bars(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def _part_curves(axes: Any, parts: Sequence[PartCost]) -> None:
-    for part, colour in zip(dict.fromkeys(cost.part for cost in parts), (*COLOURS, "#8a1c4a")):
+    for number, part in enumerate(dict.fromkeys(cost.part for cost in parts)):
         points = [cost for cost in parts if cost.part == part]
-        axes.plot([cost.samples for cost in points], [cost.per_sample_us for cost in points], "-o", color=colour, label=part)
+        axes.plot([cost.samples for cost in points], [cost.per_sample_us for cost in points], "-o", color=f"C{number % 10}", label=part)
     axes.set(xscale="log", yscale="log", xlabel="samples", ylabel="us per sample", title="own parts, MEASURED: a level line is linear")
     axes.grid(alpha=0.3)
     if parts:
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
 def _part(cost: PartCost) -> dict[str, Any]:

@@ -137,6 +137,12 @@ def test_the_plot_tells_measured_from_planned(planned: list[Row]) -> None:
         assert "planned, not run" in [text.get_text() for text in axes.texts]
 
 
+def test_the_plot_shows_every_part(planned: list[Row]) -> None:
+    figure = draw(planned, [PartCost(part, samples, 1e-3) for part in PARTS for samples in (10, 100)])
+    assert [line.get_label() for line in figure.axes[3].lines] == list(PARTS)
+    assert len({line.get_color() for line in figure.axes[3].lines}) == len(PARTS)
+
+
 def test_growth_is_cost_per_sample_against_a_tenth_of_the_samples() -> None:
     costs = [PartCost("linear", n, n * 1e-6) for n in (10, 100, 1000)] + [PartCost("square", n, n * n * 1e-6) for n in (10, 100, 1000)]
     assert growth(costs) == {"linear": pytest.approx(1.0), "square": pytest.approx(10.0)}
