@@ -95,7 +95,7 @@ def page(rows: list[str], context_rows: list[str]) -> str:
             "| --- | --- | --- | --- | --- | --- |",
             *context_rows,
             "",
-            "A test as well (`tests/megatron/test_context_parallel.py`, bound 1e-6).",
+            "A test as well, supervised steps in two of the layouts (`tests/megatron/test_context_parallel.py`, bound 1e-6).",
             "",
         ]
     )
