@@ -264,6 +264,9 @@ class TrainConfig:
     """Steps whose loss or gradient is not finite are skipped; this many in a row stop the run, with the batch in output_dir/bad_batch."""
     max_tokens_per_microbatch: Positive = 4096
     """Cap on a micro-batch's packed tokens, over the context ranks that share it and before padding; must hold the longest sample."""
+    share_prompts: bool = True
+    """Pack a group's samples behind one copy of their prompt: its tokens are computed once per micro-batch, not once per sample. Without
+    effect where parallel.context > 1. On a GPU it takes flash-attn's attention in place of Transformer Engine's."""
     offload_during_rollout: bool = False
     """Move gradients and optimizer state to host memory while the engine generates (GPU)."""
 

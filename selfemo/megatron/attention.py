@@ -1,11 +1,15 @@
-"""Causal attention over packed sequences, for the core_attention slot of megatron-core's local layer spec.
+"""Causal attention over packed segments, where several segments may continue one prompt.
 
-megatron-core's local DotProductAttention rejects packed (thd) batches; this class takes them, one SDPA call per segment. GPUs run
-Transformer Engine's attention instead, which takes packed batches itself (through flash-attn or cuDNN).
+For the core_attention slot of a megatron-core layer spec. megatron-core's local DotProductAttention rejects packed (thd) batches,
+and Transformer Engine's has no segments that share keys; this class has both. A segment's queries are its own tokens, and its keys
+are rows of the batch: its prompt's, if it continues one, and its own. The rows are gathered before attention, so what is computed
+per segment is ordinary causal attention aligned at the end (flash-attn's varlen call on a GPU, else SDPA), and autograd sums a
+shared prompt's gradient over the segments that read it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -14,9 +18,27 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+FLASH_DTYPES = (torch.bfloat16, torch.float16)
+"""What flash-attn takes."""
+
+
+@dataclass
+class Segments(PackedSeqParams):
+    """Packed segments, S of them.
+
+    Where prompts are shared, cu_seqlens_q and _kv stay None: tokens are then rotated by their position ids, not from each segment's start.
+    """
+
+    query_bounds: torch.Tensor | None = None
+    """int32 [S+1]: where each segment's queries start among the T tokens."""
+    key_rows: torch.Tensor | None = None
+    """int64 [K]: the tokens that each segment attends to, segment by segment; None: each its own."""
+    key_bounds: torch.Tensor | None = None
+    """int32 [S+1]: where each segment's keys start among the K rows."""
+
 
 class PackedCausalAttention(torch.nn.Module):
-    """Attention of each packed segment over itself; grouped-query heads; no bias; dropout and context parallelism are refused."""
+    """Attention of each segment over its rows; grouped-query heads; no bias; dropout and context parallelism are refused."""
 
     def __init__(
         self,
@@ -45,18 +67,52 @@ class PackedCausalAttention(torch.nn.Module):
         attention_mask: torch.Tensor | None = None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: torch.Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: Segments | None = None,
     ) -> torch.Tensor:
-        """query [T, heads, D], key and value [T, kv_heads, D] -> [T, heads * D], segments bounded by cu_seqlens_q [S+1]."""
-        if packed_seq_params is None:
-            raise ValueError("PackedCausalAttention takes packed batches only: pass packed_seq_params with qkv_format='thd'")
-        bounds = packed_seq_params.cu_seqlens_q.tolist()
-        lengths = [end - begin for begin, end in pairwise(bounds)]
-        heads_first = [x.transpose(0, 1).split(lengths, dim=1) for x in (query, key, value)]
-        segments = [
+        """query [T, heads, D], key and value [T, kv_heads, D] -> [T, heads * D]; a token sees its prompt and its segment up to itself."""
+        if not isinstance(packed_seq_params, Segments) or packed_seq_params.query_bounds is None or packed_seq_params.key_bounds is None:
+            raise ValueError("PackedCausalAttention takes packed batches only: pass Segments as packed_seq_params")
+        if packed_seq_params.key_rows is not None:
+            key, value = key.index_select(0, packed_seq_params.key_rows), value.index_select(0, packed_seq_params.key_rows)
+        attend = _flash_attention if query.is_cuda and query.dtype in FLASH_DTYPES else _segment_attention
+        return attend(query, key, value, packed_seq_params, self.softmax_scale).reshape(query.shape[0], -1)
+
+
+def _flash_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, softmax_scale: float | None
+) -> torch.Tensor:
+    """[T, heads, D]; flash-attn aligns its causal mask at the end of queries and keys, which is what a continued prompt needs."""
+    from flash_attn import flash_attn_varlen_func
+
+    attended: torch.Tensor = flash_attn_varlen_func(
+        query,
+        key,
+        value,
+        segments.query_bounds,
+        segments.key_bounds,
+        segments.max_seqlen_q,
+        segments.max_seqlen_kv,
+        softmax_scale=softmax_scale,
+        causal=True,
+    )
+    return attended
+
+
+def _segment_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, softmax_scale: float | None
+) -> torch.Tensor:
+    """[T, heads, D]; one SDPA call per segment."""
+    assert segments.query_bounds is not None
+    assert segments.key_bounds is not None
+    queries, keys = ([end - begin for begin, end in pairwise(bounds.tolist())] for bounds in (segments.query_bounds, segments.key_bounds))
+    parts = zip(query.transpose(0, 1).split(queries, 1), key.transpose(0, 1).split(keys, 1), value.transpose(0, 1).split(keys, 1))
+    attended = []
+    for q, k, v in parts:
+        tokens, seen = q.shape[1], k.shape[1]
+        mask = None if tokens == seen else torch.ones(tokens, seen, dtype=torch.bool, device=q.device).tril_(seen - tokens)
+        attended.append(
             torch.nn.functional.scaled_dot_product_attention(
-                q[None], k[None], v[None], is_causal=True, scale=self.softmax_scale, enable_gqa=True
+                q[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, scale=softmax_scale, enable_gqa=True
             )[0]
-            for q, k, v in zip(*heads_first)
-        ]
-        return torch.cat(segments, dim=1).transpose(0, 1).reshape(query.shape[0], -1)
+        )
+    return torch.cat(attended, dim=1).transpose(0, 1)

@@ -56,13 +56,13 @@ def select_device() -> Device:
     return Device("cuda", "nccl", torch.device("cuda", local_rank))
 
 
-def transformer_options(device: Device) -> dict[str, Any]:
+def transformer_options(device: Device, share_prompts: bool = False) -> dict[str, Any]:
     """TransformerConfig fields that the device decides: fused kernels and initialisation."""
     fused = device.is_cuda
     return {
         "use_cpu_initialization": not device.is_cuda,
         "gradient_accumulation_fusion": False,  # needs apex; Transformer Engine's wgrad fusion is its own switch
-        "apply_rope_fusion": fused,
+        "apply_rope_fusion": fused and not share_prompts,  # the fused kernel counts positions from each segment's start
         "persist_layer_norm": fused,
         "bias_activation_fusion": fused,
         "bias_dropout_fusion": fused,

@@ -1,6 +1,7 @@
 """Which modules a transformer layer is built from: Transformer Engine's on GPU, megatron-core's local ones on CPU.
 
-Both specs describe the same mathematics. The local one differs from megatron-core's default in two slots: packed attention,
+Both specs describe the same mathematics. The local one differs from megatron-core's default in two slots: packed attention
+(Transformer Engine's spec too, where prompts are shared),
 and an RMSNorm that allows sequence parallelism (WrappedTorchNorm refuses it, though all it needs is a mark on its weight).
 """
 
@@ -24,10 +25,15 @@ class RMSNorm(torch.nn.RMSNorm):
         self.weight.sequence_parallel = config.sequence_parallel
 
 
-def block_spec(config: TransformerConfig, device: Device, vp_stage: int | None = None) -> TransformerBlockSubmodules | ModuleSpec:
-    """The decoder's spec for this rank's pipeline stage (and virtual stage)."""
+def block_spec(
+    config: TransformerConfig, device: Device, vp_stage: int | None = None, share_prompts: bool = False
+) -> TransformerBlockSubmodules | ModuleSpec:
+    """The decoder's spec for this rank's pipeline stage (and virtual stage); `share_prompts` needs this project's attention everywhere."""
     if device.is_cuda:
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        if share_prompts:
+            layer.submodules.self_attention.submodules.core_attention = PackedCausalAttention
+        return layer
     layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
     layer.submodules.input_layernorm = RMSNorm
     layer.submodules.pre_mlp_layernorm = RMSNorm

@@ -26,7 +26,7 @@ from selfemo.megatron.context import ContextShare
 from selfemo.megatron.device import Device
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.optimizer import build_optimizer, set_hyperparameters, wrap_chunks
-from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack
+from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack, units
 from selfemo.megatron.parallel import Layout, copies_group, pipeline_group, tensor_group
 from selfemo.weights.architecture import Architecture
 from selfemo.weights.gather import WeightGroups, hf_tensors
@@ -70,8 +70,12 @@ class Learner:
     def __init__(self, architecture: Architecture, config: RunConfig, layout: Layout, device: Device) -> None:
         self.architecture, self.config, self.layout, self.device = architecture, config, layout, device
         dtype = DTYPES[config.train.dtype]
-        self.transformer_config = transformer_config(architecture, config.parallel, dtype, device)
-        self.chunks: list[CompletionGPTModel] = build_chunks(architecture, self.transformer_config, layout, config.model.max_length, device)
+        # Context ranks share a sequence by cutting it, which a prompt that several sequences continue does not survive.
+        self.share_prompts = share = config.train.share_prompts and layout.context_size == 1
+        self.transformer_config = transformer_config(architecture, config.parallel, dtype, device, share)
+        self.chunks: list[CompletionGPTModel] = build_chunks(
+            architecture, self.transformer_config, layout, config.model.max_length, device, share
+        )
         self.wrapped = wrap_chunks(self.chunks, self.transformer_config, config.parallel)
         # Losses are sums with their own weights, so gradients are summed and never divided by a token count.
         self.transformer_config.finalize_model_grads_func = lambda chunks, _tokens, **kwargs: finalize_model_grads(chunks, None, **kwargs)
@@ -118,12 +122,17 @@ class Learner:
         train.max_tokens_per_microbatch caps a whole micro-batch, over the context ranks that share it, before padding.
         """
         multiple_of = self.layout.data_size * (self.layout.pipeline_size if self.layout.virtual_size > 1 else 1)
-        bins = balance_by_tokens([s.length_tokens for s in samples], self.config.train.max_tokens_per_microbatch, multiple_of)
-        mine = bins[self.layout.data_rank :: self.layout.data_size]
+        max_tokens = self.config.train.max_tokens_per_microbatch
+        dealt = units(samples, self.share_prompts, max_tokens, multiple_of)
+        bins = balance_by_tokens([unit.length_tokens for unit in dealt], max_tokens, multiple_of)
+        mine = [
+            [i for place in places for i in dealt[place].sample_indices] for places in bins[self.layout.data_rank :: self.layout.data_size]
+        ]
         context = ContextShare(self.layout.context_size, self.layout.context_rank)
+        tensor_size, device = self.layout.tensor_size, self.device.torch_device
 
         def packed(min_tokens: int) -> list[MicroBatch]:
-            return [pack(samples, indices, self.layout.tensor_size, self.device.torch_device, min_tokens, context) for indices in mine]
+            return [pack(samples, indices, tensor_size, device, min_tokens, context, self.share_prompts) for indices in mine]
 
         batches = packed(0)
         if self.layout.virtual_size == 1:

@@ -25,7 +25,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class CompletionGPTModel(GPTModel):
-    """GPTModel whose forward takes `loss_mask` [1, T] (bool) and returns logits [1, N, V/tp] of the N marked positions."""
+    """GPTModel whose forward takes `loss_mask` [1, T] (bool) and returns logits [1, N, V/tp] of the N marked positions.
+
+    Segments that continue a shared prompt (selfemo.megatron.attention) begin at a position of their own.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -33,6 +36,13 @@ class CompletionGPTModel(GPTModel):
             # The rows are gathered and selected before the output layer, which therefore sees whole sequences.
             self.output_layer.sequence_parallel = False
             self.output_layer.allreduce_dgrad = True
+
+    def _preprocess(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        decoder_input, rotary, *rest = super()._preprocess(input_ids, position_ids, *args, **kwargs)
+        packed = kwargs.get("packed_seq_params")
+        if rotary is not None and packed is not None and packed.cu_seqlens_q is None:
+            rotary = rotary[position_ids[0]].squeeze(1)  # [T, 1, D]: each token by its position, whichever segment it is in
+        return decoder_input, rotary, *rest
 
     def _postprocess(self, hidden_states: torch.Tensor, *args: Any, loss_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         if self.post_process:
@@ -45,7 +55,9 @@ class CompletionGPTModel(GPTModel):
         return super()._postprocess(hidden_states, *args, **kwargs)
 
 
-def transformer_config(architecture: Architecture, parallel: ParallelConfig, dtype: torch.dtype, device: Device) -> TransformerConfig:
+def transformer_config(
+    architecture: Architecture, parallel: ParallelConfig, dtype: torch.dtype, device: Device, share_prompts: bool = False
+) -> TransformerConfig:
     """megatron-core's configuration of a dense decoder in this layout."""
     recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1} if parallel.recompute else {}
     return TransformerConfig(
@@ -77,12 +89,12 @@ def transformer_config(architecture: Architecture, parallel: ParallelConfig, dty
         moe_token_dispatcher_type="alltoall",  # asked for by variable_seq_lengths even in a dense model
         calculate_per_token_loss=True,  # gradients are plain sums: the losses carry their own weights
         **recompute,
-        **transformer_options(device),
+        **transformer_options(device, share_prompts),
     )
 
 
 def build_chunks(
-    architecture: Architecture, config: TransformerConfig, layout: Layout, max_length: int, device: Device
+    architecture: Architecture, config: TransformerConfig, layout: Layout, max_length: int, device: Device, share_prompts: bool = False
 ) -> list[CompletionGPTModel]:
     """This rank's model chunks (one, or one per virtual stage), uninitialised weights, on the device."""
     chunks = []
@@ -90,7 +102,7 @@ def build_chunks(
         vp_stage = stage if layout.virtual_size > 1 else None
         chunk = CompletionGPTModel(
             config,
-            block_spec(config, device, vp_stage),
+            block_spec(config, device, vp_stage, share_prompts),
             vocab_size=padded_vocab_size(architecture.vocab_size, layout.tensor_size),
             max_sequence_length=max_length,
             position_embedding_type="rope",

@@ -4,20 +4,24 @@ A pipeline schedule hangs when ranks run unequal numbers of micro-batches, so th
 the whole batch. Samples are dealt longest first to the lightest micro-batch (LPT, Graham 1969). A micro-batch without
 samples, and the filler that sequence parallelism needs, are a masked dummy sequence. Under context parallelism every rank packs its
 own part of the same micro-batch.
+
+The samples of a group differ in their completions alone, and a prompt is usually much longer: with `share_prompts` a group is dealt
+as one unit and packed behind one copy of its prompt, which every completion attends to.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 
 from selfemo.errors import UserError
 from selfemo.grpo.samples import TrainingSample
+from selfemo.megatron.attention import Segments
 from selfemo.megatron.context import ContextShare
 
 PADDING_ID = 0
@@ -47,22 +51,60 @@ class MicroBatch:
     """int64 [S+1]: where each sequence's tokens start in N; the kernels' cu_seqlens."""
     completion_tokens_S: torch.Tensor
     """int64 [S]: tokens of each whole completion, those of other context ranks included."""
-    packed_seq_params: PackedSeqParams
+    packed_seq_params: Segments
     """Bounds of all sequences, whole and padded, a dummy at the end included: attention divides by the context size itself."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Samples that are packed together: one, or several that share a prompt."""
+
+    sample_indices: tuple[int, ...]
+    length_tokens: int
+    """Tokens that the model reads; a shared prompt counts once."""
+
+
+def units(samples: Sequence[TrainingSample], share_prompts: bool, max_tokens: int, parts: int) -> list[Unit]:
+    """Neighbours with equal prompts as one unit where `share_prompts` says so, else every sample by itself.
+
+    A unit holds at most `max_tokens`, and at most a `parts`-th of the batch, so that a few large groups still fill all ranks.
+
+    Raises:
+        UserError: a sample is longer than `max_tokens`.
+    """
+    for index, sample in enumerate(samples):
+        if sample.length_tokens > max_tokens:
+            raise UserError(
+                f"sample {index} has {sample.length_tokens} tokens, more than train.max_tokens_per_microbatch={max_tokens}: "
+                "raise it, or lower corpus.history_turns or selfplay.max_utterance_tokens"
+            )
+    if not share_prompts:
+        return [Unit((index,), sample.length_tokens) for index, sample in enumerate(samples)]
+    groups = [list(members) for _, members in groupby(range(len(samples)), key=lambda index: samples[index].prompt_ids)]
+    whole = sum(sum(len(samples[i].completion_ids) for i in members) + len(samples[members[0]].prompt_ids) for members in groups)
+    limit = min(max_tokens, -(-whole // parts))
+    return [unit for members in groups for unit in _within(samples, members, limit)]
+
+
+def _within(samples: Sequence[TrainingSample], members: Sequence[int], limit: int) -> Iterator[Unit]:
+    """`members`, which share a prompt, as units of at most `limit` tokens, or of one sample."""
+    held: list[int] = []
+    tokens = 0
+    for index in members:
+        completion = len(samples[index].completion_ids)
+        if held and tokens + completion > limit:
+            yield Unit(tuple(held), tokens)
+            held = []
+        tokens = tokens + completion if held else samples[index].length_tokens
+        held.append(index)
+    yield Unit(tuple(held), tokens)
 
 
 def balance_by_tokens(length_tokens: Sequence[int], max_tokens: int, multiple_of: int) -> list[tuple[int, ...]]:
     """Indices per micro-batch: the fewest that respect `max_tokens`, in a multiple of `multiple_of`; some may be empty.
 
-    Raises:
-        UserError: a sample is longer than `max_tokens`.
+    No length may exceed `max_tokens`: `units` sees to it.
     """
-    for index, length in enumerate(length_tokens):
-        if length > max_tokens:
-            raise UserError(
-                f"sample {index} has {length} tokens, more than train.max_tokens_per_microbatch={max_tokens}: "
-                "raise it, or lower corpus.history_turns or selfplay.max_utterance_tokens"
-            )
     count = multiple_of * max(1, -(-sum(length_tokens) // (max_tokens * multiple_of)))
     while True:
         bins = _longest_first(length_tokens, count)
@@ -79,6 +121,20 @@ def _longest_first(length_tokens: Sequence[int], count: int) -> list[tuple[int, 
     return [(load, members) for load, _, members in sorted(lightest, key=lambda entry: entry[1])]
 
 
+@dataclass(frozen=True)
+class _Segment:
+    """Consecutive tokens of a micro-batch, whole."""
+
+    token_ids: tuple[int, ...]
+    first_position: int = 0
+    sample_index: int | None = None
+    """The sample whose completion its end predicts; None: a shared prompt, or filler."""
+    predicting: int = 0
+    """So many tokens at the end predict a completion token."""
+    prompt: int | None = None
+    """Where, in tokens, the prompt begins that this segment continues; it has `first_position` tokens."""
+
+
 def pack(
     samples: Sequence[TrainingSample],
     indices: Sequence[int],
@@ -86,58 +142,103 @@ def pack(
     device: torch.device,
     min_tokens: int = 0,
     context: ContextShare = WHOLE,
+    share_prompts: bool = False,
 ) -> MicroBatch:
     """Pack `samples[i] for i in indices`, of which this rank keeps its context share.
 
-    T is filled by a dummy to `min_tokens` and a multiple of `multiple_of` (tensor-parallel size).
+    T is filled by a dummy to `min_tokens` and a multiple of `multiple_of` (tensor-parallel size). Prompts are shared between neighbours.
+
+    Raises:
+        ValueError: `share_prompts` with a context share: a shared prompt is not cut.
     """
-    lengths = [context.padded(samples[i].length_tokens - 1) for i in indices]
-    wanted = max(sum(lengths), min_tokens * context.size, 1)
-    filler = wanted + -wanted % math.lcm(context.pieces, multiple_of * context.size) - sum(lengths)
+    if share_prompts and context.size > 1:
+        raise ValueError(f"share_prompts does not cut sequences, but {context.size} context ranks share each")
+    segments = _segments(samples, indices, share_prompts)
+    total = sum(context.padded(len(segment.token_ids)) for segment in segments)
+    wanted = max(total, min_tokens * context.size, 1)
+    if filler := wanted + -wanted % math.lcm(context.pieces, multiple_of * context.size) - total:
+        segments.append(_Segment((PADDING_ID,) * filler))
+    lengths = [context.padded(len(segment.token_ids)) for segment in segments]
     token_ids: list[int] = []
+    position_ids: list[int] = []
     loss_mask: list[bool] = []
     targets: list[int] = []
     places: dict[int, tuple[int, ...]] = {}
-    held = [context.positions(length) for length in (*lengths, filler)]
-    for index, positions in zip(indices, held):
-        sample = samples[index]
-        inputs = (sample.prompt_ids + sample.completion_ids)[:-1]  # the last completion token predicts nothing, so it is not fed
-        first, end = len(sample.prompt_ids) - 1, len(inputs)
-        token_ids += [inputs[p] if p < end else PADDING_ID for p in positions]
-        loss_mask += [first <= p < end for p in positions]
-        here = tuple(p - first for p in positions if first <= p < end)
-        targets += [sample.completion_ids[place] for place in here]
-        if here:
-            places[index] = here
-    token_ids += [PADDING_ID] * len(held[-1])
-    loss_mask += [False] * len(held[-1])
+    for segment, length in zip(segments, lengths):
+        held, end = context.positions(length), len(segment.token_ids)
+        first = end - segment.predicting
+        token_ids += [segment.token_ids[p] if p < end else PADDING_ID for p in held]
+        position_ids += [segment.first_position + p for p in held]
+        loss_mask += [first <= p < end for p in held]
+        here = tuple(p - first for p in held if first <= p < end)
+        if here and segment.sample_index is not None:
+            places[segment.sample_index] = here
+            targets += [samples[segment.sample_index].completion_ids[place] for place in here]
     return MicroBatch(
         sample_indices=tuple(places),
         token_ids_T=torch.tensor(token_ids, device=device),
-        position_ids_T=torch.tensor([p for positions in held for p in positions], device=device),
+        position_ids_T=torch.tensor(position_ids, device=device),
         loss_mask_T=torch.tensor(loss_mask, device=device),
         target_ids_N=torch.tensor(targets, dtype=torch.int64, device=device),
         target_places=tuple(places.values()),
         completion_bounds=torch.tensor([0, *map(len, places.values())]).cumsum(0).to(device),
         completion_tokens_S=torch.tensor([len(samples[i].completion_ids) for i in places], dtype=torch.int64, device=device),
-        packed_seq_params=_sequence_bounds([*lengths, filler] if filler else lengths, context, device),
+        packed_seq_params=_attention_bounds(segments, lengths, context, share_prompts, device),
     )
 
 
-def _sequence_bounds(length_tokens: Sequence[int], context: ContextShare, device: torch.device) -> PackedSeqParams:
-    """cu_seqlens of whole sequences. Transformer Engine asks for the padded ones by name where context ranks share a sequence.
+def _segments(samples: Sequence[TrainingSample], indices: Sequence[int], share_prompts: bool) -> list[_Segment]:
+    """The last completion token predicts nothing, so it is not fed to the model.
 
-    They are the same here: padding counts as the end of its sequence, so FlashAttention stays possible (it refuses gaps).
+    A shared prompt ends one token early: its last token predicts another token for each sample, so each sample's segment begins with it.
     """
-    bounds = torch.tensor([0, *length_tokens]).cumsum(0).to(torch.int32).to(device)
-    padded = bounds if context.size > 1 else None
-    longest = max(length_tokens)
-    return PackedSeqParams(
+    segments: list[_Segment] = []
+    place = 0
+    for prompt_ids, group in groupby(indices, key=lambda index: samples[index].prompt_ids):
+        sharing, begin, known = list(group), place, len(prompt_ids) - 1
+        completions = [samples[index].completion_ids for index in sharing]
+        if not share_prompts or len(sharing) == 1 or known == 0:
+            new = [_Segment((prompt_ids + c)[:-1], 0, index, len(c)) for index, c in zip(sharing, completions)]
+        else:
+            new = [_Segment(prompt_ids[:-1])]
+            new += [_Segment((prompt_ids[-1:] + c)[:-1], known, index, len(c), begin) for index, c in zip(sharing, completions)]
+        segments += new
+        place += sum(len(segment.token_ids) for segment in new)
+    return segments
+
+
+def _attention_bounds(
+    segments: Sequence[_Segment], lengths: Sequence[int], context: ContextShare, share_prompts: bool, device: torch.device
+) -> Segments:
+    """Which rows each segment attends to; without shared prompts also what Transformer Engine and the packed rotation read.
+
+    Transformer Engine asks for padded bounds by name where context ranks share a sequence. They are the same here: padding counts as
+    the end of its sequence, so FlashAttention stays possible (it refuses gaps).
+    """
+    seen = [length + (0 if segment.prompt is None else segment.first_position) for segment, length in zip(segments, lengths)]
+    query_bounds, key_bounds = (torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device) for sizes in (lengths, seen))
+    key_rows = None
+    if any(segment.prompt is not None for segment in segments):
+        begins = [0, *accumulate(lengths)]
+        key_rows = torch.cat([rows for segment, begin in zip(segments, begins) for rows in _rows(segment, begin)]).to(device)
+    cu_seqlens = None if share_prompts else query_bounds
+    padded = cu_seqlens if context.size > 1 else None
+    return Segments(
         qkv_format="thd",
-        cu_seqlens_q=bounds,
-        cu_seqlens_kv=bounds,
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
         cu_seqlens_q_padded=padded,
         cu_seqlens_kv_padded=padded,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
+        max_seqlen_q=max(lengths),
+        max_seqlen_kv=max(seen),
+        query_bounds=query_bounds,
+        key_rows=key_rows,
+        key_bounds=key_bounds,
     )
+
+
+def _rows(segment: _Segment, begin: int) -> tuple[torch.Tensor, ...]:
+    own = torch.arange(begin, begin + len(segment.token_ids))
+    if segment.prompt is None:
+        return (own,)
+    return torch.arange(segment.prompt, segment.prompt + segment.first_position), own

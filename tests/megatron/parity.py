@@ -61,6 +61,7 @@ class Options:
     learning_rate: float = LEARNING_RATE
     long_prompts: int = 0
     """Samples beside the groups, with a prompt so long and a completion so short that a piece of the sequence holds it."""
+    share_prompts: bool = True
 
 
 DEFAULT = Options()
@@ -97,7 +98,7 @@ def samples(vocab_size: int, long_prompts: int = 0) -> list[TrainingSample]:
     for group in range(GROUPS):
         prompt = tuple(rng.randrange(vocab_size) for _ in range(rng.choice((3, 9, 40))))
         for _ in range(GROUP_SIZE):
-            completion = tuple(rng.randrange(vocab_size) for _ in range(rng.choice((1, 2, 7, 25))))
+            completion = tuple(rng.randrange(vocab_size) for _ in range(rng.choice((1, 7, 25, 50))))
             logprobs = tuple(rng.uniform(-6, -3) for _ in completion)
             drawn.append(TrainingSample(prompt, completion, logprobs, rng.uniform(-2, 2), float(group != 2)))
     for _ in range(long_prompts):
@@ -115,6 +116,7 @@ def run_config(parallel: ParallelConfig, options: Options = DEFAULT) -> RunConfi
         max_tokens_per_microbatch=options.max_tokens,
         weight_decay=0.1,
         offload_during_rollout=options.offload,
+        share_prompts=options.share_prompts,
     )
     return replace(
         RunConfig(),
