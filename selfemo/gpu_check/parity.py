@@ -1,7 +1,8 @@
 """Step `parity`: logits and gradients of one small Qwen3 from Megatron's local layer, Transformer Engine's, and transformers.
 
 transformers in fp32 is the truth. The local layer in the run's dtype sets how much rounding costs; Transformer Engine's, which no other
-test can see, may be at most twice as far from the truth. On a CPU there is no Transformer Engine: the local layer is compared alone.
+test can see, may be at most twice as far from the truth, and so may the layer with shared prompts, whose attention is flash-attn's in bf16. On a
+CPU there is no Transformer Engine: the local layer is compared alone, with and without shared prompts.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ def main() -> None:
         limit = FP32_LIMIT if config.train.dtype == "float32" else BF16_LIMIT
         allowed = dict.fromkeys(truth.gradients | {"logits": None}, limit)
         measured = _told("local layer", local, truth, allowed)
+        allowed = {name: max(limit / 10, TIMES_LOCAL * difference) for name, difference in measured.items()}
+        _told("shared prompts", _megatron(model_dir, config, layout, device, share_prompts=True), truth, allowed)
         if device.is_cuda:
-            allowed = {name: max(limit / 10, TIMES_LOCAL * difference) for name, difference in measured.items()}
             _told("Transformer Engine", _megatron(model_dir, config, layout, device), truth, allowed)
         else:
             print("Transformer Engine needs a GPU: the local layer was compared with transformers alone")
@@ -69,15 +71,17 @@ def main() -> None:
 def _samples() -> list[TrainingSample]:
     # Id 0 pads: its embedding is zero, so a norm's gradient explodes there, and transformers leaves it out.
     ids = [tuple(1 + (7 * i + 3 * j) % 1000 for j in range(20 + 30 * i)) for i in range(4)]
-    return [TrainingSample(sample[:-8], sample[-8:]) for sample in ids]
+    samples = [TrainingSample(sample[:-8], sample[-8:]) for sample in ids]
+    return [*samples, TrainingSample(samples[-1].prompt_ids, samples[0].completion_ids)]  # the last two share a prompt
 
 
-def _megatron(model_dir: Path, config: RunConfig, layout: Layout, device: Device) -> Computed:
+def _megatron(model_dir: Path, config: RunConfig, layout: Layout, device: Device, share_prompts: bool = False) -> Computed:
     architecture = read_architecture(model_dir)
-    options = transformer_config(architecture, ParallelConfig(), DTYPES[config.train.dtype], device)
-    chunks = build_chunks(architecture, options, layout, config.model.max_length, device)
+    options = transformer_config(architecture, ParallelConfig(), DTYPES[config.train.dtype], device, share_prompts)
+    chunks = build_chunks(architecture, options, layout, config.model.max_length, device, share_prompts)
     load_hf_weights(chunks, model_dir, architecture, 0, 1)
-    batch = pack(_samples(), range(4), 1, device.torch_device)
+    samples = _samples()
+    batch = pack(samples, range(len(samples)), 1, device.torch_device, share_prompts=share_prompts)
     logits_NV = chunks[0](
         batch.token_ids_T[None],
         batch.position_ids_T[None],
