@@ -1,8 +1,8 @@
 """Step `parity`: logits and gradients of one small Qwen3 from Megatron's local layer, Transformer Engine's, and transformers.
 
 transformers in fp32 is the truth. The local layer in the run's dtype sets how much rounding costs; Transformer Engine's, which no other
-test can see, may be at most twice as far from the truth, and so may the layer with shared prompts, whose attention is flash-attn's in bf16. On a
-CPU there is no Transformer Engine: the local layer is compared alone, with and without shared prompts.
+test can see, may be at most twice as far from the truth, and so may the layer with shared prompts, whose attention is flash-attn's in
+bf16. On a CPU there is no Transformer Engine: the local layer is compared alone, with and without shared prompts.
 """
 
 from __future__ import annotations
