@@ -66,7 +66,7 @@ class Options:
 
 DEFAULT = Options()
 SHARED = Options(max_tokens=66, share_prompts=True)
-"""Shared prompts, under a cap so low that the largest group still straddles micro-batches and data-parallel ranks."""
+"""Shared prompts, under a cap so low that half of the groups still straddle micro-batches and data-parallel ranks."""
 
 
 @dataclass(frozen=True)
