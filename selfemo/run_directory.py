@@ -56,13 +56,19 @@ class RunDirectory:
                 run._remove_unfinished()
             run.write_text(CONFIG_NAME, as_yaml(config))
         except OSError as error:
-            raise UserError(f"{run.root}: cannot be written ({error.strerror}): choose another output_dir") from None
+            raise unwritable(run.root, error) from None
         return run
 
     @classmethod
     def check(cls, config: RunConfig) -> RunDirectory:
         """As `claim`, but writes nothing."""
-        root = Path(config.output_dir)
+        try:
+            return cls._check(config, Path(config.output_dir))
+        except OSError as error:
+            raise UserError(f"{config.output_dir}: cannot be read ({error.strerror}): choose another output_dir") from None
+
+    @classmethod
+    def _check(cls, config: RunConfig, root: Path) -> RunDirectory:
         if root.exists() and not root.is_dir():
             raise UserError(f"{root}: exists and is not a directory: choose another output_dir")
         run, stored = cls(root), root / CONFIG_NAME
@@ -114,6 +120,11 @@ class RunDirectory:
         """Append records to a JSON-lines file, one write for all of them."""
         with self.path(name).open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records))
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """What to tell where a run cannot begin to write."""
+    return UserError(f"{path}: cannot be written ({error.strerror}): make it writable, or choose another output_dir")
 
 
 def config_changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

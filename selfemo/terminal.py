@@ -17,21 +17,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from selfemo.plain_console import plain_console
-from selfemo.run_directory import LOGS_NAME
+from selfemo.run_directory import LOGS_NAME, unwritable
 
 
 class Terminal:
     """Rank 0's output; on other ranks every method does nothing."""
 
     def __init__(self, is_main: bool, run_dir: Path, rank: int) -> None:
+        """Raises: UserError where the log cannot be written."""
         self.log_path = run_dir / LOGS_NAME / f"rank-{rank}.log"
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            log = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise unwritable(self.log_path, error) from None
         self._is_main = is_main
         self._real: TextIO = os.fdopen(os.dup(2), "w")
         self._console = plain_console(file=self._real, quiet=not is_main)
         sys.stdout.flush()
         sys.stderr.flush()
-        log = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)

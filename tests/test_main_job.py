@@ -28,12 +28,14 @@ SHORT = (
     "evaluation.limit=40",
     "tracking.wandb=offline",
 )
+SECRETS = {name: f"never-written-{name.lower()}" for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY")}
+SECRETS["WANDB_API_KEY"] = "0123456789abcdef" * 2 + "01234567"  # W&B looks at a key's length
 
 
 def quickstart(output: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run examples/quickstart_cpu.sh into `output`."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "RUN_DIR": str(output), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **SECRETS, "PATH": path, "RUN_DIR": str(output), "OMP_NUM_THREADS": "1"}
     command = ["bash", "examples/quickstart_cpu.sh", *overrides]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
 
@@ -80,6 +82,14 @@ def test_trackers_show_the_rewards_of_metrics_jsonl(run_dir):
     events.Reload()
     assert [e.value for e in events.Scalars("reward/reward")] == pytest.approx([r["reward"] for r in read_run(run_dir).of("iteration")])
     assert len(list(run_dir.glob("wandb/offline-run-*/*.wandb"))) == 1
+
+
+def test_no_file_of_a_run_holds_a_secret(run_dir):
+    """Configuration, logs, metrics, trackers (W&B's own files among them), checkpoints, report."""
+    files = [path for path in run_dir.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".yaml", ".log", ".wandb", ".jsonl", ".sqlite", ".safetensors", ".distcp"}
+    held = [(path.name, name) for path in files for name, secret in SECRETS.items() if secret.encode() in path.read_bytes()]
+    assert held == []
 
 
 def test_samples_show_dialogues_with_candidates_and_rewards(run_dir):

@@ -6,6 +6,8 @@ python -m pytest tests/faults/in_full.py        # `make test-faults`; not collec
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,18 +72,44 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(launcher
     finish(launcher, run, untouched)
 
 
+@pytest.fixture
+def file_system(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, which can be made read-only: permissions alone would not stop root."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"this user may not mount a file system ({mounted.stderr.strip()})")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_a_read_only_directory_is_one_line_and_the_run_goes_on_when_it_is_writable(launcher, untouched, file_system):
+    run = file_system / "run"
+    ended = launcher.run(run, *TP2, faults=[{"at": "sft", "count": 20, "rank": 0, "do": "kill"}])
+    assert -9 in ended.codes, ended.output
+    subprocess.run(["mount", "-o", "remount,ro", str(file_system)], check=True)
+    for place, named in ((run, run / "logs" / "rank-1.log"), (file_system / "new", file_system / "new")):
+        ended = launcher.run(place, *TP2)
+        assert 2 in ended.codes, ended.output
+        assert f"{named}: cannot be written (Read-only file system)" in ended.output
+        assert "Traceback" not in ended.output
+    subprocess.run(["mount", "-o", "remount,rw", str(file_system)], check=True)
+    finish(launcher, run, untouched)
+
+
 OTHER = {
-    "TP1": (1, ("parallel.tensor=1",), ["processes 2 -> 1", "parallel.tensor 2 -> 1"]),
-    "PP2": (2, ("parallel.tensor=1", "parallel.pipeline=2"), ["parallel.pipeline 1 -> 2"]),
-    "DP2": (2, ("parallel.tensor=1",), ["parallel.tensor 2 -> 1"]),
+    "TP1": (TP2, 1, ("parallel.tensor=1",), ["processes 2 -> 1", "parallel.tensor 2 -> 1"]),
+    "PP2": (TP2, 2, ("parallel.tensor=1", "parallel.pipeline=2"), ["parallel.pipeline 1 -> 2"]),
+    "DP2": (TP2, 2, ("parallel.tensor=1",), ["parallel.tensor 2 -> 1"]),
+    "a distributed optimizer": ((), 2, LAYOUTS["DP2"], ["parallel.distributed_optimizer False -> True"]),
+    "no distributed optimizer": (LAYOUTS["DP2"], 2, (), ["parallel.distributed_optimizer True -> False"]),
 }
 
 
 @pytest.mark.parametrize("layout", OTHER)
 def test_another_layout_goes_on_with_the_same_curve(launcher, untouched, tmp_path, layout):
     """Through the rest of SFT; sampled tokens of self-play may then part ways on a rounding error, and are not compared."""
-    world_size, overrides, told = OTHER[layout]
-    ended = launcher.run(tmp_path / "run", *TP2, faults=[{"at": "sft", "count": 20, "rank": 0, "do": "kill"}])
+    before, world_size, overrides, told = OTHER[layout]
+    ended = launcher.run(tmp_path / "run", *before, faults=[{"at": "sft", "count": 20, "rank": 0, "do": "kill"}])
     assert -9 in ended.codes, ended.output
     ended = launcher.run(tmp_path / "run", *overrides, world_size=world_size)
     assert not any(ended.codes), ended.output
