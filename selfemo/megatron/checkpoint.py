@@ -29,7 +29,9 @@ from selfemo.errors import UserError
 from selfemo.megatron.learner import Learner
 from selfemo.weights.dist_checkpoint import COMMON_NAME, CheckpointReader
 
-SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "distrib_optim_fully_reshardable_mem_efficient": True}
+"""A sharded optimizer is gathered over gloo into the host memory of each first data-parallel rank, which writes it. Without the second
+setting NCCL gathers it on every GPU, where the engine is awake: a bucket of all gradients in fp32, twice, and a shard."""
 READ_ERRORS = (
     CheckpointException,
     CheckpointingException,

@@ -42,9 +42,10 @@ def build_optimizer(
     Raises:
         UserError: train.offload_during_rollout on a GPU in fp32, where the optimizer holds the weights themselves: they would leave too.
     """
-    if config.offload_during_rollout and not bf16 and next(wrapped[0].parameters()).is_cuda:
+    is_cuda = next(wrapped[0].parameters()).is_cuda
+    if config.offload_during_rollout and not bf16 and is_cuda:
         raise UserError("train.offload_during_rollout moves an fp32 model's weights off the GPU as well: set train.dtype=bfloat16")
-    return get_megatron_optimizer(
+    optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
             lr=config.learning_rate,
@@ -58,8 +59,12 @@ def build_optimizer(
             use_distributed_optimizer=parallel.distributed_optimizer,
         ),
         list(wrapped),
-        use_gloo_process_groups=False,
+        use_gloo_process_groups=is_cuda and parallel.distributed_optimizer,  # what a checkpoint gathers the shards over
     )
+    if parallel.distributed_optimizer and not is_cuda:
+        for part in optimizer.chained_optimizers:
+            part.data_parallel_group_gloo = part.data_parallel_group  # on CPU every group is gloo already
+    return optimizer
 
 
 def set_hyperparameters(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:

@@ -53,6 +53,10 @@ class Layout:
         """The global rank with this tensor-parallel rank, among the weight copies, on this pipeline stage."""
         return tensor + self.tensor * (copy + self.weight_copies * stage)
 
+    def stage_ranks(self, stage: int) -> range:
+        """The global ranks of a pipeline stage."""
+        return range(self.rank(0, 0, stage), self.rank(0, 0, stage + 1))
+
     def coordinates(self, rank: int) -> tuple[int, int, int]:
         """(tensor, copy, stage) of a global rank."""
         rest, tensor = divmod(rank, self.tensor)

@@ -55,7 +55,7 @@ class StageMemory:
     """Ranks of one pipeline stage, which need the same but for the rounding of shards: the largest of them."""
 
     stage: int
-    ranks: tuple[int, ...]
+    ranks: range
     phases: dict[str, Memory]
 
     @property
@@ -116,9 +116,8 @@ def logits_bytes(architecture: Architecture, layout: Layout, completion_tokens: 
 def _stage_memory(
     architecture: Architecture, layout: Layout, config: RunConfig, workload: Workload, engine: Engine, stage: int
 ) -> StageMemory:
-    ranks = tuple(layout.rank(t, copy, stage) for copy in range(layout.weight_copies) for t in range(layout.tensor))
     # Shards of the distributed optimizer differ by padding: the first is never the smallest.
-    return StageMemory(stage, ranks, _phases(architecture, layout, config, workload, engine, stage, 0))
+    return StageMemory(stage, layout.stage_ranks(stage), _phases(architecture, layout, config, workload, engine, stage, 0))
 
 
 def _phases(

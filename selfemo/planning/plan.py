@@ -13,7 +13,7 @@ from selfemo.planning.parameters import total_elements
 from selfemo.planning.published import fitted_rates
 from selfemo.planning.steptime import StepSeconds, bubble_share, step_seconds
 from selfemo.planning.sync import SyncBytes, sync_bytes
-from selfemo.planning.trainer_bytes import checkpoint_bytes
+from selfemo.planning.trainer_bytes import checkpoint_bytes, checkpoint_host_bytes
 from selfemo.planning.workload import Workload
 from selfemo.weights.architecture import Architecture
 
@@ -35,6 +35,8 @@ class Plan:
     tokens_per_second_per_gpu: float
     """Trained tokens (prompt and completion) per second of the whole step and GPU, the figure NeMo-RL's tables give."""
     checkpoint_bytes: int
+    checkpoint_host_bytes: int
+    """Host memory that the first data-parallel ranks need while they gather a sharded optimizer."""
     live_sequences: int
     """Sequences that one engine decodes together, after max_num_seqs and the KV cache."""
 
@@ -67,6 +69,7 @@ def make_plan(config: RunConfig, architecture: Architecture, layout: Layout, wor
         bubble=bubble_share(workload, layout),
         tokens_per_second_per_gpu=workload.train_tokens / step.total / layout.world_size,
         checkpoint_bytes=checkpoint_bytes(architecture, config.train.dtype),
+        checkpoint_host_bytes=checkpoint_host_bytes(architecture, layout),
         live_sequences=engine.slots(max(call.lengths.mean_total for call in workload.calls)),
     )
 

@@ -43,6 +43,7 @@ def as_json(plan: Plan, pairs: dict[tuple[int, int], int], workload: Workload, s
         "pipeline_bubble": plan.bubble,
         "tokens_per_second_per_gpu": plan.tokens_per_second_per_gpu,
         "checkpoint_bytes": plan.checkpoint_bytes,
+        "checkpoint_host_bytes": plan.checkpoint_host_bytes,
         "live_sequences_per_engine": plan.live_sequences,
         "workload": {
             "generated_tokens": workload.generated_tokens,
@@ -77,6 +78,7 @@ def print_plan(
     console.print(
         f"sync ({plan.sync_path}): {plan.sync.direct / 1e9:.2f} GB direct, {plan.sync.checkpoint / 1e9:.2f} GB by full tensors, over all "
         f"ranks; at most {plan.sync.received_max / 1e9:.2f} GB to one rank. Checkpoint: {plan.checkpoint_bytes / 1e9:.1f} GB"
+        + (f", gathered in {plan.checkpoint_host_bytes / 1e9:.1f} GB of a first copy's host memory" if plan.checkpoint_host_bytes else "")
     )
     console.print(_pair_table(pairs), "\n")
     if suggestions:

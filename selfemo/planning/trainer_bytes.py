@@ -23,6 +23,8 @@ GRADIENT_BYTES = 4
 MOMENT_BYTES = 2 * 4
 MAIN_WEIGHT_BYTES = 4
 """The fp32 copy of a bf16 weight."""
+GATHER_BYTES = (3 + 2) * 4
+"""Weight and two moments, and one of them twice more while its shards are joined: `get_parameter_state_dp_zero`, all fp32."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,14 @@ def checkpoint_bytes(architecture: Architecture, dtype: str) -> int:
     tensors = stage_chunks(architecture, Layout(), 0)[0]
     state_bytes = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if dtype != "float32" else 0)
     return sum(allocation.elements for allocation in tensors) * (DTYPE_BYTES[dtype] + state_bytes)
+
+
+def checkpoint_host_bytes(architecture: Architecture, layout: Layout) -> int:
+    """Host memory to gather a sharded optimizer for a checkpoint, at the least: on the first of the ranks that hold the same weights."""
+    if not layout.distributed_optimizer:
+        return 0
+    stages = (stage_chunks(architecture, layout, stage) for stage in range(layout.pipeline))
+    return max(sum(lay_out(chunk, layout.weight_copies, True).elements for chunk in chunks) for chunks in stages) * GATHER_BYTES
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -25,7 +25,7 @@ from selfemo.planning.memory import activation_bytes, logits_bytes, plan_memory,
 from selfemo.planning.plan import best_layouts, make_plan
 from selfemo.planning.published import ASSUMED, HELD_OUT
 from selfemo.planning.steptime import busiest_head_tokens
-from selfemo.planning.trainer_bytes import checkpoint_bytes, trainer_bytes
+from selfemo.planning.trainer_bytes import checkpoint_bytes, checkpoint_host_bytes, trainer_bytes
 from selfemo.planning.violations import run_violations
 from selfemo.planning.workload import workload_of
 from selfemo.weights.architecture import architecture_by_name
@@ -104,6 +104,16 @@ def test_every_rank_stands_in_one_stage() -> None:
 def test_a_bf16_checkpoint_takes_fourteen_bytes_per_parameter() -> None:
     assert checkpoint_bytes(QWEN, "bfloat16") == 14 * (8_190_735_360)
     assert checkpoint_bytes(QWEN, "float32") == 12 * 8_190_735_360
+
+
+def test_a_sharded_optimizer_is_gathered_in_host_memory_and_a_whole_one_is_not():
+    """Weight, two moments, and one of them twice more; a stage's share of the parameters, whatever the number of copies."""
+    parameters = 8_190_735_360
+    for copies in (1, 4):
+        layout = Layout(gpus_per_node=copies, distributed_optimizer=True)
+        assert parameters * 20 <= checkpoint_host_bytes(QWEN, layout) < parameters * 20 * 1.001
+    assert checkpoint_host_bytes(QWEN, Layout(gpus_per_node=4, tensor=4, distributed_optimizer=True)) < parameters * 20 / 3.9
+    assert checkpoint_host_bytes(QWEN, Layout(gpus_per_node=4)) == 0
 
 
 def test_suggestions_fit_are_ordered_and_differ() -> None:
