@@ -7,7 +7,7 @@ TORCH_THREADS ?= 1
 export OMP_NUM_THREADS ?= $(TORCH_THREADS)
 RUN_DIR ?= runs/demo
 
-.PHONY: setup demo test lint types tests gpu-check gpu-check-cpu test-multinode test-faults fuzz clean
+.PHONY: setup demo test lint types tests gpu-check gpu-check-cpu test-layouts test-multinode test-faults fuzz clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,10 @@ gpu-check:
 # The same steps on a CPU, to test the harness.
 gpu-check-cpu: $(STAMP)
 	$(BIN)/python -m selfemo.gpu_check --device cpu --output runs/gpu-check-cpu $(GPU_CHECK)
+
+# Layouts that `make test` leaves out for their length; the parity tables of docs/parity.md are `python -m tests.parity_table`.
+test-layouts: $(STAMP)
+	$(BIN)/python -m pytest tests/megatron/context_in_full.py
 
 # Two torchrun agents on this machine as two nodes: 2 x 2 processes, and one node killed and rejoined. On 2026-11-25 2 x 2 passed so, and the rejoin passed as a script of the same steps.
 test-multinode: $(STAMP)

@@ -29,6 +29,6 @@ def test_a_signal_leaves_a_checkpoint_and_status_0(launcher, untouched, tmp_path
 
 def test_a_stopped_rank_ends_the_run_in_time_with_rank_phase_iteration_and_call(launcher, tmp_path):
     fault = {"at": "generate", "count": 5, "rank": 1, "do": "stop"}
-    told = ends_in_time(launcher, tmp_path / "run", fault, deadline_s=40)
+    told = ends_in_time(launcher, tmp_path / "run", fault, deadline_s=20)
     assert "rank 0 on " in told
     assert "in phase rollout, iteration 0, engine call of 12 requests" in told

@@ -52,10 +52,15 @@ def _small_steps(hf_dir: str, parallel: ParallelConfig, options: Options) -> dic
         return {name: tensor.float() for name, tensor in model.hf_tensors(1 << 20) if "norm" in name}
 
 
+@pytest.fixture(scope="module")
+def small_steps_in_fp32(distributed, hf_dir):
+    return distributed(1, _small_steps, hf_dir, ParallelConfig(), Options(), timeout_s=240)[0]
+
+
 @pytest.mark.parametrize("name", ["TP2 +SP", "DP2 +DO"])
-def test_steps_below_bf16_resolution_add_up(distributed, hf_dir, name):
+def test_steps_below_bf16_resolution_add_up(distributed, hf_dir, small_steps_in_fp32, name):
     processes, parallel = LAYOUTS[name]
-    wanted = distributed(1, _small_steps, hf_dir, ParallelConfig(), Options(), timeout_s=240)[0]
+    wanted = small_steps_in_fp32
     with_masters = distributed(processes, _small_steps, hf_dir, parallel, Options(dtype="bfloat16"), timeout_s=240)[0]
     start = distributed(1, _start, hf_dir, timeout_s=240)[0]
     far = torch.cat([(wanted[name] - start[name]).abs() > BF16_ULP for name in start])
