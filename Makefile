@@ -48,7 +48,7 @@ gpu-check-cpu: $(STAMP)
 
 # Layouts that `make test` leaves out for their length; the parity tables of docs/parity.md are `python -m tests.parity_table`.
 test-layouts: $(STAMP)
-	$(BIN)/python -m pytest tests/megatron/context_in_full.py
+	$(BIN)/python -m pytest tests/megatron/layouts_in_full.py
 
 # Two torchrun agents on this machine as two nodes: 2 x 2 processes, and one node killed and rejoined. On 2026-11-25 2 x 2 passed so, and the rejoin passed as a script of the same steps.
 test-multinode: $(STAMP)

@@ -10,7 +10,7 @@ from selfemo.config import ParallelConfig
 from tests.distributed.harness import DistributedRunner
 from tests.megatron import context_parallel
 from tests.megatron.context_parallel import OPTIONS
-from tests.megatron.parity import GROUP_SIZE, GROUPS, LAYOUTS, STEPS, Trace, difference, three_sft_steps, three_steps
+from tests.megatron.parity import GROUP_SIZE, GROUPS, IN_FULL_ONLY, LAYOUTS, STEPS, Trace, difference, three_sft_steps, three_steps
 from tests.weights.tiny import save_tiny
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "parity.md"
@@ -79,7 +79,8 @@ def page(rows: list[str], context_rows: list[str]) -> str:
             "| --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
-            "The same comparison is a test (`tests/megatron/test_parity.py`, bound 1e-6), with one more that only changes how samples",
+            "The same comparison is a test (`tests/megatron/test_parity.py`, and `make test-layouts` for",
+            f"{', '.join(IN_FULL_ONLY)}; bound 1e-6), with one more that only changes how samples",
             "are dealt over micro-batches; bf16 has one of its own (`tests/megatron/test_bf16.py`). Dropout is refused everywhere.",
             "",
             "## Context parallelism",
@@ -95,7 +96,7 @@ def page(rows: list[str], context_rows: list[str]) -> str:
             "| --- | --- | --- | --- | --- | --- |",
             *context_rows,
             "",
-            "A test as well, supervised steps in two of the layouts (`tests/megatron/test_context_parallel.py`, bound 1e-6).",
+            "A test as well: `tests/megatron/test_context_parallel.py`, and `make test-layouts` for those of four processes; bound 1e-6.",
             "",
         ]
     )

@@ -31,7 +31,7 @@ LEARNING_RATE = 1e-2
 ADAM_EPS = 1e-3
 """Adam divides by the root of the squared gradient: near 0 it would turn rounding in a gradient into a whole step."""
 
-LAYOUTS: dict[str, tuple[int, ParallelConfig]] = {
+_PLAIN: dict[str, tuple[int, ParallelConfig]] = {
     "TP2": (2, ParallelConfig(tensor=2)),
     "PP2": (2, ParallelConfig(pipeline=2)),
     "PP2 VPP2": (2, ParallelConfig(pipeline=2, virtual_pipeline=2)),
@@ -39,12 +39,12 @@ LAYOUTS: dict[str, tuple[int, ParallelConfig]] = {
     "TP2 +SP": (2, ParallelConfig(tensor=2, sequence_parallel=True)),
     "TP2 PP2": (4, ParallelConfig(tensor=2, pipeline=2)),
     "TP2 DP2 +DO": (4, ParallelConfig(tensor=2, distributed_optimizer=True)),
-    "TP2 +SP +recompute": (2, ParallelConfig(tensor=2, sequence_parallel=True, recompute=True)),
-    "PP2 VPP2 +recompute": (2, ParallelConfig(pipeline=2, virtual_pipeline=2, recompute=True)),
-    "TP2 PP2 +SP +recompute": (4, ParallelConfig(tensor=2, pipeline=2, sequence_parallel=True, recompute=True)),
-    "TP2 DP2 +DO +recompute": (4, ParallelConfig(tensor=2, distributed_optimizer=True, recompute=True)),
+    "TP2 PP2 +SP": (4, ParallelConfig(tensor=2, pipeline=2, sequence_parallel=True)),
 }
+LAYOUTS = _PLAIN | {f"{name} +recompute": (size, replace(parallel, recompute=True)) for name, (size, parallel) in _PLAIN.items()}
 """Name: (processes, layout)."""
+IN_FULL_ONLY = ("TP2 PP2 +SP", "TP2 +recompute", "PP2 +recompute", "DP2 +recompute", "TP2 PP2 +recompute")
+"""What `make test` leaves to `make test-layouts`: each kind of layout and of recomputation is in one of the others."""
 
 Dtype = Literal["float32", "bfloat16"]
 

@@ -36,7 +36,7 @@ from tests.weights.tiny import VOCAB_SIZE, save_tiny
 
 BOUND = 1e-6
 SHORT = ["CP2", "CP2 +DO +recompute", "CP2 TP2 +SP"]
-"""The other layouts: context_in_full.py."""
+"""The other layouts: layouts_in_full.py."""
 
 
 def _packed(indices: list[int] | tuple[int, ...], size: int, tensor: int = 1, min_tokens: int = 0) -> list[MicroBatch]:

@@ -14,6 +14,7 @@ from tests.megatron.parity import (
     DEFAULT,
     GROUP_SIZE,
     GROUPS,
+    IN_FULL_ONLY,
     LAYOUTS,
     SHARED,
     Options,
@@ -39,7 +40,7 @@ def one_process(request, tmp_path_factory, distributed):
     distributed.close()
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in IN_FULL_ONLY])
 def test_every_layout_takes_the_same_three_steps(distributed, one_process, name):
     """Each sample with a prompt of its own where embeddings are tied, groups behind a shared prompt where they are not."""
     hf_dir, tied, one = one_process
