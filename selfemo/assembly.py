@@ -1,7 +1,8 @@
 """Builds the parts of a run: corpus, model directory, tokenizer, learner, engine. The trainer only uses what stands here.
 
-Order matters and is fixed: everything that can be wrong in the user's input is found before the first expensive import, the
-process group exists before Megatron and vLLM, and Megatron's model before the engine, which takes its weights from it.
+Order matters and is fixed: the process group exists first, so that what one rank alone cannot read ends every rank with one line that
+names it; the user's input is read and checked before anything is built from it; Megatron's model is built before the engine, which takes
+its weights from it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.registry import load_training_corpus
 from selfemo.megatron.device import Device, select_device
 from selfemo.megatron.learner import Learner
-from selfemo.megatron.parallel import Layout, init_distributed, init_parallel
+from selfemo.megatron.parallel import Layout, agreed, from_main, init_distributed, init_parallel
 from selfemo.rollout.engine import RolloutEngine
 from selfemo.rollout.replicas import ReplicatedGenerator
 from selfemo.run_directory import RunDirectory
@@ -23,7 +24,7 @@ from selfemo.selfplay.prompts import PromptBuilder, recognizer_text, responder_t
 from selfemo.tokens.chat import ChatEncoder
 from selfemo.watchdog import Watchdog, this_process
 from selfemo.weight_sync import WeightSync
-from selfemo.weights.architecture import read_architecture
+from selfemo.weights.architecture import Architecture, read_architecture
 
 INITIAL_MODEL = "model-initial"
 PROBE_PROMPTS = 4
@@ -71,13 +72,10 @@ def join_world(config: RunConfig, watchdog: Watchdog | None = None) -> World:
 
 
 def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Corpus, watchdog: Watchdog | None = None) -> System:
-    """Build model, engine and what connects them; the engine holds no weights until the first sync."""
-    model_dir = model_directory(config, world.layout, run, corpus)
-    encoder = ChatEncoder(model_dir)
-    prompts = PromptBuilder(encoder, corpus.labels, config.corpus.history_turns, config.corpus.max_turn_tokens, config.selfplay.thinking)
-    starts = [c.turns[: config.corpus.history_turns + 1] for c in corpus.split("train")[:PROBE_PROMPTS]]
-    probes = [prompts.recognize(turns) for turns in starts]  # before the engine: a template that cannot do what is asked refuses here
-    learner = Learner(read_architecture(model_dir), config, world.layout, world.device)
+    """Build model, engine and what connects them; the engine holds no weights until the first sync. Collective."""
+    model_dir = model_directory(config, run, corpus)
+    encoder, prompts, probes, architecture = agreed(lambda: _read_model(model_dir, config, corpus))
+    learner = Learner(architecture, config, world.layout, world.device)
     on_call: Callable[[str], None] = watchdog.call if watchdog else lambda what: None
     learner.on_call = on_call
     learner.load_hf(str(model_dir))
@@ -87,18 +85,29 @@ def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Cor
     return System(world, corpus, model_dir, encoder, prompts, learner, engine, generator, weight_sync)
 
 
-def model_directory(config: RunConfig, layout: Layout, run: RunDirectory, corpus: Corpus) -> Path:
-    """The Hugging Face directory to start from; a small model is initialised by rank 0 when the configuration names none."""
-    import torch.distributed as dist
+def _read_model(
+    model_dir: Path, config: RunConfig, corpus: Corpus
+) -> tuple[ChatEncoder, PromptBuilder, list[tuple[int, ...]], Architecture]:
+    """What this rank reads of a model before its weights, and the probe prompts: a template that cannot do what is asked refuses here."""
+    encoder = ChatEncoder(model_dir)
+    prompts = PromptBuilder(encoder, corpus.labels, config.corpus.history_turns, config.corpus.max_turn_tokens, config.selfplay.thinking)
+    starts = [c.turns[: config.corpus.history_turns + 1] for c in corpus.split("train")[:PROBE_PROMPTS]]
+    return encoder, prompts, [prompts.recognize(turns) for turns in starts], read_architecture(model_dir)
 
+
+def model_directory(config: RunConfig, run: RunDirectory, corpus: Corpus) -> Path:
+    """The Hugging Face directory to start from; a small model is initialised by rank 0 when the configuration names none."""
     if config.model.path:
         return Path(config.model.path)
     target = run.path(INITIAL_MODEL)
-    if layout.is_main and not target.exists():
-        from selfemo.tokens.init_model import init_model
 
-        init_model(target, config.model, tokenizer_texts(corpus), config.seed)
-    dist.barrier()
+    def init() -> None:
+        if not target.exists():
+            from selfemo.tokens.init_model import init_model
+
+            init_model(target, config.model, tokenizer_texts(corpus), config.seed)
+
+    from_main(init)
     return target
 
 

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from selfemo.errors import UserError
+from selfemo.errors import UserError, on_all_ranks
 from selfemo.files import fsync_directory, replace_text
 from selfemo.megatron.checkpoint import TensorWrite, read_snapshot, read_tensors, write_snapshot
 from selfemo.megatron.learner import Learner
@@ -147,7 +147,8 @@ def find_checkpoint(root: Path, problem_with: Callable[[Manifest], str]) -> Foun
                 return Found(directory, manifest, tuple(damaged))
         damaged.append(f"{directory}: {problem}")
     if damaged:
-        raise UserError(f"no good checkpoint to resume from: {'; '.join(damaged)}: restore one, or remove {root.parent} to start over")
+        remedy = f"restore one, or remove {root.parent} to start over"
+        raise on_all_ranks(UserError(f"no good checkpoint to resume from: {'; '.join(damaged)}: {remedy}"))
     return None
 
 
@@ -213,7 +214,8 @@ def _written(directory: Path) -> dict[str, str]:
     files = _digests(directory)
     for name, digest in files.items():
         if digest.startswith("("):
-            raise UserError(f"{directory.parent}: {name} of a checkpoint cannot be read back {digest}: check the disk, then run again")
+            line = f"{directory.parent}: {name} of a checkpoint cannot be read back {digest}: check the disk, then run again"
+            raise on_all_ranks(UserError(line))
     return files
 
 

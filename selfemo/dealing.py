@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+from selfemo.errors import on_all_ranks
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -45,5 +47,5 @@ def over_ranks(compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
         dist.all_gather_object(shares, (mine, raised))
     for _, failure in shares:
         if failure is not None:
-            raise failure
+            raise on_all_ranks(failure)
     return [result for share, _ in shares for result in share]

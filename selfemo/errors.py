@@ -9,18 +9,30 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TypeVar
 
 from selfemo.printable import one_line
 
 EXIT_USER_ERROR = 2
+E = TypeVar("E", bound=BaseException)
 
 
 class UserError(Exception):
     """A mistake in input or environment; str() is one printable line that names the thing, what was expected, and the remedy."""
 
+    shared = False
+    """Every rank of a run raises it, so that rank 0 tells it for all; see `on_all_ranks`."""
+
     def __init__(self, message: str) -> None:
         """What the message quotes may come from a hostile file: what is not printable is shown escaped."""
         super().__init__(one_line(message))
+
+
+def on_all_ranks(error: E) -> E:
+    """The same error, marked where it is a UserError: the caller knows that every rank raises it."""
+    if isinstance(error, UserError):
+        error.shared = True
+    return error
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

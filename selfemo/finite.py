@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from selfemo.config import RewardConfig
-from selfemo.errors import UserError
+from selfemo.errors import UserError, on_all_ranks
 from selfemo.files import replace_text
 from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.learner import PolicyStats, StepStats
@@ -52,7 +52,8 @@ class SkippedSteps:
             return line
         if self._dump:
             dump_batch(self._dump, line, batch)
-        raise UserError(f"{line} (train.max_skipped_steps); the batch is in {DUMP_NAME}: look at its samples, or lower the learning rate")
+        advice = f"the batch is in {DUMP_NAME}: look at its samples, or lower the learning rate"
+        raise on_all_ranks(UserError(f"{line} (train.max_skipped_steps); {advice}"))
 
 
 def dump_batch(directory: Path, line: str, batch: Sequence[TrainingSample]) -> None:

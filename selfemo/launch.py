@@ -2,12 +2,16 @@
 
 Rank 0 tells the user. A rank that fails says so in one line that names rank and host, leaves the traceback in its log file, and
 ends at once: its peers may wait in a collective, and an orderly shutdown would wait for them. A watchdog ends a rank that takes too long.
+
+A UserError is told bare by rank 0, with rank and host by any other, and by rank 0 alone where it is known that every rank raises it
+(`errors.on_all_ranks`): better one line too many than a run that ends in silence.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import socket
 import sys
 import traceback
 from pathlib import Path
@@ -47,12 +51,13 @@ def run_training(config: RunConfig) -> None:
 def _tell_failures(terminal: Terminal, watchdog: Watchdog, rank: int) -> None:
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         traceback.print_exception(kind, error, trace)
-        shared = isinstance(error, UserError)  # raised on every rank alike: one tells it
         if isinstance(error, OSError) and error.errno in FULL_OR_BARRED:
             error = UserError(f"{error.filename or 'a file of the run'}: cannot be written ({error.strerror}): mend that, then run again")
         if isinstance(error, UserError):
-            if rank == 0 or not shared:
+            if rank == 0:
                 terminal.error(f"selfemo: {error}")
+            elif not error.shared:
+                terminal.error(f"selfemo: rank {rank} on {socket.gethostname()}: {error}")
         else:
             first_line = str(error).partition("\n")[0]
             terminal.error(f"selfemo: {watchdog.status()} failed: {kind.__name__}: {first_line} (traceback in {terminal.log_path})")

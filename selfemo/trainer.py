@@ -25,6 +25,7 @@ from selfemo.grpo.samples import TrainingSample
 from selfemo.journal import Journal
 from selfemo.megatron.learner import PolicyStats, StepStats, batch_counts
 from selfemo.megatron.optimizer import warmup_cosine, warmup_linear
+from selfemo.megatron.parallel import agreed
 from selfemo.resume import resume
 from selfemo.rewards.scoring import Rewards
 from selfemo.run_directory import FLYWHEEL_NAME, MODEL_NAME, RunDirectory
@@ -46,8 +47,8 @@ def train(config: RunConfig, run: RunDirectory, terminal: Terminal, watchdog: Wa
     Raises:
         UserError: the model, corpus or layout does not fit the configuration, or no checkpoint of several is good.
     """
-    corpus = load_run_corpus(config)
     world = join_world(config, watchdog)
+    corpus = agreed(lambda: load_run_corpus(config))
     terminal.say(f"{run.root}: {world.layout.world_size} processes, corpus {corpus.name}; libraries write to {terminal.log_path.parent}")
     journal = Journal(config, run, terminal, world, watchdog)
     with journal.phase("setup"):

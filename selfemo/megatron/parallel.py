@@ -7,16 +7,17 @@ millisecond; megatron-core's global parallel state is entered and left in this m
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
 from selfemo.config import ParallelConfig
-from selfemo.errors import UserError
+from selfemo.errors import UserError, on_all_ranks
 from selfemo.megatron.device import Device
 
 T = TypeVar("T")
@@ -139,15 +140,26 @@ def from_main(compute: Callable[[], T]) -> T:
             answer = [None, error]
     dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
-        raise answer[1]
+        raise on_all_ranks(answer[1])
     result: T = answer[0]
     return result
 
 
 def agree(problem: str) -> None:
     """Raise UserError on every rank where some rank has a problem; "" is none. Collective."""
-    problems = [""] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    for rank, found in enumerate(problems):
+    problems = [("", "")] * dist.get_world_size()
+    dist.all_gather_object(problems, (socket.gethostname(), problem))
+    for rank, (host, found) in enumerate(problems):
         if found:
-            raise UserError(f"rank {rank}: {found}" if rank else found)
+            raise on_all_ranks(UserError(f"rank {rank} on {host}: {found}" if rank else found))
+
+
+def agreed(read: Callable[[], T]) -> T:
+    """What `read` returns on this rank; where it raises UserError on some rank, every rank does. Collective, which `read` must not be."""
+    result, problem = None, ""
+    try:
+        result = read()
+    except UserError as error:
+        problem = str(error)
+    agree(problem)
+    return cast(T, result)
