@@ -21,6 +21,7 @@ from selfemo.config import RunConfig
 from selfemo.errors import EXIT_USER_ERROR, UserError
 from selfemo.preflight import check_layout
 from selfemo.run_directory import RunDirectory
+from selfemo.stop_signals import StopSignals
 from selfemo.terminal import Terminal
 from selfemo.watchdog import Watchdog, kill_stopped
 
@@ -29,6 +30,8 @@ FULL_OR_BARRED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.E
 
 def run_training(config: RunConfig) -> None:
     """Train in this process as one rank of torchrun's world."""
+    signals = StopSignals()
+    signals.listen()
     rank = int(os.environ.get("RANK", "0"))
     check_layout(config, int(os.environ.get("WORLD_SIZE", "1")))
     run = RunDirectory.claim(config) if rank == 0 else RunDirectory(Path(config.output_dir))
@@ -37,12 +40,13 @@ def run_training(config: RunConfig) -> None:
         terminal.say(f"{run.root}: this run is complete, see summary.json; remove the directory to run it again")
         return
     watchdog = Watchdog(rank, config.timeout_s, config.startup_timeout_s, terminal.error)
+    signals.limit(watchdog, config.checkpoint.grace_s)
     watchdog.start()
     _tell_failures(terminal, watchdog, rank)
     from selfemo.trainer import train
 
     try:
-        train(config, run, terminal, watchdog)
+        train(config, run, terminal, watchdog, signals)
     except UserError as error:  # the command line would print it too, but in an orderly shutdown
         sys.excepthook(UserError, error, error.__traceback__)
     watchdog.stop()

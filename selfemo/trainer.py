@@ -35,13 +35,14 @@ from selfemo.selfplay.seeds_pool import SeedPool
 from selfemo.selfplay.sft import SftExamples
 from selfemo.selfplay.transitions import TransitionPrior
 from selfemo.state import Stage
+from selfemo.stop_signals import StopSignals
 from selfemo.stopping import GuardedGenerator, Stopped, StopRequest
 from selfemo.terminal import Terminal
 from selfemo.watchdog import Watchdog
 from selfemo.weights.export import save_hf
 
 
-def train(config: RunConfig, run: RunDirectory, terminal: Terminal, watchdog: Watchdog) -> None:
+def train(config: RunConfig, run: RunDirectory, terminal: Terminal, watchdog: Watchdog, signals: StopSignals) -> None:
     """Run the configured training to its end, from its newest checkpoint where it has one. Collective; every rank calls it.
 
     Raises:
@@ -54,7 +55,7 @@ def train(config: RunConfig, run: RunDirectory, terminal: Terminal, watchdog: Wa
     with journal.phase("setup"):
         system = build_system(config, world, run, corpus, watchdog)
         found = resume(config, run, system, terminal)
-        trainer = Trainer(config, system, run, journal)
+        trainer = Trainer(config, system, run, journal, signals)
         if found:
             trainer.state.load(found)
     try:
@@ -66,9 +67,9 @@ def train(config: RunConfig, run: RunDirectory, terminal: Terminal, watchdog: Wa
 class Trainer:
     """One run: holds what the stages share."""
 
-    def __init__(self, config: RunConfig, system: System, run: RunDirectory, journal: Journal) -> None:
+    def __init__(self, config: RunConfig, system: System, run: RunDirectory, journal: Journal, signals: StopSignals) -> None:
         self.config, self.system, self.run_dir, self.journal = config, system, run, journal
-        self.stop_request = StopRequest(system.world.device.torch_device, journal.watchdog, config.checkpoint.grace_s)
+        self.stop_request = StopRequest(system.world.device.torch_device, signals)
         self.generator = GuardedGenerator(system.generator, journal.watchdog, self.stop_request)
         train_split = system.corpus.split("train")
         self.rewards = Rewards(config.reward, train_split, system.corpus.labels)
@@ -95,7 +96,7 @@ class Trainer:
     def run(self) -> None:
         """All stages in order."""
         self.resume_counts()
-        self.stop_request.listen()
+        self.stop_request.check()  # signals have been listened to since the process began
         if self.state.progress.stage == "start":
             self.sync()
             self.evaluate("start")

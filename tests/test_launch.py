@@ -52,6 +52,7 @@ CONFIG = RunConfig(corpus=CorpusConfig(name="everyday"))
 def _end_of_a_run_whose_files_are_missing_on_rank_1(config: RunConfig, root: str) -> tuple[str, bool]:
     from selfemo.megatron.parallel import leave_parallel
     from selfemo.run_directory import RunDirectory
+    from selfemo.stop_signals import StopSignals
     from selfemo.trainer import train
     from selfemo.watchdog import Watchdog
 
@@ -59,7 +60,7 @@ def _end_of_a_run_whose_files_are_missing_on_rank_1(config: RunConfig, root: str
         config = dataclasses.replace(config, corpus=CorpusConfig(name="meld", path=f"{root}/absent"))
     terminal = SimpleNamespace(say=lambda line: None, log_path=Path(root), error=None)
     try:
-        train(config, RunDirectory(Path(root)), terminal, Watchdog(0, 60, 60, lambda line: None))
+        train(config, RunDirectory(Path(root)), terminal, Watchdog(0, 60, 60, lambda line: None), StopSignals())
     except UserError as error:
         return str(error), error.shared
     finally:

@@ -299,6 +299,7 @@ def _trainer(config: RunConfig) -> Trainer:
     from selfemo.journal import Journal
     from selfemo.run_directory import RunDirectory
     from selfemo.standalone import join_world_of_one
+    from selfemo.stop_signals import StopSignals
     from selfemo.terminal import Terminal
     from selfemo.trainer import Trainer
 
@@ -307,7 +308,7 @@ def _trainer(config: RunConfig) -> Trainer:
     join_world_of_one("gloo")  # needs no port
     world = join_world(config)
     system = build_system(config, world, run, load_run_corpus(config))
-    trainer = Trainer(config, system, run, Journal(config, run, terminal, world))
+    trainer = Trainer(config, system, run, Journal(config, run, terminal, world), StopSignals())
     trainer.sync()
     return trainer
 

@@ -25,6 +25,17 @@ def test_a_signal_that_cannot_be_followed_in_time_ends_the_run(launcher, tmp_pat
     assert "not done within checkpoint.grace_s=5" in ended.output
 
 
+def test_a_signal_in_set_up_is_followed_when_set_up_is_done(launcher, untouched, tmp_path):
+    """In a run that resumes: the engine is not built yet when the signal comes, and nothing is trained or written after it."""
+    run = tmp_path / "run"
+    ended = launcher.run(run, *TP2, faults=[{"at": "sft", "count": 20, "rank": 0, "do": "kill"}])
+    assert -9 in ended.codes, ended.output
+    ended = launcher.run(run, *TP2, faults=[{"at": "setup", "count": 1, "rank": 1, "do": "usr1"}])
+    assert ended.codes == [0, 0], ended.output
+    assert "stopped by SIGUSR1 after 16 SFT steps" in ended.output
+    finish(launcher, run, untouched)
+
+
 WAYS = {
     "a hung engine": ({"at": "generate", "count": 5, "rank": 1, "do": "hang"}, "engine call of"),
     "a dead engine": ({"at": "generate", "count": 5, "rank": 1, "do": "raise"}, "engine call of"),
