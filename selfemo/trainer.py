@@ -126,6 +126,7 @@ class Trainer:
             sft.expression_share,
             sft.label_balance,
         )
+        self.system.engine.sleep()  # it has answered the evaluation, or proved a resumed run's weights
         with self.journal.stage("SFT", sft.steps) as bar:
             bar.skip(self.state.progress.step)
             for step in range(self.state.progress.step, sft.steps):
