@@ -4,7 +4,8 @@
 
 Every launch goes through the whole way back: find the newest good checkpoint, rewind the records, load, sync, prove, go on. After every
 kill what lies on disk is compared with the untouched run: records must be a prefix of its records, checkpoints equal its checkpoints
-tensor by tensor; and when the run has at last been left to finish, everything must be equal.
+tensor by tensor. A kill counts where the fault itself struck, and where the launch had resumed from the checkpoint that was there. When
+the run has at last been left to finish, everything must be equal.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults.runs import LAYOUTS, TIMED_EVENTS, Launcher, fingerprint, tensors, without_timings
+from tests.faults.runs import LAYOUTS, TIMED_EVENTS, Ended, Launcher, fingerprint, tensors, without_timings
 
 ALL = -1
 Tell = Callable[[str], None]
@@ -76,22 +77,43 @@ def compare_chain(launcher: Launcher, untouched: Path, killed: Path, layout: str
     """Run `killed` through the chain and compare it with a finished run; returns one line per difference, none where they are equal."""
     problems, known = [], _checkpoints(untouched)
     for kill in chain:
+        resumed, struck = _resumable(killed), killed / "logs" / "struck"
+        struck.unlink(missing_ok=True)
         ended = launcher.run(killed, *LAYOUTS[layout], faults=[{"at": kill.at, "count": kill.count, "rank": kill.rank, "do": "kill"}])
-        found = _struck(ended.codes, kill, ended.output) or _partial(untouched, killed, known)
+        found = _struck(ended, kill, struck) or _resumed(ended, resumed) or _partial(untouched, killed, known)
         who = "all ranks" if kill.rank == ALL else f"rank {kill.rank}"
         on_disk = ", ".join(sorted(path.name for path in killed.glob("checkpoints/*-0*") if path.name[0] != ".")) or "none"
         tell(f"{layout}  {kill.at:<24} {who:<9}  checkpoints: {on_disk:<40} {found or 'equal so far'}")
         problems += [f"{layout} {kill}: {found}"] if found else []
+    resumed = _resumable(killed)
     ended = launcher.run(killed, *LAYOUTS[layout])
-    if any(ended.codes):
-        return [*problems, f"{layout}: the last launch failed\n{ended.output}"]
+    if found := f"the last launch failed\n{ended.output}" if any(ended.codes) else _resumed(ended, resumed):
+        return [*problems, f"{layout}: {found}"]
     one, other = fingerprint(untouched), fingerprint(killed)
     return problems + [f"{layout}: {name} differs at the end" for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
-def _struck(codes: list[int], kill: Kill, output: str) -> str:
-    ranks = range(len(codes)) if kill.rank == ALL else [kill.rank]
-    return "" if any(codes[rank] == -9 for rank in ranks) else f"not killed there: exit statuses {codes}\n{output[-2000:]}"
+def _struck(ended: Ended, kill: Kill, struck: Path) -> str:
+    """Why the kill did not end the launch: a SIGKILL alone may be the launcher's, of a rank that hung when another failed."""
+    ranks = range(len(ended.codes)) if kill.rank == ALL else [kill.rank]
+    if struck.exists() and any(ended.codes[rank] == -9 for rank in ranks):
+        return ""
+    return f"not killed there: exit statuses {ended.codes}\n{ended.output[-2000:]}"
+
+
+def _resumable(run: Path) -> Path | None:
+    """The checkpoint that a launch must resume from: the one that `latest` names, or the newest where `latest` has not been written."""
+    found = {path.name: path for path in run.glob("checkpoints/*-0*") if path.name[0] != "."}
+    latest = run / "checkpoints" / "latest"
+    newest = max(found.values(), key=lambda path: (path.name.startswith("iteration"), path.name), default=None)
+    return found.get(latest.read_text().strip(), newest) if latest.exists() else newest
+
+
+def _resumed(ended: Ended, checkpoint: Path | None) -> str:
+    """Why the launch did not go on from the checkpoint that was there when it began."""
+    lines = [line for line in ended.output.splitlines() if line.startswith("resuming from ")]
+    expected = [f"resuming from {checkpoint}"] if checkpoint else []
+    return "" if lines == expected else f"said {lines}, expected {expected}\n{ended.output[-2000:]}"
 
 
 def _partial(untouched: Path, killed: Path, known: dict[str, dict[str, str]]) -> str:

@@ -5,16 +5,60 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.faults.chain import SHORT, compare_chain
-from tests.faults.runs import LAYOUTS, ends_in_time, finish
+from tests.faults import chain
+from tests.faults.chain import SHORT, Kill, compare_chain
+from tests.faults.runs import LAYOUTS, Ended, ends_in_time, finish
 
 TP2 = LAYOUTS["TP2"]
 
 
 def test_a_run_killed_at_three_points_is_bit_identical(launcher, untouched, tmp_path):
     assert compare_chain(launcher, untouched, tmp_path / "run", "TP2", SHORT) == []
+
+
+class ScriptedLauncher:
+    """Launches that end as told: (exit statuses, whether the fault struck, output)."""
+
+    def __init__(self, *launches: tuple[list[int], bool, str]) -> None:
+        self.launches = iter(launches)
+
+    def run(self, run: Path, *overrides: str, faults: object = None) -> Ended:
+        codes, strikes, output = next(self.launches)
+        if strikes:
+            (run / "logs" / "struck").write_text("1.0")
+        return Ended(codes, output.format(checkpoints=run / "checkpoints"), 0.0)
+
+
+RESUMES = "resuming from {checkpoints}/sft-000032\n"
+KILLED, DONE = ([-9, 1], True, RESUMES), ([0, 0], False, RESUMES)
+
+
+@pytest.mark.parametrize(
+    ("killed", "last", "problem"),
+    [
+        (KILLED, DONE, ""),
+        (([1, 1], True, RESUMES), DONE, "not killed there"),
+        (([-9, 1], False, RESUMES), DONE, "not killed there"),  # by the launcher, after another rank's failure
+        (([-9, 1], True, ""), DONE, "said []"),  # started over
+        (([-9, 1], True, RESUMES.replace("32", "16")), DONE, "sft-000016'], expected"),
+        (KILLED, ([0, 0], False, ""), "said []"),
+        (KILLED, ([0, 2], False, RESUMES), "the last launch failed"),
+    ],
+)
+def test_the_chain_notices_a_kill_that_did_not_strike_and_a_run_that_started_over(monkeypatch, tmp_path, killed, last, problem):
+    monkeypatch.setattr(chain, "fingerprint", lambda run: {})
+    monkeypatch.setattr(chain, "tensors", lambda checkpoint: {})
+    run = tmp_path / "run"
+    for name in ("logs", "checkpoints/sft-000016", "checkpoints/sft-000032", "checkpoints/sft-000040"):
+        (run / name).mkdir(parents=True)
+    (run / "checkpoints" / "latest").write_text("sft-000032\n")
+    (run / "logs" / "struck").write_text("0.0")  # an earlier kill's
+    found = compare_chain(ScriptedLauncher(killed, last), tmp_path / "untouched", run, "TP2", (Kill("sft", 1, 0),), lambda line: None)
+    assert [problem in line for line in found] == ([True] if problem else [])
 
 
 @pytest.mark.parametrize(("sent", "at", "count", "place"), [("term", "reward", 1, "1 iterations"), ("usr1", "generate", 5, "0 iterations")])
