@@ -22,7 +22,7 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -123,16 +123,23 @@ class FlywheelStore:
         """Add records in one transaction; those whose place in the run is taken are passed over. Returns how many were added.
 
         The cost does not depend on how many records there are.
+
+        Raises:
+            UserError: the file cannot be written; none of the records is in it.
         """
         added = 0
-        with self._connection:
+        with self._transaction():
             for record in records:
                 added += self._insert(record)
         return added
 
     def rewind(self, last_id: int) -> None:
-        """Forget every record after `last_id`, in one transaction: the store is what it was when that record was its last."""
-        with self._connection:
+        """Forget every record after `last_id`, in one transaction: the store is what it was when that record was its last.
+
+        Raises:
+            UserError: the file cannot be written; it holds what it held.
+        """
+        with self._transaction():
             self._connection.execute("begin immediate")
             stays = self._connection.execute("select name, sql from sqlite_master where type = 'trigger' and name like '%_stay'").fetchall()
             for name, _ in stays:
@@ -210,6 +217,16 @@ class FlywheelStore:
         """The newest kept records of a role, oldest first."""
         query = f"{_SELECT} where kept = 1 and role = ? order by records.record_id desc limit ?"
         return [self._decode(row) for row in self._rows(query, _COLUMN_KINDS, role, count)][::-1]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing."""
+        try:
+            with self._connection:
+                yield
+        except sqlite3.Error as error:
+            remedy = "free space or make it writable, then run again"
+            raise UserError(f"{self.path}: cannot be written ({error}); the file is as it was: {remedy}") from error
 
     def _rows(self, query: str, kinds: Sequence[Any], *values: Any) -> Iterator[tuple[Any, ...]]:
         """Rows of a query whose columns are of these kinds: SQLite itself keeps any value in any column."""

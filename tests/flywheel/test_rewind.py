@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from selfemo.flywheel.store import FlywheelStore
 from selfemo.rewards.scoring import score_group
 from tests.rewards.groups import SCORE, recognizer_group
 from tests.selfplay.scripted import LABELS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def records(count: int) -> list[Record]:
@@ -48,6 +52,36 @@ def test_a_rewound_store_is_the_store_of_that_moment(tmp_path):
     store.rewind(0)
     assert (store.last_id(), store.totals()) == (0, [])
     store.close()
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from selfemo.errors import UserError
+from selfemo.flywheel.store import FlywheelStore
+from tests.flywheel.test_rewind import records
+store = FlywheelStore(Path(sys.argv[1]), writable=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # of the log of what is not in the file itself yet
+try:
+    WORK
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("work", ["store.append(records(200))", "store.rewind(3)"])
+def test_a_full_disk_is_one_line_that_names_the_file_which_is_as_it_was(tmp_path, work):
+    path = tmp_path / "f.sqlite"
+    store = FlywheelStore(path, writable=True, labels=LABELS)
+    store.append(records(100))
+    store.close()
+    before = content(path)
+    command = [sys.executable, "-c", FULL.replace("WORK", work), str(path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.startswith(f"{path}: cannot be written (")
+    assert "free space" in result.stdout
+    assert len(result.stdout.splitlines()) == 1
+    assert content(path) == before
 
 
 def test_a_forked_child_does_not_hold_the_lock(tmp_path):

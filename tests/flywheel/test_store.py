@@ -88,7 +88,7 @@ def test_one_writer_and_any_reader(tmp_path: Path) -> None:
     reader = FlywheelStore(tmp_path / "f.sqlite")
     first.append(records(2))
     assert reader.last_id() == 2
-    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with pytest.raises(UserError, match=r"cannot be written .*readonly"):
         reader.append(records(2, first=5))
     first.close()
     FlywheelStore(tmp_path / "f.sqlite", writable=True).close()
