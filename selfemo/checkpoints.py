@@ -53,8 +53,9 @@ class Found:
 class Checkpoints:
     """Writes a run's checkpoints. Every method is collective."""
 
-    def __init__(self, root: Path, learner: Learner, keep: int, in_background: bool) -> None:
-        self._root, self._learner, self._keep, self._in_background = root, learner, keep, in_background
+    def __init__(self, root: Path, learner: Learner, keep: int, in_background: bool, on_call: Callable[[str], None]) -> None:
+        """`on_call` is told every part of a write that may take long, and "" after the last."""
+        self._root, self._learner, self._keep, self._in_background, self._on_call = root, learner, keep, in_background, on_call
         self._pending: tuple[TensorWrite, Path, Path, Manifest] | None = None
 
     def save(self, manifest: Manifest, generators: Mapping[str, torch.Tensor], wait: bool = False) -> None:
@@ -69,17 +70,25 @@ class Checkpoints:
         """
         self.finish()
         final = self._root / manifest.progress.name
+        self._on_call(f"generators of {final.name}")
         temporary = _new_temporary(final)
         common = {"weight_version": manifest.progress.weight_version, "iteration": manifest.progress.step}
         agree(self._save_rng(temporary, generators))
+        self._on_call(f"tensors of {final.name}")
         write = TensorWrite(self._learner, temporary, common, in_background=self._in_background and not wait)
+        self._on_call("")
         self._pending = (write, temporary, final, manifest)
         if wait or not self._in_background:
             self.finish()
 
     def poll(self) -> None:
         """Complete a checkpoint whose tensors have been written by now."""
-        if self._pending and self._pending[0].is_done():
+        if self._pending is None:
+            return
+        self._on_call(f"state of the writer of {self._pending[2].name}")
+        is_done = self._pending[0].is_done()
+        self._on_call("")
+        if is_done:
             self.finish()
 
     def finish(self) -> None:
@@ -88,19 +97,27 @@ class Checkpoints:
             return
         write, temporary, final, manifest = self._pending
         self._pending = None
+        self._on_call(f"writer of {final.name}")
         write.is_done(blocking=True)
+        self._on_call(f"digests of {final.name}")
         files = _written(temporary)
+        self._on_call(f"name of {final.name}")
         _commit(temporary, final, dataclasses.replace(manifest, files=files).encode(), make_latest=True)
+        self._on_call(f"removal of checkpoints before {final.name}")
         from_main(lambda: _prune(self._root, self._keep))
+        self._on_call("")
 
     def save_reference(self, snapshot: Sequence[torch.Tensor]) -> str:
         """Store the reference weights; returns their digest."""
         self.finish()
         final = self._root / REFERENCE_NAME
         temporary = _new_temporary(final)
+        self._on_call("tensors of the reference weights")
         write_snapshot(self._learner, snapshot, temporary)
+        self._on_call("digests of the reference weights")
         files = _written(temporary)
         _commit(temporary, final)
+        self._on_call("")
         return digest_of(files)
 
     def _save_rng(self, directory: Path, generators: Mapping[str, torch.Tensor]) -> str:

@@ -27,6 +27,18 @@ def one_by_one(compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
     return [compute(item) for item in items]
 
 
+def named(deal: Deal, on_call: Callable[[str], None]) -> Deal:
+    """`deal`, which tells `on_call` what it computes before it begins, and "" when it is done."""
+
+    def told(compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
+        on_call(f"{compute.__name__.strip('_')} of {len(items)} items over the ranks")
+        results = deal(compute, items)
+        on_call("")
+        return results
+
+    return told
+
+
 def over_ranks(compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
     """`compute` of every item, in order, on every rank. Collective: every rank calls it with the same items.
 

@@ -30,7 +30,8 @@ class RunState:
     ) -> None:
         self._config, self._system, self._journal, self._flywheel, self._stop = config, system, journal, flywheel, stop
         settings = config.checkpoint
-        self._checkpoints = Checkpoints(run.path(CHECKPOINTS_NAME), system.learner, settings.keep, in_background=settings.background)
+        root, on_call = run.path(CHECKPOINTS_NAME), journal.watchdog.call
+        self._checkpoints = Checkpoints(root, system.learner, settings.keep, in_background=settings.background, on_call=on_call)
         self._position = Position()
         self._saved: Progress | None = None
         self._reference_digest = ""

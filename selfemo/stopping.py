@@ -8,7 +8,7 @@ the run can go on from where the iteration began.
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -25,13 +25,15 @@ class Stopped(Exception):
 class StopRequest:
     """Whether some rank was asked to stop."""
 
-    def __init__(self, device: torch.device, signals: StopSignals) -> None:
-        self._device, self._signals = device, signals
+    def __init__(self, device: torch.device, signals: StopSignals, on_call: Callable[[str], None]) -> None:
+        self._device, self._signals, self._on_call = device, signals, on_call
 
     def check(self) -> None:
         """Raise Stopped on every rank if some rank was asked. Collective."""
         asked = torch.tensor([self._signals.asked], device=self._device)
+        self._on_call("agreement whether to stop")
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        self._on_call("")
         if asked:
             self._signals.asked = int(asked)
             raise Stopped(signal.Signals(self._signals.asked).name)

@@ -14,7 +14,7 @@ from itertools import pairwise
 from selfemo.assembly import System, build_system, join_world, load_run_corpus
 from selfemo.config import RunConfig
 from selfemo.corpora.overlap import HeldOutTexts, held_out_texts
-from selfemo.dealing import over_ranks
+from selfemo.dealing import named, over_ranks
 from selfemo.evaluation.metrics import majority_baseline
 from selfemo.evaluation.recognition import evaluate_recognition
 from selfemo.evaluation.turns import evaluation_turns
@@ -69,8 +69,9 @@ class Trainer:
 
     def __init__(self, config: RunConfig, system: System, run: RunDirectory, journal: Journal, signals: StopSignals) -> None:
         self.config, self.system, self.run_dir, self.journal = config, system, run, journal
-        self.stop_request = StopRequest(system.world.device.torch_device, signals)
+        self.stop_request = StopRequest(system.world.device.torch_device, signals, journal.watchdog.call)
         self.generator = GuardedGenerator(system.generator, journal.watchdog, self.stop_request)
+        self.deal = named(over_ranks, journal.watchdog.call)
         train_split = system.corpus.split("train")
         self.rewards = Rewards(config.reward, train_split, system.corpus.labels)
         held_out = HeldOutTexts(held_out_texts(system.corpus))
@@ -82,7 +83,7 @@ class Trainer:
             transitions=TransitionPrior.estimate(train_split),
             config=config.selfplay,
             run_seed=config.seed,
-            deal=over_ranks,
+            deal=self.deal,
         )
         self.flywheel = Flywheel(
             config.flywheel, system.corpus, self.rewards, run.path(FLYWHEEL_NAME), is_writer=system.world.layout.is_main
@@ -153,7 +154,7 @@ class Trainer:
             episodes = self.selfplay.play(seeds, iteration)
             self.system.engine.sleep()
         with self.journal.phase("reward"):
-            groups = self.rewards.score_groups([group for episode in episodes for group in episode.groups], over_ranks)
+            groups = self.rewards.score_groups([group for episode in episodes for group in episode.groups], self.deal)
             check_rewards(groups, self.config.reward)
             self.flywheel.offer(groups, self.weight_version)
             samples = training_samples(groups, self.config)

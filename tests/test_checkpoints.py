@@ -121,3 +121,44 @@ def test_latest_decides_which_are_complete(tmp_path):
     assert [path.name for path in completed(tmp_path)] == ["iteration-000002", "iteration-000001"]
     (tmp_path / "latest").write_bytes(b"\xff\xfe")
     assert len(completed(tmp_path)) == 3
+
+
+class WrittenTensors:
+    """In the place of the learner's."""
+
+    def __init__(self, learner: object, directory: Path, common: object, **options: object) -> None:
+        (directory / "weights.distcp").write_bytes(b"weights")
+
+    def is_done(self, blocking: bool = False) -> bool:
+        return True
+
+
+def _calls_of_a_write(root: str) -> list[str]:
+    from selfemo import checkpoints
+
+    told: list[str] = []
+    tensor_write, checkpoints.TensorWrite = checkpoints.TensorWrite, WrittenTensors
+    try:
+        written = checkpoints.Checkpoints(Path(root), None, 2, True, told.append)
+        written.poll()
+        written.save(replace(EMPTY, progress=Progress("sft", 1)), {})
+        written.poll()
+    finally:
+        checkpoints.TensorWrite = tensor_write
+    return told
+
+
+def test_every_part_of_a_write_has_a_name_and_a_deadline_of_its_own(distributed, tmp_path):
+    assert distributed(1, _calls_of_a_write, str(tmp_path))[0] == [
+        "generators of sft-000001",
+        "tensors of sft-000001",
+        "",
+        "state of the writer of sft-000001",
+        "",
+        "writer of sft-000001",
+        "digests of sft-000001",
+        "name of sft-000001",
+        "removal of checkpoints before sft-000001",
+        "",
+    ]
+    assert [path.name for path in completed(tmp_path)] == ["sft-000001"]

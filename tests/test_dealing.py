@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from selfemo.config import AlgorithmConfig, FlywheelConfig, RewardConfig, RunConfig
-from selfemo.dealing import Deal, one_by_one, over_ranks
+from selfemo.dealing import Deal, named, one_by_one, over_ranks
 from selfemo.errors import UserError
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.flywheel.store import Filter, FlywheelStore
@@ -68,6 +68,16 @@ def test_what_one_rank_raises_all_raise(distributed) -> None:
     assert distributed(2, _raising, [7]) == ["item 7 is bad"] * 2
     assert distributed(2, _raising, [7, 2]) == ["item 2 is bad"] * 2  # the first rank's
     assert distributed(2, _raising, []) == ["", ""]
+
+
+def test_dealt_work_is_named_while_it_lasts() -> None:
+    told: list[str] = []
+
+    def _reading(item: int) -> str:
+        return told[-1]
+
+    assert named(one_by_one, told.append)(_reading, [1, 2, 3]) == ["reading of 3 items over the ranks"] * 3
+    assert told == ["reading of 3 items over the ranks", ""]
 
 
 def _self_play(deal: Deal = over_ranks) -> list[str]:

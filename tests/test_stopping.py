@@ -58,7 +58,7 @@ def _check_twice(asked_rank: int) -> list[str]:
     from selfemo.stopping import Stopped, StopRequest
 
     signals = StopSignals()
-    request, said = StopRequest(torch.device("cpu"), signals), []
+    request, said = StopRequest(torch.device("cpu"), signals, lambda what: None), []
     for _ in range(2):
         try:
             request.check()

@@ -95,9 +95,7 @@ class SelfPlay:
 
     def _respond(self, lives: list[_Live], turn: int, iteration: int) -> None:
         targets = [self._target(live, turn, iteration) for live in lives]
-        prompts = self.deal(
-            lambda asked: self.prompts.respond(asked[0].turns, asked[0].speakers[0], asked[1]), list(zip(lives, targets, strict=True))
-        )
+        prompts = self.deal(self._ask, list(zip(lives, targets, strict=True)))
         replies = self._sample(lives, prompts, "responder", turn, iteration)
         written = [(live, completion) for live, completions in zip(lives, replies, strict=True) for _, completion in completions]
         gates = iter(self.deal(self._gate, written))
@@ -141,6 +139,11 @@ class SelfPlay:
 
     def _vote(self, samples: Sequence[Sample]) -> Consensus:
         return vote([sample.reading for sample in samples if sample.reading is not None], self.score)
+
+    def _ask(self, asked: tuple[_Live, tuple[str, ...]]) -> tuple[int, ...]:
+        """The responder's prompt for a target."""
+        live, target = asked
+        return self.prompts.respond(live.turns, live.speakers[0], target)
 
     def _score_replies(self, lives: list[_Live], gated: list[list[Sample]]) -> list[list[Sample]]:
         """Phase 3: the recognizer's greedy reading of every admissible reply, in one generator call."""
