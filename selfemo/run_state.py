@@ -32,6 +32,7 @@ class RunState:
         settings = config.checkpoint
         root, on_call = run.path(CHECKPOINTS_NAME), journal.watchdog.call
         self._checkpoints = Checkpoints(root, system.learner, settings.keep, in_background=settings.background, on_call=on_call)
+        self._code = code_versions()  # now: what is changed on disk later is not what this process runs
         self._position = Position()
         self._saved: Progress | None = None
         self._reference_digest = ""
@@ -91,6 +92,6 @@ class RunState:
             reference=self._reference_digest,
             roles=self._flywheel.role_counts,
             seconds=self._journal.seconds,
-            code=code_versions(),
+            code=self._code,
             files={},
         )

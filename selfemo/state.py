@@ -80,7 +80,7 @@ class Manifest:
     seconds: dict[str, Seconds]
     """Time spent so far, by phase."""
     code: dict[str, str]
-    """Versions of selfemo and of what computes."""
+    """Versions of selfemo and of what computes, and a digest of selfemo's source."""
     files: dict[str, str]
     """Digest of every other file of the checkpoint, by its name."""
 
