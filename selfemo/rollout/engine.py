@@ -27,6 +27,9 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CONFIGURE_LOGGING": "0",
 }
+MEMORY_CHECK_FRACTION = 0.01
+"""Share of the GPU that vLLM demands to be free at its start. Its default, 0.92, is for an engine that has the GPU alone: beside the
+trainer's model and optimizer it would end the run. With an explicit KV cache size vLLM uses the value for nothing else."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class RolloutEngine:
                 max_num_batched_tokens=max(16_384, max_length),
                 enable_chunked_prefill=False,
                 kv_cache_memory_bytes=config.kv_cache_bytes,
+                gpu_memory_utilization=MEMORY_CHECK_FRACTION,
                 enable_prefix_caching=True,
                 enforce_eager=config.enforce_eager,
                 enable_sleep_mode=config.sleep and device_kind == "cuda",

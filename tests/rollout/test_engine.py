@@ -6,14 +6,16 @@ One engine per rank of the shared two-process group, kept between tests.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from selfemo.config import ModelConfig, RolloutConfig
-from selfemo.rollout.engine import RolloutEngine
+from selfemo.rollout.engine import ENVIRONMENT, RolloutEngine
 from selfemo.rollout.replicas import ReplicatedGenerator
 from selfemo.rollout.request import GenerationRequest
 from selfemo.tokens.init_model import init_model
@@ -147,3 +149,22 @@ def _replicated(model_dir: str) -> bool:
 
 def test_replicas_together_answer_like_one_engine(distributed, model_dir):
     assert all(distributed(2, _replicated, model_dir, timeout_s=240))
+
+
+def test_on_a_gpu_vllm_starts_beside_the_trainer(monkeypatch):
+    """vLLM's own check of free memory, given an H100 on which Megatron holds the larger part; its default would want 92%."""
+    from vllm.config import CacheConfig
+    from vllm.v1.worker.utils import request_memory
+
+    for name, value in ENVIRONMENT.items():  # which the engine sets: restored after the test
+        monkeypatch.setenv(name, value)
+    given: dict[str, Any] = {}
+    stand_in = ModuleType("vllm")
+    stand_in.LLM = given.update  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    RolloutEngine("model", RolloutConfig(kv_cache_bytes=12 << 30), MAX_LENGTH, (STOP_ID,), "cuda")
+    names = ("gpu_memory_utilization", "kv_cache_memory_bytes")
+    gpu = SimpleNamespace(total_memory=80 << 30, free_memory=30 << 30, device_="cuda:0")
+    assert request_memory(gpu, CacheConfig(**{name: given[name] for name in names})) < gpu.free_memory
+    with pytest.raises(ValueError, match="less than desired GPU memory utilization"):
+        request_memory(gpu, CacheConfig(kv_cache_memory_bytes=given["kv_cache_memory_bytes"]))
