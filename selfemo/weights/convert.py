@@ -118,11 +118,10 @@ def compare(hf: HfDirectory, reader: CheckpointReader, architecture: Architectur
     """Read both sides again and compare every tensor bitwise.
 
     Raises:
-        UserError: names the first tensor that differs.
+        UserError: names the first tensor that differs, or that one side has beyond the architecture.
     """
     hf.check(architecture)
-    parameters = [parameter for parameter in model_parameters(architecture) if not parameter.is_tied_copy]
-    for name, tensor in checkpoint_tensors(reader, parameters):
+    for name, tensor in checkpoint_tensors(reader, _stored_parameters(reader, architecture)):
         stored = hf.read(name)
         bits = _BITS[tensor.dtype.itemsize]
         if stored.dtype != tensor.dtype or not torch.equal(stored.view(bits), tensor.view(bits)):
@@ -174,10 +173,11 @@ def _companions(checkpoint: str | Path, source_dir: str | Path) -> Path:
 
 
 def _stored_parameters(reader: CheckpointReader, architecture: Architecture) -> list[Parameter]:
-    """The model's parameters, after checking that the checkpoint has each in its shape."""
+    """The model's parameters, after checking that the checkpoint has each in its shape, and no other."""
     parameters = [parameter for parameter in model_parameters(architecture) if not parameter.is_tied_copy]
     for parameter in parameters:
         reader.check(parameter, architecture.num_layers)
+    reader.check_no_more(parameters)
     return parameters
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ STATEFUL_MODULES = (
     "mlp.linear_fc2",
 )
 """Modules of a layer for which some layer spec asks a (here empty) `_extra_state`, FP8's place in a checkpoint."""
+NOT_OF_THE_MODEL = re.compile(r"^(chained_\d+\.)?optimizer\.|\._extra_state(/|$)")
+"""Keys that are not weights: megatron-core's optimizers' (`optimizer.state.exp_avg.NAME`, numbered where several are chained), FP8's."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,21 @@ class CheckpointReader:
         if layers not in ((), (num_layers,)) or found[1:] != wanted[1:] or not rows_fit:
             expected = (*((num_layers,) if lead else ()), *wanted)
             raise UserError(f"{self.directory}: tensor {key} has shape {size}, expected {expected}; is this checkpoint of another model?")
+
+    def check_no_more(self, parameters: Sequence[Parameter]) -> None:
+        """Look for tensors of a model beyond these parameters; optimizer state and `_extra_state` are none.
+
+        Raises:
+            UserError: there are some, which an export would drop in silence; names the first.
+        """
+        claimed = {self.stored(parameter)[0] for parameter in parameters}
+        extra = sorted(key for key in self._tensors if key not in claimed and not NOT_OF_THE_MODEL.search(key))
+        if extra:
+            more = f" (and {len(extra) - 3} more)" if len(extra) > 3 else ""
+            raise UserError(
+                f"{self.directory}: {', '.join(map(quote, extra[:3]))}{more}: no parameter of the model that config.json describes; "
+                "is this checkpoint of another model?"
+            )
 
     def dtype(self, parameter: Parameter) -> torch.dtype:
         """Stored dtype of a parameter."""

@@ -17,6 +17,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from safetensors.torch import load_file, save_file
 
 from selfemo.config import ParallelConfig
@@ -111,12 +113,15 @@ def _megatron_saves(checkpoint: str, hf_dir: str, parallel: ParallelConfig) -> N
         if dist.get_rank() == 0:
             Path(checkpoint).mkdir()
         dist.barrier()
-        dist_checkpointing.save({"model": chunks[0].sharded_state_dict(), "common": {"iteration": 3}}, checkpoint)
+        model = chunks[0].sharded_state_dict()
+        tensors = {name: entry for name, entry in model.items() if not isinstance(entry, ShardedObject)}
+        moments = {name: make_sharded_optimizer_tensor(t, t.data, "optimizer.state.exp_avg") for name, t in tensors.items()}
+        dist_checkpointing.save({"model": model, "optimizer": moments, "common": {"iteration": 3}}, checkpoint)
         dist.barrier()
 
 
 @pytest.mark.parametrize("parallel", [ParallelConfig(tensor=2), ParallelConfig(pipeline=2)], ids=["tp2", "pp2"])
-def test_a_checkpoint_that_megatron_saved_in_a_layout_is_exported(
+def test_a_checkpoint_that_megatron_saved_in_a_layout_is_exported_without_optimizer_state(
     distributed: DistributedRunner, tmp_path: Path, parallel: ParallelConfig
 ) -> None:
     source = save_tiny(tmp_path / "source", "qwen3", True, layers=4)
@@ -215,6 +220,27 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
         megatron_to_hf(checkpoint, tmp_path / "back", _quiet, source_dir=save_tiny(tmp_path / "deeper", "qwen3", True, layers=3))
     with pytest.raises(UserError, match=r"tensor output_layer.weight is missing from the checkpoint"):
         megatron_to_hf(checkpoint, tmp_path / "back", _quiet, source_dir=save_tiny(tmp_path / "untied", "qwen3", False))
+
+
+@pytest.mark.parametrize(
+    ("stored", "described", "message"),
+    [
+        (("qwen2", True), ("llama", True), r"megatron: 'decoder.layers.self_attention.linear_qkv.bias': no parameter of the model"),
+        (("llama", False), ("llama", True), r"megatron: 'output_layer.weight': no parameter of the model that config.json describes"),
+    ],
+    ids=["biases", "untied"],
+)
+def test_a_checkpoint_with_tensors_beyond_the_model_is_refused(
+    tmp_path: Path, stored: tuple[str, bool], described: tuple[str, bool], message: str
+) -> None:
+    """The rest has the right names and shapes, so that an export would be a smaller model, and verified."""
+    hf_to_megatron(save_tiny(tmp_path / "source", *stored), tmp_path / "megatron", _quiet)
+    other = save_tiny(tmp_path / "other", *described)
+    with pytest.raises(UserError, match=message):
+        megatron_to_hf(tmp_path / "megatron", tmp_path / "back", _quiet, source_dir=other, verify=True)
+    with pytest.raises(UserError, match=message):
+        compare(HfDirectory(other), CheckpointReader(tmp_path / "megatron"), read_architecture(other), _quiet)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["megatron", "other", "source"]
 
 
 class _Payload:
