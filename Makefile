@@ -36,7 +36,7 @@ types: $(STAMP)
 tests: $(STAMP)
 	$(BIN)/python -m pytest --durations=15
 
-# On a machine with a GPU, in an environment with `pip install '.[gpu,dev]'`: one report about everything no GPU has run yet (docs/gpu.md).
+# On a machine with a GPU, in an environment installed as docs/gpu.md says: one report about everything no GPU has run yet.
 # It installs nothing, so it takes .venv where there is one and python3 elsewhere (the image of the Dockerfile).
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 gpu-check:

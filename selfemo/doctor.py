@@ -169,7 +169,7 @@ def check_cuda(driver: Driver, torch_built_with: str, installed: Mapping[str, st
         return [Finding("cuda", "driver", "ok", "no GPU: runs use the CPU and gloo")]
     supported = ".".join(map(str, driver.cuda))
     if not torch_built_with:
-        remedy = "pip install --force-reinstall torch from PyTorch's CUDA index, then `pip install 'selfemo[gpu]'`"
+        remedy = "make a new environment and install in the order of docs/gpu.md, PyPI's torch (a CUDA build) first"
         return [Finding("cuda", "torch", "problem", f"a CPU build on a machine with {len(driver.gpus)} GPU(s)", remedy)]
     built_major = int(torch_built_with.split(".")[0])
     if built_major > driver.cuda[0]:

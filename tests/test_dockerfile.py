@@ -11,11 +11,16 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "Dockerfile").read_text()
 ARGS = dict(re.findall(r"^ARG (\w+)_VERSION=(\S+)$", TEXT, re.MULTILINE))
 STAGES = {match[1]: match[2] for match in re.finditer(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", TEXT, re.MULTILINE | re.DOTALL)}
+
+FLASH_ATTN_BOUNDS = ("2.7.3", "2.8.3")
+"""What Transformer Engine 2.11.0 compares flash-attn's version with: `version_required_blackwell` and `max_version` of FlashAttentionUtils,
+transformer_engine/pytorch/attention/dot_product_attention/utils.py in its wheel. Outside of them its FlashAttention path is off."""
 
 
 def _requirements(distribution: str, extra: str) -> dict[str, Requirement]:
@@ -40,6 +45,24 @@ def test_pins_are_those_of_setup_py(argument: str, package: str) -> None:
 
 def test_transformer_engine_is_one_that_megatron_core_names() -> None:
     assert _requirements("megatron-core", "dev")["transformer-engine"].specifier.contains(ARGS["TRANSFORMER_ENGINE"])
+
+
+def test_flash_attn_is_one_that_transformer_engine_takes() -> None:
+    assert ARGS["TRANSFORMER_ENGINE"] == "2.11.0"  # another one: read its bounds
+    oldest, newest = map(Version, FLASH_ATTN_BOUNDS)
+    assert oldest <= Version(ARGS["FLASH_ATTN"]) <= newest
+    assert not Version("2.8.3.post2") <= newest  # as its own comparison says
+
+
+def test_the_commands_in_the_documentation_install_the_same_versions() -> None:
+    page = (ROOT / "docs" / "gpu.md").read_text().split("## Installing\n")[1].split("\n## ")[0]
+    named = {(r.name, str(r.specifier)) for r in map(Requirement, re.findall(r"[\w-]+(?:\[[\w,]+\])?==[\w.]+", page))}
+    assert named == {
+        ("torch", f"=={ARGS['TORCH']}"),
+        ("triton", f"=={ARGS['TRITON']}"),
+        ("transformer-engine", f"=={ARGS['TRANSFORMER_ENGINE']}"),
+        ("flash-attn", f"=={ARGS['FLASH_ATTN']}"),
+    }
 
 
 def test_the_python_is_the_one_setup_py_asks_for() -> None:

@@ -52,7 +52,7 @@ class RolloutEngine:
             from vllm import LLM
         except ImportError as error:
             raise UserError(
-                f"vllm cannot be imported ({error}): run `make setup`, or pip install -r requirements/cpu.txt (GPU: pip install '.[gpu]')"
+                f"vllm cannot be imported ({error}): run `make setup`, or pip install -r requirements/cpu.txt (GPU: as docs/gpu.md says)"
             ) from None
         with named_shared_memory() if device_kind == "cpu" and config.tensor_parallel > 1 else nullcontext():
             self._llm: Any = LLM(
