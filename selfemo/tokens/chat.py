@@ -21,10 +21,14 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from selfemo.errors import UserError
-from selfemo.tokens.template import TEMPLATE_SETTINGS, Control, FixedText, Part, Slot, split_template
+from selfemo.json_file import read_json_object
+from selfemo.printable import quote
+from selfemo.tokens.template import TEMPLATE_SETTINGS, Control, FixedText, Part, Slot, split_template, told_as
 
 CACHED_TEXTS = 65_536
 """Encoded strings kept: instructions and recent dialogue recur across the prompts of an iteration."""
+MAX_IDS = 1 << 31
+"""Above every vocabulary, and within what the tokenizer's library takes for an id."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,15 @@ class ChatEncoder:
         """Load the tokenizer and check that it can be used safely.
 
         Raises:
-            UserError: no tokenizer there, no chat template, no end of turn, or one of the two promises of this module fails.
+            UserError: no tokenizer there or a damaged one, no chat template, no end of turn, or one of the two promises of this module
+                fails.
         """
         self._dir = Path(tokenizer_dir)
         self._hf = _load_tokenizer(self._dir)
+        with told_as(self._dir, "its tokenizer cannot be used", "copy it again"):
+            self._prepare()
+
+    def _prepare(self) -> None:
         self._full: Tokenizer = self._hf.backend_tokenizer
         self._plain = _without_added_tokens(self._full)
         self._control_ids = frozenset(self._hf.added_tokens_decoder)
@@ -136,8 +145,13 @@ class ChatEncoder:
 
     def _find_stop_ids(self) -> tuple[int, ...]:
         path = self._dir / "generation_config.json"
-        declared = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        declared = read_json_object(path).get("eos_token_id") if path.is_file() else None
         declared_ids = declared if isinstance(declared, list) else [] if declared is None else [declared]
+        for token_id in declared_ids:
+            if type(token_id) is not int or not 0 <= token_id < MAX_IDS or self._full.id_to_token(token_id) is None:
+                raise UserError(
+                    f"{path}: eos_token_id {quote(token_id)} is no id of the tokenizer beside it: copy both files from one model"
+                )
         own = [] if self._hf.eos_token_id is None else [self._hf.eos_token_id]
         return tuple(dict.fromkeys([self.end_of_turn_id, *declared_ids, *own]))
 
@@ -160,10 +174,8 @@ def _load_tokenizer(directory: Path) -> Any:
 
     if not (directory / "tokenizer.json").is_file():
         raise UserError(f"{directory}: holds no tokenizer.json, expected a Hugging Face model directory: check model.path")
-    try:
+    with told_as(directory, "its tokenizer does not load", "copy it again"):
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{directory}: its tokenizer does not load ({' '.join(str(error).split())[:200]}): copy it again") from error
     if not tokenizer.chat_template:
         raise UserError(f"{directory}: its tokenizer has no chat template, expected an instruction-tuned model's")
     return tokenizer

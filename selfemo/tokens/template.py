@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-from jinja2.exceptions import TemplateError
 
 from selfemo.errors import UserError
 
@@ -79,13 +79,23 @@ def split_template(tokenizer: Any, roles: Sequence[str], add_generation_prompt: 
     return tuple(parts)
 
 
+@contextmanager
+def told_as(directory: str | Path, what: str, remedy: str) -> Iterator[None]:
+    """UserError for whatever is raised inside: a tokenizer library or a template that meets a damaged file raises any type there is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{directory}: {what} ({reason}): {remedy}") from error
+
+
 def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool, thinking: bool) -> str:
     settings = THINKING_SETTINGS if thinking else TEMPLATE_SETTINGS
-    try:
+    roles = ", ".join(message["role"] for message in messages)
+    with told_as(tokenizer.name_or_path, f"its chat template refuses the roles {roles}", "use a model whose template takes them"):
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **settings))
-    except (ValueError, TypeError, TemplateError) as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise UserError(f"{tokenizer.name_or_path}: its chat template refuses the roles {roles} ({_line(error)})") from error
 
 
 def _split_controls(tokenizer: Any, text: str) -> list[Part]:
@@ -100,7 +110,3 @@ def _split_controls(tokenizer: Any, text: str) -> list[Part]:
             parts.append(Control(token_id))
             position = end
     return parts + ([FixedText(text[position:])] if position < len(text) else [])
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfemo.errors import UserError, nearest
+from selfemo.json_file import read_json_object
 from selfemo.printable import quote
 from selfemo.weights.family import Family, families
-from selfemo.weights.json_file import read_json_object
 from selfemo.weights.layouts import Heads
 
 CONFIG_NAME = "config.json"

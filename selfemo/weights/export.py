@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from selfemo.errors import UserError
+from selfemo.json_file import read_json_object
 from selfemo.weights.architecture import CONFIG_NAME, DTYPE_BYTES, Architecture, hf_config, read_architecture
-from selfemo.weights.json_file import read_json_object
 from selfemo.weights.parameters import hf_tensor_list
 from selfemo.weights.pending import new_directory
 from selfemo.weights.safetensors_writer import DEFAULT_SHARD_BYTES, SafetensorsWriter

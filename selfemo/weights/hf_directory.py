@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from selfemo.errors import UserError, nearest
+from selfemo.json_file import read_json_object
 from selfemo.printable import quote
 from selfemo.weights.architecture import Architecture
 from selfemo.weights.geometry import Shape, region
-from selfemo.weights.json_file import read_json_object
 from selfemo.weights.parameters import LM_HEAD, hf_tensor_list
 
 SINGLE_NAME = "model.safetensors"

@@ -61,6 +61,9 @@ class Tally:
             self.accepted += 1
             return result
         except UserError as refusal:
+            if isinstance(refusal.__cause__, (TimeoutError, MemoryError)):  # a bound that was told as the file's fault
+                refusal.add_note(f"input: {shown!r}"[:4000])
+                raise
             self.refused += 1
             return refusal
         except BaseException as error:

@@ -161,6 +161,8 @@ def test_a_template_that_looks_into_contents_sees_none(tmp_path: Path) -> None:
         ("{% for m in messages %}{{ m.content + m.content }}<|im_end|>{% endfor %}", "expected each exactly once"),
         ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "closes an assistant turn without a special token"),
         ("", "has no chat template"),
+        ("{{ 1 / 0 }}", "refuses the roles.*ZeroDivisionError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses the roles.*RecursionError"),
     ],
 )
 def test_unusable_templates_are_refused(tmp_path: Path, template: str, message: str) -> None:
@@ -174,3 +176,26 @@ def test_a_directory_without_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="does not load"):
         ChatEncoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("generation_config.json", "{", r"generation_config\.json: not valid JSON"),
+        ("generation_config.json", "[]", r"generation_config\.json: expected a JSON object"),
+        ("generation_config.json", '{"eos_token_id": ["a", null]}', "eos_token_id 'a' is no id of the tokenizer beside it"),
+        ("generation_config.json", '{"eos_token_id": true}', "eos_token_id True is no id"),
+        ("generation_config.json", '{"eos_token_id": 18446744073709551616}', "is no id of the tokenizer"),
+        ("tokenizer.json", "[]", "does not load"),
+        ("tokenizer.json", '{"added_tokens": [], "model": {"type": "WordLevel"}}', "does not load"),
+        ("tokenizer_config.json", "[]", "does not load"),
+        ("tokenizer_config.json", '{"tokenizer_class": 5}', "does not load"),
+        ("config.json", "[]", "does not load"),
+    ],
+)
+def test_damaged_files_of_a_directory_are_told_in_one_line(tmp_path: Path, name: str, content: str, message: str) -> None:
+    save_tokenizer(train_tokenizer(["a"], 300), tmp_path, max_length=64)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message) as refusal:
+        ChatEncoder(tmp_path)
+    assert str(tmp_path) in str(refusal.value)
