@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from selfemo.corpora import files
@@ -200,6 +200,8 @@ FILES = (
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=FILES)
+@example(content=b"[null, false]")  # names that neither sort nor hash, after one that is null
+@example(content=b"[null, []]")
 def test_readers_raise_only_user_errors(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "fuzz"
     path.write_bytes(content)

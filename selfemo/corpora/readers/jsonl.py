@@ -53,9 +53,9 @@ def read_labels(path: Path, report: ProblemSink) -> tuple[str, ...]:
     if not isinstance(value, list) or not 2 <= len(value) <= MAX_LABELS:
         report(Problem(path, 1, f"holds {quote(value)}, expected a list of at least two label names and at most {MAX_LABELS}"))
         return ()
-    bad = next((item for item in value if not isinstance(item, str) or not _LABEL_NAME.fullmatch(item)), None)
-    if bad is not None or len(set(value)) < len(value):
-        wrong = f"label name {quote(bad)} is not valid" if bad is not None else "a label name appears twice"
+    bad = [item for item in value if not isinstance(item, str) or not _LABEL_NAME.fullmatch(item)]
+    if bad or len(set(value)) < len(value):
+        wrong = f"label name {quote(bad[0])} is not valid" if bad else "a label name appears twice"
         report(Problem(path, 1, f"{wrong}, expected distinct names of lower-case letters, blanks and hyphens"))
         return ()
     return tuple(sorted(value))
