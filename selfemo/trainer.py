@@ -13,7 +13,6 @@ from itertools import pairwise
 
 from selfemo.assembly import System, build_system, join_world, load_run_corpus
 from selfemo.config import RunConfig
-from selfemo.corpora.overlap import HeldOutTexts, held_out_texts
 from selfemo.dealing import named, over_ranks
 from selfemo.evaluation.metrics import majority_baseline
 from selfemo.evaluation.recognition import evaluate_recognition
@@ -74,8 +73,7 @@ class Trainer:
         self.deal = named(over_ranks, journal.watchdog.call)
         train_split = system.corpus.split("train")
         self.rewards = Rewards(config.reward, train_split, system.corpus.labels)
-        held_out = HeldOutTexts(held_out_texts(system.corpus))
-        self.seed_pool = SeedPool(train_split, config.selfplay, config.seed, config.corpus.history_turns, held_out)
+        self.seed_pool = SeedPool(system.corpus, config.selfplay, config.seed, config.corpus.history_turns)
         self.selfplay = SelfPlay(
             generator=self.generator,
             prompts=system.prompts,

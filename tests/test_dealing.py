@@ -86,7 +86,7 @@ def _self_play(deal: Deal = over_ranks) -> list[str]:
     rewards = Rewards(RewardConfig(), TRAIN, LABELS)
     prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
     selfplay = SelfPlay(ScriptedGenerator(speak), prompts, rewards.score, TransitionPrior.estimate(TRAIN), CONFIG, 5, deal)
-    pool, found = SeedPool(TRAIN, CONFIG, 5, 3), []
+    pool, found = SeedPool(CORPUS, CONFIG, 5, 3), []
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "flywheel.sqlite"
         flywheel = Flywheel(FlywheelConfig(), CORPUS, rewards, path, is_writer=True)

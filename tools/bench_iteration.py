@@ -316,7 +316,6 @@ def _trainer(config: RunConfig) -> Trainer:
 def _prompts(config: RunConfig, iterations: int) -> tuple[Path, list[list[Seed]], tuple[str, ...]]:
     """The run's initial model, the seeds of its first iterations, and the label set."""
     from selfemo.assembly import INITIAL_MODEL, load_run_corpus, tokenizer_texts
-    from selfemo.corpora.overlap import HeldOutTexts, held_out_texts
     from selfemo.run_directory import RunDirectory
     from selfemo.selfplay.seeds_pool import SeedPool
     from selfemo.tokens.init_model import init_model
@@ -324,8 +323,7 @@ def _prompts(config: RunConfig, iterations: int) -> tuple[Path, list[list[Seed]]
     corpus = load_run_corpus(config)
     run = RunDirectory.claim(config)
     model_dir = init_model(run.path(INITIAL_MODEL), config.model, tokenizer_texts(corpus), config.seed)
-    held_out = HeldOutTexts(held_out_texts(corpus))
-    pool = SeedPool(corpus.split("train"), config.selfplay, config.seed, config.corpus.history_turns, held_out)
+    pool = SeedPool(corpus, config.selfplay, config.seed, config.corpus.history_turns)
     return model_dir, [pool.draw(iteration) for iteration in range(iterations)], corpus.labels
 
 

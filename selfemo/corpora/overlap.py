@@ -1,8 +1,9 @@
 """Texts that two sets of dialogues share: what must not be trained on before reporting the other.
 
 MELD and EmoryNLP are both Friends and share scenes. Two texts match when their keys do: letters and digits alone, lower case,
-accents removed. Only long texts count, those whose key has at least MIN_KEY_CHARS characters, since "Oh my God!" matches
-everywhere and proves nothing. By this definition 263 of the 1,329 long texts of MELD's test split occur in EmoryNLP's training split.
+accents removed. To tell a shared scene only long texts count, those whose key has at least MIN_KEY_CHARS characters, since "Oh my God!"
+matches everywhere and proves nothing. By this definition 263 of the 1,329 long texts of MELD's test split occur in EmoryNLP's training
+split.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from selfemo.corpora.conversation import Conversation, Corpus
+from selfemo.corpora.conversation import Conversation, Corpus, Turn
 
 TRAIN = "train"
 MIN_KEY_CHARS = 25
@@ -32,15 +33,19 @@ class HeldOutTexts:
     """A set of texts that may not be met again: those of dev and test, for training dialogues and for self-generated ones."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._keys = frozenset(key for key in map(overlap_key, texts) if len(key) >= MIN_KEY_CHARS)
-
-    def __len__(self) -> int:
-        """How many distinct long texts are held out."""
-        return len(self._keys)
+        self._keys = frozenset(map(overlap_key, texts))
 
     def matches(self, text: str) -> bool:
         """Whether a text equals a held-out long text up to case, punctuation and blanks."""
-        return overlap_key(text) in self._keys
+        key = overlap_key(text)
+        return len(key) >= MIN_KEY_CHARS and key in self._keys
+
+    def bars(self, text: str, context: Sequence[Turn] = ()) -> bool:
+        """Whether a turn may not be learned from: it equals any held-out text, short ones included, or its context holds a long one.
+
+        Short talk ("What?") stands in every split, so a context is not barred for it, but there is no need to learn more of it either.
+        """
+        return overlap_key(text) in self._keys or any(self.matches(turn.text) for turn in context)
 
     def matches_any(self, conversation: Conversation) -> bool:
         """Whether any turn of a dialogue does."""

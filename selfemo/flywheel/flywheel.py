@@ -12,11 +12,11 @@ from pathlib import Path
 
 from selfemo.config import FlywheelConfig
 from selfemo.corpora.conversation import Corpus, Turn
-from selfemo.corpora.overlap import held_out_texts
+from selfemo.corpora.overlap import HeldOutTexts, held_out_texts
 from selfemo.emotions.answer import Answer
 from selfemo.flywheel.duplicates import NearDuplicates
 from selfemo.flywheel.record import Record, candidates_of
-from selfemo.flywheel.rule import HeldOut, agreement_on, gather_evidence, judge, within_cap
+from selfemo.flywheel.rule import agreement_on, gather_evidence, judge, within_cap
 from selfemo.flywheel.store import FlywheelStore
 from selfemo.rewards.scoring import Rewards, ScoredGroup
 from selfemo.selfplay.prompts import clean_line
@@ -49,7 +49,7 @@ class Flywheel:
         """
         self._config = config
         self._shares = rewards.label_shares
-        self._held_out = HeldOut(held_out_texts(corpus))
+        self._held_out = HeldOutTexts(held_out_texts(corpus))
         known = [turn.text for c in corpus.split("train") for turn in c.turns]
         self._duplicates = {role: NearDuplicates(config.near_duplicate, known) for role in ("recognizer", "responder")}
         self._passed: Counter[str] = Counter()

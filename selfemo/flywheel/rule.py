@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selfemo.config import FlywheelConfig
-from selfemo.corpora.conversation import Turn
-from selfemo.corpora.overlap import HeldOutTexts, overlap_key
 from selfemo.rewards.scoring import ScoredGroup
 
 KeepReason = Literal["annotated", "self-generated", "expression"]
@@ -82,21 +80,6 @@ def judge(scored: ScoredGroup, evidence: Mapping[Place, Evidence], config: Flywh
     if known.expression < config.keep_expression:
         return False, "low expression"
     return True, "expression" if scored.group.role == "responder" else "self-generated"
-
-
-class HeldOut:
-    """Dev and test texts, which never enter: the turn itself must equal none of them, short ones included; its context no long one.
-
-    Short talk ("What?") stands in every split, so a context is not barred for it, but there is no need to keep more of it either.
-    """
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._keys = frozenset(map(overlap_key, texts))
-        self._long = HeldOutTexts(texts)
-
-    def bars(self, text: str, context: Sequence[Turn]) -> bool:
-        """Whether a turn or its context matches, up to case, punctuation and blanks."""
-        return overlap_key(text) in self._keys or any(self._long.matches(turn.text) for turn in context)
 
 
 def within_cap(label: str, kept: int, passed: int, shares: Mapping[str, float], floor: float) -> bool:

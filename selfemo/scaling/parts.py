@@ -183,7 +183,7 @@ def _self_play(corpus: Corpus, samples: int) -> tuple[float, float]:
     prompts = PromptBuilder(encoder, corpus.labels, config.corpus.history_turns, config.corpus.max_turn_tokens)
     score = Rewards(config.reward, train, corpus.labels).score
     selfplay = SelfPlay(engine, prompts, score, TransitionPrior.estimate(train), play, config.seed, engine.deal)
-    pool = SeedPool(train, play, config.seed, config.corpus.history_turns)
+    pool = SeedPool(corpus, play, config.seed, config.corpus.history_turns)
     played, iteration, seconds = 0, 0, 0.0
     while played < samples:
         seeds = pool.draw(iteration, [])

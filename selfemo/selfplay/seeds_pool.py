@@ -1,8 +1,8 @@
 """Where an iteration's episodes start: real dialogue prefixes, and dialogues that the flywheel kept.
 
-A fixed number of an iteration's seeds is always real and walks through every annotated turn of the training split (each once per
-epoch, unless rare labels are favoured). The other seeds continue kept flywheel records; while the flywheel holds too few, further
-real prefixes stand in, from a schedule of their own, so that the first walk stays complete.
+A fixed number of an iteration's seeds is always real and walks through every annotated turn of the training split that is free of dev
+and test texts (each once per epoch, unless rare labels are favoured). The other seeds continue kept flywheel records; while the flywheel
+holds too few, further real prefixes stand in, from a schedule of their own, so that the first walk stays complete.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from selfemo.config import SelfPlayConfig
-from selfemo.corpora.conversation import Conversation, Turn
-from selfemo.corpora.overlap import HeldOutTexts
+from selfemo.corpora.conversation import Conversation, Corpus, Turn
+from selfemo.corpora.overlap import TRAIN, HeldOutTexts, held_out_texts
 from selfemo.errors import UserError
 from selfemo.seeds import derive_rng
 from selfemo.selfplay.records import Seed
@@ -37,31 +37,24 @@ class KeptDialogue:
 class SeedPool:
     """Draws seeds from the training split and the flywheel."""
 
-    def __init__(
-        self,
-        train: Sequence[Conversation],
-        config: SelfPlayConfig,
-        run_seed: int,
-        history_turns: int,
-        held_out: HeldOutTexts | None = None,
-    ) -> None:
+    def __init__(self, corpus: Corpus, config: SelfPlayConfig, run_seed: int, history_turns: int) -> None:
         """Prepare the schedules.
 
         Args:
-            train: the training split, and nothing else: an episode continues what it starts from.
+            corpus: seeds come from its training split; a prefix whose last turn, or the turn that follows, equals a dev or test text or
+                one that the corpus bars is no seed, nor one that shows a long one.
             history_turns: earlier turns a prompt shows; a seed carries no more than a prompt can use.
-            held_out: dev and test texts; a prefix that holds one of them, or is followed by one, is no seed.
 
         Raises:
-            UserError: a conversation of another split, or no annotated turn at all.
+            UserError: no annotated turn is left to start from.
         """
-        foreign = next((c for c in train if c.split != "train"), None)
-        if foreign is not None:
-            raise UserError(f"dialogue {foreign.key}: seeds come from the training split alone; expected split 'train'")
         self._config = config
         self._run_seed = run_seed
         self._keep_turns = history_turns + 1
-        self._places = [(c, i) for c in train for i, turn in enumerate(c.turns) if turn.labels and not self._barred(c, i, held_out)]
+        held_out = HeldOutTexts(held_out_texts(corpus))
+        self._places = [
+            (c, i) for c in corpus.split(TRAIN) for i, turn in enumerate(c.turns) if turn.labels and not self._barred(c, i, held_out)
+        ]
         if not self._places:
             raise UserError(
                 "corpus: the training split holds no annotated turn free of dev and test texts; check its label column and splits"
@@ -86,9 +79,10 @@ class SeedPool:
         seeds = [self._real(index, item) for index, item in enumerate(items)]
         return seeds + [self._continued(len(items) + i, kept[choice]) for i, choice in enumerate(chosen)]
 
-    def _barred(self, conversation: Conversation, last: int, held_out: HeldOutTexts | None) -> bool:
-        shown = conversation.turns[max(0, last + 1 - self._keep_turns) : last + 2]
-        return held_out is not None and any(held_out.matches(turn.text) for turn in shown)
+    def _barred(self, conversation: Conversation, last: int, held_out: HeldOutTexts) -> bool:
+        turns = conversation.turns
+        context = turns[max(0, last + 1 - self._keep_turns) : last]
+        return held_out.bars(turns[last].text, context) or any(held_out.bars(turn.text) for turn in turns[last + 1 : last + 2])
 
     def _real(self, index: int, item: int) -> Seed:
         conversation, last = self._places[item]

@@ -105,6 +105,15 @@ def test_overlap_keys_ignore_case_accents_and_punctuation() -> None:
     assert not held_out.matches(LONG + " Really.")
 
 
+def test_a_barred_turn_equals_any_held_out_text_or_shows_a_long_one() -> None:
+    held_out = HeldOutTexts([LONG, "What?"])
+    assert held_out.bars("we were on a break... and EVERYBODY knows it")
+    assert held_out.bars("WHAT")
+    assert held_out.bars("fine", (Turn("A", LONG.upper()), Turn("B", "Hm")))
+    assert not held_out.bars("fine", (Turn("A", "what"),))
+    assert not held_out.bars("We were on a break")
+
+
 def test_dialogues_with_a_held_out_text_are_dropped_whole() -> None:
     planted = Conversation("x", "train", "1", (Turn("A", "Hi"), Turn("B", LONG.upper())))
     clean = Conversation("x", "train", "2", (Turn("A", "Hi"), Turn("B", "Hello")))

@@ -55,7 +55,7 @@ class Run:
     def __init__(self, path: Path, config: FlywheelConfig | None = None, is_writer: bool = True) -> None:
         self.generator = ScriptedGenerator(speak)
         self.rewards = Rewards(RewardConfig(), TRAIN, LABELS)
-        self.pool = SeedPool(TRAIN, CONFIG, 5, 3)
+        self.pool = SeedPool(CORPUS, CONFIG, 5, 3)
         prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
         self.selfplay = SelfPlay(self.generator, prompts, self.rewards.score, TransitionPrior.estimate(TRAIN), CONFIG, 5)
         self.flywheel = Flywheel(config or FlywheelConfig(), CORPUS, self.rewards, path, is_writer)

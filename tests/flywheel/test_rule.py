@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from selfemo.config import FlywheelConfig, RewardConfig
 from selfemo.flywheel.duplicates import NearDuplicates
-from selfemo.flywheel.rule import HeldOut, gather_evidence, judge, within_cap
+from selfemo.flywheel.rule import gather_evidence, judge, within_cap
 from selfemo.rewards.scoring import ScoredGroup, score_group
 from selfemo.selfplay.gates import words
 from selfemo.selfplay.records import Group
 from tests.rewards.groups import SCORE, recognizer_group, responder_group
-from tests.selfplay.scripted import LABELS, turns
+from tests.selfplay.scripted import LABELS
 
 CONFIG = FlywheelConfig()
 
@@ -64,15 +64,6 @@ def test_a_turn_that_was_never_read_or_written_here_is_not_kept() -> None:
     assert outcome(responder_group(WELL_READ, ("joy",))) == [(False, "not read")]
     assert outcome(recognizer_group(["joy", "joy", "anger"], None, turn=1)) == [(False, "not read")]
     assert outcome(recognizer_group(["joy", "joy", "anger"], None, turn=0)) == [(False, "not read")]
-
-
-def test_planted_dev_and_test_texts_are_barred_in_any_spelling() -> None:
-    held = HeldOut(["The copper kettle sings at noon, Mary!", "What?"])
-    assert held.bars("the copper kettle sings  at noon mary", ())
-    assert held.bars("WHAT", ())
-    assert held.bars("fine", turns("Ann: The copper kettle… sings at noon: Mary"))
-    assert not held.bars("fine", turns("Ann: what"))
-    assert not held.bars("the copper kettle sings", ())
 
 
 @settings(max_examples=60)

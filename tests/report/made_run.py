@@ -74,7 +74,7 @@ def _self_play(root: Path) -> tuple[list[dict], list[dict]]:
     selfplay = SelfPlay(
         ScriptedGenerator(_speak), PromptBuilder(CharEncoder(), LABELS, 3, 200), rewards.score, TransitionPrior.estimate(TRAIN), PLAY, 5
     )
-    pool, flywheel = SeedPool(TRAIN, PLAY, 5, 3), Flywheel(FlywheelConfig(), CORPUS, rewards, root / "flywheel.sqlite", is_writer=True)
+    pool, flywheel = SeedPool(CORPUS, PLAY, 5, 3), Flywheel(FlywheelConfig(), CORPUS, rewards, root / "flywheel.sqlite", is_writer=True)
     events: list[dict[str, Any]] = []
     dialogues: list[dict[str, Any]] = []
     for iteration in range(ITERATIONS):

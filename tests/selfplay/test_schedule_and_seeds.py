@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfemo.config import SelfPlayConfig
-from selfemo.corpora.conversation import Conversation
-from selfemo.corpora.overlap import HeldOutTexts
+from selfemo.corpora.conversation import Conversation, Corpus
 from selfemo.errors import UserError
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.schedule import Schedule, interleave
@@ -66,7 +65,7 @@ def test_interleaving_keeps_the_share_and_numbers_each_kind(share: float, count:
 
 
 def pool(config: SelfPlayConfig = CONFIG, train: list[Conversation] = TRAIN) -> SeedPool:
-    return SeedPool(train, config, run_seed=5, history_turns=3)
+    return SeedPool(Corpus("toy", LABELS, tuple(train)), config, run_seed=5, history_turns=3)
 
 
 def test_real_seeds_walk_through_every_annotated_turn() -> None:
@@ -98,22 +97,35 @@ def test_a_seed_ends_at_an_annotated_turn_and_knows_what_comes_next() -> None:
 
 
 def test_seeds_come_from_the_training_split_alone() -> None:
-    with pytest.raises(UserError, match="toy/dev/x"):
-        pool(train=[*TRAIN, conversation("x", "A[joy]: y", split="dev")])
+    everything = pool(replace(CONFIG, seeds_per_iteration=20, real_seed_share=1.0), [*TRAIN, conversation("x", "A[joy]: y", split="dev")])
+    assert {seed.source.split("/")[1] for seed in everything.draw(0)} == {"train"}
     with pytest.raises(UserError, match="no annotated turn"):
         pool(train=[conversation("x", "A: y")])
 
 
-def test_planted_dev_and_test_texts_enter_no_seed() -> None:
-    planted = "The copper kettle sings at noon, Mary!"
-    train = [*TRAIN, conversation("p", *["A[joy]: fine then"] * 3, f"B[joy]: {planted}", *["A[joy]: fine again"] * 6)]
-    held_out = HeldOutTexts(["the copper kettle sings  at noon mary"])
+PLANTED = "The copper kettle sings at noon, Mary!"
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_planted_dev_and_test_texts_enter_no_seed(split: str) -> None:
+    """Long ones nowhere, short ones neither as the turn that is read nor as the one that follows."""
+    lines = [*(f"A[joy]: start {i}" for i in range(3)), f"B[joy]: {PLANTED}", *(f"A[joy]: later {i}" for i in range(6)), "B[joy]: Okay."]
+    train = [conversation("p", *lines, *(f"A[joy]: end {i}" for i in range(3)))]
+    held = conversation("h", "C: the copper kettle sings  at noon mary", "D: OKAY", split=split)
     config = SelfPlayConfig(seeds_per_iteration=40, real_seed_share=1.0)
-    seeds = SeedPool(train, config, 5, 3, held_out).draw(0)
-    turns_seen = [turn for seed in seeds for turn in (*seed.turns, *([seed.next_turn] if seed.next_turn else []))]
-    assert planted not in {turn.text for turn in turns_seen}
-    assert {"fine then", "fine again"} <= {turn.text for turn in turns_seen}, "the rest of the dialogue still serves"
-    assert planted in {turn.text for seed in SeedPool(train, config, 5, 3).draw(0) for turn in seed.turns}
+    seeds = pool(config, [*train, held]).draw(0)
+    following = {seed.next_turn.text for seed in seeds if seed.next_turn is not None}
+    assert PLANTED not in {turn.text for seed in seeds for turn in seed.turns} | following
+    assert "Okay." not in {seed.turns[-1].text for seed in seeds} | following
+    assert {seed.turns[-1].text for seed in seeds} == {"start 0", "start 1", "later 3", "later 4", "end 0", "end 1", "end 2"}
+    assert "Okay." in {turn.text for seed in seeds for turn in seed.turns[:-1]}, "short talk may stand in a context"
+    assert {PLANTED, "Okay."} <= {seed.turns[-1].text for seed in pool(config, train).draw(0)}
+
+
+def test_texts_of_other_corpora_that_the_corpus_bars_enter_no_seed() -> None:
+    barring = Corpus("toy", LABELS, (conversation("p", "A[joy]: one", "B[joy]: two", "A[joy]: three"),), barred_texts=("Three!",))
+    seeds = SeedPool(barring, replace(CONFIG, real_seed_share=1.0), 5, 3).draw(0)
+    assert {seed.turns[-1].text for seed in seeds} == {"one"}
 
 
 def test_favouring_rare_labels_reaches_the_seeds() -> None:
