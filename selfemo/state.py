@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -100,7 +101,7 @@ def decode_manifest(text: str | bytes) -> Manifest:
         ValueError: it is damaged, or of another version; says where in a few words.
     """
     try:
-        envelope = json.loads(text)
+        envelope = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({str(error).splitlines()[0]})") from None
     if not isinstance(envelope, dict) or not isinstance(envelope.get("manifest"), dict):
@@ -115,6 +116,13 @@ def decode_manifest(text: str | bytes) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _finite(number: str) -> float:
+    """JSON's 1e999 and Python's NaN and Infinity are no numbers of a manifest: it could not be written again."""
+    if not math.isfinite(float(number)):
+        raise ValueError(f"{number[:20]} is not a finite number")
+    return float(number)
 
 
 def digest_of(content: Any) -> str:

@@ -58,6 +58,13 @@ def test_a_changed_value_shows():
         decode_manifest(manifest().encode().replace('"step": 4', '"step": 5'))
 
 
+@pytest.mark.parametrize("number", ["1e999", "NaN", "-Infinity"])
+def test_a_number_that_is_not_finite_is_refused_wherever_it_stands(number):
+    """Found by fuzzing: it read as a number, and could not be written again."""
+    with pytest.raises(ValueError, match=f"{number} is not a finite number"):
+        decode_manifest(manifest().encode().replace("1.5", number))
+
+
 @given(st.binary(max_size=300) | st.text(max_size=300))
 def test_anything_else_is_a_value_error(content):
     with pytest.raises(ValueError):
