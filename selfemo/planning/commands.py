@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from selfemo.config import ModelConfig
+from selfemo.config import ModelConfig, RunConfig
 from selfemo.config_file import read_config, violations
 from selfemo.errors import UserError
 from selfemo.planning.hardware import gpu_by_name
@@ -20,6 +20,9 @@ from selfemo.planning.sync import distinct_pair_bytes
 from selfemo.planning.violations import run_violations
 from selfemo.planning.workload import workload_of
 from selfemo.weights.architecture import Architecture, architecture_by_name, read_architecture
+
+MAX_GPUS = 16_384
+"""The search for layouts and the table of rank pairs grow with the world: beyond this the command would not answer in seconds."""
 
 
 def plan(
@@ -41,6 +44,7 @@ def plan(
         return
     # As model.path, so that the configuration is not checked against the model it would initialise.
     settings = read_config(config, [*(overrides or []), *([f"model.path={model}"] if model else [])])
+    _refuse_beyond_bounds(settings, nodes * gpus_per_node, prompt_tokens, answer_tokens, utterance_tokens)
     hardware = gpu_by_name(gpu)
     architecture = planned_architecture(settings.model)
     layout = layout_of(settings, nodes, gpus_per_node)
@@ -56,6 +60,22 @@ def plan(
     else:
         title = settings.model.path or "initialised model"
         print_plan(planned, pairs, workload, suggestions, title, Console())
+
+
+def _refuse_beyond_bounds(
+    settings: RunConfig, gpus: int, prompt_tokens: float | None, answer_tokens: float | None, utterance_tokens: float | None
+) -> None:
+    """UserError where the world is larger than is planned for, or a measured mean is above the most there can be."""
+    if gpus > MAX_GPUS:
+        raise UserError(f"--nodes x --gpus-per-node is {gpus:,} GPUs; expected at most {MAX_GPUS:,}: plan for fewer")
+    play = settings.selfplay
+    for option, value, most, limit in (
+        ("--prompt-tokens", prompt_tokens, settings.model.max_length, "model.max_length"),
+        ("--answer-tokens", answer_tokens, play.max_recognizer_tokens, "the caps of selfplay on the recognizer"),
+        ("--utterance-tokens", utterance_tokens, play.max_utterance_tokens, "selfplay.max_utterance_tokens"),
+    ):
+        if value is not None and value > most:
+            raise UserError(f"{option}={value:g} is above {limit}, {most}: a mean cannot be; lower it or raise the limit")
 
 
 def planned_architecture(model: ModelConfig) -> Architecture:

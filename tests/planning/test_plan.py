@@ -244,6 +244,21 @@ def test_names_are_checked() -> None:
         planned_architecture(ModelConfig(path="qwen3-88b"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--nodes", "100000"), "is 800,000 GPUs; expected at most 16,384"),
+        (("--prompt-tokens", "100000"), "--prompt-tokens=100000 is above model.max_length, 4096"),
+        (("--answer-tokens", "5000"), "--answer-tokens=5000 is above"),
+        (("--utterance-tokens", "5000"), "--utterance-tokens=5000 is above selfplay.max_utterance_tokens"),
+    ],
+)
+def test_a_world_or_a_mean_that_cannot_be_is_refused(arguments: tuple[str, ...], told: str) -> None:
+    _, _, error = _run(*FLAGS, "model.max_length=4096", *arguments)
+    assert isinstance(error, UserError)
+    assert told in str(error)
+
+
 def test_without_a_model_the_initialised_one_is_planned() -> None:
     assert planned_architecture(ModelConfig()) == initialised_architecture(ModelConfig())
 
