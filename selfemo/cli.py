@@ -38,7 +38,10 @@ def train(
     processes_per_node: Annotated[
         int, typer.Option(min=1, envvar="LOCAL_WORLD_SIZE", help="With --dry-run: processes on each (one per GPU).")
     ] = 1,
-    gpu: Annotated[str, typer.Option(help="With --dry-run: print the plan for this kind of GPU, such as h100-80g.")] = "",
+    gpu: Annotated[
+        str,
+        typer.Option(help="With --dry-run: print the plan for this kind of GPU, such as h100-80g; weights and corpus may be missing yet."),
+    ] = "",
 ) -> None:
     """Train: SFT start, then SELF-GRPO by self-play. Run it under torchrun."""
     from selfemo.config_file import load_config
@@ -47,7 +50,7 @@ def train(
     if dry_run:
         from selfemo.preflight import preflight
 
-        typer.echo(preflight(settings, nodes * processes_per_node))
+        typer.echo(preflight(settings, nodes * processes_per_node, planning=bool(gpu)))
         if gpu:
             plan(overrides, config, nodes, processes_per_node, gpu)
         return

@@ -1,4 +1,4 @@
-"""Everything a user can get wrong, checked in a second, before processes start and libraries load.
+"""Everything a user can get wrong, checked in seconds, before processes start.
 
 torchrun turns any failure of a worker into a traceback of its own, so launch scripts call `selfemo train --dry-run` first and
 start torchrun only when it passes.
@@ -10,12 +10,14 @@ import importlib.util
 from pathlib import Path
 
 from selfemo.config import RunConfig
-from selfemo.corpora.registry import load_training_corpus
+from selfemo.corpora.conversation import Corpus
+from selfemo.corpora.registry import CorpusAbsent, load_training_corpus
 from selfemo.errors import UserError
 from selfemo.planning.commands import planned_architecture
 from selfemo.planning.layout import layout_of
 from selfemo.planning.violations import run_violations
 from selfemo.run_directory import RunDirectory
+from selfemo.weights.architecture import is_known_by_name, read_architecture
 
 DEPENDENCIES = (
     ("torch", "torch"),
@@ -26,8 +28,11 @@ DEPENDENCIES = (
 )
 
 
-def preflight(config: RunConfig, world_size: int) -> str:
+def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str:
     """Check dependencies, layout, model directory, output directory and corpus; returns one line that says what will run.
+
+    Args:
+        planning: nothing is about to start: a published model's weights and a corpus may be missing yet, and a line more names each.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -35,30 +40,66 @@ def preflight(config: RunConfig, world_size: int) -> str:
     check_dependencies()
     if config.tracking.wandb != "none" and importlib.util.find_spec("wandb") is None:
         raise UserError(f"tracking.wandb={config.tracking.wandb}, but package wandb is not installed: pip install 'selfemo[wandb]'")
-    check_layout(config, world_size)
+    check_layout(config, world_size, by_name=planning)
+    missing = []
+    if config.model.path and not Path(config.model.path).is_dir():
+        missing.append(f"model.path={config.model.path} is not there yet: planned as the published {Path(config.model.path).name}")
     run = RunDirectory.check(config)
-    corpus = load_training_corpus(config.corpus.name, config.corpus.path, config.corpus.hold_out)
-    sizes = ", ".join(f"{split} {len(corpus.split(split))}" for split in ("train", "dev", "test"))
+    try:
+        told_corpus = _summary(load_training_corpus(config.corpus.name, config.corpus.path, config.corpus.hold_out))
+    except CorpusAbsent as error:
+        if not planning:
+            raise
+        missing.append(str(error))
+        told_corpus = f"corpus {config.corpus.name}"
+    if config.model.path and not planning:
+        check_model_files(config.model.path)  # last: it loads libraries
     parallel = config.parallel
     data_parallel = world_size // (parallel.tensor * parallel.pipeline * parallel.context)
     context = f"context {parallel.context} x " if parallel.context > 1 else ""
-    return (
+    summary = (
         f"{run.root}: {world_size} processes = tensor {parallel.tensor} x pipeline {parallel.pipeline} x {context}data {data_parallel}; "
-        f"corpus {corpus.name} (dialogues: {sizes}); {config.sft.steps} SFT steps, {config.iterations} SELF-GRPO iterations"
+        f"{told_corpus}; {config.sft.steps} SFT steps, {config.iterations} SELF-GRPO iterations"
     )
+    return "\n".join([summary, *(f"missing for a launch: {what}" for what in missing)])
 
 
-def check_layout(config: RunConfig, world_size: int) -> None:
+def check_layout(config: RunConfig, world_size: int, by_name: bool = False) -> None:
     """Refuse a layout that does not divide the world or the model.
+
+    Args:
+        by_name: where model.path is no directory, its last part may name a published model.
 
     Raises:
         UserError: every violation at once, each with its fields and sizes; or the model directory cannot be read.
     """
-    if config.model.path and not Path(config.model.path).is_dir():
-        raise UserError(f"model.path={config.model.path}: no such directory; expected a Hugging Face model directory")
+    path = config.model.path
+    if path and not Path(path).is_dir() and not (by_name and is_known_by_name(Path(path).name)):
+        raise UserError(
+            f"model.path={path}: no such directory; expected a Hugging Face model directory: name one with model.path (MODEL_DIR for the "
+            "launch scripts), or fetch one, as in `hf download Qwen/Qwen3-8B --local-dir models/Qwen3-8B`"
+        )
     violations = list(run_violations(config, layout_of(config, 1, world_size), planned_architecture(config.model)))
     if violations:
         raise UserError("; ".join(violations) + ": choose sizes that fit, or torchrun's --nproc-per-node to match")
+
+
+def check_model_files(path: str) -> None:
+    """Refuse a model directory whose weights or tokenizer a run could not read: every rank would find out minutes later.
+
+    Raises:
+        UserError: a tensor is missing, damaged or of another shape, or there is no tokenizer with a usable chat template.
+    """
+    from selfemo.tokens.chat import ChatEncoder  # both import torch
+    from selfemo.weights.hf_directory import HfDirectory
+
+    HfDirectory(path).check(read_architecture(path))
+    ChatEncoder(path)
+
+
+def _summary(corpus: Corpus) -> str:
+    sizes = ", ".join(f"{split} {len(corpus.split(split))}" for split in ("train", "dev", "test"))
+    return f"corpus {corpus.name} (dialogues: {sizes})"
 
 
 def check_dependencies() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from selfemo.config import ModelConfig
+from selfemo.tokens.init_model import init_model
 from selfemo.weights.architecture import architecture_by_name, hf_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,9 +52,19 @@ def model_dir(tmp_path: Path, model: str) -> str:
     return str(tmp_path / "model")
 
 
-def launched(environment: dict[str, str], tmp_path: Path, model: str, settings: dict[str, str], *overrides: str) -> list[str]:
+@pytest.fixture(scope="session")
+def whole_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small model with weights and tokenizer, as a launch wants; it divides in every layout of these tests."""
+    shape = ModelConfig(vocab_size=300, hidden_size=32, intermediate_size=32, num_layers=2, num_heads=4, num_kv_heads=4, head_dim=8)
+    directory = tmp_path_factory.mktemp("whole") / "model"
+    return str(init_model(directory, dataclasses.replace(shape, max_length=4096), ["a few words for a tokenizer"], seed=1))
+
+
+def launched(
+    environment: dict[str, str], tmp_path: Path, whole_model: str, model: str, settings: dict[str, str], *overrides: str
+) -> list[str]:
     """The arguments with which the script calls torchrun."""
-    told = {**environment, **settings, "MODEL_DIR": model_dir(tmp_path, model)}
+    told = {**environment, **settings, "MODEL_DIR": whole_model}
     result = run(["bash", script(model), f"output_dir={tmp_path / 'run'}", "corpus.name=everyday", *overrides], told)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -60,9 +74,9 @@ def launched(environment: dict[str, str], tmp_path: Path, model: str, settings: 
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_bash_calls_torchrun_with_the_nodes_of_the_environment(environment, tmp_path, model):
+def test_bash_calls_torchrun_with_the_nodes_of_the_environment(environment, tmp_path, whole_model, model):
     nodes = {"NNODES": "4", "NODE_RANK": "2", "MASTER_ADDR": "head", "GPUS_PER_NODE": "8", "LOCAL_ADDR": "10.0.0.7"}
-    arguments = launched(environment, tmp_path, model, nodes, "seed=5")
+    arguments = launched(environment, tmp_path, whole_model, model, nodes, "seed=5")
     assert arguments[arguments.index("--nnodes") + 1] == "4"
     assert arguments[arguments.index("--node-rank") + 1] == "2"
     assert arguments[arguments.index("--nproc-per-node") + 1] == "8"
@@ -73,9 +87,9 @@ def test_bash_calls_torchrun_with_the_nodes_of_the_environment(environment, tmp_
 
 
 @pytest.mark.parametrize("gpus", ["4", "h100:4"])
-def test_bash_reads_slurm(environment, tmp_path, gpus):
+def test_bash_reads_slurm(environment, tmp_path, whole_model, gpus):
     slurm = {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "42", "SLURM_GPUS_PER_NODE": gpus}
-    arguments = launched(environment, tmp_path, "8b", slurm)
+    arguments = launched(environment, tmp_path, whole_model, "8b", slurm)
     assert arguments[arguments.index("--nnodes") + 1] == "2"
     assert arguments[arguments.index("--nproc-per-node") + 1] == "4"
     assert arguments[arguments.index("--node-rank") + 1] == "1"
@@ -105,6 +119,45 @@ def test_a_dry_run_prints_the_plan(environment, tmp_path, model, place):
     assert "fits" in result.stdout
     assert "--nnodes" not in result.stdout  # torchrun was not called
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_dry_run_in_a_clean_checkout_plans_by_name_and_says_what_is_missing(environment, tmp_path, model):
+    told = {key: value for key, value in environment.items() if key != "MODEL_DIR"} | {"SELFEMO_DATA": str(tmp_path)}
+    path = tmp_path / f"Qwen3-{model.upper()}"
+    result = run(["bash", script(model), "--dry-run", f"model.path={path}", f"output_dir={tmp_path / 'run'}"], told)
+    assert result.returncode == 0, result.stderr
+    missing = [line for line in result.stdout.splitlines() if line.startswith("missing for a launch: ")]
+    assert f"model.path={path} is not there yet: planned as the published {path.name}" in missing[0]
+    assert "corpus meld" in missing[1]
+    assert "8 x h100-80g" in result.stdout
+    launch = run(["bash", script(model), f"model.path={path}", f"output_dir={tmp_path / 'run'}"], told)
+    assert launch.returncode == 2
+    assert all(part in launch.stderr for part in (str(path), "MODEL_DIR", "model.path", "hf download"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_launch_never_falls_back_to_the_bundled_corpus(environment, tmp_path, whole_model, model):
+    told = {**environment, "MODEL_DIR": whole_model, "SELFEMO_DATA": str(tmp_path)}
+    result = run(["bash", script(model), f"output_dir={tmp_path / 'run'}"], told)
+    assert result.returncode == 2
+    assert "corpus meld" in result.stderr
+    assert "$SELFEMO_DATA" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"), [("model.safetensors", "no weights; expected model.safetensors"), ("tokenizer.json", "no tokenizer.json")]
+)
+def test_a_launch_refuses_an_incomplete_model_directory(environment, tmp_path, whole_model, lost, told):
+    """Every rank would find out for itself, after the libraries have loaded."""
+    shutil.copytree(whole_model, tmp_path / "model")
+    (tmp_path / "model" / lost).unlink()
+    arguments = [f"output_dir={tmp_path / 'run'}", "corpus.name=everyday"]
+    result = run(["bash", script("8b"), *arguments], {**environment, "MODEL_DIR": str(tmp_path / "model")})
+    assert result.returncode == 2
+    assert told in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
 
 
 WRONG = {

@@ -24,6 +24,10 @@ AUTO = "auto"
 _DEFAULT_ROOT = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
+class CorpusAbsent(UserError):
+    """A known corpus that is not at its usual place: nothing is wrong with the configuration."""
+
+
 @functools.cache
 def formats() -> dict[str, CorpusFormat]:
     """Every known format by name, in alphabetical order."""
@@ -56,7 +60,7 @@ def resolve_corpus(name: str, path: str | Path = "", data_root: str | Path | Non
         data_root: directory of corpora; None for `default_data_root()`.
 
     Raises:
-        UserError: the name is unknown, the path absent or not recognised, or the corpus has no place.
+        UserError: the name is unknown, the path absent or not recognised; CorpusAbsent: the corpus is not at its usual place.
     """
     known = formats()
     if name != AUTO and name not in known:
@@ -73,7 +77,7 @@ def resolve_corpus(name: str, path: str | Path = "", data_root: str | Path | Non
     usual = known[name].default_path(root)
     if usual is None or not usual.exists():
         place_text = f"{usual}: does not exist" if usual else "no place is known for it"
-        raise UserError(
+        raise CorpusAbsent(
             f"corpus {name}: {place_text}, expected {known[name].what}: set corpus.path, or ${DATA_VARIABLE} to the directory above it"
         )
     return known[name], usual

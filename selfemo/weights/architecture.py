@@ -81,17 +81,27 @@ def read_architecture(hf_dir: str | Path) -> Architecture:
     return _from_config(config, _family_of(config, path), str(path))
 
 
+def is_known_by_name(name: str) -> bool:
+    """Whether `architecture_by_name` knows this published model."""
+    return name.lower() in _published()
+
+
 def architecture_by_name(name: str) -> Architecture:
     """A published architecture known without a download, such as "qwen3-8b".
 
     Raises:
         UserError: the name is unknown; lists those that are.
     """
-    known = {key: (family, config) for family in families().values() for key, config in family.named.items()}
+    known = _published()
     if name.lower() not in known:
         raise UserError(f"model {name!r} is not known by name{nearest(name.lower(), known)}; known: {', '.join(sorted(known))}")
     family, config = known[name.lower()]
     return _from_config(config, family, name)
+
+
+def _published() -> dict[str, tuple[Family, Mapping[str, object]]]:
+    """Family and config.json fields of every model known by name."""
+    return {key: (family, config) for family in families().values() for key, config in family.named.items()}
 
 
 def hf_config(architecture: Architecture) -> dict[str, object]:
