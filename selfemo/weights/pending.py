@@ -11,6 +11,9 @@ from pathlib import Path
 
 from selfemo.errors import UserError
 
+WRITE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
+"""What a write into the new directory fails with; anything else there may come from what is read meanwhile."""
+
 
 @contextmanager
 def new_directory(final: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
@@ -24,20 +27,26 @@ def new_directory(final: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
         UserError: `final` exists, cannot be made, or the disk is (or becomes) full; names the path.
     """
     final = Path(final)
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise UserError(f"{final}: exists already; choose another output or remove it")
     pending = final.with_name(f".{final.name}.pending-{os.getpid()}")
+    begun = False
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        free_bytes = shutil.disk_usage(final.parent).free
-        if free_bytes < needed_bytes:
-            raise UserError(f"{final}: needs {needed_bytes:,} bytes, but {free_bytes:,} are free there; choose another disk")
-        pending.mkdir()
+        _make(final, pending, needed_bytes)
+        begun = True
         yield pending
         os.replace(pending, final)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
+        if begun and error.errno not in WRITE_ERRORS:
             raise
         raise UserError(f"{final}: cannot be written ({error.strerror}); free space or choose another output") from None
     finally:
         shutil.rmtree(pending, ignore_errors=True)
+
+
+def _make(final: Path, pending: Path, needed_bytes: int) -> None:
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise UserError(f"{final}: exists already; choose another output or remove it")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    free_bytes = shutil.disk_usage(final.parent).free
+    if free_bytes < needed_bytes:
+        raise UserError(f"{final}: needs {needed_bytes:,} bytes, but {free_bytes:,} are free there; choose another disk")
+    pending.mkdir()

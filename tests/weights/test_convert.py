@@ -280,6 +280,22 @@ def test_the_commands_convert_there_and_back(tmp_path: Path) -> None:
     assert again.stderr == f"error: {tmp_path / 'back'}: exists already; choose another output or remove it\n"
 
 
+@pytest.mark.parametrize(
+    ("output", "reason"), [("file/x", "File exists"), ("file/x/y", "Not a directory"), ("n" * 250, "File name too long")]
+)
+def test_an_output_that_cannot_be_made_is_one_line(tmp_path: Path, output: str, reason: str) -> None:
+    source = save_tiny(tmp_path / "source", "qwen3", True)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"{output}: cannot be written \({reason}\)"):
+        hf_to_megatron(source, tmp_path / output, _quiet)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "source"]
+
+
+def test_an_output_in_proc_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"/proc/x/y: cannot be written \(No such file or directory\)"):
+        hf_to_megatron(save_tiny(tmp_path / "source", "qwen3", True), "/proc/x/y", _quiet)
+
+
 @contextmanager
 def _small_disk(file_bytes: int) -> Iterator[None]:
     """A limit on file size stands in for a full disk: writes fail in the same places, with the same kind of error."""
