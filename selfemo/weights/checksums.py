@@ -88,16 +88,18 @@ def compare_checksums(
     mine = torch.stack([trainer_sums, engine_sums]).to(device)
     everyone = [torch.empty_like(mine) for _ in range(trainer.world_size)]
     dist.all_gather(everyone, mine)
+    sums = torch.stack(everyone).cpu()  # at once: on a GPU, every comparison of two numbers would wait for the device
     names = [tensor.name for tensor in hf_tensor_list(architecture)]
-    wanted = [
-        sum(everyone[rank][0] for rank in trainer.replica_of(first)) for first in range(0, trainer.tensor * trainer.data, trainer.tensor)
-    ]
+    readable = torch.tensor([name not in unreadable for name in names])
+    firsts = range(0, trainer.tensor * trainer.data, trainer.tensor)
+    wanted = torch.stack([sums[list(trainer.replica_of(first)), 0].sum(0) for first in firsts])
     for replica in range(engine.replicas):
         ranks = range(replica * engine.tensor, (replica + 1) * engine.tensor)
-        held = sum(everyone[rank][1] for rank in ranks)
-        for order, name in enumerate(names):
-            if name not in unreadable and any(sums[order] != held[order] for sums in wanted):
-                raise WeightMismatch(f"tensor {name} differs between the trainer and the engine on rank {ranks[0]}: the sync failed")
+        held = sums[list(ranks), 1].sum(0)
+        differing = ((wanted != held).any(0) & readable).nonzero()
+        if len(differing):
+            name = names[int(differing[0])]
+            raise WeightMismatch(f"tensor {name} differs between the trainer and the engine on rank {ranks[0]}: the sync failed")
     return len(names) - len(unreadable)
 
 
