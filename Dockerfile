@@ -4,8 +4,11 @@
 #   docker build --tag selfemo .                    GPU: CUDA, PyTorch, Transformer Engine, FlashAttention, vLLM
 #   docker build --target cpu --tag selfemo:cpu .   CPU: the demo and the tests, no GPU anywhere
 #
-#   docker run --gpus all --ipc=host --ulimit memlock=-1 --volume "$PWD/runs:/workspace/runs" selfemo \
-#       torchrun --nproc-per-node 8 examples/train_qwen3_8b.sh
+# The images' user (10001) writes into the mounted runs/, which Docker would make as root's: mkdir -p runs && sudo chown 10001 runs
+#
+#   docker run --gpus all --ipc=host --ulimit memlock=-1 --volume "$PWD/runs:/workspace/runs" \
+#       --volume /models/Qwen3-8B:/models/Qwen3-8B:ro --env MODEL_DIR=/models/Qwen3-8B --volume /data:/data:ro --env SELFEMO_DATA=/data \
+#       selfemo torchrun --nproc-per-node 8 examples/train_qwen3_8b.sh
 #   docker run --gpus all --ipc=host --volume "$PWD/runs:/workspace/runs" selfemo python -m selfemo.gpu_check     first on a new kind of GPU
 #
 # NOT BUILT YET: no machine of the project has a Docker daemon or a GPU. Checked so far are the pins (a test compares them with

@@ -86,6 +86,22 @@ def test_the_gpu_image_is_the_default_and_carries_no_build_stage() -> None:
     assert "cudnn-devel" not in TEXT.split("AS gpu\n")[1]
 
 
+def test_the_run_command_of_the_header_brings_model_and_corpus_and_a_directory_to_write_to() -> None:
+    header = TEXT.split("\nARG ")[0]
+    (command,) = re.findall(r"docker run (?:.*\\\n)*.*train_qwen3_8b\.sh", header)
+    for variable in ("MODEL_DIR", "SELFEMO_DATA"):
+        (place,) = re.findall(rf"--env {variable}=(\S+)", command)
+        assert f":{place}:ro" in command
+    assert "/runs:/workspace/runs" in command
+    uid = re.findall(r"^USER (\d+)$", TEXT, re.MULTILINE)[0]
+    assert f"chown {uid} runs" in header
+
+
+def test_weights_and_results_stay_out_of_the_images() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {"runs", "models", "checkpoints", ".git", ".venv"} <= set(ignored)
+
+
 def test_every_copied_path_exists() -> None:
     for source in re.findall(r"^COPY (?!--from)(?:--\S+ )*(\S+) \S+$", TEXT, re.MULTILINE):
         assert (ROOT / source).exists(), source
