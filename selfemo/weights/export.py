@@ -17,9 +17,11 @@ from selfemo.weights.parameters import hf_tensor_list
 from selfemo.weights.pending import new_directory
 from selfemo.weights.safetensors_writer import DEFAULT_SHARD_BYTES, SafetensorsWriter
 
+TOKENIZER_NAME = "tokenizer.json"
+"""The one companion that a model cannot do without: what is read here, and what engines read first."""
 COMPANION_NAMES = (
     "generation_config.json",
-    "tokenizer.json",
+    TOKENIZER_NAME,
     "tokenizer_config.json",
     "tokenizer.model",
     "special_tokens_map.json",
@@ -75,10 +77,12 @@ def copy_companions(source: Path, target: Path, architecture: Architecture, dtyp
     """Copy config and tokenizer files; the config's dtype is set to that of the weights, everything else in it stays.
 
     Raises:
-        UserError: the source's config.json describes another architecture.
+        UserError: the source's config.json describes another architecture, or it has no tokenizer.
     """
     if not source.is_dir():
         raise UserError(f"{source}: no such directory; expected the model directory whose tokenizer and config go with the weights")
+    if not (source / TOKENIZER_NAME).is_file():
+        raise UserError(f"{source}: no file {TOKENIZER_NAME}; the model's tokenizer goes with its weights: copy it there")
     config = hf_config(architecture)
     if (source / CONFIG_NAME).exists():
         found = read_architecture(source)

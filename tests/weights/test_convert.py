@@ -64,7 +64,7 @@ def test_there_and_back_is_bitwise_equal_in_order_and_dtype(
     done = megatron_to_hf(tmp_path / "megatron", tmp_path / "back", _quiet, verify=True, check_finite=True, max_shard_bytes=60_000)
     _assert_same_bits(_weights(source), _weights(tmp_path / "back"))
     assert done.bytes == sum(tensor.nbytes for tensor in _weights(source).values())
-    for name in ("config.json", "tokenizer_config.json"):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         assert json.loads((tmp_path / "back" / name).read_text()) == json.loads((source / name).read_text())
 
 
@@ -172,6 +172,19 @@ def test_a_bad_source_is_named_and_leaves_nothing(tmp_path: Path, corrupt: Calla
     with pytest.raises(UserError, match=message):
         hf_to_megatron(source, tmp_path / "megatron", _quiet, check_finite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("left", ["nothing", "a directory"])
+def test_a_source_without_a_tokenizer_is_refused_both_ways(tmp_path: Path, left: str) -> None:
+    checkpoint, source = _converted(tmp_path), tmp_path / "source"
+    for directory in (source, checkpoint / "hf"):
+        (directory / "tokenizer.json").unlink()
+        if left == "a directory":
+            (directory / "tokenizer.json").mkdir()
+    for convert, given, named in ((hf_to_megatron, source, "source"), (megatron_to_hf, checkpoint, "megatron/hf")):
+        with pytest.raises(UserError, match=rf"{named}: no file tokenizer.json"):
+            convert(given, tmp_path / "again", _quiet)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["megatron", "source"]
 
 
 def _converted(tmp_path: Path) -> Path:

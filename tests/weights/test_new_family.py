@@ -18,7 +18,7 @@ from selfemo.weights.convert import hf_to_megatron, megatron_to_hf
 from selfemo.weights.family import families
 from tests.distributed.harness import DistributedRunner
 from tests.weights.packed_logits import TOLERANCE, logits, sequences
-from tests.weights.tiny import tiny_model
+from tests.weights.tiny import save_one_word_tokenizer, tiny_model
 
 SOURCE = '''
 """Mistral without a sliding window."""
@@ -56,6 +56,7 @@ def _model(directory: Path, **settings: object) -> tuple[Path, torch.Tensor]:
     for name, value in settings.items():
         setattr(model.config, name, value)
     model.save_pretrained(directory)
+    save_one_word_tokenizer(directory)
     with torch.no_grad():
         return directory, torch.cat([model(torch.tensor([ids[:-1]])).logits[0] for ids in sequences()])
 
