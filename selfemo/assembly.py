@@ -19,8 +19,10 @@ from selfemo.megatron.learner import Learner
 from selfemo.megatron.parallel import Layout, agreed, from_main, init_distributed, init_parallel
 from selfemo.rollout.engine import RolloutEngine
 from selfemo.rollout.replicas import ReplicatedGenerator
+from selfemo.rollout.request import check_room
 from selfemo.run_directory import RunDirectory
 from selfemo.selfplay.prompts import PromptBuilder, recognizer_text, responder_text
+from selfemo.selfplay.room import longest_requests
 from selfemo.tokens.chat import ChatEncoder
 from selfemo.watchdog import Watchdog, this_process
 from selfemo.weight_sync import WeightSync
@@ -92,6 +94,8 @@ def _read_model(
     encoder = ChatEncoder(model_dir)
     prompts = PromptBuilder(encoder, corpus.labels, config.corpus.history_turns, config.corpus.max_turn_tokens, config.selfplay.thinking)
     starts = [c.turns[: config.corpus.history_turns + 1] for c in corpus.split("train")[:PROBE_PROMPTS]]
+    shown = [*corpus.split("train"), *corpus.split(config.evaluation.split)]
+    check_room(longest_requests(prompts, shown, config.selfplay), config.model.max_length)
     return encoder, prompts, [prompts.recognize(turns) for turns in starts], read_architecture(model_dir)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from selfemo.errors import UserError
 from selfemo.finished_model import FinishedModel
 from selfemo.quiet import quiet_libraries
-from selfemo.rollout.request import Completion, GenerationRequest
+from selfemo.rollout.request import Completion, GenerationRequest, check_room
 
 if TYPE_CHECKING:
     import torch
@@ -93,13 +93,7 @@ class ModelGenerator:
         Raises:
             UserError: a prompt leaves no room for its completion in the model's longest sequence.
         """
-        limit = self._model.config.model.max_length
-        longest = max((len(r.prompt_ids) + r.max_tokens for r in requests), default=0)
-        if longest > limit:
-            raise UserError(
-                f"{self._model.path}: a prompt and its completion may take {longest} tokens, model.max_length={limit} holds fewer: "
-                "lower corpus.history_turns or corpus.max_turn_tokens, or raise model.max_length"
-            )
+        check_room(requests, self._model.config.model.max_length, f"{self._model.path}: ")
         with quiet_libraries():
             return self._shared.under(self._model).generate(requests)
 

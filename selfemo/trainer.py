@@ -123,6 +123,7 @@ class Trainer:
             self.config.selfplay,
             self.config.seed,
             sft.expression_share,
+            self.config.model.max_length,
             sft.label_balance,
         )
         self.system.engine.sleep()  # it has answered the evaluation, or proved a resumed run's weights

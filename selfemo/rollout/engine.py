@@ -46,6 +46,8 @@ class RolloutEngine:
 
     def __init__(self, model_dir: str, config: RolloutConfig, max_length: int, stop_ids: Sequence[int], device_kind: str) -> None:
         """`stop_ids`: tokens that end a turn; the engine has no tokenizer of its own to know them from."""
+        self.max_length = max_length
+        """Longest sequence, prompt and completion together, in tokens."""
         os.environ.update(ENVIRONMENT)
         local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
         try:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch.distributed as dist
 
 from selfemo.rollout.engine import RolloutEngine
-from selfemo.rollout.request import Completion, GenerationRequest
+from selfemo.rollout.request import Completion, GenerationRequest, check_room
 
 
 class ReplicatedGenerator:
@@ -24,7 +24,12 @@ class ReplicatedGenerator:
         """Completion tokens generated so far, over all replicas."""
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """One completion per request, in order, on every rank."""
+        """One completion per request, in order, on every rank.
+
+        Raises:
+            UserError: a prompt leaves no room for its completion in the engine's longest sequence; on every rank alike.
+        """
+        check_room(requests, self._engine.max_length)
         replicas = dist.get_world_size() // self._tensor_parallel
         replica = dist.get_rank() // self._tensor_parallel
         bounds = [len(requests) * i // replicas for i in range(replicas + 1)]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from selfemo.errors import UserError
+
 
 @dataclass(frozen=True)
 class GenerationRequest:
@@ -37,3 +39,21 @@ class Generator(Protocol):
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         """One completion per request, in order."""
         ...
+
+
+def check_room(requests: Sequence[GenerationRequest], max_length: int, where: str = "") -> None:
+    """Refuse requests that do not fit: an engine stops at a longer prompt in its own words, and cuts a completion without a word.
+
+    Args:
+        max_length: the engine's longest sequence, prompt and completion together, in tokens.
+        where: begins the message, such as "runs/a/model: ".
+
+    Raises:
+        UserError: a prompt leaves no room for its completion.
+    """
+    longest = max((len(r.prompt_ids) + r.max_tokens for r in requests), default=0)
+    if longest > max_length:
+        raise UserError(
+            f"{where}a prompt and its completion may take {longest} tokens, model.max_length={max_length} holds fewer: "
+            "lower corpus.history_turns or corpus.max_turn_tokens, or raise model.max_length"
+        )

@@ -39,6 +39,7 @@ class SftExamples:
         config: SelfPlayConfig,
         run_seed: int,
         expression_share: float,
+        max_length: int,
         label_balance: float = 0.0,
     ) -> None:
         """Find the turns to teach from.
@@ -46,6 +47,7 @@ class SftExamples:
         Args:
             config: bounds of a reply.
             expression_share: share of examples that teach the responder's task.
+            max_length: the model's longest sequence, in tokens.
             label_balance: as Schedule.balance; 0 shows every turn once per epoch.
 
         Raises:
@@ -53,6 +55,7 @@ class SftExamples:
         """
         self._prompts = prompts.without_thinking()
         self._config = config
+        self._max_length = max_length
         places = [(c, i) for c in train for i, turn in enumerate(c.turns) if turn.labels]
         replies = [(c, i) for c, i in places if i > 0 and self._teachable(c, i)]
         if not places or (expression_share > 0 and not replies):
@@ -71,16 +74,29 @@ class SftExamples:
         return [self.example(slot) for slot in range(step * size, (step + 1) * size)]
 
     def example(self, slot: int) -> SftExample:
-        """The example of one slot."""
+        """The example of one slot.
+
+        Raises:
+            UserError: prompt and completion are longer than the model's longest sequence.
+        """
         expression, index = interleave(slot, self._share)
         role: Role = "responder" if expression else "recognizer"
         conversation, last = self._places[role][self._schedules[role].take(index, 1)[0]]
         turn = conversation.turns[last]
         if role == "recognizer":
             prompt = self._prompts.recognize(conversation.turns[: last + 1])
-            return SftExample(role, prompt, self._prompts.answer_ids(turn.labels[:MAX_LABELS]))
-        prompt = self._prompts.respond(conversation.turns[:last], turn.speaker, turn.labels[:MAX_LABELS])
-        return SftExample(role, prompt, self._prompts.utterance_ids(turn.text))
+            completion = self._prompts.answer_ids(turn.labels[:MAX_LABELS])
+        else:
+            prompt = self._prompts.respond(conversation.turns[:last], turn.speaker, turn.labels[:MAX_LABELS])
+            completion = self._prompts.utterance_ids(turn.text)
+        length = len(prompt) + len(completion)
+        if length > self._max_length:
+            raise UserError(
+                f"dialogue {conversation.key}, turn {last + 1}: as an SFT example ({role}) it takes {length} tokens, "
+                f"model.max_length={self._max_length} holds fewer: lower corpus.history_turns or corpus.max_turn_tokens, "
+                "or raise model.max_length"
+            )
+        return SftExample(role, prompt, completion)
 
     def _teachable(self, conversation: Conversation, index: int) -> bool:
         spoken = words(conversation.turns[index].text)

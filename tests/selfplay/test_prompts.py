@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfemo.config import SelfPlayConfig
 from selfemo.corpora.conversation import Turn
-from selfemo.rollout.request import Completion
+from selfemo.errors import UserError
+from selfemo.rollout.replicas import ReplicatedGenerator
+from selfemo.rollout.request import Completion, GenerationRequest, check_room
 from selfemo.selfplay.prompts import (
     MAX_SPEAKER_CHARS,
     PromptBuilder,
@@ -17,7 +20,8 @@ from selfemo.selfplay.prompts import (
     recognizer_text,
     responder_text,
 )
-from tests.selfplay.scripted import CONTROL, END, LABELS, CharEncoder, turns
+from selfemo.selfplay.room import longest_requests
+from tests.selfplay.scripted import CONTROL, END, LABELS, CharEncoder, conversation, turns
 
 DIALOGUE = turns("Ann: one", "Bo: two", "Ann: three", "Bo: four")
 
@@ -72,3 +76,29 @@ def test_a_sampled_control_token_cannot_hide_in_an_answer() -> None:
     hidden = (*ids[:-1], CONTROL, END)
     assert completion_text(CharEncoder(), Completion(hidden, (0.0,) * 5, True)) == "joy<|start|>"
     assert completion_text(CharEncoder(), Completion(ids[:-1], (0.0,) * 3, False)) == "joy"
+
+
+def test_the_longest_prompts_of_a_corpus_are_refused_where_they_do_not_fit() -> None:
+    """What the generator would be asked at the longest window, for both roles; one token less is too few."""
+    train = [conversation("1", "A[joy]: hm", "B[joy]: a long line, far longer than any", "A[joy]: no"), conversation("2", "A[joy]: yes")]
+    config = SelfPlayConfig(max_answer_tokens=7, max_utterance_tokens=9)
+    requests = longest_requests(builder(history_turns=1), train, config)
+    needed = max(len(r.prompt_ids) + r.max_tokens for r in requests)
+    assert needed == len(builder(history_turns=1).recognize(train[0].turns)) + 7
+    assert {r.max_tokens for r in requests} == {7, 9}
+    check_room(requests, needed)
+    with pytest.raises(UserError, match=rf"may take {needed} tokens, model.max_length={needed - 1} holds fewer: lower corpus"):
+        check_room(requests, needed - 1)
+
+
+def test_replicas_refuse_what_does_not_fit_before_any_is_asked() -> None:
+    """On every rank, whose shares differ: a refusal by the engine of one would leave the others waiting."""
+
+    class Engine:
+        max_length = 10
+
+        def generate(self, requests: object) -> list[Completion]:
+            raise AssertionError("the engine was asked")
+
+    with pytest.raises(UserError, match=r"may take 11 tokens, model\.max_length=10"):
+        ReplicatedGenerator(Engine(), 1).generate([GenerationRequest((1, 2, 3), 0, 8, 1.0)])  # type: ignore[arg-type]

@@ -135,7 +135,7 @@ def test_favouring_rare_labels_reaches_the_seeds() -> None:
 
 def examples(expression_share: float = 0.25, train: list[Conversation] = TRAIN) -> SftExamples:
     prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
-    return SftExamples(train, prompts, SelfPlayConfig(), run_seed=5, expression_share=expression_share)
+    return SftExamples(train, prompts, SelfPlayConfig(), run_seed=5, expression_share=expression_share, max_length=1000)
 
 
 def test_examples_ask_as_self_play_does_and_answer_as_people_did() -> None:
@@ -158,7 +158,7 @@ def test_examples_ask_as_self_play_does_and_answer_as_people_did() -> None:
 def test_with_thinking_the_supervised_start_still_teaches_answers_after_a_closed_block() -> None:
     """Nobody wrote thoughts down: taught right after an open turn, a bare answer would unlearn thinking."""
     prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80, thinking=True)
-    taught = SftExamples(TRAIN, prompts, SelfPlayConfig(), run_seed=5, expression_share=0.25)
+    taught = SftExamples(TRAIN, prompts, SelfPlayConfig(), run_seed=5, expression_share=0.25, max_length=1000)
     assert taught.batch(0, 27) == examples().batch(0, 27)
 
 
@@ -171,3 +171,10 @@ def test_replies_that_self_play_would_gate_are_not_taught() -> None:
     with pytest.raises(UserError, match="annotated reply"):
         examples(train=train)
     assert {e.role for e in examples(0.0, train).batch(0, 5)} == {"recognizer"}
+
+
+def test_an_example_longer_than_the_model_takes_is_named() -> None:
+    prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
+    taught = SftExamples(TRAIN, prompts, SelfPlayConfig(), run_seed=5, expression_share=0.0, max_length=60)
+    with pytest.raises(UserError, match=r"dialogue toy/train/\d, turn \d: as an SFT example .* model.max_length=60 holds fewer: lower"):
+        taught.example(0)

@@ -1,0 +1,34 @@
+"""The longest prompts of a corpus, so that a run whose sequences are too short for them is refused before anything is generated."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+from selfemo.config import SelfPlayConfig
+from selfemo.corpora.conversation import Conversation
+from selfemo.emotions.answer import MAX_LABELS
+from selfemo.rollout.request import GenerationRequest
+from selfemo.selfplay.prompts import PromptBuilder
+
+MEASURED = 8
+"""Windows that are encoded: those with the most characters, which mostly, and not always, have the most tokens."""
+
+
+def longest_requests(prompts: PromptBuilder, conversations: Sequence[Conversation], config: SelfPlayConfig) -> list[GenerationRequest]:
+    """What both roles are asked at the longest windows of these dialogues: earlier turns, the annotated turn, and room to answer.
+
+    No upper bound for self-play, which also shows turns that it wrote: every generator call is checked again.
+    """
+    places = [(c, i) for c in conversations for i, turn in enumerate(c.turns) if turn.labels]
+    shown = prompts.history_turns + 1
+    longest = heapq.nlargest(
+        MEASURED, places, key=lambda place: sum(len(turn.text) for turn in place[0].turns[max(0, place[1] + 1 - shown) : place[1] + 1])
+    )
+    requests = []
+    for conversation, index in longest:
+        turns = conversation.turns[: index + 1]
+        asked = prompts.respond(turns, turns[-1].speaker, turns[-1].labels[:MAX_LABELS])
+        requests.append(GenerationRequest(prompts.recognize(turns), 0, config.max_recognizer_tokens, 0.0))
+        requests.append(GenerationRequest(asked, 0, config.max_utterance_tokens, 0.0))
+    return requests
