@@ -1,9 +1,41 @@
-"""Files that are on disk, whole, when a function returns: what records and checkpoints are written with."""
+"""Files that appear whole or not at all: what records and checkpoints are written with, and what commands write where a user says."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from selfemo.errors import UserError
+
+
+def check_target(path: Path, option: str) -> None:
+    """UserError where a command cannot write the file that `option` names: found before its work, not after."""
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise UserError(f"{option} {path}: expected a file in an existing directory: create the directory, or name another")
+
+
+@contextmanager
+def new_file(target: Path, option: str = "") -> Iterator[Path]:
+    """A temporary path beside `target`, of its suffix: renamed to it where the block succeeds, removed where it fails.
+
+    Args:
+        option: the command line's name for the target, such as "--json".
+
+    Raises:
+        UserError: the file cannot be written; names it.
+    """
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(f"{option} {target}: cannot be written ({error.strerror}): name another file".strip()) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def replace_text(target: Path, text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from selfemo.corpora.registry import AUTO, locate_corpus
 from selfemo.corpora.stats import SPLITS, write_plot
 from selfemo.corpora.tables import counts_table, labels_table, lengths_table, overlap_table, transitions_table
 from selfemo.errors import UserError
+from selfemo.files import check_target, new_file
 from selfemo.plain_console import plain_console
 
 app = typer.Typer(help="Look at the dialogues a run reads.", no_args_is_help=True)
@@ -35,6 +35,8 @@ def check(
     limit: Annotated[int, typer.Option(min=0, help="Problems shown; 0 shows all.")] = 50,
 ) -> None:
     """Validate a corpus: counts, label shares, majority baselines and every problem with its line (exit status 2 where there is one)."""
+    if json_file is not None:
+        check_target(json_file, "--json")
     report = check_corpus(corpus, name)
     console = plain_console()
     console.print(f"{report.name}: {report.path}", soft_wrap=True)
@@ -44,7 +46,8 @@ def check(
     for split, overlap in report.shared_with_train:
         console.print(f"{overlap.shared} of {overlap.long_texts} long texts of {split} also occur in train")
     if json_file is not None:
-        _write(json_file, json.dumps(report.to_json(), indent=2) + "\n")
+        with new_file(json_file, "--json") as temporary:
+            temporary.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
     shown = report.problems[: limit or None]
     for problem in shown:
         console.print(str(problem), soft_wrap=True)
@@ -62,8 +65,10 @@ def stats(
     plot: Annotated[Path | None, typer.Option(help="Draw label shares, lengths and transitions into this .png, .svg or .pdf.")] = None,
 ) -> None:
     """Lengths of turns and dialogues per split, and how one emotion follows another in train."""
-    if plot is not None and (plot.suffix not in (".png", ".svg", ".pdf") or not plot.resolve().parent.is_dir()):
-        raise UserError(f"--plot {plot}: expected a .png, .svg or .pdf file in an existing directory")
+    if plot is not None:
+        if plot.suffix not in (".png", ".svg", ".pdf"):
+            raise UserError(f"--plot {plot}: expected a .png, .svg or .pdf file: name one")
+        check_target(plot, "--plot")
     loaded = _read(corpus, name)
     console = plain_console()
     console.print(lengths_table(loaded))
@@ -88,11 +93,3 @@ def overlap(
 def _read(corpus: str, name: str) -> Corpus:
     fmt, path = locate_corpus(corpus, name)
     return fmt.read(path, raise_first)
-
-
-def _write(path: Path, text: str) -> None:
-    if not path.resolve().parent.is_dir():
-        raise UserError(f"--json {path}: its directory does not exist: create it")
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.corpora.conversation import Conversation, Corpus
+from selfemo.files import new_file
 
 SPLITS = ("train", "dev", "test")
 
@@ -93,6 +93,7 @@ def write_plot(corpus: Corpus, path: Path) -> None:
 
     Raises:
         ValueError: the suffix names no format.
+        UserError: the file cannot be written.
     """
     from matplotlib.figure import Figure  # not pyplot: no display, no process-wide state
 
@@ -102,9 +103,8 @@ def write_plot(corpus: Corpus, path: Path) -> None:
     _draw_shares(shares, corpus)
     _draw_lengths(lengths, corpus)
     _draw_transitions(transitions, corpus)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")  # same suffix: it decides the format
-    figure.savefig(partial, dpi=120)
-    os.replace(partial, path)
+    with new_file(path, "--plot") as temporary:
+        figure.savefig(temporary, dpi=120)  # its suffix decides the format
 
 
 def _split_stats(split: str, conversations: Sequence[Conversation], labels: Sequence[str], train_counts: dict[str, int]) -> SplitStats:

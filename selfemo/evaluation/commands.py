@@ -14,6 +14,7 @@ from rich.console import Console
 
 from selfemo.errors import UserError
 from selfemo.evaluation.options import EvaluationOptions, Scoring, Split
+from selfemo.files import check_target
 from selfemo.finished_model import Engines
 
 REDIRECTED_WIDTH = 110
@@ -41,12 +42,12 @@ def build_command(open_engines: Callable[[], Engines]) -> Callable[..., None]:
         if expression != (recognizer is not None):
             raise UserError("--expression and --recognizer DIR go together: the frozen model that reads the replies, such as the SFT model")
         options = EvaluationOptions(model, against, recognizer, tuple(overrides or ()), corpus, split, limit, scoring, votes, seed)
-        from selfemo.evaluation.results import as_json, check_target, write_json
+        from selfemo.evaluation.results import as_json, write_json
         from selfemo.evaluation.run import run_evaluation
         from selfemo.evaluation.tables import render
 
         if json_file is not None:
-            check_target(json_file)
+            check_target(json_file, "--json")
         result = run_evaluation(options, open_engines, lambda line: typer.echo(line, err=True))
         if json_file is not None:
             write_json(json_file, as_json(result))

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from selfemo.emotions.answer import Answer, Reading
 from selfemo.emotions.labels import NEUTRAL
-from selfemo.errors import UserError
 from selfemo.evaluation.bootstrap import RESAMPLES, Interval
 from selfemo.evaluation.evaluate import ModelReport, Task
 from selfemo.evaluation.expression import ExpressionReport
 from selfemo.evaluation.metrics import NO_ANSWER, MajorityBaseline, entropy, majority_baseline
 from selfemo.evaluation.recognition import CONTEXT
+from selfemo.files import new_file
 
 SCHEMA = 1
 CONTEXT_MEANING = "causal: a turn is read with earlier turns only, never a later one"
@@ -83,20 +82,10 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def check_target(path: Path) -> None:
-    """UserError where `path` cannot be written: found before the models run, not after."""
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise UserError(f"--json {path}: expected a file in an existing directory: create the directory, or name another")
-
-
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    """Write under a temporary name, then rename; UserError where that fails."""
+    with new_file(path, "--json") as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"--json {path}: cannot be written ({error.strerror}): name another file") from None
 
 
 def _model(report: ModelReport) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from selfemo.errors import UserError
+from selfemo.files import new_file
 from selfemo.flywheel.record import Record
 from selfemo.flywheel.store import Filter, FlywheelStore
 
@@ -22,7 +22,7 @@ def export_jsonl(store: FlywheelStore, path: Path, role: str | None = None) -> i
         role: only records of this role; None for both.
 
     Raises:
-        UserError: the target or a different labels.json exists already, or nothing was kept.
+        UserError: the target or a different labels.json exists already or cannot be written, or nothing was kept.
     """
     label_path = path.parent / LABELS_FILE
     label_text = json.dumps(store.labels()) + "\n"
@@ -30,21 +30,18 @@ def export_jsonl(store: FlywheelStore, path: Path, role: str | None = None) -> i
         raise UserError(f"{path}: exists already; expected a new file; remove it or name another")
     if label_path.exists() and label_path.read_text(encoding="utf-8", errors="replace") != label_text:
         raise UserError(f"{label_path}: holds other labels than this flywheel; export to another directory")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    count = 0
-    with temporary.open("w", encoding="utf-8") as file:
-        for record in store.find(Filter(kept=True, role=role)):
-            file.write(json.dumps(dialogue_row(record), ensure_ascii=False) + "\n")
-            count += 1
-    if not count:
-        temporary.unlink()
-        raise UserError(f"{store.path}: nothing was kept, so there is nothing to export (selfemo flywheel list shows why)")
-    if not label_path.exists():
-        temporary_labels = label_path.with_name(f".{LABELS_FILE}.{os.getpid()}.tmp")
-        temporary_labels.write_text(label_text, encoding="utf-8")
-        os.replace(temporary_labels, label_path)
-    os.replace(temporary, path)
+    with new_file(path) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        count = 0
+        with temporary.open("w", encoding="utf-8") as file:
+            for record in store.find(Filter(kept=True, role=role)):
+                file.write(json.dumps(dialogue_row(record), ensure_ascii=False) + "\n")
+                count += 1
+        if not count:
+            raise UserError(f"{store.path}: nothing was kept, so there is nothing to export (selfemo flywheel list shows why)")
+        if not label_path.exists():
+            with new_file(label_path) as temporary_labels:
+                temporary_labels.write_text(label_text, encoding="utf-8")
     return count
 
 

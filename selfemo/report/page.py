@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from selfemo.files import new_file
 from selfemo.report import formats
 from selfemo.report.curves import curves
 from selfemo.report.dialogues import MAX_DIALOGUES, dialogue_views
@@ -82,10 +82,9 @@ def render(records: RunRecords, refresh_s: int = 0, gpu: str = "", max_dialogues
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write the page under a temporary name, then rename it: a browser that looks on never sees half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Write the page under a temporary name, then rename it: a browser that looks on never sees half of it; UserError where it cannot."""
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _status(records: RunRecords) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from selfemo.evaluation.bootstrap import METRICS, Interval
+from selfemo.files import new_file
 from selfemo.study.answers import SplitAnswers
 from selfemo.study.plan import START, StudyPlan
 from selfemo.study.results import Difference, VariantFigures, differences, figures_of
@@ -59,9 +59,8 @@ def plot_split(answers: SplitAnswers, plan: StudyPlan, path: Path) -> None:
     axes[1].axvline(0.0, color="0.5", linewidth=1)
     axes[1].set_yticklabels([])
     axes[0].legend(loc="best")
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")  # same suffix: it decides the format
-    figure.savefig(partial, dpi=120)
-    os.replace(partial, path)
+    with new_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)  # its suffix decides the format
 
 
 def _figures_table(figures: Sequence[VariantFigures]) -> list[str]:

@@ -195,13 +195,19 @@ def test_stats_and_overlap_commands(corpus_dir: Path, tmp_path: Path) -> None:
     [
         (["check", "mled"], "neither a path nor a corpus, .*did you mean 'meld'"),
         (["stats", "everyday", "--plot", "p.txt"], "expected a .png, .svg or .pdf"),
-        (["check", "everyday", "--json", "nowhere/r.json"], "does not exist: create it"),
+        (["stats", "everyday", "--plot", "taken.png"], r"--plot taken\.png: expected a file in an existing directory"),
+        (["check", "everyday", "--json", "nowhere/r.json"], "--json nowhere/r.json: expected a file in an existing directory: create"),
+        (["check", "everyday", "--json", "taken.png"], r"--json taken\.png: expected a file"),
+        (["check", "everyday", "--json", "/proc/r.json"], r"--json /proc/r\.json: cannot be written"),
+        (["stats", "everyday", "--plot", "/proc/p.svg"], r"--plot /proc/p\.svg: cannot be written"),
         (["check", "nowhere", "--format", "jsonl"], "nowhere: does not exist"),
     ],
 )
 def test_commands_refuse_with_one_line(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.png").mkdir()
     result = CliRunner().invoke(app, arguments)
     assert isinstance(result.exception, UserError)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.png"], "nothing half written"
     with pytest.raises(UserError, match=message):
         raise result.exception

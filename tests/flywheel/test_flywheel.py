@@ -201,6 +201,13 @@ def test_the_commands_list_and_show(path: Path) -> None:
     assert isinstance(invoke(app, ["show", str(path), "999"]).exception, UserError)
 
 
+def test_an_export_that_cannot_be_written_says_so(path: Path) -> None:
+    Run(path).iterate(range(1))
+    result = CliRunner().invoke(app, ["export", str(path), "/dev/null/x.jsonl"])
+    assert isinstance(result.exception, UserError)
+    assert "/dev/null/x.jsonl: cannot be written (" in str(result.exception)
+
+
 def test_an_export_of_nothing_or_beside_other_labels_leaves_no_file(path: Path, tmp_path: Path) -> None:
     FlywheelStore(path, writable=True, labels=LABELS).close()
     out = tmp_path / "e.jsonl"
