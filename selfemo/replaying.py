@@ -8,7 +8,6 @@ above its iterations. Other versions are refused, since no comparison could come
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -30,6 +29,8 @@ from selfemo.flywheel.commands import (
 )
 from selfemo.flywheel.replay import replay
 from selfemo.plain_console import plain_console
+from selfemo.printable import quote
+from selfemo.report.records import read_jsonl
 from selfemo.run_directory import CHECKPOINTS_NAME, CONFIG_NAME, METRICS_NAME, MODEL_NAME
 from selfemo.standalone import StandaloneEngines
 
@@ -129,11 +130,13 @@ def _synced(metrics: Path) -> tuple[int | None, int | None]:
     """Versions of the sync that self-play began with, and of the last one that the run recorded; None where there is none."""
     first: int | None = None
     last: int | None = None
-    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
-        event = json.loads(line)
+    for event in read_jsonl(metrics, "event"):
         if event["event"] == "sync":
-            last = event["version"]
-        elif event["event"] == "eval" and event["stage"] == "sft":
+            version = event.get("version")
+            if not isinstance(version, int):
+                raise UserError(f"{metrics}: a sync has version {quote(version)}, expected a number: restore the file as the run wrote it")
+            last = version
+        elif event["event"] == "eval" and event.get("stage") == "sft":
             first = last
     return first, last
 

@@ -53,14 +53,18 @@ def read_run(root: Path) -> RunRecords:
     return RunRecords(
         root=root,
         config=load_config(root / CONFIG_NAME),
-        events=tuple(_read_jsonl(root / METRICS_NAME, "event")),
-        dialogues=tuple(_read_jsonl(root / SAMPLES_NAME, "groups")),
+        events=tuple(read_jsonl(root / METRICS_NAME, "event")),
+        dialogues=tuple(read_jsonl(root / SAMPLES_NAME, "groups")),
         summary=json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,
     )
 
 
-def _read_jsonl(path: Path, key: str) -> Sequence[Json]:
-    """Whole lines of a file that may still grow; `key` is one that every record has."""
+def read_jsonl(path: Path, key: str) -> Sequence[Json]:
+    """Whole lines of a file that may still grow, or whose writer was killed in a line; `key` is one that every record has.
+
+    Raises:
+        UserError: a line is not a JSON object with `key`; names it.
+    """
     if not path.is_file():
         return []
     whole, _, _ = path.read_bytes().rpartition(b"\n")

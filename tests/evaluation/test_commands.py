@@ -324,6 +324,20 @@ def test_other_weights_differ_and_absent_ones_are_refused(
         replayed(recorded_run, engines, monkeypatch, "4")
 
 
+def test_a_run_that_was_killed_in_a_line_still_names_its_versions(tmp_path: Path) -> None:
+    """A torn last line is left alone; any other that is no record is told with its place."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "checkpoints" / "reference").mkdir(parents=True)
+    lines = ['{"event": "sync", "version": 1}', '{"event": "sync", "version": 2}', '{"event": "eval", "stage": "sft"}']
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("\n".join([*lines, '{"event": "sync", "version": 3}', '{"event": "sync", "ver']))
+    assert sorted(replaying.versions_on_disk(tmp_path)) == [2, 3]
+    for bad, message in (("7", r"metrics\.jsonl:2: expected a JSON object"), ('{"event": "sync", "version": []}', r"has version \[\]")):
+        metrics.write_text("\n".join([lines[0], bad, ""]))
+        with pytest.raises(UserError, match=message):
+            replaying.versions_on_disk(tmp_path)
+
+
 def chatted(run: Path, engines: StandaloneEngines, monkeypatch: pytest.MonkeyPatch, typed: bytes) -> str:
     monkeypatch.setattr(standalone, "StandaloneEngines", lambda: engines)
     app = typer.Typer()
