@@ -102,9 +102,16 @@ def evaluate_model(model: FinishedModel, generator: Generator | None, task: Task
     if recognizer is not None:
         if generator is None:
             raise ValueError("generator is None: expression needs one")
-        reader_prompts = prompts_of(recognizer.model, task.labels)
         expression = evaluate_expression(
-            generator, recognizer.generator, prompts, task.turns, model.config.selfplay, task.score, task.seed, reader_prompts
+            generator,
+            recognizer.generator,
+            prompts,
+            task.turns,
+            model.config.selfplay,
+            task.score,
+            task.seed,
+            recognizer_prompts=prompts_of(recognizer.model, task.labels),
+            recognizer_config=recognizer.model.config.selfplay,
         )
     intervals = (
         *bootstrap(task.gold, recognition.predicted, task.dialogues, task.seed),

@@ -65,6 +65,7 @@ def evaluate_expression(
     score: SmoothedIoU,
     run_seed: int,
     recognizer_prompts: PromptBuilder | None = None,
+    recognizer_config: SelfPlayConfig | None = None,
 ) -> ExpressionReport:
     """Answer every turn that has an annotated answer by another speaker, and have the replies read.
 
@@ -72,6 +73,7 @@ def evaluate_expression(
         responder: the evaluated model; samples at config.temperature, one call.
         recognizer: the frozen reader; greedy, one call.
         recognizer_prompts: where the reader has another tokenizer; else `prompts`.
+        recognizer_config: where the reader has other settings, such as thinking and room for it; else `config`.
 
     Raises:
         UserError: no turn has an annotated answer by another speaker.
@@ -96,7 +98,7 @@ def evaluate_expression(
         for (turn, reply), (text, finished) in zip(pairs, texts, strict=True)
     ]
     spoken = [(*turn.context, Turn(reply.speaker, clean_line(text))) for (turn, reply), (text, _) in zip(pairs, texts, strict=True)]
-    readings = _read(recognizer, recognizer_prompts or prompts, [s for s, g in zip(spoken, gates) if not g], config)
+    readings = _read(recognizer, recognizer_prompts or prompts, [s for s, g in zip(spoken, gates) if not g], recognizer_config or config)
     replies = []
     for (_, reply), (text, _), failed in zip(pairs, texts, gates, strict=True):
         target, reading = reply.labels[:MAX_LABELS], None if failed else readings.pop(0)

@@ -184,3 +184,15 @@ def test_expression_is_read_by_the_frozen_model_without_the_target() -> None:
     assert all("showing" not in CharEncoder().decode(request.prompt_ids) for request in recognizer.calls[0])
     with pytest.raises(UserError, match="another speaker"):
         evaluate_expression(responder, recognizer, PROMPTS, evaluation_turns(DEV)[-1:], CONFIG, SCORE, run_seed=1)
+
+
+def test_the_reader_of_replies_thinks_where_it_was_trained_to() -> None:
+    """Its settings and not the evaluated model's: with those of one that does not think, its thoughts would be cut and score 0."""
+    responder = ScriptedGenerator(lambda prompt, _: "fine by me then")
+    recognizer = ScriptedGenerator(lambda prompt, _: "<think>a long thought about this</think>\n\nneutral")
+    thinker = replace(CONFIG, thinking=True, max_thinking_tokens=50)
+    prompts = replace(PROMPTS, thinking=True)
+    report = evaluate_expression(responder, recognizer, PROMPTS, evaluation_turns(DEV), CONFIG, SCORE, 1, prompts, thinker)
+    assert {request.max_tokens for request in recognizer.calls[0]} == {70}
+    assert [reply.reading for reply in report.replies] == [Answer(("neutral",))] * 3
+    assert {request.max_tokens for request in responder.calls[0]} == {CONFIG.max_utterance_tokens}
