@@ -199,7 +199,7 @@ class FlywheelStore:
             ("kept = ?", None if wanted.kept is None else int(wanted.kept)),
             ("role = ?", wanted.role),
             ("reason = ?", wanted.reason),
-            ("(labels || ',') like ? || ',%'", wanted.label),
+            ("instr(labels || ',', ? || ',') = 1", wanted.label),
         )
         for clause, value in parts:
             if value is not None:
