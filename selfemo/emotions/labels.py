@@ -1,4 +1,4 @@
-"""The closed label sets of the supported corpora, and the checks any label set must pass.
+"""What a closed label set may look like; the sets themselves stand with the readers of their corpora.
 
 A label set is a plain alphabetical tuple of strings, because everything that crosses rooms stays a plain value. What a label may
 look like is fixed here, once, so that the answer grammar (`selfemo.emotions.answer`) is unambiguous for every corpus.
@@ -10,15 +10,6 @@ import re
 from collections.abc import Collection, Sequence
 
 from selfemo.errors import UserError, nearest
-
-MELD_LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
-"""Poria et al., ACL 2019 (arXiv 1810.02508)."""
-EMORYNLP_LABELS = ("joyful", "mad", "neutral", "peaceful", "powerful", "sad", "scared")
-"""Zahiri and Choi 2018 (arXiv 1708.04299): the primary emotions of Willcox's feeling wheel, and neutral."""
-IEMOCAP4_LABELS = ("anger", "happiness", "neutral", "sadness")
-"""Busso et al. 2008, four-way reading: excitement counts as happiness."""
-IEMOCAP6_LABELS = ("anger", "excitement", "frustration", "happiness", "neutral", "sadness")
-"""Busso et al. 2008, six-way reading."""
 
 NEUTRAL = "neutral"
 """The label of every supported corpus that stands for no emotion; its share is a collapse indicator."""

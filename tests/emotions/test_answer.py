@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfemo.emotions.answer import Answer, FormatFailure, format_answer, parse_answer
-from selfemo.emotions.labels import EMORYNLP_LABELS, IEMOCAP4_LABELS, IEMOCAP6_LABELS, MELD_LABELS, check_label_set, check_labels
+from selfemo.emotions.labels import check_label_set, check_labels
 from selfemo.errors import UserError
+from tests.label_sets import EVERY_CORPUS, MELD_LABELS
 
 label_lists = st.lists(st.sampled_from(MELD_LABELS), min_size=1, max_size=3, unique=True)
 
@@ -73,7 +74,7 @@ def test_only_answers_can_be_written(labels: list[str]) -> None:
         format_answer(labels)
 
 
-@pytest.mark.parametrize("labels", [MELD_LABELS, EMORYNLP_LABELS, IEMOCAP4_LABELS, IEMOCAP6_LABELS])
+@pytest.mark.parametrize("labels", EVERY_CORPUS)
 def test_the_corpora_label_sets_are_valid_and_alphabetical(labels: tuple[str, ...]) -> None:
     check_label_set(labels)
     assert list(labels) == sorted(labels)

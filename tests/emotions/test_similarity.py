@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from selfemo.emotions.affinity import MAX_AFFINITY, Affinity, build_affinity, circumplex_affinity, identity_affinity
 from selfemo.emotions.answer import Answer, FormatFailure
-from selfemo.emotions.labels import EMORYNLP_LABELS, IEMOCAP4_LABELS, IEMOCAP6_LABELS, MELD_LABELS
 from selfemo.emotions.similarity import SmoothedIoU, best_matching, soft_iou
 from selfemo.errors import UserError
+from tests.label_sets import EVERY_CORPUS, MELD_LABELS
 
 LABELS = MELD_LABELS
 PAIRS = [(i, j) for i in range(len(LABELS)) for j in range(i)]
@@ -120,7 +120,7 @@ def test_soft_form_generalises_the_iou_and_rejects_nonsense() -> None:
         soft_iou({}, {"joy": 0.0})
 
 
-@pytest.mark.parametrize("labels", [MELD_LABELS, EMORYNLP_LABELS, IEMOCAP4_LABELS, IEMOCAP6_LABELS])
+@pytest.mark.parametrize("labels", EVERY_CORPUS)
 def test_the_circumplex_covers_every_corpus(labels: tuple[str, ...]) -> None:
     affinity = circumplex_affinity(labels)
     neutral = labels.index("neutral")

@@ -12,7 +12,7 @@ import pytest
 from selfemo.corpora.conversation import Conversation
 from selfemo.corpora.problems import Problem, raise_first
 from selfemo.corpora.readers.emorynlp import read_emorynlp_split
-from selfemo.corpora.readers.iemocap import SIX_WAY, _turns, read_evaluations
+from selfemo.corpora.readers.iemocap import SIX_WAY, _turns, label_set, read_evaluations
 from selfemo.corpora.readers.jsonl import read_jsonl, read_jsonl_split
 from selfemo.corpora.readers.meld import LABELS as MELD_LABELS
 from selfemo.corpora.readers.meld import read_meld_split
@@ -112,7 +112,7 @@ def test_jsonl_label_set(seed: int, tally: Tally, scratch: Path) -> None:
 @fuzz
 def test_iemocap_files(seed: int, tally: Tally, scratch: Path) -> None:
     transcript, evaluation = scratch / "transcript.txt", scratch / "evaluation.txt"
-    labels = tuple(sorted(set(SIX_WAY.values())))
+    labels = label_set(SIX_WAY)
 
     def read(report: Callable[[Problem], None]) -> list[Conversation]:
         turns = _turns(transcript, read_evaluations(evaluation, report), SIX_WAY, labels, report)

@@ -17,11 +17,13 @@ from selfemo.report.charts import SERIES, line_chart
 from selfemo.report.dialogues import dialogue_views
 from selfemo.report.emotions import confusions, label_rows
 from selfemo.report.flywheel import flywheel_view, generations, longest_chains
+from selfemo.report.formats import is_hued
 from selfemo.report.headlines import headlines, run_facts
 from selfemo.report.page import render
 from selfemo.report.planned import planned_rows
 from selfemo.report.records import RunRecords, read_run
 from selfemo.report.timeline import coarse_spans, time_line
+from tests.label_sets import EVERY_CORPUS
 from tests.report.made_run import HOSTILE, SPEAKER, make_run
 from tests.selfplay.scripted import LABELS
 
@@ -287,3 +289,8 @@ def _app():
     app = typer.Typer()
     app.command()(commands.report)
     return app
+
+
+@pytest.mark.parametrize("labels", EVERY_CORPUS)
+def test_every_emotion_of_the_supported_corpora_has_a_colour(labels: tuple[str, ...]) -> None:
+    assert [label for label in labels if not is_hued(label)] == ["neutral"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from selfemo.emotions.labels import EMORYNLP_LABELS, IEMOCAP6_LABELS, MELD_LABELS
 from selfemo.selfplay.gates import failed_gates, is_copy, leaks_label, words
+from tests.label_sets import EMORYNLP_LABELS, EVERY_CORPUS, IEMOCAP6_LABELS, MELD_LABELS
 from tests.selfplay.scripted import turns
 
 HISTORY = turns("Joey: Oh my God, you got the apartment back!", "Monica: What?")
@@ -57,7 +57,10 @@ def test_a_reply_the_token_cap_cut_fails() -> None:
         ("joyous", EMORYNLP_LABELS),
         ("peace", EMORYNLP_LABELS),
         ("scary", EMORYNLP_LABELS),
-        ("excited", IEMOCAP6_LABELS),
+        ("anger", IEMOCAP6_LABELS),
+        ("excitement", IEMOCAP6_LABELS),
+        ("frustration", IEMOCAP6_LABELS),
+        ("happiness", IEMOCAP6_LABELS),
         ("happily", IEMOCAP6_LABELS),
         ("frustrating", IEMOCAP6_LABELS),
         ("loving", ("love", "neutral")),
@@ -66,6 +69,11 @@ def test_a_reply_the_token_cap_cut_fails() -> None:
 )
 def test_inflections_name_their_label(word: str, labels: tuple[str, ...]) -> None:
     assert leaks_label([word], labels)
+
+
+@pytest.mark.parametrize("labels", EVERY_CORPUS)
+def test_every_label_names_itself(labels: tuple[str, ...]) -> None:
+    assert all(leaks_label([label], labels) for label in labels)
 
 
 @pytest.mark.parametrize("word", ["enjoy", "great", "fearless", "mad", "sand"])

@@ -70,9 +70,14 @@ class Evaluation:
     """Every category that an evaluator chose, as codes; one evaluator may choose several."""
 
 
+def label_set(label_of_code: Mapping[str, str]) -> tuple[str, ...]:
+    """The closed label set of a way to read the codes."""
+    return tuple(sorted(set(label_of_code.values())))
+
+
 def read_iemocap(root: Path, report: ProblemSink, name: str, label_of_code: Mapping[str, str]) -> Corpus:
     """IEMOCAP from the directory that holds Session1 to Session5."""
-    labels = tuple(sorted(set(label_of_code.values())))
+    labels = label_set(label_of_code)
     training: list[Conversation] = []
     test: list[Conversation] = []
     for session in SESSIONS:
