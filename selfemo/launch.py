@@ -27,6 +27,9 @@ from selfemo.watchdog import Watchdog, kill_stopped
 
 FULL_OR_BARRED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
+OWN_STORES = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Read by torchrun (2.13), which otherwise keeps one store for all the worlds of a job; a worker inherits it and cannot set it."""
+
 
 def run_training(config: RunConfig) -> None:
     """Train in this process as one rank of torchrun's world."""
@@ -39,6 +42,8 @@ def run_training(config: RunConfig) -> None:
     if run.is_complete:
         terminal.say(f"{run.root}: this run is complete, see summary.json; remove the directory to run it again")
         return
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) and not os.environ.get(OWN_STORES):
+        terminal.say(f"torchrun restarts workers in the store of the world before, where they may not find each other: export {OWN_STORES}=1")
     watchdog = Watchdog(rank, config.timeout_s, config.startup_timeout_s, terminal.error)
     signals.limit(watchdog, config.checkpoint.grace_s)
     watchdog.start()

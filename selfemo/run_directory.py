@@ -31,6 +31,8 @@ RESUMES_NAME = "resumes.jsonl"
 CHECKPOINT_NAME = re.compile(r"(sft|iteration)-\d{6,12}")
 CHANGEABLE = ("parallel.", "rollout.tensor_parallel", "checkpoint.", "timeout_s", "startup_timeout_s", "tracking.")
 """What an unfinished run may go on with another value of: settings that decide how it runs and not what it computes."""
+FIXED = ("parallel.distributed_optimizer",)
+"""What it may not, although it is one of them: a sharded optimizer is stored under other names than a whole one."""
 
 
 class RunDirectory:
@@ -77,7 +79,7 @@ class RunDirectory:
             raise UserError(f"{root}: not empty and not a run of selfemo (no {CONFIG_NAME}): choose another output_dir")
         if stored.exists():
             changes = list(config_changes(run.stored_config(), dataclasses.asdict(config)))
-            barred = [name for name, _, _ in changes if run.is_complete or not name.startswith(CHANGEABLE)]
+            barred = [name for name, _, _ in changes if run.is_complete or name in FIXED or not name.startswith(CHANGEABLE)]
             if barred:
                 raise UserError(
                     f"{root}: holds a run with another configuration (other {', '.join(barred)}; see {stored}): "

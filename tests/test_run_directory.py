@@ -37,6 +37,8 @@ def test_an_unfinished_run_may_go_on_in_another_layout_and_a_finished_one_stays_
     run = RunDirectory.claim(config(tmp_path))
     RunDirectory.claim(elsewhere)
     assert "timeout_s: 7" in run.path("config.yaml").read_text()
+    with pytest.raises(UserError, match=r"other parallel\.distributed_optimizer;"):
+        RunDirectory.claim(replace(elsewhere, parallel=ParallelConfig(tensor=2, distributed_optimizer=True)))
     run.write_json(SUMMARY_NAME, {"schema": 1})
     with pytest.raises(UserError, match=r"other .*timeout_s.*; see"):
         RunDirectory.claim(config(tmp_path))

@@ -6,6 +6,7 @@ python -m pytest tests/faults/in_full.py        # `make test-faults`; not collec
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,24 +74,30 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_finishes_the_run(lau
     assert f"damaged, passed over: {newest}: __1_0.distcp is not what was written" in resumed.output
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(launcher, untouched, tmp_path):
-    run = tmp_path / "run"
-    ended = launcher.run(run, *TP2, faults=[{"at": "sft", "count": 20, "rank": 0, "do": "kill"}])
-    assert -9 in ended.codes, ended.output
-    ended = launcher.run(run, *TP2, SELFEMO_TEST_FILE_BYTES="100000")
-    assert ended.codes == [2, 2], ended.output
-    assert "a checkpoint cannot be written (File too large)" in ended.output
-    finish(launcher, run, untouched)
-
-
 @pytest.fixture
 def file_system(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, which can be made read-only: permissions alone would not stop root."""
+    """A file system of its own, which can be full or read-only: permissions alone would not stop root."""
     mounted = subprocess.run(["mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True, text=True, check=False)
     if mounted.returncode:
         pytest.skip(f"this user may not mount a file system ({mounted.stderr.strip()})")
     yield tmp_path
     subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def resize(file_system: Path, size_bytes: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size_bytes}", str(file_system)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(launcher, untouched, file_system):
+    run = file_system / "run"
+    ended = launcher.run(run, *TP2, faults=[{"at": "sft", "count": 20, "rank": 0, "do": "kill"}])
+    assert -9 in ended.codes, ended.output
+    resize(file_system, shutil.disk_usage(file_system).used + 200_000)  # logs fit, a checkpoint does not
+    ended = launcher.run(run, *TP2)
+    assert ended.codes == [2, 2], ended.output
+    assert "a checkpoint cannot be written (No space left on device)" in ended.output
+    resize(file_system, 1 << 30)
+    finish(launcher, run, untouched)
 
 
 def test_a_read_only_directory_is_one_line_and_the_run_goes_on_when_it_is_writable(launcher, untouched, file_system):
@@ -108,19 +115,17 @@ def test_a_read_only_directory_is_one_line_and_the_run_goes_on_when_it_is_writab
 
 
 OTHER = {
-    "TP1": (TP2, 1, ("parallel.tensor=1",), ["processes 2 -> 1", "parallel.tensor 2 -> 1"]),
-    "PP2": (TP2, 2, ("parallel.tensor=1", "parallel.pipeline=2"), ["parallel.pipeline 1 -> 2"]),
-    "DP2": (TP2, 2, ("parallel.tensor=1",), ["parallel.tensor 2 -> 1"]),
-    "a distributed optimizer": ((), 2, LAYOUTS["DP2"], ["parallel.distributed_optimizer False -> True"]),
-    "no distributed optimizer": (LAYOUTS["DP2"], 2, (), ["parallel.distributed_optimizer True -> False"]),
+    "TP1": (1, ("parallel.tensor=1",), ["processes 2 -> 1", "parallel.tensor 2 -> 1"]),
+    "PP2": (2, ("parallel.tensor=1", "parallel.pipeline=2"), ["parallel.pipeline 1 -> 2"]),
+    "DP2": (2, ("parallel.tensor=1",), ["parallel.tensor 2 -> 1"]),
 }
 
 
 @pytest.mark.parametrize("layout", OTHER)
 def test_another_layout_goes_on_with_the_same_curve(launcher, untouched, tmp_path, layout):
     """Through the rest of SFT; sampled tokens of self-play may then part ways on a rounding error, and are not compared."""
-    before, world_size, overrides, told = OTHER[layout]
-    ended = launcher.run(tmp_path / "run", *before, faults=[{"at": "sft", "count": 20, "rank": 0, "do": "kill"}])
+    world_size, overrides, told = OTHER[layout]
+    ended = launcher.run(tmp_path / "run", *TP2, faults=[{"at": "sft", "count": 20, "rank": 0, "do": "kill"}])
     assert -9 in ended.codes, ended.output
     ended = launcher.run(tmp_path / "run", *overrides, world_size=world_size)
     assert not any(ended.codes), ended.output

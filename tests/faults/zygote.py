@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -66,9 +65,6 @@ def _fork(rank: int, request: dict[str, Any]) -> int:
         world = str(request["world_size"])
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(request["port"]), "OMP_NUM_THREADS": "1", **request["environment"]}
-        limit = int(os.environ.get("SELFEMO_TEST_FILE_BYTES", "0"))
-        if limit:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         from tests.faults.run_with_faults import main
 
         sys.argv = ["selfemo", *request["arguments"]]
