@@ -43,7 +43,9 @@ def run_training(config: RunConfig) -> None:
         terminal.say(f"{run.root}: this run is complete, see summary.json; remove the directory to run it again")
         return
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) and not os.environ.get(OWN_STORES):
-        terminal.say(f"torchrun restarts workers in the store of the world before, where they may not find each other: export {OWN_STORES}=1")
+        terminal.say(
+            f"torchrun restarts workers in the store of the world before, where they may not find each other: export {OWN_STORES}=1"
+        )
     watchdog = Watchdog(rank, config.timeout_s, config.startup_timeout_s, terminal.error)
     signals.limit(watchdog, config.checkpoint.grace_s)
     watchdog.start()
