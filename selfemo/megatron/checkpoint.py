@@ -27,7 +27,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from selfemo.errors import UserError
 from selfemo.megatron.learner import Learner
-from selfemo.weights.dist_checkpoint import COMMON_NAME, CheckpointReader
+from selfemo.weights.dist_checkpoint import COMMON_NAME, LOAD_ERRORS, CheckpointReader
 
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "distrib_optim_fully_reshardable_mem_efficient": True}
 """A sharded optimizer is gathered over gloo into the host memory of each first data-parallel rank, which writes it. Without the second
@@ -150,7 +150,7 @@ def _vetted_common(directory: Path) -> dict[str, Any]:
         for blob in CheckpointReader(directory).byte_blobs():
             torch.load(io.BytesIO(blob), weights_only=True)
         common = torch.load(directory / COMMON_NAME, weights_only=True)["common"]
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, TypeError, pickle.UnpicklingError) as error:
+    except LOAD_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{directory}: not a readable checkpoint ({reason}): damaged, or not written by a run") from None
     if not isinstance(common, dict) or not isinstance(common.get("optimizer"), bool):

@@ -14,6 +14,7 @@ import io
 import json
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ from selfemo.weights.metadata_pickle import read_metadata
 from selfemo.weights.parameters import LAYER_PREFIX, Parameter
 
 COMMON_NAME = "common.pt"
+LOAD_ERRORS = (
+    *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, AttributeError),
+    *(struct.error, ArithmeticError, AssertionError, MemoryError),
+)
+"""What torch.load(weights_only=True) raises for a damaged file: its unpickler is written in Python and trusts lengths."""
 FORMAT_NAME = "metadata.json"
 FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
 """What megatron-core 0.16 writes there."""
@@ -200,7 +206,7 @@ def read_common(directory: Path) -> dict[str, Any]:
     path = directory / COMMON_NAME
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, AttributeError) as error:
+    except LOAD_ERRORS as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path}: cannot be read ({quote(reason)}); the checkpoint is damaged, or is not one") from None
     if not isinstance(values, dict):

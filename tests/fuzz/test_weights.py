@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from selfemo.errors import UserError
 from selfemo.weights.architecture import Architecture, read_architecture
 from selfemo.weights.dist_checkpoint import COMMON_NAME, read_common
 from selfemo.weights.hf_directory import INDEX_NAME, SINGLE_NAME, HfDirectory
@@ -170,3 +172,12 @@ def test_checkpoint_values(seed: int, tally: Tally, scratch: Path) -> None:
         content = damaged(rng, [file.getvalue()], [b"ctorch\nload\n", b"R", b"PK\x03\x04"], most=3)
         (scratch / COMMON_NAME).write_bytes(content)
         tally.try_input(lambda: read_common(scratch), content)
+
+
+def test_plain_values_that_end_inside_a_number_are_damaged(scratch: Path) -> None:
+    """Found by `make fuzz`: torch's own unpickler takes four bytes where fewer are left."""
+    with zipfile.ZipFile(scratch / COMMON_NAME, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02J\x01")
+        archive.writestr("archive/version", b"3\n")
+    with pytest.raises(UserError, match="the checkpoint is damaged"):
+        read_common(scratch)
