@@ -10,10 +10,12 @@ unchecked: `read_tensors` first reads both with readers that build tensors' reco
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
 import queue
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,8 @@ READ_ERRORS = (
     pickle.UnpicklingError,
 )
 """What megatron-core and torch raise for a checkpoint that is damaged or of another model."""
+FULL_BYTES = 1 << 20
+"""Less room than this behind a failed write is a full disk: what a writer process raised comes without its cause, and to one rank alone."""
 
 
 class TensorWrite:
@@ -80,13 +84,20 @@ class TensorWrite:
     def _refusal(self, error: BaseException) -> BaseException:
         """UserError for what the user can mend (a full disk, a directory that is not writable); anything else as it is."""
         causes = [failure[0] for failure in error.failures.values()] if isinstance(error, CheckpointException) else [error]
-        for cause in causes:
-            found: BaseException | None = cause
-            while found is not None and not isinstance(found, OSError):
-                found = found.__cause__ or found.__context__
-            if found is not None:
-                return UserError(f"{self._directory.parent}: a checkpoint cannot be written ({found.strerror}): free space, then run again")
-        return error
+        reason = next((found.strerror for cause in causes if (found := _os_error(cause))), None)
+        if reason is None and isinstance(error, CheckpointException) and shutil.disk_usage(self._directory).free < FULL_BYTES:
+            reason = os.strerror(errno.ENOSPC)
+        if reason is None:
+            return error
+        return UserError(f"{self._directory.parent}: a checkpoint cannot be written ({reason}): free space, then run again")
+
+
+def _os_error(error: BaseException) -> OSError | None:
+    """The OSError behind an exception, if one is."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__cause__ or found.__context__
+    return found
 
 
 def read_tensors(learner: Learner, directory: Path, *, weights_only: bool = False) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def test_a_signal_that_cannot_be_followed_in_time_ends_the_run(launcher, tmp_pat
 def test_a_signal_in_set_up_is_followed_when_set_up_is_done(launcher, untouched, tmp_path):
     """In a run that resumes: the engine is not built yet when the signal comes, and nothing is trained or written after it."""
     run = tmp_path / "run"
-    ended = launcher.run(run, *TP2, faults=[{"at": "sft", "count": 20, "rank": 0, "do": "kill"}])
+    ended = launcher.run(run, *TP2, faults=[{"at": "sft", "count": 30, "rank": 0, "do": "kill"}])
     assert -9 in ended.codes, ended.output
     ended = launcher.run(run, *TP2, faults=[{"at": "setup", "count": 1, "rank": 1, "do": "usr1"}])
     assert ended.codes == [0, 0], ended.output
@@ -90,7 +90,7 @@ def resize(file_system: Path, size_bytes: int) -> None:
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(launcher, untouched, file_system):
     run = file_system / "run"
-    ended = launcher.run(run, *TP2, faults=[{"at": "sft", "count": 20, "rank": 0, "do": "kill"}])
+    ended = launcher.run(run, *TP2, faults=[{"at": "sft", "count": 30, "rank": 0, "do": "kill"}])
     assert -9 in ended.codes, ended.output
     resize(file_system, shutil.disk_usage(file_system).used + 200_000)  # logs fit, a checkpoint does not
     ended = launcher.run(run, *TP2)
@@ -102,7 +102,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(launcher
 
 def test_a_read_only_directory_is_one_line_and_the_run_goes_on_when_it_is_writable(launcher, untouched, file_system):
     run = file_system / "run"
-    ended = launcher.run(run, *TP2, faults=[{"at": "sft", "count": 20, "rank": 0, "do": "kill"}])
+    ended = launcher.run(run, *TP2, faults=[{"at": "sft", "count": 30, "rank": 0, "do": "kill"}])
     assert -9 in ended.codes, ended.output
     subprocess.run(["mount", "-o", "remount,ro", str(file_system)], check=True)
     for place, named in ((run, run / "logs" / "rank-1.log"), (file_system / "new", file_system / "new")):
@@ -125,7 +125,7 @@ OTHER = {
 def test_another_layout_goes_on_with_the_same_curve(launcher, untouched, tmp_path, layout):
     """Through the rest of SFT; sampled tokens of self-play may then part ways on a rounding error, and are not compared."""
     world_size, overrides, told = OTHER[layout]
-    ended = launcher.run(tmp_path / "run", *TP2, faults=[{"at": "sft", "count": 20, "rank": 0, "do": "kill"}])
+    ended = launcher.run(tmp_path / "run", *TP2, faults=[{"at": "sft", "count": 30, "rank": 0, "do": "kill"}])
     assert -9 in ended.codes, ended.output
     ended = launcher.run(tmp_path / "run", *overrides, world_size=world_size)
     assert not any(ended.codes), ended.output
