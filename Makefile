@@ -50,7 +50,7 @@ gpu-check-cpu: $(STAMP)
 test-layouts: $(STAMP)
 	$(BIN)/python -m pytest tests/megatron/layouts_in_full.py
 
-# Two torchrun agents on this machine as two nodes: 2 x 2 processes, and one node killed and rejoined. On 2026-11-25 2 x 2 passed so, and the rejoin passed as a script of the same steps.
+# Two torchrun agents on this machine as two nodes: 2 x 2 processes, and one node killed and rejoined. Last run whole 2026-11-26: docs/multi_node.md.
 test-multinode: $(STAMP)
 	$(BIN)/python -m pytest tests/multinode/cases.py --durations=5
 
@@ -59,7 +59,7 @@ FUZZ_INPUTS ?= 100000
 fuzz: $(STAMP)
 	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest -p no:cacheprovider tests/fuzz tests/emotions/test_answer_fuzz.py
 
-# Every kill point in both layouts, then every other fault; hours on a busy machine. Last run: docs/reliability.md.
+# Every kill point in both layouts, then every other fault; half an hour. Last run: docs/reliability.md.
 test-faults: $(STAMP)
 	$(BIN)/python -m tests.faults.chain TP2 DP2
 	$(BIN)/python -m pytest tests/faults/in_full.py tests/faults/torchrun_in_full.py
