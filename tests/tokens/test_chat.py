@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,14 @@ def test_damaged_files_of_a_directory_are_told_in_one_line(tmp_path: Path, name:
     with pytest.raises(UserError, match=message) as refusal:
         ChatEncoder(tmp_path)
     assert str(tmp_path) in str(refusal.value)
+
+
+def test_a_control_token_with_the_id_of_an_ordinary_one_is_refused(tmp_path: Path) -> None:
+    """Found by `make fuzz`: the library gives a new token the id len(vocabulary), which an ordinary one has where ids have a hole."""
+    save_tokenizer(train_tokenizer(["plain words of a corpus"] * 2, 300), tmp_path, max_length=64)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    del content["model"]["vocab"]["<|im_start|>"]
+    content["added_tokens"][1]["content"] = "<|im_other|>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"'<\|im_other\|>' has the id of an ordinary token, \d+,"):
+        ChatEncoder(tmp_path)
