@@ -159,7 +159,8 @@ class ChatEncoder:
         for token_id, token in self._hf.added_tokens_decoder.items():
             if self._plain.id_to_token(token_id) not in (None, token.content):
                 raise UserError(
-                    f"{self._dir}: {token.content!r} has the id of an ordinary token, {token_id}, so text could not be kept apart from control"
+                    f"{self._dir}: {token.content!r} has the id of an ordinary token, {token_id}, "
+                    "so text could not be kept apart from control"
                 )
             if not self._control_ids.isdisjoint(self._encode_plain(token.content)):
                 raise UserError(
