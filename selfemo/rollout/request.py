@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from selfemo.errors import UserError
+from selfemo.errors import UserError, on_all_ranks
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def check_room(requests: Sequence[GenerationRequest], max_length: int, where: st
     """
     longest = max((len(r.prompt_ids) + r.max_tokens for r in requests), default=0)
     if longest > max_length:
-        raise UserError(
+        message = (
             f"{where}a prompt and its completion may take {longest} tokens, model.max_length={max_length} holds fewer: "
             "lower corpus.history_turns or corpus.max_turn_tokens, or raise model.max_length"
         )
+        raise on_all_ranks(UserError(message))  # every rank is asked the same

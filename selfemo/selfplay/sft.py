@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from selfemo.config import SelfPlayConfig
 from selfemo.corpora.conversation import Conversation
 from selfemo.emotions.answer import MAX_LABELS
-from selfemo.errors import UserError
+from selfemo.errors import UserError, on_all_ranks
 from selfemo.selfplay.gates import leaks_label, words
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.records import Role
@@ -91,11 +91,12 @@ class SftExamples:
             completion = self._prompts.utterance_ids(turn.text)
         length = len(prompt) + len(completion)
         if length > self._max_length:
-            raise UserError(
+            message = (
                 f"dialogue {conversation.key}, turn {last + 1}: as an SFT example ({role}) it takes {length} tokens, "
                 f"model.max_length={self._max_length} holds fewer: lower corpus.history_turns or corpus.max_turn_tokens, "
                 "or raise model.max_length"
             )
+            raise on_all_ranks(UserError(message))  # every rank makes the whole batch
         return SftExample(role, prompt, completion)
 
     def _teachable(self, conversation: Conversation, index: int) -> bool:

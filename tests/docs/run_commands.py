@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from selfemo.corpora.registry import default_data_root
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
     "selfemo corpus check meld",
@@ -37,7 +39,6 @@ COMMANDS = (
     "python tools/scaling_study.py --output /tmp/study --processes 0 --samples 0",
 )
 TIMEOUT_S = 600
-DATA = Path(os.environ.get("SELFEMO_DATA") or ROOT.parent / "shared" / "data")
 
 
 def main(run: Path) -> int:
@@ -51,8 +52,8 @@ def main(run: Path) -> int:
         (place / "runs").mkdir()
         (place / "runs" / "demo").symlink_to(run.resolve())
         for command in COMMANDS:
-            if "meld" in command and not (DATA / "meld").is_dir():
-                print(f"skipped            {command} (no MELD at {DATA}: set SELFEMO_DATA)", flush=True)
+            if "meld" in command and not (default_data_root() / "meld").is_dir():
+                print(f"skipped            {command} (no MELD at {default_data_root()}: set SELFEMO_DATA)", flush=True)
                 continue
             assert re.search(rf"(?<![\w/-]){re.escape(command)}(?![\w/=-])", pages), f"no page has: {command}"
             failed += not succeeds(command, place)
@@ -62,7 +63,6 @@ def main(run: Path) -> int:
 def succeeds(command: str, place: Path) -> bool:
     """Run one command there, and tell how it went."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    environment["SELFEMO_DATA"] = str(DATA)
     started = time.monotonic()
     ended = subprocess.run(shlex.split(command), cwd=place, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     verdict = f"status {ended.returncode}" if ended.returncode else "ok"
