@@ -38,6 +38,14 @@ def new_file(target: Path, option: str = "") -> Iterator[Path]:
             temporary.unlink()
 
 
+def os_error_behind(error: BaseException) -> OSError | None:
+    """The OSError that an exception is or was raised from, or while handling; None where there is none."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__cause__ or found.__context__
+    return found
+
+
 def replace_text(target: Path, text: str) -> None:
     """Write a file under a temporary name, flush it to disk and rename it: `target` holds the old text or the new, never less."""
     temporary = target.with_name(f".{target.name}.tmp")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
 import hashlib
 import importlib.metadata
 import os
@@ -80,9 +79,8 @@ def code_versions() -> dict[str, str]:
     return {**versions, "vllm": engine_version().removeprefix("vllm "), "source": source_digest(Path(__file__).parent)}
 
 
-@functools.cache
 def source_digest(package: Path) -> str:
-    """A digest of every Python file of a package, names included: as they were when this process first asked."""
+    """A digest of every Python file of a package, names included, as they are on disk now."""
     found = hashlib.blake2b(digest_size=16)
     paths = [Path(place, name) for place, _, names in os.walk(package, followlinks=True) for name in names if name.endswith(".py")]
     for path in sorted(paths):  # the kernels are a link in a checkout, and a directory where the package is installed

@@ -29,20 +29,15 @@ def test_a_checkpoint_from_before_the_source_was_recorded_can_be_told_too():
     assert list(changes(dataclasses.replace(MANIFEST, code=code), CONFIG, 1)) == [f"source None -> {code_versions()['source']}"]
 
 
-def digest(package: Path) -> str:
-    source_digest.cache_clear()
-    return source_digest(package)
-
-
 def test_the_source_digest_knows_every_module_and_no_more(tmp_path):
     package, kernels = tmp_path / "package", tmp_path / "kernels"
     for place in (package / "room", kernels):
         place.mkdir(parents=True)
         (place / "module.py").write_text("one = 1\n")
     (package / "kernels").symlink_to(kernels)  # as in a checkout
-    found = [digest(package)]
+    found = [source_digest(package)]
     (package / "room" / "module.pyc").write_text("compiled")
-    assert digest(package) == found[0]
+    assert source_digest(package) == found[0]
     for change in (
         lambda: (package / "room" / "module.py").write_text("one = 2\n"),
         lambda: (kernels / "module.py").write_text("one = 2\n"),
@@ -50,9 +45,9 @@ def test_the_source_digest_knows_every_module_and_no_more(tmp_path):
         lambda: (package / "__init__.py").touch(),
     ):
         change()
-        found.append(digest(package))
+        found.append(source_digest(package))
     assert len(set(found)) == len(found)
 
 
 def test_the_digest_of_a_checkpoint_is_that_of_this_package():
-    assert code_versions()["source"] == digest(Path(selfemo.__file__).parent)
+    assert code_versions()["source"] == source_digest(Path(selfemo.__file__).parent)

@@ -28,6 +28,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from torch.distributed.checkpoint import CheckpointException
 
 from selfemo.errors import UserError
+from selfemo.files import os_error_behind
 from selfemo.megatron.learner import Learner
 from selfemo.weights.dist_checkpoint import COMMON_NAME, LOAD_ERRORS, CheckpointReader
 
@@ -84,20 +85,12 @@ class TensorWrite:
     def _refusal(self, error: BaseException) -> BaseException:
         """UserError for what the user can mend (a full disk, a directory that is not writable); anything else as it is."""
         causes = [failure[0] for failure in error.failures.values()] if isinstance(error, CheckpointException) else [error]
-        reason = next((found.strerror for cause in causes if (found := _os_error(cause))), None)
+        reason = next((found.strerror for cause in causes if (found := os_error_behind(cause))), None)
         if reason is None and isinstance(error, CheckpointException) and shutil.disk_usage(self._directory).free < FULL_BYTES:
             reason = os.strerror(errno.ENOSPC)
         if reason is None:
             return error
         return UserError(f"{self._directory.parent}: a checkpoint cannot be written ({reason}): free space, then run again")
-
-
-def _os_error(error: BaseException) -> OSError | None:
-    """The OSError behind an exception, if one is."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, OSError):
-        found = found.__cause__ or found.__context__
-    return found
 
 
 def read_tensors(learner: Learner, directory: Path, *, weights_only: bool = False) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from selfemo.errors import UserError
+from selfemo.files import os_error_behind
 from selfemo.printable import quote
 from selfemo.weights.geometry import Shape
 from selfemo.weights.layouts import VocabularyRows
@@ -91,7 +92,8 @@ def write_checkpoint(
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # that no process group is meant to take part
             dcp.save({}, storage_writer=writer, planner=planner, no_dist=True)
     except dcp.CheckpointException as error:
-        raise _root_cause(next(iter(error.failures.values()))[0]) from None
+        cause = next(iter(error.failures.values()))[0]
+        raise (os_error_behind(cause) or cause) from None  # torch.save hides a failed write behind a RuntimeError about positions
     torch.save(dict(common), directory / COMMON_NAME)
     (directory / FORMAT_NAME).write_text(json.dumps(FORMAT), encoding="utf-8")
 
@@ -217,14 +219,6 @@ def read_common(directory: Path) -> dict[str, Any]:
 def stacked_key(name: str) -> str:
     """The key under which megatron-core stacks a layer's parameter with those of the other layers."""
     return LAYER_PREFIX + name[len(LAYER_PREFIX) :].split(".", 1)[1]
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """The OSError behind an exception, or the exception: torch.save hides a failed write behind a RuntimeError about positions."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
-    return cause or error
 
 
 class _PiecePlanner(DefaultSavePlanner):

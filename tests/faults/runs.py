@@ -46,9 +46,7 @@ class Launcher:
         )
         self._answer()
 
-    def start(
-        self, run: Path, *overrides: str, world_size: int = 2, faults: list[dict[str, Any]] | None = None, **environment: str
-    ) -> list[int]:
+    def start(self, run: Path, *overrides: str, world_size: int = 2, faults: list[dict[str, Any]] | None = None) -> list[int]:
         """Begin a launch; returns the ranks' process ids."""
         assert self._zygote.stdin is not None
         descriptor, self._output = tempfile.mkstemp(prefix="selfemo-fault-")
@@ -59,7 +57,6 @@ class Launcher:
             "faults": faults or [],
             "output": self._output,
             "port": free_port(),
-            "environment": environment,
         }
         self._zygote.stdin.write(json.dumps(request) + "\n")
         self._zygote.stdin.flush()
@@ -73,9 +70,9 @@ class Launcher:
         os.unlink(self._output)
         return Ended(answer["codes"], output, answer["at"])
 
-    def run(self, run: Path, *overrides: str, world_size: int = 2, faults: list[dict[str, Any]] | None = None, **environment: str) -> Ended:
+    def run(self, run: Path, *overrides: str, world_size: int = 2, faults: list[dict[str, Any]] | None = None) -> Ended:
         """A launch from start to end."""
-        self.start(run, *overrides, world_size=world_size, faults=faults, **environment)
+        self.start(run, *overrides, world_size=world_size, faults=faults)
         return self.wait()
 
     def close(self) -> None:

@@ -64,7 +64,7 @@ def _fork(rank: int, request: dict[str, Any]) -> int:
         os.close(0)
         world = str(request["world_size"])
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(request["port"]), "OMP_NUM_THREADS": "1", **request["environment"]}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(request["port"]), "OMP_NUM_THREADS": "1"}
         from tests.faults.run_with_faults import main
 
         sys.argv = ["selfemo", *request["arguments"]]
