@@ -14,6 +14,7 @@ import pytest
 
 from selfemo.config import CorpusConfig, RunConfig
 from selfemo.errors import UserError
+from selfemo.launch import OWN_STORES
 
 ROOT = Path(__file__).resolve().parents[1]
 FAILS = """
@@ -93,3 +94,24 @@ def test_a_model_directory_that_no_rank_can_read_is_told_once(distributed, tmp_p
     assert f"{tmp_path}/absent" in first[0]
     assert "rank" not in first[0]
     assert first[1]
+
+
+STARTS = """
+import sys, types
+from selfemo.config import RunConfig
+from selfemo.launch import run_training
+sys.modules["selfemo.trainer"] = types.SimpleNamespace(train=lambda *parts: None)
+run_training(RunConfig(output_dir=sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "warned"),
+    [({}, False), ({"TORCHELASTIC_MAX_RESTARTS": "0"}, False), ({"TORCHELASTIC_MAX_RESTARTS": "3"}, True)]
+    + [({"TORCHELASTIC_MAX_RESTARTS": "3", OWN_STORES: "1"}, False)],
+)
+def test_a_run_says_what_torchruns_restarts_need(tmp_path, environment, warned):
+    command = [sys.executable, "-c", STARTS, str(tmp_path / "run")]
+    bare = {name: value for name, value in os.environ.items() if name not in ("TORCHELASTIC_MAX_RESTARTS", OWN_STORES)}
+    ended = subprocess.run(command, cwd=ROOT, env=bare | environment, capture_output=True, text=True, timeout=120, check=True)
+    assert (f"export {OWN_STORES}=1" in ended.stderr) == warned
