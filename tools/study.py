@@ -1,4 +1,4 @@
-"""Train and compare the variants of a study: python tools/study.py STUDY.yaml --output DIR [--at-once 2] [--test]
+"""Train and compare the variants of a study: python tools/study.py STUDY.yaml --output DIR [--at-once 2] [--seed 1] [--test]
 
 Training is resumed by the same command. Dev is evaluated every time; --test evaluates the test split too: once, when nothing will be
 changed any more. Writes DIR/report.md, figures, and every model's answers as JSON.
@@ -15,7 +15,7 @@ import typer
 from selfemo.errors import EXIT_USER_ERROR, UserError
 from selfemo.standalone import StandaloneEngines
 from selfemo.study.answers import ask_all, load_answers, save_answers
-from selfemo.study.plan import read_plan
+from selfemo.study.plan import only_seeds, read_plan
 from selfemo.study.render import describe_variants, plot_split, render_split
 from selfemo.study.runs import continuations, starts, train_all
 
@@ -25,6 +25,7 @@ def study(
     output: Annotated[Path, typer.Option(help="Where runs and results go.")],
     at_once: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 2,
     test: Annotated[bool, typer.Option("--test", help="Evaluate the test split too, once, at the end.")] = False,
+    seed: Annotated[list[int] | None, typer.Option(help="Only this seed of the study; may be repeated.")] = None,
 ) -> None:
     """Train every variant and seed, evaluate them, and write the comparison."""
 
@@ -32,6 +33,8 @@ def study(
         typer.echo(line, err=True)
 
     plan = read_plan(study_file)
+    if seed:
+        plan = only_seeds(plan, seed)
     first, others = starts(plan, study_file, output), continuations(plan, study_file, output)
     output.mkdir(parents=True, exist_ok=True)
     train_all(first, plan.processes, at_once, tell)
@@ -41,8 +44,9 @@ def study(
     for split in ("dev", "test") if test else ("dev",):
         kept = output / f"{split}.json"
         answers = load_answers(kept) if kept.exists() else None
-        if answers is None or {(model.seed, model.variant) for model in answers.models} != {(run.seed, run.variant) for run in runs}:
-            answers = ask_all(runs, split, engines, tell)
+        asked = {(model.seed, model.variant) for model in answers.models} if answers else set()
+        if answers is None or answers.limit != plan.limit or asked != {(run.seed, run.variant) for run in runs}:
+            answers = ask_all(runs, split, plan.limit, engines, tell)
             save_answers(kept, answers)
         plot_split(answers, plan, output / f"{split}.png")
         parts += [render_split(answers, plan), f"![{split}]({split}.png)", ""]

@@ -49,22 +49,25 @@ class SplitAnswers:
     gold: tuple[str, ...]
     dialogues: tuple[str, ...]
     models: tuple[ModelAnswers, ...]
+    limit: int = 0
+    """Only the split's first N turns were asked about; 0: all."""
 
     def of(self, variant: str) -> tuple[ModelAnswers, ...]:
         """The variant's models, by seed."""
         return tuple(sorted((model for model in self.models if model.variant == variant), key=lambda model: model.seed))
 
 
-def ask_all(runs: Sequence[StudyRun], split: str, engines: Engines, tell: Callable[[str], None]) -> SplitAnswers:
+def ask_all(runs: Sequence[StudyRun], split: str, limit: int, engines: Engines, tell: Callable[[str], None]) -> SplitAnswers:
     """Let every trained model read a split and answer it.
 
     Args:
         runs: complete ones, the start of every seed among them.
+        limit: only the first N turns; 0 for all.
     """
     first = find_model(runs[0].model)
     fmt, place = corpus_of("", first)
     corpus = fmt.read(place, raise_first)
-    turns = evaluation_turns(corpus.split(split), 0)
+    turns = evaluation_turns(corpus.split(split), limit)
     task = Task(turns, corpus.labels, smoothed_iou(first, corpus.labels), "generate", 0, SAMPLING_SEED)
     readers = {run.seed: find_model(run.model) for run in runs if run.variant == START}
     answers = []
@@ -85,7 +88,7 @@ def ask_all(runs: Sequence[StudyRun], split: str, engines: Engines, tell: Callab
                 expression=report.expression.siou if report.expression else None,
             )
         )
-    return SplitAnswers(corpus.name, split, corpus.labels, task.gold, task.dialogues, tuple(answers))
+    return SplitAnswers(corpus.name, split, corpus.labels, task.gold, task.dialogues, tuple(answers), limit)
 
 
 def save_answers(path: Path, answers: SplitAnswers) -> None:

@@ -6,7 +6,8 @@ variant is a name, a sentence, and overrides: an ablation is one line.
 
 from __future__ import annotations
 
-from dataclasses import field
+from collections.abc import Sequence
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -51,6 +52,8 @@ class StudyPlan:
     """Variants that every other one is compared with."""
     processes: Annotated[int, Field(gt=0)] = 1
     """Per run; parallel.* must fit."""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """Models are compared on the first N turns of a split; 0 for all."""
 
 
 def read_plan(path: Path) -> StudyPlan:
@@ -75,3 +78,15 @@ def read_plan(path: Path) -> StudyPlan:
         if name not in names:
             raise UserError(f"{path}: baseline {name!r} is not a variant; expected one of {', '.join(names)}")
     return plan
+
+
+def only_seeds(plan: StudyPlan, seeds: Sequence[int]) -> StudyPlan:
+    """The part of a study that concerns some of its seeds, in the study's order.
+
+    Raises:
+        UserError: a seed the study does not have.
+    """
+    unknown = sorted(set(seeds) - set(plan.seeds))
+    if unknown:
+        raise UserError(f"--seed {unknown[0]}: the study has seeds {', '.join(map(str, plan.seeds))}")
+    return replace(plan, seeds=[seed for seed in plan.seeds if seed in seeds])

@@ -8,7 +8,7 @@ import pytest
 
 from selfemo.config_file import load_config
 from selfemo.errors import UserError
-from selfemo.study.plan import START, read_plan
+from selfemo.study.plan import START, only_seeds, read_plan
 from selfemo.study.runs import continuations, starts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,3 +79,11 @@ def test_the_studies_of_this_project_are_valid(name, tmp_path):
     plan = read_plan(study_file)
     assert len(plan.seeds) >= 3
     assert len(continuations(plan, study_file, tmp_path)) == len(plan.seeds) * len(plan.variants)
+
+
+def test_a_study_can_be_run_for_some_of_its_seeds(study_file, tmp_path):
+    plan = read_plan(study_file)
+    runs = continuations(only_seeds(plan, [2]), study_file, tmp_path)
+    assert runs == [run for run in continuations(plan, study_file, tmp_path) if run.seed == 2]
+    with pytest.raises(UserError, match=r"--seed 7: the study has seeds 1, 2"):
+        only_seeds(plan, [2, 7])

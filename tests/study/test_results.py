@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -89,5 +90,6 @@ def test_the_page_shows_every_variant_and_marks_what_excludes_zero(tmp_path):
 
 
 def test_answers_survive_the_disk(tmp_path):
-    save_answers(tmp_path / "dev.json", answers())
-    assert load_answers(tmp_path / "dev.json") == answers()
+    kept = replace(answers(), limit=300)
+    save_answers(tmp_path / "dev.json", kept)
+    assert load_answers(tmp_path / "dev.json") == kept
