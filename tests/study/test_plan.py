@@ -73,11 +73,11 @@ def test_a_wrong_override_is_found_before_any_run(study_file, tmp_path):
         continuations(read_plan(study_file), study_file, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["study_cpu.yaml", "study_smollm2.yaml"])
-def test_the_studies_of_this_project_are_valid(name, tmp_path):
+@pytest.mark.parametrize(("name", "seeds"), [("study_cpu.yaml", 3), ("study_smollm2.yaml", 3), ("study_pull.yaml", 1)])
+def test_the_studies_of_this_project_are_valid(name, seeds, tmp_path):
     study_file = ROOT / "examples" / "configs" / name
     plan = read_plan(study_file)
-    assert len(plan.seeds) >= 3
+    assert len(plan.seeds) >= seeds
     assert len(continuations(plan, study_file, tmp_path)) == len(plan.seeds) * len(plan.variants)
 
 
