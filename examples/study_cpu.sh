@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SFT, GRPO, SELF-GRPO and its ablations at equal budget over three seeds, with intervals; started again, it goes on where it was.
-#   bash examples/study_cpu.sh [--test]          --test also evaluates the test split: once, when nothing will be changed any more
+#   bash examples/study_cpu.sh [--seed 1] [--test]   --test also evaluates the test split: once, when nothing will be changed any more
 # STUDY names another study (examples/configs/study_smollm2.yaml: hours), OUT the directory, AT_ONCE the runs side by side (2).
 set -euo pipefail
 cd "$(dirname "$0")/.."
