@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # SFT, GRPO, SELF-GRPO and its ablations at equal budget over three seeds, with intervals; started again, it goes on where it was.
 #   bash examples/study_cpu.sh [--seed 1] [--test]   --test also evaluates the test split: once, when nothing will be changed any more
-# STUDY names another study (examples/configs/study_smollm2.yaml: hours), OUT the directory, AT_ONCE the runs side by side (2).
+# STUDY names another study (examples/configs/study_smollm2.yaml: hours), OUT the directory (runs/ and the study's name: studies do not mix),
+# AT_ONCE the runs side by side (2).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec python tools/study.py "${STUDY:-examples/configs/study_cpu.yaml}" --output "${OUT:-runs/study}" --at-once "${AT_ONCE:-2}" "$@"
+study=${STUDY:-examples/configs/study_cpu.yaml}
+exec python tools/study.py "$study" --output "${OUT:-runs/$(basename "$study" .yaml)}" --at-once "${AT_ONCE:-2}" "$@"
