@@ -14,7 +14,7 @@ import typer
 
 from selfemo.errors import EXIT_USER_ERROR, UserError
 from selfemo.standalone import StandaloneEngines
-from selfemo.study.answers import ask_all, load_answers, save_answers
+from selfemo.study.answers import ask_all
 from selfemo.study.plan import only_seeds, read_plan
 from selfemo.study.render import describe_variants, plot_split, render_split
 from selfemo.study.runs import continuations, starts, train_all
@@ -42,12 +42,7 @@ def study(
     runs, engines = [*first, *others], StandaloneEngines()
     parts = [describe_variants(plan), ""]
     for split in ("dev", "test") if test else ("dev",):
-        kept = output / f"{split}.json"
-        answers = load_answers(kept) if kept.exists() else None
-        asked = {(model.seed, model.variant) for model in answers.models} if answers else set()
-        if answers is None or answers.limit != plan.limit or asked != {(run.seed, run.variant) for run in runs}:
-            answers = ask_all(runs, split, plan.limit, engines, tell)
-            save_answers(kept, answers)
+        answers = ask_all(runs, split, plan.limit, output / f"{split}.json", engines, tell)
         plot_split(answers, plan, output / f"{split}.png")
         parts += [render_split(answers, plan), f"![{split}]({split}.png)", ""]
     report = output / "report.md"

@@ -6,6 +6,7 @@ alone and unfinished ones go on as any run does.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from selfemo.config_file import load_config
 from selfemo.errors import UserError
-from selfemo.run_directory import SUMMARY_NAME
+from selfemo.run_directory import SUMMARY_NAME, RunDirectory
 from selfemo.study.plan import START, StudyPlan, Variant
 
 LOG_LINES = 5
@@ -42,6 +43,11 @@ class StudyRun:
     def is_complete(self) -> bool:
         """Whether the run has ended well."""
         return (self.directory / SUMMARY_NAME).is_file()
+
+    @property
+    def trained_as(self) -> str:
+        """Digest of a complete run's summary: another once it is trained again."""
+        return hashlib.sha256((self.directory / SUMMARY_NAME).read_bytes()).hexdigest()[:16]
 
 
 def starts(plan: StudyPlan, study_file: Path, output: Path) -> list[StudyRun]:
@@ -85,7 +91,7 @@ def _run(plan: StudyPlan, study_file: Path, output: Path, seed: int, name: str, 
     directory = _directory(output, seed, name)
     base = str(study_file.parent / plan.base)
     settings = [*overrides, f"seed={seed}", f"output_dir={directory}"]
-    load_config(base, settings)  # every run's settings are checked before the first one starts
+    RunDirectory.check(load_config(base, settings))  # before the first run starts: settings, and that what is there was made with them
     return StudyRun(seed, name, directory, ("--config", base, *settings))
 
 

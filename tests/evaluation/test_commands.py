@@ -44,6 +44,9 @@ from selfemo.rewards.scoring import score_group
 from selfemo.rollout.request import GenerationRequest
 from selfemo.selfplay.prompts import recognizer_text
 from selfemo.standalone import ModelGenerator, StandaloneEngines
+from selfemo.study.answers import SplitAnswers, ask_all
+from selfemo.study.plan import START
+from selfemo.study.runs import StudyRun
 from selfemo.tokens.init_model import init_model
 from selfemo.weights.convert import hf_to_megatron
 from tests.rewards.groups import recognizer_group
@@ -397,3 +400,39 @@ def test_damaged_weights_are_named_before_an_engine_starts(run_dir: Path, tmp_pa
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"model.safetensors: truncated"):
         find_model(tmp_path / "model").check_weights()
+
+
+@pytest.fixture
+def study_runs(run_dir: Path, tmp_path: Path) -> list[StudyRun]:
+    """A study's start and one variant that continued it."""
+    runs = [StudyRun(1, variant, tmp_path / "seed-1" / variant, ()) for variant in (START, "grpo")]
+    for run, weights in zip(runs, ("model-initial", "model"), strict=True):
+        run.directory.mkdir(parents=True)
+        shutil.copytree(run_dir / weights, run.model)
+        shutil.copy(run_dir / "config.yaml", run.directory)
+        (run.directory / "summary.json").write_text(json.dumps({"variant": run.variant}))
+    return runs
+
+
+def test_a_study_asks_a_model_once_and_again_after_it_was_trained_again(
+    study_runs: list[StudyRun], engines: StandaloneEngines, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    def ask(runs: list[StudyRun], limit: int = LIMIT) -> SplitAnswers:
+        told.clear()
+        return ask_all(runs, "dev", limit, tmp_path / "dev.json", engines, told.append)
+
+    ask(study_runs[:1])
+    answers = ask(study_runs)
+    assert [line.split()[1] for line in told] == [str(study_runs[1].directory)]  # the start's answers were kept
+    start, trained = answers.models
+    assert start.predicted != trained.predicted
+    assert (start.expression, trained.expression is None) == (None, False)
+    assert ask(study_runs) == answers
+    assert not told
+    (study_runs[1].directory / "summary.json").write_text(json.dumps({"variant": "grpo", "seconds": 2}))
+    assert ask(study_runs).models[1].predicted == trained.predicted
+    assert len(told) == 1
+    assert len(ask(study_runs, LIMIT - 1).models[0].predicted) == LIMIT - 1  # other turns: nothing that was kept answers them
+    assert len(told) == 2

@@ -8,6 +8,7 @@ import pytest
 
 from selfemo.config_file import load_config
 from selfemo.errors import UserError
+from selfemo.run_directory import RunDirectory
 from selfemo.study.plan import START, only_seeds, read_plan
 from selfemo.study.runs import continuations, starts
 
@@ -79,6 +80,16 @@ def test_the_studies_of_this_project_are_valid(name, seeds, tmp_path):
     plan = read_plan(study_file)
     assert len(plan.seeds) >= seeds
     assert len(continuations(plan, study_file, tmp_path)) == len(plan.seeds) * len(plan.variants)
+
+
+def test_a_run_that_was_trained_with_other_settings_is_not_taken_for_this_studys(study_file, tmp_path):
+    """A finished run is reused: after an edit of the study file it would stand in the table under settings it never had."""
+    (run,) = starts(only_seeds(read_plan(study_file), [1]), study_file, tmp_path / "out")
+    RunDirectory.claim(settings_of(run)).write_json("summary.json", {})
+    assert starts(read_plan(study_file), study_file, tmp_path / "out")[0].is_complete
+    study_file.write_text(STUDY.replace("sft.steps=30", "sft.steps=31"))
+    with pytest.raises(UserError, match=r"seed-1/start: .*sft\.steps"):
+        starts(read_plan(study_file), study_file, tmp_path / "out")
 
 
 def test_a_study_can_be_run_for_some_of_its_seeds(study_file, tmp_path):
