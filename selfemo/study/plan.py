@@ -1,6 +1,6 @@
 """What a study compares: a YAML file that names a base configuration, seeds, a shared SFT start and variants.
 
-All variants of a seed that self-play start from the same SFT model, so that a difference between them is what they did after it. A
+All variants of a seed continue the same SFT model, so that a difference between them is what they did after it. A
 variant is a name, a sentence, and overrides: an ablation is one line.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -31,9 +31,7 @@ class Variant:
     says: str
     """One sentence for the table."""
     overrides: list[str] = field(default_factory=list)
-    """On top of the base configuration and, from the start model, of `self_play`."""
-    origin: Literal["start", "scratch"] = "start"
-    """Continue the seed's SFT model, or train from the beginning."""
+    """On top of the base configuration and of `self_play`."""
 
 
 @dataclass(frozen=True, config=STRICT)

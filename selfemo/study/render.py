@@ -31,8 +31,8 @@ def describe_variants(plan: StudyPlan) -> str:
     """What each variant is, with the overrides that make it."""
     rows = ["| variant | what | settings |", "| --- | --- | --- |", f"| `{START}` | the SFT start | {_settings(plan.start)} |"]
     for variant in plan.variants:
-        shared = [] if variant.origin == "scratch" else ["(self-play settings)"]
-        rows.append(f"| `{variant.name}` | {variant.says} | {' '.join([*shared, _settings(variant.overrides)]).strip()} |")
+        settings = f"(self-play settings) {_settings(variant.overrides)}".rstrip()
+        rows.append(f"| `{variant.name}` | {variant.says} | {settings} |")
     return "\n".join([*rows, "", f"Self-play settings: {_settings(plan.self_play)}. Seeds {', '.join(map(str, plan.seeds))}."])
 
 

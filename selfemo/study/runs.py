@@ -82,8 +82,6 @@ def train_all(runs: Sequence[StudyRun], processes: int, at_once: int, tell: Call
 
 
 def _overrides(plan: StudyPlan, output: Path, seed: int, variant: Variant) -> list[str]:
-    if variant.origin == "scratch":
-        return [*plan.start, *variant.overrides]
     return [*plan.self_play, f"model.path={_directory(output, seed, START) / 'model'}", "sft.steps=0", *variant.overrides]
 
 
