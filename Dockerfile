@@ -15,18 +15,18 @@
 # requirements/ and setup.py, and Transformer Engine's with the range megatron-core names) and the form (hadolint). What most needs the first
 # build is the compilation of Transformer Engine and FlashAttention against this torch, and the image tags.
 #
-# The base is NVIDIA's CUDA image, not PyTorch's: megatron-core's wheel wants Python 3.11, and PyTorch's wheel, pinned below,
+# The base is NVIDIA's CUDA image, not PyTorch's: Python is chosen here, and PyTorch's wheel, pinned below,
 # brings its own CUDA 13.0 libraries, cuDNN and NCCL. The driver on the host must support CUDA 13.
 # Source of the versions: PyPI metadata of torch 2.13.0 (CUDA 13.0.3, triton 3.7.1) and of vllm 0.32.0 (torch==2.13.0).
 
 ARG CUDA_VERSION=13.0.3
-ARG PYTHON_VERSION=3.11
+ARG PYTHON_VERSION=3.12
 ARG TORCH_VERSION=2.13.0
 ARG TRITON_VERSION=3.7.1
 ARG VLLM_VERSION=0.32.0
-ARG TRANSFORMER_ENGINE_VERSION=2.11.0
-ARG FLASH_ATTN_VERSION=2.8.3
-ARG UV_VERSION=0.8.17
+ARG TRANSFORMER_ENGINE_VERSION=2.20.2
+ARG FLASH_ATTN_VERSION=2.8.3.post2
+ARG UV_VERSION=0.13.9
 
 FROM ghcr.io/astral-sh/uv:${UV_VERSION} AS uv
 
@@ -41,9 +41,11 @@ RUN apt-get update \
     && install --directory --owner selfemo /workspace
 WORKDIR /workspace
 COPY requirements requirements
-RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu -r requirements/cpu.txt -r requirements/dev.txt
+COPY --from=uv /uv /usr/local/bin/uv
+RUN uv pip install --system --no-cache --compile-bytecode --index https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match \
+    --override requirements/overrides.txt -r requirements/cpu.txt -r requirements/dev.txt
 COPY --chown=selfemo . .
-RUN pip install --no-cache-dir --no-deps . && python tools/check_install.py
+RUN uv pip install --system --no-cache --no-deps . && python tools/check_install.py
 USER 10001
 ENV OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
 HEALTHCHECK --interval=5m --timeout=30s --start-period=1m CMD ["selfemo", "doctor", "--json"]

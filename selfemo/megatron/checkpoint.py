@@ -30,7 +30,7 @@ from torch.distributed.checkpoint import CheckpointException
 from selfemo.errors import UserError
 from selfemo.files import os_error_behind
 from selfemo.megatron.learner import Learner
-from selfemo.weights.dist_checkpoint import COMMON_NAME, LOAD_ERRORS, CheckpointReader
+from selfemo.weights.dist_checkpoint import FORMAT_NAME, LOAD_ERRORS, CheckpointReader, read_common
 
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "distrib_optim_fully_reshardable_mem_efficient": True}
 """A sharded optimizer is gathered over gloo into the host memory of each first data-parallel rank, which writes it. Without the second
@@ -64,7 +64,8 @@ class TensorWrite:
         with_optimizer = not weights_only and learner.has_optimizer_state
         state = {**_sharded_state(learner, with_optimizer, is_loading=False), "common": {**common, "optimizer": with_optimizer}}
         try:
-            request = dist_checkpointing.save(state, str(directory), async_sharded_save=True)
+            # "nvrx", the default, is a package of its own that needs a GPU.
+            request = dist_checkpointing.save(state, str(directory), async_sharded_save=True, async_strategy="mcore")
             if in_background:
                 self._calls.schedule_async_request(request)
             else:
@@ -148,17 +149,17 @@ def _model_key(learner: Learner, index: int) -> str:
 
 def _vetted_common(directory: Path) -> dict[str, Any]:
     """`common`, once everything that megatron-core will unpickle has been read with readers that cannot run code."""
-    if not (directory / COMMON_NAME).is_file():
-        raise UserError(f"{directory}: not a checkpoint (no {COMMON_NAME}): name a directory that a run wrote")
+    if not (directory / FORMAT_NAME).is_file():
+        raise UserError(f"{directory}: not a checkpoint (no {FORMAT_NAME}): name a directory that a run wrote")
     try:
         for blob in CheckpointReader(directory).byte_blobs():
             torch.load(io.BytesIO(blob), weights_only=True)
-        common = torch.load(directory / COMMON_NAME, weights_only=True)["common"]
+        common = read_common(directory)["common"]
     except LOAD_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{directory}: not a readable checkpoint ({reason}): damaged, or not written by a run") from None
     if not isinstance(common, dict) or not isinstance(common.get("optimizer"), bool):
-        raise UserError(f"{directory}: {COMMON_NAME} is not one of a run's checkpoint: name a directory that a run wrote")
+        raise UserError(f"{directory}: its plain values are not those of a run's checkpoint: name a directory that a run wrote")
     return common
 
 

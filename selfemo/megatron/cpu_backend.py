@@ -1,4 +1,4 @@
-"""megatron-core 0.16.1 on CPU and gloo: the one module that changes megatron-core and torch.cuda.
+"""megatron-core 0.19.2 on CPU and gloo: the one module that changes megatron-core and torch.cuda.
 
 megatron-core has no CPU path: it asks torch.cuda for "the current device", keeps CUDA RNG states, and writes the literal
 "cuda" (and "torch.cuda.FloatTensor") where it allocates. `install` answers the queries with the CPU, points the RNG tracker
@@ -19,8 +19,8 @@ import torch
 
 from selfemo.errors import UserError
 
-MEGATRON_VERSION = "0.16.1"
-REWRITTEN_FUNCTIONS = 23
+MEGATRON_VERSION = "0.19.2"
+REWRITTEN_FUNCTIONS = 22
 
 _LITERAL_MODULES = (
     "pipeline_parallel.schedules",
@@ -68,6 +68,7 @@ def _answer_device_queries() -> None:
     cpu = torch.device("cpu")
     torch.cuda.current_device = lambda: cpu
     torch.cuda.set_device = lambda device: None
+    torch.cuda.current_stream = lambda device=None: None  # DDP asks for it, and has it wait for CUDA graphs' events: none here
     torch.cuda.synchronize = lambda device=None: None
     torch.cuda.manual_seed = torch.default_generator.manual_seed
     torch.cuda.get_rng_state = lambda device=None: torch.get_rng_state()

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
@@ -20,7 +20,6 @@ from selfemo.config import ParallelConfig
 from selfemo.errors import UserError, on_all_ranks
 from selfemo.megatron.device import Device
 
-T = TypeVar("T")
 DEFAULT_TIMEOUT_S = 300
 
 
@@ -130,7 +129,7 @@ def copies_group() -> dist.ProcessGroup:
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
 
-def from_main(compute: Callable[[], T]) -> T:
+def from_main[T](compute: Callable[[], T]) -> T:
     """What `compute` returns on rank 0, on every rank; what it raises there is raised on every rank. Collective."""
     answer: list[Any] = [None, None]
     if dist.get_rank() == 0:
@@ -154,7 +153,7 @@ def agree(problem: str) -> None:
             raise on_all_ranks(UserError(f"rank {rank} on {host}: {found}" if rank else found))
 
 
-def agreed(read: Callable[[], T]) -> T:
+def agreed[T](read: Callable[[], T]) -> T:
     """What `read` returns on this rank; where it raises UserError on some rank, every rank does. Collective, which `read` must not be."""
     result, problem = None, ""
     try:

@@ -30,7 +30,7 @@ LAYER_ORDER = (
     "mlp.linear_fc1.weight",
     "mlp.linear_fc2.weight",
 )
-"""Parameters of one layer as megatron-core 0.16.1's local layer spec registers them."""
+"""Parameters of one layer as megatron-core 0.19.2's local layer spec registers them."""
 
 
 @dataclass(frozen=True)

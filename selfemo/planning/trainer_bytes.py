@@ -1,6 +1,6 @@
 """What Megatron allocates on a rank for weights, gradients and optimizer state: exact, buffers and padding included.
 
-Follows megatron-core 0.16.1 as selfemo.megatron.optimizer sets it up. DDP lays a chunk's parameters into one buffer, in reverse
+Follows megatron-core 0.19.2 as selfemo.megatron.optimizer sets it up. DDP lays a chunk's parameters into one buffer, in reverse
 order of registration. With the distributed optimizer a parameter starts at a multiple of 64 elements, a bucket ends at a multiple
 of lcm(copies, 128), the two ends of a tied embedding have buckets of their own, weights live in such a buffer too, and each of the
 ranks that hold the same weights owns an equal run of every bucket. Gradients are fp32. Adam keeps two fp32 moments, and for bf16

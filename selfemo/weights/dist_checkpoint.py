@@ -37,6 +37,9 @@ from selfemo.weights.metadata_pickle import read_metadata
 from selfemo.weights.parameters import LAYER_PREFIX, Parameter
 
 COMMON_NAME = "common.pt"
+"""Where megatron-core kept the plain values before 0.19, and where `write_checkpoint` keeps them, which every version reads."""
+COMMON_KEY = "common_state/shard_0_1"
+"""The stored value that they are since."""
 LOAD_ERRORS = (
     *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, AttributeError),
     *(struct.error, ArithmeticError, AssertionError, MemoryError),
@@ -44,7 +47,7 @@ LOAD_ERRORS = (
 """What torch.load(weights_only=True) raises for a damaged file: its unpickler is written in Python and trusts lengths."""
 FORMAT_NAME = "metadata.json"
 FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
-"""What megatron-core 0.16 writes there."""
+"""What megatron-core 0.16 writes there; 0.19 leaves the two about `common` out and reads past them."""
 STATEFUL_MODULES = (
     "self_attention.linear_qkv",
     "self_attention.core_attention",
@@ -87,7 +90,7 @@ def write_checkpoint(
         load: returns a piece's rows; called once per piece.
     """
     planner = _PiecePlanner(content, num_layers, load)
-    writer = FileSystemWriter(directory, sync_files=False)
+    writer = FileSystemWriter(str(directory), sync_files=False)  # a Path would be pickled, and Python 3.13's loads nowhere else
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # that no process group is meant to take part
             dcp.save({}, storage_writer=writer, planner=planner, no_dist=True)
@@ -121,14 +124,27 @@ class CheckpointReader:
             UserError: a data file is missing or truncated; names the directory.
         """
         for index, place in self._metadata.storage_data.items():
-            if isinstance(self._metadata.state_dict_metadata.get(index.fqn), TensorStorageMetadata):
-                continue
-            path = self.directory / place.relative_path
-            if path.parent != self.directory:
-                raise UserError(f"{self.directory}: {index.fqn} points outside the checkpoint; it is damaged, or was made to harm")
-            with path.open("rb") as file:
-                file.seek(place.offset)
-                yield file.read(place.length)
+            if not isinstance(self._metadata.state_dict_metadata.get(index.fqn), TensorStorageMetadata):
+                yield self._blob(index.fqn, place)
+
+    def common(self) -> bytes | None:
+        """The plain values as megatron-core stores them since 0.19: torch.save of a list that holds them; None where there are none.
+
+        Raises:
+            UserError, OSError: as `byte_blobs`.
+        """
+        for index, place in self._metadata.storage_data.items():
+            if index.fqn == COMMON_KEY:
+                return self._blob(index.fqn, place)
+        return None
+
+    def _blob(self, name: str, place: Any) -> bytes:
+        path = self.directory / place.relative_path
+        if path.parent != self.directory:
+            raise UserError(f"{self.directory}: {name} points outside the checkpoint; it is damaged, or was made to harm")
+        with path.open("rb") as file:
+            file.seek(place.offset)
+            return file.read(place.length)
 
     def stored(self, parameter: Parameter) -> tuple[str, tuple[int, ...]]:
         """Key of a parameter and its leading indices there: its layer where layers are stacked, none where keys are numbered.
@@ -200,14 +216,21 @@ class CheckpointReader:
 
 
 def read_common(directory: Path) -> dict[str, Any]:
-    """The plain values beside the tensors of a checkpoint.
+    """The plain values beside the tensors of a checkpoint, from wherever its megatron-core kept them.
 
     Raises:
         UserError: they are absent, damaged, or hold anything but plain values and tensors; names the file.
     """
     path = directory / COMMON_NAME
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        if path.is_file():
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            path = directory
+            stored = CheckpointReader(directory).common()
+            if stored is None:
+                raise UserError(f"{directory}: holds tensors and no plain values; it is no run's checkpoint")
+            (values,) = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     except LOAD_ERRORS as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path}: cannot be read ({quote(reason)}); the checkpoint is damaged, or is not one") from None

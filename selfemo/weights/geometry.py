@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 Shape = tuple[int, ...]
 
@@ -98,16 +98,15 @@ class Tensor(Protocol):
     def copy_(self, source: object, /) -> object: ...
 
 
-T = TypeVar("T", bound=Tensor)
-
-
-def fill_local(local: T, placement: Placement, hf_tensors: Mapping[str, T]) -> None:
+def fill_local[T: Tensor](local: T, placement: Placement, hf_tensors: Mapping[str, T]) -> None:
     """Copy every box of `placement` out of the Hugging Face tensors into `local`; padding is left as it is."""
     for box in placement.boxes:
         local[region(box.local_start, box.shape)].copy_(hf_tensors[box.tensor][region(box.start, box.shape)])
 
 
-def fill_hf(hf_tensors: Mapping[str, T], placement: Placement, local: T, first_row: int = 0, stop_row: int | None = None) -> None:
+def fill_hf[T: Tensor](
+    hf_tensors: Mapping[str, T], placement: Placement, local: T, first_row: int = 0, stop_row: int | None = None
+) -> None:
     """The inverse of `fill_local`: copy boxes into the Hugging Face tensors they belong to.
 
     Args:

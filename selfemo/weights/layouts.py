@@ -4,7 +4,7 @@ A layout turns (tensors, sizes, rank) into a `Placement`, once for Megatron and 
 fused attention projection, where Megatron interleaves the parts per key-value head and vLLM stacks them, the padding of the
 vocabulary, and the replication of key-value heads when ranks outnumber them.
 
-Source: megatron-core 0.16.1 (core/transformer/attention.py `get_query_key_value_tensors`, mlp.py, tensor_parallel/layers.py),
+Source: megatron-core 0.19.2 (core/transformer/attention.py `get_query_key_value_tensors`, mlp.py, tensor_parallel/layers.py),
 vllm 0.32 (model_executor/layers/linear.py, vocab_parallel_embedding.py).
 """
 

@@ -43,7 +43,10 @@ _RECORDS = {
     ),
     "collections": ("OrderedDict",),
     "pathlib": ("PosixPath",),
+    "pathlib._local": ("PosixPath",),
 }
+_RENAMED = {"pathlib._local": "pathlib"}
+"""Modules that only some Python has: 3.13 pickles its paths by that name."""
 
 
 def read_metadata(directory: Path) -> Metadata:
@@ -81,7 +84,7 @@ class _RecordsOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in _RECORDS.get(module, ()):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of such metadata")
-        return super().find_class(module, name)
+        return super().find_class(_RENAMED.get(module, module), name)
 
 
 def _check(metadata: Any) -> None:

@@ -142,11 +142,13 @@ def tensors(checkpoint: Path) -> dict[str, str]:
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
+    from selfemo.weights.dist_checkpoint import read_common
+
     entries = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     state = {name: torch.empty(e.size, dtype=e.properties.dtype) for name, e in entries.items() if isinstance(e, TensorStorageMetadata)}
     load(state, storage_reader=FileSystemReader(checkpoint), no_dist=True)
     found = {f"tensor {name}": digest(tensor.contiguous().view(torch.uint8).numpy().tobytes()) for name, tensor in state.items()}
-    common = torch.load(checkpoint / "common.pt", weights_only=True)
+    common = read_common(checkpoint)
     return found | {"optimizer groups and step": digest(repr(common).encode())}
 
 
