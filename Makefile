@@ -1,26 +1,28 @@
 # Two commands: `make demo` and `make test`. Both set up .venv first if it is missing or out of date.
-PYTHON ?= python3.12
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH_THREADS ?= 1
 export OMP_NUM_THREADS ?= $(TORCH_THREADS)
 RUN_DIR ?= runs/demo
-UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
-export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: setup demo test lint types tests gpu-check gpu-check-cpu test-layouts test-multinode test-faults fuzz clean
+.PHONY: setup lock demo test lint types tests gpu-check gpu-check-cpu test-layouts test-multinode test-faults fuzz clean
 
 setup: $(STAMP)
 
-$(STAMP): requirements/base.txt requirements/cpu.txt requirements/dev.txt requirements/overrides.txt setup.py tools/check_install.py
-	@command -v $(PYTHON) >/dev/null || { echo "set-up: $(PYTHON) not found: install Python 3.12, or name it: make PYTHON=/path/to/python3.12" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet uv==0.13.9
-	$(UV) --compile-bytecode --override requirements/overrides.txt -r requirements/cpu.txt -r requirements/dev.txt
-	$(UV) --no-deps --no-build-isolation --editable .
-	$(BIN)/python tools/check_install.py
+# Set-up finds Python 3.12 or 3.13 by itself (tools/find_python.sh says where it looks); PYTHON=/path names one.
+$(STAMP): requirements/cpu.lock requirements/overrides.txt setup.py tools/find_python.sh tools/set_up.py tools/check_install.py
+	@python=$$(sh tools/find_python.sh "$(PYTHON)") || exit 2; "$$python" tools/set_up.py
 	@touch $@
+
+# The lock of everything but torch and the CUDA libraries that come with it: which of its files is right depends on the index.
+CUDA_LIBRARIES := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime \
+    nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
+    nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
+lock:
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.12 --no-annotate --no-header --generate-hashes \
+	    --override requirements/overrides.txt $(addprefix --no-emit-package ,torch $(CUDA_LIBRARIES)) \
+	    requirements/cpu.txt requirements/dev.txt --output-file requirements/cpu.lock
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" RUN_DIR=$(RUN_DIR) bash examples/quickstart_cpu.sh $(DEMO_OVERRIDES)
