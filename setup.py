@@ -36,7 +36,7 @@ setup(
     python_requires=">=3.12,<3.14",
     packages=[*find_packages(include=["selfemo", "selfemo.*"])],
     package_dir={"selfemo.kernels": "kernels"},
-    package_data={"selfemo.report": ["templates/*"]},
+    package_data={"selfemo.report": ["templates/*"], "selfemo.corpora": ["everyday/*.json*"]},
     install_requires=requirements("base"),
     extras_require={
         "cpu": requirements("cpu"),

@@ -10,12 +10,8 @@ unchecked: `read_tensors` first reads both with readers that build tensors' reco
 
 from __future__ import annotations
 
-import errno
 import io
-import os
 import pickle
-import queue
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +24,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from torch.distributed.checkpoint import CheckpointException
 
 from selfemo.errors import UserError
-from selfemo.files import os_error_behind
+from selfemo.megatron.checkpoint_writer import ForkedResult, write_refusal
 from selfemo.megatron.learner import Learner
 from selfemo.weights.dist_checkpoint import FORMAT_NAME, LOAD_ERRORS, CheckpointReader, read_common
 
@@ -47,8 +43,6 @@ READ_ERRORS = (
     pickle.UnpicklingError,
 )
 """What megatron-core and torch raise for a checkpoint that is damaged or of another model."""
-FULL_BYTES = 1 << 20
-"""Less room than this behind a failed write is a full disk: what a writer process raised comes without its cause, and to one rank alone."""
 
 
 class TensorWrite:
@@ -60,7 +54,7 @@ class TensorWrite:
         """`common`: plain values, the same on every rank. Raises UserError where a file cannot be written."""
         learner.restore()
         self._directory, self._calls = directory, AsyncCallsQueue()
-        filesystem_async._results_queue = _ForkedResult()  # the default is a manager process, spawned: seconds, and it outlives a kill
+        filesystem_async._results_queue = ForkedResult()  # the default is a manager process, spawned: seconds, and it outlives a kill
         with_optimizer = not weights_only and learner.has_optimizer_state
         state = {**_sharded_state(learner, with_optimizer, is_loading=False), "common": {**common, "optimizer": with_optimizer}}
         try:
@@ -71,7 +65,7 @@ class TensorWrite:
             else:
                 request.execute_sync()
         except (CheckpointException, OSError, RuntimeError) as error:
-            raise self._refusal(error) from error
+            raise write_refusal(error, self._directory.parent) from error
         finally:
             filesystem_async._results_queue = None  # the request holds ours, which serves once; another save makes its own
 
@@ -80,18 +74,8 @@ class TensorWrite:
         try:
             self._calls.maybe_finalize_async_calls(blocking)
         except (CheckpointException, OSError, RuntimeError) as error:
-            raise self._refusal(error) from error
+            raise write_refusal(error, self._directory.parent) from error
         return self._calls.get_num_unfinalized_calls() == 0
-
-    def _refusal(self, error: BaseException) -> BaseException:
-        """UserError for what the user can mend (a full disk, a directory that is not writable); anything else as it is."""
-        causes = [failure[0] for failure in error.failures.values()] if isinstance(error, CheckpointException) else [error]
-        reason = next((found.strerror for cause in causes if (found := os_error_behind(cause))), None)
-        if reason is None and isinstance(error, CheckpointException) and shutil.disk_usage(self._directory).free < FULL_BYTES:
-            reason = os.strerror(errno.ENOSPC)
-        if reason is None:
-            return error
-        return UserError(f"{self._directory.parent}: a checkpoint cannot be written ({reason}): free space, then run again")
 
 
 def read_tensors(learner: Learner, directory: Path, *, weights_only: bool = False) -> dict[str, Any]:
@@ -161,24 +145,3 @@ def _vetted_common(directory: Path) -> dict[str, Any]:
     if not isinstance(common, dict) or not isinstance(common.get("optimizer"), bool):
         raise UserError(f"{directory}: its plain values are not those of a run's checkpoint: name a directory that a run wrote")
     return common
-
-
-class _ForkedResult:
-    """What a forked writer returns, through anonymous memory: no third process, and no pipe that a long result could fill."""
-
-    def __init__(self) -> None:
-        self._fd = os.memfd_create("selfemo-checkpoint")
-
-    def put(self, result: object) -> None:
-        """Called once, by the writer."""
-        with os.fdopen(os.dup(self._fd), "wb") as file:
-            pickle.dump(result, file)
-
-    def get_nowait(self) -> Any:
-        """Called once, by the trainer, when the writer has ended."""
-        with os.fdopen(self._fd, "rb") as file:
-            file.seek(0)
-            content = file.read()
-        if not content:
-            raise queue.Empty
-        return pickle.loads(content)

@@ -23,8 +23,8 @@ from selfemo.printable import quote
 
 SPLITS = ("train", "dev", "test")
 LABELS_FILE = "labels.json"
-EVERYDAY_PATH = Path(__file__).resolve().parents[3] / "examples" / "data" / "everyday"
-"""The bundled corpus, in the checkout that this file belongs to (an editable install runs from the checkout)."""
+EVERYDAY_PATH = (Path(__file__).parents[1] / "everyday").resolve()
+"""The bundled corpus: a link to examples/data/everyday in a checkout, package data where a wheel is installed."""
 MAX_LABELS = 1_000
 """Most labels of a set."""
 _LABEL_NAME = re.compile(r"[a-z][a-z -]{0,99}")
@@ -135,6 +135,6 @@ FORMATS = (
         read=_read_everyday,
         recognises=lambda path: path.resolve() == EVERYDAY_PATH,
         default_path=lambda data_root: EVERYDAY_PATH,
-        what="the bundled corpus, examples/data/everyday of the project's checkout",
+        what="the bundled corpus of the project (examples/data/everyday in a checkout)",
     ),
 )

@@ -1,0 +1,84 @@
+"""A checkpoint that cannot be written: every rank learns why, whichever rank it struck, and the three kinds are told apart."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from selfemo.config import ParallelConfig
+from selfemo.errors import UserError
+from selfemo.megatron.checkpoint import TensorWrite
+from tests.megatron.parity import learner
+from tests.weights.tiny import save_tiny
+
+STRUCK_RANK = 1
+"""Not rank 0, which alone gathers the writers' results."""
+
+
+@contextlib.contextmanager
+def _full_disk(directory: Path) -> Iterator[None]:
+    """A limit on file size: writes fail where they fail on a full disk, with an error of the same class."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def _refusing(number: int, directory: Path) -> Iterator[None]:
+    """Opening a file fails with this error number: root passes permissions, and a mount cannot be lost on demand."""
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    def refuse(path: str, mode: str) -> None:
+        raise OSError(number, os.strerror(number), path)
+
+    filesystem_async.open = refuse
+    try:
+        yield
+    finally:
+        del filesystem_async.open
+
+
+FAULTS = {"full": _full_disk, "lost": partial(_refusing, errno.ESTALE), "read-only": partial(_refusing, errno.EROFS)}
+
+
+def _write(hf_dir: str, directory: str, fault: str, background: bool) -> str:
+    """The message of the UserError that this rank raises."""
+    path = Path(directory)
+    path.mkdir(exist_ok=True)
+    with learner(hf_dir, ParallelConfig(tensor=2)) as model:
+        torch.distributed.barrier()
+        struck = FAULTS[fault](path) if torch.distributed.get_rank() == STRUCK_RANK else contextlib.nullcontext()
+        try:
+            with struck:
+                TensorWrite(model, path, {}, in_background=background).is_done(blocking=True)
+        except UserError as error:
+            return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("background", [False, True], ids=["waiting", "in the background"])
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("full", "(File too large): free space"),
+        ("lost", "(Stale file handle): see that the directory exists and its file system is mounted"),
+        ("read-only", "(Read-only file system): make it writable, or choose another output_dir"),
+    ],
+)
+def test_every_rank_tells_why_one_rank_could_not_write(distributed, tmp_path, fault, told, background):
+    hf_dir = save_tiny(tmp_path / "model", "qwen3", True)
+    place = tmp_path / "checkpoints"
+    place.mkdir()
+    messages = distributed(2, _write, str(hf_dir), str(place / "one"), fault, background, timeout_s=240)
+    assert messages == [f"{place}: a checkpoint cannot be written {told}, then run again"] * 2
