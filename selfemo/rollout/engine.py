@@ -166,7 +166,7 @@ class RolloutEngine:
 
 def _check_cpu_head_size(head_size: int) -> None:
     """vLLM's CPU attention has kernels for some head sizes only, and says so no earlier than at the first token."""
-    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # vllm-private
 
     supported = CPUAttentionBackend.get_supported_head_sizes()
     if head_size not in supported:

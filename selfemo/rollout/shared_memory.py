@@ -21,11 +21,11 @@ def named_shared_memory() -> Iterator[None]:
 
     Its memory has a name drawn for it, and loses it again when all ranks have met there, so that a killed run leaves nothing behind.
     """
-    from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher
+    from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher  # vllm-private
 
     name = [secrets.token_hex(8)]
     dist.broadcast_object_list(name, src=0)
-    original = ExecutorWithExternalLauncher._distributed_args
+    original = ExecutorWithExternalLauncher._distributed_args  # vllm-private
 
     def distributed_args(_self: object) -> tuple[str, int, int]:
         # vLLM takes what follows the last colon for the port; the address itself is not used, as the group exists.
