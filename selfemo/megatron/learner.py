@@ -26,6 +26,7 @@ from selfemo.megatron.context import ContextShare
 from selfemo.megatron.device import Device
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.optimizer import build_optimizer, set_hyperparameters, wrap_chunks
+from selfemo.megatron.output_layer import completion_logits
 from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack, units
 from selfemo.megatron.parallel import Layout, copies_group, pipeline_group, tensor_group
 from selfemo.weights.architecture import Architecture
@@ -256,6 +257,7 @@ class Learner:
                 None,
                 packed_seq_params=batch.packed_seq_params,
                 loss_mask=batch.loss_mask_T[None],
+                output_processor=completion_logits,
             )
             return logits, loss(batch, index)
 
