@@ -43,7 +43,7 @@ class Head:
     chunk_tokens: int
     """Tokens per chunk."""
     weight_main_grad_VH: Tensor | None
-    """Where the weight's gradient is added, fp32; None returns it to autograd."""
+    """Where the weight's gradient is added chunk by chunk, fp32; None returns it to autograd."""
 
     def __post_init__(self) -> None:
         if self.chunk_tokens < 1:
@@ -96,8 +96,12 @@ class LinearGradients:
         self.head = head
         self._hidden_TH, self._weight_VH = hidden_TH, weight_VH
         self._dhidden_TH = torch.zeros_like(hidden_TH) if needed[0] else None
-        self._dweight_VH = torch.empty_like(weight_VH, dtype=torch.float32) if needed[1] else None
-        self._dweight_begun = False  # the first chunk overwrites: zeroing first would be a pass over a matrix as large as the weight
+        # A main gradient is added to. A matrix of our own is overwritten by the first chunk: to zero it would be one more pass over it.
+        self._dweight_begun = head.weight_main_grad_VH is not None
+        self._dweight_VH: Tensor | None = None
+        if needed[1]:
+            main_VH = head.weight_main_grad_VH
+            self._dweight_VH = torch.empty_like(weight_VH, dtype=torch.float32) if main_VH is None else main_VH
 
     @property
     def needed(self) -> bool:
@@ -155,18 +159,23 @@ class LinearGradients:
             )
 
     def finish(self, scale: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
-        """The two gradients times `scale`, the hidden one summed over ranks; the weight's goes into its main gradient if given."""
-        dhidden_TH, dweight_VH, main_VH = self._dhidden_TH, self._dweight_VH, self.head.weight_main_grad_VH
+        """The two gradients times `scale`, the hidden one summed over ranks; the weight's is None where its main gradient has it.
+
+        Raises:
+            RuntimeError: a scale other than 1, when the main gradient already holds the weight's share (on a GPU: a device assertion).
+        """
+        dhidden_TH, dweight_VH = self._dhidden_TH, self._dweight_VH
         if dweight_VH is not None and not self._dweight_begun:
             dweight_VH.zero_()  # no live token
         if dhidden_TH is not None and self.head.shard.group is not None:
             dist.all_reduce(dhidden_TH, group=self.head.shard.group)
+        if self.head.weight_main_grad_VH is not None:
+            if scale is not None:
+                torch._assert_async(scale == 1, "weight_main_grad_VH was added to before backward: the loss may not be scaled")
+            return dhidden_TH, None
         if scale is not None and scale.device.type == "cpu" and scale.item() == 1:
             scale = None  # a plain loss.backward(): a pass over a matrix as large as the weight saved; on a GPU, looking would be a wait
         if scale is not None:
             dhidden_TH = None if dhidden_TH is None else dhidden_TH.mul_(scale)
             dweight_VH = None if dweight_VH is None else dweight_VH.mul_(scale)
-        if dweight_VH is None or main_VH is None:
-            return dhidden_TH, None if dweight_VH is None else dweight_VH.to(self._weight_VH.dtype)
-        main_VH.add_(dweight_VH)
-        return dhidden_TH, None
+        return dhidden_TH, None if dweight_VH is None else dweight_VH.to(self._weight_VH.dtype)

@@ -20,6 +20,9 @@ AtLeastTwo = Annotated[int, Field(ge=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+FUSE_FROM_BYTES = 2**30
+"""Logits of a micro-batch on a rank, in bytes, above which `train.fuse_output_layer=auto` does without them. A policy step takes the
+same matrix products either way, and on a CPU they are 98% of the fused time (docs/kernels.md; a GPU is unmeasured): memory decides."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -269,6 +272,16 @@ class TrainConfig:
     effect where parallel.context > 1. On a GPU it takes flash-attn's attention in place of Transformer Engine's."""
     offload_during_rollout: bool = False
     """Move gradients and optimizer state to host memory while the engine generates (GPU)."""
+    fuse_output_layer: Literal["auto", "on", "off"] = "auto"
+    """Take the loss from hidden states, 512 tokens at a time, so that a micro-batch's logits never exist; "auto" does it for a micro-batch
+    whose logits would take more than 1 GiB on a rank: completion tokens x vocabulary / parallel.tensor x bytes of train.dtype. That is
+    long completions, as with thinking. Loss and gradients are the same; SFT then makes its logits twice, gspo too."""
+
+    def fuses_output_layer(self, logits_bytes: int) -> bool:
+        """Whether a micro-batch whose logits would take `logits_bytes` on a rank does without them."""
+        if self.fuse_output_layer == "auto":
+            return logits_bytes > FUSE_FROM_BYTES
+        return self.fuse_output_layer == "on"
 
 
 @dataclass(frozen=True, config=STRICT)

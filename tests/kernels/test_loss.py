@@ -268,6 +268,16 @@ def test_fused_projection_adds_to_the_main_gradient() -> None:
     assert torch.allclose(main_VH, expected_VH + 2)
 
 
+def test_a_scaled_loss_cannot_go_with_a_main_gradient() -> None:
+    """The main gradient has its share before backward: a scale that came later would be missing from it."""
+    case = make_case(lengths=(4, 3), columns=30, vocab_size=30)
+    hidden_TH, weight_VH = torch.randn(7, 5), torch.randn(30, 5).requires_grad_()
+    main_VH = torch.zeros(30, 5)
+    result = run(case, PRESETS["grpo"], None, hidden_TH=hidden_TH, weight_VH=weight_VH, weight_main_grad_VH=main_VH)
+    with pytest.raises(RuntimeError, match="the loss may not be scaled"):
+        (2 * result.loss).backward()
+
+
 def test_rewards_give_the_same_as_their_advantages() -> None:
     case = make_case()
     config = LossConfig.preset("self_grpo", advantage=AdvantageConfig(range_threshold=0.4, range_component=0))
