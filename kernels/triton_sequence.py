@@ -14,6 +14,10 @@ import triton.language as tl
 from selfemo.kernels.backend import LOG_RATIO_BOUND, SEQUENCE_SUMS
 
 BOUND: tl.constexpr = tl.constexpr(LOG_RATIO_BOUND)
+KL_NONE, KL_K2, KL_K3 = 0, 1, 2
+_NONE: tl.constexpr = tl.constexpr(KL_NONE)
+_K2: tl.constexpr = tl.constexpr(KL_K2)
+
 COLUMNS: tl.constexpr = tl.constexpr(len(SEQUENCE_SUMS))
 
 
@@ -35,10 +39,7 @@ def _log_ratio(logprob_T, old_T, token, keep, HAS_OLD: tl.constexpr):
 @triton.jit
 def _kl(gap, KL: tl.constexpr):
     """KL estimate and its derivative in logprob; gap = ref - logprob. Near gap = 0 a series replaces exp(gap) - 1, which cancels."""
-    if KL == 1:
-        kl = -gap
-        dkl = tl.full(gap.shape, 1.0, tl.float32)
-    elif KL == 2:
+    if KL == _K2:
         kl = 0.5 * gap * gap
         dkl = -gap
     else:
@@ -149,7 +150,7 @@ def sequence_loss_kernel(
 
         term = policy * importance - entropy_weight * entropy
         dkl = tl.zeros([BLOCK], tl.float32)
-        if KL > 0:
+        if KL != _NONE:
             kl, dkl = _kl(tl.load(ref_T + token, mask=keep, other=0.0) - logprob, KL)
             term += kl_beta * kl
             kls_B += kl * one

@@ -184,6 +184,12 @@ class AlgorithmConfig:
     """Ratio clip above 1; null takes the preset's."""
     kl_beta: NonNegative | None = None
     """Weight of the KL to the reference policy (the SFT model); 0 needs no reference pass; null takes the preset's."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Bound of a sample worse than its group's mean: its token's policy loss is at most -advantage * this, so that a ratio far above 1
+    cannot pull without limit (Ye et al. 2020, who take 3); null is off. Acts where updates_per_rollout > 1, as ratios are 1 else."""
+    kl_estimator: Literal["k2", "k3"] = "k3"
+    """KL per token (Schulman 2020), x = log p - log p_ref: k3 = exp(-x) + x - 1, the value without bias; k2 = x^2 / 2, whose gradient is
+    that of the KL in the mean (Tang and Munos 2025, arXiv 2506.09477)."""
     range_threshold: NonNegative = 0.05
     """tau_range: a SELF-GRPO group whose alignment range is smaller carries no ranking and gets weight 0."""
     weight_by_consistency: bool = False
@@ -193,6 +199,9 @@ class AlgorithmConfig:
     by the group's standard deviation would cancel."""
     normalise: Literal["none", "std", "leave_one_out"] | None = None
     """How a group's rewards become advantages; null takes the preset's."""
+    normalise_per_component: bool = False
+    """Normalise every reward component by itself and add the results with the reward weights, so that a component with a small spread
+    counts as much as its weight says; False normalises the weighted sum."""
     entropy_weight: NonNegative = 0.0
     """Entropy bonus per token."""
     truncated_importance_cap: PositiveFloat | None = None

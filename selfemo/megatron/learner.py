@@ -55,6 +55,7 @@ class PolicyStats:
     step: StepStats
     kl: float
     clipped_share: float
+    """Tokens without a policy gradient: beyond a clip, or held by the dual clip."""
     entropy: float
     ratio_mean: float
     logprob_gap_max: float
@@ -189,7 +190,7 @@ class Learner:
         return PolicyStats(
             step=self._optimizer_step(float(sums[0]), learning_rate, counts.tokens),
             kl=mean["kl"],
-            clipped_share=mean["clipped_low"] + mean["clipped_high"],
+            clipped_share=mean["clipped_low"] + mean["clipped_high"] + mean["dual_clipped"],
             entropy=mean["entropy"],
             ratio_mean=mean["ratio"],
             logprob_gap_max=float(maxima[0]),

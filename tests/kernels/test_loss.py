@@ -24,7 +24,7 @@ PRESETS = {
     "gspo": LossConfig.preset("gspo", clip_low=0.05, clip_high=0.05, kl_beta=0.1, kl_estimator="k2"),
     "self_grpo": LossConfig.preset("self_grpo", truncated_importance_cap=1.1, entropy_weight=0.01, temperature=1.3),
     "everything": LossConfig(
-        clip_low=0.1, clip_high=0.3, dual_clip=1.5, kl_beta=0.3, kl_estimator="k1", truncated_importance_cap=1.2, entropy_weight=0.05
+        clip_low=0.1, clip_high=0.3, dual_clip=1.5, kl_beta=0.3, kl_estimator="k2", truncated_importance_cap=1.2, entropy_weight=0.05
     ),
 }
 
