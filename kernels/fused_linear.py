@@ -1,12 +1,13 @@
 """The output projection fused with the loss: logits exist one chunk of tokens at a time.
 
-Per chunk: GEMM, K1 (and its all-reduce), the loss's derivatives, K3 in place over the chunk's logits, then the two GEMMs of the
-backward pass. A token-level loss knows its derivatives as soon as K1 is done, so each chunk is visited once: 6 T H V operations,
-the least there is. The GEMMs are the vendor's library; only what lies between them is ours.
+Per chunk: GEMM, softmax statistics (and their all-reduce), the loss's derivatives, `dlogits` in place over the chunk's
+logits, then the two GEMMs of the backward pass. A token-level loss knows its derivatives right after the statistics, so each
+chunk is visited once: 6 T H V operations, the least there is. The GEMMs are the vendor's library; only what lies between
+them is ours.
 
-Where K1 can leave e = exp(d) over the logits (the CPU path) and the entropy has no gradient, K3 is not needed either: a row's
-gradient is then g (1[target] - f e) with one factor f, and both products of e with a factor per row can take that factor on the
-side that is H wide instead of V.
+Where the statistics can leave e = exp(d) over the logits (the CPU path) and the entropy has no gradient, `dlogits` is not
+needed: a row's gradient is then g (1[target] - f e) with one factor f, and both products of e with a factor per row can take
+that factor on the side that is H wide instead of V.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class LinearGradients:
         return self._dhidden_TH is not None or self._dweight_VH is not None
 
     def can_keep_exp(self, entropy_weight: float) -> bool:
-        """Whether `add_exp` can follow K1."""
+        """Whether `add_exp` can follow the statistics."""
         return self.needed and entropy_weight == 0 and self.head.backend.can_keep_exp and self._hidden_TH.dtype == torch.float32
 
     def chunks(self, live_T: Tensor | None) -> Iterator[Chunk]:
@@ -117,7 +118,7 @@ class LinearGradients:
         return _chunk_logits(self.head, self._hidden_TH, self._weight_VH, live_T)
 
     def add(self, chunk: Chunk, targets_c: Tensor, softmax: SoftmaxStats, dlogprob_c: Tensor, dentropy_c: Tensor) -> None:
-        """K3 over the chunk's logits, then two GEMMs: the chunk's hidden gradient, and its share of the weight's."""
+        """`dlogits` over the chunk's logits, then two GEMMs: the chunk's hidden gradient, and its share of the weight's."""
         if not self.needed:
             return
         head, dlogits_cV = self.head, chunk.logits_cV

@@ -1,8 +1,9 @@
 """The loss of SELF-GRPO and its relatives, from logits or hidden states to gradients, in one call.
 
-Forward: K1 reduces each row of logits to log-probability and entropy, K2b turns those into the loss and its derivative in each
-of them. Backward: K3 writes the gradient over the logits. The loss is a plain sum of weighted token terms; the weights hold
-the counts of the whole optimizer step, so that losses of micro-batches and data-parallel ranks add up to the whole.
+Forward: `vocab_stats` reduces each row of logits to log-probability and entropy, `sequence_loss` turns those into the loss
+and its derivative in each of them. Backward: `dlogits_` writes the gradient over the logits. The loss is a plain sum of
+weighted token terms; the weights hold the counts of the whole optimizer step, so that losses of micro-batches and
+data-parallel ranks add up to the whole.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from selfemo.kernels.advantages import group_advantages
-from selfemo.kernels.backend import SEQUENCE_SUMS, Impl, PolicyBatch
+from selfemo.kernels.backend import MAXIMUM_COLUMN, SEQUENCE_SUMS, Impl, PolicyBatch
 from selfemo.kernels.checks import (
     ValueChecks,
     check_finite,
@@ -155,7 +156,7 @@ def _metrics(sums_SM: Tensor) -> LossMetrics:
 
 
 class _FromLogits(torch.autograd.Function):
-    """Forward K1 and K2b, backward K3 in place."""
+    """Forward `vocab_stats` and `sequence_loss`, backward `dlogits_` in place."""
 
     @staticmethod
     def forward(
@@ -229,9 +230,9 @@ def _one_pass(gradients: LinearGradients, targets_T: Tensor, batch: PolicyBatch,
         else:
             gradients.add(chunk, targets_T[rows], softmax, result.dlogprob_T, result.dentropy_T)
         logprob_T[rows], entropy_T[rows] = softmax.logprob_T, softmax.entropy_T
-        largest_S = torch.maximum(sums_SM[:, -1], result.sums_SM[:, -1])
+        largest_S = torch.maximum(sums_SM[:, MAXIMUM_COLUMN], result.sums_SM[:, MAXIMUM_COLUMN])
         sums_SM += result.sums_SM
-        sums_SM[:, -1] = largest_S
+        sums_SM[:, MAXIMUM_COLUMN] = largest_S
     return logprob_T, entropy_T, sums_SM
 
 

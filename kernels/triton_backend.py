@@ -30,7 +30,7 @@ def can_run(device_type: str) -> bool:
 
 
 class TritonBackend:
-    """K1, K3, K2b and K2a behind the interface of `backend.Backend`."""
+    """The four kernels behind the interface of `backend.Backend`."""
 
     can_keep_exp = False
 

@@ -103,7 +103,7 @@ def test_forbidden_tokens_and_a_shard_of_padding_make_no_nan() -> None:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_shards_combine_to_the_whole(size: int) -> None:
-    """K1 and K3 per shard, the two reductions done here; the last shard of four is all padding."""
+    """`vocab_stats` and `dlogits_` per shard, the two reductions done here; the last shard of four is all padding."""
     from selfemo.kernels.triton_backend import TritonBackend
     from selfemo.kernels.vocab_parallel import ShardStats, SoftmaxStats, VocabShard
 
@@ -233,7 +233,7 @@ def test_second_backward_raises() -> None:
 
 @pytest.mark.parametrize("columns", [1000, 4096])
 def test_traffic_is_two_bytes_forward_and_six_in_all(columns: int) -> None:
-    """Every address in the logits that K1 and K3 touch, counted; beside them only the one logit of the target."""
+    """Every address in the logits that the two kernels touch, counted; beside them only the one logit of the target."""
     tokens = 8
     logits_TV = torch.randn(tokens, columns).bfloat16().requires_grad_()
     with interpreted_traffic(logits_TV) as forward:

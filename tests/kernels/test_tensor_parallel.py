@@ -106,7 +106,7 @@ def _projection_case(vocab_size: int) -> tuple[Case, torch.Tensor, torch.Tensor]
 @pytest.mark.parametrize("vocab_size", [390, 190], ids=["both ranks", "one rank all padding"])
 @pytest.mark.parametrize("preset", ["self_grpo", "gspo", "dapo"])
 def test_fused_projection_with_a_sharded_weight(distributed: DistributedRunner, preset: str, vocab_size: int) -> None:
-    """Three ways to the gradient: K3 in the same pass, K3 in a second one, and exp(d) kept by K1."""
+    """Three ways to the gradient: `dlogits_` in the same pass, in a second one, and exp(d) kept by `vocab_stats`."""
     case, hidden_TH, weight_VH = _projection_case(vocab_size)
     hidden_TH.requires_grad_()
     weight_VH.requires_grad_()
