@@ -70,7 +70,7 @@ class LossConfig:
     temperature: float = 1.0
     """Logits are divided by this first: the temperature that the completions were sampled with."""
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
-    """How rewards become advantages, where `grpo_loss` is given rewards."""
+    """How rewards become advantages: what `group_advantages` takes."""
 
     def __post_init__(self) -> None:
         _one_of("ratio_level", self.ratio_level, ("token", "sequence"))

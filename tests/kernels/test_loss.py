@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selfemo.kernels import AdvantageConfig, BatchCounts, LossConfig, LossMetrics, LossResult, group_advantages, grpo_loss, token_logprobs
+from selfemo.kernels import BatchCounts, LossConfig, LossResult, grpo_loss, token_logprobs
 from tests.kernels import oracle
 from tests.kernels.cases import Case, make_case
 
@@ -174,9 +173,10 @@ def test_microbatches_add_up_to_the_whole(name: str, borders: tuple[int, ...]) -
         gradients.append(part_TV.grad)
     assert float(sum(piece.loss.detach() for piece in pieces)) == pytest.approx(float(whole.loss.detach()), rel=1e-6, abs=1e-8)
     assert torch.equal(torch.cat(gradients), logits_TV.grad)
-    joined = reduce(LossMetrics.plus, (piece.metrics for piece in pieces))
-    for field in fields(joined):
-        assert float(getattr(joined, field.name)) == pytest.approx(float(getattr(whole.metrics, field.name)), rel=1e-5, abs=1e-6)
+    for field in fields(whole.metrics):
+        join = max if field.name == "rollout_gap_max" else sum
+        joined = join(float(getattr(piece.metrics, field.name)) for piece in pieces)
+        assert joined == pytest.approx(float(getattr(whole.metrics, field.name)), rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -276,28 +276,6 @@ def test_a_scaled_loss_cannot_go_with_a_main_gradient() -> None:
     result = run(case, PRESETS["grpo"], None, hidden_TH=hidden_TH, weight_VH=weight_VH, weight_main_grad_VH=main_VH)
     with pytest.raises(RuntimeError, match="the loss may not be scaled"):
         (2 * result.loss).backward()
-
-
-def test_rewards_give_the_same_as_their_advantages() -> None:
-    case = make_case()
-    config = LossConfig.preset("self_grpo", advantage=AdvantageConfig(range_threshold=0.4, range_component=0))
-    rewards_SC, weights_C = torch.tensor([[0.1, 1.0], [0.2, 0.0], [0.9, 1.0], [0.3, 0.5]]), torch.tensor([1.0, 0.2])
-    group_ptr = torch.tensor([0, 2, 4])
-    groups = group_advantages(rewards_SC, group_ptr, weights_C, config=config.advantage)
-    assert groups.weight_G.tolist() == [0.0, 1.0]
-    shared = {"config": config, "ref_logprob_T": case.ref_T, "mask_T": case.mask_T, "vocab_size": case.vocab_size}
-    from_rewards = grpo_loss(
-        case.logits_TV, case.targets_T, case.cu_seqlens, rewards_SC=rewards_SC, group_ptr=group_ptr, reward_weights_C=weights_C, **shared
-    )
-    from_advantages = grpo_loss(
-        case.logits_TV,
-        case.targets_T,
-        case.cu_seqlens,
-        advantage_S=groups.advantage_S,
-        sequence_weight_S=groups.weight_S,
-        **shared,
-    )
-    assert torch.equal(from_rewards.loss, from_advantages.loss)
 
 
 def test_a_broken_logprob_cannot_make_the_loss_infinite() -> None:

@@ -137,19 +137,3 @@ def _group_of_one() -> bool:
 
 def test_group_of_one_rank_is_no_group(distributed: DistributedRunner) -> None:
     assert distributed(2, _group_of_one) == [True, True]
-
-
-def _reduced_metrics() -> dict[str, float]:
-    """Data parallelism: each rank has half of the sequences; metrics are reduced."""
-    from tests.kernels.test_loss import part_of
-
-    case = make_case(lengths=(5, 1, 14, 17))
-    part = part_of(case, 2 * dist.get_rank(), 2 * dist.get_rank() + 2)
-    return run(part, PRESETS["self_grpo"], part.logits_TV).metrics.all_reduce().means()
-
-
-def test_metrics_reduce_over_data_parallel_ranks(distributed: DistributedRunner) -> None:
-    case = make_case(lengths=(5, 1, 14, 17))
-    expected = run(case, PRESETS["self_grpo"], case.logits_TV).metrics.means()
-    for means in distributed(2, _reduced_metrics):
-        assert means == pytest.approx(expected, rel=1e-5, abs=1e-6)
