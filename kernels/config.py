@@ -61,8 +61,8 @@ class LossConfig:
     kl_beta: float = 0.0
     """Weight of the KL divergence to the reference; above 0 needs `ref_logprob_T`."""
     kl_estimator: Literal["k2", "k3"] = "k3"
-    """Per-token estimator (Schulman 2020): k2 = (logp - ref)^2 / 2, k3 = exp(ref - logp) - (ref - logp) - 1. His k1 = logp - ref is
-    none for a loss: its gradient, that of logp, has mean 0 (Tang and Munos 2025, arXiv 2506.09477), so it holds nothing back."""
+    """Per-token estimator (Schulman 2020): k2 = (logp - ref)^2 / 2, k3 = exp(ref - logp) - (ref - logp) - 1. His k1 = logp - ref
+    is none for a loss: its gradient, that of logp, has mean 0 (Tang and Munos 2025, arXiv 2506.09477): it holds nothing back."""
     truncated_importance_cap: float | None = None
     """Multiply a token's policy loss by min(exp(old - rollout), cap), detached; needs `rollout_logprob_T` to have an effect."""
     entropy_weight: float = 0.0

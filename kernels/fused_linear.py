@@ -97,7 +97,7 @@ class LinearGradients:
         self.head = head
         self._hidden_TH, self._weight_VH = hidden_TH, weight_VH
         self._dhidden_TH = torch.zeros_like(hidden_TH) if needed[0] else None
-        # A main gradient is added to. A matrix of our own is overwritten by the first chunk: to zero it would be one more pass over it.
+        # A main gradient is added to; a matrix of our own is overwritten by the first chunk, which saves zeroing it.
         self._dweight_begun = head.weight_main_grad_VH is not None
         self._dweight_VH: Tensor | None = None
         if needed[1]:
@@ -160,10 +160,10 @@ class LinearGradients:
             )
 
     def finish(self, scale: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
-        """The two gradients times `scale`, the hidden one summed over ranks; the weight's is None where its main gradient has it.
+        """The two gradients times `scale`, the hidden one summed over ranks; the weight's is None if its main gradient has it.
 
         Raises:
-            RuntimeError: a scale other than 1, when the main gradient already holds the weight's share (on a GPU: a device assertion).
+            RuntimeError: a scale other than 1 where the main gradient has its share already (on a GPU: a device assertion).
         """
         dhidden_TH, dweight_VH = self._dhidden_TH, self._dweight_VH
         if dweight_VH is not None and not self._dweight_begun:

@@ -79,8 +79,8 @@ def grpo_loss(
         tp_group: tensor-parallel process group; None where the vocabulary is whole.
         impl: "auto", "triton" or "torch".
         chunk_tokens: tokens per chunk with hidden states.
-        weight_main_grad_VH: fp32 [V / tp, H]; the forward pass adds the weight's gradient here, chunk by chunk, and backward returns
-            none. Backward must then run, on the loss as it is: an incoming gradient other than 1 raises RuntimeError.
+        weight_main_grad_VH: fp32 [V / tp, H]; the forward pass adds the weight's gradient here, chunk by chunk, and backward
+            returns none. Backward must then run, on the loss as it is: a gradient other than 1 raises RuntimeError.
         check_values: read values from the device to check them (one synchronisation); False skips what needs that.
 
     Returns:

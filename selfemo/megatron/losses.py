@@ -1,8 +1,8 @@
-"""The losses that are taken where the model ends, on the last stage, all computed by selfemo.kernels.
+"""The losses, which are taken where the model ends, on the last stage, and computed by selfemo.kernels.
 
-Each takes what predicts a micro-batch's completion tokens and returns a plain sum: weights come from counts of
-the whole batch, so that micro-batches, data-parallel and context-parallel ranks add up to the batch's loss whatever the layout. A
-rank that holds no completion token of a micro-batch contributes exactly nothing, and keeps the schedule in step.
+Each takes what predicts a micro-batch's completion tokens and returns a plain sum: weights come from counts of the whole
+batch, so that micro-batches, data-parallel and context-parallel ranks add up to the batch's loss whatever the layout. A rank
+that holds no completion token of a micro-batch contributes exactly nothing, and keeps the schedule in step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Predictions:
     weight_VH: torch.Tensor | None = None
     """This rank's rows [V/tp, H] of the output weight, where there are no logits."""
     weight_main_grad_VH: torch.Tensor | None = None
-    """fp32; where Megatron's DDP collects the weight's gradient. None: there are logits, or no gradient is wanted."""
+    """fp32; Megatron's DDP collects the weight's gradient here. None: there are logits, or no gradient is wanted."""
 
     def zero(self) -> torch.Tensor:
         """fp32 0 that depends on the model, so that a backward pass can start from it and change nothing."""

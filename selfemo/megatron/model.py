@@ -1,7 +1,7 @@
 """megatron-core GPT models from an Architecture: the config, and this rank's chunks.
 
-Callers pass GPTModel.forward an `output_processor` from selfemo.megatron.output_layer, so that logits are those of completion
-tokens alone: on a 151,936-entry vocabulary that is most of the logits' memory and time.
+Callers pass GPTModel.forward an `output_processor` from selfemo.megatron.output_layer, so that logits are those of
+completion tokens alone: on a 151,936-entry vocabulary that is most of the logits' memory and time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class CompletionGPTModel(GPTModel):
-    """GPTModel in which segments that continue a shared prompt (selfemo.megatron.attention) begin at a position of their own.
+    """GPTModel in which segments that continue a shared prompt (selfemo.megatron.attention) have positions of their own.
 
     Its output layer takes rows of whole sequences, which selfemo.megatron.output_layer selects.
     """
@@ -31,7 +31,7 @@ class CompletionGPTModel(GPTModel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.post_process and self.config.sequence_parallel:
-            # The output processor gathers and selects rows before the output layer, which therefore sees whole sequences.
+            # The output processor gathers and selects rows first: the output layer sees whole sequences.
             self.output_layer.sequence_parallel = False
             self.output_layer.allreduce_dgrad = True
 

@@ -1,9 +1,10 @@
-"""What becomes of the decoder's hidden states: only the positions that predict a completion token reach the output layer.
+"""Takes the loss behind the decoder, where only positions that predict a completion token reach the output layer.
 
-A sample is a long prompt and a short completion, and only completion tokens carry loss. GPTModel would compute logits of every
-position; the functions here are its `output_processor` (megatron-core 0.18 and later), which takes over behind the decoder on the
-rank that has the output layer. The loss is taken there too. So a bf16 model's logits stay bf16, where Megatron's Float16Module
-would widen what the model returns, and the kernels may have hidden states and weight in place of logits (train.fuse_output_layer).
+A sample is a long prompt and a short completion, and only completion tokens carry loss. GPTModel would compute logits of
+every position; the functions here are its `output_processor` (megatron-core 0.18 and later), which takes over behind the
+decoder on the rank that has the output layer. As the loss is taken there, a bf16 model's logits stay bf16 (Megatron's
+Float16Module widens what the model returns), and the kernels may have hidden states and weight in place of logits
+(train.fuse_output_layer).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from selfemo.megatron.losses import LossFunction, Predictions
 
 @dataclass
 class LossAtOutput:
-    """The loss of one micro-batch on its way through Megatron's schedule: taken at the output layer, asked for afterwards."""
+    """Carries one micro-batch's loss through Megatron's schedule: taken at the output layer, asked for afterwards."""
 
     loss: LossFunction
     fuses: Callable[[int], bool]
@@ -29,7 +30,7 @@ class LossAtOutput:
     collected: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def result(self, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """For the schedule, given what the model returned: the loss, a token count (unused), and what the step collects."""
+        """What the schedule asks for, given what the model returned: loss, token count (unused), what the step collects."""
         return loss, torch.zeros([], dtype=torch.int, device=loss.device), self.collected
 
 
@@ -45,8 +46,9 @@ def completion_loss(
 ) -> torch.Tensor:
     """`context.loss` (fp32 scalar) of the N positions that `loss_mask` [1, T] (bool) marks.
 
-    Fused, the output weight's gradient goes straight to the main gradient of Megatron's DDP, whose hook then finds none to add. That
-    needs `overlap_grad_reduce` off, as wrap_chunks has it, on a GPU too: with it, DDP waits for each parameter's own gradient.
+    Fused, the output weight's gradient goes straight to the main gradient of Megatron's DDP, whose hook then finds none to
+    add. That needs `overlap_grad_reduce` off, as wrap_chunks has it, on a GPU too: with it, DDP waits for each parameter's
+    own gradient.
     """
     rows_N1H = _completion_rows(hidden_states, output_layer, loss_mask, config)
     weight_VH = output_layer.weight if output_weight is None else output_weight
@@ -72,7 +74,7 @@ def completion_logits(
     config: TransformerConfig,
     **_: Any,
 ) -> torch.Tensor:
-    """Logits [1, N, V/tp] of the N positions that `loss_mask` [1, T] (bool) marks; for GPTModel.forward(output_processor=...)."""
+    """Logits [1, N, V/tp] of the N positions that `loss_mask` [1, T] (bool) marks: an output processor as well."""
     rows_N1H = _completion_rows(hidden_states, output_layer, loss_mask, config)
     logits_N1V, _bias = output_layer(rows_N1H, weight=output_weight)
     return logits_N1V.transpose(0, 1).contiguous()

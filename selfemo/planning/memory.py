@@ -28,7 +28,7 @@ CONTEXT_BYTES = 2 * GIB
 ENGINE_WORKSPACE_BYTES = 3 * GIB
 """Allowance for vLLM's activations and CUDA graphs while it is awake."""
 FUSED_CHUNK_TOKENS = 512
-"""Tokens whose logits exist together where the output layer is fused: selfemo.kernels' default, which cannot be imported without torch."""
+"""Tokens whose logits exist together where the output layer is fused: selfemo.kernels' default, whose import needs torch."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ def _layer_bytes(architecture: Architecture, layout: Layout, dtype: str) -> tupl
 
 
 def logits_bytes(architecture: Architecture, layout: Layout, completion_tokens: float, train: TrainConfig) -> int:
-    """Logits of one micro-batch's completion tokens, overwritten by their gradient, and autograd's gradient of the output weight.
+    """Logits of one micro-batch's completion tokens, overwritten by their gradient, and autograd's of the output weight.
 
-    Fused (train.fuse_output_layer) it is one chunk of logits alone: the weight's gradient grows in Megatron's buffer.
+    Fused (train.fuse_output_layer) it is one chunk of logits: the weight's gradient grows in Megatron's buffer.
     """
     column_bytes = architecture.vocab_size / layout.tensor * DTYPE_BYTES[train.dtype]
     logits = int(completion_tokens * column_bytes)
