@@ -1,4 +1,4 @@
-"""The loss taken from hidden states (train.fuse_output_layer) takes the steps of the loss taken from logits, which then never exist."""
+"""Trains on the loss from hidden states (train.fuse_output_layer): same steps as from logits, which then never exist."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from selfemo.config import FUSE_FROM_BYTES, ParallelConfig, TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
 from selfemo.megatron.learner import Learner
+from tests.megatron import context_parallel
 from tests.megatron.parity import LEARNING_RATE, SHARED, Options, difference, learner, samples, three_sft_steps, three_steps
 from tests.weights.tiny import save_tiny
 
@@ -58,9 +59,18 @@ def test_three_sft_steps_are_those_from_logits(distributed, hf_dir, from_logits,
         assert difference(from_logits[1], trace).largest <= BOUND, difference(from_logits[1], trace)
 
 
+def test_context_ranks_fuse_what_each_of_them_holds(distributed, hf_dir):
+    """Some context ranks hold no completion token of a micro-batch, and take part all the same."""
+    processes, parallel = context_parallel.LAYOUTS["CP2"]
+    runs = [replace(context_parallel.OPTIONS, fuse=fuse) for fuse in ("on", "off")]
+    fused, plain = (distributed(processes, context_parallel.three_steps, hf_dir, parallel, run, timeout_s=240) for run in runs)
+    assert difference(fused[0], plain[0]).largest <= BOUND, difference(fused[0], plain[0])
+
+
+@pytest.mark.parametrize("hf_dir", [True], ids=["tied"], indirect=True)
 @pytest.mark.parametrize("name", ["TP2 +SP", "DP2 +DO"])
 def test_three_steps_in_bf16_stay_near_those_in_fp32(distributed, hf_dir, from_logits, name):
-    """The bounds of tests/megatron/test_bf16.py."""
+    """The model and the bounds of tests/megatron/test_bf16.py; of an untied model, logits themselves miss the last one."""
     processes, parallel = LAYOUTS[name]
     (wanted, _), options = from_logits, replace(FUSED, dtype="bfloat16")
     for trace in distributed(processes, three_steps, hf_dir, parallel, options, timeout_s=240):
