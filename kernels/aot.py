@@ -24,7 +24,7 @@ from triton.compiler import ASTSource
 
 from selfemo.kernels import triton_backend as launch
 from selfemo.kernels.triton_group import NORMALISE_STD, group_advantage_kernel
-from selfemo.kernels.triton_sequence import sequence_loss_kernel
+from selfemo.kernels.triton_sequence import KL_K3, sequence_loss_kernel
 from selfemo.kernels.triton_vocab import dlogits_kernel, vocab_stats_kernel
 
 TABLE = Path(__file__).with_name("resources.json")
@@ -83,7 +83,7 @@ class Resources:
 def variants() -> list[Variant]:
     """Every kernel as the launcher runs it on bf16 logits, with every optional part of its code switched on."""
     vocab = {"BLOCK": launch.VOCAB_BLOCK}
-    full = {"KL": 3, "HAS_OLD": True, "HAS_ROLLOUT": True, "HAS_CAP": True, "HAS_DUAL": True, "BLOCK": launch.TOKEN_BLOCK}
+    full = {"KL": KL_K3, "HAS_OLD": True, "HAS_ROLLOUT": True, "HAS_CAP": True, "HAS_DUAL": True, "BLOCK": launch.TOKEN_BLOCK}
     group = {"NORMALISE": NORMALISE_STD, "BLOCK": launch.SAMPLE_BLOCK}
     return [
         Variant("vocab_stats", vocab_stats_kernel, {"HAS_LIVE": True, **vocab}, launch.VOCAB_WARPS),

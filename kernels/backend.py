@@ -1,7 +1,7 @@
 """The four operations that a device must offer, and the choice between the two implementations.
 
 Everything above this interface (checks, tensor parallelism, autograd, chunking) is written once. Below it, `torch_backend`
-is the CPU path, chunked and in place, and `triton_backend` launches the Triton kernels K1, K2a, K2b and K3.
+is the CPU path, chunked and in place, and `triton_backend` launches the Triton kernels of the same names.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ SEQUENCE_SUMS = (
     "rollout_gap_max",
 )
 """Columns of `SequenceLoss.sums_SM`: sums over a sequence's unmasked tokens, the last one a maximum."""
+MAXIMUM_COLUMN = SEQUENCE_SUMS.index("rollout_gap_max")
 
 LOG_RATIO_BOUND = 20.0
 """Log-ratios are clamped to +-20 before exp (and have no gradient beyond), so that one broken token cannot make the loss inf."""
@@ -102,7 +103,7 @@ class Backend(Protocol):
     """One implementation of the four operations."""
 
     can_keep_exp: bool
-    """Whether K1 takes `keep_exp`: it needs a row's maximum before it writes, so a single pass over memory cannot."""
+    """Whether `vocab_stats` takes `keep_exp`: it needs a row's maximum before it writes, so a single pass over memory cannot."""
 
     def vocab_stats(
         self,
@@ -113,7 +114,7 @@ class Backend(Protocol):
         inv_temperature: float,
         keep_exp: bool = False,
     ) -> ShardStats:
-        """K1: one read of the shard. Rows where `live_T` is false are not read; their statistics are (0, 1, 0, 0).
+        """Softmax statistics: one read of the shard. Rows where `live_T` is false are not read; their statistics are (0, 1, 0, 0).
 
         With `keep_exp` (fp32 logits), exp((logit - max) / temperature) is left in their place, 0 in padded columns.
         """
@@ -129,15 +130,15 @@ class Backend(Protocol):
         shard: VocabShard,
         inv_temperature: float,
     ) -> None:
-        """K3: overwrite the logits with their gradient. Rows whose two derivatives are 0 are written, not read."""
+        """Overwrite the logits with their gradient. Rows whose two derivatives are 0 are written, not read."""
         ...
 
     def sequence_loss(self, logprob_T: Tensor, entropy_T: Tensor, batch: PolicyBatch, config: LossConfig) -> SequenceLoss:
-        """K2b: ratio, clips, KL and importance weight per token; sums per sequence; derivatives per token."""
+        """Ratio, clips, KL and importance weight per token; sums per sequence; derivatives per token."""
         ...
 
     def group_advantages(self, rewards_SC: Tensor, group_ptr: Tensor, reward_weights_C: Tensor, config: AdvantageConfig) -> GroupStats:
-        """K2a: advantages of the weighted total inside each group, and the group's statistics (`per_component` is above this)."""
+        """Advantages of the weighted total inside each group, and the group's statistics (`per_component` is above this)."""
         ...
 
 

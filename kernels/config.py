@@ -60,8 +60,9 @@ class LossConfig:
     """For negative advantages the token's policy loss is at most -advantage * dual_clip (Ye et al. 2020); above 1, or None."""
     kl_beta: float = 0.0
     """Weight of the KL divergence to the reference; above 0 needs `ref_logprob_T`."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Per-token estimator (Schulman 2020): k1 = logp - ref, k2 = (logp - ref)^2 / 2, k3 = exp(ref - logp) - (ref - logp) - 1."""
+    kl_estimator: Literal["k2", "k3"] = "k3"
+    """Per-token estimator (Schulman 2020): k2 = (logp - ref)^2 / 2, k3 = exp(ref - logp) - (ref - logp) - 1. His k1 = logp - ref
+    is none for a loss: its gradient, that of logp, has mean 0 (Tang and Munos 2025, arXiv 2506.09477): it holds nothing back."""
     truncated_importance_cap: float | None = None
     """Multiply a token's policy loss by min(exp(old - rollout), cap), detached; needs `rollout_logprob_T` to have an effect."""
     entropy_weight: float = 0.0
@@ -69,12 +70,12 @@ class LossConfig:
     temperature: float = 1.0
     """Logits are divided by this first: the temperature that the completions were sampled with."""
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
-    """How rewards become advantages, where `grpo_loss` is given rewards."""
+    """How rewards become advantages: what `group_advantages` takes."""
 
     def __post_init__(self) -> None:
         _one_of("ratio_level", self.ratio_level, ("token", "sequence"))
         _one_of("aggregation", self.aggregation, ("sequence_mean", "token_mean", "sequence_sum"))
-        _one_of("kl_estimator", self.kl_estimator, ("k1", "k2", "k3"))
+        _one_of("kl_estimator", self.kl_estimator, ("k2", "k3"))
         for name in ("clip_low", "clip_high", "kl_beta", "entropy_weight"):
             _at_least(name, getattr(self, name), 0.0)
         if not (math.isfinite(self.temperature) and self.temperature > 0):

@@ -1,12 +1,13 @@
 """The output projection fused with the loss: logits exist one chunk of tokens at a time.
 
-Per chunk: GEMM, K1 (and its all-reduce), the loss's derivatives, K3 in place over the chunk's logits, then the two GEMMs of the
-backward pass. A token-level loss knows its derivatives as soon as K1 is done, so each chunk is visited once: 6 T H V operations,
-the least there is. The GEMMs are the vendor's library; only what lies between them is ours.
+Per chunk: GEMM, softmax statistics (and their all-reduce), the loss's derivatives, `dlogits` in place over the chunk's
+logits, then the two GEMMs of the backward pass. A token-level loss knows its derivatives right after the statistics, so each
+chunk is visited once: 6 T H V operations, the least there is. The GEMMs are the vendor's library; only what lies between
+them is ours.
 
-Where K1 can leave e = exp(d) over the logits (the CPU path) and the entropy has no gradient, K3 is not needed either: a row's
-gradient is then g (1[target] - f e) with one factor f, and both products of e with a factor per row can take that factor on the
-side that is H wide instead of V.
+Where the statistics can leave e = exp(d) over the logits (the CPU path) and the entropy has no gradient, `dlogits` is not
+needed: a row's gradient is then g (1[target] - f e) with one factor f, and both products of e with a factor per row can take
+that factor on the side that is H wide instead of V.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Head:
     chunk_tokens: int
     """Tokens per chunk."""
     weight_main_grad_VH: Tensor | None
-    """Where the weight's gradient is added, fp32; None returns it to autograd."""
+    """Where the weight's gradient is added chunk by chunk, fp32; None returns it to autograd."""
 
     def __post_init__(self) -> None:
         if self.chunk_tokens < 1:
@@ -96,8 +97,12 @@ class LinearGradients:
         self.head = head
         self._hidden_TH, self._weight_VH = hidden_TH, weight_VH
         self._dhidden_TH = torch.zeros_like(hidden_TH) if needed[0] else None
-        self._dweight_VH = torch.empty_like(weight_VH, dtype=torch.float32) if needed[1] else None
-        self._dweight_begun = False  # the first chunk overwrites: zeroing first would be a pass over a matrix as large as the weight
+        # A main gradient is added to; a matrix of our own is overwritten by the first chunk, which saves zeroing it.
+        self._dweight_begun = head.weight_main_grad_VH is not None
+        self._dweight_VH: Tensor | None = None
+        if needed[1]:
+            main_VH = head.weight_main_grad_VH
+            self._dweight_VH = torch.empty_like(weight_VH, dtype=torch.float32) if main_VH is None else main_VH
 
     @property
     def needed(self) -> bool:
@@ -105,7 +110,7 @@ class LinearGradients:
         return self._dhidden_TH is not None or self._dweight_VH is not None
 
     def can_keep_exp(self, entropy_weight: float) -> bool:
-        """Whether `add_exp` can follow K1."""
+        """Whether `add_exp` can follow the statistics."""
         return self.needed and entropy_weight == 0 and self.head.backend.can_keep_exp and self._hidden_TH.dtype == torch.float32
 
     def chunks(self, live_T: Tensor | None) -> Iterator[Chunk]:
@@ -113,7 +118,7 @@ class LinearGradients:
         return _chunk_logits(self.head, self._hidden_TH, self._weight_VH, live_T)
 
     def add(self, chunk: Chunk, targets_c: Tensor, softmax: SoftmaxStats, dlogprob_c: Tensor, dentropy_c: Tensor) -> None:
-        """K3 over the chunk's logits, then two GEMMs: the chunk's hidden gradient, and its share of the weight's."""
+        """`dlogits` over the chunk's logits, then two GEMMs: the chunk's hidden gradient, and its share of the weight's."""
         if not self.needed:
             return
         head, dlogits_cV = self.head, chunk.logits_cV
@@ -155,18 +160,23 @@ class LinearGradients:
             )
 
     def finish(self, scale: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
-        """The two gradients times `scale`, the hidden one summed over ranks; the weight's goes into its main gradient if given."""
-        dhidden_TH, dweight_VH, main_VH = self._dhidden_TH, self._dweight_VH, self.head.weight_main_grad_VH
+        """The two gradients times `scale`, the hidden one summed over ranks; the weight's is None if its main gradient has it.
+
+        Raises:
+            RuntimeError: a scale other than 1 where the main gradient has its share already (on a GPU: a device assertion).
+        """
+        dhidden_TH, dweight_VH = self._dhidden_TH, self._dweight_VH
         if dweight_VH is not None and not self._dweight_begun:
             dweight_VH.zero_()  # no live token
         if dhidden_TH is not None and self.head.shard.group is not None:
             dist.all_reduce(dhidden_TH, group=self.head.shard.group)
+        if self.head.weight_main_grad_VH is not None:
+            if scale is not None:
+                torch._assert_async(scale == 1, "weight_main_grad_VH was added to before backward: the loss may not be scaled")
+            return dhidden_TH, None
         if scale is not None and scale.device.type == "cpu" and scale.item() == 1:
             scale = None  # a plain loss.backward(): a pass over a matrix as large as the weight saved; on a GPU, looking would be a wait
         if scale is not None:
             dhidden_TH = None if dhidden_TH is None else dhidden_TH.mul_(scale)
             dweight_VH = None if dweight_VH is None else dweight_VH.mul_(scale)
-        if dweight_VH is None or main_VH is None:
-            return dhidden_TH, None if dweight_VH is None else dweight_VH.to(self._weight_VH.dtype)
-        main_VH.add_(dweight_VH)
-        return dhidden_TH, None
+        return dhidden_TH, None if dweight_VH is None else dweight_VH.to(self._weight_VH.dtype)

@@ -132,13 +132,13 @@ def token_logprobs(
 
 
 def softmax_stats(logits_TV: Tensor, targets_T: Tensor, mask_T: Tensor | None, source: Distribution) -> SoftmaxStats:
-    """K1 and its reduction over ranks; logprob and entropy are 0 for masked tokens."""
+    """`vocab_stats` and its reduction over ranks; logprob and entropy are 0 for masked tokens."""
     stats = source.backend.vocab_stats(logits_TV, targets_T, mask_T, source.shard, source.inv_temperature)
     return combine(stats, targets_T, mask_T, source.shard, source.inv_temperature)
 
 
 class _FromLogits(torch.autograd.Function):
-    """Forward K1, backward K3 in place."""
+    """Forward `vocab_stats`, backward `dlogits_` in place."""
 
     @staticmethod
     def forward(ctx: Any, logits_TV: Tensor, targets_T: Tensor, mask_T: Tensor | None, source: Distribution) -> tuple[Tensor, Tensor]:

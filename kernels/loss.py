@@ -1,8 +1,9 @@
 """The loss of SELF-GRPO and its relatives, from logits or hidden states to gradients, in one call.
 
-Forward: K1 reduces each row of logits to log-probability and entropy, K2b turns those into the loss and its derivative in each
-of them. Backward: K3 writes the gradient over the logits. The loss is a plain sum of weighted token terms; the weights hold
-the counts of the whole optimizer step, so that losses of micro-batches and data-parallel ranks add up to the whole.
+Forward: `vocab_stats` reduces each row of logits to log-probability and entropy, `sequence_loss` turns those into the loss
+and its derivative in each of them. Backward: `dlogits_` writes the gradient over the logits. The loss is a plain sum of
+weighted token terms; the weights hold the counts of the whole optimizer step, so that losses of micro-batches and
+data-parallel ranks add up to the whole.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from selfemo.kernels.advantages import group_advantages
-from selfemo.kernels.backend import SEQUENCE_SUMS, Impl, PolicyBatch
+from selfemo.kernels.backend import MAXIMUM_COLUMN, SEQUENCE_SUMS, Impl, PolicyBatch
 from selfemo.kernels.checks import (
     ValueChecks,
     check_finite,
@@ -24,7 +24,6 @@ from selfemo.kernels.checks import (
     check_partition,
     check_targets,
     check_vector,
-    require_shape,
 )
 from selfemo.kernels.config import BatchCounts, LossConfig
 from selfemo.kernels.fused_linear import DEFAULT_CHUNK_TOKENS, Head, LinearGradients, chunk_stats, linear_stats
@@ -41,11 +40,8 @@ def grpo_loss(
     hidden_TH: Tensor | None = None,
     weight_VH: Tensor | None = None,
     config: LossConfig,
-    advantage_S: Tensor | None = None,
+    advantage_S: Tensor,
     sequence_weight_S: Tensor | None = None,
-    rewards_SC: Tensor | None = None,
-    group_ptr: Tensor | None = None,
-    reward_weights_C: Tensor | None = None,
     old_logprob_T: Tensor | None = None,
     ref_logprob_T: Tensor | None = None,
     rollout_logprob_T: Tensor | None = None,
@@ -61,8 +57,8 @@ def grpo_loss(
     """Policy-gradient loss of S packed sequences of T tokens in all.
 
     Give logits, whose storage the backward pass overwrites with their gradient, or hidden states and the output weight, whose
-    gradients are computed in the forward pass chunk by chunk. Give advantages computed over the whole rollout batch
-    (`group_advantages`), or rewards if this call sees whole groups. Backward may run once, and honours the incoming gradient.
+    gradients are computed in the forward pass chunk by chunk. Advantages are those of the whole rollout batch
+    (`group_advantages`). Backward may run once, and honours the incoming gradient.
 
     Args:
         logits_TV: this rank's vocabulary shard [T, V / tp], any float dtype, rows contiguous.
@@ -71,9 +67,8 @@ def grpo_loss(
         hidden_TH: [T, H], instead of logits; whole (not split) under tensor parallelism.
         weight_VH: [V / tp, H], this rank's rows of the output weight; same dtype as `hidden_TH`.
         config: which loss.
-        advantage_S: float [S], one per sequence. Exactly one of this and `rewards_SC`.
+        advantage_S: float [S], one per sequence.
         sequence_weight_S: float [S], multiplies all of a sequence's loss (group gates and weights); None is 1.
-        rewards_SC: float [S, C] with `group_ptr` int [G + 1] and `reward_weights_C` float [C]: see `group_advantages`.
         old_logprob_T: float [T], logprob under the policy that the ratio is taken against. None: this pass's own logprob,
             detached, so the ratio is exactly 1 and only its gradient counts.
         ref_logprob_T: float [T], logprob under the reference policy; needed if config.kl_beta > 0.
@@ -84,7 +79,8 @@ def grpo_loss(
         tp_group: tensor-parallel process group; None where the vocabulary is whole.
         impl: "auto", "triton" or "torch".
         chunk_tokens: tokens per chunk with hidden states.
-        weight_main_grad_VH: fp32 [V / tp, H]; backward adds the weight's gradient here instead of returning it to autograd.
+        weight_main_grad_VH: fp32 [V / tp, H]; the forward pass adds the weight's gradient here, chunk by chunk, and backward
+            returns none. Backward must then run, on the loss as it is: a gradient other than 1 raises RuntimeError.
         check_values: read values from the device to check them (one synchronisation); False skips what needs that.
 
     Returns:
@@ -105,15 +101,6 @@ def grpo_loss(
     _check_tokens(source, targets_T, cu_seqlens, mask_T, references, check_values)
     check_main_grad(weight_main_grad_VH, weight_VH)
     sequences = cu_seqlens.numel() - 1
-    if rewards_SC is not None:
-        if advantage_S is not None or group_ptr is None:
-            raise ValueError("rewards_SC comes with group_ptr and without advantage_S")
-        require_shape("rewards_SC", rewards_SC, (sequences, None))
-        groups = group_advantages(rewards_SC, group_ptr, reward_weights_C, config=config.advantage, impl=impl, check_values=check_values)
-        advantage_S = groups.advantage_S
-        sequence_weight_S = groups.weight_S if sequence_weight_S is None else groups.weight_S * sequence_weight_S
-    if advantage_S is None:
-        raise ValueError("advantage_S is missing: expected it, or rewards_SC and group_ptr")
     _check_sequences(source, sequences, {"advantage_S": advantage_S, "sequence_weight_S": sequence_weight_S}, check_values)
 
     targets_T, cu_seqlens = targets_T.contiguous(), cu_seqlens.long()
@@ -154,7 +141,7 @@ def _metrics(sums_SM: Tensor) -> LossMetrics:
 
 
 class _FromLogits(torch.autograd.Function):
-    """Forward K1 and K2b, backward K3 in place."""
+    """Forward `vocab_stats` and `sequence_loss`, backward `dlogits_` in place."""
 
     @staticmethod
     def forward(
@@ -228,9 +215,9 @@ def _one_pass(gradients: LinearGradients, targets_T: Tensor, batch: PolicyBatch,
         else:
             gradients.add(chunk, targets_T[rows], softmax, result.dlogprob_T, result.dentropy_T)
         logprob_T[rows], entropy_T[rows] = softmax.logprob_T, softmax.entropy_T
-        largest_S = torch.maximum(sums_SM[:, -1], result.sums_SM[:, -1])
+        largest_S = torch.maximum(sums_SM[:, MAXIMUM_COLUMN], result.sums_SM[:, MAXIMUM_COLUMN])
         sums_SM += result.sums_SM
-        sums_SM[:, -1] = largest_S
+        sums_SM[:, MAXIMUM_COLUMN] = largest_S
     return logprob_T, entropy_T, sums_SM
 
 

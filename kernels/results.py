@@ -1,15 +1,13 @@
 """What the public functions return: frozen dataclasses of tensors.
 
-Metrics are sums, not means, because only sums can be added over micro-batches and ranks; `means` divides at the very end.
+Metrics are sums, not means, because only sums can be added over micro-batches and ranks; whoever shows them divides at the end.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -70,27 +68,6 @@ class LossMetrics:
     """|old - rollout| log-probability; 0 without `rollout_logprob_T`."""
     rollout_gap_max: Tensor
     """The one maximum: the largest |old - rollout|."""
-
-    def plus(self, other: LossMetrics) -> LossMetrics:
-        """Metrics of both calls together."""
-        joined = {name: getattr(self, name) + getattr(other, name) for name in SUM_FIELDS}
-        return LossMetrics(**joined, rollout_gap_max=torch.maximum(self.rollout_gap_max, other.rollout_gap_max))
-
-    def all_reduce(self, group: ProcessGroup | None = None) -> LossMetrics:
-        """Metrics over every rank of `group` (data parallel); two small collectives."""
-        sums_F = torch.stack([getattr(self, name) for name in SUM_FIELDS])
-        largest = self.rollout_gap_max.clone()
-        torch.distributed.all_reduce(sums_F, group=group)
-        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX, group=group)
-        return LossMetrics(**dict(zip(SUM_FIELDS, sums_F.unbind())), rollout_gap_max=largest)
-
-    def means(self) -> dict[str, float]:
-        """Per-token means of the sums, plus the counts and the maximum as they are; reads the device once."""
-        values = torch.stack([getattr(self, entry.name) for entry in fields(self)]).tolist()
-        named = dict(zip((entry.name for entry in fields(self)), values))
-        tokens = max(named["tokens"], 1.0)
-        kept = ("sequences", "tokens", "rollout_gap_max")
-        return {name: value if name in kept else value / tokens for name, value in named.items()}
 
 
 SUM_FIELDS = tuple(entry.name for entry in fields(LossMetrics) if entry.name != "rollout_gap_max")

@@ -183,8 +183,6 @@ class TorchBackend:
 
 def _kl(gap_T: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
     """KL estimate per token and its derivative in logprob; `gap_T` is ref - logprob."""
-    if estimator == "k1":
-        return -gap_T, torch.ones_like(gap_T)
     if estimator == "k2":
         return 0.5 * gap_T.square(), -gap_T
     bounded_T = gap_T.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)

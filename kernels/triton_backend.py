@@ -13,7 +13,7 @@ from torch import Tensor
 from selfemo.kernels.backend import DEGENERATE, SEQUENCE_SUMS, GroupStats, PolicyBatch, SequenceLoss
 from selfemo.kernels.config import AdvantageConfig, LossConfig
 from selfemo.kernels.triton_group import NORMALISE_LEAVE_ONE_OUT, NORMALISE_NONE, NORMALISE_STD, group_advantage_kernel
-from selfemo.kernels.triton_sequence import sequence_loss_kernel
+from selfemo.kernels.triton_sequence import KL_K2, KL_K3, KL_NONE, sequence_loss_kernel
 from selfemo.kernels.triton_vocab import dlogits_kernel, vocab_stats_kernel
 from selfemo.kernels.vocab_parallel import ShardStats, SoftmaxStats, VocabShard
 
@@ -21,7 +21,7 @@ VOCAB_BLOCK, VOCAB_WARPS = 4096, 8
 TOKEN_BLOCK, TOKEN_WARPS = 256, 8
 SAMPLE_BLOCK, SAMPLE_WARPS = 64, 1
 NORMALISE = {"none": NORMALISE_NONE, "std": NORMALISE_STD, "leave_one_out": NORMALISE_LEAVE_ONE_OUT}
-KL = {"k1": 1, "k2": 2, "k3": 3}
+KL = {"k2": KL_K2, "k3": KL_K3}
 
 
 def can_run(device_type: str) -> bool:
@@ -30,7 +30,7 @@ def can_run(device_type: str) -> bool:
 
 
 class TritonBackend:
-    """K1, K3, K2b and K2a behind the interface of `backend.Backend`."""
+    """The four kernels behind the interface of `backend.Backend`."""
 
     can_keep_exp = False
 
@@ -116,7 +116,7 @@ class TritonBackend:
                 config.truncated_importance_cap or 0.0,
                 config.entropy_weight,
                 SEQUENCE_RATIO=config.ratio_level == "sequence",
-                KL=0 if batch.ref_T is None else KL[config.kl_estimator],
+                KL=KL_NONE if batch.ref_T is None else KL[config.kl_estimator],
                 HAS_OLD=batch.old_T is not None,
                 HAS_ROLLOUT=batch.rollout_T is not None,
                 HAS_CAP=config.truncated_importance_cap is not None,

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, no-check-untyped-defs
-"""K2a: group-relative advantages, one Triton program per group of any size.
+"""Group-relative advantages, one Triton program per group of any size.
 
 fp64 throughout: a rollout batch holds thousands of rewards, so precision costs nothing here, and totals that should be equal
 then are, whatever components they are made of. The first total is subtracted before the mean, so that equal totals give

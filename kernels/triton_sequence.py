@@ -1,9 +1,9 @@
 # mypy: allow-untyped-defs, no-check-untyped-defs
-"""K2b: the policy-gradient loss of packed sequences, one Triton program per sequence.
+"""The policy-gradient loss of packed sequences, one Triton program per sequence.
 
-It reads a handful of numbers per token where K1 and K3 read a vocabulary, so it is written for clarity and exact sums, not for
-speed: blocks of tokens, sums in a fixed order, no atomics. A sequence-level ratio needs the sequence twice (first its mean
-log-ratio, then the terms) and once more to give every token its equal share of the ratio's derivative.
+It reads a handful of numbers per token where vocab_stats and dlogits read a vocabulary, so it is written for clarity and
+exact sums, not for speed: blocks of tokens, sums in a fixed order, no atomics. A sequence-level ratio needs the sequence
+twice (first its mean log-ratio, then the terms) and once more to give every token its equal share of the ratio's derivative.
 """
 
 from __future__ import annotations
@@ -14,7 +14,31 @@ import triton.language as tl
 from selfemo.kernels.backend import LOG_RATIO_BOUND, SEQUENCE_SUMS
 
 BOUND: tl.constexpr = tl.constexpr(LOG_RATIO_BOUND)
+KL_NONE, KL_K2, KL_K3 = 0, 1, 2
+_NONE: tl.constexpr = tl.constexpr(KL_NONE)
+_K2: tl.constexpr = tl.constexpr(KL_K2)
+
 COLUMNS: tl.constexpr = tl.constexpr(len(SEQUENCE_SUMS))
+
+
+def _column(name: str) -> tl.constexpr:
+    """Where the sum stands in a row of sums_SM, as a constant that a kernel may read."""
+    return tl.constexpr(SEQUENCE_SUMS.index(name))
+
+
+COLUMN_LOSS: tl.constexpr = _column("loss")
+COLUMN_TOKENS: tl.constexpr = _column("tokens")
+COLUMN_RATIO: tl.constexpr = _column("ratio")
+COLUMN_CLIPPED_LOW: tl.constexpr = _column("clipped_low")
+COLUMN_CLIPPED_HIGH: tl.constexpr = _column("clipped_high")
+COLUMN_DUAL_CLIPPED: tl.constexpr = _column("dual_clipped")
+COLUMN_KL: tl.constexpr = _column("kl")
+COLUMN_ENTROPY: tl.constexpr = _column("entropy")
+COLUMN_LOGPROB: tl.constexpr = _column("logprob")
+COLUMN_IMPORTANCE_WEIGHT: tl.constexpr = _column("importance_weight")
+COLUMN_IMPORTANCE_TRUNCATED: tl.constexpr = _column("importance_truncated")
+COLUMN_ROLLOUT_GAP: tl.constexpr = _column("rollout_gap")
+COLUMN_ROLLOUT_GAP_MAX: tl.constexpr = _column("rollout_gap_max")
 
 
 @triton.jit
@@ -35,10 +59,7 @@ def _log_ratio(logprob_T, old_T, token, keep, HAS_OLD: tl.constexpr):
 @triton.jit
 def _kl(gap, KL: tl.constexpr):
     """KL estimate and its derivative in logprob; gap = ref - logprob. Near gap = 0 a series replaces exp(gap) - 1, which cancels."""
-    if KL == 1:
-        kl = -gap
-        dkl = tl.full(gap.shape, 1.0, tl.float32)
-    elif KL == 2:
+    if KL == _K2:
         kl = 0.5 * gap * gap
         dkl = -gap
     else:
@@ -149,7 +170,7 @@ def sequence_loss_kernel(
 
         term = policy * importance - entropy_weight * entropy
         dkl = tl.zeros([BLOCK], tl.float32)
-        if KL > 0:
+        if KL != _NONE:
             kl, dkl = _kl(tl.load(ref_T + token, mask=keep, other=0.0) - logprob, KL)
             term += kl_beta * kl
             kls_B += kl * one
@@ -183,17 +204,17 @@ def sequence_loss_kernel(
             dlogprob = tl.load(dlogprob_T + token, mask=keep, other=0.0) + dshare
             tl.store(dlogprob_T + token, dlogprob, mask=keep)
 
-    out = sums_SM + sequence * COLUMNS  # in the order of SEQUENCE_SUMS
-    tl.store(out + 0, tl.sum(loss_B, 0) * weight)
-    tl.store(out + 1, tl.sum(tokens_B, 0))
-    tl.store(out + 2, tl.sum(ratios_B, 0))
-    tl.store(out + 3, tl.sum(clipped_low_B, 0))
-    tl.store(out + 4, tl.sum(clipped_high_B, 0))
-    tl.store(out + 5, tl.sum(dual_clipped_B, 0))
-    tl.store(out + 6, tl.sum(kls_B, 0))
-    tl.store(out + 7, tl.sum(entropies_B, 0))
-    tl.store(out + 8, tl.sum(logprobs_B, 0))
-    tl.store(out + 9, tl.sum(importances_B, 0))
-    tl.store(out + 10, tl.sum(truncated_B, 0))
-    tl.store(out + 11, tl.sum(gaps_B, 0))
-    tl.store(out + 12, tl.max(largest_gap_B, 0))
+    out = sums_SM + sequence * COLUMNS
+    tl.store(out + COLUMN_LOSS, tl.sum(loss_B, 0) * weight)
+    tl.store(out + COLUMN_TOKENS, tl.sum(tokens_B, 0))
+    tl.store(out + COLUMN_RATIO, tl.sum(ratios_B, 0))
+    tl.store(out + COLUMN_CLIPPED_LOW, tl.sum(clipped_low_B, 0))
+    tl.store(out + COLUMN_CLIPPED_HIGH, tl.sum(clipped_high_B, 0))
+    tl.store(out + COLUMN_DUAL_CLIPPED, tl.sum(dual_clipped_B, 0))
+    tl.store(out + COLUMN_KL, tl.sum(kls_B, 0))
+    tl.store(out + COLUMN_ENTROPY, tl.sum(entropies_B, 0))
+    tl.store(out + COLUMN_LOGPROB, tl.sum(logprobs_B, 0))
+    tl.store(out + COLUMN_IMPORTANCE_WEIGHT, tl.sum(importances_B, 0))
+    tl.store(out + COLUMN_IMPORTANCE_TRUNCATED, tl.sum(truncated_B, 0))
+    tl.store(out + COLUMN_ROLLOUT_GAP, tl.sum(gaps_B, 0))
+    tl.store(out + COLUMN_ROLLOUT_GAP_MAX, tl.max(largest_gap_B, 0))

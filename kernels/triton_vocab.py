@@ -1,8 +1,9 @@
 # mypy: allow-untyped-defs, no-check-untyped-defs
-"""K1 and K3: the two Triton kernels that touch the logits.
+"""vocab_stats and dlogits: the two Triton kernels that touch the logits.
 
-Both run one program per row and walk along the vocabulary in blocks, in fp32. K1 reads every logit once, K3 reads and writes
-it once: with bf16 logits that is 2 bytes forward and 4 backward, the least an exact softmax over an existing matrix can move.
+Both run one program per row and walk along the vocabulary in blocks, in fp32. vocab_stats reads every logit once, dlogits
+reads and writes it once: with bf16 logits that is 2 bytes forward and 4 backward, the least an exact softmax over an existing
+matrix can move.
 Rows are found with 64-bit offsets (8,192 tokens of 151,936 logits pass 2^30), nothing about length or vocabulary is a
 compile-time constant, and no program writes where another does, so results repeat bit for bit.
 """
@@ -34,7 +35,7 @@ def vocab_stats_kernel(
     HAS_LIVE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """K1. Per row: largest logit, sum of exp(d), sum of exp(d) d with d = (logit - largest) / temperature, and the target's logit.
+    """Per row: largest logit, sum of exp(d), sum of exp(d) d with d = (logit - largest) / temperature, and the target's logit.
 
     `columns` bounds the loads and `real_columns` the softmax: a padded width is a multiple of 16, a real vocabulary need not
     be, and only a bound that is known to be one lets the loads be 128 bits wide.
@@ -89,7 +90,7 @@ def dlogits_kernel(
     inv_temperature,
     BLOCK: tl.constexpr,
 ):
-    """K3. Overwrites each row with its gradient: (g 1[v = target] - p_v (g + h (log p_v + H))) / temperature.
+    """Overwrites each row with its gradient: (g 1[v = target] - p_v (g + h (log p_v + H))) / temperature.
 
     g and h are the derivatives of the loss in the token's log-probability and entropy, H is the entropy. Rows with g = h = 0
     (masked, clipped, of zero advantage) are written without being read.

@@ -20,6 +20,10 @@ AtLeastTwo = Annotated[int, Field(ge=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+FUSE_FROM_BYTES = 2**30
+"""Logits of a micro-batch on a rank, in bytes, above which `train.fuse_output_layer=auto` does without them. A policy step
+takes the same matrix products either way, and on a CPU they are 98% of the fused time (docs/kernels.md; a GPU is unmeasured):
+memory decides."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -181,6 +185,13 @@ class AlgorithmConfig:
     """Ratio clip above 1; null takes the preset's."""
     kl_beta: NonNegative | None = None
     """Weight of the KL to the reference policy (the SFT model); 0 needs no reference pass; null takes the preset's."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Bound for samples below their group's mean: a token's policy loss is at most -advantage * this, so that a ratio far
+    above 1 cannot pull without limit (Ye et al. 2020, who take 3); null is off. Acts where updates_per_rollout > 1: ratios are
+    1 otherwise."""
+    kl_estimator: Literal["k2", "k3"] = "k3"
+    """KL per token (Schulman 2020), x = log p - log p_ref: k3 = exp(-x) + x - 1, the value without bias; k2 = x^2 / 2, whose
+    gradient is on-policy that of the KL in the mean (Tang and Munos 2025, arXiv 2506.09477)."""
     range_threshold: NonNegative = 0.05
     """tau_range: a SELF-GRPO group whose alignment range is smaller carries no ranking and gets weight 0."""
     weight_by_consistency: bool = False
@@ -190,6 +201,9 @@ class AlgorithmConfig:
     by the group's standard deviation would cancel."""
     normalise: Literal["none", "std", "leave_one_out"] | None = None
     """How a group's rewards become advantages; null takes the preset's."""
+    normalise_per_component: bool = False
+    """Normalise every reward component by itself and add the results with the reward weights, so that a component with a small
+    spread counts as much as its weight says; False normalises the weighted sum."""
     entropy_weight: NonNegative = 0.0
     """Entropy bonus per token."""
     truncated_importance_cap: PositiveFloat | None = None
@@ -269,6 +283,16 @@ class TrainConfig:
     effect where parallel.context > 1. On a GPU it takes flash-attn's attention in place of Transformer Engine's."""
     offload_during_rollout: bool = False
     """Move gradients and optimizer state to host memory while the engine generates (GPU)."""
+    fuse_output_layer: Literal["auto", "on", "off"] = "auto"
+    """Take the loss from hidden states, 512 tokens at a time, so that a micro-batch's logits never exist. "auto" does it for a
+    micro-batch whose logits would take more than 1 GiB on a rank (completion tokens x vocabulary / parallel.tensor x bytes of
+    train.dtype): long completions, as with thinking. Loss and gradients are the same; SFT and gspo then make logits twice."""
+
+    def fuses_output_layer(self, logits_bytes: int) -> bool:
+        """Whether a micro-batch whose logits would take `logits_bytes` on a rank does without them."""
+        if self.fuse_output_layer == "auto":
+            return logits_bytes > FUSE_FROM_BYTES
+        return self.fuse_output_layer == "on"
 
 
 @dataclass(frozen=True, config=STRICT)

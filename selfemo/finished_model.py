@@ -34,11 +34,6 @@ class FinishedModel:
     settings_from: str
     """Where they come from: a config.yaml, or DEFAULTS; overrides are not named here."""
 
-    @property
-    def in_run(self) -> bool:
-        """Whether the settings are those of the run that made the model."""
-        return self.settings_from != DEFAULTS
-
     def check_weights(self) -> None:
         """Read the weights' headers; UserError where a tensor is missing, damaged or of another shape."""
         from selfemo.weights.hf_directory import HfDirectory  # imports torch

@@ -92,13 +92,13 @@ def triton_rows(tokens: int = 4, columns: int = 8192) -> list[TrafficRow]:
 
 def _interpreted(tokens: int, columns: int) -> list[TrafficRow]:
     x_TV, logits = torch.randn(tokens, columns).bfloat16().requires_grad_(), tokens * columns
-    with interpreted_traffic(x_TV) as k1:
+    with interpreted_traffic(x_TV) as forward:
         got = token_logprobs(x_TV, torch.arange(tokens), temperature=1.3, impl="triton")
-    with interpreted_traffic(x_TV) as k3:
+    with interpreted_traffic(x_TV) as backward:
         (got.logprob_T.sum() + got.entropy_T.sum()).backward()
     return [
-        TrafficRow("selfemo Triton K1, forward", k1.read_bytes / logits, k1.written_bytes / logits, None),
-        TrafficRow("selfemo Triton K3, backward", k3.read_bytes / logits, k3.written_bytes / logits, None),
+        TrafficRow("selfemo Triton vocab_stats", forward.read_bytes / logits, forward.written_bytes / logits, None),
+        TrafficRow("selfemo Triton dlogits", backward.read_bytes / logits, backward.written_bytes / logits, None),
     ]
 
 

@@ -57,13 +57,11 @@ def held_out_texts(corpus: Corpus) -> list[str]:
     return [*texts_of(c for c in corpus.conversations if c.split != TRAIN), *corpus.barred_texts]
 
 
-def without_overlap(conversations: Iterable[Conversation], held_out: HeldOutTexts) -> tuple[Conversation, ...]:
-    """The dialogues with no held-out text. Whole dialogues go, not turns: one shared line means a shared scene."""
-    return tuple(c for c in conversations if not held_out.matches_any(c))
-
-
 def hold_out(corpus: Corpus, others: Sequence[Corpus]) -> Corpus:
-    """The corpus without the training dialogues that hold a long dev or test text of the others; it bars those texts from here on."""
+    """The corpus without the training dialogues that hold a long dev or test text of the others; it bars those texts from here on.
+
+    Whole dialogues go, not turns: one shared line means a shared scene.
+    """
     barred = [text for other in others for text in held_out_texts(other)]
     keys = HeldOutTexts(barred)
     kept = tuple(c for c in corpus.conversations if c.split != TRAIN or not keys.matches_any(c))

@@ -12,7 +12,7 @@ An iteration asks for some 10^5 of these over a few hundred distinct pairs, so a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations
 
 from selfemo.emotions.affinity import Affinity
@@ -93,22 +93,3 @@ def best_matching(matrix: Sequence[Sequence[float]], rows: Sequence[int], column
                     grown[used | bit] = max(grown.get(used | bit, 0.0), weight + matrix[row][column])
         best = grown
     return max(best.values())
-
-
-def soft_iou(p: Mapping[str, float], q: Mapping[str, float]) -> float:
-    """The soft form on vote distributions: sum of minima over sum of maxima, in [0, 1]; 1 exactly for equal distributions.
-
-    Args:
-        p: label to share of votes, non-negative; absent labels count 0. q: likewise.
-
-    Raises:
-        ValueError: a negative share, or two distributions without any mass.
-    """
-    names = sorted({*p, *q})
-    for label in names:
-        if p.get(label, 0.0) < 0 or q.get(label, 0.0) < 0:
-            raise ValueError(f"share of {label!r} is negative")
-    union = sum(max(p.get(label, 0.0), q.get(label, 0.0)) for label in names)
-    if union == 0:
-        raise ValueError("p and q hold no mass")
-    return sum(min(p.get(label, 0.0), q.get(label, 0.0)) for label in names) / union

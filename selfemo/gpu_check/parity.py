@@ -21,6 +21,7 @@ from selfemo.gpu_check.system import small_config
 from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.device import Device, select_device
 from selfemo.megatron.model import DTYPES, build_chunks, transformer_config
+from selfemo.megatron.output_layer import completion_logits
 from selfemo.megatron.packing import pack
 from selfemo.megatron.parallel import Layout, init_parallel
 from selfemo.tokens.init_model import init_model
@@ -88,6 +89,7 @@ def _megatron(model_dir: Path, config: RunConfig, layout: Layout, device: Device
         None,
         packed_seq_params=batch.packed_seq_params,
         loss_mask=batch.loss_mask_T[None],
+        output_processor=completion_logits,
     )[0].float()
     logits_NV.log_softmax(-1).gather(1, batch.target_ids_N[:, None]).sum().backward()
     for parameter in chunks[0].parameters():  # gradients take the weights' place, so that they get Hugging Face names and shapes

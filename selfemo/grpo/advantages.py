@@ -26,14 +26,15 @@ def loss_config(config: RunConfig) -> LossConfig:
     algorithm = config.algorithm
     changes: dict[str, object] = {
         name: getattr(algorithm, name)
-        for name in ("clip_low", "clip_high", "kl_beta", "truncated_importance_cap")
+        for name in ("clip_low", "clip_high", "dual_clip", "kl_beta", "kl_estimator", "truncated_importance_cap")
         if getattr(algorithm, name) is not None
     }
     changes |= {"entropy_weight": algorithm.entropy_weight, "temperature": config.selfplay.temperature}
     if algorithm.loss == "dr_grpo":
         changes["max_length"] = max(config.selfplay.max_recognizer_tokens, config.selfplay.max_utterance_tokens)
     preset = LossConfig.preset(algorithm.loss, **changes)
-    advantage = replace(preset.advantage, normalise=algorithm.normalise or preset.advantage.normalise)
+    normalise, alone = algorithm.normalise or preset.advantage.normalise, algorithm.normalise_per_component
+    advantage = replace(preset.advantage, normalise=normalise, per_component=alone)
     if algorithm.loss == "self_grpo":
         advantage = replace(advantage, range_threshold=algorithm.range_threshold, range_component=SCORE_COLUMN)
     return replace(preset, advantage=advantage)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,7 @@ from selfemo.megatron.context import ContextShare
 from selfemo.megatron.device import Device
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.optimizer import build_optimizer, set_hyperparameters, wrap_chunks
+from selfemo.megatron.output_layer import LossAtOutput, completion_loss
 from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack, units
 from selfemo.megatron.parallel import Layout, copies_group, pipeline_group, tensor_group
 from selfemo.weights.architecture import Architecture
@@ -53,6 +55,7 @@ class PolicyStats:
     step: StepStats
     kl: float
     clipped_share: float
+    """Tokens without a policy gradient: beyond a clip, or held by the dual clip."""
     entropy: float
     ratio_mean: float
     logprob_gap_max: float
@@ -187,7 +190,7 @@ class Learner:
         return PolicyStats(
             step=self._optimizer_step(float(sums[0]), learning_rate, counts.tokens),
             kl=mean["kl"],
-            clipped_share=mean["clipped_low"] + mean["clipped_high"],
+            clipped_share=mean["clipped_low"] + mean["clipped_high"] + mean["dual_clipped"],
             entropy=mean["entropy"],
             ratio_mean=mean["ratio"],
             logprob_gap_max=float(maxima[0]),
@@ -247,17 +250,22 @@ class Learner:
     ) -> list[dict[str, torch.Tensor]]:
         """Megatron's schedule over this rank's micro-batches; on the last stage returns what each loss collected, in order."""
 
-        def forward_step(batches: Iterator[tuple[int, MicroBatch]], model: torch.nn.Module) -> tuple[torch.Tensor, losses.LossFunction]:
+        def forward_step(
+            batches: Iterator[tuple[int, MicroBatch]], model: torch.nn.Module
+        ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[Any, ...]]]:
             index, batch = next(batches)
+            at_output = LossAtOutput(loss(batch, index), self.config.train.fuses_output_layer)
             self.on_call(f"micro-batch {index + 1} of {len(plan)}")
-            logits = model(
+            output = model(
                 batch.token_ids_T[None],
                 batch.position_ids_T[None],
                 None,
                 packed_seq_params=batch.packed_seq_params,
                 loss_mask=batch.loss_mask_T[None],
+                output_processor=completion_loss,
+                output_processor_context=at_output,
             )
-            return logits, loss(batch, index)
+            return output, at_output.result
 
         if not forward_only:
             self.restore()

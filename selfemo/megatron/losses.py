@@ -1,8 +1,8 @@
-"""The losses Megatron's schedule calls on the last stage, all computed by selfemo.kernels.
+"""The losses, which are taken where the model ends, on the last stage, and computed by selfemo.kernels.
 
-Each takes this rank's logits shard of a micro-batch's completion tokens and returns a plain sum: weights come from counts of
-the whole batch, so that micro-batches, data-parallel and context-parallel ranks add up to the batch's loss whatever the layout. A
-rank that holds no completion token of a micro-batch contributes exactly nothing, and keeps the schedule in step.
+Each takes what predicts a micro-batch's completion tokens and returns a plain sum: weights come from counts of the whole
+batch, so that micro-batches, data-parallel and context-parallel ranks add up to the batch's loss whatever the layout. A rank
+that holds no completion token of a micro-batch contributes exactly nothing, and keeps the schedule in step.
 """
 
 from __future__ import annotations
@@ -18,10 +18,34 @@ from selfemo.kernels import BatchCounts, LossConfig, grpo_loss, token_logprobs
 from selfemo.kernels.results import SUM_FIELDS
 from selfemo.megatron.packing import MicroBatch
 
-LossFunction = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]
-"""Takes logits [1, N, V/tp]; returns loss, a token count for megatron-core (unused), and what the step collects.
 
-Logits are squeezed, not indexed: the backward of an index would copy the gradient into a second matrix of zeros."""
+@dataclass(frozen=True)
+class Predictions:
+    """What predicts the N completion tokens of a micro-batch on this rank: logits, or what makes them."""
+
+    hidden_NH: torch.Tensor
+    """[N, H], the same on every tensor-parallel rank."""
+    logits_NV: torch.Tensor | None = None
+    """[N, V/tp]; None where they never exist as a whole."""
+    weight_VH: torch.Tensor | None = None
+    """This rank's rows [V/tp, H] of the output weight, where there are no logits."""
+    weight_main_grad_VH: torch.Tensor | None = None
+    """fp32; Megatron's DDP collects the weight's gradient here. None: there are logits, or no gradient is wanted."""
+
+    def zero(self) -> torch.Tensor:
+        """fp32 0 that depends on the model, so that a backward pass can start from it and change nothing."""
+        return self.hidden_NH.sum(dtype=torch.float32) * 0
+
+    @property
+    def source(self) -> dict[str, torch.Tensor | None]:
+        """The arguments by which the kernels take them."""
+        if self.logits_NV is not None:
+            return {"logits_TV": self.logits_NV}
+        return {"hidden_TH": self.hidden_NH, "weight_VH": self.weight_VH, "weight_main_grad_VH": self.weight_main_grad_VH}
+
+
+LossFunction = Callable[[Predictions], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+"""Returns the loss and what the step collects."""
 
 SUMS = "sums"
 MAXIMA = "maxima"
@@ -43,26 +67,23 @@ def _gap_max(logprob_N: torch.Tensor, rollout_N: torch.Tensor) -> torch.Tensor:
     return (logprob_N - rollout_N).abs().amax()
 
 
-def _dummy_count(logits: torch.Tensor) -> torch.Tensor:
-    return torch.zeros([], dtype=torch.int, device=logits.device)
-
-
 def sft_loss(batch: MicroBatch, context: LossContext, batch_sequences: int) -> LossFunction:
     """Negative logprob, mean over each completion's tokens, then over the batch's sequences. sums: loss, tokens.
 
     Sequences weigh alike because the two tasks differ in length: by the token, a reply would drown the few tokens of a label.
     """
 
-    def loss(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(predictions: Predictions) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if not batch.sample_indices:
-            zero = logits.sum() * 0
-            return zero, _dummy_count(logits), {SUMS: zero.detach().expand(2)}
-        out = token_logprobs(logits.squeeze(0), batch.target_ids_N, vocab_size=context.vocab_size, tp_group=context.tensor_group)
+            zero = predictions.zero()
+            return zero, {SUMS: zero.detach().expand(2)}
+        out = token_logprobs(
+            targets_T=batch.target_ids_N, vocab_size=context.vocab_size, tp_group=context.tensor_group, **predictions.source
+        )
         weight_S = 1.0 / (batch.completion_tokens_S * batch_sequences)
         weight_N = weight_S.repeat_interleave(batch.completion_bounds.diff())
         total = -(out.logprob_T * weight_N).sum()
-        sums = torch.stack([total.detach(), total.new_tensor(batch.target_ids_N.numel())])
-        return total, _dummy_count(logits), {SUMS: sums}
+        return total, {SUMS: torch.stack([total.detach(), total.new_tensor(batch.target_ids_N.numel())])}
 
     return loss
 
@@ -70,17 +91,18 @@ def sft_loss(batch: MicroBatch, context: LossContext, batch_sequences: int) -> L
 def logprob_pass(batch: MicroBatch, context: LossContext) -> LossFunction:
     """No loss: collects logprob_N of the completion tokens at the rollout temperature."""
 
-    def collect(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def collect(predictions: Predictions) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        zero = predictions.zero()
         if not batch.sample_indices:
-            return logits.sum() * 0, _dummy_count(logits), {LOGPROBS: logits.new_zeros(0, dtype=torch.float32)}
+            return zero, {LOGPROBS: zero.new_zeros(0)}
         out = token_logprobs(
-            logits.squeeze(0),
-            batch.target_ids_N,
+            targets_T=batch.target_ids_N,
             vocab_size=context.vocab_size,
             temperature=context.temperature,
             tp_group=context.tensor_group,
+            **predictions.source,
         )
-        return logits.sum() * 0, _dummy_count(logits), {LOGPROBS: out.logprob_T.detach()}
+        return zero, {LOGPROBS: out.logprob_T.detach()}
 
     return collect
 
@@ -101,21 +123,20 @@ def policy_loss(
     """SELF-GRPO (or one of its variants) over a micro-batch; see selfemo.kernels.grpo_loss. Logprobs are of this rank's N tokens."""
     chosen = [samples[i] for i in batch.sample_indices]
 
-    def loss(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(predictions: Predictions) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         def tensor(values: list[float]) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=logits.device)
+            return torch.tensor(values, dtype=torch.float32, device=predictions.hidden_NH.device)
 
         if not chosen:
-            zero = logits.sum() * 0
-            return zero, _dummy_count(logits), {SUMS: zero.detach().expand(len(POLICY_SUMS)), MAXIMA: zero.detach()[None]}
+            zero = predictions.zero()
+            return zero, {SUMS: zero.detach().expand(len(POLICY_SUMS)), MAXIMA: zero.detach()[None]}
         rollout_N = tensor([s.rollout_logprobs[place] for s, places in zip(chosen, batch.target_places) for place in places])
         weight_S = tensor([s.weight for s in chosen])
         if config.aggregation == "sequence_mean":  # the kernel divides by the tokens it sees, the mean is over the whole completion
             weight_S *= batch.completion_bounds.diff() / batch.completion_tokens_S
         out = grpo_loss(
-            logits.squeeze(0),
-            batch.target_ids_N,
-            batch.completion_bounds,
+            targets_T=batch.target_ids_N,
+            cu_seqlens=batch.completion_bounds,
             advantage_S=tensor([s.advantage for s in chosen]),
             sequence_weight_S=weight_S,
             old_logprob_T=old_logprob_N,
@@ -125,8 +146,9 @@ def policy_loss(
             config=config,
             vocab_size=context.vocab_size,
             tp_group=context.tensor_group,
+            **predictions.source,
         )
         sums = torch.stack([out.loss.detach(), *(getattr(out.metrics, name) for name in POLICY_SUMS[1:])])
-        return out.loss, _dummy_count(logits), {SUMS: sums, MAXIMA: _gap_max(out.logprob_T, rollout_N)[None]}
+        return out.loss, {SUMS: sums, MAXIMA: _gap_max(out.logprob_T, rollout_N)[None]}
 
     return loss

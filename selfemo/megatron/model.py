@@ -1,8 +1,7 @@
-"""megatron-core GPT models from an Architecture: the config, this rank's chunks, and logits of completion tokens only.
+"""megatron-core GPT models from an Architecture: the config, and this rank's chunks.
 
-A sample is a long prompt and a short completion, and only completion tokens carry loss. GPTModel computes logits of every
-position; CompletionGPTModel selects the rows that `loss_mask` marks before the output layer, which on a 151,936-entry
-vocabulary is most of the logits' memory and time. Nothing else of GPTModel changes.
+Callers pass GPTModel.forward an `output_processor` from selfemo.megatron.output_layer, so that logits are those of
+completion tokens alone: on a 151,936-entry vocabulary that is most of the logits' memory and time.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from selfemo.config import ParallelConfig
@@ -25,34 +23,25 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class CompletionGPTModel(GPTModel):
-    """GPTModel whose forward takes `loss_mask` [1, T] (bool) and returns logits [1, N, V/tp] of the N marked positions.
+    """GPTModel in which segments that continue a shared prompt (selfemo.megatron.attention) have positions of their own.
 
-    Segments that continue a shared prompt (selfemo.megatron.attention) begin at a position of their own.
+    Its output layer takes rows of whole sequences, which selfemo.megatron.output_layer selects.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.post_process and self.config.sequence_parallel:
-            # The rows are gathered and selected before the output layer, which therefore sees whole sequences.
+            # The output processor gathers and selects rows first: the output layer sees whole sequences.
             self.output_layer.sequence_parallel = False
             self.output_layer.allreduce_dgrad = True
 
     def _preprocess(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        # megatron-private: positions of tokens enter here and nowhere else.
         decoder_input, rotary, *rest = super()._preprocess(input_ids, position_ids, *args, **kwargs)
         packed = kwargs.get("packed_seq_params")
         if rotary is not None and packed is not None and packed.cu_seqlens_q is None:
             rotary = rotary[position_ids[0]].squeeze(1)  # [T, 1, D]: each token by its position, whichever segment it is in
         return decoder_input, rotary, *rest
-
-    def _postprocess(self, hidden_states: torch.Tensor, *args: Any, loss_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
-        if self.post_process:
-            if self.config.sequence_parallel:
-                hidden_states = gather_from_sequence_parallel_region(
-                    hidden_states, tensor_parallel_output_grad=False, group=self.pg_collection.tp
-                )
-            if loss_mask is not None:
-                hidden_states = hidden_states[loss_mask.reshape(-1)]
-        return super()._postprocess(hidden_states, *args, **kwargs)
 
 
 def transformer_config(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from selfemo.config import RunConfig
+from selfemo.config import RunConfig, TrainConfig
 from selfemo.planning.generation import Engine
 from selfemo.planning.hardware import GIB
 from selfemo.planning.layout import Layout
@@ -27,6 +27,8 @@ CONTEXT_BYTES = 2 * GIB
 """Allowance for the CUDA context, NCCL and cuBLAS workspaces."""
 ENGINE_WORKSPACE_BYTES = 3 * GIB
 """Allowance for vLLM's activations and CUDA graphs while it is awake."""
+FUSED_CHUNK_TOKENS = 512
+"""Tokens whose logits exist together where the output layer is fused: selfemo.kernels' default, whose import needs torch."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,16 @@ def _layer_bytes(architecture: Architecture, layout: Layout, dtype: str) -> tupl
     return width * (residual + attention + head_norms + mlp + statistics), width * hidden / rows
 
 
-def logits_bytes(architecture: Architecture, layout: Layout, completion_tokens: float, dtype: str) -> int:
-    """Logits of one micro-batch's completion tokens: fp32, overwritten by their gradient, and the gradient once more in bf16."""
-    per_logit = 4 if dtype == "float32" else 4 + DTYPE_BYTES[dtype]
-    return int(completion_tokens * architecture.vocab_size / layout.tensor * per_logit)
+def logits_bytes(architecture: Architecture, layout: Layout, completion_tokens: float, train: TrainConfig) -> int:
+    """Logits of one micro-batch's completion tokens, overwritten by their gradient, and autograd's of the output weight.
+
+    Fused (train.fuse_output_layer) it is one chunk of logits: the weight's gradient grows in Megatron's buffer.
+    """
+    column_bytes = architecture.vocab_size / layout.tensor * DTYPE_BYTES[train.dtype]
+    logits = int(completion_tokens * column_bytes)
+    if train.fuses_output_layer(logits):
+        return int(min(completion_tokens, FUSED_CHUNK_TOKENS) * column_bytes)
+    return logits + int(architecture.hidden_size * column_bytes)
 
 
 def _stage_memory(
@@ -131,7 +139,7 @@ def _phases(
     batch = passes(workload, layout)[0]
     microbatch_tokens = workload.microbatch_tokens or batch.tokens
     completion_tokens = busiest_head_tokens(layout, microbatch_tokens, microbatch_tokens * batch.head_tokens / batch.tokens)
-    logits = logits_bytes(architecture, layout, completion_tokens, dtype)
+    logits = logits_bytes(architecture, layout, completion_tokens, config.train)
     train = replace(
         trainer,
         activations=activation_bytes(architecture, layout, microbatch_tokens, stage, batch.microbatches, dtype),

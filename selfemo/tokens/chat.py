@@ -61,7 +61,8 @@ class ChatEncoder:
     def _prepare(self) -> None:
         self._full: Tokenizer = self._hf.backend_tokenizer
         self._plain = _without_added_tokens(self._full)
-        self._control_ids = frozenset(self._hf.added_tokens_decoder)
+        self.control_ids = frozenset(self._hf.added_tokens_decoder)
+        """Ids of all special and added tokens: none of them ever comes from text."""
         self._parts = functools.cache(self._split)
         self._encode_cached = functools.lru_cache(CACHED_TEXTS)(self._encode_plain)
         self._truncate_cached = functools.lru_cache(CACHED_TEXTS)(self._truncate)
@@ -74,11 +75,6 @@ class ChatEncoder:
         self.pad_id: int = self._hf.pad_token_id if self._hf.pad_token_id is not None else self.end_of_turn_id
         """Fills batches; always masked."""
         self._check()
-
-    @property
-    def control_ids(self) -> frozenset[int]:
-        """Ids of all special and added tokens: none of them ever comes from text."""
-        return self._control_ids
 
     def encode_prompt(self, messages: Sequence[Message], thinking: bool = False) -> tuple[int, ...]:
         """The ids of a prompt that ends where the assistant's turn begins.
@@ -162,7 +158,7 @@ class ChatEncoder:
                     f"{self._dir}: {token.content!r} has the id of an ordinary token, {token_id}, "
                     "so text could not be kept apart from control"
                 )
-            if not self._control_ids.isdisjoint(self._encode_plain(token.content)):
+            if not self.control_ids.isdisjoint(self._encode_plain(token.content)):
                 raise UserError(
                     f"{self._dir}: its vocabulary spells {token.content!r} in plain text, so text could not be kept apart from control"
                 )

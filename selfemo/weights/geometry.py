@@ -98,16 +98,10 @@ class Tensor(Protocol):
     def copy_(self, source: object, /) -> object: ...
 
 
-def fill_local[T: Tensor](local: T, placement: Placement, hf_tensors: Mapping[str, T]) -> None:
-    """Copy every box of `placement` out of the Hugging Face tensors into `local`; padding is left as it is."""
-    for box in placement.boxes:
-        local[region(box.local_start, box.shape)].copy_(hf_tensors[box.tensor][region(box.start, box.shape)])
-
-
 def fill_hf[T: Tensor](
     hf_tensors: Mapping[str, T], placement: Placement, local: T, first_row: int = 0, stop_row: int | None = None
 ) -> None:
-    """The inverse of `fill_local`: copy boxes into the Hugging Face tensors they belong to.
+    """Copy every box of `placement` out of `local` into the Hugging Face tensor that it belongs to.
 
     Args:
         local: rows [first_row, stop_row) of the local tensor; all of it by default.

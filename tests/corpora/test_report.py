@@ -22,7 +22,6 @@ from selfemo.corpora.overlap import (
     measure_overlap,
     overlap_key,
     texts_of,
-    without_overlap,
 )
 from selfemo.corpora.registry import load_corpus, load_training_corpus
 from selfemo.corpora.stats import corpus_stats, majority_baseline, transition_shares, write_plot
@@ -120,7 +119,7 @@ def test_dialogues_with_a_held_out_text_are_dropped_whole() -> None:
     test = Conversation("x", "test", "3", (Turn("A", "Hello"), Turn("B", LONG)))
     corpus = Corpus("x", ("joy", "sadness"), (planted, clean, test))
     assert held_out_texts(corpus) == ["Hello", LONG]
-    assert without_overlap([planted, clean], HeldOutTexts(held_out_texts(corpus))) == (clean,)
+    assert hold_out(Corpus("y", ("joy", "sadness"), (planted, clean)), [corpus]).conversations == (clean,)
 
 
 def test_other_corpora_are_held_out_of_the_training_split_alone() -> None:
@@ -156,7 +155,8 @@ def test_the_stated_overlap_of_the_friends_corpora(data_root: Path) -> None:
     emorynlp = load_corpus("emorynlp", data_root=data_root).split("train")
     found = measure_overlap(meld, texts_of(emorynlp))
     assert (found.long_texts, found.shared) == (1329, 263)
-    kept = without_overlap(emorynlp, HeldOutTexts(meld))
+    held_out = HeldOutTexts(meld)
+    kept = [conversation for conversation in emorynlp if not held_out.matches_any(conversation)]
     assert 0 < len(kept) < len(emorynlp)
     assert measure_overlap(meld, texts_of(kept)).shared == 0
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from selfemo.emotions.affinity import MAX_AFFINITY, Affinity, build_affinity, circumplex_affinity, identity_affinity
 from selfemo.emotions.answer import Answer, FormatFailure
-from selfemo.emotions.similarity import SmoothedIoU, best_matching, soft_iou
+from selfemo.emotions.similarity import SmoothedIoU, best_matching
 from selfemo.errors import UserError
 from tests.label_sets import EVERY_CORPUS, MELD_LABELS
 
@@ -98,26 +98,6 @@ def test_what_has_no_score_is_an_error(p: list[str], y: list[str]) -> None:
 def test_smoothing_stays_small() -> None:
     with pytest.raises(ValueError, match="smoothing"):
         SmoothedIoU(identity_affinity(LABELS), 0.2)
-
-
-distributions = st.dictionaries(st.sampled_from(LABELS), st.floats(0.01, 1.0), min_size=1)
-
-
-@given(distributions, distributions)
-def test_soft_form_is_symmetric_bounded_and_one_only_at_equality(p: dict[str, float], q: dict[str, float]) -> None:
-    assert soft_iou(p, q) == soft_iou(q, p)
-    assert 0.0 <= soft_iou(p, q) <= 1.0
-    assert soft_iou(p, p) == 1.0
-    if p != q:
-        assert soft_iou(p, q) < 1.0 or max(abs(p.get(k, 0) - q.get(k, 0)) for k in {*p, *q}) < 1e-12
-
-
-def test_soft_form_generalises_the_iou_and_rejects_nonsense() -> None:
-    assert soft_iou({"joy": 1.0}, {"joy": 1.0, "fear": 1.0}) == 0.5
-    with pytest.raises(ValueError, match="negative"):
-        soft_iou({"joy": -0.1}, {"joy": 1.0})
-    with pytest.raises(ValueError, match="mass"):
-        soft_iou({}, {"joy": 0.0})
 
 
 @pytest.mark.parametrize("labels", EVERY_CORPUS)

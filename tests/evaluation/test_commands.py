@@ -162,10 +162,10 @@ def test_models_of_one_shape_share_an_engine_and_each_speaks_with_its_own_weight
 
 def test_settings_come_from_the_run_and_overrides_win(run_dir: Path, tmp_path: Path, trained: FinishedModel) -> None:
     assert (trained.config.corpus.history_turns, trained.config.model.max_length) == (1, 320)
-    assert trained.in_run
+    assert trained.settings_from != DEFAULTS
     assert find_model(run_dir / "model", ["corpus.history_turns=3"]).config.corpus.history_turns == 3
     (tmp_path / "alone").symlink_to(run_dir / "model")
-    assert find_model(tmp_path / "alone").in_run  # a link does not lose the run
+    assert find_model(tmp_path / "alone").settings_from != DEFAULTS  # a link does not lose the run
     init_model(tmp_path / "new", SHAPE, ["some words"] * 9, seed=1)
     alone = find_model(tmp_path / "new", ["selfplay.thinking=true"])
     assert alone.settings_from == DEFAULTS

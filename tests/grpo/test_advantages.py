@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import mean, stdev
 
 import pytest
 
@@ -72,3 +73,24 @@ def test_normalisation_is_the_presets_unless_named():
     }
     assert named == {"self_grpo": "std", "dr_grpo": "none"}
     assert loss_config(replace(config, algorithm=AlgorithmConfig(normalise="leave_one_out"))).advantage.normalise == "leave_one_out"
+
+
+def test_the_loss_gets_every_choice_of_the_configuration():
+    chosen = AlgorithmConfig(dual_clip=3.0, kl_estimator="k2", kl_beta=0.5, clip_low=0.1, clip_high=0.4, truncated_importance_cap=1.5)
+    loss = loss_config(RunConfig(algorithm=chosen))
+    for name in ("dual_clip", "kl_estimator", "kl_beta", "clip_low", "clip_high", "truncated_importance_cap"):
+        assert getattr(loss, name) == getattr(chosen, name)
+    assert loss_config(RunConfig()).dual_clip is None
+
+
+def test_components_can_be_normalised_by_themselves():
+    """By hand: each component's deviations in units of its own spread, then the weighted sum; a constant component counts for nothing."""
+    (group,) = scored(recognizer_group([*RANKED, ""], (RARE,)))
+    weight_of = {"alignment": 1.0, "consistency": 0.2, "format": 0.1}
+    wanted = [0.0] * len(group.rewards)
+    for name, values in zip(group.components, zip(*group.rewards)):
+        if (spread := stdev(values)) > 0:
+            wanted = [total + weight_of[name] * (value - mean(values)) / spread for total, value in zip(wanted, values)]
+    found = [sample.advantage for sample in samples([group], normalise_per_component=True)]
+    assert found == pytest.approx(wanted, abs=1e-4)
+    assert found != pytest.approx([sample.advantage for sample in samples([group])], abs=0.05)

@@ -103,7 +103,7 @@ def test_forbidden_tokens_and_a_shard_of_padding_make_no_nan() -> None:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_shards_combine_to_the_whole(size: int) -> None:
-    """K1 and K3 per shard, the two reductions done here; the last shard of four is all padding."""
+    """`vocab_stats` and `dlogits_` per shard, the two reductions done here; the last shard of four is all padding."""
     from selfemo.kernels.triton_backend import TritonBackend
     from selfemo.kernels.vocab_parallel import ShardStats, SoftmaxStats, VocabShard
 
@@ -208,12 +208,12 @@ def test_fused_projection(name: str) -> None:
         assert oracle.worst_of_scale(fused_gradient, plain_gradient) <= 3e-6
 
 
-def test_rewards_and_rows_of_a_wider_buffer() -> None:
+def test_rows_of_a_wider_buffer() -> None:
     case = make_case(lengths=(2, 2), columns=100, vocab_size=100)
     buffer = torch.randn(4, 300, generator=torch.Generator().manual_seed(7))
     whole = buffer.clone()
     view_TV = buffer[:, 150:250].requires_grad_()
-    given = {"rewards_SC": torch.tensor([[0.0], [1.0]]), "group_ptr": torch.tensor([0, 2]), "config": LossConfig(), "impl": "triton"}
+    given = {"advantage_S": torch.tensor([-1.0, 1.0]), "config": LossConfig(), "impl": "triton"}
     result = grpo_loss(view_TV, case.targets_T.int(), case.cu_seqlens.int(), **given)
     expected, _ = oracle.distribution(whole[:, 150:250].double(), case.targets_T, 1.0, None)
     assert oracle.worst(result.logprob_T, expected) <= 1e-6
@@ -233,7 +233,7 @@ def test_second_backward_raises() -> None:
 
 @pytest.mark.parametrize("columns", [1000, 4096])
 def test_traffic_is_two_bytes_forward_and_six_in_all(columns: int) -> None:
-    """Every address in the logits that K1 and K3 touch, counted; beside them only the one logit of the target."""
+    """Every address in the logits that the two kernels touch, counted; beside them only the one logit of the target."""
     tokens = 8
     logits_TV = torch.randn(tokens, columns).bfloat16().requires_grad_()
     with interpreted_traffic(logits_TV) as forward:

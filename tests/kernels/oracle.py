@@ -90,7 +90,7 @@ def loss(
         token = policy - config.entropy_weight * entropy_T[keep]
         if ref_T is not None:
             d = ref_T[keep].double() - logp
-            kl = {"k1": -d, "k2": d**2 / 2, "k3": d.exp() - d - 1}[config.kl_estimator]
+            kl = {"k2": d**2 / 2, "k3": d.exp() - d - 1}[config.kl_estimator]
             token = token + config.kl_beta * kl
             kl_total += float(kl.detach().sum())
         divisor = {

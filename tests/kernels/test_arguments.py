@@ -31,8 +31,6 @@ def with_(tensor: torch.Tensor, index: Any, value: float) -> torch.Tensor:
     return changed
 
 
-REWARDS = {"advantage_S": None, "rewards_SC": torch.ones(2, 1), "group_ptr": torch.tensor([0, 2])}
-
 BAD = {
     "target too large": ({"targets_T": with_(torch.arange(6), 3, 10)}, "targets_T[3] is 10: expected a token id from 0 to 9"),
     "target negative": ({"targets_T": with_(torch.arange(6), 5, -100)}, "targets_T[5] is -100"),
@@ -56,17 +54,10 @@ BAD = {
     "short mask": ({"mask_T": torch.ones(5, dtype=torch.bool)}, "mask_T has shape [5]"),
     "NaN advantage": ({"advantage_S": torch.tensor([1.0, math.nan])}, "advantage_S[1] is nan"),
     "advantages of another length": ({"advantage_S": torch.ones(3)}, "advantage_S has shape [3]: expected [2]"),
-    "no advantage": ({"advantage_S": None}, "advantage_S is missing"),
     "infinite weight": ({"sequence_weight_S": torch.tensor([math.inf, 1.0])}, "sequence_weight_S[0] is inf"),
     "NaN old logprob": ({"old_logprob_T": with_(torch.zeros(6), 2, math.nan)}, "old_logprob_T[2] is nan"),
     "infinite rollout logprob": ({"rollout_logprob_T": with_(torch.zeros(6), 4, -math.inf)}, "rollout_logprob_T[4] is -inf"),
     "KL without a reference": ({"config": LossConfig(kl_beta=0.1)}, "ref_logprob_T is missing"),
-    "rewards without groups": ({"advantage_S": None, "rewards_SC": torch.ones(2, 1)}, "rewards_SC comes with group_ptr"),
-    "NaN reward": (REWARDS | {"rewards_SC": torch.tensor([[1.0], [math.nan]])}, "rewards_SC[1, 0] is nan"),
-    "empty group": (REWARDS | {"group_ptr": torch.tensor([0, 2, 2])}, "group_ptr[2] is 2 after 2: group 1 would be empty"),
-    "groups do not cover the sequences": (REWARDS | {"group_ptr": torch.tensor([0, 1])}, "group_ptr[1] is 1: expected 2"),
-    "rewards of another length": (REWARDS | {"rewards_SC": torch.ones(3, 1)}, "rewards_SC has shape [3, 1]: expected [2, any]"),
-    "rewards beside advantages": (REWARDS | {"advantage_S": torch.ones(2)}, "rewards_SC comes with group_ptr and without advantage_S"),
     "main gradient without a weight": ({"weight_main_grad_VH": torch.zeros(10, 3)}, "weight_main_grad_VH is given without weight_VH"),
     "triton on a CPU tensor": ({"impl": "triton"}, "impl='triton' cannot run on cpu tensors"),
     "unknown impl": ({"impl": "cuda"}, "impl is 'cuda'"),

@@ -70,5 +70,5 @@ def test_traffic_table_has_both_implementations(tool: ModuleType, tmp_path: Path
     rows = {row["formula"]: row for row in json.loads((tmp_path / "figures.json").read_text())["traffic"]}
     assert rows["selfemo CPU path, entropy in the loss"]["read"] == 4.0
     assert rows["selfemo CPU path, entropy in the loss"]["written"] == 2.0
-    assert rows["selfemo Triton K1, forward"]["read"] == pytest.approx(2.0, abs=0.001)
+    assert rows["selfemo Triton vocab_stats"]["read"] == pytest.approx(2.0, abs=0.001)
     assert rows["eager log_softmax, entropy in the loss"]["read"] > 70

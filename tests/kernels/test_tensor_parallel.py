@@ -106,7 +106,7 @@ def _projection_case(vocab_size: int) -> tuple[Case, torch.Tensor, torch.Tensor]
 @pytest.mark.parametrize("vocab_size", [390, 190], ids=["both ranks", "one rank all padding"])
 @pytest.mark.parametrize("preset", ["self_grpo", "gspo", "dapo"])
 def test_fused_projection_with_a_sharded_weight(distributed: DistributedRunner, preset: str, vocab_size: int) -> None:
-    """Three ways to the gradient: K3 in the same pass, K3 in a second one, and exp(d) kept by K1."""
+    """Three ways to the gradient: `dlogits_` in the same pass, in a second one, and exp(d) kept by `vocab_stats`."""
     case, hidden_TH, weight_VH = _projection_case(vocab_size)
     hidden_TH.requires_grad_()
     weight_VH.requires_grad_()
@@ -137,19 +137,3 @@ def _group_of_one() -> bool:
 
 def test_group_of_one_rank_is_no_group(distributed: DistributedRunner) -> None:
     assert distributed(2, _group_of_one) == [True, True]
-
-
-def _reduced_metrics() -> dict[str, float]:
-    """Data parallelism: each rank has half of the sequences; metrics are reduced."""
-    from tests.kernels.test_loss import part_of
-
-    case = make_case(lengths=(5, 1, 14, 17))
-    part = part_of(case, 2 * dist.get_rank(), 2 * dist.get_rank() + 2)
-    return run(part, PRESETS["self_grpo"], part.logits_TV).metrics.all_reduce().means()
-
-
-def test_metrics_reduce_over_data_parallel_ranks(distributed: DistributedRunner) -> None:
-    case = make_case(lengths=(5, 1, 14, 17))
-    expected = run(case, PRESETS["self_grpo"], case.logits_TV).metrics.means()
-    for means in distributed(2, _reduced_metrics):
-        assert means == pytest.approx(expected, rel=1e-5, abs=1e-6)

@@ -62,6 +62,8 @@ class Options:
     long_prompts: int = 0
     """Samples beside the groups, with a prompt so long and a completion so short that a piece of the sequence holds it."""
     share_prompts: bool = False
+    fuse: Literal["auto", "on", "off"] = "auto"
+    """train.fuse_output_layer; auto never fuses anything as small as these models."""
 
 
 DEFAULT = Options()
@@ -119,6 +121,7 @@ def run_config(parallel: ParallelConfig, options: Options = DEFAULT) -> RunConfi
         weight_decay=0.1,
         offload_during_rollout=options.offload,
         share_prompts=options.share_prompts,
+        fuse_output_layer=options.fuse,
     )
     return replace(
         RunConfig(),

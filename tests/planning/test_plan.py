@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 from selfemo.config import AlgorithmConfig, ModelConfig, ParallelConfig, RolloutConfig, RunConfig, SelfPlayConfig, TrainConfig
 from selfemo.errors import UserError
 from selfemo.kernels.config import LossConfig, Preset
+from selfemo.kernels.fused_linear import DEFAULT_CHUNK_TOKENS
 from selfemo.planning.commands import initialised_architecture, plan, planned_architecture
 from selfemo.planning.generation import Engine
 from selfemo.planning.hardware import GIB, GPUS, gpu_by_name
 from selfemo.planning.layout import Layout, layout_of, layout_violations
-from selfemo.planning.memory import activation_bytes, logits_bytes, plan_memory, rank_memory
+from selfemo.planning.memory import FUSED_CHUNK_TOKENS, activation_bytes, logits_bytes, plan_memory, rank_memory
 from selfemo.planning.plan import best_layouts, make_plan
 from selfemo.planning.published import ASSUMED, HELD_OUT
 from selfemo.planning.steptime import busiest_head_tokens
@@ -70,9 +71,23 @@ def test_the_first_pipeline_stage_keeps_one_micro_batch_per_stage() -> None:
 
 
 def test_logits_are_those_of_completions_on_one_shard() -> None:
-    assert logits_bytes(QWEN, Layout(1, 4, tensor=4), 1000, "bfloat16") == 1000 * 151_936 // 4 * 6
+    """And autograd's gradient of the output weight, 4,096 wide; fused, 512 tokens' logits are all there is."""
+    bf16, columns, layout = TrainConfig(dtype="bfloat16"), 151_936 // 4, Layout(1, 4, tensor=4)
+    assert logits_bytes(QWEN, layout, 1000, bf16) == (1000 + 4096) * columns * 2
+    assert logits_bytes(QWEN, layout, 1000, replace(bf16, fuse_output_layer="on")) == 512 * columns * 2
+    assert logits_bytes(QWEN, layout, 100, replace(bf16, fuse_output_layer="on")) == 100 * columns * 2
     stages = plan_memory(QWEN, Layout(1, 4, pipeline=4), CONFIG, WORKLOAD, ENGINE)
     assert [stage.phases["train"].logits > 0 for stage in stages] == [False, False, False, True]
+
+
+def test_logits_above_one_gib_are_not_made() -> None:
+    """What the trainer decides for each micro-batch of long completions, the plan decides for the mean one."""
+    train, layout = TrainConfig(dtype="bfloat16"), Layout(1, 2, tensor=2)
+    last = GIB // (151_936 // 2 * 2)  # so many completion tokens' logits are at most a GiB
+    assert logits_bytes(QWEN, layout, last, train) > GIB
+    assert logits_bytes(QWEN, layout, last + 1, train) == 512 * 151_936
+    assert logits_bytes(QWEN, layout, last + 1, replace(train, fuse_output_layer="off")) > GIB
+    assert FUSED_CHUNK_TOKENS == DEFAULT_CHUNK_TOKENS
 
 
 def test_phases_hold_what_is_alive_in_them() -> None:

@@ -11,6 +11,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from selfemo.config import ParallelConfig
 from selfemo.grpo.samples import TrainingSample
+from selfemo.megatron.output_layer import completion_logits
 from selfemo.megatron.packing import MicroBatch, pack
 from selfemo.megatron.parallel import pipeline_group, tensor_group
 from selfemo.weights.load import load_hf_weights
@@ -43,6 +44,7 @@ def logits(hf_dir: str, parallel: ParallelConfig) -> torch.Tensor:
                 None,
                 packed_seq_params=given.packed_seq_params,
                 loss_mask=given.loss_mask_T[None],
+                output_processor=completion_logits,
             )
             zero = torch.zeros(())
             return output, lambda logits: (zero, torch.ones((), dtype=torch.int), {"logits": logits[0]})

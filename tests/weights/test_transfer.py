@@ -13,14 +13,13 @@ from selfemo.config import ParallelConfig
 from selfemo.weights.architecture import Architecture, architecture_by_name, read_architecture
 from selfemo.weights.checksums import WeightMismatch, box_checksum, compare_checksums, engine_checksums, trainer_checksums
 from selfemo.weights.direct import direct_tensors
-from selfemo.weights.geometry import fill_local
 from selfemo.weights.load import load_hf_weights
 from selfemo.weights.parameters import model_parameters
 from selfemo.weights.plan import EngineLayout, TrainerLayout, build_plan
 from tests.distributed.harness import DistributedRunner, RankFailure
 from tests.weights.live_bytes import LiveBytes
 from tests.weights.megatron_rank import megatron_chunks
-from tests.weights.tiny import save_tiny
+from tests.weights.tiny import fill_local, save_tiny
 
 BUCKET_BYTES = 4096
 CPU = torch.device("cpu")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from selfemo.weights.geometry import Placement, region
 
 VOCAB_SIZE = 131
 """A prime: it divides by no tensor-parallel size."""
@@ -66,3 +69,9 @@ def save_tiny(
 def save_one_word_tokenizer(directory: Path) -> None:
     """For what copies a tokenizer and never calls it."""
     Tokenizer(WordLevel({"word": 0}, unk_token="word")).save(str(directory / "tokenizer.json"))
+
+
+def fill_local(local: torch.Tensor, placement: Placement, hf_tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy every box of `placement` out of the Hugging Face tensors into `local`; padding is left as it is."""
+    for box in placement.boxes:
+        local[region(box.local_start, box.shape)].copy_(hf_tensors[box.tensor][region(box.start, box.shape)])
