@@ -38,7 +38,7 @@ PROBLEM_STATUS = 1
 """Exit status when a finding is a problem: the health check of the container."""
 TORCH_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 """PyPI's wheels of these are built against a CUDA torch, fail to import beside the CPU one, and take transformers with them."""
-IMPORTS = ("import torch", "import triton", "import megatron.core", "from vllm import LLM", "import selfemo.kernels")
+IMPORTS = ("import torch", "import triton", "import megatron.core", "from vllm import LLM", "import selfemo.kernels.loss")
 GPU_IMPORTS = ("import transformer_engine.pytorch", "import flash_attn")
 
 

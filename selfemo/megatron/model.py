@@ -34,9 +34,10 @@ class CompletionGPTModel(GPTModel):
         super().__init__(*args, **kwargs)
         if self.post_process and self.config.sequence_parallel:
             # The rows are gathered and selected before the output layer, which therefore sees whole sequences.
-            self.output_layer.sequence_parallel = False
-            self.output_layer.allreduce_dgrad = True
+            self.output_layer.sequence_parallel = False  # megatron-private
+            self.output_layer.allreduce_dgrad = True  # megatron-private
 
+    # megatron-private
     def _preprocess(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         decoder_input, rotary, *rest = super()._preprocess(input_ids, position_ids, *args, **kwargs)
         packed = kwargs.get("packed_seq_params")
@@ -44,6 +45,7 @@ class CompletionGPTModel(GPTModel):
             rotary = rotary[position_ids[0]].squeeze(1)  # [T, 1, D]: each token by its position, whichever segment it is in
         return decoder_input, rotary, *rest
 
+    # megatron-private
     def _postprocess(self, hidden_states: torch.Tensor, *args: Any, loss_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         if self.post_process:
             if self.config.sequence_parallel:
