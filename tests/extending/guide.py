@@ -19,4 +19,4 @@ def example(file: str) -> str:
 def entry(file: str, names: Mapping[str, Any]) -> Any:
     """A block that is to stand in a tuple or a dict, evaluated among a module's names: that tuple, or that dict."""
     _, source = example(file).split("\n", 1)
-    return eval(f"{{{source}}}" if source.startswith('"') else f"({source})", dict(names))
+    return eval(f"{{{source}}}" if source.startswith('"') else f"({source},)", dict(names))
