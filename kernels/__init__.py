@@ -2,23 +2,50 @@
 
 The only place in this project that computes log-probabilities, entropies, advantages and losses. docs/kernels.md explains what
 is fused, the mathematics of each gradient, and how it is verified without a GPU. Importing this needs neither CUDA nor Triton.
+Operations are imported when they are first asked for, because planner and report read `PRESETS` and do without torch.
 """
 
-from selfemo.kernels.advantages import group_advantages
-from selfemo.kernels.config import AdvantageConfig, BatchCounts, LossConfig
-from selfemo.kernels.logprobs import token_logprobs
-from selfemo.kernels.loss import grpo_loss
-from selfemo.kernels.results import GroupAdvantages, LossMetrics, LossResult, TokenLogprobs
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from selfemo.kernels.config import PRESETS, AdvantageConfig, BatchCounts, LossConfig, Preset
+
+if TYPE_CHECKING:
+    from selfemo.kernels.advantages import group_advantages
+    from selfemo.kernels.logprobs import token_logprobs
+    from selfemo.kernels.loss import grpo_loss
+    from selfemo.kernels.results import GroupAdvantages, LossMetrics, LossResult, TokenLogprobs
+
+_WITH_TORCH = {
+    "group_advantages": "advantages",
+    "token_logprobs": "logprobs",
+    "grpo_loss": "loss",
+    "GroupAdvantages": "results",
+    "LossMetrics": "results",
+    "LossResult": "results",
+    "TokenLogprobs": "results",
+}
+"""Name to the module that defines it."""
 
 __all__ = [
+    "PRESETS",
     "AdvantageConfig",
     "BatchCounts",
     "GroupAdvantages",
     "LossConfig",
     "LossMetrics",
     "LossResult",
+    "Preset",
     "TokenLogprobs",
     "group_advantages",
     "grpo_loss",
     "token_logprobs",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)

@@ -9,12 +9,13 @@ micro-batch's token count depends on how the batch was split, which is a silent 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 Normalise = Literal["none", "std", "leave_one_out"]
 Aggregation = Literal["sequence_mean", "token_mean", "sequence_sum"]
-Preset = Literal["grpo", "dr_grpo", "dapo", "gspo", "self_grpo"]
+RatioLevel = Literal["token", "sequence"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class AdvantageConfig:
 class LossConfig:
     """The policy-gradient loss; `LossConfig.preset` names the published variants."""
 
-    ratio_level: Literal["token", "sequence"] = "token"
+    ratio_level: RatioLevel = "token"
     """"sequence" uses the length-normalised ratio of the whole completion for each of its tokens (GSPO, Zheng et al. 2025)."""
     aggregation: Aggregation = "sequence_mean"
     """"sequence_mean": mean over tokens, then over sequences; "token_mean": over all tokens (DAPO); "sequence_sum": sum over
@@ -88,15 +89,37 @@ class LossConfig:
             raise ValueError(f"max_length is {self.max_length}: aggregation 'sequence_sum' divides by it, so expected at least 1")
 
     @classmethod
-    def preset(cls, name: Preset, **changes: object) -> LossConfig:
-        """The named variant, with `changes` to any field. "dr_grpo" needs `max_length` among them.
+    def preset(cls, name: str, **changes: Any) -> LossConfig:
+        """Return the variant that `PRESETS` holds under `name`, with `changes` to any field.
 
-        grpo: Shao et al. 2024 (DeepSeekMath). dr_grpo: Liu et al. 2025. dapo: Yu et al. 2025. gspo: Zheng et al. 2025.
-        self_grpo: this project's reading of SELF-EMO (arXiv 2604.18003); docs/method.md says what is theirs and what is ours.
+        Raises:
+            ValueError: no preset has that name; or the preset needs `max_length` and `changes` lacks it.
         """
-        if name not in _PRESETS:
-            raise ValueError(f"preset {name!r} does not exist: expected one of {', '.join(sorted(_PRESETS))}")
-        return replace(cls(), **{**_PRESETS[name], **changes})  # type: ignore[arg-type]
+        if name not in PRESETS:
+            raise ValueError(f"preset {name!r} does not exist: expected one of {', '.join(sorted(PRESETS))}")
+        return replace(cls(), **{**PRESETS[name].settings, **changes})
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named variant of the loss, with everything this program asks of a variant: no other code looks at its name."""
+
+    title: str
+    """Its name in reports."""
+    settings: Mapping[str, Any]
+    """Fields of LossConfig that differ from their defaults."""
+    gated: bool = False
+    """Give weight 0 to a group whose scores range less than `algorithm.range_threshold`, and obey `algorithm.weight_by_*`."""
+
+    @property
+    def ratio_level(self) -> RatioLevel:
+        """One ratio per token, or per sequence; the latter cannot be computed by a rank that holds part of a sequence."""
+        return self.settings.get("ratio_level", LossConfig.ratio_level)
+
+    @property
+    def needs_max_length(self) -> bool:
+        """Whether the loss divides by the longest completion's length, which `LossConfig.max_length` then has to give."""
+        return self.settings.get("aggregation") == "sequence_sum"
 
 
 @dataclass(frozen=True)
@@ -123,15 +146,24 @@ def _at_least(name: str, value: float, bound: float) -> None:
         raise ValueError(f"{name} is {value}: expected at least {bound:g}")
 
 
-_PRESETS: dict[str, dict[str, object]] = {
-    "grpo": {"kl_beta": 0.04},
-    "dr_grpo": {"aggregation": "sequence_sum", "advantage": AdvantageConfig(normalise="none")},
-    "dapo": {"aggregation": "token_mean", "clip_high": 0.28},
-    "gspo": {"ratio_level": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
-    "self_grpo": {
-        "clip_high": 0.28,
-        "kl_beta": 0.02,
-        "truncated_importance_cap": 2.0,
-        "advantage": AdvantageConfig(range_threshold=0.05, range_component=0),
-    },
+PRESETS: dict[str, Preset] = {
+    "self_grpo": Preset(
+        "SELF-GRPO",
+        {
+            "clip_high": 0.28,
+            "kl_beta": 0.02,
+            "truncated_importance_cap": 2.0,
+            "advantage": AdvantageConfig(range_threshold=0.05, range_component=0),
+        },
+        gated=True,
+    ),
+    "grpo": Preset("GRPO", {"kl_beta": 0.04}),
+    "dr_grpo": Preset("Dr. GRPO", {"aggregation": "sequence_sum", "advantage": AdvantageConfig(normalise="none")}),
+    "dapo": Preset("DAPO", {"aggregation": "token_mean", "clip_high": 0.28}),
+    "gspo": Preset("GSPO", {"ratio_level": "sequence", "clip_low": 3e-4, "clip_high": 4e-4}),
 }
+"""The variants by the name that a configuration writes in `algorithm.loss`.
+
+grpo: Shao et al. 2024 (DeepSeekMath). dr_grpo: Liu et al. 2025. dapo: Yu et al. 2025. gspo: Zheng et al. 2025.
+self_grpo: this project's reading of SELF-EMO (arXiv 2604.18003); docs/method.md says what is theirs and what is ours.
+"""

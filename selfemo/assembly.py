@@ -19,7 +19,7 @@ from selfemo.megatron.learner import Learner
 from selfemo.megatron.parallel import Layout, agreed, from_main, init_distributed, init_parallel
 from selfemo.rollout.engine import RolloutEngine
 from selfemo.rollout.replicas import ReplicatedGenerator
-from selfemo.rollout.request import check_room
+from selfemo.rollout.request import Engine, check_room
 from selfemo.run_directory import RunDirectory
 from selfemo.selfplay.prompts import PromptBuilder, recognizer_text, responder_text
 from selfemo.selfplay.room import longest_requests
@@ -52,7 +52,7 @@ class System:
     encoder: ChatEncoder
     prompts: PromptBuilder
     learner: Learner
-    engine: RolloutEngine
+    engine: Engine
     generator: ReplicatedGenerator
     weight_sync: WeightSync
 

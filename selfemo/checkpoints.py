@@ -32,7 +32,7 @@ from selfemo.megatron.learner import Learner
 from selfemo.megatron.parallel import agree, from_main
 from selfemo.megatron.rng import restore_rng, save_rng
 from selfemo.run_directory import CHECKPOINT_NAME
-from selfemo.state import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, decode_manifest, digest_of
+from selfemo.state import CHECKPOINT_KINDS, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, decode_manifest, digest_of
 
 LATEST_NAME = "latest"
 REFERENCE_NAME = "reference"
@@ -180,9 +180,9 @@ def completed(root: Path) -> list[Path]:
     return found[names.index(name) :] if name in names else found
 
 
-def _order(path: Path) -> tuple[bool, int]:
-    kind, _, step = path.name.partition("-")
-    return (kind == "iteration", int(step))
+def _order(path: Path) -> tuple[int, int]:
+    kind, _, step = path.name.rpartition("-")
+    return (CHECKPOINT_KINDS.index(kind), int(step))
 
 
 def remove_temporaries(root: Path) -> None:

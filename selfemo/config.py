@@ -24,6 +24,10 @@ FUSE_FROM_BYTES = 2**30
 """Logits of a micro-batch on a rank, in bytes, above which `train.fuse_output_layer=auto` does without them. A policy step
 takes the same matrix products either way, and on a CPU they are 98% of the fused time (docs/kernels.md; a GPU is unmeasured):
 memory decides."""
+CorpusName = str
+"""A reader of selfemo.corpora.readers, or "auto". Registries know their names, this file does not: config_file compares."""
+LossName = str
+"""A preset of selfemo.kernels.config."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -63,7 +67,7 @@ class ParallelConfig:
     virtual_pipeline: Positive = 1
     """Model chunks per stage (interleaved schedule); 1 is the plain schedule."""
     context: Positive = 1
-    """Ranks that share each sequence; above 1 needs Transformer Engine's attention, so a GPU, and bf16 (unmeasured); not with gspo."""
+    """Ranks that share each sequence; above 1 needs Transformer Engine, so a GPU, and bf16 (unmeasured); not with sequence ratios."""
     sequence_parallel: bool = False
     """Split activations along the sequence between tensor-parallel regions; needs tensor > 1."""
     distributed_optimizer: bool = False
@@ -76,7 +80,7 @@ class ParallelConfig:
 class CorpusConfig:
     """Which dialogues."""
 
-    name: Literal["auto", "meld", "emorynlp", "iemocap4", "iemocap6", "everyday", "jsonl"] = "auto"
+    name: CorpusName = "auto"
     """Corpus reader; "auto" takes MELD where the data directory holds it, else the bundled corpus `everyday`."""
     path: str = ""
     """Corpus directory or file. Empty: the corpus's usual place under $SELFEMO_DATA, or the bundled files for `everyday`."""
@@ -177,7 +181,7 @@ class RewardConfig:
 class AlgorithmConfig:
     """The policy-gradient loss: SELF-GRPO and the variants it is compared with."""
 
-    loss: Literal["self_grpo", "grpo", "dr_grpo", "dapo", "gspo"] = "self_grpo"
+    loss: LossName = "self_grpo"
     """Named preset of aggregation, normalisation, clipping and group weighting."""
     clip_low: PositiveFloat | None = None
     """Ratio clip below 1; null takes the preset's."""
@@ -193,11 +197,11 @@ class AlgorithmConfig:
     """KL per token (Schulman 2020), x = log p - log p_ref: k3 = exp(-x) + x - 1, the value without bias; k2 = x^2 / 2, whose
     gradient is on-policy that of the KL in the mean (Tang and Munos 2025, arXiv 2506.09477)."""
     range_threshold: NonNegative = 0.05
-    """tau_range: a SELF-GRPO group whose alignment range is smaller carries no ranking and gets weight 0."""
+    """tau_range: a group of a gated loss (SELF-GRPO) whose alignment range is smaller carries no ranking and gets weight 0."""
     weight_by_consistency: bool = False
-    """Scale a SELF-GRPO group's weight by its mean pairwise sIoU."""
+    """Scale a group's weight by its mean pairwise sIoU (gated losses)."""
     weight_by_frequency: bool = False
-    """Scale a SELF-GRPO group's weight by its gold label's inverse-frequency weight (reward.frequency_exponent), which dividing
+    """Scale a group's weight by its gold label's inverse-frequency weight (reward.frequency_exponent; gated losses), which dividing
     by the group's standard deviation would cancel."""
     normalise: Literal["none", "std", "leave_one_out"] | None = None
     """How a group's rewards become advantages; null takes the preset's."""

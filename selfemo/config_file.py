@@ -17,7 +17,9 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from selfemo.config import RunConfig
+from selfemo.corpora.registry import corpus_names
 from selfemo.errors import UserError, nearest
+from selfemo.kernels.config import PRESETS
 from selfemo.printable import quote
 
 MAX_CONFIG_BYTES = 100_000
@@ -63,7 +65,10 @@ def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 
 
 def violations(config: RunConfig) -> Iterator[str]:
-    """Every combination of fields that cannot work, one sentence each."""
+    """Every name that no registry holds and every combination of fields that cannot work, one sentence each."""
+    for field, name, known in (("corpus.name", config.corpus.name, corpus_names()), ("algorithm.loss", config.algorithm.loss, PRESETS)):
+        if name not in known:
+            yield f"{field}={quote(name)}: expected one of {', '.join(known)}{nearest(name, known)}"
     model, play = config.model, config.selfplay
     if config.reward.consistency_low > config.reward.consistency_high:
         yield f"reward.consistency_low={config.reward.consistency_low} is above reward.consistency_high={config.reward.consistency_high}"

@@ -39,7 +39,7 @@ PROBLEM_STATUS = 1
 """Exit status when a finding is a problem: the health check of the container."""
 TORCH_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 """PyPI's wheels of these are built against a CUDA torch, fail to import beside the CPU one, and take transformers with them."""
-IMPORTS = ("import torch", "import triton", "import megatron.core", "from vllm import LLM", "import selfemo.kernels")
+IMPORTS = ("import torch", "import triton", "import megatron.core", "from vllm import LLM", "import selfemo.kernels.loss")
 GPU_IMPORTS = ("import transformer_engine.pytorch", "import flash_attn")
 
 
@@ -121,7 +121,8 @@ def check_python(version: tuple[int, ...], requires: str) -> Finding:
     text = ".".join(map(str, version))
     if SpecifierSet(requires).contains(text):
         return Finding("packages", "python", "ok", text)
-    return Finding("packages", "python", "problem", f"{text}, expected {requires}", "make an environment with Python 3.12 and install there")
+    remedy = "make an environment with Python 3.12 and install there"
+    return Finding("packages", "python", "problem", f"{text}, expected {requires}", remedy)
 
 
 def check_packages(requires: Iterable[str], installed: Mapping[str, str], extra: str) -> list[Finding]:

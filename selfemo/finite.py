@@ -77,13 +77,13 @@ def check_rewards(groups: Sequence[ScoredGroup], config: RewardConfig) -> None:
     """
     for scored in groups:
         for index, (rewards, score) in enumerate(zip(scored.rewards, scored.scores, strict=True)):
-            limits = {name: config.frequency_cap if name == "alignment" else 1.0 for name in scored.components} | {"score": 1.0}
-            for name, value in [*zip(scored.components, rewards, strict=True), ("score", score)]:
-                if not -ROUNDING <= value <= limits[name] + ROUNDING:  # also where it is not a number
+            bounds = [(c.name, *c.bounds_in(config)) for c in scored.components]
+            for (name, low, high), value in zip([*bounds, ("score", 0.0, 1.0)], [*rewards, score], strict=True):
+                if not low - ROUNDING <= value <= high + ROUNDING:  # also where it is not a number
                     group = scored.group
                     raise ArithmeticError(
                         f"reward out of bounds: {name} of {group.role} sample {index}, iteration {group.iteration}, "
-                        f"episode {group.episode}, turn {group.turn} is {value}, expected 0 to {limits[name]:g}"
+                        f"episode {group.episode}, turn {group.turn} is {value}, expected {low:g} to {high:g}"
                     )
 
 

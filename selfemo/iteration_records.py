@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from selfemo.emotions.answer import Answer
-from selfemo.grpo.samples import TrainingSample
+from selfemo.rewards.components import metric_name
 from selfemo.rewards.scoring import ScoredGroup
 from selfemo.selfplay.records import Episode
 
@@ -17,12 +17,11 @@ ROLES = ("recognizer", "responder")
 
 
 def component_means(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Mean of every reward component over the samples that have it, by role where roles share a name."""
+    """Mean of every reward component over the samples that have it, by `metric_name`."""
     values: dict[str, list[float]] = {}
     for group in groups:
-        for name in group.components:
-            key = f"{group.group.role}_{name}" if name == "format" else name
-            values.setdefault(key, []).extend(group.component(name))
+        for component in group.components:
+            values.setdefault(metric_name(component, group.group.role), []).extend(group.component(component.name))
     return {name: _mean(column) for name, column in values.items()}
 
 
@@ -46,16 +45,14 @@ def role_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     return figures
 
 
-def groups_without_ranking(groups: Sequence[ScoredGroup], samples: Sequence[TrainingSample]) -> int:
-    """Groups whose samples all have weight or advantage 0: they teach nothing."""
-    return sum(all(s.weight == 0 or s.advantage == 0 for s in members) for _, members in _by_group(groups, samples))
+def groups_without_ranking(groups: Sequence[ScoredGroup]) -> int:
+    """Groups of weight 0 or without an advantage other than 0: they teach nothing."""
+    return sum(group.loss_weight == 0 or not any(group.advantages) for group in groups)
 
 
-def episode_records(
-    iteration: int, episodes: Sequence[Episode], groups: Sequence[ScoredGroup], samples: Sequence[TrainingSample], limit: int
-) -> Iterator[dict[str, Any]]:
+def episode_records(iteration: int, episodes: Sequence[Episode], groups: Sequence[ScoredGroup], limit: int) -> Iterator[dict[str, Any]]:
     """The first `limit` dialogues with every candidate, its rewards, what was read in it and its advantage."""
-    scored = {(g.group.episode, g.group.turn, g.group.role): (g, members) for g, members in _by_group(groups, samples)}
+    scored = {(g.group.episode, g.group.turn, g.group.role): g for g in groups}
     for episode in episodes[:limit]:
         yield {
             "iteration": iteration,
@@ -63,11 +60,11 @@ def episode_records(
             "parent": episode.seed.parent,
             "seed_turns": len(episode.seed.turns),
             "dialogue": [{"speaker": t.speaker, "text": t.text, "labels": list(t.labels)} for t in episode.turns],
-            "groups": [_group_record(*scored[g.episode, g.turn, g.role]) for g in episode.groups],
+            "groups": [_group_record(scored[g.episode, g.turn, g.role]) for g in episode.groups],
         }
 
 
-def _group_record(scored: ScoredGroup, members: Sequence[TrainingSample]) -> dict[str, Any]:
+def _group_record(scored: ScoredGroup) -> dict[str, Any]:
     group = scored.group
     return {
         "role": group.role,
@@ -83,13 +80,13 @@ def _group_record(scored: ScoredGroup, members: Sequence[TrainingSample]) -> dic
                 "read": list(sample.reading.labels) if isinstance(sample.reading, Answer) else [],
                 "failed_gates": list(sample.gates),
                 "score": score,
-                "rewards": dict(zip(scored.components, rewards, strict=True)),
+                "rewards": dict(zip(scored.names, rewards, strict=True)),
                 "total": total,
-                "advantage": member.advantage,
-                "weight": member.weight,
+                "advantage": advantage,
+                "weight": scored.loss_weight,
             }
-            for sample, score, rewards, total, member in zip(
-                group.samples, scored.scores, scored.rewards, scored.totals, members, strict=True
+            for sample, score, rewards, total, advantage in zip(
+                group.samples, scored.scores, scored.rewards, scored.totals, scored.advantages, strict=True
             )
         ],
     }
@@ -101,14 +98,6 @@ def outcome_counts(outcomes: Mapping[tuple[bool, str], int]) -> dict[str, dict[s
         name: {reason: count for (kept, reason), count in sorted(outcomes.items()) if kept == wanted}
         for name, wanted in (("kept", True), ("dropped", False))
     }
-
-
-def _by_group(groups: Sequence[ScoredGroup], samples: Sequence[TrainingSample]) -> Iterator[tuple[ScoredGroup, Sequence[TrainingSample]]]:
-    """Each group with its training samples, which follow one another in the order of groups."""
-    position = 0
-    for group in groups:
-        yield group, samples[position : position + len(group.rewards)]
-        position += len(group.rewards)
 
 
 def _mean(values: Sequence[float]) -> float:

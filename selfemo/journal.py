@@ -172,7 +172,7 @@ class Journal:
                 "samples_trained": sum(sample.weight != 0 for sample in samples),
                 "tokens": tokens,
                 "groups": len(groups),
-                "groups_without_ranking": groups_without_ranking(groups, samples),
+                "groups_without_ranking": groups_without_ranking(groups),
                 "flywheel": outcome_counts(outcomes),
                 "loss": last.step.loss,
                 "grad_norm": last.step.grad_norm,
@@ -186,7 +186,7 @@ class Journal:
             }
         )
         if self._world.layout.is_main:
-            self._run.append_jsonl(SAMPLES_NAME, *episode_records(iteration, episodes, groups, samples, EPISODES_LOGGED))
+            self._run.append_jsonl(SAMPLES_NAME, *episode_records(iteration, episodes, groups, EPISODES_LOGGED))
         self._write_phases()
         return f"reward {reward:.3f}  {tokens / self._last['rollout']:.0f} tok/s"
 

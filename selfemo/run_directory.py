@@ -18,6 +18,7 @@ from selfemo.config import RunConfig
 from selfemo.config_file import as_yaml, load_config
 from selfemo.errors import UserError
 from selfemo.files import replace_text
+from selfemo.state import CHECKPOINT_KINDS
 
 CONFIG_NAME = "config.yaml"
 SUMMARY_NAME = "summary.json"
@@ -28,7 +29,7 @@ CHECKPOINTS_NAME = "checkpoints"
 FLYWHEEL_NAME = "flywheel.sqlite"
 MODEL_NAME = "model"
 RESUMES_NAME = "resumes.jsonl"
-CHECKPOINT_NAME = re.compile(r"(sft|iteration)-\d{6,12}")
+CHECKPOINT_NAME = re.compile(rf"({'|'.join(CHECKPOINT_KINDS)})-\d{{6,12}}")
 CHANGEABLE = ("parallel.", "rollout.tensor_parallel", "checkpoint.", "timeout_s", "startup_timeout_s", "tracking.")
 """What an unfinished run may go on with another value of: settings that decide how it runs and not what it computes."""
 FIXED = ("parallel.distributed_optimizer",)

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 from selfemo.errors import UserError
 from selfemo.finished_model import FinishedModel
 from selfemo.quiet import quiet_libraries
-from selfemo.rollout.request import Completion, GenerationRequest, check_room
+from selfemo.rollout.request import Completion, Engine, GenerationRequest, check_room
 
 if TYPE_CHECKING:
     import torch
 
     from selfemo.config import RolloutConfig
-    from selfemo.rollout.engine import RolloutEngine
     from selfemo.weights.architecture import Architecture
 
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
@@ -54,7 +53,7 @@ class StandaloneEngines:
             self._engines[key] = _SharedEngine(self._start(str(model.path), rollout, model.config.model.max_length, stop_ids))
         return ModelGenerator(self._engines[key], model)
 
-    def _start(self, model_dir: str, rollout: RolloutConfig, max_length: int, stop_ids: tuple[int, ...]) -> RolloutEngine:
+    def _start(self, model_dir: str, rollout: RolloutConfig, max_length: int, stop_ids: tuple[int, ...]) -> Engine:
         with quiet_libraries():
             import torch
 
@@ -68,11 +67,11 @@ class StandaloneEngines:
 class _SharedEngine:
     """An engine, and whose weights it holds."""
 
-    def __init__(self, engine: RolloutEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._holds: Path | None = None
 
-    def under(self, model: FinishedModel) -> RolloutEngine:
+    def under(self, model: FinishedModel) -> Engine:
         """The engine with this model's weights."""
         if self._holds != model.path:
             self._holds = None

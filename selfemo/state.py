@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -23,6 +23,9 @@ MAX_MANIFEST_BYTES = 64 << 20
 """Some hundred bytes per file and rank: more is no manifest."""
 
 Stage = Literal["start", "sft", "self-play"]
+"""In the order of a run."""
+CHECKPOINT_KINDS = tuple("iteration" if stage == "self-play" else stage for stage in get_args(Stage)[1:])
+"""What names of checkpoints begin with, by stage, in the order of a run; at the start there is nothing to save."""
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 
@@ -43,12 +46,7 @@ class Progress:
     @property
     def name(self) -> str:
         """The name of a checkpoint made here; names sort in the order of a run within a stage."""
-        return f"{'sft' if self.stage == 'sft' else 'iteration'}-{self.step:06d}"
-
-    @property
-    def order(self) -> tuple[bool, int]:
-        """Sorts as a run goes."""
-        return (self.stage == "self-play", self.step)
+        return f"{'iteration' if self.stage in ('start', 'self-play') else self.stage}-{self.step:06d}"
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -19,7 +19,7 @@ from selfemo.evaluation.recognition import evaluate_recognition
 from selfemo.evaluation.turns import evaluation_turns
 from selfemo.finite import DUMP_NAME, SkippedSteps, check_ratio, check_rewards
 from selfemo.flywheel.flywheel import Flywheel
-from selfemo.grpo.advantages import loss_config, training_samples
+from selfemo.grpo.advantages import loss_config, training_samples, with_advantages
 from selfemo.grpo.samples import TrainingSample
 from selfemo.journal import Journal
 from selfemo.megatron.learner import PolicyStats, StepStats, batch_counts
@@ -156,7 +156,8 @@ class Trainer:
             groups = self.rewards.score_groups([group for episode in episodes for group in episode.groups], self.deal)
             check_rewards(groups, self.config.reward)
             self.flywheel.offer(groups, self.weight_version)
-            samples = training_samples(groups, self.config)
+            groups = with_advantages(groups, self.config)
+            samples = training_samples(groups)
         with self.journal.phase("train"):
             stats = self.policy_update(iteration, samples)
         self.sync()

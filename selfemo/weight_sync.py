@@ -16,8 +16,7 @@ import torch.distributed as dist
 
 from selfemo.config import RunConfig
 from selfemo.megatron.learner import Learner
-from selfemo.rollout.engine import LiveParameter, RolloutEngine
-from selfemo.rollout.request import GenerationRequest
+from selfemo.rollout.request import Engine, GenerationRequest, LiveParameter
 from selfemo.weights.checksums import verify_transfer
 from selfemo.weights.parameters import LM_HEAD
 from selfemo.weights.plan import EngineLayout, TrainerLayout
@@ -56,7 +55,7 @@ class WeightSync:
     def __init__(
         self,
         learner: Learner,
-        engine: RolloutEngine,
+        engine: Engine,
         model_dir: str,
         config: RunConfig,
         prompts: Sequence[tuple[int, ...]],
@@ -132,7 +131,7 @@ class WeightSync:
 class _NamingReceiver:
     """An engine that says which tensor it waits for."""
 
-    def __init__(self, engine: RolloutEngine, on_call: Callable[[str], None]) -> None:
+    def __init__(self, engine: Engine, on_call: Callable[[str], None]) -> None:
         self._engine, self._on_call = engine, on_call
 
     def live_parameters(self) -> Sequence[LiveParameter]:

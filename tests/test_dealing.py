@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from selfemo.dealing import Deal, named, one_by_one, over_ranks
 from selfemo.errors import UserError
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.flywheel.store import Filter, FlywheelStore
-from selfemo.grpo.advantages import training_samples
+from selfemo.grpo.advantages import training_samples, with_advantages
 from selfemo.iteration_records import component_means, episode_records, groups_without_ranking, role_figures
 from selfemo.rewards.scoring import Rewards
 from selfemo.selfplay.episode import SelfPlay
@@ -94,10 +94,15 @@ def _self_play(deal: Deal = over_ranks) -> list[str]:
             episodes = selfplay.play(pool.draw(iteration, flywheel.kept_dialogues(iteration)), iteration)
             groups = rewards.score_groups([group for episode in episodes for group in episode.groups], deal)
             found += map(repr, flywheel.offer(groups, iteration + 1))
-            samples = training_samples(groups, config)
-            found += [repr(astuple(group)) for group in groups] + [repr(samples), repr(component_means(groups)), repr(role_figures(groups))]
-            found += map(repr, episode_records(iteration, episodes, groups, samples, len(episodes)))
-            found.append(f"{groups_without_ranking(groups, samples)} {flywheel.outcomes(iteration)}")
+            groups = with_advantages(groups, config)
+            samples = training_samples(groups)
+            found += [repr((group.names, astuple(replace(group, components=())))) for group in groups] + [
+                repr(samples),
+                repr(component_means(groups)),
+                repr(role_figures(groups)),
+            ]
+            found += map(repr, episode_records(iteration, episodes, groups, len(episodes)))
+            found.append(f"{groups_without_ranking(groups)} {flywheel.outcomes(iteration)}")
         flywheel.close()
         found += map(repr, FlywheelStore(path).find(Filter()))
     return found

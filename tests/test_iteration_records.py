@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from selfemo.config import RewardConfig
 from selfemo.corpora.conversation import Turn
-from selfemo.grpo.samples import TrainingSample
 from selfemo.iteration_records import component_means, episode_records, groups_without_ranking, role_figures
 from selfemo.phase_spans import MAX_RANKS, PhaseSpans, chosen_ranks
 from selfemo.rewards.scoring import score_group
@@ -23,7 +23,7 @@ GROUPS = [
         responder_group([("that is great", "joy"), ("joy", None)], ("joy",)),
     )
 ]
-SAMPLES = [TrainingSample((1,), (2,), advantage=a, weight=w) for a, w in ((1.0, 0.5), (-0.4, 0.5), (-0.6, 0.5), (0.7, 0.0), (-0.7, 0.0))]
+GROUPS = [replace(GROUPS[0], advantages=(1.0, -0.4, -0.6), loss_weight=0.5), replace(GROUPS[1], advantages=(0.7, -0.7), loss_weight=0.0)]
 
 
 def test_figures_are_means_over_the_samples_of_a_role():
@@ -42,14 +42,13 @@ def test_a_role_that_did_not_play_has_no_figures():
 
 
 def test_a_group_of_weight_zero_teaches_nothing():
-    assert groups_without_ranking(GROUPS, SAMPLES) == 1
+    assert groups_without_ranking(GROUPS) == 1
 
 
 def test_a_candidate_keeps_its_own_reading_and_advantage():
-    """Groups share one list of training samples: an offset by one would give every candidate its neighbour's advantage."""
     seed = Seed(1, "toy/train/1", tuple(CONTEXT), parent=7)
     episode = Episode(seed, tuple(g.group for g in GROUPS), (*CONTEXT, Turn("Ann", "that is great")))
-    (record,) = episode_records(3, [episode], GROUPS, SAMPLES, limit=2)
+    (record,) = episode_records(3, [episode], GROUPS, limit=2)
     assert (record["iteration"], record["parent"], record["seed_turns"], len(record["dialogue"])) == (3, 7, 2, 3)
     recognizer, responder = record["groups"]
     assert [c["advantage"] for c in recognizer["candidates"]] == [1.0, -0.4, -0.6]
@@ -58,6 +57,7 @@ def test_a_candidate_keeps_its_own_reading_and_advantage():
     assert [c["read"] for c in responder["candidates"]] == [["joy"], []]
     assert responder["candidates"][1]["failed_gates"] == ["leak"]
     assert [c["total"] for c in recognizer["candidates"]] == list(GROUPS[0].totals)
+    assert [c["weight"] for c in recognizer["candidates"] + responder["candidates"]] == [0.5] * 3 + [0.0] * 2
 
 
 def test_steps_of_one_phase_are_one_span_until_another_comes_between():

@@ -9,6 +9,9 @@ import ast
 import sys
 from pathlib import Path
 
+from selfemo.corpora.registry import corpus_names
+from selfemo.kernels.config import PRESETS
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "selfemo" / "config.py"
 TARGET = ROOT / "docs" / "configuration.md"
@@ -70,6 +73,8 @@ def _type(annotation: str) -> str:
         "NonNegative": "number >= 0",
         "PositiveFloat": "number > 0",
         "AtLeastTwo": "integer >= 2",
+        "CorpusName": f"one of {', '.join(map(repr, corpus_names()))}",
+        "LossName": f"one of {', '.join(map(repr, PRESETS))}",
     }
     for name, meaning in names.items():
         if annotation.split(" | ")[0] == name:

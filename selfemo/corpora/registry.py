@@ -36,6 +36,11 @@ def formats() -> dict[str, CorpusFormat]:
     return dict(sorted(found.items()))
 
 
+def corpus_names() -> list[str]:
+    """What a configuration may write in corpus.name."""
+    return [AUTO, *formats()]
+
+
 def default_data_root() -> Path | None:
     """$SELFEMO_DATA, else `shared/data` beside the checkout where it exists, else None.
 
@@ -64,7 +69,7 @@ def resolve_corpus(name: str, path: str | Path = "", data_root: str | Path | Non
     """
     known = formats()
     if name != AUTO and name not in known:
-        valid = [AUTO, *known]
+        valid = corpus_names()
         raise UserError(f"corpus {name!r} is unknown, expected one of {', '.join(valid)}{nearest(name, valid)}")
     if path:
         place = Path(path)

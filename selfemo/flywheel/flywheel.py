@@ -195,7 +195,7 @@ def make_record(scored: ScoredGroup, record_id: int, weight_version: int, agreem
         max_tokens=group.max_tokens,
         temperature=group.temperature,
         context=group.context,
-        components=scored.components,
+        components=scored.names,
         candidates=candidates_of(scored),
     )
 

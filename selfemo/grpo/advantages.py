@@ -8,59 +8,72 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
+from typing import Any
 
 import torch
 
 from selfemo.config import RunConfig
 from selfemo.grpo.samples import TrainingSample
-from selfemo.kernels import GroupAdvantages, LossConfig, group_advantages
+from selfemo.kernels import PRESETS, GroupAdvantages, LossConfig, group_advantages
 from selfemo.rewards.scoring import ScoredGroup
 
-COMPONENTS = ("alignment", "consistency", "expression", "format")
-"""Columns of the reward matrix; a role leaves those it does not have at 0. One more column holds the plain score."""
-SCORE_COLUMN = len(COMPONENTS)
+SCORE_COLUMN = 0
+"""Column of the plain scores, before the components' columns: it has weight 0 in rewards, and the range gate looks at it."""
 
 
 def loss_config(config: RunConfig) -> LossConfig:
-    """The kernels' configuration of `algorithm`: a published preset with this run's clips, KL, temperature and range threshold."""
-    algorithm = config.algorithm
-    changes: dict[str, object] = {
+    """The kernels' configuration of `algorithm`: a preset with this run's clips, KL, temperature and range threshold."""
+    algorithm, preset = config.algorithm, PRESETS[config.algorithm.loss]
+    changes: dict[str, Any] = {
         name: getattr(algorithm, name)
         for name in ("clip_low", "clip_high", "dual_clip", "kl_beta", "kl_estimator", "truncated_importance_cap")
         if getattr(algorithm, name) is not None
     }
     changes |= {"entropy_weight": algorithm.entropy_weight, "temperature": config.selfplay.temperature}
-    if algorithm.loss == "dr_grpo":
+    if preset.needs_max_length:
         changes["max_length"] = max(config.selfplay.max_recognizer_tokens, config.selfplay.max_utterance_tokens)
-    preset = LossConfig.preset(algorithm.loss, **changes)
-    normalise, alone = algorithm.normalise or preset.advantage.normalise, algorithm.normalise_per_component
-    advantage = replace(preset.advantage, normalise=normalise, per_component=alone)
-    if algorithm.loss == "self_grpo":
+    loss = LossConfig.preset(algorithm.loss, **changes)
+    normalise, alone = algorithm.normalise or loss.advantage.normalise, algorithm.normalise_per_component
+    advantage = replace(loss.advantage, normalise=normalise, per_component=alone)
+    if preset.gated:
         advantage = replace(advantage, range_threshold=algorithm.range_threshold, range_component=SCORE_COLUMN)
-    return replace(preset, advantage=advantage)
+    return replace(loss, advantage=advantage)
 
 
-def batch_advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> GroupAdvantages:
-    """Group-relative advantages of every sample, groups in order; S samples in all."""
-    rows = [row for group in groups for row in _reward_rows(group)]
-    bounds = [0]
-    for group in groups:
-        bounds.append(bounds[-1] + len(group.rewards))
-    reward = config.reward
-    weights = (reward.alignment_weight, reward.consistency_weight, reward.expression_weight, reward.format_weight, 0.0)
+def with_advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> list[ScoredGroup]:
+    """The groups, in order, each with the group-relative advantages of its samples and its weight in the loss.
+
+    Groups that have the same components are computed together, so a component that only some have is a column only of theirs.
+    """
+    found = list(groups)
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for index, group in enumerate(groups):
+        alike.setdefault((group.components, group.weights), []).append(index)
+    for indices in alike.values():
+        mine = [groups[index] for index in indices]
+        computed = _advantages(mine, config)
+        by_group = computed.advantage_S.split([len(group.rewards) for group in mine])
+        for index, advantage_S, weight in zip(indices, by_group, computed.weight_G.tolist(), strict=True):
+            found[index] = replace(groups[index], advantages=tuple(advantage_S.tolist()), loss_weight=weight)
+    return found
+
+
+def _advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> GroupAdvantages:
+    rows = [(score, *rewards) for group in groups for score, rewards in zip(group.scores, group.rewards, strict=True)]
     return group_advantages(
         torch.tensor(rows, dtype=torch.float32),
-        torch.tensor(bounds),
-        torch.tensor(weights, dtype=torch.float32),
+        torch.tensor([0, *accumulate(len(group.rewards) for group in groups)]),
+        torch.tensor((0.0, *groups[0].weights), dtype=torch.float32),
         config=loss_config(config).advantage,
         group_weight_G=torch.tensor([group_weight(group, config) for group in groups], dtype=torch.float32),
     )
 
 
 def group_weight(group: ScoredGroup, config: RunConfig) -> float:
-    """How much a group counts, before the range threshold: 1, or what SELF-GRPO scales it by."""
+    """How much a group counts, before the range threshold: 1, or what a gated loss scales it by."""
     algorithm, weight = config.algorithm, 1.0
-    if algorithm.loss != "self_grpo":
+    if not PRESETS[algorithm.loss].gated:
         return weight
     if algorithm.weight_by_consistency:
         weight *= group.group.consensus.agreement
@@ -69,20 +82,14 @@ def group_weight(group: ScoredGroup, config: RunConfig) -> float:
     return weight
 
 
-def training_samples(groups: Sequence[ScoredGroup], config: RunConfig) -> list[TrainingSample]:
-    """One training sample per rollout sample, in order, with its advantage and its group's weight."""
-    advantages = batch_advantages(groups, config)
-    samples = [sample for group in groups for sample in group.group.samples]
+def training_samples(groups: Sequence[ScoredGroup]) -> list[TrainingSample]:
+    """One training sample per rollout sample, in order, with its advantage and its group's weight.
+
+    Args:
+        groups: from `with_advantages`.
+    """
     return [
-        TrainingSample(sample.prompt_ids, sample.completion_ids, sample.rollout_logprobs, advantage, weight)
-        for sample, advantage, weight in zip(samples, advantages.advantage_S.tolist(), advantages.weight_S.tolist(), strict=True)
+        TrainingSample(sample.prompt_ids, sample.completion_ids, sample.rollout_logprobs, advantage, group.loss_weight)
+        for group in groups
+        for sample, advantage in zip(group.group.samples, group.advantages, strict=True)
     ]
-
-
-def _reward_rows(group: ScoredGroup) -> list[list[float]]:
-    """S rows of COMPONENTS and the plain score."""
-    rows = []
-    for rewards, score in zip(group.rewards, group.scores, strict=True):
-        named = dict(zip(group.components, rewards, strict=True))
-        rows.append([*(named.get(name, 0.0) for name in COMPONENTS), score])
-    return rows

@@ -15,13 +15,13 @@ def allocated_bytes(
     parameters: Sequence[torch.nn.Parameter], optimizer: MegatronOptimizer, reference: Sequence[torch.Tensor]
 ) -> dict[str, int]:
     """{"weights", "gradients", "optimizer", "reference"}: bytes on this rank; the optimizer has state after its first step."""
-    inner = [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]
+    inner = [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]  # megatron-private
     state = [v for o in inner for entry in o.state.values() for v in entry.values() if isinstance(v, torch.Tensor)]
     main = [p for o in inner for group in o.param_groups for p in group["params"]]
     weights = _storages(parameters)
     return {
         "weights": sum(weights.values()),
-        "gradients": sum(_storages(p.main_grad for p in parameters).values()),
+        "gradients": sum(_storages(p.main_grad for p in parameters).values()),  # megatron-private
         "optimizer": sum(size for key, size in _storages([*state, *main]).items() if key not in weights),
         "reference": sum(_storages(reference).values()),
     }

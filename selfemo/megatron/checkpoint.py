@@ -28,7 +28,7 @@ from selfemo.megatron.checkpoint_writer import ForkedResult, write_refusal
 from selfemo.megatron.learner import Learner
 from selfemo.weights.dist_checkpoint import FORMAT_NAME, LOAD_ERRORS, CheckpointReader, read_common
 
-SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "distrib_optim_fully_reshardable_mem_efficient": True}
+SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "distrib_optim_fully_reshardable_mem_efficient": True}  # megatron-private
 """A sharded optimizer is gathered over gloo into the host memory of each first data-parallel rank, which writes it. Without the second
 setting NCCL gathers it on every GPU, where the engine is awake: a bucket of all gradients in fp32, twice, and a shard."""
 READ_ERRORS = (
@@ -54,6 +54,7 @@ class TensorWrite:
         """`common`: plain values, the same on every rank. Raises UserError where a file cannot be written."""
         learner.restore()
         self._directory, self._calls = directory, AsyncCallsQueue()
+        # megatron-private
         filesystem_async._results_queue = ForkedResult()  # the default is a manager process, spawned: seconds, and it outlives a kill
         with_optimizer = not weights_only and learner.has_optimizer_state
         state = {**_sharded_state(learner, with_optimizer, is_loading=False), "common": {**common, "optimizer": with_optimizer}}
@@ -67,6 +68,7 @@ class TensorWrite:
         except (CheckpointException, OSError, RuntimeError) as error:
             raise write_refusal(error, self._directory.parent) from error
         finally:
+            # megatron-private
             filesystem_async._results_queue = None  # the request holds ours, which serves once; another save makes its own
 
     def is_done(self, blocking: bool = False) -> bool:

@@ -61,6 +61,6 @@ def install() -> None:
     """Make megatron-core's optimizer factory build CpuFusedAdam where it would build Transformer Engine's."""
     factory: Any = importlib.import_module("megatron.core.optimizer")
     distributed: Any = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
-    factory.Adam = distributed.Adam = CpuFusedAdam
-    factory.USING_PYTORCH_OPTIMIZER = False
-    distributed.HAVE_APEX_OR_TE = True
+    factory.Adam = distributed.Adam = CpuFusedAdam  # megatron-private
+    factory.USING_PYTORCH_OPTIMIZER = False  # megatron-private
+    distributed.HAVE_APEX_OR_TE = True  # megatron-private

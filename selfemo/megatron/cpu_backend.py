@@ -22,7 +22,7 @@ from selfemo.errors import UserError
 MEGATRON_VERSION = "0.19.2"
 REWRITTEN_FUNCTIONS = 22
 
-_LITERAL_MODULES = (
+_LITERAL_MODULES = (  # megatron-private
     "pipeline_parallel.schedules",
     "optimizer.optimizer",
     "optimizer.distrib_optimizer",
@@ -55,7 +55,7 @@ def install() -> None:
         )
     _answer_device_queries()
     _use_cpu_generator()
-    count = sum(_rewrite_literals(importlib.import_module(f"megatron.core.{name}")) for name in _LITERAL_MODULES)
+    count = sum(_rewrite_literals(importlib.import_module(f"megatron.core.{name}")) for name in _LITERAL_MODULES)  # megatron-private
     if count != REWRITTEN_FUNCTIONS:
         raise UserError(
             f"the CPU backend rewrote {count} functions of megatron-core, expected {REWRITTEN_FUNCTIONS}: "
@@ -78,8 +78,8 @@ def _answer_device_queries() -> None:
 
 def _use_cpu_generator() -> None:
     tracker: Any = importlib.import_module("megatron.core.tensor_parallel.random")
-    tracker._get_cuda_rng_state = lambda device="cpu", clone=False, graph_safe=False: torch.get_rng_state()
-    tracker._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+    tracker._get_cuda_rng_state = lambda device="cpu", clone=False, graph_safe=False: torch.get_rng_state()  # megatron-private
+    tracker._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)  # megatron-private
 
 
 def _rewrite_literals(owner: Any, module_name: str = "") -> int:

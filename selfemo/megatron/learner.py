@@ -101,6 +101,7 @@ class Learner:
     @property
     def has_optimizer_state(self) -> bool:
         """A step has been taken in this stage: there are moments."""
+        # megatron-private
         return any(len(part.optimizer.state) > 0 for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]))
 
     def offload(self) -> None:

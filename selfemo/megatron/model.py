@@ -32,8 +32,8 @@ class CompletionGPTModel(GPTModel):
         super().__init__(*args, **kwargs)
         if self.post_process and self.config.sequence_parallel:
             # The output processor gathers and selects rows first: the output layer sees whole sequences.
-            self.output_layer.sequence_parallel = False
-            self.output_layer.allreduce_dgrad = True
+            self.output_layer.sequence_parallel = False  # megatron-private
+            self.output_layer.allreduce_dgrad = True  # megatron-private
 
     def _preprocess(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         # megatron-private: positions of tokens enter here and nowhere else.

@@ -62,8 +62,8 @@ def build_optimizer(
         use_gloo_process_groups=is_cuda and parallel.distributed_optimizer,  # what a checkpoint gathers the shards over
     )
     if parallel.distributed_optimizer and not is_cuda:
-        for part in optimizer.chained_optimizers:
-            part.data_parallel_group_gloo = part.data_parallel_group  # on CPU every group is gloo already
+        for part in optimizer.chained_optimizers:  # megatron-private
+            part.data_parallel_group_gloo = part.data_parallel_group  # megatron-private: on CPU every group is gloo already
     return optimizer
 
 

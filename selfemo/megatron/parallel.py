@@ -108,7 +108,7 @@ def leave_parallel() -> None:
 
     megatron-core forgets its groups without destroying them, and each gloo group keeps threads that wake a hundred times a second.
     """
-    groups = [group for group in parallel_state._global_process_group_list or () if group is not None]
+    groups = [group for group in parallel_state._global_process_group_list or () if group is not None]  # megatron-private
     parallel_state.destroy_model_parallel()
     for group in groups:
         dist.destroy_process_group(group)

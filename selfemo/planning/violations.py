@@ -8,18 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from selfemo.config import RunConfig
+from selfemo.kernels.config import PRESETS
 from selfemo.planning.generation import Engine
 from selfemo.planning.layout import Layout, layout_violations
 from selfemo.weights.architecture import Architecture
-
-SEQUENCE_RATIO_LOSSES = frozenset({"gspo"})
-"""Presets of selfemo.kernels.LossConfig with ratio_level "sequence"; that module needs torch, this one must not."""
 
 
 def run_violations(config: RunConfig, layout: Layout, architecture: Architecture) -> Iterator[str]:
     """Everything in which a configuration does not fit its world or its model, one sentence each."""
     yield from layout_violations(layout, architecture)
-    if layout.context > 1 and config.algorithm.loss in SEQUENCE_RATIO_LOSSES:
+    preset = PRESETS.get(config.algorithm.loss)
+    if layout.context > 1 and preset is not None and preset.ratio_level == "sequence":
         yield (
             f"algorithm.loss={config.algorithm.loss} takes one ratio per sequence, and parallel.context={layout.context} leaves each rank "
             "a part of it: set parallel.context=1, or another algorithm.loss"

@@ -7,6 +7,7 @@ cannot see it, and its ids carry its own prefix, since many charts share one doc
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,12 +54,12 @@ def line_chart(
     log: bool = False,
     bottom: float | None = None,
 ) -> Chart:
-    """One line per series over `steps`; `log` for a logarithmic axis, `bottom` where the axis starts."""
+    """One line per series over `steps`, NaN a gap; `log` for a logarithmic axis, `bottom` where the axis starts."""
 
     def draw(axes: Axes) -> None:
         for index, (name, values) in enumerate(series.items()):
             marker = "o" if len(steps) <= 40 else None
-            axes.plot(steps, values, label=name, color=SERIES[index], linewidth=1.7, marker=marker, markersize=3)
+            axes.plot(steps, values, label=name, color=SERIES[index % len(SERIES)], linewidth=1.7, marker=marker, markersize=3)
         if log:
             axes.set_yscale("log")
         elif bottom is not None:
@@ -68,7 +69,8 @@ def line_chart(
         if len(series) > 1:
             legend(axes, 2 if max(map(len, series)) > 14 else 3)
 
-    parts = [f"{name} from {_figure(values[0])} to {_figure(values[-1])}" for name, values in series.items()]
+    known = {name: [value for value in values if math.isfinite(value)] for name, values in series.items()}
+    parts = [f"{name} from {_figure(values[0])} to {_figure(values[-1])}" for name, values in known.items() if values]
     return make_chart(title, draw, "; ".join(parts))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,17 +28,6 @@ class Curve:
 _BY_ROLE = {"recognizer": "recognizer", "responder": "responder"}
 ITERATION_CURVES = (
     Curve("Reward", {"reward": "reward, mean of all samples"}),
-    Curve(
-        "Reward by component",
-        {
-            "reward_alignment": "alignment",
-            "reward_consistency": "consistency",
-            "reward_expression": "expression",
-            "reward_recognizer_format": "format, recognizer",
-            "reward_responder_format": "format, responder",
-        },
-        bottom=0,
-    ),
     Curve("Smoothed IoU of samples", {f"siou_{role}": role for role in _BY_ROLE}, bottom=0),
     Curve("Agreement within groups", {f"agreement_{role}": role for role in _BY_ROLE}, bottom=0),
     Curve("KL to the SFT model", {"kl": "KL, nats per token"}),
@@ -53,24 +43,47 @@ ITERATION_CURVES = (
     ),
     Curve("Groups without a ranking", {"groups_without_ranking": "groups that teach nothing", "groups": "groups"}, bottom=0),
 )
+COMPONENT_PREFIX = "reward_"
+"""Before a component's name in an iteration's record."""
 SFT_CURVE = Curve("Loss of the supervised start", {"loss": "loss, nats per token"})
 
 
 def curves(records: RunRecords) -> list[Chart]:
-    """Every curve whose fields the run recorded."""
+    """Every curve of which the run recorded a figure."""
     sft, iterations = records.of("sft"), records.of("iteration")
     charts = [_chart(SFT_CURVE, sft, "step", "SFT step")] if sft else []
-    return charts + [_chart(curve, iterations, "iteration", "iteration") for curve in ITERATION_CURVES if _present(curve, iterations)]
+    reward, *others = ITERATION_CURVES
+    every = (reward, component_curve(iterations), *others)
+    return charts + [_chart(curve, iterations, "iteration", "iteration") for curve in every if _present(curve, iterations)]
+
+
+def component_curve(iterations: Sequence[Json]) -> Curve:
+    """One line for each reward component that the run recorded, one that this checkout does not have included."""
+    fields = sorted({field for record in iterations for field in record if field.startswith(COMPONENT_PREFIX)})
+    return Curve("Reward by component", {field: _component_title(field.removeprefix(COMPONENT_PREFIX)) for field in fields}, bottom=0)
+
+
+def _component_title(name: str) -> str:
+    role, _, rest = name.partition("_")
+    return f"{rest}, {role}" if role in _BY_ROLE and rest else name
 
 
 def _present(curve: Curve, events: Sequence[Json]) -> list[str]:
-    return [field for field in curve.fields if events and all(field in event for event in events)]
+    """Fields that some record has: a component that was added before a resume is missing from the records before it."""
+    return [field for field in curve.fields if any(event.get(field) is not None for event in events)]
 
 
 def _chart(curve: Curve, events: Sequence[Json], axis: str, xlabel: str) -> Chart:
     stride = -(-len(events) // MAX_POINTS)
     shown = list(events[::-stride][::-1])
-    series = {curve.fields[field]: [event[field] for event in shown] for field in _present(curve, shown)}
-    values = [value for line in series.values() for value in line]
+    series = {curve.fields[field]: [_value(event, field) for event in shown] for field in _present(curve, shown)}
+    values = [value for line in series.values() for value in line if math.isfinite(value)]
     log = curve.log and min(values) > 0 and max(values) / min(values) > DECADE
-    return line_chart(curve.title, [event[axis] for event in shown], series, xlabel, log, curve.bottom)
+    bottom = curve.bottom if curve.bottom is None or min(values) >= curve.bottom else None  # a penalty lies below 0
+    return line_chart(curve.title, [event[axis] for event in shown], series, xlabel, log, bottom)
+
+
+def _value(event: Json, field: str) -> float:
+    """A gap in the line where a record lacks the field, or has null for a figure that was not finite."""
+    value = event.get(field)
+    return math.nan if value is None else float(value)

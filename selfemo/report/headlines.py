@@ -10,11 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from selfemo.kernels.config import PRESETS
 from selfemo.report.records import Json, RunRecords
 
 STAGES = ("start", "sft", "final")
 """Evaluations in order."""
-ALGORITHMS = {"self_grpo": "SELF-GRPO", "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "dapo": "DAPO", "gspo": "GSPO"}
 STAGE_COLOURS = ("--c7", "--c0", "--c1")
 FIGURES = (
     ("accuracy", "Accuracy", True),
@@ -79,8 +79,9 @@ class Fact:
 
 
 def stage_names(records: RunRecords) -> tuple[str, str, str]:
-    """What the stages are called, in the order of STAGES."""
-    return "start", "SFT", ALGORITHMS[records.config.algorithm.loss]
+    """What the stages are called, in the order of STAGES; a loss that another checkout has and this one has not goes by its name."""
+    loss = records.config.algorithm.loss
+    return "start", "SFT", PRESETS[loss].title if loss in PRESETS else loss
 
 
 def headlines(records: RunRecords) -> list[Headline]:

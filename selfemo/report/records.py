@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.config import RunConfig
-from selfemo.config_file import load_config
+from selfemo.config_file import read_config
 from selfemo.errors import UserError
 from selfemo.run_directory import CONFIG_NAME, METRICS_NAME, SAMPLES_NAME, SUMMARY_NAME
 
@@ -52,7 +52,7 @@ def read_run(root: Path) -> RunRecords:
     summary = root / SUMMARY_NAME
     return RunRecords(
         root=root,
-        config=load_config(root / CONFIG_NAME),
+        config=read_config(root / CONFIG_NAME),  # a corpus or loss of another checkout is no reason to show nothing
         events=tuple(read_jsonl(root / METRICS_NAME, "event")),
         dialogues=tuple(read_jsonl(root / SAMPLES_NAME, "groups")),
         summary=json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,

@@ -1,15 +1,63 @@
-"""The reward components, one function each. They know readings and label sets; nothing of prompts, weights or training.
+"""The reward components: what each pays for, its weight and its bounds, one value each, in one tuple per role (`COMPONENTS`).
 
-All lie in [0, 1]. Formulas and their reasons: docs/method.md.
+Everything else follows these tuples: the columns of the advantages, metrics, curves, samples.jsonl, the flywheel's records and the
+bounds that rewards are held to. Formulas and their reasons: docs/method.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
+from selfemo.config import RewardConfig
 from selfemo.emotions.answer import Answer, Reading
 from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.selfplay.consensus import Consensus
+from selfemo.selfplay.records import Group, Role
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One group with everything a component may look at."""
+
+    group: Group
+    readings: tuple[Reading, ...]
+    """S readings: a recognizer's own answers, or what was read in a responder's replies, a format failure where a gate stopped one."""
+    scores: tuple[float, ...]
+    """S plain smoothed IoUs in [0, 1]: with the gold labels or the consensus (recognizer), with the target (responder)."""
+    gate: bool
+    """Whether agreeing may be paid (recognizer); whether any reply was admissible (responder)."""
+    frequency_weight: float
+    """Weight of the group's gold label; 1 where nobody annotated it."""
+    score: SmoothedIoU
+    """This run's smoothed IoU."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One term of a role's reward."""
+
+    name: str
+    """Its name in metrics, curves, samples.jsonl and the flywheel; no other component of the role has it."""
+    weight: str | float
+    """What it is multiplied by in the total: a number, or the RewardConfig field that holds it."""
+    function: Callable[[Judged], Sequence[float]]
+    """S values of a group of S samples, before `weight`; pure, because every rank scores its share of the groups."""
+    bounds: tuple[str | float, str | float] = (0.0, 1.0)
+    """Smallest and largest value: numbers, or RewardConfig fields. A value outside ends the run, as a bug."""
+
+    def weight_in(self, config: RewardConfig) -> float:
+        """Its weight under a run's configuration."""
+        return _number(self.weight, config)
+
+    def bounds_in(self, config: RewardConfig) -> tuple[float, float]:
+        """Its bounds under a run's configuration."""
+        low, high = self.bounds
+        return _number(low, config), _number(high, config)
+
+
+def _number(value: str | float, config: RewardConfig) -> float:
+    return float(getattr(config, value)) if isinstance(value, str) else value
 
 
 def alignment(reading: Reading, reference: Collection[str], score: SmoothedIoU) -> float:
@@ -52,3 +100,28 @@ def answer_format(reading: Reading) -> float:
 def reply_format(gates: Collection[str]) -> float:
     """f_i of a responder: 1 for a reply that fails no gate."""
     return float(not gates)
+
+
+def paid_consistency(group: Judged) -> list[float]:
+    """S values of c_i, all 0 behind a closed gate."""
+    return [consistency(group.readings, i, group.score) if group.gate else 0.0 for i in range(len(group.readings))]
+
+
+COMPONENTS: dict[Role, tuple[Component, ...]] = {
+    "recognizer": (
+        Component("alignment", "alignment_weight", lambda g: [g.frequency_weight * s for s in g.scores], (0.0, "frequency_cap")),
+        Component("consistency", "consistency_weight", paid_consistency),
+        Component("format", "format_weight", lambda g: [answer_format(reading) for reading in g.readings]),
+    ),
+    "responder": (
+        Component("expression", "expression_weight", lambda g: g.scores),
+        Component("format", "format_weight", lambda g: [reply_format(sample.gates) for sample in g.group.samples]),
+    ),
+}
+"""The components of each role, in the order of their columns. Add one at the end of its role's tuple: docs/extending.md."""
+
+
+def metric_name(component: Component, role: Role) -> str:
+    """Its field in metrics.jsonl after "reward_": its name, and its role before it where both roles have a component of that name."""
+    shared = all(any(other.name == component.name for other in components) for components in COMPONENTS.values())
+    return f"{role}_{component.name}" if shared else component.name

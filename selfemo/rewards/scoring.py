@@ -1,9 +1,7 @@
 """A group's rewards: S samples x C named components, with what the algorithm needs to weigh the group.
 
-Components stay apart until the advantage is computed, so that a log shows which one moved, and a per-component advantage is possible:
-
-    recognizer   alignment (times the label's frequency weight), consistency (behind its gate), format
-    responder    expression (behind the reply's gates), format
+Components stay apart until the advantage is computed, so that a log shows which one moved, and a per-component advantage is possible.
+Which there are, by role, says `selfemo.rewards.components.COMPONENTS`.
 
 What scoring computes is apart from the group it belongs to: it is small, so ranks can share out the work and exchange `Figures` alone.
 """
@@ -18,14 +16,11 @@ from selfemo.config import RewardConfig
 from selfemo.corpora.conversation import Conversation
 from selfemo.dealing import Deal, one_by_one
 from selfemo.emotions.affinity import build_affinity
-from selfemo.emotions.answer import FormatFailure, Reading
+from selfemo.emotions.answer import FormatFailure
 from selfemo.emotions.similarity import SmoothedIoU
-from selfemo.rewards.components import alignment, answer_format, consistency, consistency_gate, expression, reply_format
+from selfemo.rewards.components import COMPONENTS, Component, Judged, alignment, consistency_gate, expression
 from selfemo.rewards.frequency import frequency_weights, label_shares
 from selfemo.selfplay.records import Group
-
-RECOGNIZER_COMPONENTS = ("alignment", "consistency", "format")
-RESPONDER_COMPONENTS = ("expression", "format")
 
 
 class Figures(NamedTuple):
@@ -39,21 +34,30 @@ class Figures(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoredGroup:
-    """A group with its rewards."""
+    """A group with its rewards, and with its samples' advantages once grpo.advantages has computed them."""
 
     group: Group = field(repr=False)
-    components: tuple[str, ...]
-    """Names of the C components."""
+    components: tuple[Component, ...] = field(repr=False)
+    """The C components of its role."""
     weights: tuple[float, ...]
     """Weight of each component in the total; C entries."""
     rewards: tuple[tuple[float, ...], ...]
-    """S x C, before `weights`; consistency is already gated, alignment already times `frequency_weight`."""
+    """S x C, before `weights`."""
     scores: tuple[float, ...]
     """S plain smoothed IoUs (alignment or expression) in [0, 1], without frequency weight: what ranks the samples."""
     gate: bool
     """Whether consistency was paid (recognizer); whether any reply was admissible (responder)."""
     frequency_weight: float
     """Weight of the group's gold label; 1 where nobody annotated it."""
+    advantages: tuple[float, ...] = ()
+    """S group-relative advantages; empty until they are computed."""
+    loss_weight: float = 1.0
+    """Weight of its samples in the loss; 0 for a group that carries no ranking."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the C components."""
+        return tuple(component.name for component in self.components)
 
     @property
     def totals(self) -> tuple[float, ...]:
@@ -76,7 +80,7 @@ class ScoredGroup:
         Raises:
             ValueError: the group has no component of that name.
         """
-        column = self.components.index(name)
+        column = self.names.index(name)
         return tuple(row[column] for row in self.rewards)
 
 
@@ -114,29 +118,32 @@ def score_group(group: Group, config: RewardConfig, score: SmoothedIoU, label_we
 
 def scored_group(group: Group, figures: Figures, config: RewardConfig) -> ScoredGroup:
     """A group with the figures that were computed of it."""
-    if group.role == "recognizer":
-        weights: tuple[float, ...] = (config.alignment_weight, config.consistency_weight, config.format_weight)
-        return ScoredGroup(group, RECOGNIZER_COMPONENTS, weights, *figures)
-    return ScoredGroup(group, RESPONDER_COMPONENTS, (config.expression_weight, config.format_weight), *figures)
+    components = COMPONENTS[group.role]
+    return ScoredGroup(group, components, tuple(component.weight_in(config) for component in components), *figures)
 
 
 def figures_of(group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]) -> Figures:
-    """What `score_group` computes."""
-    return _recognizer_figures(group, config, score, label_weights) if group.role == "recognizer" else _responder_figures(group, score)
+    """What `score_group` computes.
+
+    Raises:
+        ValueError: a component returns another number of values than the group has samples.
+    """
+    judged = judge(group, config, score, label_weights)
+    columns = []
+    for component in COMPONENTS[group.role]:
+        columns.append(component.function(judged))
+        if len(columns[-1]) != len(group.samples):
+            found = f"{len(columns[-1])} values for {len(group.samples)} samples of a {group.role} group"
+            raise ValueError(f"reward component {component.name} returned {found}: expected one value per sample")
+    return Figures(tuple(zip(*columns, strict=True)), judged.scores, judged.gate, judged.frequency_weight)
 
 
-def _recognizer_figures(group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]) -> Figures:
-    readings: list[Reading] = [sample.reading or FormatFailure("empty") for sample in group.samples]
-    scores = [alignment(reading, group.gold or group.consensus.labels, score) for reading in readings]
+def judge(group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]) -> Judged:
+    """A group with everything its components may look at."""
+    readings = tuple(sample.reading or FormatFailure("empty") for sample in group.samples)
+    if group.role == "responder":
+        scores = tuple(expression(sample.reading, group.target or (), score) for sample in group.samples)
+        return Judged(group, readings, scores, any(not sample.gates for sample in group.samples), 1.0, score)
+    scores = tuple(alignment(reading, group.gold or group.consensus.labels, score) for reading in readings)
     gate = not config.consistency_gate or consistency_gate(group.consensus, group.gold, config.consistency_low, config.consistency_high)
-    weight = label_weights[group.gold[0]] if group.gold else 1.0
-    rewards = tuple(
-        (weight * scores[i], consistency(readings, i, score) if gate else 0.0, answer_format(reading)) for i, reading in enumerate(readings)
-    )
-    return Figures(rewards, tuple(scores), gate, weight)
-
-
-def _responder_figures(group: Group, score: SmoothedIoU) -> Figures:
-    scores = [expression(sample.reading, group.target or (), score) for sample in group.samples]
-    formats = [reply_format(sample.gates) for sample in group.samples]
-    return Figures(tuple(zip(scores, formats, strict=True)), tuple(scores), any(formats), 1.0)
+    return Judged(group, readings, scores, gate, label_weights[group.gold[0]] if group.gold else 1.0, score)

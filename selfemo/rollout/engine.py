@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from selfemo.config import RolloutConfig
 from selfemo.errors import UserError
-from selfemo.rollout.request import Completion, GenerationRequest
+from selfemo.rollout.request import Completion, GenerationRequest, LiveParameter
 from selfemo.rollout.shared_memory import named_shared_memory
 
 ENVIRONMENT = {
@@ -30,15 +29,6 @@ ENVIRONMENT = {
 MEMORY_CHECK_FRACTION = 0.01
 """Share of the GPU that vLLM demands to be free at its start. Its default, 0.92, is for an engine that has the GPU alone: beside the
 trainer's model and optimizer it would end the run. With an explicit KV cache size vLLM uses the value for nothing else."""
-
-
-@dataclass(frozen=True)
-class LiveParameter:
-    """A parameter of the running engine, in its own fused and sharded layout."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 class RolloutEngine:

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 
-from selfemo.rollout.engine import RolloutEngine
-from selfemo.rollout.request import Completion, GenerationRequest, check_room
+from selfemo.rollout.request import Completion, Engine, GenerationRequest, check_room
 
 
 class ReplicatedGenerator:
     """rollout.request.Generator over world_size / tensor_parallel engine replicas."""
 
-    def __init__(self, engine: RolloutEngine, tensor_parallel: int) -> None:
+    def __init__(self, engine: Engine, tensor_parallel: int) -> None:
         self._engine = engine
         self._tensor_parallel = tensor_parallel
         self.tokens = 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from selfemo.errors import UserError, on_all_ranks
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,51 @@ class Generator(Protocol):
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         """One completion per request, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class LiveParameter:
+    """A parameter of the running engine, in its own fused and sharded layout."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Engine(Generator, Protocol):
+    """Everything a run asks of an engine: this rank's own, or its part of one that spans ranks.
+
+    It starts without weights, and `generate` raises until it has received some, so that no completion comes from weights that nobody sent.
+    """
+
+    max_length: int
+    """Longest sequence, prompt and completion together, in tokens."""
+    weight_version: int
+    """Number of the last weights received; -1 before the first."""
+
+    def receive_checkpoint_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Take full Hugging Face tensors by name (tied models: `lm_head.weight` too); each is valid until the next is asked for."""
+        ...
+
+    def copy_direct(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Take this rank's tensors in the layout of `live_parameters`; never called where that list lacks one in vLLM's layout."""
+        ...
+
+    def live_parameters(self) -> list[LiveParameter]:
+        """This rank's parameters under vLLM's names, for direct copies; those with another layout may be missing."""
+        ...
+
+    def live_tensors(self) -> Mapping[str, torch.Tensor]:
+        """This rank's parameters by name, not copied, for checksums; at least one. Greedy probes cover names that are not vLLM's."""
+        ...
+
+    def sleep(self) -> None:
+        """Free memory for training; nothing is generated until `wake_up` and new weights."""
+        ...
+
+    def wake_up(self) -> None:
+        """Be ready to receive weights."""
         ...
 
 

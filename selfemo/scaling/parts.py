@@ -222,7 +222,7 @@ def _receiving(corpus: Corpus, samples: int) -> float:
 def _weighing(corpus: Corpus, samples: int) -> float:
     """Checking rewards, and the advantages of the whole batch as training samples."""
     from selfemo.finite import check_rewards
-    from selfemo.grpo.advantages import training_samples
+    from selfemo.grpo.advantages import training_samples, with_advantages
 
     config = RunConfig()
     rewards = Rewards(config.reward, corpus.split("train"), corpus.labels)
@@ -231,7 +231,7 @@ def _weighing(corpus: Corpus, samples: int) -> float:
         scored = rewards.score_groups(groups)
         started = time.process_time()
         check_rewards(scored, config.reward)
-        training_samples(scored, config)
+        training_samples(with_advantages(scored, config))
         seconds += time.process_time() - started
     return seconds
 

@@ -36,9 +36,9 @@ from selfemo.weights.layouts import VocabularyRows
 from selfemo.weights.metadata_pickle import read_metadata
 from selfemo.weights.parameters import LAYER_PREFIX, Parameter
 
-COMMON_NAME = "common.pt"
+COMMON_NAME = "common.pt"  # megatron-private
 """Where megatron-core kept the plain values before 0.19, and where `write_checkpoint` keeps them, which every version reads."""
-COMMON_KEY = "common_state/shard_0_1"
+COMMON_KEY = "common_state/shard_0_1"  # megatron-private
 """The stored value that they are since."""
 LOAD_ERRORS = (
     *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, AttributeError),
@@ -46,9 +46,10 @@ LOAD_ERRORS = (
 )
 """What torch.load(weights_only=True) raises for a damaged file: its unpickler is written in Python and trusts lengths."""
 FORMAT_NAME = "metadata.json"
+# megatron-private
 FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
 """What megatron-core 0.16 writes there; 0.19 leaves the two about `common` out and reads past them."""
-STATEFUL_MODULES = (
+STATEFUL_MODULES = (  # megatron-private
     "self_attention.linear_qkv",
     "self_attention.core_attention",
     "self_attention.q_layernorm",
@@ -58,7 +59,7 @@ STATEFUL_MODULES = (
     "mlp.linear_fc2",
 )
 """Modules of a layer for which some layer spec asks a (here empty) `_extra_state`, FP8's place in a checkpoint."""
-NOT_OF_THE_MODEL = re.compile(r"^(chained_\d+\.)?optimizer\.|\._extra_state(/|$)")
+NOT_OF_THE_MODEL = re.compile(r"^(chained_\d+\.)?optimizer\.|\._extra_state(/|$)")  # megatron-private
 """Keys that are not weights: megatron-core's optimizers' (`optimizer.state.exp_avg.NAME`, numbered where several are chained), FP8's."""
 
 

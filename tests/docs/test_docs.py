@@ -15,13 +15,12 @@ import typer
 
 import selfemo.corpora.readers as readers
 import selfemo.weights.families as family_files
-from kernels import config as loss_config
 from selfemo import cli
 from selfemo.config_file import load_config
 from selfemo.corpora.check import check_corpus
 from selfemo.corpora.registry import formats
-from selfemo.rewards import components
 from selfemo.weights.family import families
+from tests.extending.guide import example
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -148,12 +147,6 @@ def test_every_page_is_in_the_index() -> None:
     assert [page.name for page in PAGES[1:] if f"({page.name})" not in index and page.name != "README.md"] == []
 
 
-def example(file: str) -> str:
-    """A code block of docs/extending.md, by the path in its first line."""
-    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    return next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if block.startswith(f"# {file}"))
-
-
 def test_the_corpus_of_the_guide_is_found_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tabbed.py").write_text(example("selfemo/corpora/readers/tabbed.py"))
     data = tmp_path / "my.tsv"
@@ -178,15 +171,3 @@ def test_the_family_of_the_guide_is_found(tmp_path: Path, monkeypatch: pytest.Mo
     finally:
         families.cache_clear()
         sys.modules.pop(f"{family_files.__name__}.mistral", None)
-
-
-def test_the_reward_and_the_loss_of_the_guide_fit_their_files() -> None:
-    from selfemo.emotions.answer import Answer, FormatFailure
-
-    names = dict(vars(components))
-    source = compile(example("selfemo/rewards/components.py"), "extending.md", "exec")
-    exec(source, names)
-    readings = (Answer(("joy",)), Answer(("joy", "anger")), FormatFailure("empty"))
-    assert [names["brevity"](reading) for reading in readings] == [1.0, 0.0, 0.0]
-    (fields,) = ast.parse(example("kernels/config.py, in _PRESETS").split("\n", 1)[1], mode="eval").body.values
-    loss_config.LossConfig(**eval(ast.unparse(fields), vars(loss_config)))

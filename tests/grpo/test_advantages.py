@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from statistics import mean, stdev
 
 import pytest
+import torch
 
 from selfemo.config import AlgorithmConfig, RewardConfig, RunConfig
-from selfemo.grpo.advantages import loss_config, training_samples
-from selfemo.rewards.scoring import score_group
+from selfemo.grpo.advantages import loss_config, training_samples, with_advantages
+from selfemo.kernels import PRESETS, group_advantages
+from selfemo.rewards.scoring import ScoredGroup, score_group
 from tests.rewards.groups import SCORE, recognizer_group, responder_group
 from tests.selfplay.scripted import LABELS
 
@@ -23,7 +26,7 @@ def scored(*groups):
 
 
 def samples(groups, **algorithm):
-    return training_samples(groups, RunConfig(algorithm=AlgorithmConfig(**algorithm)))
+    return training_samples(with_advantages(groups, RunConfig(algorithm=AlgorithmConfig(**algorithm))))
 
 
 def weights(groups, **algorithm):
@@ -94,3 +97,40 @@ def test_components_can_be_normalised_by_themselves():
     found = [sample.advantage for sample in samples([group], normalise_per_component=True)]
     assert found == pytest.approx(wanted, abs=1e-4)
     assert found != pytest.approx([sample.advantage for sample in samples([group])], abs=0.05)
+
+
+def of_one_matrix(groups: list[ScoredGroup], config: RunConfig) -> list[tuple[float, float]]:
+    """(advantage, weight) of every sample from one matrix with a column for each component of either role, 0 where a role lacks it."""
+    names = ("alignment", "consistency", "expression", "format")
+    reward, advantage = config.reward, loss_config(config).advantage
+    weights = (reward.alignment_weight, reward.consistency_weight, reward.expression_weight, reward.format_weight, 0.0)
+    rows, bounds = [], [0]
+    for group in groups:
+        named = (dict(zip(group.names, row, strict=True)) for row in group.rewards)
+        rows += [(*(row.get(name, 0.0) for name in names), score) for row, score in zip(named, group.scores, strict=True)]
+        bounds.append(len(rows))
+    found = group_advantages(
+        torch.tensor(rows, dtype=torch.float32),
+        torch.tensor(bounds),
+        torch.tensor(weights, dtype=torch.float32),
+        config=advantage if advantage.range_component is None else replace(advantage, range_component=len(names)),
+    )
+    return list(zip(found.advantage_S.tolist(), found.weight_S.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("loss", PRESETS)
+def test_each_roles_own_columns_give_what_one_matrix_of_all_gives_to_the_bit(loss):
+    """Groups of both roles, mixed, of sizes and rewards at random: 300 of each loss."""
+    rng = random.Random(7)
+    config = RunConfig(algorithm=AlgorithmConfig(loss=loss), reward=RewardConfig(consistency_weight=0.37, format_weight=0.11))
+    groups = []
+    for _ in range(150):
+        answers = [rng.choice(["", "joy", "anger", "joy, neutral", "neutral, anger"]) for _ in range(rng.randint(2, 9))]
+        replies = [("a b", rng.choice([None, "", "joy", "joy, anger", "neutral"])) for _ in range(rng.randint(2, 5))]
+        groups.append(recognizer_group(answers, rng.choice([None, ("joy",), ("neutral", "anger")])))
+        groups.append(responder_group(replies, ("joy", "anger")))
+    rng.shuffle(groups)
+    scored_groups = [score_group(group, config.reward, SCORE, WEIGHTS) for group in groups]
+    found = [(s.advantage, s.weight) for s in training_samples(with_advantages(scored_groups, config))]
+    assert found == of_one_matrix(scored_groups, config)
+    assert len({advantage for advantage, _ in found}) > 100

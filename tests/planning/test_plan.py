@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import typer
@@ -16,7 +15,7 @@ from typer.testing import CliRunner
 
 from selfemo.config import AlgorithmConfig, ModelConfig, ParallelConfig, RolloutConfig, RunConfig, SelfPlayConfig, TrainConfig
 from selfemo.errors import UserError
-from selfemo.kernels.config import LossConfig, Preset
+from selfemo.kernels.config import PRESETS, LossConfig
 from selfemo.kernels.fused_linear import DEFAULT_CHUNK_TOKENS
 from selfemo.planning.commands import initialised_architecture, plan, planned_architecture
 from selfemo.planning.generation import Engine
@@ -198,9 +197,9 @@ def test_all_violations_are_told_at_once() -> None:
 def test_context_parallelism_asks_for_bf16_and_a_loss_that_takes_tokens_one_by_one() -> None:
     """The presets that the plan refuses are those whose ratio is of a whole sequence."""
     split, whole = Layout(1, 2, context=2), Layout(1, 2)
-    for name in get_args(Preset):
+    for name, preset in PRESETS.items():
         config = replace(CONFIG, algorithm=AlgorithmConfig(loss=name), train=replace(CONFIG.train, dtype="bfloat16"))
-        sequence_level = LossConfig.preset(name, **({"max_length": 8} if name == "dr_grpo" else {})).ratio_level == "sequence"
+        sequence_level = LossConfig.preset(name, **({"max_length": 8} if preset.needs_max_length else {})).ratio_level == "sequence"
         assert any("one ratio per sequence" in violation for violation in run_violations(config, split, QWEN)) == sequence_level
         assert not list(run_violations(config, whole, QWEN))
     config = replace(CONFIG, train=replace(CONFIG.train, dtype="float32"))

@@ -15,7 +15,6 @@ from selfemo.config import CorpusConfig, FlywheelConfig, ModelConfig, ParallelCo
 from selfemo.config_file import as_yaml
 from selfemo.corpora.conversation import Corpus
 from selfemo.flywheel.flywheel import Flywheel
-from selfemo.grpo.samples import TrainingSample
 from selfemo.iteration_records import component_means, episode_records, outcome_counts, role_figures
 from selfemo.planning.commands import initialised_architecture
 from selfemo.planning.layout import layout_of
@@ -81,7 +80,8 @@ def _self_play(root: Path) -> tuple[list[dict], list[dict]]:
         episodes = selfplay.play(pool.draw(iteration, flywheel.kept_dialogues(iteration)), iteration)
         groups = rewards.score_groups([group for episode in episodes for group in episode.groups])
         flywheel.offer(groups, iteration + 2)
-        samples = [TrainingSample((1,), (2,), advantage=total - g.totals[0]) for g in groups for total in g.totals]
+        groups = [replace(g, advantages=tuple(total - g.totals[0] for total in g.totals)) for g in groups]
+        samples = sum(len(g.totals) for g in groups)
         events += [
             _sync(iteration + 3),
             {
@@ -90,9 +90,9 @@ def _self_play(root: Path) -> tuple[list[dict], list[dict]]:
                 "reward": 0.5 + iteration / 10,
                 **{f"reward_{name}": value for name, value in component_means(groups).items()},
                 **role_figures(groups),
-                "samples": len(samples),
-                "samples_trained": len(samples) // 2,
-                "tokens": 10 * len(samples),
+                "samples": samples,
+                "samples_trained": samples // 2,
+                "tokens": 10 * samples,
                 "groups": len(groups),
                 "groups_without_ranking": iteration,
                 "flywheel": outcome_counts(flywheel.outcomes(iteration)),
@@ -106,7 +106,7 @@ def _self_play(root: Path) -> tuple[list[dict], list[dict]]:
             },
             _phases(100 + 100 * iteration, "rollout", "reward", "train", "sync"),
         ]
-        dialogues += episode_records(iteration, episodes, groups, samples, limit=2)
+        dialogues += episode_records(iteration, episodes, groups, limit=2)
     flywheel.close()
     return events, dialogues
 

@@ -1,0 +1,53 @@
+"""Extensions of docs/extending.md, added to the package from outside as the page shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from selfemo.kernels import config as loss_config
+from selfemo.kernels.config import PRESETS
+from selfemo.report import curves
+from selfemo.rewards import components
+from selfemo.rewards.components import COMPONENTS, Component
+from tests.extending.guide import entry, example
+
+AddComponent = Callable[..., Component]
+
+
+@pytest.fixture
+def add_brevity(monkeypatch: pytest.MonkeyPatch) -> AddComponent:
+    """Adds the page's component to the recognizer when it is called, with any field changed."""
+
+    def add(**changes: object) -> Component:
+        names = dict(vars(components))
+        exec(compile(example("selfemo/rewards/components.py"), "extending.md", "exec"), names)
+        fields = vars(entry('selfemo/rewards/components.py, in COMPONENTS["recognizer"]', names)[0])
+        component = Component(**{**fields, **changes})  # type: ignore[arg-type]
+        monkeypatch.setitem(COMPONENTS, "recognizer", (*COMPONENTS["recognizer"], component))
+        return component
+
+    return add
+
+
+@pytest.fixture
+def rloo(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The page's preset, in the table."""
+    ((name, preset),) = entry("kernels/config.py, in PRESETS", vars(loss_config)).items()
+    monkeypatch.setitem(PRESETS, name, preset)
+    return name
+
+
+@pytest.fixture
+def gap_curve(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The page's curve, drawn by the report; its title."""
+    (curve,) = entry("selfemo/report/curves.py, in ITERATION_CURVES", vars(curves))
+    monkeypatch.setattr(curves, "ITERATION_CURVES", (*curves.ITERATION_CURVES, curve))
+    return curve.title
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return tmp_path / "run"
