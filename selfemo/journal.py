@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from selfemo import watchdog
 from selfemo.assembly import System, World
 from selfemo.config import RunConfig
 from selfemo.evaluation.metrics import MajorityBaseline
@@ -31,7 +32,6 @@ from selfemo.selfplay.records import Episode
 from selfemo.state import Position
 from selfemo.terminal import Bar, Terminal
 from selfemo.tracking.trackers import Tracking
-from selfemo.watchdog import Watchdog
 from selfemo.weight_sync import SyncReport
 
 SCHEMA = 1
@@ -46,11 +46,8 @@ SUMMARY_PHASES = ("sft", "rollout", "train", "sync", "eval")
 class Journal:
     """One run's records."""
 
-    def __init__(self, config: RunConfig, run: RunDirectory, terminal: Terminal, world: World, watchdog: Watchdog | None = None) -> None:
+    def __init__(self, config: RunConfig, run: RunDirectory, terminal: Terminal, world: World) -> None:
         self._config, self._run, self._terminal, self._world = config, run, terminal, world
-        rank = world.layout.rank
-        self.watchdog = watchdog or Watchdog(rank, config.timeout_s, config.startup_timeout_s, terminal.error)
-        """Knows the phase too."""
         self._started = time.perf_counter()
         self._seconds: dict[str, float] = {}
         self._events: dict[str, list[dict[str, Any]]] = {name: [] for name in SUMMARY_EVENTS}
@@ -81,7 +78,7 @@ class Journal:
     def phase(self, name: str) -> Iterator[None]:
         """Count the seconds of a phase, and hold it to its deadline."""
         began, started = time.time(), time.perf_counter()
-        with self.watchdog.phase(name):
+        with watchdog.phase(name):
             yield
             self._world.device.synchronize()
         self._last[name] = time.perf_counter() - started

@@ -30,8 +30,8 @@ class RunState:
     ) -> None:
         self._config, self._system, self._journal, self._flywheel, self._stop = config, system, journal, flywheel, stop
         settings = config.checkpoint
-        root, on_call = run.path(CHECKPOINTS_NAME), journal.watchdog.call
-        self._checkpoints = Checkpoints(root, system.learner, settings.keep, in_background=settings.background, on_call=on_call)
+        root = run.path(CHECKPOINTS_NAME)
+        self._checkpoints = Checkpoints(root, system.learner, settings.keep, in_background=settings.background)
         self._code = code_versions()  # now: what is changed on disk later is not what this process runs
         self._position = Position()
         self._saved: Progress | None = None

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from selfemo import watchdog
 from selfemo.assembly import System, build_system, join_world, load_run_corpus
 from selfemo.config import RunConfig
-from selfemo.dealing import named, over_ranks
+from selfemo.dealing import over_ranks
 from selfemo.evaluation.metrics import majority_baseline
 from selfemo.evaluation.recognition import evaluate_recognition
 from selfemo.evaluation.turns import evaluation_turns
@@ -37,22 +38,21 @@ from selfemo.state import Stage
 from selfemo.stop_signals import StopSignals
 from selfemo.stopping import GuardedGenerator, Stopped, StopRequest
 from selfemo.terminal import Terminal
-from selfemo.watchdog import Watchdog
 from selfemo.weights.export import save_hf
 
 
-def train(config: RunConfig, run: RunDirectory, terminal: Terminal, watchdog: Watchdog, signals: StopSignals) -> None:
+def train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: StopSignals) -> None:
     """Run the configured training to its end, from its newest checkpoint where it has one. Collective; every rank calls it.
 
     Raises:
         UserError: the model, corpus or layout does not fit the configuration, or no checkpoint of several is good.
     """
-    world = join_world(config, watchdog)
+    world = join_world(config)
     corpus = agreed(lambda: load_run_corpus(config))
     terminal.say(f"{run.root}: {world.layout.world_size} processes, corpus {corpus.name}; libraries write to {terminal.log_path.parent}")
-    journal = Journal(config, run, terminal, world, watchdog)
+    journal = Journal(config, run, terminal, world)
     with journal.phase("setup"):
-        system = build_system(config, world, run, corpus, watchdog)
+        system = build_system(config, world, run, corpus)
         found = resume(config, run, system, terminal)
         trainer = Trainer(config, system, run, journal, signals)
         if found:
@@ -68,9 +68,8 @@ class Trainer:
 
     def __init__(self, config: RunConfig, system: System, run: RunDirectory, journal: Journal, signals: StopSignals) -> None:
         self.config, self.system, self.run_dir, self.journal = config, system, run, journal
-        self.stop_request = StopRequest(system.world.device.torch_device, signals, journal.watchdog.call)
-        self.generator = GuardedGenerator(system.generator, journal.watchdog, self.stop_request)
-        self.deal = named(over_ranks, journal.watchdog.call)
+        self.stop_request = StopRequest(system.world.device.torch_device, signals)
+        self.generator = GuardedGenerator(system.generator, self.stop_request)
         train_split = system.corpus.split("train")
         self.rewards = Rewards(config.reward, train_split, system.corpus.labels)
         self.seed_pool = SeedPool(system.corpus, config.selfplay, config.seed, config.corpus.history_turns)
@@ -81,7 +80,7 @@ class Trainer:
             transitions=TransitionPrior.estimate(train_split),
             config=config.selfplay,
             run_seed=config.seed,
-            deal=self.deal,
+            deal=over_ranks,
         )
         self.flywheel = Flywheel(
             config.flywheel, system.corpus, self.rewards, run.path(FLYWHEEL_NAME), is_writer=system.world.layout.is_main
@@ -142,7 +141,7 @@ class Trainer:
         with self.journal.stage("self-play", self.config.iterations) as bar:
             bar.skip(self.state.progress.step)
             for iteration in range(self.state.progress.step, self.config.iterations):
-                self.journal.watchdog.iteration(iteration)
+                watchdog.iteration(iteration)
                 bar.advance(self.iterate(iteration))
                 self.reached("self-play", iteration + 1)
 
@@ -153,7 +152,7 @@ class Trainer:
             episodes = self.selfplay.play(seeds, iteration)
             self.system.engine.sleep()
         with self.journal.phase("reward"):
-            groups = self.rewards.score_groups([group for episode in episodes for group in episode.groups], self.deal)
+            groups = self.rewards.score_groups([group for episode in episodes for group in episode.groups], over_ranks)
             check_rewards(groups, self.config.reward)
             self.flywheel.offer(groups, self.weight_version)
             samples = training_samples(groups, self.config)
@@ -235,7 +234,7 @@ class Trainer:
         progress = self.state.progress
         if progress.stage != "start":
             self.state.checkpoint(wait=True)
-        self.journal.watchdog.stop()  # nothing is left that could be lost
+        watchdog.stop()  # nothing is left that could be lost
         self.flywheel.close()
         where = (
             "before SFT"

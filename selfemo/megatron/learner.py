@@ -17,6 +17,7 @@ import torch.distributed as dist
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from selfemo import watchdog
 from selfemo.config import RunConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import BatchCounts, LossConfig
@@ -85,8 +86,6 @@ class Learner:
             temperature=config.selfplay.temperature,
         )
         self._offloaded = False
-        self.on_call: Callable[[str], None] = lambda what: None
-        """Told what a step is about to do: a watchdog listens."""
         self.begin_stage()
 
     def begin_stage(self) -> None:
@@ -249,7 +248,7 @@ class Learner:
 
         def forward_step(batches: Iterator[tuple[int, MicroBatch]], model: torch.nn.Module) -> tuple[torch.Tensor, losses.LossFunction]:
             index, batch = next(batches)
-            self.on_call(f"micro-batch {index + 1} of {len(plan)}")
+            watchdog.advance(f"micro-batch {index + 1} of {len(plan)}")
             logits = model(
                 batch.token_ids_T[None],
                 batch.position_ids_T[None],
@@ -264,35 +263,37 @@ class Learner:
             for chunk in self.wrapped:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
-        return get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=[iter(list(enumerate(plan))) for _ in self.wrapped] if len(self.wrapped) > 1 else iter(list(enumerate(plan))),
-            model=self.wrapped if len(self.wrapped) > 1 else self.wrapped[0],
-            num_microbatches=len(plan),
-            # Read by the interleaved schedule alone, which divides it by the context size; others exchange shapes.
-            seq_length=plan[0].token_ids_T.numel() * self.layout.context_size,
-            micro_batch_size=1,
-            forward_only=forward_only,
-        )
+        interleaved = len(self.wrapped) > 1
+        with watchdog.doing(f"micro-batch 1 of {len(plan)}"):
+            return get_forward_backward_func()(
+                forward_step_func=forward_step,
+                data_iterator=[iter(list(enumerate(plan))) for _ in self.wrapped] if interleaved else iter(list(enumerate(plan))),
+                model=self.wrapped if interleaved else self.wrapped[0],
+                num_microbatches=len(plan),
+                # Read by the interleaved schedule alone, which divides it by the context size; others exchange shapes.
+                seq_length=plan[0].token_ids_T.numel() * self.layout.context_size,
+                micro_batch_size=1,
+                forward_only=forward_only,
+            )
 
     def _reduce(
         self, collected: list[dict[str, torch.Tensor]], key: str, width: int, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
     ) -> torch.Tensor:
         """Reduce a collected vector over micro-batches, data- and context-parallel ranks and stages (only the last one collects)."""
-        self.on_call(f"reduction of {key}")
         rows = [entry[key].float() for entry in collected] or [torch.zeros(width, device=self.device.torch_device)]
         stacked = torch.stack(rows)
         total = stacked.sum(0) if op == dist.ReduceOp.SUM else stacked.amax(0)
-        for group in (copies_group(), pipeline_group()):
-            dist.all_reduce(total, op=op, group=group)
+        with watchdog.doing(f"reduction of {key}"):
+            for group in (copies_group(), pipeline_group()):
+                dist.all_reduce(total, op=op, group=group)
         return total
 
     def _optimizer_step(self, loss: float, learning_rate: float, tokens: int) -> StepStats:
-        self.on_call("optimizer step")
         set_hyperparameters(self.optimizer, learning_rate, self.config.train.weight_decay)
-        self.optimizer.prepare_grads()
-        grad_norm = float(self.optimizer.get_grad_norm())
-        applied = math.isfinite(grad_norm) and math.isfinite(loss)
-        if applied:
-            _, grad_norm, _ = self.optimizer.step()
+        with watchdog.doing("optimizer step"):
+            self.optimizer.prepare_grads()
+            grad_norm = float(self.optimizer.get_grad_norm())
+            applied = math.isfinite(grad_norm) and math.isfinite(loss)
+            if applied:
+                _, grad_norm, _ = self.optimizer.step()
         return StepStats(loss=loss, grad_norm=float(grad_norm), applied=applied, tokens=tokens)
