@@ -18,12 +18,12 @@ from selfemo.dealing import over_ranks
 from selfemo.evaluation.metrics import majority_baseline
 from selfemo.evaluation.recognition import evaluate_recognition
 from selfemo.evaluation.turns import evaluation_turns
-from selfemo.finite import DUMP_NAME, SkippedSteps, check_ratio, check_rewards
+from selfemo.finite import check_ratio, check_rewards
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.grpo.advantages import loss_config, training_samples
 from selfemo.grpo.samples import TrainingSample
 from selfemo.journal import Journal
-from selfemo.megatron.learner import PolicyStats, StepStats, batch_counts
+from selfemo.megatron.learner import PolicyStats, batch_counts
 from selfemo.megatron.optimizer import warmup_cosine, warmup_linear
 from selfemo.megatron.parallel import agreed
 from selfemo.resume import resume
@@ -34,7 +34,6 @@ from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.seeds_pool import SeedPool
 from selfemo.selfplay.sft import SftExamples
 from selfemo.selfplay.transitions import TransitionPrior
-from selfemo.state import Stage
 from selfemo.stop_signals import StopSignals
 from selfemo.stopping import GuardedGenerator, Stopped, StopRequest
 from selfemo.terminal import Terminal
@@ -88,24 +87,21 @@ class Trainer:
         self.loss_config = loss_config(config)
         self.held_out = evaluation_turns(system.corpus.split(config.evaluation.split), config.evaluation.limit)
         self.state = RunState(config, system, run, journal, self.flywheel, self.stop_request)
-        self.skipped = SkippedSteps(config.train.max_skipped_steps, run.path(DUMP_NAME) if system.world.layout.is_main else None)
-        self.weight_version = 0
 
     def run(self) -> None:
         """All stages in order."""
-        self.resume_counts()
         self.stop_request.check()  # signals have been listened to since the process began
         if self.state.progress.stage == "start":
             self.sync()
             self.evaluate("start")
-            self.reached("sft", 0)
+            self.state.reached("sft", 0)
         if self.state.progress.stage == "sft":
             self.supervised_start()
             self.sync()
             self.evaluate("sft")
             self.state.reference = self.system.learner.snapshot()
             self.system.learner.begin_stage()
-            self.reached("self-play", 0)
+            self.state.reached("self-play", 0)
         self.self_play()
         self.evaluate("final")
         self.save()
@@ -133,8 +129,8 @@ class Trainer:
                 with self.journal.phase("sft"):
                     stats = self.system.learner.sft_step(batch, warmup_cosine(step, sft.steps, sft.warmup_steps, sft.learning_rate))
                 bar.advance(self.journal.sft_step(step, stats))
-                self.count_skipped(f"SFT step {step}", stats, batch)
-                self.reached("sft", step + 1)
+                self.state.count_step(f"SFT step {step}", stats, batch)
+                self.state.reached("sft", step + 1)
 
     def self_play(self) -> None:
         """Self-play and SELF-GRPO, iteration by iteration."""
@@ -143,7 +139,7 @@ class Trainer:
             for iteration in range(self.state.progress.step, self.config.iterations):
                 watchdog.iteration(iteration)
                 bar.advance(self.iterate(iteration))
-                self.reached("self-play", iteration + 1)
+                self.state.reached("self-play", iteration + 1)
 
     def iterate(self, iteration: int) -> str:
         """One turn of the method; returns a line of figures for the progress bar."""
@@ -154,7 +150,7 @@ class Trainer:
         with self.journal.phase("reward"):
             groups = self.rewards.score_groups([group for episode in episodes for group in episode.groups], over_ranks)
             check_rewards(groups, self.config.reward)
-            self.flywheel.offer(groups, self.weight_version)
+            self.flywheel.offer(groups, self.state.progress.weight_version)
             samples = training_samples(groups, self.config)
         with self.journal.phase("train"):
             stats = self.policy_update(iteration, samples)
@@ -182,7 +178,7 @@ class Trainer:
         steps = []
         for batch, plan, ref, previous, whole in zip(batches, plans, reference, old, counts, strict=True):
             stats = learner.policy_step(batch, plan, self.loss_config, rate, reference=ref, old=previous, counts=whole)
-            self.count_skipped(f"iteration {iteration}", stats.step, batch)
+            self.state.count_step(f"iteration {iteration}", stats.step, batch)
             if batch:
                 check_ratio(stats, on_policy=algorithm.updates_per_rollout == 1)
             steps.append(stats)
@@ -190,32 +186,15 @@ class Trainer:
 
     def sync(self) -> None:
         """Send the current weights to every engine."""
-        self.weight_version += 1
         self.system.learner.offload()
         with self.journal.phase("sync"):
-            self.journal.synced(self.system.weight_sync.sync(self.weight_version))
+            self.journal.synced(self.system.weight_sync.sync(self.state.count_sync()))
 
     def evaluate(self, stage: str) -> None:
         """Greedy recognition on the held-out split, causal context."""
         with self.journal.phase("eval"):
             report = evaluate_recognition(self.generator, self.system.prompts, self.held_out, self.config.selfplay, self.rewards.score)
         self.journal.evaluated(stage, report)
-
-    def reached(self, stage: Stage, step: int) -> None:
-        """So much is done, and recorded: from here the run can go on."""
-        self.state.reached(stage, step, self.weight_version, self.skipped.total, self.skipped.in_a_row)
-
-    def resume_counts(self) -> None:
-        """Go on counting where the run was."""
-        progress = self.state.progress
-        self.weight_version = progress.weight_version
-        self.skipped.total, self.skipped.in_a_row = progress.skipped_steps, progress.skipped_in_a_row
-
-    def count_skipped(self, where: str, stats: StepStats, batch: list[TrainingSample]) -> None:
-        """Tell of a step that was skipped; ends the run after too many in a row."""
-        line = self.skipped.count(where, stats, batch)
-        if line:
-            self.journal.say(line)
 
     def save(self) -> None:
         """A checkpoint that any layout can load, and an export that transformers and vLLM load."""

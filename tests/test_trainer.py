@@ -22,10 +22,10 @@ class Recorder:
         monkeypatch.setattr(module, "majority_baseline", lambda held_out: None)
         self.trainer = trainer = object.__new__(Trainer)
         trainer.config = RunConfig(sft=SftConfig(steps=2))
-        trainer.weight_version, trainer.held_out, trainer.skipped = 0, [], SimpleNamespace()
+        trainer.held_out = []
         trainer.stop_request = SimpleNamespace(check=self.event("stop?"))
         trainer.flywheel = SimpleNamespace(close=lambda: None, counts=None)
-        trainer.state = SimpleNamespace(progress=progress)
+        trainer.state = SimpleNamespace(progress=progress, reached=self.reached, count_sync=lambda: 1, count_step=lambda *_: None)
         trainer.system = SimpleNamespace(
             engine=SimpleNamespace(sleep=self.event("sleep")),
             weight_sync=SimpleNamespace(sync=self.event("sync")),
@@ -49,8 +49,7 @@ class Recorder:
         )
         trainer.evaluate = self.event("evaluate")
         trainer.self_play = self.event("self-play")
-        trainer.save = trainer.count_skipped = lambda *_: None
-        trainer.reached = self.reached
+        trainer.save = lambda *_: None
 
     def event(self, name: str):
         return lambda *_: self.events.append(name)
@@ -78,6 +77,5 @@ TAIL = ["sleep", "SFT step", "sync", "evaluate", "self-play", "evaluate"]
 def test_the_engine_sleeps_through_sft_and_wakes_with_the_sync_after_it(monkeypatch, progress, expected):
     """Memory plans count on it; `WeightSync.sync` wakes the engine."""
     recorder = Recorder(monkeypatch, progress)
-    monkeypatch.setattr(recorder.trainer, "resume_counts", lambda: None)
     recorder.trainer.run()
     assert recorder.events == expected
