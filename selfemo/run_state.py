@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from selfemo import watchdog
 from selfemo.assembly import System
 from selfemo.checkpoints import Checkpoints, Found
 from selfemo.config import RunConfig
@@ -21,9 +22,10 @@ from selfemo.journal import Journal
 from selfemo.megatron.learner import StepStats
 from selfemo.megatron.rng import collect_rng
 from selfemo.resume import code_versions, corpus_digest
-from selfemo.run_directory import CHECKPOINTS_NAME, RunDirectory
+from selfemo.run_directory import CHECKPOINTS_NAME, MODEL_NAME, RunDirectory
 from selfemo.state import MANIFEST_VERSION, Manifest, Position, Progress, Stage
 from selfemo.stopping import StopRequest
+from selfemo.weights.export import save_hf
 
 
 class RunState:
@@ -33,6 +35,7 @@ class RunState:
         self, config: RunConfig, system: System, run: RunDirectory, journal: Journal, flywheel: Flywheel, stop: StopRequest
     ) -> None:
         self._config, self._system, self._journal, self._flywheel, self._stop = config, system, journal, flywheel, stop
+        self._export = run.path(MODEL_NAME)
         self._dump = run.path(DUMP_NAME) if system.world.layout.is_main else None
         settings = config.checkpoint
         root = run.path(CHECKPOINTS_NAME)
@@ -91,6 +94,25 @@ class RunState:
             self._saved = self._reached
         if wait:
             self._checkpoints.finish()
+
+    def save(self) -> None:
+        """A checkpoint that any layout can load, and an export that transformers and vLLM load."""
+        self.checkpoint(wait=True)
+        learner = self._system.learner
+        with self._journal.phase("save"):
+            tensors = learner.hf_tensors(self._config.sync.bucket_bytes)
+            is_main = self._system.world.layout.is_main
+            save_hf(self._export, tensors, learner.architecture, self._system.model_dir, write=is_main)
+
+    def stop(self, signal_name: str) -> None:
+        """A signal asked for it: leave everything so that the same command goes on."""
+        stage, step = self._reached.stage, self._reached.step
+        if stage != "start":
+            self.checkpoint(wait=True)
+        watchdog.stop()  # nothing is left that could be lost
+        self._flywheel.close()
+        where = "before SFT" if stage == "start" else f"after {step} {'SFT steps' if stage == 'sft' else 'iterations'}"
+        self._journal.say(f"stopped by {signal_name} {where}; the same command goes on from there")
 
     def load(self, found: Found) -> None:
         """Go on from a checkpoint; the records have been rewound to it. The engines get its weights, and prove that they hold them."""

@@ -3,7 +3,7 @@
 Every rank runs this file with the same data. Generation is dealt over the engines, prompts, readings and rewards over the ranks, all are
 gathered, and a step is dealt over Megatron's layout and reduced; the rest (flywheel rule, advantages) is computed alike on every rank.
 
-`reached` says how far the run has come; a checkpoint may be written there, and a run that was interrupted starts with what its
+`state.reached` says how far the run has come; a checkpoint may be written there, and a run that was interrupted starts with what its
 newest checkpoint says is done.
 """
 
@@ -24,20 +24,19 @@ from selfemo.grpo.advantages import loss_config, training_samples
 from selfemo.grpo.samples import TrainingSample
 from selfemo.journal import Journal
 from selfemo.megatron.learner import PolicyStats, batch_counts
-from selfemo.megatron.optimizer import warmup_cosine, warmup_linear
+from selfemo.megatron.optimizer import warmup_linear
 from selfemo.megatron.parallel import agreed
 from selfemo.resume import resume
 from selfemo.rewards.scoring import Rewards
-from selfemo.run_directory import FLYWHEEL_NAME, MODEL_NAME, RunDirectory
+from selfemo.run_directory import FLYWHEEL_NAME, RunDirectory
 from selfemo.run_state import RunState
 from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.seeds_pool import SeedPool
-from selfemo.selfplay.sft import SftExamples
 from selfemo.selfplay.transitions import TransitionPrior
 from selfemo.stop_signals import StopSignals
 from selfemo.stopping import GuardedGenerator, Stopped, StopRequest
+from selfemo.supervised_start import supervised_start
 from selfemo.terminal import Terminal
-from selfemo.weights.export import save_hf
 
 
 def train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: StopSignals) -> None:
@@ -49,26 +48,26 @@ def train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: Sto
     world = join_world(config)
     corpus = agreed(lambda: load_run_corpus(config))
     terminal.say(f"{run.root}: {world.layout.world_size} processes, corpus {corpus.name}; libraries write to {terminal.log_path.parent}")
-    journal = Journal(config, run, terminal, world)
+    journal, stop = Journal(config, run, terminal, world), StopRequest(world.device.torch_device, signals)
     with journal.phase("setup"):
         system = build_system(config, world, run, corpus)
         found = resume(config, run, system, terminal)
-        trainer = Trainer(config, system, run, journal, signals)
+        trainer = Trainer(config, system, run, journal, stop)
         if found:
             trainer.state.load(found)
     try:
+        stop.check()  # signals have been listened to since the process began
         trainer.run()
     except Stopped as stopped:
-        trainer.stop(str(stopped))
+        trainer.state.stop(str(stopped))
 
 
 class Trainer:
     """One run: holds what the stages share."""
 
-    def __init__(self, config: RunConfig, system: System, run: RunDirectory, journal: Journal, signals: StopSignals) -> None:
-        self.config, self.system, self.run_dir, self.journal = config, system, run, journal
-        self.stop_request = StopRequest(system.world.device.torch_device, signals)
-        self.generator = GuardedGenerator(system.generator, self.stop_request)
+    def __init__(self, config: RunConfig, system: System, run: RunDirectory, journal: Journal, stop: StopRequest) -> None:
+        self.config, self.system, self.journal = config, system, journal
+        self.generator = GuardedGenerator(system.generator, stop)
         train_split = system.corpus.split("train")
         self.rewards = Rewards(config.reward, train_split, system.corpus.labels)
         self.seed_pool = SeedPool(system.corpus, config.selfplay, config.seed, config.corpus.history_turns)
@@ -81,22 +80,20 @@ class Trainer:
             run_seed=config.seed,
             deal=over_ranks,
         )
-        self.flywheel = Flywheel(
-            config.flywheel, system.corpus, self.rewards, run.path(FLYWHEEL_NAME), is_writer=system.world.layout.is_main
-        )
+        is_main, path = system.world.layout.is_main, run.path(FLYWHEEL_NAME)
+        self.flywheel = Flywheel(config.flywheel, system.corpus, self.rewards, path, is_writer=is_main)
         self.loss_config = loss_config(config)
         self.held_out = evaluation_turns(system.corpus.split(config.evaluation.split), config.evaluation.limit)
-        self.state = RunState(config, system, run, journal, self.flywheel, self.stop_request)
+        self.state = RunState(config, system, run, journal, self.flywheel, stop)
 
     def run(self) -> None:
-        """All stages in order."""
-        self.stop_request.check()  # signals have been listened to since the process began
+        """All stages in order, from the one that the run is in."""
         if self.state.progress.stage == "start":
             self.sync()
             self.evaluate("start")
             self.state.reached("sft", 0)
         if self.state.progress.stage == "sft":
-            self.supervised_start()
+            supervised_start(self.config, self.system, self.state, self.journal)
             self.sync()
             self.evaluate("sft")
             self.state.reference = self.system.learner.snapshot()
@@ -104,33 +101,10 @@ class Trainer:
             self.state.reached("self-play", 0)
         self.self_play()
         self.evaluate("final")
-        self.save()
+        self.state.save()
         self.journal.allocated(self.system.learner.allocated(self.state.reference))
         self.flywheel.close()
         self.journal.finish(self.system, self.flywheel.counts, majority_baseline(self.held_out))
-
-    def supervised_start(self) -> None:
-        """Teach both roles' formats from the training split."""
-        sft = self.config.sft
-        examples = SftExamples(
-            self.system.corpus.split("train"),
-            self.system.prompts,
-            self.config.selfplay,
-            self.config.seed,
-            sft.expression_share,
-            self.config.model.max_length,
-            sft.label_balance,
-        )
-        self.system.engine.sleep()  # it has answered the evaluation, or proved a resumed run's weights
-        with self.journal.stage("SFT", sft.steps) as bar:
-            bar.skip(self.state.progress.step)
-            for step in range(self.state.progress.step, sft.steps):
-                batch = [TrainingSample(e.prompt_ids, e.completion_ids) for e in examples.batch(step, sft.batch_size)]
-                with self.journal.phase("sft"):
-                    stats = self.system.learner.sft_step(batch, warmup_cosine(step, sft.steps, sft.warmup_steps, sft.learning_rate))
-                bar.advance(self.journal.sft_step(step, stats))
-                self.state.count_step(f"SFT step {step}", stats, batch)
-                self.state.reached("sft", step + 1)
 
     def self_play(self) -> None:
         """Self-play and SELF-GRPO, iteration by iteration."""
@@ -159,8 +133,8 @@ class Trainer:
 
     def policy_update(self, iteration: int, samples: list[TrainingSample]) -> list[PolicyStats]:
         """SELF-GRPO: optimizer steps over the rollout batch, against the frozen SFT model as reference."""
-        learner, algorithm = self.system.learner, self.config.algorithm
-        bounds = [len(samples) * i // algorithm.updates_per_rollout for i in range(algorithm.updates_per_rollout + 1)]
+        learner, updates, settings = self.system.learner, self.config.algorithm.updates_per_rollout, self.config.train
+        bounds = [len(samples) * i // updates for i in range(updates + 1)]
         counts = [batch_counts(samples[start:end]) for start, end in pairwise(bounds)]
         # A sample of weight 0 adds exactly nothing to loss or gradient: the model does not read it, the batch's counts still hold it.
         batches = [[sample for sample in samples[start:end] if sample.weight != 0] for start, end in pairwise(bounds)]
@@ -170,8 +144,7 @@ class Trainer:
             with learner.weights_of(self.state.reference):
                 reference = [learner.logprobs(plan) for plan in plans]
         # With one update per rollout the policy that is trained is the one that sampled: the ratio is exactly 1.
-        old = [learner.logprobs(plan) for plan in plans] if algorithm.updates_per_rollout > 1 else [[] for _ in plans]
-        settings = self.config.train
+        old = [learner.logprobs(plan) for plan in plans] if updates > 1 else [[] for _ in plans]
         rate = warmup_linear(
             iteration, self.config.iterations, settings.warmup_steps, settings.learning_rate, settings.final_learning_rate_share
         )
@@ -180,44 +153,19 @@ class Trainer:
             stats = learner.policy_step(batch, plan, self.loss_config, rate, reference=ref, old=previous, counts=whole)
             self.state.count_step(f"iteration {iteration}", stats.step, batch)
             if batch:
-                check_ratio(stats, on_policy=algorithm.updates_per_rollout == 1)
+                check_ratio(stats, on_policy=updates == 1)
             steps.append(stats)
         return steps
 
     def sync(self) -> None:
         """Send the current weights to every engine."""
+        version = self.state.count_sync()
         self.system.learner.offload()
         with self.journal.phase("sync"):
-            self.journal.synced(self.system.weight_sync.sync(self.state.count_sync()))
+            self.journal.synced(self.system.weight_sync.sync(version))
 
     def evaluate(self, stage: str) -> None:
         """Greedy recognition on the held-out split, causal context."""
         with self.journal.phase("eval"):
             report = evaluate_recognition(self.generator, self.system.prompts, self.held_out, self.config.selfplay, self.rewards.score)
         self.journal.evaluated(stage, report)
-
-    def save(self) -> None:
-        """A checkpoint that any layout can load, and an export that transformers and vLLM load."""
-        self.state.checkpoint(wait=True)
-        with self.journal.phase("save"):
-            save_hf(
-                self.run_dir.path(MODEL_NAME),
-                self.system.learner.hf_tensors(self.config.sync.bucket_bytes),
-                self.system.learner.architecture,
-                self.system.model_dir,
-                write=self.system.world.layout.is_main,
-            )
-
-    def stop(self, signal_name: str) -> None:
-        """A signal asked for it: leave everything so that the same command goes on."""
-        progress = self.state.progress
-        if progress.stage != "start":
-            self.state.checkpoint(wait=True)
-        watchdog.stop()  # nothing is left that could be lost
-        self.flywheel.close()
-        where = (
-            "before SFT"
-            if progress.stage == "start"
-            else f"after {progress.step} {'SFT steps' if progress.stage == 'sft' else 'iterations'}"
-        )
-        self.journal.say(f"stopped by {signal_name} {where}; the same command goes on from there")
