@@ -22,7 +22,14 @@ from selfemo.evaluation.recognition import RecognitionReport
 from selfemo.files import size_of
 from selfemo.flywheel.flywheel import FlywheelCounts
 from selfemo.grpo.samples import TrainingSample
-from selfemo.iteration_records import component_means, episode_records, groups_without_ranking, outcome_counts, role_figures
+from selfemo.iteration_records import (
+    component_means,
+    episode_records,
+    groups_without_ranking,
+    outcome_counts,
+    policy_figures,
+    role_figures,
+)
 from selfemo.megatron.learner import PolicyStats, StepStats
 from selfemo.phase_spans import PhaseSpans, gather_by_rank
 from selfemo.rewards.scoring import ScoredGroup
@@ -101,6 +108,7 @@ class Journal:
                 "step": step,
                 "loss": stats.loss,
                 "grad_norm": stats.grad_norm,
+                "learning_rate": stats.learning_rate,
                 "tokens": stats.tokens,
                 "step_applied": stats.applied,
             }
@@ -157,7 +165,6 @@ class Journal:
         totals = [total for group in groups for total in group.totals]
         reward = sum(totals) / len(totals)
         tokens = sum(len(sample.completion_ids) for sample in samples)
-        last = stats[-1]
         self._write(
             {
                 "event": "iteration",
@@ -171,14 +178,7 @@ class Journal:
                 "groups": len(groups),
                 "groups_without_ranking": groups_without_ranking(groups, samples),
                 "flywheel": outcome_counts(outcomes),
-                "loss": last.step.loss,
-                "grad_norm": last.step.grad_norm,
-                "step_applied": all(s.step.applied for s in stats),
-                "kl": last.kl,
-                "entropy": last.entropy,
-                "clipped_share": last.clipped_share,
-                "ratio_mean": last.ratio_mean,
-                "logprob_gap_max": stats[0].logprob_gap_max,  # later updates have moved off the rollout policy
+                **policy_figures(stats),
                 "seconds": {name: self._last[name] for name in ("rollout", "reward", "train", "sync")},
             }
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from safetensors.torch import load_file
@@ -19,8 +19,8 @@ from selfemo.state import Progress
 from tests.rewards.groups import SCORE, recognizer_group
 from tests.selfplay.scripted import LABELS
 
-GOOD = StepStats(1.0, 0.5, True, 9)
-BAD = StepStats(math.nan, 0.5, False, 9)
+GOOD = StepStats(1.0, 0.5, True, 9, 1e-5)
+BAD = StepStats(math.nan, 0.5, False, 9, 1e-5)
 BATCH = [TrainingSample((1, 2), (3,), (-0.5,), 1.5, 1.0), TrainingSample((4,), (5, 6), (-0.1, -0.2), math.inf, 1.0)]
 
 
@@ -41,7 +41,8 @@ def test_too_many_in_a_row_stop_the_run_with_the_batch(tmp_path):
 
 
 def policy(ratio: float) -> PolicyStats:
-    return PolicyStats(GOOD, 0.0, 0.0, 1.0, ratio, 1e-6)
+    figures = dict.fromkeys((field.name for field in fields(PolicyStats)), 0.0)
+    return PolicyStats(**{**figures, "step": GOOD, "ratio_mean": ratio, "logprob_gap_max": 1e-6})
 
 
 def test_a_ratio_other_than_one_on_policy_is_an_error():

@@ -45,19 +45,36 @@ class StepStats:
     """False: the gradient was not finite and the step was skipped on all ranks."""
     tokens: int
     """Completion tokens in the batch, over all ranks."""
+    learning_rate: float
 
 
 @dataclass(frozen=True)
 class PolicyStats:
-    """A SELF-GRPO step: the step itself, and means over the tokens that the loss saw."""
+    """A SELF-GRPO step: the step itself, and means over the tokens that the loss saw.
+
+    metrics.jsonl holds every figure under the name it has here.
+    """
 
     step: StepStats
     kl: float
     clipped_share: float
+    """Both sides together."""
     entropy: float
     ratio_mean: float
     logprob_gap_max: float
     """Largest |trainer - engine| logprob of a sampled token."""
+    logprob_gap_mean: float
+    """Mean |trainer - engine| logprob, of the weights that sampled."""
+    clipped_low_share: float
+    """Tokens with a negative advantage and a ratio below the clip."""
+    clipped_high_share: float
+    """Tokens with a positive advantage and a ratio above the clip."""
+    importance_weight_mean: float
+    """Weight between engine and trainer after truncation; 1 without algorithm.truncated_importance_cap."""
+    importance_truncated_share: float
+    """Tokens whose importance weight was above the cap."""
+    logprob_mean: float
+    """Of the sampled tokens, in nats."""
 
 
 def batch_counts(samples: Sequence[TrainingSample]) -> BatchCounts:
@@ -190,6 +207,12 @@ class Learner:
             entropy=mean["entropy"],
             ratio_mean=mean["ratio"],
             logprob_gap_max=float(maxima[0]),
+            logprob_gap_mean=mean["rollout_gap"],
+            clipped_low_share=mean["clipped_low"],
+            clipped_high_share=mean["clipped_high"],
+            importance_weight_mean=mean["importance_weight"],
+            importance_truncated_share=mean["importance_truncated"],
+            logprob_mean=mean["logprob"],
         )
 
     @contextmanager
@@ -296,4 +319,4 @@ class Learner:
             applied = math.isfinite(grad_norm) and math.isfinite(loss)
             if applied:
                 _, grad_norm, _ = self.optimizer.step()
-        return StepStats(loss=loss, grad_norm=float(grad_norm), applied=applied, tokens=tokens)
+        return StepStats(loss, float(grad_norm), applied, tokens, learning_rate)
