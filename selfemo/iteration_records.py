@@ -51,7 +51,7 @@ def role_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 
 
 def policy_figures(stats: Sequence[PolicyStats]) -> dict[str, float]:
-    """Every figure of an iteration's last update, under its name in PolicyStats, and the step's loss, norm and rate.
+    """Every figure of an iteration's last update by its name in PolicyStats, and the step's loss, norm and rate.
 
     The gap to the engine is the first update's: later ones have moved off the policy that sampled.
     """

@@ -1,7 +1,8 @@
 """How far a run has come, and its checkpoints: what the trainer needs to be interrupted anywhere and lose nothing.
 
-`progress` is counted here alone. The trainer calls `reached` where a run can go on from: weights, optimizer and records belong together
-there. What a checkpoint says is what was true then, also when it is written a little later, for a signal in the middle of an iteration.
+`progress` is counted here alone. The trainer calls `reached` where a run can go on from: weights, optimizer
+and records belong together there. What a checkpoint says is what was true then, also if it is written a little
+later, for a signal in the middle of an iteration.
 """
 
 from __future__ import annotations

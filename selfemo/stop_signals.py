@@ -35,7 +35,10 @@ class StopSignals:
             signal.signal(number, self._ask)
 
     def limit(self, grace_s: float) -> Callable[[], None]:
-        """What the watchdog does at every tick: end the process `grace_s` after it has seen a signal, also one from before."""
+        """What the watchdog does at every tick: end the process `grace_s` after it has seen a signal.
+
+        A signal that came before this call counts too.
+        """
 
         def start_clock() -> None:
             with contextlib.suppress(BlockingIOError):

@@ -1,10 +1,11 @@
 """The whole method, top to bottom: SFT start, then self-play, rewards, flywheel, SELF-GRPO step, weight sync, again.
 
-Every rank runs this file with the same data. Generation is dealt over the engines, prompts, readings and rewards over the ranks, all are
-gathered, and a step is dealt over Megatron's layout and reduced; the rest (flywheel rule, advantages) is computed alike on every rank.
+Every rank runs this file with the same data. Generation is dealt over the engines, prompts, readings and rewards
+over the ranks, all are gathered, and a step is dealt over Megatron's layout and reduced; the rest (flywheel rule,
+advantages) is computed alike on every rank.
 
-`state.reached` says how far the run has come; a checkpoint may be written there, and a run that was interrupted starts with what its
-newest checkpoint says is done.
+`state.reached` says how far the run has come; a checkpoint may be written there, and a run that was interrupted
+starts with what its newest checkpoint says is done.
 """
 
 from __future__ import annotations

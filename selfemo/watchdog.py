@@ -3,8 +3,9 @@
 Collectives have deadlines of their own, but an engine call, a file system or a loop has none, and a collective's error does not say what
 the rank was about. Here every phase and call has one, and whatever ends a rank can be told with rank, host, phase, iteration and call.
 
-A process has one watchdog. `start` begins it; any module names what it does with `with watchdog.doing("engine call of 12 requests"):`.
-Where none was started (evaluation, chat, tools) these functions do nothing.
+A process has one watchdog. `start` begins it; any module names what it does with
+`with watchdog.doing("tensors of iteration-000004"):`. If none was started (evaluation, chat, tools), these
+functions do nothing.
 
 A process that is stopped (SIGSTOP) cannot end itself, and torchrun's SIGTERM does not reach it: its peers on the host kill it when they
 end. One that holds Python's lock in native code cannot run this thread: faulthandler's timer, which needs no lock, ends it.
@@ -72,7 +73,7 @@ class Watchdog:
         self._tell, self._on_tick = tell, on_tick
         self._doing = Doing("setup", "", None, time.monotonic(), startup_timeout_s)
         self._failed: tuple[BaseException, Doing] | None = None
-        """What this rank was doing where the last exception was raised: the blocks it passes restore the status."""
+        """What this rank was doing where the last exception was raised: blocks that it leaves restore the call."""
         self._limit: tuple[float, str] | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="selfemo-watchdog", daemon=True)
@@ -173,7 +174,8 @@ def start(
     """Watch this process until `stop`, or until it ends.
 
     Args:
-        timeout_s: deadline of a call, and of a phase outside its calls; `startup_timeout_s` in the phases of RARE_PHASES.
+        timeout_s: deadline of a call, and of a phase outside its calls.
+        startup_timeout_s: the same in RARE_PHASES.
         tell: prints one line where the user sees it.
         on_tick: called every TICK_S, on the watchdog's thread.
     """
@@ -194,7 +196,10 @@ def phase(name: str) -> AbstractContextManager[None]:
 
 
 def doing(call: str) -> AbstractContextManager[None]:
-    """Run a block as a call of the phase, with the whole deadline; the call around it has the whole deadline again afterwards."""
+    """Run a block as a call of the phase, with the whole deadline.
+
+    Blocks nest: the call around it has the whole deadline again afterwards.
+    """
     return _watchdog.doing(call) if _watchdog else nullcontext()
 
 

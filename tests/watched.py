@@ -14,7 +14,7 @@ LONG_S = 3600.0
 
 @contextmanager
 def calls_told() -> Iterator[list[str]]:
-    """Start a watchdog whose deadlines do not end; what it yields lists the calls it hears of, "" between them."""
+    """Start a watchdog whose deadlines do not end; yields the list of calls it hears of, "" between them."""
     told: list[str] = []
 
     class Recording(watchdog.Watchdog):

@@ -293,7 +293,8 @@ class Learner:
                 data_iterator=[iter(list(enumerate(plan))) for _ in self.wrapped] if interleaved else iter(list(enumerate(plan))),
                 model=self.wrapped if interleaved else self.wrapped[0],
                 num_microbatches=len(plan),
-                # Read by the interleaved schedule alone, which divides it by the context size; others exchange shapes.
+                # Read by the interleaved schedule alone, which divides it by the context size; others exchange
+                # shapes.
                 seq_length=plan[0].token_ids_T.numel() * self.layout.context_size,
                 micro_batch_size=1,
                 forward_only=forward_only,

@@ -1,4 +1,4 @@
-"""The two roles: what each is asked, and what its completion says. Self-play, chat and evaluation share them."""
+"""Asks the two roles for completions, and reads and gates these: for self-play, chat and evaluation alike."""
 
 from __future__ import annotations
 
