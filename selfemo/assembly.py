@@ -7,10 +7,11 @@ its weights from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from selfemo import watchdog
 from selfemo.config import RunConfig
 from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.registry import load_training_corpus
@@ -24,7 +25,6 @@ from selfemo.run_directory import RunDirectory
 from selfemo.selfplay.prompts import PromptBuilder, recognizer_text, responder_text
 from selfemo.selfplay.room import longest_requests
 from selfemo.tokens.chat import ChatEncoder
-from selfemo.watchdog import Watchdog, this_process
 from selfemo.weight_sync import WeightSync
 from selfemo.weights.architecture import Architecture, read_architecture
 
@@ -57,7 +57,7 @@ class System:
     weight_sync: WeightSync
 
 
-def join_world(config: RunConfig, watchdog: Watchdog | None = None) -> World:
+def join_world(config: RunConfig) -> World:
     """Enter torchrun's process group and Megatron's layout, and let the watchdog know the other ranks.
 
     Collectives of the default group also belong to rare, long phases; the watchdog ends the others in time.
@@ -66,23 +66,20 @@ def join_world(config: RunConfig, watchdog: Watchdog | None = None) -> World:
 
     device = select_device()
     init_distributed(device, config.startup_timeout_s)
-    processes = [this_process()] * dist.get_world_size()
-    dist.all_gather_object(processes, this_process())
-    if watchdog:
-        watchdog.peers = tuple(process for rank, process in enumerate(processes) if rank != dist.get_rank())
+    processes = [watchdog.this_process()] * dist.get_world_size()
+    dist.all_gather_object(processes, watchdog.this_process())
+    watchdog.set_peers(process for rank, process in enumerate(processes) if rank != dist.get_rank())
     return World(device, init_parallel(config.parallel, device, config.seed, config.timeout_s))
 
 
-def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Corpus, watchdog: Watchdog | None = None) -> System:
+def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Corpus) -> System:
     """Build model, engine and what connects them; the engine holds no weights until the first sync. Collective."""
     model_dir = model_directory(config, run, corpus)
     encoder, prompts, probes, architecture = agreed(lambda: _read_model(model_dir, config, corpus))
     learner = Learner(architecture, config, world.layout, world.device)
-    on_call: Callable[[str], None] = watchdog.call if watchdog else lambda what: None
-    learner.on_call = on_call
     learner.load_hf(str(model_dir))
     engine = RolloutEngine(str(model_dir), config.rollout, config.model.max_length, encoder.end_of_turn_ids, world.device.kind)
-    weight_sync = WeightSync(learner, engine, str(model_dir), config, probes, on_call)
+    weight_sync = WeightSync(learner, engine, str(model_dir), config, probes)
     generator = ReplicatedGenerator(engine, config.rollout.tensor_parallel)
     return System(world, corpus, model_dir, encoder, prompts, learner, engine, generator, weight_sync)
 

@@ -25,11 +25,12 @@ from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.errors import UserError
 from selfemo.finished_model import FinishedModel, find_model
 from selfemo.plain_console import plain_console
-from selfemo.rollout.request import GenerationRequest, Generator
+from selfemo.rollout.request import Generator
 from selfemo.seeds import derive_seed
 from selfemo.selfplay.consensus import Consensus, vote
-from selfemo.selfplay.gates import Gate, failed_gates
-from selfemo.selfplay.prompts import PromptBuilder, clean_line, clean_speaker, completion_text
+from selfemo.selfplay.gates import Gate
+from selfemo.selfplay.prompts import PromptBuilder, clean_line, clean_speaker
+from selfemo.selfplay.roles import Recognizer, Responder
 
 HELP = "/emotion joy: answer in joy;  /emotion auto: mirror what is read in you;  /quit: end"
 AUTO = "auto"
@@ -55,6 +56,7 @@ class Dialogue:
     ) -> None:
         """`you` and `speaker`: names of the two sides, distinct."""
         self._generator, self._prompts, self._config, self._score = generator, prompts, config, score
+        self._recognizer, self._responder = Recognizer(prompts, config), Responder(prompts, config)
         self._you, self._speaker, self._seed = you, speaker, seed
         self._turns: list[Turn] = []
 
@@ -62,19 +64,16 @@ class Dialogue:
         """Add your line and read it: the vote of `recognizer_group_size` sampled answers."""
         self._turns.append(Turn(self._you, text))
         prompt, size = self._prompts.recognize(self._turns), self._config.recognizer_group_size
-        requests = [self._request(prompt, "read", i, self._config.max_recognizer_tokens) for i in range(size)]
-        return vote(self._read(requests), self._score)
+        requests = [self._recognizer.request(prompt, self._sampling_seed("read", i)) for i in range(size)]
+        return vote(self._recognizer.read_all(self._generator, requests), self._score)
 
     def answer(self, target: tuple[str, ...]) -> Reply:
         """Say the best of `responder_group_size` replies to the last line, and add it."""
-        config, labels = self._config, self._prompts.labels
-        prompt = self._prompts.respond(self._turns, self._speaker, target)
-        requests = [self._request(prompt, "reply", i, config.max_utterance_tokens) for i in range(config.responder_group_size)]
-        shown = [*self._turns[-(self._prompts.history_turns + 1) :], Turn(self._speaker, "")]
+        prompt, size = self._prompts.respond(self._turns, self._speaker, target), self._config.responder_group_size
+        requests = [self._responder.request(prompt, self._sampling_seed("reply", i)) for i in range(size)]
         candidates = []
         for completion in self._generator.generate(requests):
-            text = completion_text(self._prompts.encoder, completion)
-            gates = failed_gates(text, shown, labels, config.min_utterance_words, config.max_utterance_words, completion.finished)
+            text, gates = self._responder.gate(self._turns, self._speaker, completion)
             candidates.append((clean_line(text), gates))
         reply = self._closest([text for text, gates in candidates if not gates], target)
         if reply is None:
@@ -87,23 +86,14 @@ class Dialogue:
         """The text that is read closest to the target, the first of equals."""
         if not texts:
             return None
-        prompts = [self._prompts.recognize([*self._turns, Turn(self._speaker, text)]) for text in texts]
-        readings = self._read([GenerationRequest(prompt, 0, self._config.max_recognizer_tokens, 0.0) for prompt in prompts])
+        dialogues = [[*self._turns, Turn(self._speaker, text)] for text in texts]
+        readings = self._recognizer.read_last_turns(self._generator, dialogues)
         scores = [self._score.of_reading(reading, target) for reading in readings]
         best = scores.index(max(scores))
         return Reply(texts[best], target, (), readings[best])
 
-    def _read(self, requests: Sequence[GenerationRequest]) -> list[Reading]:
-        return [
-            parse_answer(
-                completion_text(self._prompts.encoder, c), self._prompts.labels, thinking=self._config.thinking, finished=c.finished
-            )
-            for c in self._generator.generate(requests)
-        ]
-
-    def _request(self, prompt: tuple[int, ...], purpose: str, sample: int, max_tokens: int) -> GenerationRequest:
-        seed = derive_seed(self._seed, "chat", len(self._turns), purpose, sample)
-        return GenerationRequest(prompt, seed, max_tokens, self._config.temperature)
+    def _sampling_seed(self, purpose: str, sample: int) -> int:
+        return derive_seed(self._seed, "chat", len(self._turns), purpose, sample)
 
 
 def chat(

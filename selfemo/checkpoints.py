@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
+from selfemo import watchdog
 from selfemo.errors import UserError, on_all_ranks
 from selfemo.files import fsync_directory, replace_text
 from selfemo.megatron.checkpoint import TensorWrite, read_snapshot, read_tensors, write_snapshot
@@ -53,9 +54,8 @@ class Found:
 class Checkpoints:
     """Writes a run's checkpoints. Every method is collective."""
 
-    def __init__(self, root: Path, learner: Learner, keep: int, in_background: bool, on_call: Callable[[str], None]) -> None:
-        """`on_call` is told every part of a write that may take long, and "" after the last."""
-        self._root, self._learner, self._keep, self._in_background, self._on_call = root, learner, keep, in_background, on_call
+    def __init__(self, root: Path, learner: Learner, keep: int, in_background: bool) -> None:
+        self._root, self._learner, self._keep, self._in_background = root, learner, keep, in_background
         self._pending: tuple[TensorWrite, Path, Path, Manifest] | None = None
 
     def save(self, manifest: Manifest, generators: Mapping[str, torch.Tensor], wait: bool = False) -> None:
@@ -70,13 +70,12 @@ class Checkpoints:
         """
         self.finish()
         final = self._root / manifest.progress.name
-        self._on_call(f"generators of {final.name}")
-        temporary = _new_temporary(final)
         common = {"weight_version": manifest.progress.weight_version, "iteration": manifest.progress.step}
-        agree(self._save_rng(temporary, generators))
-        self._on_call(f"tensors of {final.name}")
-        write = TensorWrite(self._learner, temporary, common, in_background=self._in_background and not wait)
-        self._on_call("")
+        with watchdog.doing(f"generators of {final.name}"):
+            temporary = _new_temporary(final)
+            agree(self._save_rng(temporary, generators))
+        with watchdog.doing(f"tensors of {final.name}"):
+            write = TensorWrite(self._learner, temporary, common, in_background=self._in_background and not wait)
         self._pending = (write, temporary, final, manifest)
         if wait or not self._in_background:
             self.finish()
@@ -85,9 +84,8 @@ class Checkpoints:
         """Complete a checkpoint whose tensors have been written by now."""
         if self._pending is None:
             return
-        self._on_call(f"state of the writer of {self._pending[2].name}")
-        is_done = self._pending[0].is_done()
-        self._on_call("")
+        with watchdog.doing(f"state of the writer of {self._pending[2].name}"):
+            is_done = self._pending[0].is_done()
         if is_done:
             self.finish()
 
@@ -97,27 +95,25 @@ class Checkpoints:
             return
         write, temporary, final, manifest = self._pending
         self._pending = None
-        self._on_call(f"writer of {final.name}")
-        write.is_done(blocking=True)
-        self._on_call(f"digests of {final.name}")
-        files = _written(temporary)
-        self._on_call(f"name of {final.name}")
-        _commit(temporary, final, dataclasses.replace(manifest, files=files).encode(), make_latest=True)
-        self._on_call(f"removal of checkpoints before {final.name}")
-        from_main(lambda: _prune(self._root, self._keep))
-        self._on_call("")
+        with watchdog.doing(f"writer of {final.name}"):
+            write.is_done(blocking=True)
+        with watchdog.doing(f"digests of {final.name}"):
+            files = _written(temporary)
+        with watchdog.doing(f"name of {final.name}"):
+            _commit(temporary, final, dataclasses.replace(manifest, files=files).encode(), make_latest=True)
+        with watchdog.doing(f"removal of checkpoints before {final.name}"):
+            from_main(lambda: _prune(self._root, self._keep))
 
     def save_reference(self, snapshot: Sequence[torch.Tensor]) -> str:
         """Store the reference weights; returns their digest."""
         self.finish()
         final = self._root / REFERENCE_NAME
         temporary = _new_temporary(final)
-        self._on_call("tensors of the reference weights")
-        write_snapshot(self._learner, snapshot, temporary)
-        self._on_call("digests of the reference weights")
-        files = _written(temporary)
-        _commit(temporary, final)
-        self._on_call("")
+        with watchdog.doing("tensors of the reference weights"):
+            write_snapshot(self._learner, snapshot, temporary)
+        with watchdog.doing("digests of the reference weights"):
+            files = _written(temporary)
+            _commit(temporary, final)
         return digest_of(files)
 
     def _save_rng(self, directory: Path, generators: Mapping[str, torch.Tensor]) -> str:

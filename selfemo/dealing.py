@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from selfemo import watchdog
 from selfemo.errors import on_all_ranks
 
 
@@ -24,24 +25,17 @@ def one_by_one[T, R](compute: Callable[[T], R], items: Sequence[T], /) -> list[R
     return [compute(item) for item in items]
 
 
-def named(deal: Deal, on_call: Callable[[str], None]) -> Deal:
-    """`deal`, which tells `on_call` what it computes before it begins, and "" when it is done."""
-
-    def told[T, R](compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
-        on_call(f"{compute.__name__.strip('_')} of {len(items)} items over the ranks")
-        results = deal(compute, items)
-        on_call("")
-        return results
-
-    return told
-
-
 def over_ranks[T, R](compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
     """`compute` of every item, in order, on every rank. Collective: every rank calls it with the same items.
 
     Raises:
         Exception: what `compute` raised, on every rank alike; of several ranks the first one's.
     """
+    with watchdog.doing(f"{compute.__name__.strip('_')} of {len(items)} items over the ranks"):
+        return _over_ranks(compute, items)
+
+
+def _over_ranks[T, R](compute: Callable[[T], R], items: Sequence[T]) -> list[R]:
     import torch.distributed as dist  # here: the report reads records whose module names Deal, and needs no torch
 
     ranks, rank = dist.get_world_size(), dist.get_rank()

@@ -28,32 +28,23 @@ RATIO_MEAN_LIMIT = 100.0
 ROUNDING = 1e-6
 
 
-class SkippedSteps:
-    """Counts steps that were skipped, in all and in a row."""
+def skipped_step(where: str, stats: StepStats, batch: Sequence[TrainingSample], in_a_row: int, limit: int, dump: Path | None) -> str:
+    """A line to show of a step that was skipped.
 
-    def __init__(self, limit: int, dump: Path | None) -> None:
-        """`dump`: where the batch goes; None on ranks that do not write."""
-        self._limit, self._dump = limit, dump
-        self.total = self.in_a_row = 0
+    Args:
+        in_a_row: skipped steps since the last good one, this one included; the run ends at `limit`.
+        dump: where the batch goes then; None on ranks that do not write.
 
-    def count(self, where: str, stats: StepStats, batch: Sequence[TrainingSample]) -> str:
-        """Count a step; returns a line to show where it was skipped, else "".
-
-        Raises:
-            UserError: as many in a row as are allowed; the batch has been written.
-        """
-        if stats.applied:
-            self.in_a_row = 0
-            return ""
-        self.total += 1
-        self.in_a_row += 1
-        line = f"{where}: loss {stats.loss:g}, gradient norm {stats.grad_norm:g}: step skipped on all ranks, {self.in_a_row} in a row"
-        if self.in_a_row < self._limit:
-            return line
-        if self._dump:
-            dump_batch(self._dump, line, batch)
-        advice = f"the batch is in {DUMP_NAME}: look at its samples, or lower the learning rate"
-        raise on_all_ranks(UserError(f"{line} (train.max_skipped_steps); {advice}"))
+    Raises:
+        UserError: as many in a row as are allowed; the batch has been written.
+    """
+    line = f"{where}: loss {stats.loss:g}, gradient norm {stats.grad_norm:g}: step skipped on all ranks, {in_a_row} in a row"
+    if in_a_row < limit:
+        return line
+    if dump:
+        dump_batch(dump, line, batch)
+    advice = f"the batch is in {DUMP_NAME}: look at its samples, or lower the learning rate"
+    raise on_all_ranks(UserError(f"{line} (train.max_skipped_steps); {advice}"))
 
 
 def dump_batch(directory: Path, line: str, batch: Sequence[TrainingSample]) -> None:

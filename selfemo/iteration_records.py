@@ -5,13 +5,17 @@ Figures are means over the iteration's samples of one role, so that a curve tell
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfemo.emotions.answer import Answer
 from selfemo.rewards.components import metric_name
 from selfemo.rewards.scoring import ScoredGroup
 from selfemo.selfplay.records import Episode
+
+if TYPE_CHECKING:  # records of a run can be made without torch
+    from selfemo.megatron.learner import PolicyStats
 
 ROLES = ("recognizer", "responder")
 
@@ -43,6 +47,24 @@ def role_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
             f"unfinished_share_{role}": _mean([float(not sample.finished) for sample in samples]),
         }
     return figures
+
+
+def policy_figures(stats: Sequence[PolicyStats]) -> dict[str, float]:
+    """Every figure of an iteration's last update by its name in PolicyStats, and the step's loss, norm and rate.
+
+    The gap to the engine is the first update's: later ones have moved off the policy that sampled.
+    """
+    first, last = stats[0], stats[-1]
+    figures = {field.name: getattr(last, field.name) for field in dataclasses.fields(last) if field.name != "step"}
+    return {
+        "loss": last.step.loss,
+        "grad_norm": last.step.grad_norm,
+        "learning_rate": last.step.learning_rate,
+        "step_applied": all(s.step.applied for s in stats),
+        **figures,
+        "logprob_gap_max": first.logprob_gap_max,
+        "logprob_gap_mean": first.logprob_gap_mean,
+    }
 
 
 def groups_without_ranking(groups: Sequence[ScoredGroup]) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from selfemo import watchdog
 from selfemo.assembly import System, World
 from selfemo.config import RunConfig
 from selfemo.evaluation.metrics import MajorityBaseline
@@ -21,7 +22,14 @@ from selfemo.evaluation.recognition import RecognitionReport
 from selfemo.files import size_of
 from selfemo.flywheel.flywheel import FlywheelCounts
 from selfemo.grpo.samples import TrainingSample
-from selfemo.iteration_records import component_means, episode_records, groups_without_ranking, outcome_counts, role_figures
+from selfemo.iteration_records import (
+    component_means,
+    episode_records,
+    groups_without_ranking,
+    outcome_counts,
+    policy_figures,
+    role_figures,
+)
 from selfemo.megatron.learner import PolicyStats, StepStats
 from selfemo.phase_spans import PhaseSpans, gather_by_rank
 from selfemo.rewards.scoring import ScoredGroup
@@ -31,7 +39,6 @@ from selfemo.selfplay.records import Episode
 from selfemo.state import Position
 from selfemo.terminal import Bar, Terminal
 from selfemo.tracking.trackers import Tracking
-from selfemo.watchdog import Watchdog
 from selfemo.weight_sync import SyncReport
 
 SCHEMA = 1
@@ -46,11 +53,8 @@ SUMMARY_PHASES = ("sft", "rollout", "train", "sync", "eval")
 class Journal:
     """One run's records."""
 
-    def __init__(self, config: RunConfig, run: RunDirectory, terminal: Terminal, world: World, watchdog: Watchdog | None = None) -> None:
+    def __init__(self, config: RunConfig, run: RunDirectory, terminal: Terminal, world: World) -> None:
         self._config, self._run, self._terminal, self._world = config, run, terminal, world
-        rank = world.layout.rank
-        self.watchdog = watchdog or Watchdog(rank, config.timeout_s, config.startup_timeout_s, terminal.error)
-        """Knows the phase too."""
         self._started = time.perf_counter()
         self._seconds: dict[str, float] = {}
         self._events: dict[str, list[dict[str, Any]]] = {name: [] for name in SUMMARY_EVENTS}
@@ -81,7 +85,7 @@ class Journal:
     def phase(self, name: str) -> Iterator[None]:
         """Count the seconds of a phase, and hold it to its deadline."""
         began, started = time.time(), time.perf_counter()
-        with self.watchdog.phase(name):
+        with watchdog.phase(name):
             yield
             self._world.device.synchronize()
         self._last[name] = time.perf_counter() - started
@@ -104,6 +108,7 @@ class Journal:
                 "step": step,
                 "loss": stats.loss,
                 "grad_norm": stats.grad_norm,
+                "learning_rate": stats.learning_rate,
                 "tokens": stats.tokens,
                 "step_applied": stats.applied,
             }
@@ -160,7 +165,6 @@ class Journal:
         totals = [total for group in groups for total in group.totals]
         reward = sum(totals) / len(totals)
         tokens = sum(len(sample.completion_ids) for sample in samples)
-        last = stats[-1]
         self._write(
             {
                 "event": "iteration",
@@ -174,14 +178,7 @@ class Journal:
                 "groups": len(groups),
                 "groups_without_ranking": groups_without_ranking(groups),
                 "flywheel": outcome_counts(outcomes),
-                "loss": last.step.loss,
-                "grad_norm": last.step.grad_norm,
-                "step_applied": all(s.step.applied for s in stats),
-                "kl": last.kl,
-                "entropy": last.entropy,
-                "clipped_share": last.clipped_share,
-                "ratio_mean": last.ratio_mean,
-                "logprob_gap_max": stats[0].logprob_gap_max,  # later updates have moved off the rollout policy
+                **policy_figures(stats),
                 "seconds": {name: self._last[name] for name in ("rollout", "reward", "train", "sync")},
             }
         )

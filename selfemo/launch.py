@@ -17,13 +17,13 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
+from selfemo import watchdog
 from selfemo.config import RunConfig
 from selfemo.errors import EXIT_USER_ERROR, UserError
 from selfemo.preflight import check_layout
 from selfemo.run_directory import RunDirectory
 from selfemo.stop_signals import StopSignals
 from selfemo.terminal import Terminal
-from selfemo.watchdog import Watchdog, kill_stopped
 
 FULL_OR_BARRED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
@@ -46,20 +46,19 @@ def run_training(config: RunConfig) -> None:
         terminal.say(
             f"torchrun restarts workers in the store of the world before, where they may not find each other: export {OWN_STORES}=1"
         )
-    watchdog = Watchdog(rank, config.timeout_s, config.startup_timeout_s, terminal.error)
-    signals.limit(watchdog, config.checkpoint.grace_s)
-    watchdog.start()
-    _tell_failures(terminal, watchdog, rank)
+    on_tick = signals.limit(config.checkpoint.grace_s)
+    watchdog.start(rank, config.timeout_s, config.startup_timeout_s, terminal.error, on_tick)
+    _tell_failures(terminal, rank)
     from selfemo.trainer import train
 
     try:
-        train(config, run, terminal, watchdog, signals)
+        train(config, run, terminal, signals)
     except UserError as error:  # the command line would print it too, but in an orderly shutdown
         sys.excepthook(UserError, error, error.__traceback__)
     watchdog.stop()
 
 
-def _tell_failures(terminal: Terminal, watchdog: Watchdog, rank: int) -> None:
+def _tell_failures(terminal: Terminal, rank: int) -> None:
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         traceback.print_exception(kind, error, trace)
         if isinstance(error, OSError) and error.errno in FULL_OR_BARRED:
@@ -71,8 +70,8 @@ def _tell_failures(terminal: Terminal, watchdog: Watchdog, rank: int) -> None:
                 terminal.error(f"selfemo: rank {rank} on {socket.gethostname()}: {error}")
         else:
             first_line = str(error).partition("\n")[0]
-            terminal.error(f"selfemo: {watchdog.status()} failed: {kind.__name__}: {first_line} (traceback in {terminal.log_path})")
-        kill_stopped(watchdog.peers)
+            terminal.error(f"selfemo: {watchdog.status(error)} failed: {kind.__name__}: {first_line} (traceback in {terminal.log_path})")
+        watchdog.kill_stopped_peers()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_USER_ERROR if isinstance(error, UserError) else 1)

@@ -1,25 +1,32 @@
 """How far a run has come, and its checkpoints: what the trainer needs to be interrupted anywhere and lose nothing.
 
-`progress` changes in `reached` alone, which the trainer calls where a run can go on from: weights, optimizer and records belong together
-there. What a checkpoint says is what was true then, also when it is written a little later, for a signal in the middle of an iteration.
+`progress` is counted here alone. The trainer calls `reached` where a run can go on from: weights, optimizer
+and records belong together there. What a checkpoint says is what was true then, also if it is written a little
+later, for a signal in the middle of an iteration.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
+from selfemo import watchdog
 from selfemo.assembly import System
 from selfemo.checkpoints import Checkpoints, Found
 from selfemo.config import RunConfig
+from selfemo.finite import DUMP_NAME, skipped_step
 from selfemo.flywheel.flywheel import Flywheel
+from selfemo.grpo.samples import TrainingSample
 from selfemo.journal import Journal
+from selfemo.megatron.learner import StepStats
 from selfemo.megatron.rng import collect_rng
 from selfemo.resume import code_versions, corpus_digest
-from selfemo.run_directory import CHECKPOINTS_NAME, RunDirectory
+from selfemo.run_directory import CHECKPOINTS_NAME, MODEL_NAME, RunDirectory
 from selfemo.state import MANIFEST_VERSION, Manifest, Position, Progress, Stage
 from selfemo.stopping import StopRequest
+from selfemo.weights.export import save_hf
 
 
 class RunState:
@@ -29,11 +36,14 @@ class RunState:
         self, config: RunConfig, system: System, run: RunDirectory, journal: Journal, flywheel: Flywheel, stop: StopRequest
     ) -> None:
         self._config, self._system, self._journal, self._flywheel, self._stop = config, system, journal, flywheel, stop
+        self._export = run.path(MODEL_NAME)
+        self._dump = run.path(DUMP_NAME) if system.world.layout.is_main else None
         settings = config.checkpoint
-        root, on_call = run.path(CHECKPOINTS_NAME), journal.watchdog.call
-        self._checkpoints = Checkpoints(root, system.learner, settings.keep, in_background=settings.background, on_call=on_call)
+        root = run.path(CHECKPOINTS_NAME)
+        self._checkpoints = Checkpoints(root, system.learner, settings.keep, in_background=settings.background)
         self._code = code_versions()  # now: what is changed on disk later is not what this process runs
         self._position = Position()
+        self._reached = Progress()
         self._saved: Progress | None = None
         self._reference_digest = ""
         self._generators: dict[str, torch.Tensor] = {}
@@ -42,13 +52,29 @@ class RunState:
         self.reference: list[torch.Tensor] = []
         """The weights self-play is held to, once it has begun."""
 
-    def reached(self, stage: Stage, step: int, weight_version: int, skipped_steps: int, skipped_in_a_row: int) -> None:
+    def count_sync(self) -> int:
+        """Count a weight sync; returns its number in the run, from 1."""
+        self.progress = self.progress.after_sync()
+        return self.progress.weight_version
+
+    def count_step(self, where: str, stats: StepStats, batch: Sequence[TrainingSample]) -> None:
+        """Count an optimizer step, and tell of one that was skipped.
+
+        Raises:
+            UserError: as many were skipped in a row as are allowed.
+        """
+        self.progress = self.progress.after_step(stats.applied)
+        if not stats.applied:
+            in_a_row, limit = self.progress.skipped_in_a_row, self._config.train.max_skipped_steps
+            self._journal.say(skipped_step(where, stats, batch, in_a_row, limit, self._dump))
+
+    def reached(self, stage: Stage, step: int) -> None:
         """So much is done, and recorded: from here the run can go on. Writes a checkpoint where one is due.
 
         Raises:
             Stopped: a signal asked for it.
         """
-        self.progress = Progress(stage, step, weight_version, skipped_steps, skipped_in_a_row)
+        self.progress = self._reached = dataclasses.replace(self.progress, stage=stage, step=step)
         self._position = dataclasses.replace(self._journal.position, flywheel_records=self._flywheel.last_id)
         self._generators = collect_rng(self._system.world.device.torch_device)
         every = self._config.checkpoint.sft_every if stage == "sft" else self._config.checkpoint.every
@@ -61,18 +87,38 @@ class RunState:
 
     def checkpoint(self, wait: bool = False) -> None:
         """Everything the run needs to go on from where it last was in `reached`; with `wait` it is complete on return."""
-        if self._saved != self.progress:
+        if self._saved != self._reached:
             with self._journal.phase("checkpoint"):
-                if self.progress.stage == "self-play" and not self._reference_digest:
+                if self._reached.stage == "self-play" and not self._reference_digest:
                     self._reference_digest = self._checkpoints.save_reference(self.reference)
                 self._checkpoints.save(self._manifest(), self._generators, wait)
-            self._saved = self.progress
+            self._saved = self._reached
         if wait:
             self._checkpoints.finish()
 
+    def save(self) -> None:
+        """A checkpoint that any layout can load, and an export that transformers and vLLM load."""
+        self.checkpoint(wait=True)
+        learner = self._system.learner
+        with self._journal.phase("save"):
+            tensors = learner.hf_tensors(self._config.sync.bucket_bytes)
+            is_main = self._system.world.layout.is_main
+            save_hf(self._export, tensors, learner.architecture, self._system.model_dir, write=is_main)
+
+    def stop(self, signal_name: str) -> None:
+        """A signal asked for it: leave everything so that the same command goes on."""
+        stage, step = self._reached.stage, self._reached.step
+        if stage != "start":
+            self.checkpoint(wait=True)
+        watchdog.stop()  # nothing is left that could be lost
+        self._flywheel.close()
+        where = "before SFT" if stage == "start" else f"after {step} {'SFT steps' if stage == 'sft' else 'iterations'}"
+        self._journal.say(f"stopped by {signal_name} {where}; the same command goes on from there")
+
     def load(self, found: Found) -> None:
         """Go on from a checkpoint; the records have been rewound to it. The engines get its weights, and prove that they hold them."""
-        self.progress, self._position, self._saved = found.manifest.progress, found.manifest.position, found.manifest.progress
+        self.progress = self._reached = self._saved = found.manifest.progress
+        self._position = found.manifest.position
         self._reference_digest = found.manifest.reference
         self.reference = self._checkpoints.load(found) or []
         self._journal.resume(found.manifest.seconds)
@@ -83,7 +129,7 @@ class RunState:
     def _manifest(self) -> Manifest:
         return Manifest(
             version=MANIFEST_VERSION,
-            progress=self.progress,
+            progress=self._reached,
             position=self._position,
             config=dataclasses.asdict(self._config),
             world_size=self._system.world.layout.world_size,

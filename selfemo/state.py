@@ -7,6 +7,7 @@ resume cuts it back to them. A manifest is JSON, read strictly: a field too many
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -42,6 +43,17 @@ class Progress:
     """Optimizer steps that were skipped for a loss or gradient that was not finite."""
     skipped_in_a_row: Count = 0
     """Those since the last good one."""
+
+    def after_sync(self) -> Progress:
+        """The progress with one more weight sync."""
+        return dataclasses.replace(self, weight_version=self.weight_version + 1)
+
+    def after_step(self, applied: bool) -> Progress:
+        """The progress with one more optimizer step, counted where it was skipped."""
+        if applied:
+            return dataclasses.replace(self, skipped_in_a_row=0)
+        skipped, in_a_row = self.skipped_steps + 1, self.skipped_in_a_row + 1
+        return dataclasses.replace(self, skipped_steps=skipped, skipped_in_a_row=in_a_row)
 
     @property
     def name(self) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 
-from selfemo.watchdog import Watchdog
+from selfemo import watchdog
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -33,8 +34,11 @@ class StopSignals:
         for number in SIGNALS:
             signal.signal(number, self._ask)
 
-    def limit(self, watchdog: Watchdog, grace_s: float) -> None:
-        """Have the watchdog end the process `grace_s` after it has seen a signal, one that came before this call included."""
+    def limit(self, grace_s: float) -> Callable[[], None]:
+        """What the watchdog does at every tick: end the process `grace_s` after it has seen a signal.
+
+        A signal that came before this call counts too.
+        """
 
         def start_clock() -> None:
             with contextlib.suppress(BlockingIOError):
@@ -42,7 +46,7 @@ class StopSignals:
                     reason = f"asked to stop, and not done within checkpoint.grace_s={grace_s:g}; the last checkpoint stands"
                     watchdog.limit(grace_s, reason)
 
-        watchdog.on_tick = start_clock
+        return start_clock
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = number

@@ -8,14 +8,14 @@ the run can go on from where the iteration began.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 
+from selfemo import watchdog
 from selfemo.rollout.request import Completion, GenerationRequest, Generator
 from selfemo.stop_signals import StopSignals
-from selfemo.watchdog import Watchdog
 
 
 class Stopped(Exception):
@@ -25,15 +25,14 @@ class Stopped(Exception):
 class StopRequest:
     """Whether some rank was asked to stop."""
 
-    def __init__(self, device: torch.device, signals: StopSignals, on_call: Callable[[str], None]) -> None:
-        self._device, self._signals, self._on_call = device, signals, on_call
+    def __init__(self, device: torch.device, signals: StopSignals) -> None:
+        self._device, self._signals = device, signals
 
     def check(self) -> None:
         """Raise Stopped on every rank if some rank was asked. Collective."""
         asked = torch.tensor([self._signals.asked], device=self._device)
-        self._on_call("agreement whether to stop")
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        self._on_call("")
+        with watchdog.doing("agreement whether to stop"):
+            dist.all_reduce(asked, op=dist.ReduceOp.MAX)
         if asked:
             self._signals.asked = int(asked)
             raise Stopped(signal.Signals(self._signals.asked).name)
@@ -42,13 +41,11 @@ class StopRequest:
 class GuardedGenerator:
     """A generator whose calls the watchdog knows of, and before which a run can stop."""
 
-    def __init__(self, generator: Generator, watchdog: Watchdog, stop: StopRequest) -> None:
-        self._generator, self._watchdog, self._stop = generator, watchdog, stop
+    def __init__(self, generator: Generator, stop: StopRequest) -> None:
+        self._generator, self._stop = generator, stop
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         """As the generator's; raises Stopped instead, on every rank."""
         self._stop.check()
-        self._watchdog.call(f"engine call of {len(requests)} requests")
-        completions = list(self._generator.generate(requests))
-        self._watchdog.call("")
-        return completions
+        with watchdog.doing(f"engine call of {len(requests)} requests"):
+            return list(self._generator.generate(requests))

@@ -3,6 +3,10 @@
 Collectives have deadlines of their own, but an engine call, a file system or a loop has none, and a collective's error does not say what
 the rank was about. Here every phase and call has one, and whatever ends a rank can be told with rank, host, phase, iteration and call.
 
+A process has one watchdog. `start` begins it; any module names what it does with
+`with watchdog.doing("tensors of iteration-000004"):`. If none was started (evaluation, chat, tools), these
+functions do nothing.
+
 A process that is stopped (SIGSTOP) cannot end itself, and torchrun's SIGTERM does not reach it: its peers on the host kill it when they
 end. One that holds Python's lock in native code cannot run this thread: faulthandler's timer, which needs no lock, ends it.
 """
@@ -18,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 TICK_S = 0.5
@@ -55,51 +59,87 @@ class Process:
 
 
 class Watchdog:
-    """One rank's status and deadlines."""
+    """One rank's status and deadlines. The functions of this module use the one of this process."""
 
-    def __init__(self, rank: int, timeout_s: float, startup_timeout_s: float, tell: Callable[[str], None]) -> None:
-        """`tell` prints one line where the user sees it."""
-        self._rank, self._timeout_s, self._startup_timeout_s, self._tell = rank, timeout_s, startup_timeout_s, tell
+    def __init__(
+        self,
+        rank: int,
+        timeout_s: float,
+        startup_timeout_s: float,
+        tell: Callable[[str], None],
+        on_tick: Callable[[], None],
+    ) -> None:
+        self._rank, self._timeout_s, self._startup_timeout_s = rank, timeout_s, startup_timeout_s
+        self._tell, self._on_tick = tell, on_tick
         self._doing = Doing("setup", "", None, time.monotonic(), startup_timeout_s)
+        self._failed: tuple[BaseException, Doing] | None = None
+        """What this rank was doing where the last exception was raised: blocks that it leaves restore the call."""
         self._limit: tuple[float, str] | None = None
         self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="selfemo-watchdog", daemon=True)
         self.peers: tuple[Process, ...] = ()
-        """The other ranks, once they are known."""
-        self.on_tick: Callable[[], None] = lambda: None
 
     def start(self) -> None:
-        """Begin to watch; ends with the process, or with `stop`."""
-        threading.Thread(target=self._watch, name="selfemo-watchdog", daemon=True).start()
+        """Begin to watch."""
+        self._thread.start()
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop watching. The thread has ended on return, so it cannot set faulthandler's timer again."""
         self._over.set()
+        self._thread.join()
         faulthandler.cancel_dump_traceback_later()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """A phase with a deadline of its own; where it raises, the status stays for the report."""
+        """See the function `phase`."""
         self._enter(name)
-        yield
-        self._enter("")
+        try:
+            yield
+        except BaseException as error:
+            self._note(error)
+            raise
+        finally:
+            self._enter("")
+
+    @contextmanager
+    def doing(self, call: str) -> Iterator[None]:
+        """See the function `doing`."""
+        before = self._doing.call
+        self.call(call)
+        try:
+            yield
+        except BaseException as error:
+            self._note(error)
+            raise
+        finally:
+            self.call(before)
 
     def call(self, name: str) -> None:
-        """The phase has come to its next call, which has the whole deadline again."""
+        """Set the call, which has the whole deadline from now."""
         self._doing = replace(self._doing, call=name, since=time.monotonic())
 
     def iteration(self, iteration: int) -> None:
-        """The iteration that what follows belongs to."""
+        """See the function `iteration`."""
         self._doing = replace(self._doing, iteration=iteration)
 
     def limit(self, seconds: float, reason: str) -> None:
-        """End the process in so many seconds, whatever it does."""
+        """See the function `limit`."""
         self._limit = (time.monotonic() + seconds, reason)
 
-    def status(self) -> str:
-        """What this rank is about, in words."""
-        return f"rank {self._rank} on {socket.gethostname()} in {self._doing}"
+    def status(self, error: BaseException | None = None) -> str:
+        """See the function `status`."""
+        doing = self._failed[1] if self._failed and self._failed[0] in _chain(error) else self._doing
+        return f"rank {self._rank} on {socket.gethostname()} in {doing}"
 
-    def end(self, line: str) -> None:
+    def _note(self, error: BaseException) -> None:
+        if self._failed is None or self._failed[0] not in _chain(error):  # the innermost block knows most
+            self._failed = (error, self._doing)
+
+    def _enter(self, phase: str) -> None:
+        deadline_s = self._startup_timeout_s if phase in RARE_PHASES else self._timeout_s
+        self._doing = Doing(phase, "", self._doing.iteration, time.monotonic(), deadline_s)
+
+    def _end(self, line: str) -> None:
         """Tell, and end this process and those of its peers on this host that are stopped. Does not return."""
         self._tell(f"selfemo: {line}")
         kill_stopped(self.peers)
@@ -107,21 +147,98 @@ class Watchdog:
         sys.stderr.flush()
         os._exit(1)
 
-    def _enter(self, phase: str) -> None:
-        deadline_s = self._startup_timeout_s if phase in RARE_PHASES else self._timeout_s
-        self._doing = Doing(phase, "", self._doing.iteration, time.monotonic(), deadline_s)
-
     def _watch(self) -> None:
         while not self._over.wait(TICK_S):
-            self.on_tick()
+            self._on_tick()
             doing, now = self._doing, time.monotonic()
             waited_s = now - doing.since
             if waited_s > doing.deadline_s:
                 faulthandler.dump_traceback(all_threads=True)
-                self.end(f"{self.status()}: not done within {doing.deadline_s:.0f} s; stacks are in the rank's log")
+                self._end(f"{self.status()}: not done within {doing.deadline_s:.0f} s; stacks are in the rank's log")
             if self._limit and now > self._limit[0]:
-                self.end(f"{self.status()}: {self._limit[1]}")
+                self._end(f"{self.status()}: {self._limit[1]}")
             faulthandler.dump_traceback_later(doing.deadline_s - waited_s + LOCKED_S, exit=True)
+
+
+_watchdog: Watchdog | None = None
+"""That of this process, once `start` has begun it."""
+
+
+def start(
+    rank: int,
+    timeout_s: float,
+    startup_timeout_s: float,
+    tell: Callable[[str], None],
+    on_tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Watch this process until `stop`, or until it ends.
+
+    Args:
+        timeout_s: deadline of a call, and of a phase outside its calls.
+        startup_timeout_s: the same in RARE_PHASES.
+        tell: prints one line where the user sees it.
+        on_tick: called every TICK_S, on the watchdog's thread.
+    """
+    global _watchdog
+    _watchdog = Watchdog(rank, timeout_s, startup_timeout_s, tell, on_tick)
+    _watchdog.start()
+
+
+def stop() -> None:
+    """Stop watching. `status` and the peers stay known, for a report of what fails afterwards."""
+    if _watchdog:
+        _watchdog.stop()
+
+
+def phase(name: str) -> AbstractContextManager[None]:
+    """Run a block as a phase, with a deadline of its own. Phases do not nest."""
+    return _watchdog.phase(name) if _watchdog else nullcontext()
+
+
+def doing(call: str) -> AbstractContextManager[None]:
+    """Run a block as a call of the phase, with the whole deadline.
+
+    Blocks nest: the call around it has the whole deadline again afterwards.
+    """
+    return _watchdog.doing(call) if _watchdog else nullcontext()
+
+
+def advance(call: str) -> None:
+    """Rename the call of the innermost `doing` block, with the whole deadline.
+
+    For work whose parts are no blocks of code, such as the micro-batches of a schedule.
+    """
+    if _watchdog:
+        _watchdog.call(call)
+
+
+def iteration(number: int) -> None:
+    """Set the iteration that what follows belongs to."""
+    if _watchdog:
+        _watchdog.iteration(number)
+
+
+def limit(seconds: float, reason: str) -> None:
+    """End the process in so many seconds, whatever it does."""
+    if _watchdog:
+        _watchdog.limit(seconds, reason)
+
+
+def status(error: BaseException | None = None) -> str:
+    """Say in words what this rank is doing, or was doing where `error` was raised."""
+    return _watchdog.status(error) if _watchdog else "a process without a watchdog"
+
+
+def set_peers(peers: Iterable[Process]) -> None:
+    """Set the other ranks of the run, once they are known."""
+    if _watchdog:
+        _watchdog.peers = tuple(peers)
+
+
+def kill_stopped_peers() -> None:
+    """SIGKILL the peers on this host that are stopped: torchrun's SIGTERM does not reach them."""
+    if _watchdog:
+        kill_stopped(_watchdog.peers)
 
 
 def this_process() -> Process:
@@ -146,3 +263,10 @@ def _stat(pid: int) -> tuple[str, str]:
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
         fields = file.read().rpartition(")")[2].split()  # the name before may hold anything
     return fields[0], fields[19]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and those it was raised from or while handling."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

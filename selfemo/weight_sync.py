@@ -8,12 +8,13 @@ or a stale cache cannot pass. A mismatch stops the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
+from selfemo import watchdog
 from selfemo.config import RunConfig
 from selfemo.megatron.learner import Learner
 from selfemo.rollout.request import Engine, GenerationRequest, LiveParameter
@@ -59,14 +60,13 @@ class WeightSync:
         model_dir: str,
         config: RunConfig,
         prompts: Sequence[tuple[int, ...]],
-        on_call: Callable[[str], None] = lambda what: None,
     ) -> None:
-        """`prompts`: ids of the probe prompts, the same on every rank. `on_call` is told every tensor before it is loaded.
+        """`prompts`: ids of the probe prompts, the same on every rank.
 
         Raises:
             UserError: sync.mode=direct, but the engine's parameters are not in their plain layout.
         """
-        self._learner, self._engine, self._config, self._prompts, self._on_call = learner, engine, config, prompts, on_call
+        self._learner, self._engine, self._config, self._prompts = learner, engine, config, prompts
         layout = learner.layout
         copies = layout.world_size // (layout.tensor_size * layout.pipeline_size)  # context-parallel ranks hold equal weights too
         self._trainer = TrainerLayout(layout.tensor_size, layout.pipeline_size, layout.virtual_size, copies)
@@ -98,7 +98,7 @@ class WeightSync:
         probed = verify or version == 1 or _is_due(version - 1, settings.verify_every)
         checksummed = verify or _is_due(version - 1, settings.checksum_every)
         self._engine.wake_up()
-        report = self._transfer.send(self._learner.chunks, _NamingReceiver(self._engine, self._on_call), version)
+        report = self._transfer.send(self._learner.chunks, _NamingReceiver(self._engine), version)
         self._learner.device.synchronize()
         compared = self._compare_checksums() if checksummed else 0
         if probed:
@@ -107,15 +107,19 @@ class WeightSync:
 
     def _compare_checksums(self) -> int:
         learner = self._learner
-        self._on_call("checksums of all tensors")
-        return verify_transfer(learner.chunks, self._engine, learner.architecture, self._trainer, self._engines, learner.layout.rank)
+        with watchdog.doing("checksums of all tensors"):
+            return verify_transfer(learner.chunks, self._engine, learner.architecture, self._trainer, self._engines, learner.layout.rank)
 
     def _run_probe(self, version: int) -> None:
-        for name, tensor in self._learner.hf_tensors(self._config.sync.bucket_bytes):
-            self._on_call(f"probe, tensor {name}")
-            if self._probe:
-                self._probe.load(name, tensor)
-        self._on_call("greedy probe")
+        with watchdog.doing("probe, first tensor"):
+            for name, tensor in self._learner.hf_tensors(self._config.sync.bucket_bytes):
+                watchdog.advance(f"probe, tensor {name}")
+                if self._probe:
+                    self._probe.load(name, tensor)
+        with watchdog.doing("greedy probe"):
+            self._compare_continuations(version)
+
+    def _compare_continuations(self, version: int) -> None:
         requests = [GenerationRequest(prompt, 0, self._config.sync.probe_tokens, 0.0) for prompt in self._prompts]
         mine = [completion.token_ids for completion in self._engine.generate(requests)]
         continuations: list[list[tuple[int, ...]]] = [[] for _ in range(dist.get_world_size())]
@@ -131,8 +135,8 @@ class WeightSync:
 class _NamingReceiver:
     """An engine that says which tensor it waits for."""
 
-    def __init__(self, engine: Engine, on_call: Callable[[str], None]) -> None:
-        self._engine, self._on_call = engine, on_call
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
 
     def live_parameters(self) -> Sequence[LiveParameter]:
         """See WeightReceiver."""
@@ -140,17 +144,19 @@ class _NamingReceiver:
 
     def receive_checkpoint_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """See WeightReceiver."""
-        self._engine.receive_checkpoint_tensors(self._named(tensors), version)
+        with watchdog.doing("first tensor"):
+            self._engine.receive_checkpoint_tensors(_named(tensors), version)
 
     def copy_direct(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """See WeightReceiver."""
-        self._engine.copy_direct(self._named(tensors), version)
+        with watchdog.doing("first tensor"):
+            self._engine.copy_direct(_named(tensors), version)
 
-    def _named(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        self._on_call("first tensor")
-        for name, tensor in tensors:
-            yield name, tensor
-            self._on_call(f"tensor after {name}")
+
+def _named(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors:
+        yield name, tensor
+        watchdog.advance(f"tensor after {name}")
 
 
 def _is_due(count: int, every: int) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from selfemo.checkpoints import Found, completed, find_checkpoint
 from selfemo.errors import UserError
 from selfemo.state import MANIFEST_NAME, Manifest, Position, Progress
+from tests.watched import calls_told
 
 EMPTY = Manifest(
     version=1,
@@ -136,13 +137,13 @@ class WrittenTensors:
 def _calls_of_a_write(root: str) -> list[str]:
     from selfemo import checkpoints
 
-    told: list[str] = []
     tensor_write, checkpoints.TensorWrite = checkpoints.TensorWrite, WrittenTensors
     try:
-        written = checkpoints.Checkpoints(Path(root), None, 2, True, told.append)
-        written.poll()
-        written.save(replace(EMPTY, progress=Progress("sft", 1)), {})
-        written.poll()
+        with calls_told() as told:
+            written = checkpoints.Checkpoints(Path(root), None, 2, True)
+            written.poll()
+            written.save(replace(EMPTY, progress=Progress("sft", 1)), {})
+            written.poll()
     finally:
         checkpoints.TensorWrite = tensor_write
     return told
@@ -151,13 +152,17 @@ def _calls_of_a_write(root: str) -> list[str]:
 def test_every_part_of_a_write_has_a_name_and_a_deadline_of_its_own(distributed, tmp_path):
     assert distributed(1, _calls_of_a_write, str(tmp_path))[0] == [
         "generators of sft-000001",
+        "",
         "tensors of sft-000001",
         "",
         "state of the writer of sft-000001",
         "",
         "writer of sft-000001",
+        "",
         "digests of sft-000001",
+        "",
         "name of sft-000001",
+        "",
         "removal of checkpoints before sft-000001",
         "",
     ]

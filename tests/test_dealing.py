@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from selfemo.config import AlgorithmConfig, FlywheelConfig, RewardConfig, RunConfig
-from selfemo.dealing import Deal, named, one_by_one, over_ranks
+from selfemo.dealing import Deal, one_by_one, over_ranks
 from selfemo.errors import UserError
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.flywheel.store import Filter, FlywheelStore
@@ -24,6 +24,7 @@ from selfemo.selfplay.seeds_pool import SeedPool
 from selfemo.selfplay.transitions import TransitionPrior
 from tests.flywheel.test_flywheel import CONFIG, CORPUS, TRAIN, speak
 from tests.selfplay.scripted import LABELS, CharEncoder, ScriptedGenerator
+from tests.watched import calls_told
 
 ITERATIONS = 3
 
@@ -70,13 +71,17 @@ def test_what_one_rank_raises_all_raise(distributed) -> None:
     assert distributed(2, _raising, []) == ["", ""]
 
 
-def test_dealt_work_is_named_while_it_lasts() -> None:
-    told: list[str] = []
+def _reading_dealt() -> list[str]:
+    def _reading(item: int) -> int:
+        return item
 
-    def _reading(item: int) -> str:
-        return told[-1]
+    with calls_told() as told:
+        over_ranks(_reading, [1, 2, 3])
+    return told
 
-    assert named(one_by_one, told.append)(_reading, [1, 2, 3]) == ["reading of 3 items over the ranks"] * 3
+
+def test_dealt_work_is_named_while_it_lasts(distributed) -> None:
+    told = distributed(1, _reading_dealt)[0]
     assert told == ["reading of 3 items over the ranks", ""]
 
 

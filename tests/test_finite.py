@@ -4,44 +4,45 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from safetensors.torch import load_file
 
 from selfemo.config import RewardConfig
 from selfemo.errors import UserError
-from selfemo.finite import SkippedSteps, check_ratio, check_rewards
+from selfemo.finite import check_ratio, check_rewards, skipped_step
 from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.learner import PolicyStats, StepStats
 from selfemo.rewards.scoring import score_group
+from selfemo.state import Progress
 from tests.rewards.groups import SCORE, recognizer_group
 from tests.selfplay.scripted import LABELS
 
-GOOD = StepStats(1.0, 0.5, True, 9)
-BAD = StepStats(math.nan, 0.5, False, 9)
+GOOD = StepStats(1.0, 0.5, True, 9, 1e-5)
+BAD = StepStats(math.nan, 0.5, False, 9, 1e-5)
 BATCH = [TrainingSample((1, 2), (3,), (-0.5,), 1.5, 1.0), TrainingSample((4,), (5, 6), (-0.1, -0.2), math.inf, 1.0)]
 
 
-def test_a_good_step_ends_a_row(tmp_path):
-    skipped = SkippedSteps(3, tmp_path / "bad")
-    for stats in (BAD, BAD, GOOD, BAD, BAD):
-        skipped.count("SFT step 4", stats, BATCH)
-    assert (skipped.total, skipped.in_a_row) == (4, 2)
-    assert not (tmp_path / "bad").exists()
+def test_a_good_step_ends_a_row():
+    progress = Progress("sft", 4, weight_version=1)
+    for applied in (False, False, True, False, False):
+        progress = progress.after_step(applied)
+    assert progress == Progress("sft", 4, weight_version=1, skipped_steps=4, skipped_in_a_row=2)
 
 
 def test_too_many_in_a_row_stop_the_run_with_the_batch(tmp_path):
-    skipped = SkippedSteps(2, tmp_path / "bad")
-    assert "skipped on all ranks, 1 in a row" in skipped.count("iteration 5", BAD, BATCH)
+    assert "skipped on all ranks, 1 in a row" in skipped_step("iteration 5", BAD, BATCH, 1, 2, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
     with pytest.raises(UserError, match="iteration 5: loss nan"):
-        skipped.count("iteration 5", BAD, BATCH)
+        skipped_step("iteration 5", BAD, BATCH, 2, 2, tmp_path / "bad")
     assert load_file(tmp_path / "bad" / "samples.safetensors")["00001.completion_ids"].tolist() == [5, 6]
     assert json.loads((tmp_path / "bad" / "batch.json").read_text())["samples"][1]["advantage"] == "inf"
 
 
 def policy(ratio: float) -> PolicyStats:
-    return PolicyStats(GOOD, 0.0, 0.0, 1.0, ratio, 1e-6)
+    figures = dict.fromkeys((field.name for field in fields(PolicyStats)), 0.0)
+    return PolicyStats(**{**figures, "step": GOOD, "ratio_mean": ratio, "logprob_gap_max": 1e-6})
 
 
 def test_a_ratio_other_than_one_on_policy_is_an_error():

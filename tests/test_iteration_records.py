@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import pytest
 
 from selfemo.config import RewardConfig
 from selfemo.corpora.conversation import Turn
-from selfemo.iteration_records import component_means, episode_records, groups_without_ranking, role_figures
+from selfemo.iteration_records import (
+    component_means,
+    episode_records,
+    groups_without_ranking,
+    policy_figures,
+    role_figures,
+)
+from selfemo.megatron.learner import PolicyStats, StepStats
 from selfemo.phase_spans import MAX_RANKS, PhaseSpans, chosen_ranks
+from selfemo.report.curves import ITERATION_CURVES
 from selfemo.rewards.scoring import score_group
 from selfemo.selfplay.records import Episode, Seed
 from tests.rewards.groups import CONTEXT, SCORE, recognizer_group, responder_group
@@ -35,6 +43,24 @@ def test_figures_are_means_over_the_samples_of_a_role():
     assert figures["completion_tokens_recognizer"] == pytest.approx(sum(len(s.completion_ids) for s in GROUPS[0].group.samples) / 3)
     assert component_means(GROUPS)["recognizer_format"] == pytest.approx(2 / 3)
     assert component_means(GROUPS)["responder_format"] == pytest.approx(1 / 2)
+
+
+POLICY_FIGURES = [field.name for field in fields(PolicyStats) if field.name != "step"]
+
+
+def test_every_figure_of_the_last_update_is_recorded_and_the_gap_to_the_engine_is_the_firsts():
+    updates = [PolicyStats(step=StepStats(2.0, 1.0, bool(n), 9, 1e-4), **dict.fromkeys(POLICY_FIGURES, float(n))) for n in range(2)]
+    figures = policy_figures(updates)
+    assert figures["learning_rate"] == 1e-4
+    assert not figures["step_applied"]  # the first was not
+    assert {name: figures[name] for name in POLICY_FIGURES} == {
+        name: 0.0 if name.startswith("logprob_gap") else 1.0 for name in POLICY_FIGURES
+    }
+
+
+def test_every_figure_of_an_update_has_a_curve_in_the_report():
+    shown = {field for curve in ITERATION_CURVES for field in curve.fields}
+    assert {*POLICY_FIGURES, "grad_norm", "learning_rate"} <= shown
 
 
 def test_a_role_that_did_not_play_has_no_figures():

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from selfemo.errors import UserError, on_all_ranks
 from selfemo.launch import _tell_failures
 terminal = SimpleNamespace(error=lambda line: print(line, flush=True), log_path="rank.log")
-_tell_failures(terminal, SimpleNamespace(peers=(), status=lambda: "busy"), RANK)
+_tell_failures(terminal, RANK)
 raise ERROR
 """
 
@@ -55,13 +55,12 @@ def _end_of_a_run_whose_files_are_missing_on_rank_1(config: RunConfig, root: str
     from selfemo.run_directory import RunDirectory
     from selfemo.stop_signals import StopSignals
     from selfemo.trainer import train
-    from selfemo.watchdog import Watchdog
 
     if os.environ["RANK"] == "1":
         config = dataclasses.replace(config, corpus=CorpusConfig(name="meld", path=f"{root}/absent"))
     terminal = SimpleNamespace(say=lambda line: None, log_path=Path(root), error=None)
     try:
-        train(config, RunDirectory(Path(root)), terminal, Watchdog(0, 60, 60, lambda line: None), StopSignals())
+        train(config, RunDirectory(Path(root)), terminal, StopSignals())
     except UserError as error:
         return str(error), error.shared
     finally:

@@ -24,7 +24,7 @@ def signalled(config):  # before the log, the watchdog, and every heavy import
     return claim(config)
 RunDirectory.claim = signalled
 
-def train(config, run, terminal, watchdog, signals):
+def train(config, run, terminal, signals):
     terminal.error(f"set up, asked by {int(signals.asked)}")
     TRAIN
 sys.modules["selfemo.trainer"] = types.SimpleNamespace(train=train)
@@ -58,7 +58,7 @@ def _check_twice(asked_rank: int) -> list[str]:
     from selfemo.stopping import Stopped, StopRequest
 
     signals = StopSignals()
-    request, said = StopRequest(torch.device("cpu"), signals, lambda what: None), []
+    request, said = StopRequest(torch.device("cpu"), signals), []
     for _ in range(2):
         try:
             request.check()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from selfemo import supervised_start as stage
 from selfemo import trainer as module
 from selfemo.config import RunConfig, SftConfig
 from selfemo.state import Progress
@@ -18,14 +19,15 @@ class Recorder:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, progress: Progress) -> None:
         self.events: list[str] = []
-        monkeypatch.setattr(module, "SftExamples", lambda *_: SimpleNamespace(batch=lambda step, size: []))
+        monkeypatch.setattr(stage, "SftExamples", lambda *_: SimpleNamespace(batch=lambda step, size: []))
         monkeypatch.setattr(module, "majority_baseline", lambda held_out: None)
         self.trainer = trainer = object.__new__(Trainer)
         trainer.config = RunConfig(sft=SftConfig(steps=2))
-        trainer.weight_version, trainer.held_out, trainer.skipped = 0, [], SimpleNamespace()
-        trainer.stop_request = SimpleNamespace(check=self.event("stop?"))
+        trainer.held_out = []
         trainer.flywheel = SimpleNamespace(close=lambda: None, counts=None)
-        trainer.state = SimpleNamespace(progress=progress)
+        trainer.state = SimpleNamespace(
+            progress=progress, reached=self.reached, count_sync=lambda: 1, count_step=lambda *_: None, reference=[], save=lambda: None
+        )
         trainer.system = SimpleNamespace(
             engine=SimpleNamespace(sleep=self.event("sleep")),
             weight_sync=SimpleNamespace(sync=self.event("sync")),
@@ -49,8 +51,6 @@ class Recorder:
         )
         trainer.evaluate = self.event("evaluate")
         trainer.self_play = self.event("self-play")
-        trainer.save = trainer.count_skipped = lambda *_: None
-        trainer.reached = self.reached
 
     def event(self, name: str):
         return lambda *_: self.events.append(name)
@@ -70,14 +70,13 @@ TAIL = ["sleep", "SFT step", "sync", "evaluate", "self-play", "evaluate"]
 @pytest.mark.parametrize(
     ("progress", "expected"),
     [
-        (Progress(), ["stop?", "sync", "evaluate", "sleep", "SFT step", *TAIL[1:]]),
-        (Progress("sft", 1), ["stop?", *TAIL]),
+        (Progress(), ["sync", "evaluate", "sleep", "SFT step", *TAIL[1:]]),
+        (Progress("sft", 1), TAIL),
     ],
     ids=["a new run", "a resume into SFT"],
 )
 def test_the_engine_sleeps_through_sft_and_wakes_with_the_sync_after_it(monkeypatch, progress, expected):
     """Memory plans count on it; `WeightSync.sync` wakes the engine."""
     recorder = Recorder(monkeypatch, progress)
-    monkeypatch.setattr(recorder.trainer, "resume_counts", lambda: None)
     recorder.trainer.run()
     assert recorder.events == expected

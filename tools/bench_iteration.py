@@ -267,7 +267,8 @@ def _plain(trainer: Trainer, calls: Sequence[Call], seeded: bool = False) -> Non
 
 
 def _llm(trainer: Trainer) -> Any:
-    return trainer.system.engine._llm
+    engine: Any = trainer.system.engine
+    return engine._llm
 
 
 def _config(options: argparse.Namespace, run_dir: Path, turns: int) -> RunConfig:
@@ -300,6 +301,7 @@ def _trainer(config: RunConfig) -> Trainer:
     from selfemo.run_directory import RunDirectory
     from selfemo.standalone import join_world_of_one
     from selfemo.stop_signals import StopSignals
+    from selfemo.stopping import StopRequest
     from selfemo.terminal import Terminal
     from selfemo.trainer import Trainer
 
@@ -308,7 +310,8 @@ def _trainer(config: RunConfig) -> Trainer:
     join_world_of_one("gloo")  # needs no port
     world = join_world(config)
     system = build_system(config, world, run, load_run_corpus(config))
-    trainer = Trainer(config, system, run, Journal(config, run, terminal, world), StopSignals())
+    stop = StopRequest(world.device.torch_device, StopSignals())
+    trainer = Trainer(config, system, run, Journal(config, run, terminal, world), stop)
     trainer.sync()
     return trainer
 

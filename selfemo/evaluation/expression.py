@@ -13,14 +13,15 @@ from itertools import pairwise
 
 from selfemo.config import SelfPlayConfig
 from selfemo.corpora.conversation import Turn
-from selfemo.emotions.answer import MAX_LABELS, Answer, Reading, parse_answer
+from selfemo.emotions.answer import MAX_LABELS, Answer, Reading
 from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.errors import UserError
 from selfemo.evaluation.turns import EvaluationTurn
-from selfemo.rollout.request import GenerationRequest, Generator
+from selfemo.rollout.request import Generator
 from selfemo.seeds import derive_seed
-from selfemo.selfplay.gates import Gate, failed_gates, words
-from selfemo.selfplay.prompts import PromptBuilder, clean_line, completion_text
+from selfemo.selfplay.gates import Gate, words
+from selfemo.selfplay.prompts import PromptBuilder, clean_line
+from selfemo.selfplay.roles import Recognizer, Responder
 
 
 @dataclass(frozen=True)
@@ -82,25 +83,23 @@ def evaluate_expression(
     pairs = [(turn, reply) for turn, reply in asked if reply is not None and reply.labels and reply.speaker != turn.context[-1].speaker]
     if not pairs:
         raise UserError("evaluation: no turn of the split has an annotated answer by another speaker, which expression is measured on")
+    speaking, reading_role = Responder(prompts, config), Recognizer(recognizer_prompts or prompts, recognizer_config or config)
     requests = [
-        GenerationRequest(
-            prompts.respond(turn.context, reply.speaker, reply.labels[:MAX_LABELS]),
-            derive_seed(run_seed, "expression", i),
-            config.max_utterance_tokens,
-            config.temperature,
-        )
+        speaking.request(prompts.respond(turn.context, reply.speaker, reply.labels[:MAX_LABELS]), derive_seed(run_seed, "expression", i))
         for i, (turn, reply) in enumerate(pairs)
     ]
-    texts = [(completion_text(prompts.encoder, c), c.finished) for c in responder.generate(requests)]
-    bounds = (config.min_utterance_words, config.max_utterance_words)
-    gates = [
-        failed_gates(text, [*turn.context[-(prompts.history_turns + 1) :], Turn(reply.speaker, "")], prompts.labels, *bounds, finished)
-        for (turn, reply), (text, finished) in zip(pairs, texts, strict=True)
+    gated = [
+        speaking.gate(turn.context, reply.speaker, completion)
+        for (turn, reply), completion in zip(pairs, responder.generate(requests), strict=True)
     ]
-    spoken = [(*turn.context, Turn(reply.speaker, clean_line(text))) for (turn, reply), (text, _) in zip(pairs, texts, strict=True)]
-    readings = _read(recognizer, recognizer_prompts or prompts, [s for s, g in zip(spoken, gates) if not g], recognizer_config or config)
+    spoken = [
+        (*turn.context, Turn(reply.speaker, clean_line(text)))
+        for (turn, reply), (text, failed) in zip(pairs, gated, strict=True)
+        if not failed
+    ]
+    readings = reading_role.read_last_turns(recognizer, spoken)
     replies = []
-    for (_, reply), (text, _), failed in zip(pairs, texts, gates, strict=True):
+    for (_, reply), (text, failed) in zip(pairs, gated, strict=True):
         target, reading = reply.labels[:MAX_LABELS], None if failed else readings.pop(0)
         replies.append(Reply(target, text, failed, reading, 0.0 if reading is None else score.of_reading(reading, target)))
     return summarise(replies)
@@ -126,11 +125,3 @@ def summarise(replies: Sequence[Reply]) -> ExpressionReport:
         distinct_bigrams=len(set(bigrams)) / len(bigrams) if bigrams else 0.0,
         replies=tuple(replies),
     )
-
-
-def _read(recognizer: Generator, prompts: PromptBuilder, dialogues: Sequence[Sequence[Turn]], config: SelfPlayConfig) -> list[Reading]:
-    requests = [GenerationRequest(prompts.recognize(turns), 0, config.max_recognizer_tokens, 0.0) for turns in dialogues]
-    return [
-        parse_answer(completion_text(prompts.encoder, c), prompts.labels, thinking=config.thinking, finished=c.finished)
-        for c in (recognizer.generate(requests) if requests else [])
-    ]

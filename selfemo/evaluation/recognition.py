@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from selfemo.config import SelfPlayConfig
-from selfemo.emotions.answer import Answer, FormatFailure, Reading, parse_answer
+from selfemo.emotions.answer import Answer, FormatFailure, Reading
 from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.evaluation.metrics import NO_ANSWER, Classification, classify
 from selfemo.evaluation.turns import EvaluationTurn
-from selfemo.rollout.request import GenerationRequest, Generator
+from selfemo.rollout.request import Generator
 from selfemo.seeds import derive_seed
-from selfemo.selfplay.prompts import PromptBuilder, completion_text
+from selfemo.selfplay.prompts import PromptBuilder
+from selfemo.selfplay.roles import Recognizer
 
 CONTEXT = "causal"
 """Stated in every report: a turn is read with earlier turns only."""
@@ -72,8 +73,8 @@ def evaluate_recognition(
         config: token caps and thinking of an answer.
         score: for the multi-label figure.
     """
-    requests = [GenerationRequest(prompts.recognize(turn.context), 0, config.max_recognizer_tokens, 0.0) for turn in turns]
-    return report_readings(_read(generator, prompts, requests, config), turns, prompts.labels, score)
+    readings = Recognizer(prompts, config).read_last_turns(generator, [turn.context for turn in turns])
+    return report_readings(readings, turns, prompts.labels, score)
 
 
 def report_readings(
@@ -96,23 +97,16 @@ def sample_readings(
     generator: Generator, prompts: PromptBuilder, turns: Sequence[EvaluationTurn], config: SelfPlayConfig, run_seed: int
 ) -> list[list[Reading]]:
     """G sampled readings per turn, in one call: what vote confidences and calibration are computed from."""
-    size = config.recognizer_group_size
+    size, recognizer = config.recognizer_group_size, Recognizer(prompts, config)
     requests = [
-        GenerationRequest(prompt, derive_seed(run_seed, "evaluation", i, sample), config.max_recognizer_tokens, config.temperature)
+        recognizer.request(prompt, derive_seed(run_seed, "evaluation", i, sample))
         for i, prompt in enumerate(prompts.recognize(turn.context) for turn in turns)
         for sample in range(size)
     ]
-    readings = _read(generator, prompts, requests, config)
+    readings = recognizer.read_all(generator, requests)
     return [readings[start : start + size] for start in range(0, len(readings), size)]
 
 
 def primary_of(readings: Sequence[Reading]) -> tuple[str, ...]:
     """Primary label per reading; NO_ANSWER for a format failure."""
     return tuple(NO_ANSWER if isinstance(reading, FormatFailure) else reading.primary for reading in readings)
-
-
-def _read(generator: Generator, prompts: PromptBuilder, requests: Sequence[GenerationRequest], config: SelfPlayConfig) -> list[Reading]:
-    return [
-        parse_answer(completion_text(prompts.encoder, c), prompts.labels, thinking=config.thinking, finished=c.finished)
-        for c in generator.generate(requests)
-    ]

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from selfemo import watchdog
 from selfemo.config import RunConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import BatchCounts, LossConfig
@@ -46,20 +47,36 @@ class StepStats:
     """False: the gradient was not finite and the step was skipped on all ranks."""
     tokens: int
     """Completion tokens in the batch, over all ranks."""
+    learning_rate: float
 
 
 @dataclass(frozen=True)
 class PolicyStats:
-    """A SELF-GRPO step: the step itself, and means over the tokens that the loss saw."""
+    """A SELF-GRPO step: the step itself, and means over the tokens that the loss saw.
+
+    metrics.jsonl holds every figure under the name it has here.
+    """
 
     step: StepStats
     kl: float
     clipped_share: float
-    """Tokens without a policy gradient: beyond a clip, or held by the dual clip."""
+    """Tokens without a policy gradient: beyond either clip, or held by the dual clip."""
     entropy: float
     ratio_mean: float
     logprob_gap_max: float
     """Largest |trainer - engine| logprob of a sampled token."""
+    logprob_gap_mean: float
+    """Mean |trainer - engine| logprob, of the weights that sampled."""
+    clipped_low_share: float
+    """Tokens with a negative advantage and a ratio below the clip."""
+    clipped_high_share: float
+    """Tokens with a positive advantage and a ratio above the clip."""
+    importance_weight_mean: float
+    """Weight between engine and trainer after truncation; 1 without algorithm.truncated_importance_cap."""
+    importance_truncated_share: float
+    """Tokens whose importance weight was above the cap."""
+    logprob_mean: float
+    """Of the sampled tokens, in nats."""
 
 
 def batch_counts(samples: Sequence[TrainingSample]) -> BatchCounts:
@@ -88,8 +105,6 @@ class Learner:
             temperature=config.selfplay.temperature,
         )
         self._offloaded = False
-        self.on_call: Callable[[str], None] = lambda what: None
-        """Told what a step is about to do: a watchdog listens."""
         self.begin_stage()
 
     def begin_stage(self) -> None:
@@ -195,6 +210,12 @@ class Learner:
             entropy=mean["entropy"],
             ratio_mean=mean["ratio"],
             logprob_gap_max=float(maxima[0]),
+            logprob_gap_mean=mean["rollout_gap"],
+            clipped_low_share=mean["clipped_low"],
+            clipped_high_share=mean["clipped_high"],
+            importance_weight_mean=mean["importance_weight"],
+            importance_truncated_share=mean["importance_truncated"],
+            logprob_mean=mean["logprob"],
         )
 
     @contextmanager
@@ -256,7 +277,7 @@ class Learner:
         ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[Any, ...]]]:
             index, batch = next(batches)
             at_output = LossAtOutput(loss(batch, index), self.config.train.fuses_output_layer)
-            self.on_call(f"micro-batch {index + 1} of {len(plan)}")
+            watchdog.advance(f"micro-batch {index + 1} of {len(plan)}")
             output = model(
                 batch.token_ids_T[None],
                 batch.position_ids_T[None],
@@ -273,35 +294,38 @@ class Learner:
             for chunk in self.wrapped:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
-        return get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=[iter(list(enumerate(plan))) for _ in self.wrapped] if len(self.wrapped) > 1 else iter(list(enumerate(plan))),
-            model=self.wrapped if len(self.wrapped) > 1 else self.wrapped[0],
-            num_microbatches=len(plan),
-            # Read by the interleaved schedule alone, which divides it by the context size; others exchange shapes.
-            seq_length=plan[0].token_ids_T.numel() * self.layout.context_size,
-            micro_batch_size=1,
-            forward_only=forward_only,
-        )
+        interleaved = len(self.wrapped) > 1
+        with watchdog.doing(f"micro-batch 1 of {len(plan)}"):
+            return get_forward_backward_func()(
+                forward_step_func=forward_step,
+                data_iterator=[iter(list(enumerate(plan))) for _ in self.wrapped] if interleaved else iter(list(enumerate(plan))),
+                model=self.wrapped if interleaved else self.wrapped[0],
+                num_microbatches=len(plan),
+                # Read by the interleaved schedule alone, which divides it by the context size; others exchange
+                # shapes.
+                seq_length=plan[0].token_ids_T.numel() * self.layout.context_size,
+                micro_batch_size=1,
+                forward_only=forward_only,
+            )
 
     def _reduce(
         self, collected: list[dict[str, torch.Tensor]], key: str, width: int, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
     ) -> torch.Tensor:
         """Reduce a collected vector over micro-batches, data- and context-parallel ranks and stages (only the last one collects)."""
-        self.on_call(f"reduction of {key}")
         rows = [entry[key].float() for entry in collected] or [torch.zeros(width, device=self.device.torch_device)]
         stacked = torch.stack(rows)
         total = stacked.sum(0) if op == dist.ReduceOp.SUM else stacked.amax(0)
-        for group in (copies_group(), pipeline_group()):
-            dist.all_reduce(total, op=op, group=group)
+        with watchdog.doing(f"reduction of {key}"):
+            for group in (copies_group(), pipeline_group()):
+                dist.all_reduce(total, op=op, group=group)
         return total
 
     def _optimizer_step(self, loss: float, learning_rate: float, tokens: int) -> StepStats:
-        self.on_call("optimizer step")
         set_hyperparameters(self.optimizer, learning_rate, self.config.train.weight_decay)
-        self.optimizer.prepare_grads()
-        grad_norm = float(self.optimizer.get_grad_norm())
-        applied = math.isfinite(grad_norm) and math.isfinite(loss)
-        if applied:
-            _, grad_norm, _ = self.optimizer.step()
-        return StepStats(loss=loss, grad_norm=float(grad_norm), applied=applied, tokens=tokens)
+        with watchdog.doing("optimizer step"):
+            self.optimizer.prepare_grads()
+            grad_norm = float(self.optimizer.get_grad_norm())
+            applied = math.isfinite(grad_norm) and math.isfinite(loss)
+            if applied:
+                _, grad_norm, _ = self.optimizer.step()
+        return StepStats(loss, float(grad_norm), applied, tokens, learning_rate)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,7 +38,7 @@ class Predictions:
         return self.hidden_NH.sum(dtype=torch.float32) * 0
 
     @property
-    def source(self) -> dict[str, torch.Tensor | None]:
+    def source(self) -> dict[str, Any]:
         """The arguments by which the kernels take them."""
         if self.logits_NV is not None:
             return {"logits_TV": self.logits_NV}

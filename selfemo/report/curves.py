@@ -32,8 +32,28 @@ ITERATION_CURVES = (
     Curve("Agreement within groups", {f"agreement_{role}": role for role in _BY_ROLE}, bottom=0),
     Curve("KL to the SFT model", {"kl": "KL, nats per token"}),
     Curve("Entropy", {"entropy": "entropy, nats per token"}),
-    Curve("Clipped share of tokens", {"clipped_share": "clipped share"}, bottom=0),
-    Curve("Largest logprob gap, engine to trainer", {"logprob_gap_max": "largest gap, nats"}, log=True),
+    Curve("Log-probability of sampled tokens", {"logprob_mean": "mean, nats per token"}),
+    Curve("Policy ratio", {"ratio_mean": "mean ratio"}),
+    Curve(
+        "Clipped share of tokens",
+        {
+            "clipped_share": "clipped share",
+            "clipped_low_share": "ratio below the clip",
+            "clipped_high_share": "ratio above the clip",
+        },
+        bottom=0,
+    ),
+    Curve(
+        "Logprob gap, engine to trainer",
+        {"logprob_gap_max": "largest gap, nats", "logprob_gap_mean": "mean gap, nats"},
+        log=True,
+    ),
+    Curve(
+        "Importance weight, engine to trainer",
+        {"importance_weight_mean": "mean weight", "importance_truncated_share": "share of tokens truncated"},
+        bottom=0,
+    ),
+    Curve("Learning rate", {"learning_rate": "learning rate"}, bottom=0),
     Curve("Gradient norm", {"grad_norm": "norm before clipping"}, bottom=0),
     Curve(
         "Completion length",

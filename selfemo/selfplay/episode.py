@@ -22,18 +22,16 @@ from dataclasses import dataclass, replace
 from selfemo.config import SelfPlayConfig
 from selfemo.corpora.conversation import Turn
 from selfemo.dealing import Deal, one_by_one
-from selfemo.emotions.answer import Answer, Reading, parse_answer
+from selfemo.emotions.answer import Answer, Reading
 from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.errors import UserError
-from selfemo.rollout.request import Completion, GenerationRequest, Generator
+from selfemo.rollout.request import Completion, Generator
 from selfemo.seeds import derive_rng, derive_seed
 from selfemo.selfplay.consensus import Consensus, vote
-from selfemo.selfplay.gates import failed_gates
-from selfemo.selfplay.prompts import DEFAULT_SPEAKER, PromptBuilder, clean_line, completion_text
+from selfemo.selfplay.prompts import DEFAULT_SPEAKER, PromptBuilder, clean_line
 from selfemo.selfplay.records import Episode, Gate, Group, Role, Sample, Seed
+from selfemo.selfplay.roles import Recognizer, Responder
 from selfemo.selfplay.transitions import TransitionPrior
-
-GREEDY = 0.0
 
 
 @dataclass
@@ -70,6 +68,16 @@ class SelfPlay:
                 "to draw targets from; set selfplay.turns=0"
             )
 
+    @property
+    def recognizer(self) -> Recognizer:
+        """The role of phases 1 and 3."""
+        return Recognizer(self.prompts, self.config)
+
+    @property
+    def responder(self) -> Responder:
+        """The role of phase 2."""
+        return Responder(self.prompts, self.config)
+
     def play(self, seeds: Sequence[Seed], iteration: int) -> list[Episode]:
         """Play one episode per seed, in their order, with 3 generator calls per turn (1 in all when `config.turns` is 0)."""
         lives = [_Live(seed, list(seed.turns), first_speakers(seed), []) for seed in seeds]
@@ -84,7 +92,7 @@ class SelfPlay:
     def _recognise(self, lives: list[_Live], turn: int, iteration: int) -> None:
         prompts = self.deal(self.prompts.recognize, [live.turns for live in lives])
         answers = self._sample(lives, prompts, "recognizer", turn, iteration)
-        readings = iter(self.deal(self._read, [completion for completions in answers for _, completion in completions]))
+        readings = iter(self.deal(self.recognizer.read, [completion for completions in answers for _, completion in completions]))
         groups = [
             [_sample(prompt, seed, completion, *next(readings)) for seed, completion in completions]
             for prompt, completions in zip(prompts, answers, strict=True)
@@ -112,11 +120,10 @@ class SelfPlay:
         self, lives: list[_Live], prompts: list[tuple[int, ...]], role: Role, turn: int, iteration: int
     ) -> list[list[tuple[int, Completion]]]:
         """One generator call: (seed, completion) per sample, per episode."""
-        size, max_tokens = group_shape(self.config, role)
+        size, _ = group_shape(self.config, role)
+        player = self.recognizer if role == "recognizer" else self.responder
         requests = [
-            GenerationRequest(
-                prompt, sample_seed(self.run_seed, iteration, live.seed.index, turn, role, i), max_tokens, self.config.temperature
-            )
+            player.request(prompt, sample_seed(self.run_seed, iteration, live.seed.index, turn, role, i))
             for live, prompt in zip(lives, prompts, strict=True)
             for i in range(size)
         ]
@@ -124,18 +131,10 @@ class SelfPlay:
         pairs = [(request.seed, completion) for request, completion in zip(requests, completions, strict=True)]
         return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
-    def _read(self, completion: Completion) -> tuple[str, Reading]:
-        """A recognizer's completion as text, and what it says."""
-        text = completion_text(self.prompts.encoder, completion)
-        return text, parse_answer(text, self.prompts.labels, thinking=self.config.thinking, finished=completion.finished)
-
     def _gate(self, written: tuple[_Live, Completion]) -> tuple[str, tuple[Gate, ...]]:
         """A responder's completion as text, and the gates it fails."""
         live, completion = written
-        text = completion_text(self.prompts.encoder, completion)
-        shown = live.turns[-(self.prompts.history_turns + 1) :]
-        bounds = (self.config.min_utterance_words, self.config.max_utterance_words)
-        return text, failed_gates(text, [*shown, Turn(live.speakers[0], "")], self.prompts.labels, *bounds, completion.finished)
+        return self.responder.gate(live.turns, live.speakers[0], completion)
 
     def _vote(self, samples: Sequence[Sample]) -> Consensus:
         return vote([sample.reading for sample in samples if sample.reading is not None], self.score)
@@ -150,10 +149,10 @@ class SelfPlay:
         places = [(e, i) for e, samples in enumerate(gated) for i, sample in enumerate(samples) if not sample.gates]
         dialogues = [[*lives[e].turns, Turn(lives[e].speakers[0], clean_line(gated[e][i].text))] for e, i in places]
         prompts = self.deal(self.prompts.recognize, dialogues)
-        requests = [GenerationRequest(prompt, 0, self.config.max_recognizer_tokens, GREEDY) for prompt in prompts]
+        requests = [self.recognizer.greedy_request(prompt) for prompt in prompts]
         completions = self.generator.generate(requests) if requests else []
         scored = [list(samples) for samples in gated]
-        for (e, i), (_, reading) in zip(places, self.deal(self._read, completions), strict=True):
+        for (e, i), (_, reading) in zip(places, self.deal(self.recognizer.read, completions), strict=True):
             scored[e][i] = replace(scored[e][i], reading=reading)
         return scored
 

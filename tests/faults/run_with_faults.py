@@ -55,8 +55,8 @@ POINTS: dict[str, Place] = {
     "checkpoint-rename-done": ("selfemo.checkpoints", "", "_rename"),
     "checkpoint-prune": ("selfemo.checkpoints", "", "_prune"),
     "checkpoint-done": ("selfemo.checkpoints", "Checkpoints", "finish"),
-    "export": ("selfemo.trainer", "", "save_hf"),
-    "export-done": ("selfemo.trainer", "", "save_hf"),
+    "export": ("selfemo.run_state", "", "save_hf"),
+    "export-done": ("selfemo.run_state", "", "save_hf"),
     "summary": ("selfemo.journal", "Journal", "finish"),
 }
 

@@ -102,6 +102,8 @@ def _self_play(root: Path) -> tuple[list[dict], list[dict]]:
                 "entropy": 2.0,
                 "clipped_share": 0.0,
                 "logprob_gap_max": 3e-6,
+                "logprob_gap_mean": 2e-7,
+                "importance_truncated_share": 0.01 * iteration,
                 "seconds": {"rollout": 20.0, "reward": 5.0, "train": 60.0, "sync": 5.0},
             },
             _phases(100 + 100 * iteration, "rollout", "reward", "train", "sync"),
