@@ -71,7 +71,7 @@ FUZZ_INPUTS ?= 100000
 fuzz: $(STAMP)
 	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest -p no:cacheprovider tests/fuzz tests/emotions/test_answer_fuzz.py
 
-# Every kill point in both layouts, then every other fault; half an hour. Last run: docs/reliability.md.
+# Every kill point in both layouts, then every other fault; half an hour. Last run: docs/reliability_log.md.
 test-faults: $(STAMP)
 	$(BIN)/python -m tests.faults.chain TP2 DP2
 	$(BIN)/python -m pytest tests/faults/in_full.py tests/faults/torchrun_in_full.py

@@ -24,6 +24,8 @@ setup(
     name="selfemo",
     version="0.1.0",
     description="Train language models to read emotions in conversation and answer with consistent ones, by self-play (SELF-EMO)",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.12,<3.14",
     packages=[*find_packages(include=["selfemo", "selfemo.*"])],
     package_dir={"selfemo.kernels": "kernels"},

@@ -158,7 +158,7 @@ def steps_to(store: FlywheelStore, work: Callable[[], object]) -> int:
 
 
 def test_neither_an_append_nor_a_summary_costs_more_in_a_larger_store(tmp_path: Path) -> None:
-    """Instructions, not seconds: a scan of the records anywhere would show as one per record. docs/method.md has seconds at a million."""
+    """Instructions, not seconds: a scan of the records anywhere would show as one per record. Seconds: docs/measurements.md."""
     store = FlywheelStore(tmp_path / "f.sqlite", writable=True)
     store.append(records(60))
     before = [steps_to(store, partial(store.append, records(60, first=61))), steps_to(store, store.totals), steps_to(store, store.last_id)]
