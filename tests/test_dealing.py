@@ -23,7 +23,7 @@ from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.seeds_pool import SeedPool
 from selfemo.selfplay.transitions import TransitionPrior
 from tests.flywheel.test_flywheel import CONFIG, CORPUS, TRAIN, speak
-from tests.selfplay.scripted import LABELS, CharEncoder, ScriptedGenerator
+from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator
 
 ITERATIONS = 3
 

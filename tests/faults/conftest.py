@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import LAYOUTS, Launcher
+from tests.helpers.fault_runs import LAYOUTS, Launcher
 
 
 @pytest.fixture(scope="session")

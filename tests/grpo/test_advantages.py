@@ -9,8 +9,8 @@ import pytest
 from selfemo.config import AlgorithmConfig, RewardConfig, RunConfig
 from selfemo.grpo.advantages import loss_config, training_samples
 from selfemo.rewards.scoring import score_group
-from tests.rewards.groups import SCORE, recognizer_group, responder_group
-from tests.selfplay.scripted import LABELS
+from tests.helpers.groups import SCORE, recognizer_group, responder_group
+from tests.helpers.scripted import LABELS
 
 RARE, COMMON = "joy", "neutral"
 WEIGHTS = {label: 3.0 if label == RARE else 0.5 for label in LABELS}

@@ -1,6 +1,6 @@
 """One rank of a test process group: joins gloo once, then runs whatever functions its parent sends until the parent is gone.
 
-Started by harness.py as `python worker.py PIPE_FD LIFELINE_FD` with torchrun's environment variables. It never outlives the
+Started by distributed.py as `python distributed_worker.py PIPE_FD LIFELINE_FD` with torchrun's environment variables. It never outlives the
 test session: a thread reads the lifeline pipe, whose other end only the parent holds, and at end of file kills the whole
 process group, children such as Megatron's checkpoint manager included. A thread does this, because the main one may hang in
 a collective.

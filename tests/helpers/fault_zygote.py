@@ -1,7 +1,7 @@
 """Runs `selfemo train` in rank processes forked from one that has imported everything: what a fault test pays for imports only once.
 
 The fork changes nothing that a fault could meet: ranks are processes of their own with torchrun's environment, and end as torchrun ends
-them (after the first failure the others get SIGTERM, then SIGKILL). tests/faults/torchrun_in_full.py does it under torchrun.
+them (after the first failure the others get SIGTERM, then SIGKILL). tests/faults/test_torchrun.py does it under torchrun.
 
 Reads one JSON request a line (`Launcher.start`) and answers with two lines: {"pids": ...} and, when all have ended,
 {"codes": exit status by rank, "at": time}.

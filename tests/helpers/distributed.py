@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).with_name("distributed_worker.py")
 START_TIMEOUT_S = 180.0
 """For importing torch on every rank of a busy machine and forming the group."""
 GRACE_S = 2.0
