@@ -22,8 +22,8 @@ from selfemo.stop_signals import StopSignals
 from selfemo.trainer import train
 from selfemo.watchdog import Watchdog
 from selfemo.weight_sync import SyncReport
+from tests.helpers.fault_runs import CONFIG, ROOT
 
-SMALLEST = Path(__file__).with_name("faults") / "tiny.yaml"
 SETTINGS = ["sft.steps=2", "sft.warmup_steps=0", "iterations=0", "evaluation.limit=2"]
 
 
@@ -75,7 +75,7 @@ def _events(root: str, stop_in_step: int) -> list[str]:
                 signals.asked = signal.SIGTERM
             return super().sft_step(*batch)
 
-    run, config = RunDirectory(Path(root)), load_config(SMALLEST, [*SETTINGS, f"output_dir={root}"])
+    run, config = RunDirectory(Path(root)), load_config(ROOT / CONFIG, [*SETTINGS, f"output_dir={root}"])
     with pytest.MonkeyPatch.context() as patch:
         for name, part in {"RolloutEngine": Engine, "WeightSync": Sync, "Learner": RecordedLearner}.items():
             patch.setattr(assembly, name, part)
