@@ -193,7 +193,6 @@ def _torchrun_environment(rank: int, world_size: int, port: int) -> dict[str, st
         "GLOO_SOCKET_IFNAME": "lo",  # a host name that does not resolve costs gloo seconds, or the connection
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": forked.python_path(),
     }
 
 

@@ -25,19 +25,16 @@ def start(function: Callable[..., Any], *args: Any, environment: Mapping[str, st
     """`function(*args)` in a process of its own, whose exit status is that of the SystemExit it raises, else 0 or 1.
 
     Args:
-        environment: added to this process's.
+        environment: added to this process's, whose PYTHONPATH has the checkout first.
         output: where stdout and stderr go, at the end of what is there.
     """
-    with patch.dict(os.environ, PYTHONPATH=python_path()):  # the server finds the modules to import by it
+    python_path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
+    with patch.dict(os.environ, PYTHONPATH=python_path):  # the server finds the modules to import by it
         forkserver.ensure_running()
-    process = CONTEXT.Process(target=_run, args=({**os.environ, **environment}, str(output), function, args))
+        whole = {**os.environ, **environment}
+    process = CONTEXT.Process(target=_run, args=(whole, str(output), function, args))
     process.start()
     return process
-
-
-def python_path() -> str:
-    """PYTHONPATH with this checkout first."""
-    return os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
 
 
 def _run(environment: dict[str, str], output: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
