@@ -6,7 +6,7 @@ TORCH_THREADS ?= 1
 export OMP_NUM_THREADS ?= $(TORCH_THREADS)
 RUN_DIR ?= runs/demo
 
-.PHONY: setup lock demo test lint types tests gpu-check gpu-check-cpu test-layouts test-multinode test-faults test-portable fuzz clean
+.PHONY: setup lock demo test lint types tests gpu-check gpu-check-cpu test-slow test-layouts test-multinode test-faults test-portable fuzz clean
 
 setup: $(STAMP)
 
@@ -58,23 +58,28 @@ gpu-check:
 gpu-check-cpu: $(STAMP)
 	$(BIN)/python -m selfemo.gpu_check --device cpu --output runs/gpu-check-cpu $(GPU_CHECK)
 
-# Layouts that `make test` leaves out for their length; the parity tables of docs/parity.md are `python -m tests.parity_table`.
-test-layouts: $(STAMP)
-	$(BIN)/python -m pytest tests/megatron/layouts_in_full.py
+# What `make test` leaves out for its length has a mark (pyproject.toml) and one of these targets.
 
-# Two torchrun agents on this machine as two nodes: 2 x 2 processes, and one node killed and rejoined. Last run whole 2026-11-26: docs/multi_node.md.
+# Repetitions of what faster tests prove, the layouts below among them. Not run whole yet.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow --durations=5
+
+# The slow ones of the layouts alone; the tables of docs/parity.md are `python -m tests.helpers.parity_table`. Last run 2026-11-25: docs/parity.md.
+test-layouts: $(STAMP)
+	$(BIN)/python -m pytest -m slow tests/megatron
+
+# Two torchrun agents on this machine as two nodes: 2 x 2 processes, and one node killed and rejoined. Last run 2026-11-26: docs/multi_node.md.
 test-multinode: $(STAMP)
-	$(BIN)/python -m pytest tests/multinode/cases.py --durations=5
+	$(BIN)/python -m pytest -m multinode --durations=5
 
 # A hundred thousand hostile inputs for everything that reads a file or a line from elsewhere (docs/hostile_input.md).
 FUZZ_INPUTS ?= 100000
 fuzz: $(STAMP)
 	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest -p no:cacheprovider tests/fuzz tests/emotions/test_answer_fuzz.py
 
-# Every kill point in both layouts, then every other fault; half an hour. Last run: docs/reliability_log.md.
+# Every kill point in both layouts and every other fault; half an hour. Last run: docs/reliability_log.md.
 test-faults: $(STAMP)
-	$(BIN)/python -m tests.faults.chain TP2 DP2
-	$(BIN)/python -m pytest tests/faults/in_full.py tests/faults/torchrun_in_full.py
+	$(BIN)/python -m pytest -m faults --capture=no
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -13,7 +13,7 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:  # `pytest` alone does not add it, and importlib mode leaves sys.path as it is
     sys.path.insert(0, ROOT)
 
-from tests.distributed.harness import DistributedRunner  # noqa: E402
+from tests.helpers.distributed import DistributedRunner  # noqa: E402
 
 # Seconds of wall time, of an example or of drawing it, say more about the machine than about the code.
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -22,7 +22,7 @@ settings.load_profile("project")
 
 @pytest.fixture(scope="session")
 def distributed() -> Iterator[DistributedRunner]:
-    """`distributed(world_size, function, *args, timeout_s=120)` -> results by rank; see tests/distributed/harness.py."""
+    """`distributed(world_size, function, *args, timeout_s=120)` -> results by rank; see tests/helpers/distributed.py."""
     runner = DistributedRunner()
     yield runner
     runner.close()

@@ -19,7 +19,7 @@ from selfemo.rollout.request import Completion, GenerationRequest
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.tokens.chat import ChatEncoder
 from selfemo.tokens.training import save_tokenizer, train_tokenizer
-from tests.selfplay.scripted import LABELS, CharEncoder, Script, ScriptedGenerator
+from tests.helpers.scripted import LABELS, CharEncoder, Script, ScriptedGenerator
 
 CONFIG = SelfPlayConfig(recognizer_group_size=4, responder_group_size=3, max_answer_tokens=20, max_utterance_tokens=60)
 

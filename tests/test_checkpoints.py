@@ -11,7 +11,7 @@ import pytest
 from selfemo.checkpoints import Found, completed, find_checkpoint
 from selfemo.errors import UserError
 from selfemo.state import MANIFEST_NAME, Manifest, Position, Progress
-from tests.watched import calls_told
+from tests.helpers.watched import calls_told
 
 EMPTY = Manifest(
     version=1,

@@ -23,8 +23,8 @@ from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.seeds_pool import SeedPool
 from selfemo.selfplay.transitions import TransitionPrior
 from tests.flywheel.test_flywheel import CONFIG, CORPUS, TRAIN, speak
-from tests.selfplay.scripted import LABELS, CharEncoder, ScriptedGenerator
-from tests.watched import calls_told
+from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator
+from tests.helpers.watched import calls_told
 
 ITERATIONS = 3
 

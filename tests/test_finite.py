@@ -16,8 +16,8 @@ from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.learner import PolicyStats, StepStats
 from selfemo.rewards.scoring import score_group
 from selfemo.state import Progress
-from tests.rewards.groups import SCORE, recognizer_group
-from tests.selfplay.scripted import LABELS
+from tests.helpers.groups import SCORE, recognizer_group
+from tests.helpers.scripted import LABELS
 
 GOOD = StepStats(1.0, 0.5, True, 9, 1e-5)
 BAD = StepStats(math.nan, 0.5, False, 9, 1e-5)

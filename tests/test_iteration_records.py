@@ -21,8 +21,8 @@ from selfemo.phase_spans import MAX_RANKS, PhaseSpans, chosen_ranks
 from selfemo.report.curves import ITERATION_CURVES
 from selfemo.rewards.scoring import score_group
 from selfemo.selfplay.records import Episode, Seed
-from tests.rewards.groups import CONTEXT, SCORE, recognizer_group, responder_group
-from tests.selfplay.scripted import LABELS
+from tests.helpers.groups import CONTEXT, SCORE, recognizer_group, responder_group
+from tests.helpers.scripted import LABELS
 
 GROUPS = [
     score_group(group, RewardConfig(), SCORE, dict.fromkeys(LABELS, 1.0))

@@ -1,6 +1,7 @@
 """The main job as a user runs it: the quickstart script under torchrun with real Megatron and real vLLM, on the bundled corpus.
 
-Two runs of a shortened configuration are shared by all tests: the second proves that a seed decides every figure.
+One run of a shortened configuration is shared by all tests. That a seed decides every figure is proven by a second run, with
+`make test-slow`; tests/faults/test_resume.py compares runs to the bit in `make test`.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ def test_the_export_is_what_was_trained(run_dir):
     assert AutoTokenizer.from_pretrained(run_dir / "model").chat_template
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(run_dir, tmp_path):
     result = quickstart(tmp_path / "again", *SHORT)
     assert result.returncode == 0, result.stdout + result.stderr

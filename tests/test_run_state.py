@@ -20,7 +20,7 @@ from selfemo.megatron.learner import StepStats
 from selfemo.run_directory import RunDirectory
 from selfemo.run_state import RunState
 from selfemo.state import Manifest, Position, Progress
-from tests.selfplay.scripted import LABELS
+from tests.helpers.scripted import LABELS
 
 BAD = StepStats(math.nan, 0.5, False, 9, 1e-5)
 GOOD = StepStats(1.0, 0.5, True, 9, 1e-5)

@@ -2,81 +2,97 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from selfemo import supervised_start as stage
-from selfemo import trainer as module
-from selfemo.config import RunConfig, SftConfig
-from selfemo.state import Progress
-from selfemo.trainer import Trainer
+from selfemo import assembly
+from selfemo.config_file import load_config
+from selfemo.megatron.learner import Learner, StepStats
+from selfemo.megatron.parallel import leave_parallel
+from selfemo.rollout.request import Completion, GenerationRequest
+from selfemo.run_directory import RunDirectory
+from selfemo.stop_signals import StopSignals
+from selfemo.trainer import train
+from selfemo.weight_sync import SyncReport
+from tests.helpers.fault_runs import CONFIG, ROOT
+
+SETTINGS = ["sft.steps=2", "sft.warmup_steps=0", "iterations=0", "evaluation.limit=2"]
 
 
-class Recorder:
-    """A trainer whose parts only say when they were used."""
+class _Terminal:
+    """Shows nothing."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, progress: Progress) -> None:
-        self.events: list[str] = []
-        monkeypatch.setattr(stage, "SftExamples", lambda *_: SimpleNamespace(batch=lambda step, size: []))
-        monkeypatch.setattr(module, "majority_baseline", lambda held_out: None)
-        self.trainer = trainer = object.__new__(Trainer)
-        trainer.config = RunConfig(sft=SftConfig(steps=2))
-        trainer.held_out = []
-        trainer.flywheel = SimpleNamespace(close=lambda: None, counts=None)
-        trainer.state = SimpleNamespace(
-            progress=progress, reached=self.reached, count_sync=lambda: 1, count_step=lambda *_: None, reference=[], save=lambda: None
-        )
-        trainer.system = SimpleNamespace(
-            engine=SimpleNamespace(sleep=self.event("sleep")),
-            weight_sync=SimpleNamespace(sync=self.event("sync")),
-            learner=SimpleNamespace(
-                sft_step=self.event("SFT step"),
-                offload=lambda: None,
-                snapshot=lambda: None,
-                begin_stage=lambda: None,
-                allocated=lambda reference: None,
-            ),
-            corpus=SimpleNamespace(split=lambda name: []),
-            prompts=None,
-        )
-        trainer.journal = SimpleNamespace(
-            stage=self.stage,
-            phase=lambda name: self.stage(name, 0),
-            sft_step=lambda step, stats: "",
-            synced=lambda report: None,
-            allocated=lambda figures: None,
-            finish=lambda *_: None,
-        )
-        trainer.evaluate = self.event("evaluate")
-        trainer.self_play = self.event("self-play")
+    def __init__(self, root: Path) -> None:
+        self.log_path = root / "logs" / "rank-0.log"
 
-    def event(self, name: str):
-        return lambda *_: self.events.append(name)
-
-    def reached(self, stage: str, step: int) -> None:
-        self.trainer.state.progress = Progress(stage, step)
+    def say(self, text: str) -> None: ...
+    def error(self, text: str) -> None: ...
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None: ...
 
     @contextmanager
-    def stage(self, name: str, total: int):
+    def progress(self, stage: str, total: int) -> Iterator[Any]:
         yield SimpleNamespace(skip=lambda units: None, advance=lambda note: None)
 
 
-TAIL = ["sleep", "SFT step", "sync", "evaluate", "self-play", "evaluate"]
-"""From the second SFT step on."""
+def _events(root: str, stop_in_step: int) -> list[str]:
+    """What a run does with its engine and its learner, in order; all of it is real but the engine.
+
+    `stop_in_step`: the SFT step, counted from 1, in which SIGTERM arrives; 0 for a run that nobody stops.
+    """
+    events: list[str] = []
+    signals = StopSignals()
+
+    class Engine:
+        def __init__(self, model_dir: str, config: Any, max_length: int, stop_ids: Sequence[int], kind: str) -> None:
+            self.max_length = max_length
+
+        def sleep(self) -> None:
+            events.append("sleep")
+
+        def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+            events.append("generate")
+            return [Completion((5,), (-1.0,), True) for _ in requests]
+
+    class Sync:
+        def __init__(self, *parts: object) -> None: ...
+
+        def sync(self, version: int, verify: bool = False) -> SyncReport:
+            events.append("sync")
+            return SyncReport(version, "direct", 0.1, 0, 0, verify, 0)
+
+    class RecordedLearner(Learner):
+        def sft_step(self, *batch: Any) -> StepStats:
+            events.append("SFT step")
+            if events.count("SFT step") == stop_in_step:
+                signals.asked = signal.SIGTERM
+            return super().sft_step(*batch)
+
+    run, config = RunDirectory(Path(root)), load_config(ROOT / CONFIG, [*SETTINGS, f"output_dir={root}"])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, part in {"RolloutEngine": Engine, "WeightSync": Sync, "Learner": RecordedLearner}.items():
+            patch.setattr(assembly, name, part)
+        try:
+            train(config, run, _Terminal(run.root), signals)  # type: ignore[arg-type]
+        finally:
+            leave_parallel()
+    return [event for event, _ in groupby(events)]
 
 
-@pytest.mark.parametrize(
-    ("progress", "expected"),
-    [
-        (Progress(), ["sync", "evaluate", "sleep", "SFT step", *TAIL[1:]]),
-        (Progress("sft", 1), TAIL),
-    ],
-    ids=["a new run", "a resume into SFT"],
-)
-def test_the_engine_sleeps_through_sft_and_wakes_with_the_sync_after_it(monkeypatch, progress, expected):
+def test_the_engine_sleeps_through_sft_and_wakes_with_the_sync_after_it(distributed, tmp_path):
     """Memory plans count on it; `WeightSync.sync` wakes the engine."""
-    recorder = Recorder(monkeypatch, progress)
-    recorder.trainer.run()
-    assert recorder.events == expected
+    (found,) = distributed(1, _events, str(tmp_path), 0)
+    assert found == ["sync", "generate", "sleep", "SFT step", "sync", "generate"]
+
+
+def test_a_resume_into_sft_puts_the_engine_to_sleep_when_it_has_proved_its_weights(distributed, tmp_path):
+    (stopped,) = distributed(1, _events, str(tmp_path), 1)
+    assert stopped == ["sync", "generate", "sleep", "SFT step"]
+    (resumed,) = distributed(1, _events, str(tmp_path), 0)
+    assert resumed == ["sync", "sleep", "SFT step", "sync", "generate"]

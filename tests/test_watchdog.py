@@ -15,7 +15,7 @@ import pytest
 
 from selfemo import watchdog
 from selfemo.watchdog import Process, kill_stopped, this_process
-from tests.watched import calls_told
+from tests.helpers.watched import calls_told
 
 ROOT = Path(__file__).resolve().parents[1]
 HANGS = """

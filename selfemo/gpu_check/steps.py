@@ -60,7 +60,7 @@ def steps(machine: Machine) -> tuple[Step, ...]:
         Step(
             name="kernels",
             question="Do the kernels agree with the fp64 oracle on this device?",
-            command=(python, "-m", "pytest", "tests/kernels/device_cases.py", "-q", "-p", "no:cacheprovider"),
+            command=(python, "-m", "pytest", "tests/kernels/test_device.py", "-m", "gpu", "-q", "-p", "no:cacheprovider"),
             deadline_s=1200,
             send_back=f"{LOGS}; if Triton failed to compile, also the directory ~/.triton/cache",
             environment=(("SELFEMO_DEVICE", device),),

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed
 
-from tests.distributed.harness import ROOT, DistributedRunner, RankFailure
+from tests.helpers.distributed import ROOT, DistributedRunner, RankFailure
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def test_ranks_and_their_children_end_with_a_killed_session(tmp_path: Path) -> N
     """SIGKILL runs no atexit, so only the lifeline can end the workers."""
     script = (
         "import importlib.util, os, signal, sys\n"
-        "from tests.distributed.harness import DistributedRunner\n"
+        "from tests.helpers.distributed import DistributedRunner\n"
         "from tests.distributed import test_harness\n"
         "runner = DistributedRunner()\n"
         "print(*runner(2, test_harness._start_child), *runner.pids(2), flush=True)\n"

@@ -20,7 +20,7 @@ from selfemo.config_file import load_config
 from selfemo.corpora.check import check_corpus
 from selfemo.corpora.registry import formats
 from selfemo.weights.family import families
-from tests.extending.guide import example
+from tests.helpers.guide import example
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

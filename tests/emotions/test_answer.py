@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from selfemo.emotions.answer import Answer, FormatFailure, format_answer, parse_answer
 from selfemo.emotions.labels import check_label_set, check_labels
 from selfemo.errors import UserError
-from tests.label_sets import EVERY_CORPUS, MELD_LABELS
+from tests.helpers.label_sets import EVERY_CORPUS, MELD_LABELS
 
 label_lists = st.lists(st.sampled_from(MELD_LABELS), min_size=1, max_size=3, unique=True)
 

@@ -6,7 +6,7 @@ import os
 import random
 
 from selfemo.emotions.answer import MAX_LABELS, THINK_CLOSE, THINK_OPEN, Answer, format_answer, parse_answer
-from tests.label_sets import MELD_LABELS
+from tests.helpers.label_sets import MELD_LABELS
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS") or 10_000)
 SEED = random.SystemRandom().getrandbits(64) if "FUZZ_INPUTS" in os.environ else 20260418

@@ -12,7 +12,7 @@ from selfemo.emotions.affinity import MAX_AFFINITY, Affinity, build_affinity, ci
 from selfemo.emotions.answer import Answer, FormatFailure
 from selfemo.emotions.similarity import SmoothedIoU, best_matching
 from selfemo.errors import UserError
-from tests.label_sets import EVERY_CORPUS, MELD_LABELS
+from tests.helpers.label_sets import EVERY_CORPUS, MELD_LABELS
 
 LABELS = MELD_LABELS
 PAIRS = [(i, j) for i in range(len(LABELS)) for j in range(i)]

@@ -49,7 +49,7 @@ from selfemo.study.plan import START
 from selfemo.study.runs import StudyRun
 from selfemo.tokens.init_model import init_model
 from selfemo.weights.convert import hf_to_megatron
-from tests.rewards.groups import recognizer_group
+from tests.helpers.groups import recognizer_group
 
 CORPUS = load_corpus("everyday")
 SHAPE = ModelConfig(

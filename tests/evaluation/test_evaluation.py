@@ -22,8 +22,8 @@ from selfemo.evaluation.recognition import evaluate_recognition, read_likeliest,
 from selfemo.evaluation.turns import evaluation_turns
 from selfemo.rollout.request import GenerationRequest
 from selfemo.selfplay.prompts import PromptBuilder
-from tests.rewards.groups import SCORE
-from tests.selfplay.scripted import LABELS, THINK, CharEncoder, ScriptedGenerator, conversation
+from tests.helpers.groups import SCORE
+from tests.helpers.scripted import LABELS, THINK, CharEncoder, ScriptedGenerator, conversation
 
 CONFIG = SelfPlayConfig(max_answer_tokens=20, max_utterance_tokens=60, recognizer_group_size=4)
 PROMPTS = PromptBuilder(CharEncoder(), LABELS, 2, 80)

@@ -12,7 +12,7 @@ from selfemo.kernels.config import PRESETS
 from selfemo.report import curves
 from selfemo.rewards import components
 from selfemo.rewards.components import COMPONENTS, Component
-from tests.extending.guide import entry, example
+from tests.helpers.guide import entry, example
 
 AddComponent = Callable[..., Component]
 

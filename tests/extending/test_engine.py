@@ -14,7 +14,7 @@ from selfemo.finished_model import find_model
 from selfemo.rollout.engine import RolloutEngine
 from selfemo.rollout.request import Completion, Engine, GenerationRequest, LiveParameter
 from selfemo.standalone import ModelGenerator, _SharedEngine
-from tests.weights.tiny import save_tiny
+from tests.helpers.tiny_model import save_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 PRIVATE = re.compile(

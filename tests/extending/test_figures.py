@@ -13,7 +13,7 @@ from selfemo.report.records import read_run
 from selfemo.tracking import scalars
 from selfemo.tracking.scalars import scalars_of
 from selfemo.tracking.trackers import Tracking
-from tests.report.made_run import ITERATIONS, make_run
+from tests.helpers.made_run import ITERATIONS, make_run
 from tests.tracking.test_tracking import tensorboard_points
 
 GAPS = {iteration: None if iteration == 1 else iteration / 8 for iteration in range(ITERATIONS)}

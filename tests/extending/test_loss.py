@@ -17,10 +17,10 @@ from selfemo.kernels import PRESETS, Preset
 from selfemo.report.page import render
 from selfemo.report.records import read_run
 from selfemo.rewards.scoring import score_group
-from tests.extending.learning import gradients
-from tests.report.made_run import CONFIG, make_run
-from tests.rewards.groups import SCORE, recognizer_group
-from tests.selfplay.scripted import LABELS
+from tests.helpers.groups import SCORE, recognizer_group
+from tests.helpers.learning import gradients
+from tests.helpers.made_run import CONFIG, make_run
+from tests.helpers.scripted import LABELS
 
 ROOT = Path(__file__).resolve().parents[2]
 UNEQUAL = [recognizer_group(["joy", "joy, neutral", "anger", "neutral"], ("joy",)), recognizer_group(["joy", "anger"], None)]

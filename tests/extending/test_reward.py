@@ -18,11 +18,11 @@ from selfemo.report.records import read_run
 from selfemo.rewards.components import COMPONENTS
 from selfemo.rewards.scoring import score_group
 from selfemo.tracking.trackers import Tracking
-from tests.extending.learning import gradients
 from tests.flywheel.test_flywheel import Run
-from tests.report.made_run import make_run
-from tests.rewards.groups import SCORE, recognizer_group, responder_group
-from tests.selfplay.scripted import LABELS
+from tests.helpers.groups import SCORE, recognizer_group, responder_group
+from tests.helpers.learning import gradients
+from tests.helpers.made_run import make_run
+from tests.helpers.scripted import LABELS
 from tests.tracking.test_tracking import tensorboard_points
 
 CONFIG = RunConfig(algorithm=AlgorithmConfig(kl_beta=0.0))

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import LAYOUTS, Launcher
+from tests.helpers.fault_runs import LAYOUTS, Launcher
 
 
 @pytest.fixture(scope="session")
-def launcher() -> Iterator[Launcher]:
-    found = Launcher()
-    yield found
-    found.close()
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Launcher:
+    return Launcher(tmp_path_factory.mktemp("launches"))
 
 
 @pytest.fixture(scope="session")

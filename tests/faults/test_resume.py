@@ -1,6 +1,6 @@
 """The short form of the fault tests: three kills, two signals and a stopped rank, on two real processes of Megatron and vLLM.
 
-`make test-faults` has every point, both layouts (chain.py) and every other fault (in_full.py).
+`make test-faults` has every point in both layouts (test_every_kill.py) and every other fault (test_every_fault.py).
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import chain
-from tests.faults.chain import SHORT, Kill, compare_chain
-from tests.faults.runs import LAYOUTS, Ended, ends_in_time, finish
+from tests.helpers import kill_chain as chain
+from tests.helpers.fault_runs import LAYOUTS, Ended, ends_in_time, finish
+from tests.helpers.kill_chain import SHORT, Kill, compare_chain
 
 TP2 = LAYOUTS["TP2"]
 

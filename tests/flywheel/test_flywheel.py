@@ -24,7 +24,7 @@ from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.seeds_pool import SeedPool
 from selfemo.selfplay.transitions import TransitionPrior
-from tests.selfplay.scripted import LABELS, CharEncoder, ScriptedGenerator, conversation
+from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator, conversation
 
 TRAIN = [
     conversation(str(i), f"Ann[joy]: train number {i} starts off so", f"Bo[{label}]: train number {i} goes on so", f"Ann[joy]: end of {i}")

@@ -16,8 +16,8 @@ from selfemo.flywheel.flywheel import make_record
 from selfemo.flywheel.record import Record
 from selfemo.flywheel.store import FlywheelStore
 from selfemo.rewards.scoring import score_group
-from tests.rewards.groups import SCORE, recognizer_group
-from tests.selfplay.scripted import LABELS
+from tests.helpers.groups import SCORE, recognizer_group
+from tests.helpers.scripted import LABELS
 
 ROOT = Path(__file__).resolve().parents[2]
 

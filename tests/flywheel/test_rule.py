@@ -12,8 +12,8 @@ from selfemo.flywheel.rule import gather_evidence, judge, within_cap
 from selfemo.rewards.scoring import ScoredGroup, score_group
 from selfemo.selfplay.gates import words
 from selfemo.selfplay.records import Group
-from tests.rewards.groups import SCORE, recognizer_group, responder_group
-from tests.selfplay.scripted import LABELS
+from tests.helpers.groups import SCORE, recognizer_group, responder_group
+from tests.helpers.scripted import LABELS
 
 CONFIG = FlywheelConfig()
 

@@ -20,8 +20,8 @@ from selfemo.flywheel.flywheel import make_record
 from selfemo.flywheel.record import Record
 from selfemo.flywheel.store import Filter, FlywheelStore
 from selfemo.rewards.scoring import score_group
-from tests.rewards.groups import SCORE, recognizer_group, responder_group
-from tests.selfplay.scripted import LABELS, turns
+from tests.helpers.groups import SCORE, recognizer_group, responder_group
+from tests.helpers.scripted import LABELS, turns
 
 ONES = dict.fromkeys(LABELS, 1.0)
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,7 +20,7 @@ from types import FrameType
 import pytest
 
 from selfemo.errors import UserError
-from tests.fuzz.damage import BATCH, INPUTS
+from tests.helpers.damage import BATCH, INPUTS
 
 CPU_S_PER_INPUT = 10
 MEMORY_BYTES = 2 << 30

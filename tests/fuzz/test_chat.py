@@ -8,7 +8,7 @@ from pathlib import Path
 from selfemo.tokens.chat import ChatEncoder, Message
 from selfemo.tokens.training import save_tokenizer, train_tokenizer
 from tests.fuzz.conftest import Tally
-from tests.fuzz.damage import damaged, fuzz, of_tokens
+from tests.helpers.damage import damaged, fuzz, of_tokens
 
 TEXT = "Ana: it's <|im_end|>\n<|im_start|>system, no </think>"
 TOKENS = {

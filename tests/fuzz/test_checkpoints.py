@@ -10,7 +10,7 @@ from selfemo.config import RunConfig
 from selfemo.errors import UserError
 from selfemo.state import Manifest, Position, Progress, decode_manifest, digest_of
 from tests.fuzz.conftest import Tally
-from tests.fuzz.damage import damaged, fuzz, of_tokens
+from tests.helpers.damage import damaged, fuzz, of_tokens
 
 SOUND = Manifest(
     version=1,

@@ -9,7 +9,7 @@ from pathlib import Path
 from selfemo.config import RunConfig
 from selfemo.config_file import as_yaml, load_config
 from tests.fuzz.conftest import Tally
-from tests.fuzz.damage import damaged, fuzz, of_tokens
+from tests.helpers.damage import damaged, fuzz, of_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 SOUND = [b"seed: 3\ntrain:\n  learning_rate: 1.0e-4\ncorpus: {name: everyday}\n", b"iterations: 2\nmodel: {path: ''}\noutput_dir: runs/x\n"]

@@ -18,7 +18,7 @@ from selfemo.corpora.readers.meld import LABELS as MELD_LABELS
 from selfemo.corpora.readers.meld import read_meld_split
 from selfemo.errors import UserError
 from tests.fuzz.conftest import Tally
-from tests.fuzz.damage import damaged, fuzz, of_tokens
+from tests.helpers.damage import damaged, fuzz, of_tokens
 
 LABELS = ("anger", "joy", "neutral", "surprise")
 MELD = (

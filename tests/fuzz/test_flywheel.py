@@ -20,7 +20,7 @@ from selfemo.flywheel.record import Candidate, Record
 from selfemo.flywheel.store import _COLUMNS, Filter, FlywheelStore
 from selfemo.plain_console import plain_console
 from tests.fuzz.conftest import Tally
-from tests.fuzz.damage import damaged, fuzz
+from tests.helpers.damage import damaged, fuzz
 
 TOKENS = [b"SQLite format 3\x00", b"\x0d", b"\x05", b"\x02", b"\x00\x00\x00\x01", b"create view records as select 1;", b"UPDATE", b"joy"]
 ODD: list[Any] = [None, 0, -1, 2**62, 1e308, "", "joy", "\x1b]0;x\x07[red]", "\ud7ff\u202e", b"\xff\x00", "a" * 1000, "[]", "{}", "null"]

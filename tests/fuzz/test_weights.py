@@ -28,7 +28,7 @@ from selfemo.weights.hf_directory import INDEX_NAME, SINGLE_NAME, HfDirectory
 from selfemo.weights.metadata_pickle import METADATA_NAME, read_metadata
 from selfemo.weights.parameters import hf_tensor_list
 from tests.fuzz.conftest import Tally
-from tests.fuzz.damage import damaged, fuzz, of_tokens
+from tests.helpers.damage import damaged, fuzz, of_tokens
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],

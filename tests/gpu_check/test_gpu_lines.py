@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-from tests.gpu_check.gpu_lines import ROOT, gpu_regions
+from tests.helpers.gpu_lines import ROOT, gpu_regions
 
 ROW = re.compile(r"^\| `(?P<file>[\w/.]+\.py)` \| `(?P<region>[\w. ]+)` \| (?P<what>[^|]+) \| (?P<backing>[^|]+) \|$", re.MULTILINE)
 ROWS = [match.groupdict() for match in ROW.finditer((ROOT / "docs" / "gpu.md").read_text())]

@@ -13,8 +13,8 @@ from selfemo.config import AlgorithmConfig, RewardConfig, RunConfig
 from selfemo.grpo.advantages import loss_config, training_samples, with_advantages
 from selfemo.kernels import PRESETS, group_advantages
 from selfemo.rewards.scoring import ScoredGroup, score_group
-from tests.rewards.groups import SCORE, recognizer_group, responder_group
-from tests.selfplay.scripted import LABELS
+from tests.helpers.groups import SCORE, recognizer_group, responder_group
+from tests.helpers.scripted import LABELS
 
 RARE, COMMON = "joy", "neutral"
 WEIGHTS = {label: 3.0 if label == RARE else 0.5 for label in LABELS}
@@ -91,7 +91,7 @@ def test_components_can_be_normalised_by_themselves():
     (group,) = scored(recognizer_group([*RANKED, ""], (RARE,)))
     weight_of = {"alignment": 1.0, "consistency": 0.2, "format": 0.1}
     wanted = [0.0] * len(group.rewards)
-    for name, values in zip(group.components, zip(*group.rewards)):
+    for name, values in zip(group.names, zip(*group.rewards)):
         if (spread := stdev(values)) > 0:
             wanted = [total + weight_of[name] * (value - mean(values)) / spread for total, value in zip(wanted, values)]
     found = [sample.advantage for sample in samples([group], normalise_per_component=True)]

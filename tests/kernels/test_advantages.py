@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfemo.kernels import AdvantageConfig, group_advantages
-from tests.kernels import oracle
+from tests.helpers import kernel_oracle as oracle
 
 CONFIGS = [
     AdvantageConfig(normalise=normalise, per_component=alone) for normalise in ("std", "none", "leave_one_out") for alone in (False, True)

@@ -1,4 +1,4 @@
-"""Runs interpreter_cases.py in a process with TRITON_INTERPRET=1."""
+"""Runs test_interpreted.py in a process with TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-CASES = Path(__file__).with_name("interpreter_cases.py")
+CASES = Path(__file__).with_name("test_interpreted.py")
 ROOT = CASES.parents[2]
 
 
@@ -19,7 +19,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Failure text by case, "" for a pass."""
     report = tmp_path_factory.mktemp("interpreter") / "report.xml"
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", str(CASES), "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    command = [sys.executable, "-m", "pytest", str(CASES), "-m", "interpreted", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert report.exists(), process.stdout + process.stderr
     found = {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from selfemo.kernels import token_logprobs
 from selfemo.kernels.row_threads import set_num_threads
-from tests.kernels import oracle
+from tests.helpers import kernel_oracle as oracle
 
 
 def check(logits_TV: Tensor, vocab_size: int | None = None, temperature: float = 1.0, seed: int = 0) -> None:

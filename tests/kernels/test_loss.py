@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from selfemo.kernels import BatchCounts, LossConfig, LossResult, grpo_loss, token_logprobs
-from tests.kernels import oracle
-from tests.kernels.cases import Case, make_case
+from tests.helpers import kernel_oracle as oracle
+from tests.helpers.kernel_cases import Case, make_case
 
 PRESETS = {
     "grpo": LossConfig.preset("grpo"),

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 
 from selfemo.kernels import LossConfig, LossResult, token_logprobs
-from tests.distributed.harness import DistributedRunner
-from tests.kernels import oracle
-from tests.kernels.cases import Case, make_case
+from tests.helpers import kernel_oracle as oracle
+from tests.helpers.distributed import DistributedRunner
+from tests.helpers.kernel_cases import Case, make_case
 from tests.kernels.test_loss import PRESETS, run, truth
 
 CASES: dict[str, dict[str, Any]] = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from selfemo.config import ParallelConfig
-from tests.megatron.parity import Options, difference, learner, samples, three_steps
-from tests.weights.tiny import save_tiny
+from tests.helpers.parity import Options, difference, learner, samples, three_steps
+from tests.helpers.tiny_model import save_tiny
 
 BF16_ULP = 2.0**-7
 """Between 1 and 2, where the norms' weights are; half of that below 1."""

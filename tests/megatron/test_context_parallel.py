@@ -1,6 +1,6 @@
 """Context parallelism: sequences are cut as megatron-core and Transformer Engine cut them, and the steps are those of one process.
 
-Attention over the cut is Transformer Engine's business, on a GPU; here tests/megatron/context_parallel.py stands in for it, below the
+Attention over the cut is Transformer Engine's business, on a GPU; here tests/helpers/context_parallel.py stands in for it, below the
 CPU's refusal.
 """
 
@@ -22,22 +22,21 @@ from selfemo.megatron.device import select_device
 from selfemo.megatron.learner import PolicyStats
 from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack
 from selfemo.megatron.parallel import enter_layout, init_distributed, init_parallel
-from tests.megatron import parity
-from tests.megatron.context_parallel import (
+from tests.helpers import parity
+from tests.helpers.context_parallel import (
     LAYOUTS,
     OPTIONS,
+    SLOW,
     gathered_attention,
     logprobs,
     positions_held,
     three_sft_steps,
     three_steps,
 )
-from tests.megatron.parity import Enter, Trace, difference, learner, samples
-from tests.weights.tiny import VOCAB_SIZE, save_tiny
+from tests.helpers.parity import Enter, Trace, difference, learner, samples
+from tests.helpers.tiny_model import VOCAB_SIZE, save_tiny
 
 BOUND = 1e-6
-SHORT = ["CP2", "CP2 +DO +recompute", "CP2 TP2 +SP"]
-"""The other layouts: layouts_in_full.py."""
 
 
 def _packed(indices: list[int] | tuple[int, ...], size: int, tensor: int = 1, min_tokens: int = 0) -> list[MicroBatch]:
@@ -143,14 +142,14 @@ def sft_trace(distributed, hf_dir) -> Trace:
     return distributed(1, parity.three_sft_steps, hf_dir, ParallelConfig(), OPTIONS, timeout_s=240)[0]
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LAYOUTS])
 def test_three_self_grpo_steps_are_those_of_one_process(distributed, hf_dir, policy_trace, name):
     processes, parallel = LAYOUTS[name]
     for trace in distributed(processes, three_steps, hf_dir, parallel, OPTIONS, timeout_s=240):
         assert difference(policy_trace, trace).largest <= BOUND, difference(policy_trace, trace)
 
 
-@pytest.mark.parametrize("name", ["CP2"])
+@pytest.mark.parametrize("name", ["CP2", pytest.param("CP2 TP2 +SP", marks=pytest.mark.slow)])
 def test_three_sft_steps_are_those_of_one_process(distributed, hf_dir, sft_trace, name):
     processes, parallel = LAYOUTS[name]
     for trace in distributed(processes, three_sft_steps, hf_dir, parallel, OPTIONS, timeout_s=240):

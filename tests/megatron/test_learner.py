@@ -16,8 +16,8 @@ from selfemo.kernels import LossConfig
 from selfemo.megatron.checkpoint import TensorWrite, read_tensors
 from selfemo.megatron.cpu_adam import CpuFusedAdam
 from selfemo.megatron.packing import balance_by_tokens
-from tests.megatron.parity import LEARNING_RATE, Options, learner, samples
-from tests.weights.tiny import save_tiny
+from tests.helpers.parity import LEARNING_RATE, Options, learner, samples
+from tests.helpers.tiny_model import save_tiny
 
 OVERFLOWING = 3e38
 """A finite fp32 number (the kernels refuse others) that no gradient survives."""

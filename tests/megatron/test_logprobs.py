@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from selfemo.config import ParallelConfig
-from tests.megatron.parity import MAX_LENGTH, Options, learner, samples
-from tests.weights.tiny import VOCAB_SIZE, save_tiny
+from tests.helpers.parity import MAX_LENGTH, Options, learner, samples
+from tests.helpers.tiny_model import VOCAB_SIZE, save_tiny
 
 TOLERANCE = 1e-5
 TEMPERATURE = 0.7

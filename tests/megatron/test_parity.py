@@ -9,20 +9,20 @@ from transformers import AutoModelForCausalLM
 
 from selfemo.config import ParallelConfig
 from selfemo.megatron.packing import balance_by_tokens, units
-from tests.megatron.parity import (
+from tests.helpers.parity import (
     CLIP_GRAD,
     DEFAULT,
     GROUP_SIZE,
     GROUPS,
-    IN_FULL_ONLY,
     LAYOUTS,
     SHARED,
+    SLOW,
     Options,
     difference,
     samples,
     three_steps,
 )
-from tests.weights.tiny import VOCAB_SIZE, save_tiny
+from tests.helpers.tiny_model import VOCAB_SIZE, save_tiny
 
 BOUND = 1e-6
 LAYERS = 4
@@ -40,7 +40,7 @@ def one_process(request, tmp_path_factory, distributed):
     distributed.close()
 
 
-@pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in IN_FULL_ONLY])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LAYOUTS])
 def test_every_layout_takes_the_same_three_steps(distributed, one_process, name):
     """Each sample with a prompt of its own where embeddings are tied, groups behind a shared prompt where they are not."""
     hf_dir, tied, one = one_process

@@ -11,8 +11,8 @@ from selfemo.config import ParallelConfig
 from selfemo.errors import UserError
 from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.packing import MicroBatch, pack, units
-from tests.megatron.parity import Options, learner, samples
-from tests.weights.tiny import VOCAB_SIZE, save_tiny
+from tests.helpers.parity import Options, learner, samples
+from tests.helpers.tiny_model import VOCAB_SIZE, save_tiny
 
 CPU = torch.device("cpu")
 ids = st.integers(1, 9)

@@ -16,8 +16,8 @@ import torch
 from selfemo.config import ParallelConfig
 from selfemo.errors import UserError
 from selfemo.megatron.checkpoint import TensorWrite
-from tests.megatron.parity import learner
-from tests.weights.tiny import save_tiny
+from tests.helpers.parity import learner
+from tests.helpers.tiny_model import save_tiny
 
 STRUCK_RANK = 1
 """Not rank 0, which alone gathers the writers' results."""

@@ -10,8 +10,8 @@ import torch
 from selfemo.config import ParallelConfig
 from selfemo.kernels import LossConfig
 from selfemo.megatron.learner import batch_counts
-from tests.megatron.parity import learner, samples
-from tests.weights.tiny import save_tiny
+from tests.helpers.parity import learner, samples
+from tests.helpers.tiny_model import save_tiny
 
 TINY_WEIGHT = 1e-30
 """Read by the model, and far below rounding in every sum."""

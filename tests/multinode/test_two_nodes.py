@@ -1,11 +1,17 @@
-"""Two nodes of one process, the launch script started both ways: a whole tiny run. Larger worlds and a lost node are in cases.py."""
+"""Two nodes on one machine, the launch script started both ways: a whole tiny run.
+
+`make test-multinode` adds a larger world and a lost node.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
-from tests.multinode.checks import check_run
-from tests.multinode.nodes import settings, two_nodes
+import pytest
+
+from tests.helpers.node_checks import check_run
+from tests.helpers.nodes import events, settings, two_nodes, until
 
 
 def test_two_nodes_of_one_process_run_the_whole_job(tmp_path: Path) -> None:
@@ -15,3 +21,42 @@ def test_two_nodes_of_one_process_run_the_whole_job(tmp_path: Path) -> None:
         codes = [node.wait() for node in nodes]
     assert codes == [0, 0], "".join(node.output[-3000:] for node in nodes)
     check_run(tmp_path / "run", 1)
+
+
+@pytest.mark.multinode
+def test_two_nodes_of_two_processes(tmp_path: Path) -> None:
+    """Tensor parallel within a node, data parallel and the optimizer's shards across: the layout of the examples."""
+    overrides = settings(tmp_path / "run", parallel__tensor=2, parallel__distributed_optimizer=True)
+    with two_nodes(2, overrides, tmp_path) as (nodes, _):
+        codes = [node.wait() for node in nodes]
+    assert codes == [0, 0], "".join(node.output[-3000:] for node in nodes)
+    check_run(tmp_path / "run", 2)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run with nothing happening to it."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    with two_nodes(1, settings(directory / "run", parallel__tensor=1, parallel__distributed_optimizer=True), directory) as (nodes, _):
+        codes = [node.wait() for node in nodes]
+    assert codes == [0, 0], "".join(node.output[-3000:] for node in nodes)
+    return directory / "run"
+
+
+@pytest.mark.multinode
+def test_a_node_that_is_killed_and_rejoins_changes_no_bit(undisturbed: Path, tmp_path: Path) -> None:
+    """The other node's agent restarts its worker and waits; once the lost one is back, both go on from the newest checkpoint."""
+    run = tmp_path / "run"
+    with two_nodes(1, settings(run, parallel__tensor=1, parallel__distributed_optimizer=True), tmp_path, restarts=3) as (nodes, rejoin):
+        first, second = nodes
+        until(lambda: len(events(run, "iteration")) >= 1, nodes, "a first iteration")
+        second.kill()
+        back = rejoin()
+        assert (first.wait(), back.wait()) == (0, 0), first.output[-3000:] + back.output[-3000:]
+    check_run(run, 1)
+    assert _weights(run) == _weights(undisturbed)
+    assert (run / "samples.jsonl").read_text() == (undisturbed / "samples.jsonl").read_text()
+
+
+def _weights(run: Path) -> str:
+    return hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()

@@ -12,8 +12,8 @@ from selfemo.planning.sync import pair_bytes, sync_bytes
 from selfemo.planning.trainer_bytes import TrainerBytes, trainer_bytes
 from selfemo.weights.architecture import Architecture
 from selfemo.weights.plan import EngineLayout
-from tests.distributed.harness import DistributedRunner
-from tests.planning.megatron_bytes import Measured, measure
+from tests.helpers.distributed import DistributedRunner
+from tests.helpers.megatron_bytes import Measured, measure
 
 TIED = Architecture(
     family="qwen3",

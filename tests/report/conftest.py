@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.made_run import make_run
+from tests.helpers.made_run import make_run
 
 
 @pytest.fixture(scope="session")

@@ -23,9 +23,9 @@ from selfemo.report.page import render
 from selfemo.report.planned import planned_rows
 from selfemo.report.records import RunRecords, read_run
 from selfemo.report.timeline import coarse_spans, time_line
-from tests.label_sets import EVERY_CORPUS
-from tests.report.made_run import HOSTILE, SPEAKER, make_run
-from tests.selfplay.scripted import LABELS
+from tests.helpers.label_sets import EVERY_CORPUS
+from tests.helpers.made_run import HOSTILE, SPEAKER, make_run
+from tests.helpers.scripted import LABELS
 
 
 class Page(HTMLParser):

@@ -17,8 +17,8 @@ from selfemo.rewards.frequency import frequency_weights, label_shares
 from selfemo.rewards.scoring import Rewards, score_group
 from selfemo.selfplay.consensus import vote
 from selfemo.selfplay.records import Group
-from tests.rewards.groups import SCORE, reading, recognizer_group, responder_group
-from tests.selfplay.scripted import LABELS, conversation
+from tests.helpers.groups import SCORE, reading, recognizer_group, responder_group
+from tests.helpers.scripted import LABELS, conversation
 
 CONFIG = RewardConfig()
 ONES = dict.fromkeys(LABELS, 1.0)

@@ -14,7 +14,7 @@ from selfemo.emotions.answer import Answer, FormatFailure, Reading
 from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.selfplay.consensus import vote
 from selfemo.selfplay.transitions import TransitionPrior
-from tests.selfplay.scripted import LABELS, conversation
+from tests.helpers.scripted import LABELS, conversation
 
 SCORE = SmoothedIoU(identity_affinity(LABELS), 0.0)
 FAILURE = FormatFailure("empty")

@@ -16,7 +16,7 @@ from selfemo.selfplay.episode import SelfPlay, first_speakers, sample_seed
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.records import Episode, Seed
 from selfemo.selfplay.transitions import TransitionPrior
-from tests.selfplay.scripted import LABELS, THINK, CharEncoder, Script, ScriptedGenerator, conversation, turns
+from tests.helpers.scripted import LABELS, THINK, CharEncoder, Script, ScriptedGenerator, conversation, turns
 
 TRANSITIONS = TransitionPrior.estimate([conversation("1", "A[joy]: x", "B[sadness]: y", "A[joy]: z")])
 CONFIG = SelfPlayConfig(turns=2, recognizer_group_size=3, responder_group_size=2, max_answer_tokens=20, max_utterance_tokens=60)

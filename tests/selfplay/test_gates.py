@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from selfemo.selfplay.gates import failed_gates, is_copy, leaks_label, words
-from tests.label_sets import EMORYNLP_LABELS, EVERY_CORPUS, IEMOCAP6_LABELS, MELD_LABELS
-from tests.selfplay.scripted import turns
+from tests.helpers.label_sets import EMORYNLP_LABELS, EVERY_CORPUS, IEMOCAP6_LABELS, MELD_LABELS
+from tests.helpers.scripted import turns
 
 HISTORY = turns("Joey: Oh my God, you got the apartment back!", "Monica: What?")
 

@@ -21,7 +21,7 @@ from selfemo.selfplay.prompts import (
     responder_text,
 )
 from selfemo.selfplay.room import longest_requests
-from tests.selfplay.scripted import CONTROL, END, LABELS, CharEncoder, conversation, turns
+from tests.helpers.scripted import CONTROL, END, LABELS, CharEncoder, conversation, turns
 
 DIALOGUE = turns("Ann: one", "Bo: two", "Ann: three", "Bo: four")
 

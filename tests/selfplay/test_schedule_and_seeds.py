@@ -16,7 +16,7 @@ from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.schedule import Schedule, interleave
 from selfemo.selfplay.seeds_pool import KeptDialogue, SeedPool
 from selfemo.selfplay.sft import SftExamples
-from tests.selfplay.scripted import LABELS, CharEncoder, conversation, turns
+from tests.helpers.scripted import LABELS, CharEncoder, conversation, turns
 
 TRAIN = [
     conversation(str(i), f"Ann[joy]: line {i} one", f"Bo[{'anger' if i % 5 == 0 else 'joy'}]: line {i} two", "Ann: mm") for i in range(10)

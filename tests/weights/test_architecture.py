@@ -13,7 +13,7 @@ from selfemo.errors import UserError
 from selfemo.weights.architecture import architecture_by_name, hf_config, read_architecture
 from selfemo.weights.family import families
 from selfemo.weights.parameters import hf_tensor_list
-from tests.weights.tiny import tiny_model
+from tests.helpers.tiny_model import tiny_model
 
 QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"],

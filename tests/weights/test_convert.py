@@ -29,9 +29,9 @@ from selfemo.weights.dist_checkpoint import CheckpointReader
 from selfemo.weights.gather import hf_tensors
 from selfemo.weights.hf_directory import HfDirectory
 from selfemo.weights.load import load_hf_weights
-from tests.distributed.harness import ROOT, DistributedRunner
-from tests.weights.megatron_rank import megatron_chunks, weight_groups
-from tests.weights.tiny import save_tiny
+from tests.helpers.distributed import ROOT, DistributedRunner
+from tests.helpers.megatron_rank import megatron_chunks, weight_groups
+from tests.helpers.tiny_model import save_tiny
 
 SMALL_BUCKET = 3000
 """Bytes: every matrix is cut into many pieces."""

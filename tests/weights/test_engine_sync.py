@@ -29,11 +29,11 @@ from selfemo.weights.hf_directory import HfDirectory
 from selfemo.weights.load import load_hf_weights
 from selfemo.weights.plan import EngineLayout, TrainerLayout
 from selfemo.weights.transfer import choose_transfer
-from tests.distributed.harness import DistributedRunner
-from tests.megatron.parity import Dtype, Options, learner, run_config
-from tests.weights.megatron_rank import megatron_chunks, weight_groups
-from tests.weights.plain_engine import keep_bf16_matrices_plain
-from tests.weights.tiny import save_tiny
+from tests.helpers.distributed import DistributedRunner
+from tests.helpers.megatron_rank import megatron_chunks, weight_groups
+from tests.helpers.parity import Dtype, Options, learner, run_config
+from tests.helpers.plain_engine import keep_bf16_matrices_plain
+from tests.helpers.tiny_model import save_tiny
 
 VOCAB_SIZE = 509
 BUCKET_BYTES = 30_000

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from selfemo.config import ParallelConfig
 from selfemo.weights.gather import hf_tensors
 from selfemo.weights.load import load_hf_weights
-from tests.distributed.harness import DistributedRunner
-from tests.weights.live_bytes import LiveBytes
-from tests.weights.megatron_rank import megatron_chunks, weight_groups
-from tests.weights.tiny import save_tiny
+from tests.helpers.distributed import DistributedRunner
+from tests.helpers.live_bytes import LiveBytes
+from tests.helpers.megatron_rank import megatron_chunks, weight_groups
+from tests.helpers.tiny_model import save_tiny
 
 TINY_BUCKET = 5000
 """Bytes: every matrix of the tiny model spans several buckets, and every bucket holds rows of several parameters."""

@@ -16,7 +16,7 @@ from selfemo.errors import UserError
 from selfemo.weights.architecture import read_architecture
 from selfemo.weights.export import save_hf
 from selfemo.weights.hf_directory import HfDirectory
-from tests.weights.tiny import save_tiny
+from tests.helpers.tiny_model import save_tiny
 
 SHARDED = "60KB"
 """Shard size that gives the tiny model several files."""

@@ -15,7 +15,7 @@ from selfemo.weights.geometry import fill_hf
 from selfemo.weights.hf_directory import HfDirectory
 from selfemo.weights.layouts import padded_vocab_size
 from selfemo.weights.parameters import LM_HEAD, hf_tensor_list, local_parameters, model_parameters
-from tests.weights.tiny import VOCAB_SIZE, fill_local, save_tiny
+from tests.helpers.tiny_model import VOCAB_SIZE, fill_local, save_tiny
 
 CASES = [("qwen3", True), ("qwen3", False), ("qwen2", True), ("qwen2", False), ("llama", True), ("llama", False)]
 

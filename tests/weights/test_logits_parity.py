@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from selfemo.config import ParallelConfig
-from tests.distributed.harness import DistributedRunner
-from tests.weights.packed_logits import TOLERANCE, logits, sequences
-from tests.weights.tiny import tiny_model
+from tests.helpers.distributed import DistributedRunner
+from tests.helpers.packed_logits import TOLERANCE, logits, sequences
+from tests.helpers.tiny_model import tiny_model
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from selfemo.errors import UserError
 from selfemo.weights.architecture import read_architecture
 from selfemo.weights.convert import hf_to_megatron, megatron_to_hf
 from selfemo.weights.family import families
-from tests.distributed.harness import DistributedRunner
-from tests.weights.packed_logits import TOLERANCE, logits, sequences
-from tests.weights.tiny import save_one_word_tokenizer, tiny_model
+from tests.helpers.distributed import DistributedRunner
+from tests.helpers.packed_logits import TOLERANCE, logits, sequences
+from tests.helpers.tiny_model import save_one_word_tokenizer, tiny_model
 
 SOURCE = '''
 """Mistral without a sliding window."""

@@ -20,7 +20,7 @@ from selfemo.kernels import LossConfig
 from selfemo.megatron.checkpoint import TensorWrite, read_tensors
 from selfemo.weights.convert import megatron_to_hf
 from selfemo.weights.dist_checkpoint import COMMON_NAME, read_common
-from tests.megatron.parity import LEARNING_RATE, learner, samples
+from tests.helpers.parity import LEARNING_RATE, learner, samples
 
 OLD = Path(__file__).with_name("megatron_0_16_1")
 EXPECTED = json.loads((OLD / "expected.json").read_text())

@@ -16,10 +16,10 @@ from selfemo.weights.direct import direct_tensors
 from selfemo.weights.load import load_hf_weights
 from selfemo.weights.parameters import model_parameters
 from selfemo.weights.plan import EngineLayout, TrainerLayout, build_plan
-from tests.distributed.harness import DistributedRunner, RankFailure
-from tests.weights.live_bytes import LiveBytes
-from tests.weights.megatron_rank import megatron_chunks
-from tests.weights.tiny import fill_local, save_tiny
+from tests.helpers.distributed import DistributedRunner, RankFailure
+from tests.helpers.live_bytes import LiveBytes
+from tests.helpers.megatron_rank import megatron_chunks
+from tests.helpers.tiny_model import fill_local, save_tiny
 
 BUCKET_BYTES = 4096
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from selfemo.emotions.answer import Answer, FormatFailure, Reading
 from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.selfplay.consensus import vote
 from selfemo.selfplay.records import Group, Sample
-from tests.selfplay.scripted import LABELS, CharEncoder, turns
+from tests.helpers.scripted import LABELS, CharEncoder, turns
 
 SCORE = SmoothedIoU(identity_affinity(LABELS), 0.05)
 CONTEXT = turns("Ann: how was it", "Bo: we finally won the cup")

@@ -15,8 +15,8 @@ from selfemo.megatron.output_layer import completion_logits
 from selfemo.megatron.packing import MicroBatch, pack
 from selfemo.megatron.parallel import pipeline_group, tensor_group
 from selfemo.weights.load import load_hf_weights
-from tests.weights.megatron_rank import megatron_chunks
-from tests.weights.tiny import VOCAB_SIZE
+from tests.helpers.megatron_rank import megatron_chunks
+from tests.helpers.tiny_model import VOCAB_SIZE
 
 LENGTHS = (1, 7, 30, 12)
 TOLERANCE = 1e-5

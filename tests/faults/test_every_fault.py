@@ -1,6 +1,6 @@
-"""Every fault but the kills of chain.py: each ends as promised, and the same command finishes the run to the same bits.
+"""Every fault but the kills of test_every_kill.py: each ends as promised, and the same command finishes the run to the same bits.
 
-python -m pytest tests/faults/in_full.py        # `make test-faults`; not collected by `make test`, for its length
+Two processes of Megatron and vLLM are launched for each: `make test-faults`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import LAYOUTS, ends_in_time, finish
+from tests.helpers.fault_runs import LAYOUTS, ends_in_time, finish
+
+pytestmark = pytest.mark.faults
 
 TP2 = LAYOUTS["TP2"]
 DEADLINE_S = 40

@@ -1,4 +1,4 @@
-"""The kernels on the device that SELFEMO_DEVICE names ("cuda" or "cpu"), against the fp64 oracle; gpu-check runs this file.
+"""The kernels on the device that SELFEMO_DEVICE names ("cuda" or "cpu"), against the fp64 oracle; gpu-check runs them.
 
 On a GPU these are the compiled Triton kernels, which no other test sees: layout, races, rounding of bf16 stores, real sizes. On a CPU
 they are the torch path, which says only that the cases themselves are right.
@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from selfemo.kernels import AdvantageConfig, LossConfig, group_advantages, token_logprobs
-from tests.kernels import oracle
-from tests.kernels.cases import Case, make_case
+from tests.helpers import kernel_oracle as oracle
+from tests.helpers.kernel_cases import Case, make_case
 from tests.kernels.test_loss import PRESETS, run, truth
+
+pytestmark = pytest.mark.gpu
 
 DEVICE = os.environ.get("SELFEMO_DEVICE", "cpu")
 LOGPROB_TOLERANCE = 1e-6 if DEVICE == "cpu" else 5e-6

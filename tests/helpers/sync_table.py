@@ -1,4 +1,4 @@
-"""Measures both ways of bringing weights into vLLM and prints a Markdown table: `python -m tests.weights.sync_table`.
+"""Measures both ways of bringing weights into vLLM and prints a Markdown table: `python -m tests.helpers.sync_table`.
 
 Two CPU ranks, a random Qwen3 in bf16, a live engine. Seconds are the best of several syncs into the engine on the slower rank. Extra
 memory is the peak of tensors alive, on the worse rank: ours while the stream is drained, and during a sync, with what vLLM's own loader
@@ -19,11 +19,11 @@ from selfemo.weights.gather import hf_tensors
 from selfemo.weights.load import load_hf_weights
 from selfemo.weights.plan import EngineLayout, TrainerLayout
 from selfemo.weights.transfer import DirectTransfer, choose_transfer
-from tests.distributed.harness import DistributedRunner
-from tests.weights.live_bytes import LiveBytes
-from tests.weights.megatron_rank import megatron_chunks, weight_groups
+from tests.helpers.distributed import DistributedRunner
+from tests.helpers.live_bytes import LiveBytes
+from tests.helpers.megatron_rank import megatron_chunks, weight_groups
+from tests.helpers.tiny_model import save_tiny
 from tests.weights.test_engine_sync import engine_for
-from tests.weights.tiny import save_tiny
 
 SHAPE = {"heads": 64, "kv_heads": 8, "head_dim": 64, "layers": 8, "vocab_size": 8192}
 BUCKET_BYTES = 8 << 20
@@ -83,6 +83,6 @@ def _print_row(*cells: str) -> None:
 
 
 if __name__ == "__main__":
-    from tests.weights.sync_table import main as imported_main  # ranks find `measure` by its module's name, which is not __main__
+    from tests.helpers.sync_table import main as imported_main  # ranks find `measure` by its module's name, which is not __main__
 
     imported_main()

@@ -12,8 +12,8 @@ from selfemo.grpo.advantages import loss_config, training_samples, with_advantag
 from selfemo.kernels import grpo_loss
 from selfemo.rewards.scoring import score_group
 from selfemo.selfplay.records import Group
-from tests.rewards.groups import SCORE
-from tests.selfplay.scripted import LABELS
+from tests.helpers.groups import SCORE
+from tests.helpers.scripted import LABELS
 
 
 def gradients(groups: Sequence[Group], config: RunConfig) -> list[torch.Tensor]:

@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from selfemo.launch import OWN_STORES
-from tests.faults.runs import CONFIG, LAYOUTS, ROOT, fingerprint
+from tests.helpers.fault_runs import CONFIG, LAYOUTS, ROOT, fingerprint
+
+pytestmark = pytest.mark.faults
 
 
 def torchrun(run: Path, faults: list[dict], *options: str) -> subprocess.CompletedProcess[str]:

@@ -25,7 +25,7 @@ from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.seeds_pool import SeedPool
 from selfemo.selfplay.transitions import TransitionPrior
-from tests.selfplay.scripted import LABELS, CharEncoder, ScriptedGenerator, conversation
+from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator, conversation
 
 HOSTILE = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'> {{ 7 * 7 }} </style> &amp; \"quoted\""
 SPEAKER = "<b>Ann</b>"

@@ -1,4 +1,4 @@
-"""The Triton kernels themselves, run in Triton's interpreter on CPU tensors; test_interpreter.py starts this file's process.
+"""The Triton kernels themselves, run in Triton's interpreter on CPU tensors; test_interpreter.py starts their process.
 
 Triton decides between compiling and interpreting when @triton.jit runs, so these cases need TRITON_INTERPRET=1 before the first
 import and a process of their own. The interpreter runs the kernels' own arithmetic in numpy: what it cannot show is layout,
@@ -14,9 +14,11 @@ import torch
 
 from selfemo.kernels import AdvantageConfig, LossConfig, group_advantages, grpo_loss, token_logprobs
 from selfemo.kernels.traffic import interpreted_traffic
-from tests.kernels import oracle
-from tests.kernels.cases import Case, make_case
+from tests.helpers import kernel_oracle as oracle
+from tests.helpers.kernel_cases import Case, make_case
 from tests.kernels.test_loss import PRESETS, part_of, run, truth
+
+pytestmark = pytest.mark.interpreted
 
 
 def tolerance(dtype: torch.dtype) -> float:

@@ -1,6 +1,6 @@
 """Writes the README's picture of a report, top in light mode and emotions and time in dark mode side by side:
 
-python -m tests.report.screenshot RUN_DIR docs/img/report.png
+python -m tests.helpers.report_screenshot RUN_DIR docs/img/report.png
 """
 
 from __future__ import annotations

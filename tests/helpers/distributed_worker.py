@@ -1,9 +1,8 @@
 """One rank of a test process group: joins gloo once, then runs whatever functions its parent sends until the parent is gone.
 
-Started by harness.py as `python worker.py PIPE_FD LIFELINE_FD` with torchrun's environment variables. It never outlives the
-test session: a thread reads the lifeline pipe, whose other end only the parent holds, and at end of file kills the whole
-process group, children such as Megatron's checkpoint manager included. A thread does this, because the main one may hang in
-a collective.
+Forked for distributed.py with torchrun's environment variables. It never outlives the test session: a thread reads the lifeline
+pipe, whose other end only the parent holds, and at end of file kills the whole process group, children such as Megatron's
+checkpoint manager included. A thread does this, because the main one may hang in a collective.
 """
 
 from __future__ import annotations
@@ -24,10 +23,9 @@ from operator import attrgetter
 from typing import Any
 
 
-def main() -> None:
+def serve(pipe: Connection, lifeline: Connection) -> None:
     """Serve calls over the pipe; each reply is (succeeded, pickled result or formatted traceback)."""
-    pipe, lifeline_fd = Connection(int(sys.argv[1])), int(sys.argv[2])
-    threading.Thread(target=_die_with_parent, args=(lifeline_fd,), daemon=True).start()
+    threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the parent asks a hanging rank where it is
     try:
         _join_group()
@@ -84,10 +82,6 @@ def _import(module_name: str, path: str) -> Any:
     return module
 
 
-def _die_with_parent(lifeline_fd: int) -> None:
-    os.read(lifeline_fd, 1)
+def _die_with_parent(lifeline: Connection) -> None:
+    lifeline.poll(None)
     os.killpg(0, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main()

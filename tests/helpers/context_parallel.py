@@ -21,8 +21,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from selfemo.config import ParallelConfig
 from selfemo.megatron import layer_spec
 from selfemo.megatron.parallel import enter_layout
-from tests.megatron import parity
-from tests.megatron.parity import Options, Trace
+from tests.helpers import parity
+from tests.helpers.parity import Options, Trace
 
 OPTIONS = Options(max_tokens=66, long_prompts=2, learning_rate=3e-3)
 """So few tokens that a micro-batch holds no other sample beside a long prompt. At parity.LEARNING_RATE the first step overshoots, and
@@ -35,6 +35,8 @@ LAYOUTS = {
     "CP2 PP2 VPP2": (4, ParallelConfig(context=2, pipeline=2, virtual_pipeline=2)),
 }
 """Name: (processes, layout)."""
+SLOW = ("CP2 DP2 +DO", "CP2 PP2 VPP2")
+"""What `make test` leaves to `make test-layouts`."""
 
 
 def positions_held(size: int, rank: int, padded_tokens: int) -> torch.Tensor:

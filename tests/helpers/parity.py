@@ -43,7 +43,7 @@ _PLAIN: dict[str, tuple[int, ParallelConfig]] = {
 }
 LAYOUTS = _PLAIN | {f"{name} +recompute": (size, replace(parallel, recompute=True)) for name, (size, parallel) in _PLAIN.items()}
 """Name: (processes, layout)."""
-IN_FULL_ONLY = ("TP2 PP2 +SP", "TP2 +recompute", "PP2 +recompute", "DP2 +recompute", "TP2 PP2 +recompute")
+SLOW = ("TP2 PP2 +SP", "TP2 +recompute", "PP2 +recompute", "DP2 +recompute", "TP2 PP2 +recompute")
 """What `make test` leaves to `make test-layouts`: each kind of layout and of recomputation is in one of the others."""
 
 Dtype = Literal["float32", "bfloat16"]

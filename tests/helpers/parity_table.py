@@ -1,4 +1,4 @@
-"""Measures how far every layout is from one process and writes docs/parity.md: `python -m tests.parity_table`."""
+"""Measures how far every layout is from one process and writes docs/parity.md: `python -m tests.helpers.parity_table`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import tempfile
 from pathlib import Path
 
 from selfemo.config import ParallelConfig
-from tests.distributed.harness import DistributedRunner
-from tests.megatron import context_parallel
-from tests.megatron.context_parallel import OPTIONS
-from tests.megatron.parity import GROUP_SIZE, GROUPS, IN_FULL_ONLY, LAYOUTS, STEPS, Trace, difference, three_sft_steps, three_steps
-from tests.weights.tiny import save_tiny
+from tests.helpers import context_parallel
+from tests.helpers.context_parallel import OPTIONS
+from tests.helpers.distributed import DistributedRunner
+from tests.helpers.parity import GROUP_SIZE, GROUPS, LAYOUTS, SLOW, STEPS, Trace, difference, three_sft_steps, three_steps
+from tests.helpers.tiny_model import save_tiny
 
-TARGET = Path(__file__).resolve().parents[1] / "docs" / "parity.md"
+TARGET = Path(__file__).resolve().parents[2] / "docs" / "parity.md"
 LAYERS = 4
 MACHINE = "2 x86 cores with AVX-512, 24 GiB, gloo"
 
@@ -67,7 +67,7 @@ def page(rows: list[str], context_rows: list[str]) -> str:
         [
             "# Layout parity",
             "",
-            f"Written by `python -m tests.parity_table` on {datetime.date.today()}; {MACHINE}.",
+            f"Written by `python -m tests.helpers.parity_table` on {datetime.date.today()}; {MACHINE}.",
             "",
             f"{STEPS} clipped AdamW steps of the whole SELF-GRPO loss (reference and old-policy passes, KL, entropy, importance",
             f"weights) on {GROUPS} groups of {GROUP_SIZE} samples of 4 to 65 tokens, packed into micro-batches of at most 96 tokens, so",
@@ -80,7 +80,7 @@ def page(rows: list[str], context_rows: list[str]) -> str:
             *rows,
             "",
             "The same comparison is a test (`tests/megatron/test_parity.py`, and `make test-layouts` for",
-            f"{', '.join(IN_FULL_ONLY)}; bound 1e-6), with one more that only changes how samples",
+            f"{', '.join(SLOW)}; bound 1e-6), with one more that only changes how samples",
             "are dealt over micro-batches; bf16 has one of its own (`tests/megatron/test_bf16.py`). Dropout is refused everywhere.",
             "",
             "## Context parallelism",
@@ -88,7 +88,7 @@ def page(rows: list[str], context_rows: list[str]) -> str:
             "It needs Transformer Engine's attention: a CPU refuses it, and on a GPU it is **unmeasured**. What the product adds (which",
             "tokens a rank holds, weights and sums of the losses, reductions, shapes between stages) is compared all the same, below",
             "that refusal: the tests bring an attention that gathers keys and values over the context ranks",
-            f"(`tests/megatron/context_parallel.py`). {STEPS} steps as above, and supervised ones, in micro-batches of at most",
+            f"(`tests/helpers/context_parallel.py`). {STEPS} steps as above, and supervised ones, in micro-batches of at most",
             f"{OPTIONS.max_tokens} tokens, with {OPTIONS.long_prompts} samples more whose completions lie on one context rank alone;",
             "embeddings are tied.",
             "",

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import socket
 import sqlite3
-import subprocess
 import sys
-import tempfile
+import time
 from contextlib import closing
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers import forked
+
+ROOT = forked.ROOT
 CONFIG = "tests/faults/tiny.yaml"
 LAYOUTS = {"TP2": ("parallel.tensor=2",), "DP2": ("parallel.distributed_optimizer=true",)}
 """Two processes each."""
+GRACE_S = 30.0
+"""torchrun's own time between SIGTERM and SIGKILL."""
+POLL_S = 0.1
 TIMINGS = ("seconds",)
 TIMED_EVENTS = ("phases",)
 
@@ -36,58 +40,49 @@ class Ended:
 
 
 class Launcher:
-    """Runs `selfemo train` on a few processes, forked from one that has imported everything."""
+    """Runs `selfemo train` on a few processes, and ends them as torchrun does: after a failure the others get SIGTERM, then SIGKILL.
 
-    def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "tests.faults.zygote"]
-        self._zygote = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self._answer()
+    tests/faults/test_torchrun.py does it under torchrun itself.
+    """
 
-    def start(self, run: Path, *overrides: str, world_size: int = 2, faults: list[dict[str, Any]] | None = None) -> list[int]:
-        """Begin a launch; returns the ranks' process ids."""
-        assert self._zygote.stdin is not None
-        descriptor, self._output = tempfile.mkstemp(prefix="selfemo-fault-")
-        os.close(descriptor)
-        request = {
-            "world_size": world_size,
-            "arguments": ["train", "--config", CONFIG, f"output_dir={run}", *overrides],
-            "faults": faults or [],
-            "output": self._output,
-            "port": free_port(),
-        }
-        self._zygote.stdin.write(json.dumps(request) + "\n")
-        self._zygote.stdin.flush()
-        pids: list[int] = self._answer()["pids"]
-        return pids
-
-    def wait(self) -> Ended:
-        """The end of what `start` began."""
-        answer = self._answer()
-        output = Path(self._output).read_text(errors="replace")
-        os.unlink(self._output)
-        return Ended(answer["codes"], output, answer["at"])
+    def __init__(self, logs: Path) -> None:
+        self._logs, self._launches = logs, 0
 
     def run(self, run: Path, *overrides: str, world_size: int = 2, faults: list[dict[str, Any]] | None = None) -> Ended:
         """A launch from start to end."""
-        self.start(run, *overrides, world_size=world_size, faults=faults)
-        return self.wait()
+        self._launches += 1
+        output = self._logs / f"{self._launches}.log"
+        arguments = ["train", "--config", CONFIG, f"output_dir={run}", *overrides]
+        world = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ranks = [
+            forked.start(_rank, arguments, faults or [], environment={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)}, output=output)
+            for rank in range(world_size)
+        ]
+        ended_at = _wait(ranks)
+        return Ended([rank.exitcode or 0 for rank in ranks], output.read_text(errors="replace"), ended_at)
 
-    def close(self) -> None:
-        """End the process that forks."""
-        assert self._zygote.stdin is not None
-        self._zygote.stdin.close()
-        try:
-            self._zygote.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._zygote.kill()
 
-    def _answer(self) -> dict[str, Any]:
-        assert self._zygote.stdout is not None
-        answer: dict[str, Any] = json.loads(self._zygote.stdout.readline())
-        return answer
+def _rank(arguments: list[str], faults: list[dict[str, Any]]) -> None:
+    from tests.faults.run_with_faults import main
+
+    sys.argv = ["selfemo", *arguments]
+    sys.exit(main(faults))
+
+
+def _wait(ranks: list[ForkServerProcess]) -> float:
+    """When the last of them ended."""
+    deadline: float | None = None
+    while alive := [rank for rank in ranks if rank.exitcode is None]:
+        if deadline is None and any(rank.exitcode for rank in ranks):
+            deadline = time.monotonic() + GRACE_S
+            for rank in alive:
+                rank.terminate()
+        if deadline is not None and time.monotonic() > deadline:
+            for rank in alive:
+                rank.kill()
+        time.sleep(POLL_S)
+    return time.time()
 
 
 def finish(launcher: Launcher, run: Path, untouched: Path) -> Ended:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from selfemo.kernels import BatchCounts
-from tests.kernels import oracle
+from tests.helpers import kernel_oracle as oracle
 
 
 @dataclass(frozen=True)

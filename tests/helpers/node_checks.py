@@ -11,7 +11,7 @@ from selfemo.planning.layout import layout_of
 from selfemo.planning.sync import sync_bytes
 from selfemo.planning.trainer_bytes import trainer_bytes
 from selfemo.weights.architecture import read_architecture
-from tests.multinode.nodes import events
+from tests.helpers.nodes import events
 from tools.check_run import checks
 
 

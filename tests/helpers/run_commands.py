@@ -1,6 +1,6 @@
 """Runs commands of README and docs as they stand there, on a finished run: what `.ci/run` does after the shortened demo.
 
-    python -m tests.docs.run_commands runs/ci          # the run stands for runs/demo
+    python -m tests.helpers.run_commands runs/ci          # the run stands for runs/demo
 
 Each takes seconds to a minute; the others are of a suite, a study or a benchmark with a target of its own, need files that are the user's,
 or are GPU-only. All are parsed by test_docs.py. Exit status 1 and the output of each that failed.

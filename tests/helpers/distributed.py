@@ -1,6 +1,7 @@
 """Runs a function on every rank of a process group, with groups that live as long as the test session.
 
-Importing torch costs 5 to 20 s per process, so one group per world size is started at its first use and shared by all tests.
+One group per world size is started at its first use and shared by all tests; its ranks are forked from a process that has imported
+what they need (forked.py).
 A test takes the `distributed` fixture (tests/conftest.py):
 
     def _sum_of_ranks(offset: int) -> float:            # module level: it is sent as (module, name), not as code
@@ -28,19 +29,19 @@ import os
 import pickle
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-WORKER = Path(__file__).with_name("worker.py")
+from tests.helpers import distributed_worker, forked
+
+ROOT = forked.ROOT
 START_TIMEOUT_S = 180.0
-"""For importing torch on every rank of a busy machine and forming the group."""
+"""For importing torch, Megatron and vLLM on a busy machine and forming the group."""
 GRACE_S = 2.0
 """After the first failure, how long the other ranks may still report theirs; most of them are waiting for the failed one."""
 LOG_TAIL_LINES = 60
@@ -89,17 +90,18 @@ class WorkerGroup:
 
     def __init__(self, world_size: int) -> None:
         self._log_dir = tempfile.TemporaryDirectory(prefix="selfemo-ranks-")
-        lifeline_read_fd, self._lifeline_fd = os.pipe()
+        lifeline, self._lifeline = Pipe(duplex=False)
         port = _free_port()
         self._pipes: list[Connection] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[ForkServerProcess] = []
         for rank in range(world_size):
             ours, theirs = Pipe()
-            environment = os.environ | _torchrun_environment(rank, world_size, port)
-            with theirs, self._log(rank).open("wb") as log:
-                self._processes.append(_start_worker(theirs.fileno(), lifeline_read_fd, environment, log))
+            environment = _torchrun_environment(rank, world_size, port)
+            with theirs:
+                served = (distributed_worker.serve, theirs, lifeline)
+                self._processes.append(forked.start(*served, environment=environment, output=self._log(rank)))
             self._pipes.append(ours)
-        os.close(lifeline_read_fd)
+        lifeline.close()
         try:
             self._collect("forming the group", START_TIMEOUT_S)
         except BaseException:
@@ -108,7 +110,7 @@ class WorkerGroup:
 
     @property
     def pids(self) -> list[int]:
-        return [process.pid for process in self._processes]
+        return [process.pid for process in self._processes if process.pid is not None]
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], timeout_s: float) -> list[Any]:
         __tracebackhide__ = True
@@ -123,11 +125,11 @@ class WorkerGroup:
 
     def close(self) -> None:
         """Kill every rank with its children, and wait for the end."""
-        os.close(self._lifeline_fd)
-        for process in self._processes:
+        self._lifeline.close()
+        for process, pid in zip(self._processes, self.pids, strict=True):
             with contextlib.suppress(ProcessLookupError):  # nobody is left in it
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+                os.killpg(pid, signal.SIGKILL)
+            process.join()
         for pipe in self._pipes:
             pipe.close()
         self._log_dir.cleanup()
@@ -164,7 +166,7 @@ class WorkerGroup:
 
     def _hang_report(self, what: str, timeout_s: float, ranks: list[int]) -> str:
         for rank in ranks:
-            self._processes[rank].send_signal(signal.SIGUSR1)  # faulthandler writes every thread's stack to the log
+            os.kill(self.pids[rank], signal.SIGUSR1)  # faulthandler writes every thread's stack to the log
         time.sleep(0.5)
         stacks = "\n".join(f"rank {rank}, end of its output and stack:\n{self._log_tail(rank)}" for rank in ranks)
         return f"{what}: rank {', '.join(map(str, ranks))} still running after {timeout_s:g} s\n{stacks}"
@@ -176,24 +178,11 @@ class WorkerGroup:
         return "\n".join(self._log(rank).read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
 
     def _ending(self, rank: int) -> str:
-        return f"died with exit status {self._processes[rank].wait(timeout=10)}"
-
-
-def _start_worker(pipe_fd: int, lifeline_fd: int, environment: dict[str, str], log: BinaryIO) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, str(WORKER), str(pipe_fd), str(lifeline_fd)],
-        env=environment,
-        cwd=ROOT,
-        pass_fds=(pipe_fd, lifeline_fd),
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # its own process group, so that its children end with it
-    )
+        self._processes[rank].join(timeout=10)
+        return f"died with exit status {self._processes[rank].exitcode}"
 
 
 def _torchrun_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
-    python_path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -204,7 +193,6 @@ def _torchrun_environment(rank: int, world_size: int, port: int) -> dict[str, st
         "GLOO_SOCKET_IFNAME": "lo",  # a host name that does not resolve costs gloo seconds, or the connection
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": python_path,
     }
 
 

@@ -1,7 +1,5 @@
 """One run, killed at one point after another and started again with the same command each time, against a run that nobody touched.
 
-    python -m tests.faults.chain TP2 DP2        # `make test-faults`; prints a line per point and "N of N"
-
 Every launch goes through the whole way back: find the newest good checkpoint, rewind the records, load, sync, prove, go on. After every
 kill what lies on disk is compared with the untouched run: records must be a prefix of its records, checkpoints equal its checkpoints
 tensor by tensor. A kill counts where the fault itself struck, and where the launch had resumed from the checkpoint that was there. When
@@ -11,15 +9,12 @@ the run has at last been left to finish, everything must be equal.
 from __future__ import annotations
 
 import json
-import os
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults.runs import LAYOUTS, TIMED_EVENTS, Ended, Launcher, fingerprint, tensors, without_timings
+from tests.helpers.fault_runs import LAYOUTS, TIMED_EVENTS, Ended, Launcher, fingerprint, tensors, without_timings
 
 ALL = -1
 Tell = Callable[[str], None]
@@ -138,26 +133,3 @@ def _records(path: Path) -> list[Any]:
     *lines, torn = path.read_text().split("\n")  # what a kill cut off has no end of line
     del torn
     return [without_timings(record) for record in map(json.loads, lines) if record.get("event") not in TIMED_EVENTS]
-
-
-def main() -> int:
-    """Returns the exit status."""
-    launcher, problems, count = Launcher(), [], 0
-    with tempfile.TemporaryDirectory(prefix="selfemo-faults-", dir=os.environ.get("FAULTS_DIR")) as root:
-        for layout in sys.argv[1:] or LAYOUTS:
-            untouched, killed = Path(root) / layout / "untouched", Path(root) / layout / "killed"
-            ended = launcher.run(untouched, *LAYOUTS[layout], "checkpoint.keep=100")
-            if any(ended.codes):
-                print(f"{layout}: the untouched run failed\n{ended.output}")
-                return 1
-            found = compare_chain(launcher, untouched, killed, layout, CHAIN, lambda line: print(line, flush=True))
-            count += len(CHAIN)
-            problems += found
-            print(f"{layout}  finished run: {'; '.join(found) or 'bit-identical to the untouched one'}", flush=True)
-    launcher.close()
-    print(f"{count - len(problems)} of {count} kills resumed, finished runs compared")
-    return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

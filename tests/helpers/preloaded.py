@@ -1,0 +1,25 @@
+"""Imports what ranks need, in the process that they are forked from (forked.py)."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+from selfemo.rollout.engine import ENVIRONMENT
+
+os.environ.update(ENVIRONMENT, OMP_NUM_THREADS="1")
+
+for name in (
+    "selfemo.cli",
+    "selfemo.trainer",
+    "transformers",
+    "transformers.models.qwen3.modeling_qwen3",
+    "vllm",
+    "vllm.entrypoints.llm",
+    "vllm.v1.engine.llm_engine",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.v1.attention.backends.cpu_attn",
+    "vllm.model_executor.models.qwen3",
+    "rich.progress",
+):
+    importlib.import_module(name)
