@@ -116,8 +116,8 @@ class Learner:
     @property
     def has_optimizer_state(self) -> bool:
         """A step has been taken in this stage: there are moments."""
-        # megatron-private
-        return any(len(part.optimizer.state) > 0 for part in getattr(self.optimizer, "chained_optimizers", [self.optimizer]))
+        parts = getattr(self.optimizer, "chained_optimizers", [self.optimizer])  # megatron-private
+        return any(len(part.optimizer.state) > 0 for part in parts)
 
     def offload(self) -> None:
         """Free gradient buffers and move optimizer state to host memory until the next step, where train.offload_during_rollout says so."""

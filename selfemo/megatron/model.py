@@ -35,8 +35,8 @@ class CompletionGPTModel(GPTModel):
             self.output_layer.sequence_parallel = False  # megatron-private
             self.output_layer.allreduce_dgrad = True  # megatron-private
 
+    # megatron-private: positions of tokens enter here and nowhere else.
     def _preprocess(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        # megatron-private: positions of tokens enter here and nowhere else.
         decoder_input, rotary, *rest = super()._preprocess(input_ids, position_ids, *args, **kwargs)
         packed = kwargs.get("packed_seq_params")
         if rotary is not None and packed is not None and packed.cu_seqlens_q is None:

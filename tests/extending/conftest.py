@@ -41,7 +41,7 @@ def rloo(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def gap_curve(monkeypatch: pytest.MonkeyPatch) -> str:
+def spread_curve(monkeypatch: pytest.MonkeyPatch) -> str:
     """The page's curve, drawn by the report; its title."""
     (curve,) = entry("selfemo/report/curves.py, in ITERATION_CURVES", vars(curves))
     monkeypatch.setattr(curves, "ITERATION_CURVES", (*curves.ITERATION_CURVES, curve))

@@ -21,7 +21,7 @@ PRIVATE = re.compile(
     r"\b(parallel_state|filesystem_async|tracker)\._(?!_)"  # an underscored name of a module
     r"|\b(factory|distributed)\.[A-Z]\w+ ="  # a module's constant that is replaced
     r"|def _(pre|post)process\("  # a method of GPTModel that is overridden
-    r"|chained_optimizers|main_grad\b|_LITERAL_MODULES = "
+    r"|chained_optimizers|\.main_grad\b|_LITERAL_MODULES = "
 )
 MARK = "megatron-private"
 

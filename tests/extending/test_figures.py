@@ -16,7 +16,7 @@ from selfemo.tracking.trackers import Tracking
 from tests.helpers.made_run import ITERATIONS, make_run
 from tests.tracking.test_tracking import tensorboard_points
 
-GAPS = {iteration: None if iteration == 1 else iteration / 8 for iteration in range(ITERATIONS)}
+SPREADS = {iteration: None if iteration == 1 else iteration / 8 for iteration in range(ITERATIONS)}
 """The second was not finite, which a record writes as null."""
 
 
@@ -24,20 +24,20 @@ def recorded(run: Path) -> Path:
     """A made run whose journal records one figure more."""
     metrics = make_run(run) / "metrics.jsonl"
     events = [json.loads(line) for line in metrics.read_text().splitlines()]
-    more = [event | ({"logprob_gap_mean": GAPS[event["iteration"]]} if event["event"] == "iteration" else {}) for event in events]
+    more = [event | ({"advantage_std": SPREADS[event["iteration"]]} if event["event"] == "iteration" else {}) for event in events]
     metrics.write_text("".join(json.dumps(event) + "\n" for event in more))
     return run
 
 
-def test_the_reports_page_has_the_curve(gap_curve: str, run_dir: Path):
+def test_the_reports_page_has_the_curve(spread_curve: str, run_dir: Path):
     records = read_run(recorded(run_dir))
-    chart = next(chart for chart in curves(records) if chart.title == gap_curve)
-    assert chart.summary == "mean gap, nats from 0 to 0.5"
-    assert f"<figcaption>{gap_curve}</figcaption>" in render(records)
+    chart = next(chart for chart in curves(records) if chart.title == spread_curve)
+    assert chart.summary == "standard deviation from 0 to 0.5"
+    assert f"<figcaption>{spread_curve}</figcaption>" in render(records)
 
 
-def test_the_curve_of_a_run_that_did_not_record_it_is_left_out(gap_curve: str, run_dir: Path):
-    assert gap_curve not in [chart.title for chart in curves(read_run(make_run(run_dir)))]
+def test_the_curve_of_a_run_that_did_not_record_it_is_left_out(spread_curve: str, run_dir: Path):
+    assert spread_curve not in [chart.title for chart in curves(read_run(make_run(run_dir)))]
 
 
 def test_tensorboard_has_the_scalar(run_dir: Path):
@@ -45,8 +45,8 @@ def test_tensorboard_has_the_scalar(run_dir: Path):
     tracking = Tracking(run_dir / "metrics.jsonl", records.config)
     tracking.log(records.of("iteration")[-1])
     tracking.close()
-    expected = {iteration: gap for iteration, gap in GAPS.items() if gap is not None}
-    assert dict(tensorboard_points(run_dir)["policy/logprob_gap_mean"]) == expected
+    expected = {iteration: spread for iteration, spread in SPREADS.items() if spread is not None}
+    assert dict(tensorboard_points(run_dir)["policy/advantage_std"]) == expected
 
 
 def test_an_evaluation_after_another_stage_has_its_place_on_the_axis(run_dir: Path, monkeypatch: pytest.MonkeyPatch):

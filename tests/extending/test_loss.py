@@ -38,7 +38,7 @@ def test_a_configuration_may_name_it(rloo):
 def test_a_name_that_no_registry_holds_is_refused_in_one_line_with_the_choices(field, choice):
     wrong = choice[:-1]
     with pytest.raises(
-        UserError, match=rf"^configuration: {field}='{wrong}': expected one of .*{choice}.*\(did you mean {choice}\?\)"
+        UserError, match=rf"^configuration: {field}='{wrong}': expected one of .*{choice}.*\(did you mean '{choice}'\?\)"
     ) as refused:
         load_config(None, [f"{field}={wrong}"])
     assert "\n" not in str(refused.value)
