@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,15 @@ from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import BatchCounts, LossConfig, grpo_loss, token_logprobs
 from selfemo.kernels.results import SUM_FIELDS
 from selfemo.megatron.packing import MicroBatch
+
+
+class Source(TypedDict, total=False):
+    """The arguments that tell a kernel where logits come from."""
+
+    logits_TV: torch.Tensor | None
+    hidden_TH: torch.Tensor | None
+    weight_VH: torch.Tensor | None
+    weight_main_grad_VH: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Predictions:
         return self.hidden_NH.sum(dtype=torch.float32) * 0
 
     @property
-    def source(self) -> dict[str, Any]:
+    def source(self) -> Source:
         """The arguments by which the kernels take them."""
         if self.logits_NV is not None:
             return {"logits_TV": self.logits_NV}
