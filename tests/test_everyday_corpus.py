@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from selfemo.corpora.overlap import overlap_key
 
 EVERYDAY = Path(__file__).resolve().parents[1] / "examples" / "data" / "everyday"
 LABELS = json.loads((EVERYDAY / "labels.json").read_text())
@@ -17,8 +20,8 @@ EVERY_DIALOGUE: list[dict[str, Any]] = [dialogue for split in DIALOGUES.values()
 
 @pytest.mark.parametrize("dialogue", EVERY_DIALOGUE, ids=lambda dialogue: dialogue["id"])
 def test_every_turn_is_well_formed(dialogue: dict[str, Any]) -> None:
-    assert 4 <= len(dialogue["turns"]) <= 8
-    assert len({turn["speaker"] for turn in dialogue["turns"]}) == 2
+    assert 4 <= len(dialogue["turns"]) <= 9
+    assert len({turn["speaker"] for turn in dialogue["turns"]}) in (2, 3)
     for turn in dialogue["turns"]:
         assert turn["text"] == turn["text"].strip() != ""
         assert turn["labels"]
@@ -30,18 +33,28 @@ def test_every_turn_is_well_formed(dialogue: dict[str, Any]) -> None:
             assert ranked == sorted(ranked, reverse=True)
 
 
-def test_no_dialogue_or_text_stands_in_two_splits() -> None:
-    assert len({dialogue["id"] for dialogue in EVERY_DIALOGUE}) == len(EVERY_DIALOGUE) >= 72
-    texts = [{turn["text"] for dialogue in split for turn in dialogue["turns"]} for split in DIALOGUES.values()]
-    assert not texts[0] & texts[1]
-    assert not texts[0] & texts[2]
-    assert not texts[1] & texts[2]
+def test_the_splits_have_their_sizes() -> None:
+    assert len(DIALOGUES["train"]) >= 160
+    assert len(DIALOGUES["dev"]) == len(DIALOGUES["test"]) == 40
+
+
+def test_no_dialogue_or_text_stands_twice() -> None:
+    assert len({dialogue["id"] for dialogue in EVERY_DIALOGUE}) == len(EVERY_DIALOGUE) >= 240
+    keys = Counter(overlap_key(turn["text"]) for dialogue in EVERY_DIALOGUE for turn in dialogue["turns"])
+    assert [key for key, times in keys.items() if times > 1] == []
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
 def test_every_label_is_primary_somewhere_in_every_split(split: str) -> None:
     assert {turn["labels"][0] for dialogue in DIALOGUES[split] for turn in dialogue["turns"]} == set(LABELS)
     assert any(len(turn["labels"]) > 1 for dialogue in DIALOGUES[split] for turn in dialogue["turns"])
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_no_label_is_rare_and_neutral_is_no_majority(split: str) -> None:
+    primary = Counter(turn["labels"][0] for dialogue in DIALOGUES[split] for turn in dialogue["turns"])
+    assert min(primary.values()) / primary.total() > 0.05
+    assert primary["neutral"] / primary.total() < 0.35
 
 
 def test_the_readme_states_the_counts() -> None:

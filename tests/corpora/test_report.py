@@ -91,7 +91,7 @@ def test_the_bundled_corpus_has_no_problem() -> None:
     report = check_corpus("everyday")
     assert report.problems == ()
     assert len(report.labels) == 7
-    assert sum(s.dialogues for s in report.splits) >= 60
+    assert sum(s.dialogues for s in report.splits) >= 240
     assert [overlap.shared for _, overlap in report.shared_with_train] == [0, 0]
     assert sum(s.multi_label_turns for s in report.splits) > 0
 
