@@ -9,7 +9,7 @@
 #   docker run --gpus all --ipc=host --ulimit memlock=-1 --volume "$PWD/runs:/workspace/runs" \
 #       --volume /models/Qwen3-8B:/models/Qwen3-8B:ro --env MODEL_DIR=/models/Qwen3-8B --volume /data:/data:ro --env SELFEMO_DATA=/data \
 #       selfemo torchrun --nproc-per-node 8 examples/train_qwen3_8b.sh
-#   docker run --gpus all --ipc=host --volume "$PWD/runs:/workspace/runs" selfemo python -m selfemo.gpu_check     first on a new kind of GPU
+#   docker run --gpus all --ipc=host --volume "$PWD/runs:/workspace/runs" selfemo python -m tools.gpu_check     first on a new kind of GPU
 #
 # NOT BUILT YET: no machine of the project has a Docker daemon or a GPU. Checked so far are the pins (a test compares them with
 # requirements/ and setup.py, and Transformer Engine's with the range megatron-core names) and the form (hadolint). What most needs the first

@@ -39,7 +39,7 @@ types: $(STAMP)
 
 # What can differ between Pythons: imports (set-up ends with them), weights, checkpoints, corpora, kernels in the interpreter, one short run.
 # CI runs it on 3.13: make test-portable VENV=.venv-3.13 PYTHON=3.13
-PORTABLE := tests/weights/test_convert.py tests/weights/test_old_checkpoint.py tests/weights/test_hf_files.py tests/test_checkpoints.py \
+PORTABLE := tests/weights/test_convert.py tests/weights/test_old_checkpoint.py tests/weights/test_hf_files.py tests/run/test_checkpoints.py \
     tests/corpora tests/kernels/test_interpreter.py tests/fuzz/test_weights.py
 test-portable: $(STAMP)
 	$(BIN)/python -m pytest $(PORTABLE)
@@ -52,11 +52,11 @@ tests: $(STAMP)
 # It installs nothing, so it takes .venv where there is one and python3 elsewhere (the image of the Dockerfile).
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 gpu-check:
-	$(GPU_PYTHON) -m selfemo.gpu_check $(GPU_CHECK)
+	$(GPU_PYTHON) -m tools.gpu_check $(GPU_CHECK)
 
 # The same steps on a CPU, to test the harness.
 gpu-check-cpu: $(STAMP)
-	$(BIN)/python -m selfemo.gpu_check --device cpu --output runs/gpu-check-cpu $(GPU_CHECK)
+	$(BIN)/python -m tools.gpu_check --device cpu --output runs/gpu-check-cpu $(GPU_CHECK)
 
 # What `make test` leaves out for its length has a mark (pyproject.toml) and one of these targets.
 

@@ -38,5 +38,5 @@ setup(
         "bench": requirements("bench"),
         "wandb": [line for line in requirements("dev") if line.startswith("wandb==")],
     },
-    entry_points={"console_scripts": ["selfemo=selfemo.cli:main"]},
+    entry_points={"console_scripts": ["selfemo=selfemo.commands.main:main"]},
 )

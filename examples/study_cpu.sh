@@ -7,4 +7,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 study=${STUDY:-examples/configs/study_cpu.yaml}
-exec python tools/study.py "$study" --output "${OUT:-runs/$(basename "$study" .yaml)}" --at-once "${AT_ONCE:-2}" "$@"
+exec python -m tools.study "$study" --output "${OUT:-runs/$(basename "$study" .yaml)}" --at-once "${AT_ONCE:-2}" "$@"

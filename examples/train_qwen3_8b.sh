@@ -15,7 +15,7 @@ exit
 ":"""
 from pathlib import Path
 
-from selfemo.launch_script import run_script
+from selfemo.commands.launch_script import run_script
 
 if __name__ == "__main__":
     run_script(Path(__file__).resolve().parent / "configs" / "qwen3_8b.yaml")

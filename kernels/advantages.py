@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from selfemo.kernels.backend import Impl, choose
+from selfemo.kernels.backend import Impl
 from selfemo.kernels.checks import ValueChecks, check_finite, check_partition, check_vector, require_float, require_shape
 from selfemo.kernels.config import AdvantageConfig
+from selfemo.kernels.dispatch import choose
 from selfemo.kernels.results import GroupAdvantages
 
 

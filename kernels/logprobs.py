@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from selfemo.kernels.backend import Backend, Impl, choose
+from selfemo.kernels.backend import Backend, Impl
 from selfemo.kernels.checks import (
     ValueChecks,
     check_logits,
@@ -24,6 +24,7 @@ from selfemo.kernels.checks import (
     require_device,
     require_shape,
 )
+from selfemo.kernels.dispatch import choose
 from selfemo.kernels.fused_linear import DEFAULT_CHUNK_TOKENS, Head, LinearGradients, linear_stats
 from selfemo.kernels.results import TokenLogprobs
 from selfemo.kernels.vocab_parallel import SoftmaxStats, VocabShard, combine, vocab_shard

@@ -12,32 +12,32 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from selfemo import watchdog
-from selfemo.assembly import System, build_system, join_world, load_run_corpus
-from selfemo.config import RunConfig
-from selfemo.dealing import over_ranks
+from selfemo.config.schema import RunConfig
 from selfemo.evaluation.metrics import majority_baseline
 from selfemo.evaluation.recognition import evaluate_recognition
 from selfemo.evaluation.turns import evaluation_turns
-from selfemo.finite import check_ratio, check_rewards
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.grpo.advantages import loss_config, training_samples, with_advantages
 from selfemo.grpo.samples import TrainingSample
-from selfemo.journal import Journal
 from selfemo.megatron.learner import PolicyStats, batch_counts
 from selfemo.megatron.optimizer import warmup_linear
-from selfemo.megatron.parallel import agreed
-from selfemo.resume import resume
+from selfemo.process import watchdog
+from selfemo.process.collectives import all_or_none
+from selfemo.process.dealing import map_over_ranks
+from selfemo.process.stop import StopSignals
+from selfemo.process.terminal import Terminal
+from selfemo.records.directory import FLYWHEEL_NAME, RunDirectory
 from selfemo.rewards.scoring import Rewards
-from selfemo.run_directory import FLYWHEEL_NAME, RunDirectory
-from selfemo.run_state import RunState
+from selfemo.run.guards import check_ratio, check_rewards
+from selfemo.run.journal import Journal
+from selfemo.run.resume import resume
+from selfemo.run.state import RunState
+from selfemo.run.stoppable import GuardedGenerator, Stopped, StopRequest
+from selfemo.run.supervised_start import supervised_start
 from selfemo.selfplay.episode import SelfPlay
-from selfemo.selfplay.seeds_pool import SeedPool
+from selfemo.selfplay.openings import OpeningPool
 from selfemo.selfplay.transitions import TransitionPrior
-from selfemo.stop_signals import StopSignals
-from selfemo.stopping import GuardedGenerator, Stopped, StopRequest
-from selfemo.supervised_start import supervised_start
-from selfemo.terminal import Terminal
+from selfemo.system import System, build_system, join_world, load_run_corpus
 
 
 def train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: StopSignals) -> None:
@@ -47,7 +47,7 @@ def train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: Sto
         UserError: the model, corpus or layout does not fit the configuration, or no checkpoint of several is good.
     """
     world = join_world(config)
-    corpus = agreed(lambda: load_run_corpus(config))
+    corpus = all_or_none(lambda: load_run_corpus(config))
     terminal.say(f"{run.root}: {world.layout.world_size} processes, corpus {corpus.name}; libraries write to {terminal.log_path.parent}")
     journal, stop = Journal(config, run, terminal, world), StopRequest(world.device.torch_device, signals)
     with journal.phase("setup"):
@@ -71,7 +71,7 @@ class Trainer:
         self.generator = GuardedGenerator(system.generator, stop)
         train_split = system.corpus.split("train")
         self.rewards = Rewards(config.reward, train_split, system.corpus.labels)
-        self.seed_pool = SeedPool(system.corpus, config.selfplay, config.seed, config.corpus.history_turns)
+        self.seed_pool = OpeningPool(system.corpus, config.selfplay, config.seed, config.corpus.history_turns)
         self.selfplay = SelfPlay(
             generator=self.generator,
             prompts=system.prompts,
@@ -79,7 +79,7 @@ class Trainer:
             transitions=TransitionPrior.estimate(train_split),
             config=config.selfplay,
             run_seed=config.seed,
-            deal=over_ranks,
+            deal=map_over_ranks,
         )
         is_main, path = system.world.layout.is_main, run.path(FLYWHEEL_NAME)
         self.flywheel = Flywheel(config.flywheel, system.corpus, self.rewards, path, is_writer=is_main)
@@ -123,7 +123,7 @@ class Trainer:
             episodes = self.selfplay.play(seeds, iteration)
             self.system.engine.sleep()
         with self.journal.phase("reward"):
-            groups = self.rewards.score_groups([group for episode in episodes for group in episode.groups], over_ranks)
+            groups = self.rewards.score_groups([group for episode in episodes for group in episode.groups], map_over_ranks)
             check_rewards(groups, self.config.reward)
             self.flywheel.offer(groups, self.state.progress.weight_version)
             groups = with_advantages(groups, self.config)

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from selfemo.records.reading import read_run
 from selfemo.report.page import render
 from selfemo.report.planned import planned_rows
-from selfemo.report.records import read_run
 from tools.check_run import checks
 
 ROOT = Path(__file__).resolve().parents[1]

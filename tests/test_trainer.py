@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from selfemo import assembly
-from selfemo.config_file import load_config
+from selfemo import system as assembly
+from selfemo.config.load import load_config
 from selfemo.megatron.learner import Learner, StepStats
 from selfemo.megatron.parallel import leave_parallel
-from selfemo.rollout.request import Completion, GenerationRequest
-from selfemo.run_directory import RunDirectory
-from selfemo.stop_signals import StopSignals
+from selfemo.process.stop import StopSignals
+from selfemo.records.directory import RunDirectory
+from selfemo.rollout.api import Completion, GenerationRequest
+from selfemo.sync.sync import SyncReport
 from selfemo.trainer import train
-from selfemo.weight_sync import SyncReport
 from tests.helpers.fault_runs import CONFIG, ROOT
 
 SETTINGS = ["sft.steps=2", "sft.warmup_steps=0", "iterations=0", "evaluation.limit=2"]

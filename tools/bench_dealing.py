@@ -1,6 +1,6 @@
 """Rewards scored by every rank alike against rewards scored in shares and gathered: processor time per rank and sample, in turns.
 
-    torchrun --standalone --nproc-per-node 2 tools/bench_dealing.py [SAMPLES ...]
+    torchrun --standalone --nproc-per-node 2 -m tools.bench_dealing [SAMPLES ...]
 
 Prints medians of rank 0, the ratio shares / alike, and whether both give the same rewards.
 """
@@ -13,11 +13,11 @@ from statistics import median
 
 import torch.distributed as dist
 
-from selfemo.config import RewardConfig
+from selfemo.config.schema import RewardConfig
 from selfemo.corpora.registry import load_corpus
-from selfemo.dealing import Deal, one_by_one, over_ranks
+from selfemo.process.dealing import Deal, map_over_ranks, one_by_one
 from selfemo.rewards.scoring import Rewards
-from selfemo.scaling.parts import GROUP_SIZE, made_groups
+from tools.scaling.parts import GROUP_SIZE, made_groups
 
 SAMPLES = (64, 1024, 16_384, 65_536)
 ROUNDS = 9
@@ -30,7 +30,7 @@ def main() -> None:
     rewards = Rewards(RewardConfig(), corpus.split("train"), corpus.labels)
     for samples in [int(argument) for argument in sys.argv[1:]] or SAMPLES:
         groups = [group for batch in made_groups(corpus, rewards, samples) for group in batch]
-        ways: tuple[Deal, Deal] = (one_by_one, over_ranks)
+        ways: tuple[Deal, Deal] = (one_by_one, map_over_ranks)
         seconds: tuple[list[float], list[float]] = ([], [])
         for _ in range(ROUNDS):
             scored = []

@@ -27,17 +27,17 @@ from rich.console import Console
 from rich.table import Table
 
 from selfemo.corpora.conversation import Turn
-from selfemo.flywheel.commands import STORE_NAME
 from selfemo.flywheel.flywheel import SEED_RECORDS
 from selfemo.flywheel.record import Candidate, Record
 from selfemo.flywheel.store import FlywheelStore
+from selfemo.records.directory import FLYWHEEL_NAME
 
 BATCH = 64
 """Groups of an iteration: 16 seeds, two turns, one of each role."""
 MEASURED = 20
 """Iterations whose median is taken at each size."""
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
-COMMAND = "import sys; from selfemo.cli import main; sys.argv[0] = 'selfemo'; main()"
+COMMAND = "import sys; from selfemo.commands.main import main; sys.argv[0] = 'selfemo'; main()"
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     console.print(f"{platform.machine()}, {os.cpu_count()} cores, {datetime.now(UTC).isoformat(timespec='seconds')}")
     table = Table("records", "file", "append of 64 records", "totals()", "selfemo flywheel list", "recall on resume")
     with tempfile.TemporaryDirectory(prefix="selfemo-bench-") as scratch:
-        path = Path(scratch) / STORE_NAME
+        path = Path(scratch) / FLYWHEEL_NAME
         store = FlywheelStore(path, writable=True, labels=LABELS)
         for size in sizes:
             grow(store, size)

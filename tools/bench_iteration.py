@@ -37,9 +37,9 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from selfemo.config import RunConfig
-    from selfemo.rollout.request import Completion, GenerationRequest, Generator
-    from selfemo.selfplay.records import Seed
+    from selfemo.config.schema import RunConfig
+    from selfemo.rollout.api import Completion, GenerationRequest, Generator
+    from selfemo.selfplay.records import Opening
     from selfemo.trainer import Trainer
 
     Call = list[tuple[GenerationRequest, int]]
@@ -273,7 +273,7 @@ def _llm(trainer: Trainer) -> Any:
 
 def _config(options: argparse.Namespace, run_dir: Path, turns: int) -> RunConfig:
     """The default configuration with the sizes asked for."""
-    from selfemo.config_file import load_config
+    from selfemo.config.load import load_config
 
     return load_config(
         None,
@@ -296,13 +296,13 @@ def _config(options: argparse.Namespace, run_dir: Path, turns: int) -> RunConfig
 
 def _trainer(config: RunConfig) -> Trainer:
     """The trainer of a run that has just started: random weights, sent to the engine."""
-    from selfemo.assembly import build_system, join_world, load_run_corpus
-    from selfemo.journal import Journal
-    from selfemo.run_directory import RunDirectory
-    from selfemo.standalone import join_world_of_one
-    from selfemo.stop_signals import StopSignals
-    from selfemo.stopping import StopRequest
-    from selfemo.terminal import Terminal
+    from selfemo.inference.engines import join_world_of_one
+    from selfemo.process.stop import StopSignals
+    from selfemo.process.terminal import Terminal
+    from selfemo.records.directory import RunDirectory
+    from selfemo.run.journal import Journal
+    from selfemo.run.stoppable import StopRequest
+    from selfemo.system import build_system, join_world, load_run_corpus
     from selfemo.trainer import Trainer
 
     run = RunDirectory.claim(config)
@@ -316,17 +316,17 @@ def _trainer(config: RunConfig) -> Trainer:
     return trainer
 
 
-def _prompts(config: RunConfig, iterations: int) -> tuple[Path, list[list[Seed]], tuple[str, ...]]:
+def _prompts(config: RunConfig, iterations: int) -> tuple[Path, list[list[Opening]], tuple[str, ...]]:
     """The run's initial model, the seeds of its first iterations, and the label set."""
-    from selfemo.assembly import INITIAL_MODEL, load_run_corpus, tokenizer_texts
-    from selfemo.run_directory import RunDirectory
-    from selfemo.selfplay.seeds_pool import SeedPool
+    from selfemo.records.directory import RunDirectory
+    from selfemo.selfplay.openings import OpeningPool
+    from selfemo.system import INITIAL_MODEL, load_run_corpus, tokenizer_texts
     from selfemo.tokens.init_model import init_model
 
     corpus = load_run_corpus(config)
     run = RunDirectory.claim(config)
     model_dir = init_model(run.path(INITIAL_MODEL), config.model, tokenizer_texts(corpus), config.seed)
-    pool = SeedPool(corpus, config.selfplay, config.seed, config.corpus.history_turns)
+    pool = OpeningPool(corpus, config.selfplay, config.seed, config.corpus.history_turns)
     return model_dir, [pool.draw(iteration) for iteration in range(iterations)], corpus.labels
 
 

@@ -15,7 +15,7 @@ NEEDED = (
     ("megatron-core", "megatron.core"),
     ("transformers", "transformers.models.qwen3"),
     ("vllm", "vllm.entrypoints.llm"),
-    ("selfemo", "selfemo.config"),
+    ("selfemo", "selfemo.config.schema"),
     ("selfemo's kernels", "selfemo.kernels"),
 )
 

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from the dataclasses of selfemo/config.py: every field with its type, default and docstring.
+"""Write docs/configuration.md from the dataclasses of selfemo/config/schema.py: every field with its type, default and docstring.
 
 `python tools/config_reference.py` writes it, `--check` exits with 1 if the committed file is not what would be written.
 """
@@ -17,7 +17,7 @@ SOURCE = ROOT / "selfemo" / "config.py"
 TARGET = ROOT / "docs" / "configuration.md"
 HEADER = """# Configuration reference
 
-Generated from `selfemo/config.py` by `python tools/config_reference.py`; do not edit.
+Generated from `selfemo/config/schema.py` by `python tools/config_reference.py`; do not edit.
 
 A run reads one YAML file (`--config FILE`) and dotted overrides (`section.field=value`), and every field below has a default.
 Unknown keys, wrong types and combinations that cannot work are refused before anything starts; `selfemo train --dry-run` checks

@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from selfemo.errors import EXIT_USER_ERROR, UserError
-from selfemo.weights.architecture import read_architecture
-from selfemo.weights.pending import new_directory
+from selfemo.common.errors import EXIT_USER_ERROR, UserError
+from selfemo.common.pending import new_directory
+from selfemo.models.architecture import read_architecture
 
 
 def convert(gguf: Path, output: Path) -> None:

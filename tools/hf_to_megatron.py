@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
-from selfemo.weights.architecture import read_architecture
+from selfemo.commands.convert import run_conversion
+from selfemo.models.architecture import read_architecture
 from selfemo.weights.convert import DEFAULT_BUCKET_BYTES, hf_to_megatron, source_bytes
-from selfemo.weights.convert_cli import run_conversion
 from selfemo.weights.hf_directory import HfDirectory
 
 

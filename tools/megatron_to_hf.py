@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
+from selfemo.commands.convert import run_conversion
 from selfemo.weights.convert import megatron_to_hf, stored_bytes
-from selfemo.weights.convert_cli import run_conversion
 from selfemo.weights.safetensors_writer import DEFAULT_SHARD_BYTES
 
 

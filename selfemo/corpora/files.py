@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from selfemo.common.printable import quote as shown
 from selfemo.corpora.problems import Problem, ProblemSink
-from selfemo.printable import quote as shown
 
 MAX_FILE_BYTES = 128 << 20
 """Larger files are refused: the public corpora are a few megabytes. Turns of a few characters take up to forty times their bytes."""

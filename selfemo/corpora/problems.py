@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from selfemo.errors import UserError
-from selfemo.printable import printable
+from selfemo.common.errors import UserError
+from selfemo.common.printable import printable
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ import os
 import pkgutil
 from pathlib import Path
 
+from selfemo.common.errors import UserError, nearest
 from selfemo.corpora import readers
 from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.formats import CorpusFormat
 from selfemo.corpora.overlap import hold_out
 from selfemo.corpora.problems import ProblemSink, raise_first
-from selfemo.errors import UserError, nearest
 
 DATA_VARIABLE = "SELFEMO_DATA"
 AUTO = "auto"

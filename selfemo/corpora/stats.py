@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from selfemo.common.files import new_file
 from selfemo.corpora.conversation import Conversation, Corpus
-from selfemo.files import new_file
 
 SPLITS = ("train", "dev", "test")
 

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from selfemo.common.errors import nearest
+from selfemo.common.printable import quote
 from selfemo.corpora.conversation import Turn
 from selfemo.corpora.problems import Problem, ProblemSink
 from selfemo.corpora.text import clean_text
-from selfemo.errors import nearest
-from selfemo.printable import quote
 
 MAX_LABELS = 3
 """Most gold labels of a turn; an answer names one to three (docs/method.md)."""

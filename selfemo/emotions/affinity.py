@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfemo.errors import UserError, nearest
+from selfemo.common.errors import UserError, nearest
 
 MAX_AFFINITY = 0.5
 

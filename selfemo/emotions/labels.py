@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-from selfemo.errors import UserError, nearest
+from selfemo.common.errors import UserError, nearest
 
 NEUTRAL = "neutral"
 """The label of every supported corpus that stands for no emotion; its share is a collapse indicator."""

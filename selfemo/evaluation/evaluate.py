@@ -8,17 +8,16 @@ from dataclasses import dataclass, field, replace
 from selfemo.emotions.affinity import build_affinity
 from selfemo.emotions.answer import Answer, Reading
 from selfemo.emotions.similarity import SmoothedIoU
-from selfemo.evaluation.bootstrap import Interval, bootstrap, paired_bootstrap
 from selfemo.evaluation.calibration import Calibration, calibrate, likelihood_confidence, vote_confidence
 from selfemo.evaluation.expression import ExpressionReport, evaluate_expression
-from selfemo.evaluation.mean_intervals import mean_interval
+from selfemo.evaluation.intervals import Interval, bootstrap, mean_interval, paired_bootstrap
 from selfemo.evaluation.options import Scoring
 from selfemo.evaluation.recognition import RecognitionReport, evaluate_recognition, read_likeliest, report_readings, sample_readings
 from selfemo.evaluation.turns import EvaluationTurn
-from selfemo.finished_model import FinishedModel
-from selfemo.rollout.request import Generator
+from selfemo.inference.finished_model import FinishedModel
+from selfemo.rollout.api import Generator
 from selfemo.selfplay.prompts import PromptBuilder
-from selfemo.tokens.chat import ChatEncoder
+from selfemo.tokens.encoder import ChatEncoder
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from selfemo.config import SelfPlayConfig
+from selfemo.common.errors import UserError
+from selfemo.common.seeds import derive_seed
+from selfemo.config.schema import SelfPlayConfig
 from selfemo.corpora.conversation import Turn
 from selfemo.emotions.answer import MAX_LABELS, Answer, Reading
 from selfemo.emotions.similarity import SmoothedIoU
-from selfemo.errors import UserError
 from selfemo.evaluation.turns import EvaluationTurn
-from selfemo.rollout.request import Generator
-from selfemo.seeds import derive_seed
+from selfemo.rollout.api import Generator
 from selfemo.selfplay.gates import Gate, words
 from selfemo.selfplay.prompts import PromptBuilder, clean_line
 from selfemo.selfplay.roles import Recognizer, Responder

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from selfemo.errors import UserError
-from selfemo.finished_model import FinishedModel
+from selfemo.common.errors import UserError
+from selfemo.inference.finished_model import FinishedModel
 from selfemo.kernels import token_logprobs
-from selfemo.quiet import quiet_libraries
+from selfemo.process.quiet import quiet_libraries
 
 PROMPTS_PER_BATCH = 16
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
 
 Scoring = Literal["generate", "likelihood"]
 Split = Literal["train", "dev", "test"]

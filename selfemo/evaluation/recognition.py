@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from selfemo.config import SelfPlayConfig
+from selfemo.common.seeds import derive_seed
+from selfemo.config.schema import SelfPlayConfig
 from selfemo.emotions.answer import Answer, FormatFailure, Reading
 from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.evaluation.metrics import NO_ANSWER, Classification, classify
 from selfemo.evaluation.turns import EvaluationTurn
-from selfemo.rollout.request import Generator
-from selfemo.seeds import derive_seed
+from selfemo.rollout.api import Generator
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.roles import Recognizer
 

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from selfemo.common.files import new_file
 from selfemo.emotions.answer import Answer, Reading
 from selfemo.emotions.labels import NEUTRAL
-from selfemo.evaluation.bootstrap import RESAMPLES, Interval
 from selfemo.evaluation.evaluate import ModelReport, Task
 from selfemo.evaluation.expression import ExpressionReport
+from selfemo.evaluation.intervals import RESAMPLES, Interval
 from selfemo.evaluation.metrics import NO_ANSWER, MajorityBaseline, entropy, majority_baseline
 from selfemo.evaluation.recognition import CONTEXT
-from selfemo.files import new_file
 
 SCHEMA = 1
 CONTEXT_MEANING = "causal: a turn is read with earlier turns only, never a later one"

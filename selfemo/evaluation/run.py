@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from selfemo.common.errors import UserError
 from selfemo.corpora.formats import CorpusFormat
 from selfemo.corpora.problems import raise_first
 from selfemo.corpora.registry import locate_corpus
-from selfemo.errors import UserError
 from selfemo.evaluation.evaluate import Recognizer, Task, compare_models, evaluate_model, smoothed_iou
 from selfemo.evaluation.options import EvaluationOptions
 from selfemo.evaluation.results import Evaluation
 from selfemo.evaluation.turns import evaluation_turns
-from selfemo.finished_model import Engines, FinishedModel, find_model
+from selfemo.inference.finished_model import Engines, FinishedModel, find_model
 
 
 def run_evaluation(options: EvaluationOptions, open_engines: Callable[[], Engines], tell: Callable[[str], None]) -> Evaluation:

@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from selfemo.evaluation.bootstrap import Interval
 from selfemo.evaluation.calibration import Calibration
 from selfemo.evaluation.expression import ExpressionReport
+from selfemo.evaluation.intervals import Interval
 from selfemo.evaluation.metrics import NO_ANSWER, Classification
 from selfemo.evaluation.results import CONTEXT_MEANING, Evaluation, never_predicted
 

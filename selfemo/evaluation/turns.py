@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from selfemo.common.errors import UserError
 from selfemo.corpora.conversation import Conversation, Turn
-from selfemo.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from selfemo.errors import UserError
-from selfemo.files import new_file
+from selfemo.common.errors import UserError
+from selfemo.common.files import new_file
 from selfemo.flywheel.record import Record
 from selfemo.flywheel.store import Filter, FlywheelStore
 

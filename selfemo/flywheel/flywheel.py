@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from selfemo.config import FlywheelConfig
+from selfemo.config.schema import FlywheelConfig
 from selfemo.corpora.conversation import Corpus, Turn
 from selfemo.corpora.overlap import HeldOutTexts, held_out_texts
 from selfemo.emotions.answer import Answer
@@ -19,8 +19,8 @@ from selfemo.flywheel.record import Record, candidates_of
 from selfemo.flywheel.rule import agreement_on, gather_evidence, judge, within_cap
 from selfemo.flywheel.store import FlywheelStore
 from selfemo.rewards.scoring import Rewards, ScoredGroup
+from selfemo.selfplay.openings import KeptDialogue
 from selfemo.selfplay.prompts import clean_line
-from selfemo.selfplay.seeds_pool import KeptDialogue
 
 SEED_RECORDS = 4096
 """Newest kept recognizer records that can seed an episode: bounds memory, and leaves the oldest weights' samples behind."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from selfemo.flywheel.record import Record
-from selfemo.rollout.request import GenerationRequest, Generator
+from selfemo.rollout.api import GenerationRequest, Generator
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from selfemo.config import FlywheelConfig
+from selfemo.config.schema import FlywheelConfig
 from selfemo.rewards.scoring import ScoredGroup
 
 KeepReason = Literal["annotated", "self-generated", "expression"]

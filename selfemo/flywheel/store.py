@@ -29,9 +29,9 @@ from typing import IO, Any
 
 from pydantic import TypeAdapter
 
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
+from selfemo.common.printable import quote
 from selfemo.flywheel.record import Record
-from selfemo.printable import quote
 
 SCHEMA_VERSION = 1
 _KEYS = ("record_id", "iteration", "episode", "turn", "role", "source", "parent", "weight_version", "speaker", "text")

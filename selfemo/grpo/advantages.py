@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from selfemo.config import RunConfig
+from selfemo.config.schema import RunConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import PRESETS, GroupAdvantages, LossConfig, group_advantages
 from selfemo.rewards.scoring import ScoredGroup

@@ -2,7 +2,7 @@
 
 A write has two halves. `TensorWrite` begins it; with `in_background` the weights of this moment are written by a forked process
 while training goes on. `is_done` ends it on all ranks alike. Names, digests and what makes a directory a checkpoint of a run are
-selfemo.checkpoints' business.
+selfemo.run.checkpoints' business.
 
 megatron-core reads its metadata with pickle, and empty per-module states with torch.load(weights_only=False). Nothing of that is reached
 unchecked: `read_tensors` first reads both with readers that build tensors' records and plain values alone, and refuses the rest.
@@ -23,10 +23,10 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from torch.distributed.checkpoint import CheckpointException
 
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
 from selfemo.megatron.checkpoint_writer import ForkedResult, write_refusal
 from selfemo.megatron.learner import Learner
-from selfemo.weights.dist_checkpoint import FORMAT_NAME, LOAD_ERRORS, CheckpointReader, read_common
+from selfemo.weights.torch_dist import FORMAT_NAME, LOAD_ERRORS, CheckpointReader, read_common
 
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "distrib_optim_fully_reshardable_mem_efficient": True}  # megatron-private
 """A sharded optimizer is gathered over gloo into the host memory of each first data-parallel rank, which writes it. Without the second

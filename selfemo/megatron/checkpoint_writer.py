@@ -19,9 +19,9 @@ from typing import Any
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from torch.distributed.checkpoint import CheckpointException
 
-from selfemo.errors import UserError, on_all_ranks
-from selfemo.files import os_error_behind
-from selfemo.megatron.parallel import from_main
+from selfemo.common.errors import UserError, on_all_ranks
+from selfemo.common.files import os_error_behind
+from selfemo.process.collectives import on_rank0
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -69,7 +69,7 @@ def write_refusal(error: BaseException, directory: Path) -> BaseException:
     """
     number = _errno_behind(error)
     if isinstance(error, CheckpointException):
-        number = from_main(lambda: number)
+        number = on_rank0(lambda: number)
     if number is None:
         return error
     refusal = UserError(f"{directory}: a checkpoint cannot be written ({os.strerror(number)}): {_remedy(number)}, then run again")

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
 
 MEGATRON_VERSION = "0.19.2"
 REWRITTEN_FUNCTIONS = 22

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
 
 
 @dataclass(frozen=True)

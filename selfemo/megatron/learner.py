@@ -18,8 +18,7 @@ import torch.distributed as dist
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from selfemo import watchdog
-from selfemo.config import RunConfig
+from selfemo.config.schema import RunConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import BatchCounts, LossConfig
 from selfemo.megatron import losses
@@ -31,7 +30,8 @@ from selfemo.megatron.optimizer import build_optimizer, set_hyperparameters, wra
 from selfemo.megatron.output_layer import LossAtOutput, completion_loss
 from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack, units
 from selfemo.megatron.parallel import Layout, copies_group, pipeline_group, tensor_group
-from selfemo.weights.architecture import Architecture
+from selfemo.models.architecture import Architecture
+from selfemo.process import watchdog
 from selfemo.weights.gather import WeightGroups, hf_tensors
 from selfemo.weights.load import load_hf_weights
 

@@ -12,12 +12,12 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from selfemo.config import ParallelConfig
+from selfemo.config.schema import ParallelConfig
 from selfemo.megatron.device import Device, transformer_options
 from selfemo.megatron.layer_spec import block_spec
 from selfemo.megatron.parallel import Layout
-from selfemo.weights.architecture import Architecture
-from selfemo.weights.layouts import padded_vocab_size
+from selfemo.models.architecture import Architecture
+from selfemo.models.tensor_layouts import padded_vocab_size
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -16,8 +16,8 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from selfemo.config import ParallelConfig, TrainConfig
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
+from selfemo.config.schema import ParallelConfig, TrainConfig
 
 
 def wrap_chunks(chunks: Sequence[torch.nn.Module], config: TransformerConfig, parallel: ParallelConfig) -> list[DistributedDataParallel]:

@@ -19,7 +19,7 @@ from itertools import accumulate, groupby
 
 import torch
 
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
 from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.attention import Segments
 from selfemo.megatron.context import ContextShare

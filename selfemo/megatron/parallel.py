@@ -7,17 +7,14 @@ millisecond; megatron-core's global parallel state is entered and left in this m
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
 
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
-from selfemo.config import ParallelConfig
-from selfemo.errors import UserError, on_all_ranks
+from selfemo.common.errors import UserError
+from selfemo.config.schema import ParallelConfig
 from selfemo.megatron.device import Device
 
 DEFAULT_TIMEOUT_S = 300
@@ -68,7 +65,7 @@ def init_parallel(config: ParallelConfig, device: Device, seed: int, timeout_s: 
     """Enter megatron-core's parallel state for this configuration; `timeout_s` is the deadline of a collective on its groups.
 
     Raises:
-        UserError: context > 1 on CPU. (selfemo.preflight refuses sizes that do not divide.)
+        UserError: context > 1 on CPU. (selfemo.commands.preflight refuses sizes that do not divide.)
     """
     if config.context > 1 and not device.is_cuda:
         raise UserError(f"parallel.context={config.context} needs Transformer Engine's attention, so a GPU: set parallel.context=1")
@@ -127,38 +124,3 @@ def pipeline_group() -> dist.ProcessGroup:
 def copies_group() -> dist.ProcessGroup:
     """Ranks that hold the same shard: data-parallel ones with different samples, context-parallel ones with parts of the same."""
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
-
-
-def from_main[T](compute: Callable[[], T]) -> T:
-    """What `compute` returns on rank 0, on every rank; what it raises there is raised on every rank. Collective."""
-    answer: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            answer = [compute(), None]
-        except Exception as error:  # noqa: BLE001 - raised again below, on every rank
-            answer = [None, error]
-    dist.broadcast_object_list(answer, src=0)
-    if answer[1] is not None:
-        raise on_all_ranks(answer[1])
-    result: T = answer[0]
-    return result
-
-
-def agree(problem: str) -> None:
-    """Raise UserError on every rank where some rank has a problem; "" is none. Collective."""
-    problems = [("", "")] * dist.get_world_size()
-    dist.all_gather_object(problems, (socket.gethostname(), problem))
-    for rank, (host, found) in enumerate(problems):
-        if found:
-            raise on_all_ranks(UserError(f"rank {rank} on {host}: {found}" if rank else found))
-
-
-def agreed[T](read: Callable[[], T]) -> T:
-    """What `read` returns on this rank; where it raises UserError on some rank, every rank does. Collective, which `read` must not be."""
-    result, problem = None, ""
-    try:
-        result = read()
-    except UserError as error:
-        problem = str(error)
-    agree(problem)
-    return cast(T, result)

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from selfemo.models.architecture import DTYPE_BYTES, Architecture
 from selfemo.planning.hardware import Gpu
 from selfemo.planning.parameters import total_elements
 from selfemo.planning.rates import Rates
 from selfemo.planning.workload import GenerationCall
-from selfemo.weights.architecture import DTYPE_BYTES, Architecture
 
 LARGEST_SIMULATED = 2048
 """Sequences per engine simulated one by one; the time of a larger batch is scaled up from this many."""

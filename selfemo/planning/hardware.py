@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from selfemo.errors import UserError, nearest
+from selfemo.common.errors import UserError, nearest
 
 GIB = 1 << 30
 

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from selfemo.config import RunConfig, TrainConfig
+from selfemo.config.layout import Layout
+from selfemo.config.schema import RunConfig, TrainConfig
+from selfemo.models.architecture import DTYPE_BYTES, Architecture
 from selfemo.planning.generation import Engine
 from selfemo.planning.hardware import GIB
-from selfemo.planning.layout import Layout
 from selfemo.planning.parameters import layers_on
 from selfemo.planning.steptime import busiest_head_tokens, passes
 from selfemo.planning.sync import engine_elements
 from selfemo.planning.trainer_bytes import trainer_bytes
 from selfemo.planning.workload import Workload
-from selfemo.weights.architecture import DTYPE_BYTES, Architecture
 
 CONTEXT_BYTES = 2 * GIB
 """Allowance for the CUDA context, NCCL and cuBLAS workspaces."""

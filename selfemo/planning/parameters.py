@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from selfemo.planning.layout import Layout
-from selfemo.weights.architecture import Architecture
-from selfemo.weights.family import Rule, families
-from selfemo.weights.geometry import Placement
-from selfemo.weights.layouts import Heads, HfTensor
-from selfemo.weights.layouts import Layout as TensorLayout
+from selfemo.config.layout import Layout
+from selfemo.models.architecture import Architecture
+from selfemo.models.family import Rule, families
+from selfemo.models.geometry import Placement
+from selfemo.models.tensor_layouts import Heads, HfTensor
+from selfemo.models.tensor_layouts import Layout as TensorLayout
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT_LAYER = "output_layer.weight"

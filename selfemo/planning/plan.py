@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from selfemo.config import RunConfig
+from selfemo.config.checks import layout_violations
+from selfemo.config.layout import Layout, layout_of
+from selfemo.config.schema import RunConfig
+from selfemo.models.architecture import Architecture
 from selfemo.planning.generation import Engine
 from selfemo.planning.hardware import Gpu
-from selfemo.planning.layout import Layout, layout_of, layout_violations
 from selfemo.planning.memory import StageMemory, plan_memory
 from selfemo.planning.parameters import total_elements
 from selfemo.planning.published import fitted_rates
@@ -15,7 +17,6 @@ from selfemo.planning.steptime import StepSeconds, bubble_share, step_seconds
 from selfemo.planning.sync import SyncBytes, sync_bytes
 from selfemo.planning.trainer_bytes import checkpoint_bytes, checkpoint_host_bytes
 from selfemo.planning.workload import Workload
-from selfemo.weights.architecture import Architecture
 
 
 @dataclass(frozen=True)

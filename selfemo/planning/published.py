@@ -15,15 +15,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 
+from selfemo.config.layout import Layout
+from selfemo.models.architecture import Architecture
 from selfemo.planning.generation import Engine, generation_seconds
 from selfemo.planning.hardware import GIB, GPUS
-from selfemo.planning.layout import Layout
 from selfemo.planning.parameters import total_elements
 from selfemo.planning.rates import Rates
 from selfemo.planning.steptime import StepSeconds, step_seconds
 from selfemo.planning.sync import sync_bytes
 from selfemo.planning.workload import GenerationCall, Lengths, Workload
-from selfemo.weights.architecture import Architecture
 
 PROMPT_TOKENS = 120.0
 ENGINE_SHARE = 0.6

@@ -11,15 +11,15 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+from selfemo.config.layout import Layout
+from selfemo.models.architecture import DTYPE_BYTES, Architecture
 from selfemo.planning.generation import Engine, generation_seconds
 from selfemo.planning.hardware import Gpu
-from selfemo.planning.layout import Layout
 from selfemo.planning.parameters import layer_elements, layers_on
 from selfemo.planning.rates import Rates
 from selfemo.planning.sync import SyncBytes
 from selfemo.planning.trainer_bytes import trainer_bytes
 from selfemo.planning.workload import Workload
-from selfemo.weights.architecture import DTYPE_BYTES, Architecture
 
 
 @dataclass(frozen=True)

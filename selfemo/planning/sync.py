@@ -1,7 +1,7 @@
 """Bytes that cross between ranks when the trainer's weights go into the engines, for every pair of ranks.
 
 The direct path sends a rank only the rectangles it lacks; the checkpoint path broadcasts every stage's shard over the pipeline and
-gathers the tensor-parallel shards, so that every rank sees full tensors (selfemo.weights.plan, gather). Ranks exchange within their own
+gathers the tensor-parallel shards, so that every rank sees full tensors (selfemo.sync.reshard, gather). Ranks exchange within their own
 model replica only, and what a rank receives depends on its tensor rank, its stage and its rank in the engine: a handful of cases,
 each computed once per kind of parameter.
 """
@@ -13,10 +13,10 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
-from selfemo.planning.layout import Layout
+from selfemo.config.layout import Layout
+from selfemo.models.architecture import DTYPE_BYTES, Architecture
+from selfemo.models.geometry import overlap
 from selfemo.planning.parameters import EMBEDDING, Kind, kinds, stages_of
-from selfemo.weights.architecture import DTYPE_BYTES, Architecture
-from selfemo.weights.geometry import overlap
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfemo.planning.layout import Layout
+from selfemo.config.layout import Layout
+from selfemo.models.architecture import DTYPE_BYTES, Architecture
 from selfemo.planning.parameters import Allocation, stage_chunks
-from selfemo.weights.architecture import DTYPE_BYTES, Architecture
 
 PARAMETER_ALIGNMENT = 64
 BUCKET_ALIGNMENT = 128

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
 
-from selfemo.config import RunConfig
+from selfemo.config.schema import RunConfig
 
 LENGTH_VARIATION = 0.6
 """Standard deviation over mean of completion lengths in the body."""

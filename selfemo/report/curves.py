@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from selfemo.records.reading import Json, RunRecords
 from selfemo.report.charts import Chart, line_chart
-from selfemo.report.records import Json, RunRecords
 
 DECADE = 10.0
 """A logarithmic axis has nothing to mark within less."""

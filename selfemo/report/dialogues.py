@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfemo.report.records import Json
+from selfemo.records.reading import Json
 
 MAX_DIALOGUES = 40
 """Dialogues on a page, unless asked otherwise: of more, evenly spaced ones, the first and the last among them."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from selfemo.evaluation.metrics import NO_ANSWER
+from selfemo.records.reading import Json, RunRecords
 from selfemo.report.charts import INK, SERIES, SIZE_IN, SOFT, Chart, legend, make_chart
 from selfemo.report.headlines import STAGES, stage_names
-from selfemo.report.records import Json, RunRecords
 
 
 @dataclass(frozen=True)

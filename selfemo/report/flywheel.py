@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from selfemo.flywheel.commands import STORE_NAME
 from selfemo.flywheel.record import Record
 from selfemo.flywheel.store import FlywheelStore, Total
+from selfemo.records.directory import FLYWHEEL_NAME
+from selfemo.records.reading import RunRecords
 from selfemo.report.charts import SERIES, SIZE_IN, SOFT, Chart, legend, make_chart
-from selfemo.report.records import RunRecords
 
 MAX_CHAINS = 3
 """Longest lines of descent that are told in full."""
@@ -59,7 +59,7 @@ class FlywheelView:
 
 def flywheel_view(records: RunRecords) -> FlywheelView | None:
     """Read a run's flywheel; None where it has none."""
-    path = records.root / STORE_NAME
+    path = records.root / FLYWHEEL_NAME
     if not path.is_file():
         return None
     with closing(FlywheelStore(path)) as store:

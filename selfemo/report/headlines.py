@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfemo.kernels.config import PRESETS
-from selfemo.report.records import Json, RunRecords
+from selfemo.records.reading import Json, RunRecords
 
 STAGES = ("start", "sft", "final")
 """Evaluations in order."""

@@ -13,7 +13,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from selfemo.files import new_file
+from selfemo.common.files import new_file
+from selfemo.records.reading import RunRecords
 from selfemo.report import formats
 from selfemo.report.curves import curves
 from selfemo.report.dialogues import MAX_DIALOGUES, dialogue_views
@@ -21,7 +22,6 @@ from selfemo.report.emotions import confusions, label_chart, label_rows
 from selfemo.report.flywheel import flywheel_view
 from selfemo.report.headlines import headlines, run_facts, stage_names
 from selfemo.report.planned import planned_rows
-from selfemo.report.records import RunRecords
 from selfemo.report.timeline import time_line
 
 PAGE_NAME = "report.html"

@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from selfemo.config import RunConfig
-from selfemo.planning.commands import planned_architecture
+from selfemo.config.checks import planned_architecture
+from selfemo.config.layout import Layout, layout_of
+from selfemo.config.schema import RunConfig
+from selfemo.models.architecture import Architecture, read_architecture
 from selfemo.planning.hardware import gpu_by_name
-from selfemo.planning.layout import Layout, layout_of
 from selfemo.planning.plan import make_plan
 from selfemo.planning.sync import pair_bytes, sync_bytes
 from selfemo.planning.trainer_bytes import checkpoint_bytes, trainer_bytes
 from selfemo.planning.workload import Workload, workload_of
-from selfemo.report.records import Json, RunRecords
-from selfemo.weights.architecture import Architecture, read_architecture
+from selfemo.records.reading import Json, RunRecords
 
 KINDS = ("weights", "gradients", "optimizer", "reference")
 

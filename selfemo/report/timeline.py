@@ -14,8 +14,8 @@ from itertools import groupby
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from selfemo.records.reading import RunRecords
 from selfemo.report.charts import INK, SERIES, SOFT, Chart, make_chart
-from selfemo.report.records import RunRecords
 
 PHASES = ("setup", "sft", "rollout", "reward", "train", "sync", "eval", "save")
 """Every phase has its colour, in this order."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from selfemo.config import RewardConfig
+from selfemo.config.schema import RewardConfig
 from selfemo.emotions.answer import Answer, Reading
 from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.selfplay.consensus import Consensus

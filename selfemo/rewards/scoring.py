@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from selfemo.config import RewardConfig
+from selfemo.config.schema import RewardConfig
 from selfemo.corpora.conversation import Conversation
-from selfemo.dealing import Deal, one_by_one
 from selfemo.emotions.affinity import build_affinity
 from selfemo.emotions.answer import FormatFailure
 from selfemo.emotions.similarity import SmoothedIoU
+from selfemo.process.dealing import Deal, one_by_one
 from selfemo.rewards.components import COMPONENTS, Component, Judged, alignment, consistency_gate, expression
 from selfemo.rewards.frequency import frequency_weights, label_shares
 from selfemo.selfplay.records import Group

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 
-from selfemo.rollout.request import Completion, Engine, GenerationRequest, check_room
+from selfemo.rollout.api import Completion, Engine, GenerationRequest, check_room
 
 
 class ReplicatedGenerator:

@@ -19,17 +19,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from selfemo.config import SelfPlayConfig
+from selfemo.common.errors import UserError
+from selfemo.common.seeds import derive_rng, derive_seed
+from selfemo.config.schema import SelfPlayConfig
 from selfemo.corpora.conversation import Turn
-from selfemo.dealing import Deal, one_by_one
 from selfemo.emotions.answer import Answer, Reading
 from selfemo.emotions.similarity import SmoothedIoU
-from selfemo.errors import UserError
-from selfemo.rollout.request import Completion, Generator
-from selfemo.seeds import derive_rng, derive_seed
+from selfemo.process.dealing import Deal, one_by_one
+from selfemo.rollout.api import Completion, Generator
 from selfemo.selfplay.consensus import Consensus, vote
 from selfemo.selfplay.prompts import DEFAULT_SPEAKER, PromptBuilder, clean_line
-from selfemo.selfplay.records import Episode, Gate, Group, Role, Sample, Seed
+from selfemo.selfplay.records import Episode, Gate, Group, Opening, Role, Sample
 from selfemo.selfplay.roles import Recognizer, Responder
 from selfemo.selfplay.transitions import TransitionPrior
 
@@ -38,7 +38,7 @@ from selfemo.selfplay.transitions import TransitionPrior
 class _Live:
     """An episode under way."""
 
-    seed: Seed
+    seed: Opening
     turns: list[Turn]
     speakers: tuple[str, str]
     """Who speaks next, and who after that."""
@@ -78,7 +78,7 @@ class SelfPlay:
         """The role of phase 2."""
         return Responder(self.prompts, self.config)
 
-    def play(self, seeds: Sequence[Seed], iteration: int) -> list[Episode]:
+    def play(self, seeds: Sequence[Opening], iteration: int) -> list[Episode]:
         """Play one episode per seed, in their order, with 3 generator calls per turn (1 in all when `config.turns` is 0)."""
         lives = [_Live(seed, list(seed.turns), first_speakers(seed), []) for seed in seeds]
         self._recognise(lives, 0, iteration)
@@ -219,7 +219,7 @@ def group_shape(config: SelfPlayConfig, role: Role) -> tuple[int, int]:
     return config.responder_group_size, config.max_utterance_tokens
 
 
-def first_speakers(seed: Seed) -> tuple[str, str]:
+def first_speakers(seed: Opening) -> tuple[str, str]:
     """Who replies to the seed's last turn, and who replies to that.
 
     The first reply is the next real turn's speaker, else the latest other speaker of the prefix, else anyone else in the dialogue; a

@@ -21,8 +21,8 @@ from typing import Protocol
 
 from selfemo.corpora.conversation import Turn
 from selfemo.emotions.answer import SEPARATOR, format_answer
-from selfemo.rollout.request import Completion
-from selfemo.tokens.chat import Message
+from selfemo.rollout.api import Completion
+from selfemo.tokens.encoder import Message
 
 TARGET_MARK = "> "
 DEFAULT_SPEAKER = "Someone"
@@ -30,7 +30,7 @@ MAX_SPEAKER_CHARS = 40
 
 
 class Encoder(Protocol):
-    """The part of selfemo.tokens.chat.ChatEncoder that prompts need."""
+    """The part of selfemo.tokens.encoder.ChatEncoder that prompts need."""
 
     def encode_prompt(self, messages: Sequence[Message], thinking: bool = False) -> tuple[int, ...]:
         """Ids up to and including the opening of the assistant's turn; markers inside a message are plain text."""

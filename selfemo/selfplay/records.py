@@ -14,7 +14,7 @@ Role = Literal["recognizer", "responder"]
 
 
 @dataclass(frozen=True)
-class Seed:
+class Opening:
     """Where an episode starts: a dialogue prefix whose last turn is read first."""
 
     index: int
@@ -88,7 +88,7 @@ class Group:
 class Episode:
     """One dialogue played out from a seed."""
 
-    seed: Seed
+    seed: Opening
     groups: tuple[Group, ...]
     """In the order played: recognizer and responder groups by turns."""
     turns: tuple[Turn, ...] = field(repr=False)

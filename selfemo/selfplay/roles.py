@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfemo.config import SelfPlayConfig
+from selfemo.config.schema import SelfPlayConfig
 from selfemo.corpora.conversation import Turn
 from selfemo.emotions.answer import Reading, parse_answer
-from selfemo.rollout.request import Completion, GenerationRequest, Generator
+from selfemo.rollout.api import Completion, GenerationRequest, Generator
 from selfemo.selfplay.gates import failed_gates
 from selfemo.selfplay.prompts import PromptBuilder, completion_text
 from selfemo.selfplay.records import Gate

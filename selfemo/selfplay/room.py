@@ -5,10 +5,10 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-from selfemo.config import SelfPlayConfig
+from selfemo.config.schema import SelfPlayConfig
 from selfemo.corpora.conversation import Conversation
 from selfemo.emotions.answer import MAX_LABELS
-from selfemo.rollout.request import GenerationRequest
+from selfemo.rollout.api import GenerationRequest
 from selfemo.selfplay.prompts import PromptBuilder
 
 MEASURED = 8

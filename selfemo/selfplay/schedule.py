@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from selfemo.seeds import derive_rng
+from selfemo.common.seeds import derive_rng
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from selfemo.config import SelfPlayConfig
+from selfemo.common.errors import UserError, on_all_ranks
+from selfemo.config.schema import SelfPlayConfig
 from selfemo.corpora.conversation import Conversation
 from selfemo.emotions.answer import MAX_LABELS
-from selfemo.errors import UserError, on_all_ranks
 from selfemo.selfplay.gates import leaks_label, words
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.records import Role

@@ -59,7 +59,7 @@ class TransitionPrior:
         """A next label set, drawn with probability proportional to p ** (1 - flattening).
 
         Args:
-            rng: from selfemo.seeds.derive_rng; one draw is taken.
+            rng: from selfemo.common.seeds.derive_rng; one draw is taken.
             flattening: 0 keeps the prior; 1 draws every set that ever follows alike, so that rare emotions are practised.
         """
         weights = [p ** (1.0 - flattening) if p > 0 else 0.0 for p in self.probabilities(current)]

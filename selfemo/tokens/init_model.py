@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from selfemo.config import ModelConfig
-from selfemo.errors import UserError
-from selfemo.seeds import derive_seed
+from selfemo.common.errors import UserError
+from selfemo.common.seeds import derive_seed
+from selfemo.config.schema import ModelConfig
 from selfemo.tokens.training import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
 
 ROPE_THETA = 1e6

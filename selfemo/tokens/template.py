@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
 
 TEMPLATE_SETTINGS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 """Variables given to every template: Qwen3's thinking off; a fixed date, which Llama 3's would otherwise take from the clock."""

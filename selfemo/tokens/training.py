@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"

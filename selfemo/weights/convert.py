@@ -12,15 +12,15 @@ from pathlib import Path
 
 import torch
 
-from selfemo.errors import UserError
-from selfemo.weights.architecture import CONFIG_NAME, Architecture, read_architecture
-from selfemo.weights.dist_checkpoint import CheckpointReader, Piece, pieces, write_checkpoint
+from selfemo.common.errors import UserError
+from selfemo.common.pending import new_directory
+from selfemo.models.architecture import CONFIG_NAME, Architecture, read_architecture
+from selfemo.models.geometry import Shape, fill_hf, region
+from selfemo.models.parameters import Parameter, hf_tensor_list, model_parameters
 from selfemo.weights.export import copy_companions
-from selfemo.weights.geometry import Shape, fill_hf, region
 from selfemo.weights.hf_directory import HfDirectory
-from selfemo.weights.parameters import Parameter, hf_tensor_list, model_parameters
-from selfemo.weights.pending import new_directory
 from selfemo.weights.safetensors_writer import DEFAULT_SHARD_BYTES, SafetensorsWriter
+from selfemo.weights.torch_dist import CheckpointReader, Piece, pieces, write_checkpoint
 
 COMPANIONS_NAME = "hf"
 """Where a converted checkpoint keeps config, tokenizer, chat template and generation config."""

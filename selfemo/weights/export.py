@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from selfemo.errors import UserError
-from selfemo.json_file import read_json_object
-from selfemo.weights.architecture import CONFIG_NAME, DTYPE_BYTES, Architecture, hf_config, read_architecture
-from selfemo.weights.parameters import hf_tensor_list
-from selfemo.weights.pending import new_directory
+from selfemo.common.errors import UserError
+from selfemo.common.json_file import read_json_object
+from selfemo.common.pending import new_directory
+from selfemo.models.architecture import CONFIG_NAME, DTYPE_BYTES, Architecture, hf_config, read_architecture
+from selfemo.models.parameters import hf_tensor_list
 from selfemo.weights.safetensors_writer import DEFAULT_SHARD_BYTES, SafetensorsWriter
 
 TOKENIZER_NAME = "tokenizer.json"

@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from selfemo.errors import UserError
-from selfemo.weights.architecture import Architecture
-from selfemo.weights.geometry import fill_hf
-from selfemo.weights.parameters import EMBEDDING, LM_HEAD, Parameter, local_parameters, model_parameters
+from selfemo.common.errors import UserError
+from selfemo.models.architecture import Architecture
+from selfemo.models.geometry import fill_hf
+from selfemo.models.parameters import EMBEDDING, LM_HEAD, Parameter, model_parameters
+from selfemo.weights.rank_parameters import local_parameters
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from typing import BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 
-from selfemo.errors import UserError, nearest
-from selfemo.json_file import read_json_object
-from selfemo.printable import quote
-from selfemo.weights.architecture import Architecture
-from selfemo.weights.geometry import Shape, region
-from selfemo.weights.parameters import LM_HEAD, hf_tensor_list
+from selfemo.common.errors import UserError, nearest
+from selfemo.common.json_file import read_json_object
+from selfemo.common.printable import quote
+from selfemo.models.architecture import Architecture
+from selfemo.models.geometry import Shape, region
+from selfemo.models.parameters import LM_HEAD, hf_tensor_list
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

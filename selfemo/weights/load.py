@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from selfemo.errors import UserError
-from selfemo.weights.architecture import Architecture
-from selfemo.weights.geometry import region
+from selfemo.common.errors import UserError
+from selfemo.models.architecture import Architecture
+from selfemo.models.geometry import region
 from selfemo.weights.hf_directory import HfDirectory
-from selfemo.weights.parameters import local_parameters
+from selfemo.weights.rank_parameters import local_parameters
 
 
 @torch.no_grad()

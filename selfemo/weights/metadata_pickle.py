@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from selfemo.errors import UserError
-from selfemo.printable import quote
+from selfemo.common.errors import UserError
+from selfemo.common.printable import quote
 
 METADATA_NAME = ".metadata"
 MAX_METADATA_BYTES = 256 << 20

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from selfemo.models.tensor_layouts import HfTensor
 from selfemo.weights.hf_directory import DTYPES, INDEX_NAME, SINGLE_NAME
-from selfemo.weights.layouts import HfTensor
 
 DEFAULT_SHARD_BYTES = 4 << 30
 """Largest shard; a single tensor above it gets a file of its own."""

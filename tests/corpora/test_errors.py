@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from selfemo.common.errors import UserError
 from selfemo.corpora import files
 from selfemo.corpora.problems import Problem, raise_first
 from selfemo.corpora.readers.emorynlp import read_emorynlp_split
 from selfemo.corpora.readers.jsonl import read_jsonl_split, read_labels
 from selfemo.corpora.readers.meld import read_meld_split
-from selfemo.errors import UserError
 
 Write = Callable[[str, str | bytes], Path]
 HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\r\n"

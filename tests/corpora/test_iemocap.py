@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from selfemo.common.errors import UserError
 from selfemo.corpora.problems import Problem
 from selfemo.corpora.registry import load_corpus
-from selfemo.errors import UserError
 
 
 def test_six_way_labels_votes_and_context(iemocap_root: Path) -> None:

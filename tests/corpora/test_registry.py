@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from selfemo.common.errors import UserError
 from selfemo.corpora import registry
 from selfemo.corpora.readers.jsonl import EVERYDAY_PATH
 from selfemo.corpora.registry import formats, load_corpus, resolve_corpus
-from selfemo.errors import UserError
 
 Write = Callable[[str, str | bytes], Path]
 LINE = json.dumps({"id": "a", "turns": [{"speaker": "Ana", "text": "Hi", "labels": ["joy"]}]})

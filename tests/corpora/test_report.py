@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 from typer.testing import CliRunner
 
+from selfemo.commands.corpus import app
+from selfemo.common.errors import UserError
 from selfemo.corpora.check import check_corpus
-from selfemo.corpora.commands import app
 from selfemo.corpora.conversation import Conversation, Corpus, Turn
 from selfemo.corpora.overlap import (
     HeldOutTexts,
@@ -25,7 +26,6 @@ from selfemo.corpora.overlap import (
 )
 from selfemo.corpora.registry import load_corpus, load_training_corpus
 from selfemo.corpora.stats import corpus_stats, majority_baseline, transition_shares, write_plot
-from selfemo.errors import UserError
 
 Write = Callable[[str, str | bytes], Path]
 LONG = "We were on a break, and everybody knows it!"

@@ -14,12 +14,12 @@ import pytest
 import typer
 
 import selfemo.corpora.readers as readers
-import selfemo.weights.families as family_files
-from selfemo import cli
-from selfemo.config_file import load_config
+import selfemo.models.families as family_files
+from selfemo.commands import main as cli
+from selfemo.config.load import load_config
 from selfemo.corpora.check import check_corpus
 from selfemo.corpora.registry import formats
-from selfemo.weights.family import families
+from selfemo.models.family import families
 from tests.helpers.guide import example
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,7 +163,7 @@ def test_the_corpus_of_the_guide_is_found_and_read(tmp_path: Path, monkeypatch: 
 
 
 def test_the_family_of_the_guide_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mistral.py").write_text(example("selfemo/weights/families/mistral.py"))
+    (tmp_path / "mistral.py").write_text(example("selfemo/models/families/mistral.py"))
     monkeypatch.setattr(family_files, "__path__", [*family_files.__path__, str(tmp_path)])
     families.cache_clear()
     try:

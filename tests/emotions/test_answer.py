@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfemo.common.errors import UserError
 from selfemo.emotions.answer import Answer, FormatFailure, format_answer, parse_answer
 from selfemo.emotions.labels import check_label_set, check_labels
-from selfemo.errors import UserError
 from tests.helpers.label_sets import EVERY_CORPUS, MELD_LABELS
 
 label_lists = st.lists(st.sampled_from(MELD_LABELS), min_size=1, max_size=3, unique=True)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfemo.common.errors import UserError
 from selfemo.emotions.affinity import MAX_AFFINITY, Affinity, build_affinity, circumplex_affinity, identity_affinity
 from selfemo.emotions.answer import Answer, FormatFailure
 from selfemo.emotions.similarity import SmoothedIoU, best_matching
-from selfemo.errors import UserError
 from tests.helpers.label_sets import EVERY_CORPUS, MELD_LABELS
 
 LABELS = MELD_LABELS

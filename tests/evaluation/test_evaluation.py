@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from selfemo.config import SelfPlayConfig
+from selfemo.common.errors import UserError
+from selfemo.config.schema import SelfPlayConfig
 from selfemo.emotions.answer import Answer, FormatFailure
-from selfemo.errors import UserError
-from selfemo.evaluation.bootstrap import bootstrap, paired_bootstrap
 from selfemo.evaluation.calibration import calibrate, likelihood_confidence, vote_confidence
 from selfemo.evaluation.expression import evaluate_expression
+from selfemo.evaluation.intervals import bootstrap, paired_bootstrap
 from selfemo.evaluation.metrics import NO_ANSWER, classify, majority_baseline
 from selfemo.evaluation.recognition import evaluate_recognition, read_likeliest, sample_readings
 from selfemo.evaluation.turns import evaluation_turns
-from selfemo.rollout.request import GenerationRequest
+from selfemo.rollout.api import GenerationRequest
 from selfemo.selfplay.prompts import PromptBuilder
 from tests.helpers.groups import SCORE
 from tests.helpers.scripted import LABELS, THINK, CharEncoder, ScriptedGenerator, conversation

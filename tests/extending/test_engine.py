@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from selfemo.finished_model import find_model
-from selfemo.rollout.engine import RolloutEngine
-from selfemo.rollout.request import Completion, Engine, GenerationRequest, LiveParameter
-from selfemo.standalone import ModelGenerator, _SharedEngine
+from selfemo.inference.engines import ModelGenerator, _SharedEngine
+from selfemo.inference.finished_model import find_model
+from selfemo.rollout.api import Completion, Engine, GenerationRequest, LiveParameter
+from selfemo.rollout.vllm_engine import RolloutEngine
 from tests.helpers.tiny_model import save_tiny
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from selfemo.records.reading import read_run
 from selfemo.report.curves import curves
 from selfemo.report.page import render
-from selfemo.report.records import read_run
-from selfemo.tracking import scalars
-from selfemo.tracking.scalars import scalars_of
-from selfemo.tracking.trackers import Tracking
+from selfemo.run import scalars
+from selfemo.run.scalars import scalars_of
+from selfemo.run.trackers import Tracking
 from tests.helpers.made_run import ITERATIONS, make_run
-from tests.tracking.test_tracking import tensorboard_points
+from tests.run.test_tracking import tensorboard_points
 
 SPREADS = {iteration: None if iteration == 1 else iteration / 8 for iteration in range(ITERATIONS)}
 """The second was not finite, which a record writes as null."""

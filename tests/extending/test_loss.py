@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfemo.config import AlgorithmConfig, RunConfig
-from selfemo.config_file import load_config
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
+from selfemo.config.load import load_config
+from selfemo.config.schema import AlgorithmConfig, RunConfig
 from selfemo.grpo.advantages import loss_config, training_samples, with_advantages
 from selfemo.kernels import PRESETS, Preset
+from selfemo.records.reading import read_run
 from selfemo.report.page import render
-from selfemo.report.records import read_run
 from selfemo.rewards.scoring import score_group
 from tests.helpers.groups import SCORE, recognizer_group
 from tests.helpers.learning import gradients

@@ -9,21 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfemo.config import AlgorithmConfig, RewardConfig, RunConfig
-from selfemo.finite import check_rewards
+from selfemo.config.schema import AlgorithmConfig, RewardConfig, RunConfig
 from selfemo.flywheel.store import Filter, FlywheelStore
+from selfemo.records.reading import read_run
 from selfemo.report.curves import curves
 from selfemo.report.page import render
-from selfemo.report.records import read_run
 from selfemo.rewards.components import COMPONENTS
 from selfemo.rewards.scoring import score_group
-from selfemo.tracking.trackers import Tracking
+from selfemo.run.guards import check_rewards
+from selfemo.run.trackers import Tracking
 from tests.flywheel.test_flywheel import Run
 from tests.helpers.groups import SCORE, recognizer_group, responder_group
 from tests.helpers.learning import gradients
 from tests.helpers.made_run import make_run
 from tests.helpers.scripted import LABELS
-from tests.tracking.test_tracking import tensorboard_points
+from tests.run.test_tracking import tensorboard_points
 
 CONFIG = RunConfig(algorithm=AlgorithmConfig(kl_beta=0.0))
 GROUPS = [

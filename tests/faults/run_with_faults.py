@@ -25,18 +25,18 @@ Place = tuple[str, str, str]
 """(module, class or "", function); a strike before the call, or after it where the point's name ends in "-done"."""
 
 POINTS: dict[str, Place] = {
-    "setup": ("selfemo.rollout.engine", "RolloutEngine", "__init__"),
-    "sync": ("selfemo.weight_sync", "WeightSync", "sync"),
+    "setup": ("selfemo.rollout.vllm_engine", "RolloutEngine", "__init__"),
+    "sync": ("selfemo.sync.sync", "WeightSync", "sync"),
     "sync-tensor": ("selfemo.weights.gather", "", "fill_hf"),
-    "sync-loading": ("selfemo.rollout.engine", "RolloutEngine", "receive_checkpoint_tensors"),
-    "sync-done": ("selfemo.weight_sync", "WeightSync", "sync"),
+    "sync-loading": ("selfemo.rollout.vllm_engine", "RolloutEngine", "receive_checkpoint_tensors"),
+    "sync-done": ("selfemo.sync.sync", "WeightSync", "sync"),
     "evaluation": ("selfemo.trainer", "", "evaluate_recognition"),
     "evaluation-done": ("selfemo.trainer", "", "evaluate_recognition"),
     "sft": ("selfemo.megatron.learner", "Learner", "sft_step"),
     "sft-done": ("selfemo.megatron.learner", "Learner", "sft_step"),
     "rollout": ("selfemo.selfplay.episode", "SelfPlay", "play"),
-    "generate": ("selfemo.rollout.engine", "RolloutEngine", "generate"),
-    "generate-done": ("selfemo.rollout.engine", "RolloutEngine", "generate"),
+    "generate": ("selfemo.rollout.vllm_engine", "RolloutEngine", "generate"),
+    "generate-done": ("selfemo.rollout.vllm_engine", "RolloutEngine", "generate"),
     "reward": ("selfemo.rewards.scoring", "Rewards", "figures"),
     "flywheel": ("selfemo.flywheel.store", "FlywheelStore", "append"),
     "flywheel-record": ("selfemo.flywheel.store", "FlywheelStore", "_insert"),
@@ -45,19 +45,19 @@ POINTS: dict[str, Place] = {
     "step": ("selfemo.megatron.learner", "Learner", "policy_step"),
     "optimizer": ("selfemo.megatron.learner", "Learner", "_optimizer_step"),
     "step-done": ("selfemo.megatron.learner", "Learner", "policy_step"),
-    "metrics": ("selfemo.run_directory", "RunDirectory", "append_jsonl"),
-    "metrics-done": ("selfemo.run_directory", "RunDirectory", "append_jsonl"),
-    "checkpoint": ("selfemo.checkpoints", "Checkpoints", "save"),
+    "metrics": ("selfemo.records.directory", "RunDirectory", "append_jsonl"),
+    "metrics-done": ("selfemo.records.directory", "RunDirectory", "append_jsonl"),
+    "checkpoint": ("selfemo.run.checkpoints", "Checkpoints", "save"),
     "checkpoint-tensors": ("selfemo.megatron.checkpoint", "TensorWrite", "__init__"),
     "checkpoint-tensors-done": ("selfemo.megatron.checkpoint", "TensorWrite", "__init__"),
-    "checkpoint-commit": ("selfemo.checkpoints", "", "_commit"),
-    "checkpoint-rename": ("selfemo.checkpoints", "", "_rename"),
-    "checkpoint-rename-done": ("selfemo.checkpoints", "", "_rename"),
-    "checkpoint-prune": ("selfemo.checkpoints", "", "_prune"),
-    "checkpoint-done": ("selfemo.checkpoints", "Checkpoints", "finish"),
-    "export": ("selfemo.run_state", "", "save_hf"),
-    "export-done": ("selfemo.run_state", "", "save_hf"),
-    "summary": ("selfemo.journal", "Journal", "finish"),
+    "checkpoint-commit": ("selfemo.run.checkpoints", "", "_commit"),
+    "checkpoint-rename": ("selfemo.run.checkpoints", "", "_rename"),
+    "checkpoint-rename-done": ("selfemo.run.checkpoints", "", "_rename"),
+    "checkpoint-prune": ("selfemo.run.checkpoints", "", "_prune"),
+    "checkpoint-done": ("selfemo.run.checkpoints", "Checkpoints", "finish"),
+    "export": ("selfemo.run.state", "", "save_hf"),
+    "export-done": ("selfemo.run.state", "", "save_hf"),
+    "summary": ("selfemo.run.journal", "Journal", "finish"),
 }
 
 
@@ -68,7 +68,7 @@ def main(faults: list[dict[str, Any]]) -> int:
         attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
         if fault.get("rank", 0) in (-1, rank) and fault.get("attempt", attempt) == attempt:
             _patch(POINTS[fault["at"]], fault)
-    from selfemo.cli import main as selfemo
+    from selfemo.commands.main import main as selfemo
 
     try:
         selfemo()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from selfemo.launch import OWN_STORES
+from selfemo.commands.train import OWN_STORES
 from tests.helpers.fault_runs import CONFIG, LAYOUTS, ROOT, fingerprint
 
 pytestmark = pytest.mark.faults

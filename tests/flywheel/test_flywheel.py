@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from selfemo.config import FlywheelConfig, RewardConfig, SelfPlayConfig
+from selfemo.commands.flywheel import app
+from selfemo.common.errors import UserError
+from selfemo.config.schema import FlywheelConfig, RewardConfig, SelfPlayConfig
 from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.registry import load_corpus
-from selfemo.errors import UserError
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.flywheel.replay import replay
 from selfemo.flywheel.store import Filter, FlywheelStore
-from selfemo.replaying import app
 from selfemo.rewards.scoring import Rewards, ScoredGroup
-from selfemo.rollout.request import GenerationRequest
+from selfemo.rollout.api import GenerationRequest
 from selfemo.selfplay.episode import SelfPlay
+from selfemo.selfplay.openings import OpeningPool
 from selfemo.selfplay.prompts import PromptBuilder
-from selfemo.selfplay.seeds_pool import SeedPool
 from selfemo.selfplay.transitions import TransitionPrior
 from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator, conversation
 
@@ -55,7 +55,7 @@ class Run:
     def __init__(self, path: Path, config: FlywheelConfig | None = None, is_writer: bool = True) -> None:
         self.generator = ScriptedGenerator(speak)
         self.rewards = Rewards(RewardConfig(), TRAIN, LABELS)
-        self.pool = SeedPool(CORPUS, CONFIG, 5, 3)
+        self.pool = OpeningPool(CORPUS, CONFIG, 5, 3)
         prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
         self.selfplay = SelfPlay(self.generator, prompts, self.rewards.score, TransitionPrior.estimate(TRAIN), CONFIG, 5)
         self.flywheel = Flywheel(config or FlywheelConfig(), CORPUS, self.rewards, path, is_writer)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from selfemo.config import RewardConfig
+from selfemo.config.schema import RewardConfig
 from selfemo.flywheel.flywheel import make_record
 from selfemo.flywheel.record import Record
 from selfemo.flywheel.store import FlywheelStore
@@ -57,7 +57,7 @@ def test_a_rewound_store_is_the_store_of_that_moment(tmp_path):
 FULL = """
 import resource, sys
 from pathlib import Path
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
 from selfemo.flywheel.store import FlywheelStore
 from tests.flywheel.test_rewind import records
 store = FlywheelStore(Path(sys.argv[1]), writable=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfemo.config import FlywheelConfig, RewardConfig
+from selfemo.config.schema import FlywheelConfig, RewardConfig
 from selfemo.flywheel.duplicates import NearDuplicates
 from selfemo.flywheel.rule import gather_evidence, judge, within_cap
 from selfemo.rewards.scoring import ScoredGroup, score_group

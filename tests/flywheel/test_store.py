@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from selfemo.config import RewardConfig
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
+from selfemo.config.schema import RewardConfig
 from selfemo.flywheel.flywheel import make_record
 from selfemo.flywheel.record import Record
 from selfemo.flywheel.store import Filter, FlywheelStore

@@ -19,7 +19,7 @@ from types import FrameType
 
 import pytest
 
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
 from tests.helpers.damage import BATCH, INPUTS
 
 CPU_S_PER_INPUT = 10

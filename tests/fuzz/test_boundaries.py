@@ -16,12 +16,12 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from typer.testing import CliRunner
 
-from selfemo import cli
-from selfemo.config import RunConfig
-from selfemo.errors import UserError
+from selfemo.commands import main as cli
+from selfemo.common.errors import UserError
+from selfemo.common.printable import printable, quote
+from selfemo.config.schema import RunConfig
 from selfemo.flywheel.store import FlywheelStore
-from selfemo.plain_console import plain_console
-from selfemo.printable import printable, quote
+from selfemo.process.plain_console import plain_console
 from selfemo.weights.metadata_pickle import METADATA_NAME, read_metadata
 from tests.fuzz.test_flywheel import record
 from tests.fuzz.test_weights import metadata
@@ -35,7 +35,7 @@ PRODUCT = {  # selfemo/kernels is a link to kernels/
 }
 RUNS_CODE = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "marshal.load", "marshal.loads", "shelve.open"}
 UNSAFE = {"yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_all", "pd.read_pickle", "joblib.load", "shutil.unpack_archive"}
-OWN_CONSOLE = {Path(f"selfemo/{name}.py") for name in ("plain_console", "doctor", "planning/commands", "evaluation/commands")}
+OWN_CONSOLE = {Path(f"selfemo/{name}.py") for name in ("process/plain_console", "commands/doctor", "commands/plan", "commands/eval")}
 """Files, beside tools/, that may make a rich console with markup: they print no dialogue, answer or label of a file as a plain string."""
 HOSTILE = "\x1b]0;owned\x07\x1b[2J[red]x[/red] :joy: \u202egnp.exe\r\nfake: line"
 
@@ -67,7 +67,7 @@ def test_pickle_is_read_in_one_place() -> None:
         found |= {(str(path), name) for name in names if name.startswith(("pickle.", "dill.", "cloudpickle."))}
     reads_files = {("selfemo/weights/metadata_pickle.py", "pickle.Unpickler")}
     reads_memory_of_its_own_fork = {("selfemo/megatron/checkpoint.py", name) for name in ("pickle.dump", "pickle.loads")}
-    times_what_it_pickled_itself = {("selfemo/scaling/parts.py", name) for name in ("pickle.dumps", "pickle.loads")}
+    times_what_it_pickled_itself = {("tools/scaling/parts.py", name) for name in ("pickle.dumps", "pickle.loads")}
     expected = reads_files | reads_memory_of_its_own_fork | times_what_it_pickled_itself
     assert {use for use in found if use[1] != "pickle.UnpicklingError"} == expected
 
@@ -141,7 +141,7 @@ def test_the_environment_is_read_by_name_and_never_written_down() -> None:
     """Whole environments go to child processes and to doctor's checks, which look up names in them."""
     for path, call in calls():
         whole = [argument for argument in (*call.args, *(word.value for word in call.keywords)) if ast.unparse(argument) == "os.environ"]
-        assert not whole or str(path) == "selfemo/doctor.py", f"{path}:{call.lineno}"
+        assert not whole or str(path) == "selfemo/commands/doctor.py", f"{path}:{call.lineno}"
     for path, tree in PRODUCT.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FormattedValue | ast.Return):

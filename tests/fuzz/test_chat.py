@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from selfemo.tokens.chat import ChatEncoder, Message
+from selfemo.tokens.encoder import ChatEncoder, Message
 from selfemo.tokens.training import save_tokenizer, train_tokenizer
 from tests.fuzz.conftest import Tally
 from tests.helpers.damage import damaged, fuzz, of_tokens

@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 import json
 
-from selfemo.config import RunConfig
-from selfemo.errors import UserError
-from selfemo.state import Manifest, Position, Progress, decode_manifest, digest_of
+from selfemo.common.errors import UserError
+from selfemo.config.schema import RunConfig
+from selfemo.records.manifest import Manifest, Position, Progress, decode_manifest, digest_of
 from tests.fuzz.conftest import Tally
 from tests.helpers.damage import damaged, fuzz, of_tokens
 
@@ -30,7 +30,7 @@ TOKENS = [f'"{field.name}": '.encode() for field in dataclasses.fields(Manifest)
 
 
 def read(content: bytes) -> Manifest:
-    """As selfemo.checkpoints reads it: the documented exception is ValueError, which it tells as a damaged checkpoint."""
+    """As selfemo.run.checkpoints reads it: the documented exception is ValueError, which it tells as a damaged checkpoint."""
     try:
         return decode_manifest(content)
     except ValueError as error:

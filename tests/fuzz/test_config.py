@@ -6,8 +6,8 @@ import dataclasses
 import random
 from pathlib import Path
 
-from selfemo.config import RunConfig
-from selfemo.config_file import as_yaml, load_config
+from selfemo.config.load import as_yaml, load_config
+from selfemo.config.schema import RunConfig
 from tests.fuzz.conftest import Tally
 from tests.helpers.damage import damaged, fuzz, of_tokens
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from selfemo.common.errors import UserError
 from selfemo.corpora.conversation import Conversation
 from selfemo.corpora.problems import Problem, raise_first
 from selfemo.corpora.readers.emorynlp import read_emorynlp_split
@@ -16,7 +17,6 @@ from selfemo.corpora.readers.iemocap import SIX_WAY, _turns, label_set, read_eva
 from selfemo.corpora.readers.jsonl import read_jsonl, read_jsonl_split
 from selfemo.corpora.readers.meld import LABELS as MELD_LABELS
 from selfemo.corpora.readers.meld import read_meld_split
-from selfemo.errors import UserError
 from tests.fuzz.conftest import Tally
 from tests.helpers.damage import damaged, fuzz, of_tokens
 

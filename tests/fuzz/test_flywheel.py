@@ -12,13 +12,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from selfemo.commands import flywheel as commands
+from selfemo.common.errors import UserError
 from selfemo.corpora.conversation import Turn
-from selfemo.errors import UserError
-from selfemo.flywheel import commands
 from selfemo.flywheel.export import export_jsonl
 from selfemo.flywheel.record import Candidate, Record
 from selfemo.flywheel.store import _COLUMNS, Filter, FlywheelStore
-from selfemo.plain_console import plain_console
+from selfemo.process.plain_console import plain_console
 from tests.fuzz.conftest import Tally
 from tests.helpers.damage import damaged, fuzz
 

@@ -21,12 +21,12 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from selfemo.errors import UserError
-from selfemo.weights.architecture import Architecture, read_architecture
-from selfemo.weights.dist_checkpoint import COMMON_NAME, read_common
+from selfemo.common.errors import UserError
+from selfemo.models.architecture import Architecture, read_architecture
+from selfemo.models.parameters import hf_tensor_list
 from selfemo.weights.hf_directory import INDEX_NAME, SINGLE_NAME, HfDirectory
 from selfemo.weights.metadata_pickle import METADATA_NAME, read_metadata
-from selfemo.weights.parameters import hf_tensor_list
+from selfemo.weights.torch_dist import COMMON_NAME, read_common
 from tests.fuzz.conftest import Tally
 from tests.helpers.damage import damaged, fuzz, of_tokens
 

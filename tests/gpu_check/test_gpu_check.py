@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from selfemo.doctor import read_driver
-from selfemo.gpu_check.bench import EAGER, FUSED, GEMMS, LIGER, OURS, PREDICTIONS, compared
-from selfemo.gpu_check.runner import SKIPPED_STATUS, run_steps
-from selfemo.gpu_check.steps import Machine, Step, steps
+from selfemo.commands.doctor import read_driver
+from tools.gpu_check.bench import EAGER, FUSED, GEMMS, LIGER, OURS, PREDICTIONS, compared
+from tools.gpu_check.runner import SKIPPED_STATUS, run_steps
+from tools.gpu_check.steps import Machine, Step, steps
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["doctor", "kernels", "bench", "parity", "sync", "sleep", "iteration"]
@@ -29,9 +29,7 @@ def python(name: str, program: str, deadline_s: int = 60) -> Step:
 
 
 @needs_no_gpu
-@pytest.mark.parametrize(
-    "command", [["make", "--silent", "gpu-check"], [sys.executable, "-m", "selfemo.gpu_check"]], ids=["make", "module"]
-)
+@pytest.mark.parametrize("command", [["make", "--silent", "gpu-check"], [sys.executable, "-m", "tools.gpu_check"]], ids=["make", "module"])
 def test_without_a_gpu_every_step_says_so_and_the_status_is_three(command: list[str]) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = result.stdout.splitlines()
@@ -82,8 +80,8 @@ def test_the_steps_are_those_promised_each_with_a_deadline_and_what_to_send(tmp_
 
 def test_the_iterations_settings_are_a_configuration(tmp_path: Path) -> None:
     """Of both devices: on a GPU machine a wrong key would cost the most expensive step."""
-    from selfemo.config_file import load_config
-    from selfemo.preflight import check_layout
+    from selfemo.commands.preflight import check_layout
+    from selfemo.config.load import load_config
 
     for device, gpus in (("cpu", 0), ("cuda", 1), ("cuda", 8)):
         planned = machine(tmp_path, device, gpus)
@@ -113,7 +111,7 @@ def test_the_predictions_are_those_of_the_documentation() -> None:
 
 @pytest.mark.parametrize("arguments", [["--only", "nonsense"], ["--device", "tpu"]])
 def test_wrong_arguments_end_with_two(arguments: list[str]) -> None:
-    result = subprocess.run([sys.executable, "-m", "selfemo.gpu_check", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-m", "tools.gpu_check", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
 

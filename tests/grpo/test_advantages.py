@@ -9,7 +9,7 @@ from statistics import mean, stdev
 import pytest
 import torch
 
-from selfemo.config import AlgorithmConfig, RewardConfig, RunConfig
+from selfemo.config.schema import AlgorithmConfig, RewardConfig, RunConfig
 from selfemo.grpo.advantages import loss_config, training_samples, with_advantages
 from selfemo.kernels import PRESETS, group_advantages
 from selfemo.rewards.scoring import ScoredGroup, score_group

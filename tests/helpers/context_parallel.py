@@ -18,7 +18,7 @@ from megatron.core import parallel_state
 from megatron.core.models.common.embeddings.rope_utils import _get_thd_freqs_on_this_cp_rank
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from selfemo.config import ParallelConfig
+from selfemo.config.schema import ParallelConfig
 from selfemo.megatron import layer_spec
 from selfemo.megatron.parallel import enter_layout
 from tests.helpers import parity

@@ -137,7 +137,7 @@ def tensors(checkpoint: Path) -> dict[str, str]:
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    from selfemo.weights.dist_checkpoint import read_common
+    from selfemo.weights.torch_dist import read_common
 
     entries = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     state = {name: torch.empty(e.size, dtype=e.properties.dtype) for name, e in entries.items() if isinstance(e, TensorStorageMetadata)}

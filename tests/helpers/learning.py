@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import torch
 
-from selfemo.config import RunConfig
+from selfemo.config.schema import RunConfig
 from selfemo.grpo.advantages import loss_config, training_samples, with_advantages
 from selfemo.kernels import grpo_loss
 from selfemo.rewards.scoring import score_group

@@ -11,19 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from selfemo.config import CorpusConfig, FlywheelConfig, ModelConfig, ParallelConfig, RewardConfig, RunConfig, SelfPlayConfig
-from selfemo.config_file import as_yaml
+from selfemo.config.checks import initialised_architecture
+from selfemo.config.layout import layout_of
+from selfemo.config.load import as_yaml
+from selfemo.config.schema import CorpusConfig, FlywheelConfig, ModelConfig, ParallelConfig, RewardConfig, RunConfig, SelfPlayConfig
 from selfemo.corpora.conversation import Corpus
 from selfemo.flywheel.flywheel import Flywheel
-from selfemo.iteration_records import component_means, episode_records, outcome_counts, role_figures
-from selfemo.planning.commands import initialised_architecture
-from selfemo.planning.layout import layout_of
 from selfemo.planning.trainer_bytes import trainer_bytes
 from selfemo.rewards.scoring import Rewards
-from selfemo.rollout.request import GenerationRequest
+from selfemo.rollout.api import GenerationRequest
+from selfemo.run.iteration import component_means, episode_records, outcome_counts, role_figures
 from selfemo.selfplay.episode import SelfPlay
+from selfemo.selfplay.openings import OpeningPool
 from selfemo.selfplay.prompts import PromptBuilder
-from selfemo.selfplay.seeds_pool import SeedPool
 from selfemo.selfplay.transitions import TransitionPrior
 from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator, conversation
 
@@ -73,7 +73,7 @@ def _self_play(root: Path) -> tuple[list[dict], list[dict]]:
     selfplay = SelfPlay(
         ScriptedGenerator(_speak), PromptBuilder(CharEncoder(), LABELS, 3, 200), rewards.score, TransitionPrior.estimate(TRAIN), PLAY, 5
     )
-    pool, flywheel = SeedPool(CORPUS, PLAY, 5, 3), Flywheel(FlywheelConfig(), CORPUS, rewards, root / "flywheel.sqlite", is_writer=True)
+    pool, flywheel = OpeningPool(CORPUS, PLAY, 5, 3), Flywheel(FlywheelConfig(), CORPUS, rewards, root / "flywheel.sqlite", is_writer=True)
     events: list[dict[str, Any]] = []
     dialogues: list[dict[str, Any]] = []
     for iteration in range(ITERATIONS):

@@ -11,16 +11,17 @@ import torch
 import torch.distributed as dist
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from selfemo.config import ParallelConfig, TrainConfig
+from selfemo.config.layout import EngineLayout, TrainerLayout
+from selfemo.config.schema import ParallelConfig, TrainConfig
 from selfemo.megatron.allocated import allocated_bytes
 from selfemo.megatron.device import select_device
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.optimizer import build_optimizer, wrap_chunks
 from selfemo.megatron.parallel import Layout, init_distributed, init_parallel, leave_parallel, pipeline_group, tensor_group
-from selfemo.weights.architecture import Architecture
-from selfemo.weights.direct import direct_tensors
+from selfemo.models.architecture import Architecture
+from selfemo.sync.direct import direct_tensors
+from selfemo.sync.reshard import build_plan
 from selfemo.weights.gather import WeightGroups, hf_tensors
-from selfemo.weights.plan import EngineLayout, TrainerLayout, build_plan
 
 BUCKET_BYTES = 4096
 

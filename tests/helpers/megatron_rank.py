@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from selfemo.config import ParallelConfig
+from selfemo.config.schema import ParallelConfig
 from selfemo.megatron.device import select_device
 from selfemo.megatron.model import CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.parallel import Layout, init_distributed, init_parallel, leave_parallel, pipeline_group, tensor_group
-from selfemo.weights.architecture import Architecture, read_architecture
+from selfemo.models.architecture import Architecture, read_architecture
 from selfemo.weights.gather import WeightGroups
 
 TIMEOUT_S = 120

@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from selfemo.config_file import load_config
-from selfemo.planning.layout import layout_of
+from selfemo.config.layout import layout_of
+from selfemo.config.load import load_config
+from selfemo.models.architecture import read_architecture
 from selfemo.planning.sync import sync_bytes
 from selfemo.planning.trainer_bytes import trainer_bytes
-from selfemo.weights.architecture import read_architecture
 from tests.helpers.nodes import events
 from tools.check_run import checks
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from selfemo.config import ParallelConfig
+from selfemo.config.schema import ParallelConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.output_layer import completion_logits
 from selfemo.megatron.packing import MicroBatch, pack

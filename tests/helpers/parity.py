@@ -14,13 +14,13 @@ from typing import Literal
 
 import torch
 
-from selfemo.config import ModelConfig, ParallelConfig, RunConfig, SelfPlayConfig, TrainConfig
+from selfemo.config.schema import ModelConfig, ParallelConfig, RunConfig, SelfPlayConfig, TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
 from selfemo.megatron.device import select_device
 from selfemo.megatron.learner import Learner
 from selfemo.megatron.parallel import Layout, init_distributed, init_parallel, leave_parallel
-from selfemo.weights.architecture import read_architecture
+from selfemo.models.architecture import read_architecture
 
 STEPS = 3
 GROUPS, GROUP_SIZE = 6, 4

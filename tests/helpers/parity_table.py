@@ -6,7 +6,7 @@ import datetime
 import tempfile
 from pathlib import Path
 
-from selfemo.config import ParallelConfig
+from selfemo.config.schema import ParallelConfig
 from tests.helpers import context_parallel
 from tests.helpers.context_parallel import OPTIONS
 from tests.helpers.distributed import DistributedRunner

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 
-from selfemo.rollout.engine import ENVIRONMENT
+from selfemo.rollout.vllm_engine import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT, OMP_NUM_THREADS="1")
 
 for name in (
-    "selfemo.cli",
+    "selfemo.commands.main",
     "selfemo.trainer",
     "transformers",
     "transformers.models.qwen3.modeling_qwen3",

@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from selfemo.records.reading import read_run
 from selfemo.report.page import render, write_page
-from selfemo.report.records import read_run
 from tests.report.test_browser import CHROMIUM, TIMEOUT_MS
 
 WIDTH, HEIGHT, SHOWN_WIDTH = 1180, 1460, 1600

@@ -35,8 +35,8 @@ COMMANDS = (
     "selfemo report runs/demo --gpu h100-80g",
     "selfemo flywheel list runs/demo",
     "selfemo flywheel show runs/demo 1",
-    "python tools/bench_kernels.py --traffic",
-    "python tools/scaling_study.py --output /tmp/study --processes 0 --samples 0",
+    "python -m tools.kernels --traffic",
+    "python -m tools.scaling --output /tmp/study --processes 0 --samples 0",
 )
 TIMEOUT_S = 600
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from selfemo.corpora.conversation import Conversation, Turn
-from selfemo.rollout.request import Completion, GenerationRequest
-from selfemo.tokens.chat import Message
+from selfemo.rollout.api import Completion, GenerationRequest
+from selfemo.tokens.encoder import Message
 
 END = 0
 CONTROL = 0x110001

@@ -14,16 +14,16 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from selfemo.config import ParallelConfig
+from selfemo.config.layout import EngineLayout, TrainerLayout
+from selfemo.config.schema import ParallelConfig
+from selfemo.sync.transfer import DirectTransfer, choose_transfer
 from selfemo.weights.gather import hf_tensors
 from selfemo.weights.load import load_hf_weights
-from selfemo.weights.plan import EngineLayout, TrainerLayout
-from selfemo.weights.transfer import DirectTransfer, choose_transfer
 from tests.helpers.distributed import DistributedRunner
 from tests.helpers.live_bytes import LiveBytes
 from tests.helpers.megatron_rank import megatron_chunks, weight_groups
 from tests.helpers.tiny_model import save_tiny
-from tests.weights.test_engine_sync import engine_for
+from tests.sync.test_engine_sync import engine_for
 
 SHAPE = {"heads": 64, "kv_heads": 8, "head_dim": 64, "layers": 8, "vocab_size": 8192}
 BUCKET_BYTES = 8 << 20

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from selfemo.weights.geometry import Placement, region
+from selfemo.models.geometry import Placement, region
 
 VOCAB_SIZE = 131
 """A prime: it divides by no tensor-parallel size."""

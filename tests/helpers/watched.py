@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from selfemo import watchdog
+from selfemo.process import watchdog
 
 LONG_S = 3600.0
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from selfemo.kernels import aot
 from selfemo.kernels.triton_backend import NORMALISE
+from tools.kernels import aot
 
 
 @pytest.fixture(scope="module")
@@ -65,5 +65,5 @@ def test_every_flag_compiles_switched_off(cache: None) -> None:
 
 
 def test_resources_equal_the_committed_table(measured: list[aot.Resources]) -> None:
-    """After a deliberate change: `python tools/bench_kernels.py --aot --write`."""
+    """After a deliberate change: `python -m tools.kernels --aot --write`."""
     assert aot.differences(measured, aot.committed()) == []

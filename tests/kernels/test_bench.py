@@ -10,10 +10,10 @@ from types import ModuleType
 import pytest
 from torch import Tensor
 
-from selfemo.kernels.benchmark import formulas
-from selfemo.kernels.benchmark.measure import Sizes, run_all
+from tools.kernels.benchmark import formulas
+from tools.kernels.benchmark.measure import Sizes, run_all
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "bench_kernels.py"
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "kernels" / "__main__.py"
 
 
 @pytest.fixture(scope="module")

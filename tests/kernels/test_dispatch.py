@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from selfemo.kernels import token_logprobs
-from selfemo.kernels.backend import choose, load_backend
+from selfemo.kernels.dispatch import choose, load_backend
 from selfemo.kernels.torch_backend import TorchBackend
 
 
@@ -28,7 +28,7 @@ sys.exit(int(after != before))
 
 def test_auto_takes_torch_on_a_cpu_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     load_backend.cache_clear()
-    with caplog.at_level(logging.INFO, logger="selfemo.kernels.backend"):
+    with caplog.at_level(logging.INFO, logger="selfemo.kernels.dispatch"):
         for _ in range(3):
             token_logprobs(torch.zeros(1, 4), torch.tensor([1]))
     assert [record.getMessage() for record in caplog.records] == ["kernels: torch on cpu tensors (impl=auto)"]

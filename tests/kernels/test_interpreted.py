@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from selfemo.kernels import AdvantageConfig, LossConfig, group_advantages, grpo_loss, token_logprobs
-from selfemo.kernels.traffic import interpreted_traffic
 from tests.helpers import kernel_oracle as oracle
 from tests.helpers.kernel_cases import Case, make_case
 from tests.kernels.test_loss import PRESETS, part_of, run, truth
+from tools.kernels.traffic import interpreted_traffic
 
 pytestmark = pytest.mark.interpreted
 

@@ -9,7 +9,7 @@ import torch
 
 from selfemo.kernels import LossConfig, grpo_loss, token_logprobs
 from selfemo.kernels.torch_backend import CHUNK_ELEMENTS
-from selfemo.kernels.traffic import TorchMeter
+from tools.kernels.traffic import TorchMeter
 
 TOKENS, COLUMNS = 1024, 8192
 SCRATCH_BYTES = 2 * 4 * CHUNK_ELEMENTS

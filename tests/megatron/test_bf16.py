@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from selfemo.config import ParallelConfig
+from selfemo.config.schema import ParallelConfig
 from tests.helpers.parity import Options, difference, learner, samples, three_steps
 from tests.helpers.tiny_model import save_tiny
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfemo.config import ParallelConfig
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
+from selfemo.config.schema import ParallelConfig
 from selfemo.kernels import LossConfig
 from selfemo.megatron.checkpoint import TensorWrite, read_tensors
 from selfemo.megatron.context import ContextShare

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from selfemo.config import FUSE_FROM_BYTES, ParallelConfig, TrainConfig
+from selfemo.config.schema import FUSE_FROM_BYTES, ParallelConfig, TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
 from selfemo.megatron.learner import Learner

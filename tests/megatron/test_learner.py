@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.config import ParallelConfig
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
+from selfemo.config.schema import ParallelConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
 from selfemo.megatron.checkpoint import TensorWrite, read_tensors

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from selfemo.config import ParallelConfig
+from selfemo.config.schema import ParallelConfig
 from tests.helpers.parity import MAX_LENGTH, Options, learner, samples
 from tests.helpers.tiny_model import VOCAB_SIZE, save_tiny
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from transformers import AutoModelForCausalLM
 
-from selfemo.config import ParallelConfig
+from selfemo.config.schema import ParallelConfig
 from selfemo.megatron.packing import balance_by_tokens, units
 from tests.helpers.parity import (
     CLIP_GRAD,

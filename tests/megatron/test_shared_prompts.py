@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.config import ParallelConfig
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
+from selfemo.config.schema import ParallelConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.packing import MicroBatch, pack, units
 from tests.helpers.parity import Options, learner, samples

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfemo.config import ParallelConfig
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
+from selfemo.config.schema import ParallelConfig
 from selfemo.megatron.checkpoint import TensorWrite
 from tests.helpers.parity import learner
 from tests.helpers.tiny_model import save_tiny

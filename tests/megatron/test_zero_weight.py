@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from selfemo.config import ParallelConfig
+from selfemo.config.schema import ParallelConfig
 from selfemo.kernels import LossConfig
 from selfemo.megatron.learner import batch_counts
 from tests.helpers.parity import learner, samples

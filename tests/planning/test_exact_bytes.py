@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from selfemo.config import ParallelConfig
-from selfemo.planning.layout import Layout
+from selfemo.config.layout import EngineLayout, Layout
+from selfemo.config.schema import ParallelConfig
+from selfemo.models.architecture import Architecture
 from selfemo.planning.sync import pair_bytes, sync_bytes
 from selfemo.planning.trainer_bytes import TrainerBytes, trainer_bytes
-from selfemo.weights.architecture import Architecture
-from selfemo.weights.plan import EngineLayout
 from tests.helpers.distributed import DistributedRunner
 from tests.helpers.megatron_bytes import Measured, measure
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from selfemo.models.architecture import architecture_by_name
 from selfemo.planning.generation import Engine, decode_seconds, generation_seconds
 from selfemo.planning.hardware import GIB, GPUS
 from selfemo.planning.rates import Rates
 from selfemo.planning.workload import GenerationCall, Lengths
-from selfemo.weights.architecture import architecture_by_name
 
 QWEN = architecture_by_name("qwen3-8b")
 H100 = GPUS["h100-80g"]

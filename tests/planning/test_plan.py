@@ -13,22 +13,22 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from selfemo.config import AlgorithmConfig, ModelConfig, ParallelConfig, RolloutConfig, RunConfig, SelfPlayConfig, TrainConfig
-from selfemo.errors import UserError
+from selfemo.commands.plan import plan
+from selfemo.common.errors import UserError
+from selfemo.config.checks import initialised_architecture, layout_violations, planned_architecture, run_violations
+from selfemo.config.layout import Layout, layout_of
+from selfemo.config.schema import AlgorithmConfig, ModelConfig, ParallelConfig, RolloutConfig, RunConfig, SelfPlayConfig, TrainConfig
 from selfemo.kernels.config import PRESETS, LossConfig
 from selfemo.kernels.fused_linear import DEFAULT_CHUNK_TOKENS
-from selfemo.planning.commands import initialised_architecture, plan, planned_architecture
+from selfemo.models.architecture import architecture_by_name
 from selfemo.planning.generation import Engine
 from selfemo.planning.hardware import GIB, GPUS, gpu_by_name
-from selfemo.planning.layout import Layout, layout_of, layout_violations
 from selfemo.planning.memory import FUSED_CHUNK_TOKENS, activation_bytes, logits_bytes, plan_memory, rank_memory
 from selfemo.planning.plan import best_layouts, make_plan
 from selfemo.planning.published import ASSUMED, HELD_OUT
 from selfemo.planning.steptime import busiest_head_tokens
 from selfemo.planning.trainer_bytes import checkpoint_bytes, checkpoint_host_bytes, trainer_bytes
-from selfemo.planning.violations import run_violations
 from selfemo.planning.workload import workload_of
-from selfemo.weights.architecture import architecture_by_name
 
 QWEN = architecture_by_name("qwen3-8b")
 H100 = GPUS["h100-80g"]
@@ -280,7 +280,7 @@ def test_without_a_model_the_initialised_one_is_planned() -> None:
 def test_the_command_takes_under_two_seconds_and_no_torch() -> None:
     """Processor time of the whole `selfemo plan`, its imports included: 4,096 GPUs."""
     program = (
-        "import sys; from selfemo.cli import app\n"
+        "import sys; from selfemo.commands.main import app\n"
         f"app({['plan', *FLAGS, '--nodes', '512', 'parallel.tensor=2', '--json']!r}, standalone_mode=False)\n"
         "assert not {'torch', 'vllm', 'megatron', 'transformers'} & set(sys.modules)"
     )

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from selfemo.models.architecture import architecture_by_name
 from selfemo.planning.parameters import total_elements
 from selfemo.planning.published import (
     ASSUMED,
@@ -21,7 +22,6 @@ from selfemo.planning.published import (
     fitted_rates,
     predict,
 )
-from selfemo.weights.architecture import architecture_by_name
 
 TOLERANCE = 0.25
 

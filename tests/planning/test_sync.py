@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from selfemo.planning.layout import Layout
+from selfemo.config.layout import EngineLayout, Layout, TrainerLayout
+from selfemo.models.architecture import Architecture
 from selfemo.planning.sync import distinct_pair_bytes, pair_bytes, sync_bytes
-from selfemo.weights.architecture import Architecture
-from selfemo.weights.plan import EngineLayout, TrainerLayout, build_plan, traffic
+from selfemo.sync.reshard import build_plan, traffic
 from tests.planning.test_exact_bytes import TIED, UNTIED
 
 LAYOUTS = [

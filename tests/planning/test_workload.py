@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfemo.config import AlgorithmConfig, RunConfig, SelfPlayConfig, TrainConfig
-from selfemo.planning.layout import Layout
+from selfemo.config.layout import Layout
+from selfemo.config.schema import AlgorithmConfig, RunConfig, SelfPlayConfig, TrainConfig
 from selfemo.planning.steptime import passes
 from selfemo.planning.workload import Lengths, workload_of
 from tests.selfplay.test_episode import SEED, play

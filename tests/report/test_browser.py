@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from selfemo.records.reading import read_run
 from selfemo.report.page import render, write_page
-from selfemo.report.records import read_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")

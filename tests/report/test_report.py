@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from selfemo.errors import UserError
+from selfemo.commands import report as commands
+from selfemo.common.errors import UserError
 from selfemo.flywheel.store import Filter, FlywheelStore
-from selfemo.report import commands
+from selfemo.records.reading import RunRecords, read_run
 from selfemo.report.charts import SERIES, line_chart
 from selfemo.report.dialogues import dialogue_views
 from selfemo.report.emotions import confusions, label_rows
@@ -21,7 +22,6 @@ from selfemo.report.formats import is_hued
 from selfemo.report.headlines import headlines, run_facts
 from selfemo.report.page import render
 from selfemo.report.planned import planned_rows
-from selfemo.report.records import RunRecords, read_run
 from selfemo.report.timeline import coarse_spans, time_line
 from tests.helpers.label_sets import EVERY_CORPUS
 from tests.helpers.made_run import HOSTILE, SPEAKER, make_run

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.config import RewardConfig
+from selfemo.config.schema import RewardConfig
 from selfemo.emotions.answer import Answer, FormatFailure
 from selfemo.rewards.components import alignment, consistency, consistency_gate, expression
 from selfemo.rewards.frequency import frequency_weights, label_shares

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from selfemo.config_file import as_yaml, load_config
-from selfemo.planning.commands import initialised_architecture
-from selfemo.planning.layout import Layout
+from selfemo.config.checks import initialised_architecture
+from selfemo.config.layout import Layout
+from selfemo.config.load import as_yaml, load_config
+from selfemo.models.architecture import hf_config
 from selfemo.planning.sync import sync_bytes
-from selfemo.scaling.measured import CONFIG, overrides, row_of
-from selfemo.scaling.output import draw, write_study
-from selfemo.scaling.parts import PARTS, REPEATED, SHARED, OwnCost, PartCost, growth, measure_parts, own_cost
-from selfemo.scaling.planned import SIZES, plan_studies
-from selfemo.scaling.rows import Row, in_order, with_efficiency
-from selfemo.weights.architecture import hf_config
+from tools.scaling.measured import CONFIG, overrides, row_of
+from tools.scaling.output import draw, write_study
+from tools.scaling.parts import PARTS, REPEATED, SHARED, OwnCost, PartCost, growth, measure_parts, own_cost
+from tools.scaling.planned import SIZES, plan_studies
+from tools.scaling.rows import Row, in_order, with_efficiency
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = {"algorithm", "model", "policy_lag", "mean_tokens", "max_tokens", "gpus", "groups", "samples"} | {
@@ -79,7 +79,7 @@ def test_a_row_holds_the_medians_of_a_run_without_its_warm_up(tmp_path: Path) ->
 
 
 def test_more_processes_than_cores_are_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfemo.scaling.measured.psutil.cpu_count", lambda logical: 2)
+    monkeypatch.setattr("tools.scaling.measured.psutil.cpu_count", lambda logical: 2)
     assert "4 processes oversubscribe 2 cores" in row_of(finished_run(tmp_path / "four", 4), 4, "weak").note
     assert "oversubscribe" not in row_of(finished_run(tmp_path / "two", 2), 2, "weak").note
 
@@ -163,7 +163,7 @@ def test_every_part_is_measured_once(tmp_path: Path) -> None:
 
 
 def test_the_tool_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "tools/scaling_study.py", "--output", str(tmp_path), "--processes", "1", "--samples", "0"]
+    command = [sys.executable, "tools/scaling/__main__.py", "--output", str(tmp_path), "--processes", "1", "--samples", "0"]
     environment = {"PATH": "/usr/bin", "PYTHONPATH": str(ROOT), "SELFEMO_DATA": str(tmp_path)}
     bad = [*command, "--runs", "/proc/nowhere"]
     result = subprocess.run(bad, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)

@@ -6,21 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from selfemo.config import SelfPlayConfig
+from selfemo.common.errors import UserError
+from selfemo.config.schema import SelfPlayConfig
 from selfemo.emotions.affinity import identity_affinity
 from selfemo.emotions.answer import Answer, FormatFailure
 from selfemo.emotions.similarity import SmoothedIoU
-from selfemo.errors import UserError
-from selfemo.rollout.request import GenerationRequest
+from selfemo.rollout.api import GenerationRequest
 from selfemo.selfplay.episode import SelfPlay, first_speakers, sample_seed
 from selfemo.selfplay.prompts import PromptBuilder
-from selfemo.selfplay.records import Episode, Seed
+from selfemo.selfplay.records import Episode, Opening
 from selfemo.selfplay.transitions import TransitionPrior
 from tests.helpers.scripted import LABELS, THINK, CharEncoder, Script, ScriptedGenerator, conversation, turns
 
 TRANSITIONS = TransitionPrior.estimate([conversation("1", "A[joy]: x", "B[sadness]: y", "A[joy]: z")])
 CONFIG = SelfPlayConfig(turns=2, recognizer_group_size=3, responder_group_size=2, max_answer_tokens=20, max_utterance_tokens=60)
-SEED = Seed(0, "toy/train/7", turns("Ann[joy]: we won", "Bo[joy]: yes we did"), turns("Ann[anger]: so what")[0], None, ("Ann", "Bo"))
+SEED = Opening(0, "toy/train/7", turns("Ann[joy]: we won", "Bo[joy]: yes we did"), turns("Ann[anger]: so what")[0], None, ("Ann", "Bo"))
 
 
 def respond_or_recognise(prompt: str, request: GenerationRequest) -> str:
@@ -35,7 +35,7 @@ def respond_or_recognise(prompt: str, request: GenerationRequest) -> str:
 
 
 def play(
-    seeds: list[Seed], config: SelfPlayConfig = CONFIG, script: Script = respond_or_recognise, iteration: int = 4
+    seeds: list[Opening], config: SelfPlayConfig = CONFIG, script: Script = respond_or_recognise, iteration: int = 4
 ) -> tuple[list[Episode], ScriptedGenerator]:
     generator = ScriptedGenerator(script)
     score = SmoothedIoU(identity_affinity(LABELS), 0.05)
@@ -159,11 +159,11 @@ def test_with_thinking_the_recognizer_thinks_in_its_own_room_and_the_responder_d
         (SEED, ("Ann", "Bo")),
         (replace(SEED, next_turn=turns("Bo[joy]: more")[0]), ("Ann", "Bo")),
         (replace(SEED, next_turn=turns("Cy: hi")[0]), ("Cy", "Bo")),
-        (Seed(0, "s", turns("Bo: x"), None, None, ("Bo", "Di")), ("Di", "Bo")),
-        (Seed(0, "s", turns("Bo: x"), None, None, ("Bo",)), ("Someone", "Bo")),
+        (Opening(0, "s", turns("Bo: x"), None, None, ("Bo", "Di")), ("Di", "Bo")),
+        (Opening(0, "s", turns("Bo: x"), None, None, ("Bo",)), ("Someone", "Bo")),
     ],
 )
-def test_who_replies(seed: Seed, expected: tuple[str, str]) -> None:
+def test_who_replies(seed: Opening, expected: tuple[str, str]) -> None:
     assert first_speakers(seed) == expected
 
 

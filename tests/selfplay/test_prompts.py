@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.config import SelfPlayConfig
+from selfemo.common.errors import UserError
+from selfemo.config.schema import SelfPlayConfig
 from selfemo.corpora.conversation import Turn
-from selfemo.errors import UserError
+from selfemo.rollout.api import Completion, GenerationRequest, check_room
 from selfemo.rollout.replicas import ReplicatedGenerator
-from selfemo.rollout.request import Completion, GenerationRequest, check_room
 from selfemo.selfplay.prompts import (
     MAX_SPEAKER_CHARS,
     PromptBuilder,

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from selfemo.config_file import load_config
-from selfemo.errors import UserError
-from selfemo.run_directory import RunDirectory
-from selfemo.study.plan import START, only_seeds, read_plan
-from selfemo.study.runs import continuations, starts
+from selfemo.common.errors import UserError
+from selfemo.config.load import load_config
+from selfemo.records.directory import RunDirectory
+from tools.study.plan import START, only_seeds, read_plan
+from tools.study.runs import continuations, starts
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = """

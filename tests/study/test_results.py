@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from selfemo.evaluation.bootstrap import bootstrap, paired_bootstrap, seeded_bootstrap
-from selfemo.study.answers import ModelAnswers, SplitAnswers, load_answers, save_answers
-from selfemo.study.plan import StudyPlan, Variant
-from selfemo.study.render import describe_variants, plot_split, render_split
-from selfemo.study.results import differences, figures_of
+from selfemo.evaluation.intervals import bootstrap, paired_bootstrap, seeded_bootstrap
+from tools.study.answers import ModelAnswers, SplitAnswers, load_answers, save_answers
+from tools.study.plan import StudyPlan, Variant
+from tools.study.render import describe_variants, plot_split, render_split
+from tools.study.results import differences, figures_of
 
 LABELS = ("joy", "neutral", "sadness")
 RNG = random.Random(5)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from selfemo.config import ModelConfig
-from selfemo.errors import UserError
+from selfemo.common.errors import UserError
+from selfemo.config.schema import ModelConfig
 from selfemo.tokens import init_model as init_module
-from selfemo.tokens.chat import ChatEncoder, Message
+from selfemo.tokens.encoder import ChatEncoder, Message
 from selfemo.tokens.init_model import init_model
 from selfemo.tokens.training import MIN_VOCAB_SIZE, train_tokenizer
 

@@ -21,14 +21,14 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from safetensors.torch import load_file, save_file
 
-from selfemo.config import ParallelConfig
-from selfemo.errors import UserError
-from selfemo.weights.architecture import read_architecture
+from selfemo.common.errors import UserError
+from selfemo.config.schema import ParallelConfig
+from selfemo.models.architecture import read_architecture
 from selfemo.weights.convert import compare, hf_to_megatron, megatron_to_hf
-from selfemo.weights.dist_checkpoint import CheckpointReader
 from selfemo.weights.gather import hf_tensors
 from selfemo.weights.hf_directory import HfDirectory
 from selfemo.weights.load import load_hf_weights
+from selfemo.weights.torch_dist import CheckpointReader
 from tests.helpers.distributed import ROOT, DistributedRunner
 from tests.helpers.megatron_rank import megatron_chunks, weight_groups
 from tests.helpers.tiny_model import save_tiny

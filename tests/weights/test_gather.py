@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfemo.config import ParallelConfig
+from selfemo.config.schema import ParallelConfig
 from selfemo.weights.gather import hf_tensors
 from selfemo.weights.load import load_hf_weights
 from tests.helpers.distributed import DistributedRunner

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from selfemo.errors import UserError
-from selfemo.weights.architecture import read_architecture
+from selfemo.common.errors import UserError
+from selfemo.models.architecture import read_architecture
 from selfemo.weights.export import save_hf
 from selfemo.weights.hf_directory import HfDirectory
 from tests.helpers.tiny_model import save_tiny

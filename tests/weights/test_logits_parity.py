@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfemo.config import ParallelConfig
+from selfemo.config.schema import ParallelConfig
 from tests.helpers.distributed import DistributedRunner
 from tests.helpers.packed_logits import TOLERANCE, logits, sequences
 from tests.helpers.tiny_model import tiny_model

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfemo.config import ParallelConfig
+from selfemo.config.schema import ParallelConfig
 from selfemo.kernels import LossConfig
 from selfemo.megatron.checkpoint import TensorWrite, read_tensors
 from selfemo.weights.convert import megatron_to_hf
-from selfemo.weights.dist_checkpoint import COMMON_NAME, read_common
+from selfemo.weights.torch_dist import COMMON_NAME, read_common
 from tests.helpers.parity import LEARNING_RATE, learner, samples
 
 OLD = Path(__file__).with_name("megatron_0_16_1")

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from selfemo.common.printable import quote
 from selfemo.corpora.conversation import Conversation, Corpus, Turn
 from selfemo.corpora.files import LocatedDict, parse_json, read_text
 from selfemo.corpora.formats import CorpusFormat
 from selfemo.corpora.problems import Problem, ProblemSink
 from selfemo.corpora.turns import TurnChecker
-from selfemo.printable import quote
 
 LABELS = ("joyful", "mad", "neutral", "peaceful", "powerful", "sad", "scared")
 FILES = {

@@ -19,13 +19,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from selfemo.common.errors import nearest
+from selfemo.common.printable import quote
 from selfemo.corpora.conversation import Conversation, Corpus, Turn
 from selfemo.corpora.files import read_lines
 from selfemo.corpora.formats import CorpusFormat
 from selfemo.corpora.problems import Problem, ProblemSink
 from selfemo.corpora.turns import TurnChecker, labels_from_votes, sort_votes
-from selfemo.errors import nearest
-from selfemo.printable import quote
 
 SESSIONS = (1, 2, 3, 4, 5)
 TEST_SESSION = 5

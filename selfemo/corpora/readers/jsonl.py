@@ -13,13 +13,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from selfemo.common.errors import nearest
+from selfemo.common.printable import quote
 from selfemo.corpora.conversation import Conversation, Corpus, Turn
 from selfemo.corpora.files import parse_json, read_lines, read_text
 from selfemo.corpora.formats import CorpusFormat
 from selfemo.corpora.problems import Problem, ProblemSink
 from selfemo.corpora.turns import TurnChecker
-from selfemo.errors import nearest
-from selfemo.printable import quote
 
 SPLITS = ("train", "dev", "test")
 LABELS_FILE = "labels.json"

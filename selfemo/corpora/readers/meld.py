@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from selfemo.common.printable import quote
 from selfemo.corpora.conversation import Conversation, Corpus, Turn
 from selfemo.corpora.files import read_csv
 from selfemo.corpora.formats import CorpusFormat
 from selfemo.corpora.problems import ProblemSink
 from selfemo.corpora.turns import TurnChecker
-from selfemo.printable import quote
 
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 FILES = {"train": "train_sent_emo.csv", "dev": "dev_sent_emo.csv", "test": "test_sent_emo.csv"}

@@ -1,0 +1,225 @@
+"""`selfemo chat`: talk with a trained model. It shows what it reads in you, and answers in an emotion.
+
+A turn is a turn of self-play with you in it: the recognizer samples answers for your line and their vote is what it reads; the responder
+samples replies for the target emotion; the recognizer reads every admissible reply without knowing the target, and the one that is
+read closest to it is said. The target is the emotion you chose, or else what was read in you (it mirrors you).
+What you type is data: it goes through the encoder that keeps chat-template markers plain text, and so does every reply.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from selfemo.common.errors import UserError
+from selfemo.common.seeds import derive_seed
+from selfemo.config.schema import SelfPlayConfig
+from selfemo.corpora.conversation import Turn
+from selfemo.emotions.answer import SEPARATOR, Answer, FormatFailure, Reading, parse_answer
+from selfemo.emotions.labels import NEUTRAL, check_label_set, check_labels
+from selfemo.emotions.similarity import SmoothedIoU
+from selfemo.inference.finished_model import FinishedModel, find_model
+from selfemo.process.plain_console import plain_console
+from selfemo.rollout.api import Generator
+from selfemo.selfplay.consensus import Consensus, vote
+from selfemo.selfplay.gates import Gate
+from selfemo.selfplay.prompts import PromptBuilder, clean_line, clean_speaker
+from selfemo.selfplay.roles import Recognizer, Responder
+
+HELP = "/emotion joy: answer in joy;  /emotion auto: mirror what is read in you;  /quit: end"
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said."""
+
+    text: str
+    target: tuple[str, ...]
+    gates: tuple[Gate, ...]
+    """Gates it failed: not empty only where every candidate failed one."""
+    reading: Reading | None
+    """What the recognizer reads in it; None where a gate failed."""
+
+
+class Dialogue:
+    """A conversation under way."""
+
+    def __init__(
+        self, generator: Generator, prompts: PromptBuilder, config: SelfPlayConfig, score: SmoothedIoU, you: str, speaker: str, seed: int
+    ) -> None:
+        """`you` and `speaker`: names of the two sides, distinct."""
+        self._generator, self._prompts, self._config, self._score = generator, prompts, config, score
+        self._recognizer, self._responder = Recognizer(prompts, config), Responder(prompts, config)
+        self._you, self._speaker, self._seed = you, speaker, seed
+        self._turns: list[Turn] = []
+
+    def hear(self, text: str) -> Consensus:
+        """Add your line and read it: the vote of `recognizer_group_size` sampled answers."""
+        self._turns.append(Turn(self._you, text))
+        prompt, size = self._prompts.recognize(self._turns), self._config.recognizer_group_size
+        requests = [self._recognizer.request(prompt, self._sampling_seed("read", i)) for i in range(size)]
+        return vote(self._recognizer.read_all(self._generator, requests), self._score)
+
+    def answer(self, target: tuple[str, ...]) -> Reply:
+        """Say the best of `responder_group_size` replies to the last line, and add it."""
+        prompt, size = self._prompts.respond(self._turns, self._speaker, target), self._config.responder_group_size
+        requests = [self._responder.request(prompt, self._sampling_seed("reply", i)) for i in range(size)]
+        candidates = []
+        for completion in self._generator.generate(requests):
+            text, gates = self._responder.gate(self._turns, self._speaker, completion)
+            candidates.append((clean_line(text), gates))
+        reply = self._closest([text for text, gates in candidates if not gates], target)
+        if reply is None:
+            text, gates = candidates[0]
+            reply = Reply(text, target, gates, None)
+        self._turns.append(Turn(self._speaker, reply.text))
+        return reply
+
+    def _closest(self, texts: Sequence[str], target: tuple[str, ...]) -> Reply | None:
+        """The text that is read closest to the target, the first of equals."""
+        if not texts:
+            return None
+        dialogues = [[*self._turns, Turn(self._speaker, text)] for text in texts]
+        readings = self._recognizer.read_last_turns(self._generator, dialogues)
+        scores = [self._score.of_reading(reading, target) for reading in readings]
+        best = scores.index(max(scores))
+        return Reply(texts[best], target, (), readings[best])
+
+    def _sampling_seed(self, purpose: str, sample: int) -> int:
+        return derive_seed(self._seed, "chat", len(self._turns), purpose, sample)
+
+
+def chat(
+    model: Annotated[Path, typer.Option(help="Hugging Face directory, such as runs/demo/model.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, such as selfplay.temperature=0.7.")] = None,
+    emotion: Annotated[str, typer.Option(help="Answer in this emotion (or up to three: joy,surprise); auto mirrors yours.")] = AUTO,
+    speaker: Annotated[str, typer.Option(help="The model's name in the dialogue.")] = "Sam",
+    you: Annotated[str, typer.Option(help="Your name in the dialogue.")] = "Alex",
+    labels: Annotated[str, typer.Option(help="Label set, separated by commas; by default that of --corpus.")] = "",
+    corpus: Annotated[str, typer.Option(help="Corpus whose label set is used; by default the one of the model's run.")] = "",
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 1,
+) -> None:
+    """Talk with a finished model: it shows what it reads in you and answers in an emotion. Reads a pipe too."""
+    from selfemo.evaluation.evaluate import prompts_of, smoothed_iou
+    from selfemo.inference.engines import StandaloneEngines
+
+    names = clean_speaker(you), clean_speaker(speaker)
+    if names[0].lower() == names[1].lower():
+        raise UserError(f"--you and --speaker are both {names[0]!r}: expected two names, since prompts tell the two sides apart by them")
+    found = find_model(model, overrides or [])
+    label_set = _label_set(labels, corpus, found)
+    target = None if emotion == AUTO else parse_target(emotion, label_set, "--emotion")
+    prompts = prompts_of(found, label_set)
+    console = plain_console(soft_wrap=True)
+    console.print(f"{model}, settings from {found.settings_from}; emotions: {SEPARATOR.join(label_set)}", style="dim")
+    console.print(f"{names[1]} answers in {_rule(target)}.  {HELP}", style="dim")
+    generator = StandaloneEngines().generator(found)
+    dialogue = Dialogue(generator, prompts, found.config.selfplay, smoothed_iou(found, label_set), *names, seed)
+    try:
+        converse(dialogue, _lines(names[0]), label_set, target, names[1], console)
+    except KeyboardInterrupt:
+        console.print()
+
+
+def converse(
+    dialogue: Dialogue, lines: Iterator[str], labels: tuple[str, ...], target: tuple[str, ...] | None, name: str, console: Console
+) -> None:
+    """Answer line after line until /quit or the end of input; a mistyped command is told and changes nothing."""
+    for line in lines:
+        text = clean_line(line)
+        if text == "/quit":
+            return
+        if text.startswith("/"):
+            try:
+                target = _command(text, labels, target, console)
+            except UserError as error:
+                console.print(str(error), style="yellow")
+        elif text:
+            heard = dialogue.hear(text)
+            console.print(f"  [{_votes(heard)}]", style="cyan")
+            reply = dialogue.answer(target or heard.labels or (fallback_emotion(labels),))
+            console.print(f"{name}: {reply.text}", style="bold")
+            console.print(f"  [{_outcome(reply)}]", style="cyan")
+
+
+def parse_target(text: str, labels: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """Target emotions as typed: "joy", or "joy, surprise".
+
+    Raises:
+        UserError: an unknown label, with the nearest known one; a repeated label, or more than three.
+    """
+    parts = [part.strip().lower() for part in text.split(",")]
+    check_labels(parts, labels, where)
+    answer = parse_answer(SEPARATOR.join(parts), labels)
+    if isinstance(answer, FormatFailure):
+        raise UserError(f"{where} {text!r}: {answer.reason}; expected one to three distinct labels")
+    return answer.labels
+
+
+def fallback_emotion(labels: tuple[str, ...]) -> str:
+    """What to answer in where nothing could be read: neutral where the set has it."""
+    return NEUTRAL if NEUTRAL in labels else labels[0]
+
+
+def _command(text: str, labels: tuple[str, ...], target: tuple[str, ...] | None, console: Console) -> tuple[str, ...] | None:
+    word, _, rest = text.partition(" ")
+    if word != "/emotion" or not rest:
+        console.print(HELP, style="dim")
+        return target
+    chosen = None if rest == AUTO else parse_target(rest, labels, "/emotion")
+    console.print(f"  [now answering in {_rule(chosen)}]", style="dim")
+    return chosen
+
+
+def _lines(name: str) -> Iterator[str]:
+    """What you type, or a pipe's lines, echoed so that the output reads as a dialogue. Bytes that are no text become U+FFFD."""
+    if sys.stdin.isatty():
+        import readline
+
+        readline.set_auto_history(True)  # importing it is what gives input() line editing
+        while True:
+            try:
+                yield input(f"{name}: ")
+            except EOFError:
+                return
+    for raw in sys.stdin.buffer:
+        line = clean_line(raw.decode(errors="replace"))
+        print(f"{name}: {line}", flush=True)
+        yield line
+
+
+def _label_set(labels: str, corpus: str, model: FinishedModel) -> tuple[str, ...]:
+    if labels:
+        named = tuple(sorted(part.strip().lower() for part in labels.split(",")))
+        check_label_set(named)
+        return named
+    from selfemo.corpora.problems import raise_first
+    from selfemo.evaluation.run import corpus_of
+
+    fmt, place = corpus_of(corpus, model)
+    return fmt.read(place, raise_first).labels
+
+
+def _rule(target: tuple[str, ...] | None) -> str:
+    return "the emotion it reads in you" if target is None else SEPARATOR.join(target)
+
+
+def _votes(heard: Consensus) -> str:
+    if not heard.labels:
+        return "reads nothing: no sampled answer was in the grammar"
+    shares = SEPARATOR.join(f"{label} {count / heard.answers:.0%}" for label, count in heard.votes)
+    return f"reads {SEPARATOR.join(heard.labels)} in you ({shares} of {heard.answers} answers)"
+
+
+def _outcome(reply: Reply) -> str:
+    aim = f"meant as {SEPARATOR.join(reply.target)}"
+    if reply.gates:
+        return f"{aim}; no sampled reply passed the gates, this one failed: {', '.join(reply.gates)}"
+    return f"{aim}, read back as {SEPARATOR.join(reply.reading.labels) if isinstance(reply.reading, Answer) else 'nothing in the grammar'}"

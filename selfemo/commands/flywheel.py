@@ -1,0 +1,160 @@
+"""`selfemo flywheel list`, `show` and `export`: what self-play recorded. `replay` needs an engine: selfemo.inference.run_weights has it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from selfemo.common.printable import printable
+from selfemo.flywheel.export import export_jsonl
+from selfemo.flywheel.record import Record
+from selfemo.flywheel.replay import Replay, replay
+from selfemo.flywheel.store import Filter, FlywheelStore, Total
+from selfemo.inference.engines import StandaloneEngines
+from selfemo.inference.run_weights import weights_of
+from selfemo.process.plain_console import plain_console
+from selfemo.records.directory import FLYWHEEL_NAME
+
+RoleName = Literal["recognizer", "responder"]
+RunArgument = Annotated[Path, typer.Argument(help="A run's output directory, or its flywheel.sqlite.")]
+RecordArgument = Annotated[int, typer.Argument(help="Record id, as `list` shows it.")]
+
+
+def list_records(
+    run: RunArgument,
+    kept: Annotated[bool | None, typer.Option("--kept/--dropped", help="Only records that were kept, or dropped.")] = None,
+    role: Annotated[RoleName | None, typer.Option(help="Only records of this role.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only records with this primary label.")] = None,
+    reason: Annotated[str | None, typer.Option(help='Only records with this reason, such as "near duplicate".')] = None,
+    after: Annotated[int, typer.Option(min=0, help="Only records with a greater id.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Most records to show; 0 shows the summary alone.")] = 20,
+) -> None:
+    """Summarise the flywheel and list records."""
+    console = plain_console()
+    with closing(open_store(run)) as store:
+        totals = store.totals()
+        console.print(summary_line(totals))
+        console.print(summary_table(totals))
+        if limit:
+            console.print(records_table(list(store.find(Filter(kept, role, label, reason, after), limit))))
+
+
+def show_record(run: RunArgument, record: RecordArgument) -> None:
+    """Show one record: dialogue, candidates, rewards, provenance."""
+    console = plain_console()
+    with closing(open_store(run)) as store:
+        found = store.read(record)
+    for line in provenance_lines(found):
+        console.print(line)
+    console.print(candidates_table(found))
+
+
+def export_records(
+    run: RunArgument,
+    out: Annotated[Path, typer.Argument(help="New .jsonl file; labels.json is written beside it.")],
+    role: Annotated[RoleName | None, typer.Option(help="Only records of this role.")] = None,
+) -> None:
+    """Write what was kept as a training corpus in the project's JSONL."""
+    with closing(open_store(run)) as store:
+        count = export_jsonl(store, out, role)
+    plain_console().print(printable(f"{out}: {count} dialogues"))
+
+
+def open_store(run: Path) -> FlywheelStore:
+    """The store of a run directory, or the file itself; UserError where there is none."""
+    return FlywheelStore(run / FLYWHEEL_NAME if run.is_dir() else run)
+
+
+def summary_line(totals: list[Total]) -> str:
+    """How many groups were offered and kept."""
+    offered, kept = sum(t.count for t in totals), sum(t.count for t in totals if t.kept)
+    return f"{offered} groups offered, {kept} kept" + (f" ({kept / offered:.1%})" if offered else "")
+
+
+def summary_table(totals: list[Total]) -> Table:
+    """Counts by outcome, and for what was kept by label."""
+    table = Table("outcome", "reason", "role", "label", "records")
+    merged: dict[tuple[str, str, str, str], int] = {}
+    for t in totals:
+        key = ("kept" if t.kept else "dropped", t.reason, t.role, t.label if t.kept else "")
+        merged[key] = merged.get(key, 0) + t.count
+    for key, count in sorted(merged.items(), key=lambda item: (item[0][0] != "kept", -item[1])):
+        table.add_row(*map(printable, key), str(count))
+    return table
+
+
+def records_table(records: list[Record]) -> Table:
+    """One line per record."""
+    table = Table("id", "iter", "role", "labels", "sIoU", "agree", "outcome", "text")
+    for r in records:
+        outcome = f"{'kept' if r.kept else 'dropped'}: {r.reason}"
+        row = [str(r.record_id), str(r.iteration), r.role, ", ".join(r.labels), f"{r.score:.2f}", f"{r.agreement:.2f}", outcome]
+        table.add_row(*map(printable, row), _cut(r.text, 60))
+    return table
+
+
+def provenance_lines(r: Record) -> list[str]:
+    """A record in words."""
+    parent = f", continues record {r.parent}" if r.parent is not None else ""
+    lines = [
+        f"record {r.record_id}: {r.role}, {'kept' if r.kept else 'dropped'} ({r.reason})",
+        f"iteration {r.iteration}, episode {r.episode}, turn {r.turn}, weights {r.weight_version}, from {r.source}{parent}",
+        f"gold {', '.join(r.gold) or '-'}; target {', '.join(r.target) or '-'}; sIoU {r.score:.3f}; agreement {r.agreement:.3f}",
+    ]
+    lines += [f"  {turn.speaker}: {turn.text}" + (f"  [{', '.join(turn.labels)}]" if turn.labels else "") for turn in r.dialogue]
+    return list(map(printable, lines))
+
+
+def candidates_table(r: Record) -> Table:
+    """Every candidate with its rewards."""
+    table = Table("seed", "text", "read as", "gates", "sIoU", *map(printable, r.components))
+    for c in r.candidates:
+        rewards = [f"{value:.3f}" for value in c.rewards]
+        reading, gates = printable(c.reading or "-"), printable(", ".join(c.gates))
+        table.add_row(str(c.seed), _cut(c.text, 60), reading, gates, f"{c.score:.3f}", *rewards)
+    return table
+
+
+def replay_table(result: Replay) -> Table:
+    """Every candidate, recorded against replayed."""
+    table = Table("seed", "tokens", "replayed", "result", title=f"record {result.record.record_id}, weights {result.record.weight_version}")
+    for c in result.candidates:
+        outcome = "equal" if c.equal else f"differs from token {c.first_difference}"
+        table.add_row(str(c.seed), str(len(c.recorded_ids)), str(len(c.replayed_ids)), outcome)
+    return table
+
+
+def _cut(text: str, width: int) -> str:
+    """Text for a table cell."""
+    return printable(text if len(text) <= width else text[: width - 3] + "...")
+
+
+app = typer.Typer(help="Look at what self-play recorded, replay it, export it.", no_args_is_help=True)
+app.command("list")(list_records)
+app.command("show")(show_record)
+app.command("export")(export_records)
+
+
+@app.command("replay")
+def replay_record(
+    run: RunArgument,
+    record: RecordArgument,
+    model: Annotated[
+        Path | None, typer.Option(help="Hugging Face directory with the record's weights; by default they are looked for in the run.")
+    ] = None,
+) -> None:
+    """Generate a recorded turn again from its seeds and compare; exit status 1 where anything differs."""
+    with closing(open_store(run)) as store:
+        found = store.read(record)
+    run_dir = run if run.is_dir() else run.parent
+    console = plain_console(soft_wrap=True)
+    with weights_of(run_dir, found.weight_version, model) as weights:
+        claim = "whatever version they are" if model else f"version {found.weight_version}"
+        console.print(f"weights: {model or run_dir}, {claim}; settings from {weights.settings_from}")
+        result = replay(found, StandaloneEngines().generator(weights))
+    console.print(replay_table(result))
+    raise typer.Exit(0 if result.equal else 1)

@@ -1,0 +1,81 @@
+"""The `selfemo` command. Commands import what they need when they run: `--help` and checks of input stay fast.
+
+A UserError is printed as one line and exits with status 2; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from selfemo.commands.chat import chat
+from selfemo.commands.corpus import app as corpus_commands
+from selfemo.commands.doctor import doctor
+from selfemo.commands.eval import build_command as build_eval
+from selfemo.commands.flywheel import app as flywheel_commands
+from selfemo.commands.plan import plan
+from selfemo.commands.report import report
+from selfemo.common.errors import EXIT_USER_ERROR, UserError
+from selfemo.inference.engines import StandaloneEngines
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file; every field has a default (docs/configuration.md).")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.learning_rate=1e-4.")]
+
+
+@app.command()
+def train(
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything that can be checked without a process group, then stop.")
+    ] = False,
+    nodes: Annotated[int, typer.Option(min=1, envvar="GROUP_WORLD_SIZE", help="With --dry-run: machines the run will have.")] = 1,
+    processes_per_node: Annotated[
+        int, typer.Option(min=1, envvar="LOCAL_WORLD_SIZE", help="With --dry-run: processes on each (one per GPU).")
+    ] = 1,
+    gpu: Annotated[
+        str,
+        typer.Option(help="With --dry-run: print the plan for this kind of GPU, such as h100-80g; weights and corpus may be missing yet."),
+    ] = "",
+) -> None:
+    """Train: SFT start, then SELF-GRPO by self-play. Run it under torchrun."""
+    from selfemo.config.load import load_config
+
+    settings = load_config(config, overrides or [])
+    if dry_run:
+        from selfemo.commands.preflight import preflight
+
+        typer.echo(preflight(settings, nodes * processes_per_node, planning=bool(gpu)))
+        if gpu:
+            plan(overrides, config, nodes, processes_per_node, gpu)
+        return
+    from selfemo.commands.train import run_training
+
+    run_training(settings)
+
+
+app.add_typer(corpus_commands, name="corpus")
+app.add_typer(flywheel_commands, name="flywheel")
+app.command()(doctor)
+app.command()(plan)
+app.command()(report)
+app.command("eval")(build_eval(StandaloneEngines))
+app.command()(chat)
+
+
+def main() -> None:
+    """Entry point of the `selfemo` command."""
+    try:
+        app()
+    except UserError as error:
+        print(f"selfemo: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()

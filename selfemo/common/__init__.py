@@ -1,0 +1,1 @@
+"""Errors, files and random seeds, for every room; it knows none of them."""

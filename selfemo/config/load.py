@@ -1,0 +1,157 @@
+"""From a YAML file and dotted overrides to a RunConfig, with one line for whatever is wrong.
+
+Every problem is found before anything is built: unknown keys with the nearest valid one, values of a wrong type or out of
+bounds, and combinations of fields that cannot work. What depends on the model or the world (heads, layers, ranks) is checked
+by selfemo.commands.preflight, where those are known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from selfemo.common.errors import UserError, nearest
+from selfemo.common.printable import quote
+from selfemo.config.checks import violations
+from selfemo.config.schema import RunConfig
+
+MAX_CONFIG_BYTES = 100_000
+MAX_INTEGER = 2**63 - 1
+"""Largest value of a whole number: more digits are no number of anything."""
+UNKNOWN_KEY = "unexpected_keyword_argument"
+"""pydantic's name for a key that a dataclass has no field for."""
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read `path` (None: all defaults), apply overrides such as "train.learning_rate=1e-4", validate the whole.
+
+    Raises:
+        UserError: names the file or override, the field, what was expected.
+    """
+    config = read_config(path, overrides)
+    problems = list(violations(config))
+    if problems:
+        raise UserError(f"{path or 'configuration'}: " + "; ".join(problems))
+    return config
+
+
+def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """As `load_config`, but fields are checked one by one only: for a caller that has more to say than `violations`.
+
+    Raises:
+        UserError: every unknown key and every value of a wrong type or out of bounds.
+    """
+    tree = _read_yaml(Path(path)) if path else {}
+    for override in overrides:
+        _apply_override(tree, override)
+    problems = list(_unknown_keys(tree, RunConfig))
+    try:
+        config = TypeAdapter(RunConfig).validate_python(tree)
+    except ValidationError as error:
+        wrong = (e for e in error.errors() if e["type"] != UNKNOWN_KEY)  # told above, with the nearest valid one
+        problems += [f"{'.'.join(map(str, e['loc']))}={quote(e['input'])}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in wrong]
+        raise UserError(f"{path or 'configuration'}: " + "; ".join(problems)) from None
+    unusable = list(_unusable(dataclasses.asdict(config)))
+    if unusable:
+        raise UserError(f"{path or 'configuration'}: " + "; ".join(unusable))
+    return config
+
+
+def as_yaml(config: RunConfig) -> str:
+    """The whole configuration as YAML, field order kept; `load_config` of it gives the same configuration."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
+            raise UserError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, which no configuration is: name the right file")
+        tree = _parse_yaml(data.decode())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; examples/configs has ready ones") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except _NotYaml as error:
+        place = f"{path}:{error.line}" if error.line else str(path)
+        raise UserError(f"{place}: not valid YAML ({error}); expected `section:` and `key: value` lines") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
+    return tree
+
+
+class _NotYaml(Exception):
+    """Text that is not YAML, or that asks for more than plain values."""
+
+    def __init__(self, reason: str, line: int) -> None:
+        super().__init__(reason)
+        self.line = line
+        """1-based; 0 where it is not known."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them stand for a value of any size (and no configuration of ours needs them)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "an alias (*name) is not read here: write the value out", mark)
+        return super().compose_node(parent, index)
+
+
+def _parse_yaml(text: str) -> Any:
+    try:
+        return _PlainLoader(text).get_single_data()
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
+        # besides its own errors, PyYAML lets through those of int(), float() and date() on values such as 2026-99-99
+        line = getattr(getattr(error, "problem_mark", None), "line", -1)
+        raise _NotYaml(str(getattr(error, "problem", None) or error), line + 1) from None
+
+
+def _unusable(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Values of the right type that nothing can be done with."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _unusable(value, f"{name}.")
+        elif isinstance(value, str) and not value.isprintable():
+            yield f"{prefix}{name}={quote(value)}: expected printable characters"
+        elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+            yield f"{prefix}{name}={quote(value)}: expected at most {MAX_INTEGER}"
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise UserError(f"override {override!r}: expected section.field=value, such as train.learning_rate=1e-4")
+    try:
+        value = _parse_yaml(text)
+    except _NotYaml:
+        value = text
+    *sections, leaf = name.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"override {override!r}: {section} is a value, not a section")
+    tree[leaf] = "" if value is None else value
+
+
+def _unknown_keys(tree: Mapping[Any, Any], kind: type, prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(kind)
+    for key, value in tree.items():
+        if key not in hints:
+            yield f"unknown key {prefix}{key}{nearest(str(key), hints)}"
+        elif dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
+            yield from _unknown_keys(value, _as_type(hints[key]), f"{prefix}{key}.")
+
+
+def _as_type(hint: object) -> type:
+    return hint if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) else type(hint)

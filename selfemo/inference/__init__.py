@@ -1,0 +1,1 @@
+"""A finished model outside training: found on disk, loaded into an engine, asked."""

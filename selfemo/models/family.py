@@ -1,0 +1,57 @@
+"""What describes a model family: a list of rules, one per kind of parameter.
+
+A family is one file in `selfemo/models/families/` that defines `FAMILY`; it is found by being there, so a new one edits nothing
+else. A rule ties together the name a parameter has in Megatron, the Hugging Face tensors it is made of with their shapes, its
+name in vLLM, and its layout. Names hold `{layer}` where the global layer number goes; shapes name fields of `Architecture`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+from selfemo.models.tensor_layouts import Layout
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One kind of parameter."""
+
+    megatron: tuple[str, ...]
+    """Its names in Megatron: the local layer spec's, then (if it differs) the one under Transformer Engine's fused norms."""
+    hf: Mapping[str, tuple[str, ...]]
+    """Hugging Face tensors in the order they are fused: name -> shape, as names of Architecture's sizes."""
+    vllm: str
+    """Its name in vLLM's live model."""
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family, as far as weights are concerned."""
+
+    name: str
+    """Hugging Face's model_type."""
+    hf_architecture: str
+    """The class that config.json names under `architectures`."""
+    rules: tuple[Rule, ...]
+    """Every parameter of the model, in the order they are streamed."""
+    qk_norm: bool = False
+    """RMSNorm on each query and key head."""
+    qkv_bias: bool = False
+    """Biases on the query, key and value projections."""
+    required: Mapping[str, object] = field(default_factory=dict)
+    """Fields of config.json that must hold this value where they are present; anything else is a model we do not implement."""
+    named: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Published models known by name without a download: the fields of their config.json that differ from the family's."""
+
+
+@cache
+def families() -> Mapping[str, Family]:
+    """Every family, by name, as found in `selfemo/models/families/`."""
+    package = importlib.import_module("selfemo.models.families")
+    found = [importlib.import_module(f"{package.__name__}.{module.name}").FAMILY for module in pkgutil.iter_modules(package.__path__)]
+    return {family.name: family for family in sorted(found, key=lambda family: family.name)}

@@ -1,0 +1,1 @@
+"""One rank as a process: its watchdog, its signals, its terminal, and what it does together with the other ranks."""

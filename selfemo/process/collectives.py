@@ -1,0 +1,49 @@
+"""Agreement among the ranks of a run: one answer for all of them, or one error that all of them raise.
+
+Beside process.dealing because it needs torch at import, which what only reads records must not wait for.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch.distributed as dist
+
+from selfemo.common.errors import UserError, on_all_ranks
+
+
+def on_rank0[T](compute: Callable[[], T]) -> T:
+    """What `compute` returns on rank 0, on every rank; what it raises there is raised on every rank. Collective."""
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer = [compute(), None]
+        except Exception as error:  # noqa: BLE001 - raised again below, on every rank
+            answer = [None, error]
+    dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise on_all_ranks(answer[1])
+    result: T = answer[0]
+    return result
+
+
+def fail_together(problem: str) -> None:
+    """Raise UserError on every rank where some rank has a problem; "" is none. Collective."""
+    problems = [("", "")] * dist.get_world_size()
+    dist.all_gather_object(problems, (socket.gethostname(), problem))
+    for rank, (host, found) in enumerate(problems):
+        if found:
+            raise on_all_ranks(UserError(f"rank {rank} on {host}: {found}" if rank else found))
+
+
+def all_or_none[T](read: Callable[[], T]) -> T:
+    """What `read` returns on this rank; where it raises UserError on some rank, every rank does. Collective, which `read` must not be."""
+    result, problem = None, ""
+    try:
+        result = read()
+    except UserError as error:
+        problem = str(error)
+    fail_together(problem)
+    return cast(T, result)

@@ -1,0 +1,88 @@
+"""What a person sees: rank 0's stages, one progress bar and tables; everything else goes to a log file per rank.
+
+Libraries print from Python and from C, so the process's own file descriptors 1 and 2 are pointed at the log and the real
+terminal is kept aside for this module alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from selfemo.process.plain_console import plain_console
+from selfemo.records.directory import LOGS_NAME, unwritable
+
+
+class Terminal:
+    """Rank 0's output; on other ranks every method does nothing."""
+
+    def __init__(self, is_main: bool, run_dir: Path, rank: int) -> None:
+        """Raises: UserError where the log cannot be written."""
+        self.log_path = run_dir / LOGS_NAME / f"rank-{rank}.log"
+        try:
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            log = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise unwritable(self.log_path, error) from None
+        self._is_main = is_main
+        self._real: TextIO = os.fdopen(os.dup(2), "w")
+        self._console = plain_console(file=self._real, quiet=not is_main)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self._console.print(text, soft_wrap=True)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """A table whose first column names things and whose others hold figures."""
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table)
+
+    def error(self, text: str) -> None:
+        """One line that any rank may print, for a fault that ends the run."""
+        self._real.write(text.rstrip("\n") + "\n")
+        self._real.flush()
+
+    @contextmanager
+    def progress(self, stage: str, total: int) -> Iterator[Bar]:
+        """A bar for one stage; without a terminal a line is printed at its end instead."""
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self._console, disable=not self._is_main, transient=False) as progress:
+            yield Bar(progress, stage, total)
+
+
+class Bar:
+    """The bar of one stage."""
+
+    def __init__(self, progress: Progress, stage: str, total: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task(stage, total=total, note="")
+
+    def advance(self, note: str) -> None:
+        """One unit done; `note` shows the figures of the moment."""
+        self._progress.update(self._task, advance=1, note=note)
+
+    def skip(self, units: int) -> None:
+        """Units that were done before this process."""
+        self._progress.update(self._task, completed=units)

@@ -1,0 +1,140 @@
+"""A run's directory: claimed by one configuration, written by rank 0, never half written.
+
+JSON files are written under a temporary name and renamed; JSON-lines files are appended a whole line at a time, and cut back to what
+a checkpoint knows of when a run resumes from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from selfemo.common.errors import UserError
+from selfemo.common.files import replace_text
+from selfemo.config.load import as_yaml, load_config
+from selfemo.config.schema import RunConfig
+from selfemo.records.manifest import CHECKPOINT_KINDS
+
+CONFIG_NAME = "config.yaml"
+SUMMARY_NAME = "summary.json"
+METRICS_NAME = "metrics.jsonl"
+SAMPLES_NAME = "samples.jsonl"
+LOGS_NAME = "logs"
+CHECKPOINTS_NAME = "checkpoints"
+FLYWHEEL_NAME = "flywheel.sqlite"
+MODEL_NAME = "model"
+RESUMES_NAME = "resumes.jsonl"
+CHECKPOINT_NAME = re.compile(rf"({'|'.join(CHECKPOINT_KINDS)})-\d{{6,12}}")
+CHANGEABLE = ("parallel.", "rollout.tensor_parallel", "checkpoint.", "timeout_s", "startup_timeout_s", "tracking.")
+"""What an unfinished run may go on with another value of: settings that decide how it runs and not what it computes."""
+FIXED = ("parallel.distributed_optimizer",)
+"""What it may not, although it is one of them: a sharded optimizer is stored under other names than a whole one."""
+
+
+class RunDirectory:
+    """Paths and writers of one run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def claim(cls, config: RunConfig) -> RunDirectory:
+        """The directory of this configuration, created if it does not exist.
+
+        An unfinished run of the same configuration is left as it is where it has a checkpoint to go on from, and removed where it has
+        none (its logs stay): records of two attempts must not mix. A finished run is left as it is.
+
+        Raises:
+            UserError: the directory is not empty and holds another run, or cannot be written.
+        """
+        run = cls.check(config)
+        try:
+            run.root.mkdir(parents=True, exist_ok=True)
+            if not run.is_complete and not run.has_checkpoint:
+                run._remove_unfinished()
+            run.write_text(CONFIG_NAME, as_yaml(config))
+        except OSError as error:
+            raise unwritable(run.root, error) from None
+        return run
+
+    @classmethod
+    def check(cls, config: RunConfig) -> RunDirectory:
+        """As `claim`, but writes nothing."""
+        try:
+            return cls._check(config, Path(config.output_dir))
+        except OSError as error:
+            raise UserError(f"{config.output_dir}: cannot be read ({error.strerror}): choose another output_dir") from None
+
+    @classmethod
+    def _check(cls, config: RunConfig, root: Path) -> RunDirectory:
+        if root.exists() and not root.is_dir():
+            raise UserError(f"{root}: exists and is not a directory: choose another output_dir")
+        run, stored = cls(root), root / CONFIG_NAME
+        foreign = root.exists() and any(entry.name != LOGS_NAME for entry in root.iterdir())  # another rank may have begun its log
+        if foreign and not stored.exists():
+            raise UserError(f"{root}: not empty and not a run of selfemo (no {CONFIG_NAME}): choose another output_dir")
+        if stored.exists():
+            changes = list(config_changes(run.stored_config(), dataclasses.asdict(config)))
+            barred = [name for name, _, _ in changes if run.is_complete or name in FIXED or not name.startswith(CHANGEABLE)]
+            if barred:
+                raise UserError(
+                    f"{root}: holds a run with another configuration (other {', '.join(barred)}; see {stored}): "
+                    "choose another output_dir or remove it"
+                )
+        return run
+
+    def stored_config(self) -> dict[str, Any]:
+        """The configuration the directory was claimed with."""
+        return dataclasses.asdict(load_config(self.path(CONFIG_NAME)))
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """An unfinished run can go on from something, good or damaged."""
+        return any(CHECKPOINT_NAME.fullmatch(path.name) for path in self.path(CHECKPOINTS_NAME).glob("*-*"))
+
+    @property
+    def is_complete(self) -> bool:
+        """The run ended and its summary is written."""
+        return (self.root / SUMMARY_NAME).exists()
+
+    def _remove_unfinished(self) -> None:
+        for entry in self.root.iterdir():
+            if entry.name not in (CONFIG_NAME, LOGS_NAME):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the run."""
+        return self.root.joinpath(*parts)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a whole file: under a temporary name, then renamed."""
+        replace_text(self.path(name), text)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON object, indented, with keys in the given order."""
+        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def append_jsonl(self, name: str, *records: Mapping[str, Any]) -> None:
+        """Append records to a JSON-lines file, one write for all of them."""
+        with self.path(name).open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records))
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """What to tell where a run cannot begin to write."""
+    return UserError(f"{path}: cannot be written ({error.strerror}): make it writable, or choose another output_dir")
+
+
+def config_changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, old value, new value) of every setting that differs."""
+    for name in {**before, **after}:
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from config_changes(old, new, f"{prefix}{name}.")
+        elif old != new:
+            yield f"{prefix}{name}", old, new

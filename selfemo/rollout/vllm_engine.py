@@ -1,0 +1,178 @@
+"""One vLLM engine inside the training process.
+
+The engine starts with dummy weights on purpose: the only weights it can ever hold are those the trainer sent, and until a
+sync has ended, or while it sleeps, `generate` raises instead of producing plausible garbage. Every request carries its own
+seed, so that a completion depends on the prompt, the seed and the weights, not on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from selfemo.common.errors import UserError
+from selfemo.config.schema import RolloutConfig
+from selfemo.rollout.api import Completion, GenerationRequest, LiveParameter
+from selfemo.rollout.vllm_shared_memory import named_shared_memory
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core runs in this process, beside the trainer's tensors
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # ranks share the cores as the launcher placed them
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CONFIGURE_LOGGING": "0",
+}
+MEMORY_CHECK_FRACTION = 0.01
+"""Share of the GPU that vLLM demands to be free at its start. Its default, 0.92, is for an engine that has the GPU alone: beside the
+trainer's model and optimizer it would end the run. With an explicit KV cache size vLLM uses the value for nothing else."""
+
+
+class RolloutEngine:
+    """A vLLM engine on this rank, or this rank's part of one that spans `rollout.tensor_parallel` ranks."""
+
+    def __init__(self, model_dir: str, config: RolloutConfig, max_length: int, stop_ids: Sequence[int], device_kind: str) -> None:
+        """`stop_ids`: tokens that end a turn; the engine has no tokenizer of its own to know them from."""
+        self.max_length = max_length
+        """Longest sequence, prompt and completion together, in tokens."""
+        os.environ.update(ENVIRONMENT)
+        local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise UserError(
+                f"vllm cannot be imported ({error}): run `make setup`, or pip install -r requirements/cpu.txt (GPU: as docs/gpu.md says)"
+            ) from None
+        with named_shared_memory() if device_kind == "cpu" and config.tensor_parallel > 1 else nullcontext():
+            self._llm: Any = LLM(
+                model=model_dir,
+                load_format="dummy",
+                skip_tokenizer_init=True,
+                dtype=config.dtype,
+                tensor_parallel_size=config.tensor_parallel,
+                distributed_executor_backend="external_launcher",
+                max_model_len=max_length,
+                max_num_seqs=config.max_num_seqs,
+                # A seeded prefill must not be split over scheduler steps on CPU; chunking off makes the bound a guarantee.
+                max_num_batched_tokens=max(16_384, max_length),
+                enable_chunked_prefill=False,
+                kv_cache_memory_bytes=config.kv_cache_bytes,
+                gpu_memory_utilization=MEMORY_CHECK_FRACTION,
+                enable_prefix_caching=True,
+                enforce_eager=config.enforce_eager,
+                enable_sleep_mode=config.sleep and device_kind == "cuda",
+                logprobs_mode="processed_logprobs",
+                disable_log_stats=True,
+                seed=0,
+            )
+        if device_kind == "cpu":
+            _check_cpu_head_size(self._llm.llm_engine.model_config.get_head_size())
+        if local_world_size is not None:  # vLLM overwrites it with its own tensor-parallel size
+            os.environ["LOCAL_WORLD_SIZE"] = local_world_size
+        self._stop_ids = list(stop_ids)
+        self._can_sleep = config.sleep and device_kind == "cuda"
+        self._asleep = False
+        self.weight_version = -1
+        """Number of the last weights received; -1 before the first."""
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """One completion per request, in order.
+
+        Raises:
+            RuntimeError: the engine has received no weights, or is asleep.
+        """
+        self._refuse_unless_ready()
+        if not requests:
+            return []
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = [
+            SamplingParams(
+                temperature=r.temperature,
+                seed=r.seed if r.temperature > 0 else None,
+                max_tokens=r.max_tokens,
+                stop_token_ids=self._stop_ids,
+                ignore_eos=True,  # the stop ids are the caller's alone, not those that a generation_config.json adds
+                logprobs=0,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            for r in requests
+        ]
+        outputs = self._llm.generate([{"prompt_token_ids": list(r.prompt_ids)} for r in requests], params, use_tqdm=False)
+        return [_completion(output.outputs[0]) for output in outputs]
+
+    def receive_checkpoint_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Load full Hugging Face tensors (tied models: `lm_head.weight` too) through vLLM's own loader."""
+        self._reload(tensors, version, is_checkpoint_format=True)
+
+    def copy_direct(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Copy tensors that are already in the engine's fused, sharded layout (see `live_parameters`) into its parameters."""
+        self._reload(tensors, version, is_checkpoint_format=False)
+
+    def live_parameters(self) -> list[LiveParameter]:
+        """The engine's own parameters on this rank; empty shapes where a CPU backend has prepacked the matrix."""
+        return [LiveParameter(name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in self.live_tensors().items()]
+
+    def live_tensors(self) -> Mapping[str, torch.Tensor]:
+        """The running model's parameters on this rank by name, not copied: for checksums."""
+        found: list[Mapping[str, torch.Tensor]] = self._llm.apply_model(lambda model: dict(model.named_parameters()))
+        return found[0]
+
+    def sleep(self) -> None:
+        """Free weights and KV cache (GPU, vLLM level 2); on CPU the engine stays resident and this does nothing."""
+        if self._can_sleep and not self._asleep:
+            self._llm.sleep(level=2)
+            self._asleep = True
+
+    def wake_up(self) -> None:
+        """Allocate memory again; weights are gone and must be received before `generate`."""
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
+            self.weight_version = -1
+
+    def _reload(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int, is_checkpoint_format: bool) -> None:
+        if self._asleep:
+            raise RuntimeError("the rollout engine is asleep and cannot receive weights: call wake_up first")
+        self.weight_version = -1  # a failed reload leaves the engine unusable, not half old
+        with torch.no_grad():
+            self._llm.collective_rpc(
+                "reload_weights", kwargs={"weights_iterator": iter(tensors), "is_checkpoint_format": is_checkpoint_format}
+            )
+        self._llm.reset_prefix_cache()
+        self.weight_version = version
+
+    def _refuse_unless_ready(self) -> None:
+        if self._asleep:
+            raise RuntimeError("the rollout engine is asleep: wake it up and send weights before generating")
+        if self.weight_version < 0:
+            raise RuntimeError("the rollout engine has received no weights: sync before generating")
+
+
+def _check_cpu_head_size(head_size: int) -> None:
+    """vLLM's CPU attention has kernels for some head sizes only, and says so no earlier than at the first token."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # vllm-private
+
+    supported = CPUAttentionBackend.get_supported_head_sizes()
+    if head_size not in supported:
+        raise UserError(
+            f"the model's head_dim is {head_size}; vLLM on CPU takes one of {', '.join(map(str, supported))}: use such a model, or a GPU"
+        )
+
+
+def _completion(output: Any) -> Completion:
+    ids = tuple(output.token_ids)
+    logprobs = tuple(step[token].logprob for step, token in zip(output.logprobs, ids))
+    return Completion(token_ids=ids, logprobs=logprobs, finished=output.finish_reason == "stop")
+
+
+def engine_version() -> str:
+    """Name and version of the engine package, such as "vllm 0.32.0"."""
+    import vllm
+
+    return f"vllm {vllm.__version__}"

@@ -1,0 +1,281 @@
+"""What a run records about itself: seconds by phase, metrics.jsonl, samples.jsonl, the table and summary.json.
+
+The trainer tells it what happened; it decides how that is written and shown. Only rank 0 writes. What the summary says of a run is
+computed from the records of metrics.jsonl, so that a run that was interrupted sums up like one that was not.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from selfemo.common.files import size_of
+from selfemo.config.schema import RunConfig
+from selfemo.evaluation.metrics import MajorityBaseline
+from selfemo.evaluation.recognition import RecognitionReport
+from selfemo.flywheel.flywheel import FlywheelCounts
+from selfemo.grpo.samples import TrainingSample
+from selfemo.megatron.learner import PolicyStats, StepStats
+from selfemo.process import watchdog
+from selfemo.process.terminal import Bar, Terminal
+from selfemo.records.directory import METRICS_NAME, SAMPLES_NAME, SUMMARY_NAME, RunDirectory
+from selfemo.records.manifest import Position
+from selfemo.rewards.scoring import ScoredGroup
+from selfemo.rollout.vllm_engine import engine_version
+from selfemo.run.iteration import component_means, episode_records, groups_without_ranking, outcome_counts, policy_figures, role_figures
+from selfemo.run.spans import PhaseSpans, gather_by_rank
+from selfemo.run.trackers import Tracking
+from selfemo.selfplay.records import Episode
+from selfemo.sync.sync import SyncReport
+from selfemo.system import System, World
+
+SCHEMA = 1
+THIRDS = 3
+EPISODES_LOGGED = 2
+"""Dialogues per iteration written to samples.jsonl, with every candidate."""
+FIGURES = ("accuracy", "weighted_f1", "macro_f1", "n")
+SUMMARY_EVENTS = ("sync", "eval", "iteration")
+SUMMARY_PHASES = ("sft", "rollout", "train", "sync", "eval")
+
+
+class Journal:
+    """One run's records."""
+
+    def __init__(self, config: RunConfig, run: RunDirectory, terminal: Terminal, world: World) -> None:
+        self._config, self._run, self._terminal, self._world = config, run, terminal, world
+        self._started = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+        self._events: dict[str, list[dict[str, Any]]] = {name: [] for name in SUMMARY_EVENTS}
+        self._last: dict[str, float] = {}
+        self._spans = PhaseSpans()
+        self._tracking = Tracking(run.path(METRICS_NAME), config)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time spent so far, in all and by phase, that before a resume included."""
+        return {"total": time.perf_counter() - self._started, **self._seconds}
+
+    @property
+    def position(self) -> Position:
+        """How long the records are now; the flywheel keeps its own count."""
+        return Position(size_of(self._run.path(METRICS_NAME)), size_of(self._run.path(SAMPLES_NAME)))
+
+    def resume(self, seconds: Mapping[str, float]) -> None:
+        """Go on with what the run has recorded and spent. Rank 0 reads its own records, which it alone sums up."""
+        self._seconds = {name: value for name, value in seconds.items() if name != "total"}
+        self._started -= seconds["total"]
+        if self._world.layout.is_main:
+            with self._run.path(METRICS_NAME).open(encoding="utf-8") as lines:
+                for line in lines:
+                    self._remember(json.loads(line))
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the seconds of a phase, and hold it to its deadline."""
+        began, started = time.time(), time.perf_counter()
+        with watchdog.phase(name):
+            yield
+            self._world.device.synchronize()
+        self._last[name] = time.perf_counter() - started
+        self._seconds[name] = self._seconds.get(name, 0.0) + self._last[name]
+        self._spans.add(name, began, began + self._last[name])
+
+    def say(self, text: str) -> None:
+        """Tell the user one line."""
+        self._terminal.say(text)
+
+    def stage(self, name: str, total: int) -> AbstractContextManager[Bar]:
+        """A progress bar."""
+        return self._terminal.progress(name, total)
+
+    def sft_step(self, step: int, stats: StepStats) -> str:
+        """Record a supervised step."""
+        self._write(
+            {
+                "event": "sft",
+                "step": step,
+                "loss": stats.loss,
+                "grad_norm": stats.grad_norm,
+                "learning_rate": stats.learning_rate,
+                "tokens": stats.tokens,
+                "step_applied": stats.applied,
+            }
+        )
+        return f"loss {stats.loss:.3f}"
+
+    def synced(self, report: SyncReport) -> None:
+        """Record a weight sync."""
+        self._write(
+            {
+                "event": "sync",
+                "version": report.version,
+                "seconds": report.seconds,
+                "path": report.path,
+                "received_bytes": report.received_bytes,
+                "lower_bound_bytes": report.lower_bound_bytes,
+                "probed": report.probed,
+                "checksummed_tensors": report.checksummed_tensors,
+            }
+        )
+
+    def evaluated(self, stage: str, report: RecognitionReport) -> None:
+        """Record an evaluation."""
+        figures = report.classification
+        extra = {
+            "siou": report.siou,
+            "exact_match": report.exact_match,
+            "format_failure_rate": figures.format_failure_rate,
+            "label_entropy": figures.label_entropy,
+            "neutral_share": figures.neutral_share,
+            "per_label_f1": {row.label: row.f1 for row in figures.per_label},
+            "confusion": figures.confusion,  # rows: gold, in the order of per_label_f1; columns: predicted, the same and no answer last
+        }
+        self._write({"event": "eval", "stage": stage, **_figures(report), **extra})
+        self._write_phases()
+        self._terminal.say(
+            f"{stage:<6} {self._config.evaluation.split}: accuracy {report.accuracy:.3f}, weighted F1 {report.weighted_f1:.3f}, "
+            f"macro F1 {report.macro_f1:.3f}, format failures {report.format_failure_rate:.1%} of {report.n} turns"
+        )
+
+    def iteration(
+        self,
+        iteration: int,
+        episodes: Sequence[Episode],
+        groups: Sequence[ScoredGroup],
+        samples: Sequence[TrainingSample],
+        stats: Sequence[PolicyStats],
+        outcomes: Mapping[tuple[bool, str], int],
+    ) -> str:
+        """Record one SELF-GRPO iteration; returns its figures for the progress bar.
+
+        `outcomes`: the flywheel's decisions on its groups, counted by (kept, reason).
+        """
+        totals = [total for group in groups for total in group.totals]
+        reward = sum(totals) / len(totals)
+        tokens = sum(len(sample.completion_ids) for sample in samples)
+        self._write(
+            {
+                "event": "iteration",
+                "iteration": iteration,
+                "reward": reward,
+                **{f"reward_{name}": value for name, value in component_means(groups).items()},
+                **role_figures(groups),
+                "samples": len(samples),
+                "samples_trained": sum(sample.weight != 0 for sample in samples),
+                "tokens": tokens,
+                "groups": len(groups),
+                "groups_without_ranking": groups_without_ranking(groups),
+                "flywheel": outcome_counts(outcomes),
+                **policy_figures(stats),
+                "seconds": {name: self._last[name] for name in ("rollout", "reward", "train", "sync")},
+            }
+        )
+        if self._world.layout.is_main:
+            self._run.append_jsonl(SAMPLES_NAME, *episode_records(iteration, episodes, groups, EPISODES_LOGGED))
+        self._write_phases()
+        return f"reward {reward:.3f}  {tokens / self._last['rollout']:.0f} tok/s"
+
+    def allocated(self, held_bytes: Mapping[str, int]) -> None:
+        """Record what each rank holds for training, {kind: bytes}. Collective."""
+        self._write({"event": "memory", "ranks": gather_by_rank(dict(held_bytes))})
+
+    def finish(self, system: System, flywheel: FlywheelCounts, majority: MajorityBaseline) -> None:
+        """Write summary.json and show the run's result. Every rank calls it; rank 0 writes."""
+        self._write_phases()
+        if not self._world.layout.is_main:
+            return
+        layout, syncs, iterations = self._world.layout, self._events["sync"], self._events["iteration"]
+        evaluations = {event["stage"]: {name: event[name] for name in FIGURES} for event in self._events["eval"]}
+        seconds, tokens = self.seconds, sum(event["tokens"] for event in iterations)
+        summary = {
+            "schema": SCHEMA,
+            "world_size": layout.world_size,
+            "tensor_parallel": layout.tensor_size,
+            "pipeline_parallel": layout.pipeline_size,
+            "data_parallel": layout.data_size,
+            "backend": self._world.device.backend,
+            "trainer": f"megatron-core {importlib.metadata.version('megatron-core')}",
+            "engine": engine_version(),
+            "corpus": system.corpus.name,
+            "iterations": self._config.iterations,
+            "eval": {"majority": _figures(majority), **evaluations},
+            "rollout": {
+                "samples": sum(event["samples"] for event in iterations),
+                "tokens": tokens,
+                "tokens_per_second": tokens / seconds["rollout"] if tokens else 0.0,
+            },
+            "logprob_gap_max": max((event["logprob_gap_max"] for event in iterations), default=0.0),
+            "weight_sync": {
+                "count": len(syncs),
+                "bytes_per_sync": syncs[-1]["received_bytes"],
+                "seconds_mean": sum(event["seconds"] for event in syncs) / len(syncs),
+                "greedy_match": syncs[0]["probed"],  # a probe that fails raises; sync.verify_every says how many ran
+                "probes": sum(event["probed"] for event in syncs),
+                "path": syncs[-1]["path"],
+                "lower_bound_bytes": syncs[-1]["lower_bound_bytes"],
+            },
+            "flywheel": {"offered": flywheel.offered, "kept": flywheel.kept},
+            "seconds": {"total": seconds["total"], **{name: seconds.get(name, 0.0) for name in SUMMARY_PHASES}},
+        }
+        self._tracking.close()
+        self._run.write_json(SUMMARY_NAME, summary)
+        self._show(summary)
+
+    def _show(self, summary: dict[str, Any]) -> None:
+        rows = [
+            [name, *(f"{figures[key]:.3f}" for key in ("accuracy", "weighted_f1", "macro_f1"))] for name, figures in summary["eval"].items()
+        ]
+        split = self._config.evaluation.split
+        self._terminal.table(
+            f"Emotion recognition, {summary['corpus']} {split} ({summary['eval']['majority']['n']} turns)",
+            ["model", "accuracy", "weighted F1", "macro F1"],
+            rows,
+        )
+        seconds, sync = summary["seconds"], summary["weight_sync"]
+        rewards = [event["reward"] for event in self._events["iteration"]]
+        if len(rewards) >= THIRDS:
+            third = len(rewards) // THIRDS
+            first, final = (sum(part) / third for part in (rewards[:third], rewards[-third:]))
+            self._terminal.say(f"reward      {first:.3f} in the first third of iterations, {final:.3f} in the last")
+        self._terminal.say(
+            f"rollout     {summary['rollout']['samples']} samples, {summary['rollout']['tokens_per_second']:.0f} tokens/s; "
+            f"largest engine-trainer logprob gap {summary['logprob_gap_max']:.1e}"
+        )
+        self._terminal.say(
+            f"weight sync {sync['count']} times, {sync['bytes_per_sync'] / 1e6:.1f} MB between ranks in {sync['seconds_mean']:.3f} s "
+            f"on average, greedy probe matched {sync['probes']} times"
+        )
+        self._terminal.say(f"flywheel    {summary['flywheel']['kept']} of {summary['flywheel']['offered']} groups kept")
+        self._terminal.say("seconds     " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+        self._terminal.say(f"results     {self._run.path(SUMMARY_NAME)}; export for transformers and vLLM: {self._run.path('model')}")
+
+    def _write_phases(self) -> None:
+        """Record when each rank was in which phase, since this was last recorded. Collective."""
+        self._write({"event": "phases", "ranks": self._spans.gather()})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._world.layout.is_main:
+            record = _finite(record)
+            self._run.append_jsonl(METRICS_NAME, record)
+            self._tracking.log(record)
+            self._remember(record)
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        if record["event"] in self._events:
+            self._events[record["event"]].append(record)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a figure that is not finite becomes null."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _figures(report: RecognitionReport | MajorityBaseline) -> dict[str, float]:
+    return {name: getattr(report, name) for name in FIGURES}

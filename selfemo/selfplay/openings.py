@@ -1,0 +1,96 @@
+"""Where an iteration's episodes start: real dialogue prefixes, and dialogues that the flywheel kept.
+
+A fixed number of an iteration's seeds is always real and walks through every annotated turn of the training split that is free of dev
+and test texts (each once per epoch, unless rare labels are favoured). The other seeds continue kept flywheel records; while the flywheel
+holds too few, further real prefixes stand in, from a schedule of their own, so that the first walk stays complete.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from selfemo.common.errors import UserError
+from selfemo.common.seeds import derive_rng
+from selfemo.config.schema import SelfPlayConfig
+from selfemo.corpora.conversation import Conversation, Corpus, Turn
+from selfemo.corpora.overlap import TRAIN, HeldOutTexts, held_out_texts
+from selfemo.selfplay.records import Opening
+from selfemo.selfplay.schedule import Schedule
+
+MAX_SPEAKERS = 8
+
+
+@dataclass(frozen=True)
+class KeptDialogue:
+    """A kept flywheel record, as a place to start from."""
+
+    record_id: int
+    source: str
+    """Conversation key of the real dialogue it descends from."""
+    turns: tuple[Turn, ...] = field(repr=False)
+    """The kept turn is the last; its labels are gold where the record's are trusted, else empty."""
+    speakers: tuple[str, ...] = ()
+
+
+class OpeningPool:
+    """Draws seeds from the training split and the flywheel."""
+
+    def __init__(self, corpus: Corpus, config: SelfPlayConfig, run_seed: int, history_turns: int) -> None:
+        """Prepare the schedules.
+
+        Args:
+            corpus: seeds come from its training split; a prefix whose last turn, or the turn that follows, equals a dev or test text or
+                one that the corpus bars is no seed, nor one that shows a long one.
+            history_turns: earlier turns a prompt shows; a seed carries no more than a prompt can use.
+
+        Raises:
+            UserError: no annotated turn is left to start from.
+        """
+        self._config = config
+        self._run_seed = run_seed
+        self._keep_turns = history_turns + 1
+        held_out = HeldOutTexts(held_out_texts(corpus))
+        self._places = [
+            (c, i) for c in corpus.split(TRAIN) for i, turn in enumerate(c.turns) if turn.labels and not self._barred(c, i, held_out)
+        ]
+        if not self._places:
+            raise UserError(
+                "corpus: the training split holds no annotated turn free of dev and test texts; check its label column and splits"
+            )
+        labels = tuple(c.turns[i].labels[0] for c, i in self._places)
+        self._walk = Schedule(labels, config.seed_label_balance, run_seed, "seeds")
+        self._spare = Schedule(labels, config.seed_label_balance, run_seed, "spare seeds")
+
+    def draw(self, iteration: int, kept: Sequence[KeptDialogue] = ()) -> list[Opening]:
+        """The seeds of one iteration, real ones first: a pure function of its arguments.
+
+        Args:
+            iteration: from 0.
+            kept: what the flywheel offers, in a fixed order; at most 1 - real_seed_share of the seeds are drawn from it.
+        """
+        count = self._config.seeds_per_iteration
+        always_real = math.ceil(self._config.real_seed_share * count)
+        open_places = count - always_real
+        chosen = derive_rng(self._run_seed, "kept seeds", iteration).sample(range(len(kept)), min(open_places, len(kept)))
+        items = self._walk.take(iteration * always_real, always_real)
+        items += self._spare.take(iteration * open_places, open_places - len(chosen))
+        seeds = [self._real(index, item) for index, item in enumerate(items)]
+        return seeds + [self._continued(len(items) + i, kept[choice]) for i, choice in enumerate(chosen)]
+
+    def _barred(self, conversation: Conversation, last: int, held_out: HeldOutTexts) -> bool:
+        turns = conversation.turns
+        context = turns[max(0, last + 1 - self._keep_turns) : last]
+        return held_out.bars(turns[last].text, context) or any(held_out.bars(turn.text) for turn in turns[last + 1 : last + 2])
+
+    def _real(self, index: int, item: int) -> Opening:
+        conversation, last = self._places[item]
+        turns = conversation.turns[max(0, last + 1 - self._keep_turns) : last + 1]
+        following = conversation.turns[last + 1] if last + 1 < len(conversation.turns) else None
+        names = tuple(dict.fromkeys(turn.speaker for turn in conversation.turns))
+        return Opening(index, conversation.key, turns, following, speakers=names[:MAX_SPEAKERS])
+
+    def _continued(self, index: int, dialogue: KeptDialogue) -> Opening:
+        turns = dialogue.turns[-self._keep_turns :]
+        return Opening(index, dialogue.source, turns, parent=dialogue.record_id, speakers=dialogue.speakers[:MAX_SPEAKERS])

@@ -1,0 +1,160 @@
+"""Weights from the learner into the engines, and the proof that they arrived.
+
+How they travel is sync/transfer.py's business: full tensors through vLLM's loader, or the reshard plan into its live parameters.
+Here every sync is verified at the configured cadence, twice: checksums of every tensor on both sides, and greedy continuations of
+a few probe prompts, which must equal those transformers computes from the exported tensors. A wrong name, shape, order, dtype
+or a stale cache cannot pass. A mismatch stops the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from selfemo.config.layout import EngineLayout, TrainerLayout
+from selfemo.config.schema import RunConfig
+from selfemo.megatron.learner import Learner
+from selfemo.process import watchdog
+from selfemo.rollout.api import Engine, GenerationRequest, LiveParameter
+from selfemo.sync.checksums import verify_transfer
+from selfemo.sync.probe import TIE_TOLERANCE, GreedyProbe
+from selfemo.sync.transfer import choose_transfer
+
+
+class SyncError(RuntimeError):
+    """An engine does not compute what the trainer's weights say."""
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """One sync."""
+
+    version: int
+    path: str
+    """"checkpoint" or "direct"."""
+    seconds: float
+    """Transfer alone, without verification."""
+    received_bytes: int
+    """Bytes that crossed ranks, over the ranks of one data-parallel replica."""
+    lower_bound_bytes: int
+    """The least that any transfer between these layouts moves, over the same ranks."""
+    probed: bool
+    """The greedy probe ran (and passed: a failure raises)."""
+    checksummed_tensors: int
+    """Tensors whose checksums were compared (and agreed); 0 where this sync compares none."""
+
+
+class WeightSync:
+    """Sends the learner's weights to this rank's engine and verifies them."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        engine: Engine,
+        model_dir: str,
+        config: RunConfig,
+        prompts: Sequence[tuple[int, ...]],
+    ) -> None:
+        """`prompts`: ids of the probe prompts, the same on every rank.
+
+        Raises:
+            UserError: sync.mode=direct, but the engine's parameters are not in their plain layout.
+        """
+        self._learner, self._engine, self._config, self._prompts = learner, engine, config, prompts
+        layout = learner.layout
+        copies = layout.world_size // (layout.tensor_size * layout.pipeline_size)  # context-parallel ranks hold equal weights too
+        self._trainer = TrainerLayout(layout.tensor_size, layout.pipeline_size, layout.virtual_size, copies)
+        self._engines = EngineLayout(config.rollout.tensor_parallel, layout.world_size // config.rollout.tensor_parallel)
+        self._transfer = choose_transfer(
+            config.sync.mode,
+            learner.architecture,
+            self._trainer,
+            self._engines,
+            learner.weight_groups,
+            engine,
+            layout.rank,
+            config.sync.bucket_bytes,
+        )
+        self._probe = GreedyProbe(model_dir, config.sync.probe_tokens, config.rollout.dtype) if layout.is_main else None
+
+    def sync(self, version: int, verify: bool = False) -> SyncReport:
+        """Send the current weights to every engine. Collective.
+
+        Args:
+            version: number of this sync in the run, from 1; with the configured cadence it decides what is verified.
+            verify: verify everything whatever the cadence, as after a resume.
+
+        Raises:
+            SyncError: an engine's greedy continuation differs from transformers' under the same weights.
+            WeightMismatch: a tensor's checksum differs; names it.
+        """
+        settings = self._config.sync
+        probed = verify or version == 1 or _is_due(version - 1, settings.verify_every)
+        checksummed = verify or _is_due(version - 1, settings.checksum_every)
+        self._engine.wake_up()
+        report = self._transfer.send(self._learner.chunks, _NamingReceiver(self._engine), version)
+        self._learner.device.synchronize()
+        compared = self._compare_checksums() if checksummed else 0
+        if probed:
+            self._run_probe(version)
+        return SyncReport(version, report.path, report.seconds, report.received_bytes, report.lower_bound_bytes, probed, compared)
+
+    def _compare_checksums(self) -> int:
+        learner = self._learner
+        with watchdog.doing("checksums of all tensors"):
+            return verify_transfer(learner.chunks, self._engine, learner.architecture, self._trainer, self._engines, learner.layout.rank)
+
+    def _run_probe(self, version: int) -> None:
+        with watchdog.doing("probe, first tensor"):
+            for name, tensor in self._learner.hf_tensors(self._config.sync.bucket_bytes):
+                watchdog.advance(f"probe, tensor {name}")
+                if self._probe:
+                    self._probe.load(name, tensor)
+        with watchdog.doing("greedy probe"):
+            self._compare_continuations(version)
+
+    def _compare_continuations(self, version: int) -> None:
+        requests = [GenerationRequest(prompt, 0, self._config.sync.probe_tokens, 0.0) for prompt in self._prompts]
+        mine = [completion.token_ids for completion in self._engine.generate(requests)]
+        continuations: list[list[tuple[int, ...]]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(continuations, mine)
+        problem = [""]
+        if self._probe:
+            problem[0] = self._probe.compare(self._prompts, continuations, TIE_TOLERANCE[self._config.rollout.dtype])
+        dist.broadcast_object_list(problem, src=0)
+        if problem[0]:
+            raise SyncError(f"weight sync {version}: {problem[0]}; the engines hold other weights than the trainer, stopping")
+
+
+class _NamingReceiver:
+    """An engine that says which tensor it waits for."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def live_parameters(self) -> Sequence[LiveParameter]:
+        """See WeightReceiver."""
+        return self._engine.live_parameters()
+
+    def receive_checkpoint_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """See WeightReceiver."""
+        with watchdog.doing("first tensor"):
+            self._engine.receive_checkpoint_tensors(_named(tensors), version)
+
+    def copy_direct(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """See WeightReceiver."""
+        with watchdog.doing("first tensor"):
+            self._engine.copy_direct(_named(tensors), version)
+
+
+def _named(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors:
+        yield name, tensor
+        watchdog.advance(f"tensor after {name}")
+
+
+def _is_due(count: int, every: int) -> bool:
+    return every > 0 and count % every == 0

@@ -1,0 +1,128 @@
+"""Builds the parts of a run: corpus, model directory, tokenizer, learner, engine. The trainer only uses what stands here.
+
+Order matters and is fixed: the process group exists first, so that what one rank alone cannot read ends every rank with one line that
+names it; the user's input is read and checked before anything is built from it; Megatron's model is built before the engine, which takes
+its weights from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfemo.config.schema import RunConfig
+from selfemo.corpora.conversation import Corpus
+from selfemo.corpora.registry import load_training_corpus
+from selfemo.megatron.device import Device, select_device
+from selfemo.megatron.learner import Learner
+from selfemo.megatron.parallel import Layout, init_distributed, init_parallel
+from selfemo.models.architecture import Architecture, read_architecture
+from selfemo.process import watchdog
+from selfemo.process.collectives import all_or_none, on_rank0
+from selfemo.records.directory import RunDirectory
+from selfemo.rollout.api import Engine, check_room
+from selfemo.rollout.replicas import ReplicatedGenerator
+from selfemo.rollout.vllm_engine import RolloutEngine
+from selfemo.selfplay.prompts import PromptBuilder, recognizer_text, responder_text
+from selfemo.selfplay.room import longest_requests
+from selfemo.sync.sync import WeightSync
+from selfemo.tokens.encoder import ChatEncoder
+
+INITIAL_MODEL = "model-initial"
+PROBE_PROMPTS = 4
+"""Dialogue openings whose greedy continuations are compared with transformers after a sync."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The process group and this process's place in it."""
+
+    device: Device
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class System:
+    """Everything a run computes with."""
+
+    world: World
+    corpus: Corpus
+    model_dir: Path
+    """Where tokenizer and config come from: the user's model, or the one initialised for this run."""
+    encoder: ChatEncoder
+    prompts: PromptBuilder
+    learner: Learner
+    engine: Engine
+    generator: ReplicatedGenerator
+    weight_sync: WeightSync
+
+
+def join_world(config: RunConfig) -> World:
+    """Enter torchrun's process group and Megatron's layout, and let the watchdog know the other ranks.
+
+    Collectives of the default group also belong to rare, long phases; the watchdog ends the others in time.
+    """
+    import torch.distributed as dist
+
+    device = select_device()
+    init_distributed(device, config.startup_timeout_s)
+    processes = [watchdog.this_process()] * dist.get_world_size()
+    dist.all_gather_object(processes, watchdog.this_process())
+    watchdog.set_peers(process for rank, process in enumerate(processes) if rank != dist.get_rank())
+    return World(device, init_parallel(config.parallel, device, config.seed, config.timeout_s))
+
+
+def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Corpus) -> System:
+    """Build model, engine and what connects them; the engine holds no weights until the first sync. Collective."""
+    model_dir = model_directory(config, run, corpus)
+    encoder, prompts, probes, architecture = all_or_none(lambda: _read_model(model_dir, config, corpus))
+    learner = Learner(architecture, config, world.layout, world.device)
+    learner.load_hf(str(model_dir))
+    engine = RolloutEngine(str(model_dir), config.rollout, config.model.max_length, encoder.end_of_turn_ids, world.device.kind)
+    weight_sync = WeightSync(learner, engine, str(model_dir), config, probes)
+    generator = ReplicatedGenerator(engine, config.rollout.tensor_parallel)
+    return System(world, corpus, model_dir, encoder, prompts, learner, engine, generator, weight_sync)
+
+
+def _read_model(
+    model_dir: Path, config: RunConfig, corpus: Corpus
+) -> tuple[ChatEncoder, PromptBuilder, list[tuple[int, ...]], Architecture]:
+    """What this rank reads of a model before its weights, and the probe prompts: a template that cannot do what is asked refuses here."""
+    encoder = ChatEncoder(model_dir)
+    prompts = PromptBuilder(encoder, corpus.labels, config.corpus.history_turns, config.corpus.max_turn_tokens, config.selfplay.thinking)
+    starts = [c.turns[: config.corpus.history_turns + 1] for c in corpus.split("train")[:PROBE_PROMPTS]]
+    shown = [*corpus.split("train"), *corpus.split(config.evaluation.split)]
+    check_room(longest_requests(prompts, shown, config.selfplay), config.model.max_length)
+    return encoder, prompts, [prompts.recognize(turns) for turns in starts], read_architecture(model_dir)
+
+
+def model_directory(config: RunConfig, run: RunDirectory, corpus: Corpus) -> Path:
+    """The Hugging Face directory to start from; a small model is initialised by rank 0 when the configuration names none."""
+    if config.model.path:
+        return Path(config.model.path)
+    target = run.path(INITIAL_MODEL)
+
+    def init() -> None:
+        if not target.exists():
+            from selfemo.tokens.init_model import init_model
+
+            init_model(target, config.model, tokenizer_texts(corpus), config.seed)
+
+    on_rank0(init)
+    return target
+
+
+def tokenizer_texts(corpus: Corpus) -> Iterator[str]:
+    """What a tokenizer for this corpus should know: prompts of both roles, answers and utterances of the training split."""
+    for conversation in corpus.split("train"):
+        for index, turn in enumerate(conversation.turns):
+            yield turn.text
+            if turn.labels:
+                yield recognizer_text(conversation.turns[max(0, index - 1) : index + 1], corpus.labels)
+                yield responder_text(conversation.turns[max(0, index - 1) : index + 1], turn.speaker, turn.labels)
+
+
+def load_run_corpus(config: RunConfig) -> Corpus:
+    """The configured corpus, read and checked."""
+    return load_training_corpus(config.corpus.name, config.corpus.path, config.corpus.hold_out)

@@ -1,0 +1,189 @@
+"""Prompts and completions as token ids, with the wall between control tokens and text.
+
+A chat template writes `<|im_start|>user`, text, `<|im_end|>`, and tokenizers turn such markers into control tokens wherever they
+stand. An utterance that holds a marker (from a corpus, or sampled and fed back by self-play) could then end its own turn and
+open a system turn. Here only the template's own text is read for markers; every other text goes through a second tokenizer
+that has the same vocabulary and no added tokens, so that it cannot produce one.
+
+Template text and contents between two control tokens are encoded as one string, as the model's own tokenizer would: a prompt
+without markers in its contents gets exactly the ids of `apply_chat_template`. The constructor checks both promises on its tokenizer.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
+
+from selfemo.common.errors import UserError
+from selfemo.common.json_file import read_json_object
+from selfemo.common.printable import quote
+from selfemo.tokens.template import TEMPLATE_SETTINGS, Control, FixedText, Part, Slot, split_template, told_as
+
+CACHED_TEXTS = 65_536
+"""Encoded strings kept: instructions and recent dialogue recur across the prompts of an iteration."""
+MAX_IDS = 1 << 31
+"""Above every vocabulary, and within what the tokenizer's library takes for an id."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a prompt, before it becomes token ids."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+    """Plain text: chat markers inside it mean nothing."""
+
+
+_PROBE = (Message("system", "Be brief."), Message("user", "Ana: it's 3 o'clock,\n\nreally?"))
+
+
+class ChatEncoder:
+    """Encodes for one Hugging Face model directory (fast tokenizer with a chat template; thinking off unless a prompt asks for it)."""
+
+    def __init__(self, tokenizer_dir: str | Path) -> None:
+        """Load the tokenizer and check that it can be used safely.
+
+        Raises:
+            UserError: no tokenizer there or a damaged one, no chat template, no end of turn, or one of the two promises of this module
+                fails.
+        """
+        self._dir = Path(tokenizer_dir)
+        self._hf = _load_tokenizer(self._dir)
+        with told_as(self._dir, "its tokenizer cannot be used", "copy it again"):
+            self._prepare()
+
+    def _prepare(self) -> None:
+        self._full: Tokenizer = self._hf.backend_tokenizer
+        self._plain = _without_added_tokens(self._full)
+        self.control_ids = frozenset(self._hf.added_tokens_decoder)
+        """Ids of all special and added tokens: none of them ever comes from text."""
+        self._parts = functools.cache(self._split)
+        self._encode_cached = functools.lru_cache(CACHED_TEXTS)(self._encode_plain)
+        self._truncate_cached = functools.lru_cache(CACHED_TEXTS)(self._truncate)
+        self.vocab_size: int = len(self._hf)
+        """Ids that have a token; a model's output may be wider (padding rows)."""
+        self.end_of_turn_id: int = self._find_end_of_turn()
+        """The control token that closes an assistant turn."""
+        self.end_of_turn_ids: tuple[int, ...] = self._find_stop_ids()
+        """Every id at which sampling stops, `end_of_turn_id` first."""
+        self.pad_id: int = self._hf.pad_token_id if self._hf.pad_token_id is not None else self.end_of_turn_id
+        """Fills batches; always masked."""
+        self._check()
+
+    def encode_prompt(self, messages: Sequence[Message], thinking: bool = False) -> tuple[int, ...]:
+        """The ids of a prompt that ends where the assistant's turn begins.
+
+        Args:
+            thinking: the turn may begin with a thinking block, which a template otherwise closes, empty, in the prompt.
+
+        Raises:
+            UserError: the chat template refuses this sequence of roles, or has no thinking to switch.
+        """
+        ids: list[int] = []
+        run: list[str] = []
+        for part in self._parts(tuple(message.role for message in messages), True, thinking):
+            if isinstance(part, Control):
+                ids += self._encode_cached("".join(run))
+                ids.append(part.token_id)
+                run.clear()
+            else:
+                run.append(part.text if isinstance(part, FixedText) else messages[part.index].content)
+        return (*ids, *self._encode_cached("".join(run)))
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """The ids of a text alone, markers in it as plain text."""
+        return self._encode_cached(text)
+
+    def encode_completion(self, text: str) -> tuple[int, ...]:
+        """The ids of an assistant's answer, end of turn included: what supervised training learns to produce after a prompt."""
+        return (*self._encode_cached(text), self.end_of_turn_id)
+
+    def decode(self, ids: Sequence[int], show_special: bool = False) -> str:
+        """Ids to text; special tokens left out unless `show_special`. `<think>` is not special in Qwen3 and stays either way.
+
+        An id without a token (a padding row of the model's vocabulary) yields nothing.
+        """
+        return str(self._full.decode(list(ids), skip_special_tokens=not show_special))
+
+    def truncate(self, text: str, max_tokens: int) -> str:
+        """The longest prefix of `text`, cut at a token border, whose own encoding has at most `max_tokens` tokens."""
+        return self._truncate_cached(text, max_tokens)
+
+    def _truncate(self, text: str, max_tokens: int) -> str:
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        if len(encoding.ids) <= max_tokens:
+            return text
+        for kept in range(max_tokens, 0, -1):
+            # A character of several byte-level tokens spans them all: cut before it unless it is complete.
+            end = min(encoding.offsets[kept - 1][1], encoding.offsets[kept][0])
+            if len(self._encode_plain(text[:end])) <= max_tokens:
+                return text[:end]
+        return ""
+
+    def _encode_plain(self, text: str) -> tuple[int, ...]:
+        return tuple(self._plain.encode(text, add_special_tokens=False).ids) if text else ()
+
+    def _split(self, roles: tuple[str, ...], add_generation_prompt: bool, thinking: bool) -> tuple[Part, ...]:
+        return split_template(self._hf, roles, add_generation_prompt, thinking)
+
+    def _find_end_of_turn(self) -> int:
+        parts = self._parts(("user", "assistant"), False, False)
+        after = parts[parts.index(Slot(1)) + 1 :]
+        if after and isinstance(after[0], Control):
+            return after[0].token_id
+        raise UserError(f"{self._dir}: its chat template closes an assistant turn without a special token: use an instruction-tuned model")
+
+    def _find_stop_ids(self) -> tuple[int, ...]:
+        path = self._dir / "generation_config.json"
+        declared = read_json_object(path).get("eos_token_id") if path.is_file() else None
+        declared_ids = declared if isinstance(declared, list) else [] if declared is None else [declared]
+        for token_id in declared_ids:
+            if type(token_id) is not int or not 0 <= token_id < MAX_IDS or self._full.id_to_token(token_id) is None:
+                raise UserError(
+                    f"{path}: eos_token_id {quote(token_id)} is no id of the tokenizer beside it: copy both files from one model"
+                )
+        own = [] if self._hf.eos_token_id is None else [self._hf.eos_token_id]
+        return tuple(dict.fromkeys([self.end_of_turn_id, *declared_ids, *own]))
+
+    def _check(self) -> None:
+        for token_id, token in self._hf.added_tokens_decoder.items():
+            if self._plain.id_to_token(token_id) not in (None, token.content):
+                raise UserError(
+                    f"{self._dir}: {token.content!r} has the id of an ordinary token, {token_id}, "
+                    "so text could not be kept apart from control"
+                )
+            if not self.control_ids.isdisjoint(self._encode_plain(token.content)):
+                raise UserError(
+                    f"{self._dir}: its vocabulary spells {token.content!r} in plain text, so text could not be kept apart from control"
+                )
+        messages = [{"role": message.role, "content": message.content} for message in _PROBE]
+        rendered = self._hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **TEMPLATE_SETTINGS)
+        if tuple(self._full.encode(rendered, add_special_tokens=False).ids) != self.encode_prompt(_PROBE):
+            raise UserError(
+                f"{self._dir}: its tokenizer reads a prompt differently in parts, expected a byte-level BPE (Qwen, Llama 3, SmolLM2)"
+            )
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    from transformers import AutoTokenizer  # slow to import, and only this needs it
+
+    if not (directory / "tokenizer.json").is_file():
+        raise UserError(f"{directory}: holds no tokenizer.json, expected a Hugging Face model directory: check model.path")
+    with told_as(directory, "its tokenizer does not load", "copy it again"):
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    if not tokenizer.chat_template:
+        raise UserError(f"{directory}: its tokenizer has no chat template, expected an instruction-tuned model's")
+    return tokenizer
+
+
+def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """The same vocabulary, normaliser and pre-tokeniser, with no token that is matched before them."""
+    state = json.loads(tokenizer.to_str())
+    state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
+    return Tokenizer.from_str(json.dumps(state))

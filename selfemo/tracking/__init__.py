@@ -1,1 +1,0 @@
-"""TensorBoard and Weights & Biases: views of metrics.jsonl, written while the run goes on."""

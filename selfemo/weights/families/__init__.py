@@ -1,1 +1,0 @@
-"""One file per model family; each defines FAMILY (see selfemo.weights.family)."""

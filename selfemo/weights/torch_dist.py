@@ -1,0 +1,323 @@
+"""megatron-core's distributed checkpoints (torch_dist), written and read a piece at a time without a model or megatron-core.
+
+megatron-core saves through torch.distributed.checkpoint: a metadata file that says which rectangles of which global tensors lie where,
+and data files. Layers are stacked (`decoder.layers.mlp.linear_fc2.weight` is [layers, hidden, intermediate]), norms carry
+Transformer Engine's names, and tensor-parallel shards tile the tensor of one rank, so that the placement of a model on one
+tensor-parallel rank describes the global tensor. What is written here loads through `dist_checkpointing.load` in any layout.
+
+The metadata file is a pickle by torch's design; selfemo.weights.metadata_pickle reads it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import re
+import struct
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from selfemo.common.errors import UserError
+from selfemo.common.files import os_error_behind
+from selfemo.common.printable import quote
+from selfemo.models.geometry import Shape
+from selfemo.models.parameters import LAYER_PREFIX, Parameter
+from selfemo.models.tensor_layouts import VocabularyRows
+from selfemo.weights.metadata_pickle import read_metadata
+
+COMMON_NAME = "common.pt"  # megatron-private
+"""Where megatron-core kept the plain values before 0.19, and where `write_checkpoint` keeps them, which every version reads."""
+COMMON_KEY = "common_state/shard_0_1"  # megatron-private
+"""The stored value that they are since."""
+LOAD_ERRORS = (
+    *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, AttributeError),
+    *(struct.error, ArithmeticError, AssertionError, MemoryError),
+)
+"""What torch.load(weights_only=True) raises for a damaged file: its unpickler is written in Python and trusts lengths."""
+FORMAT_NAME = "metadata.json"
+# megatron-private
+FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
+"""What megatron-core 0.16 writes there; 0.19 leaves the two about `common` out and reads past them."""
+STATEFUL_MODULES = (  # megatron-private
+    "self_attention.linear_qkv",
+    "self_attention.core_attention",
+    "self_attention.q_layernorm",
+    "self_attention.k_layernorm",
+    "self_attention.linear_proj",
+    "mlp.linear_fc1",
+    "mlp.linear_fc2",
+)
+"""Modules of a layer for which some layer spec asks a (here empty) `_extra_state`, FP8's place in a checkpoint."""
+NOT_OF_THE_MODEL = re.compile(r"^(chained_\d+\.)?optimizer\.|\._extra_state(/|$)")  # megatron-private
+"""Keys that are not weights: megatron-core's optimizers' (`optimizer.state.exp_avg.NAME`, numbered where several are chained), FP8's."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of a global tensor: what is held in memory at a time."""
+
+    parameter: Parameter
+    dtype: torch.dtype
+    first_row: int
+    stop_row: int
+
+
+def pieces(parameter: Parameter, dtype: torch.dtype, limit_bytes: int) -> list[Piece]:
+    """Runs of rows of a parameter of at most `limit_bytes` (but at least one row)."""
+    shape = parameter.megatron(0, 1).shape
+    row_bytes = parameter.megatron(0, 1).elements // shape[0] * dtype.itemsize
+    step = max(1, limit_bytes // row_bytes)
+    return [Piece(parameter, dtype, row, min(row + step, shape[0])) for row in range(0, shape[0], step)]
+
+
+def write_checkpoint(
+    directory: Path, content: Sequence[Piece], num_layers: int, common: Mapping[str, object], load: Callable[[Piece], torch.Tensor]
+) -> None:
+    """Write a checkpoint whose pieces are asked for one at a time, in order.
+
+    Args:
+        common: plain values kept beside the tensors.
+        load: returns a piece's rows; called once per piece.
+    """
+    planner = _PiecePlanner(content, num_layers, load)
+    writer = FileSystemWriter(str(directory), sync_files=False)  # a Path would be pickled, and Python 3.13's loads nowhere else
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that no process group is meant to take part
+            dcp.save({}, storage_writer=writer, planner=planner, no_dist=True)
+    except dcp.CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise (os_error_behind(cause) or cause) from None  # torch.save hides a failed write behind a RuntimeError about positions
+    torch.save(dict(common), directory / COMMON_NAME)
+    (directory / FORMAT_NAME).write_text(json.dumps(FORMAT), encoding="utf-8")
+
+
+class CheckpointReader:
+    """Reads rectangles of the global tensors of a distributed checkpoint.
+
+    Raises:
+        UserError: the directory is not such a checkpoint, or its metadata holds anything but tensor records; names the file.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        if not (self.directory / FORMAT_NAME).exists():
+            raise UserError(f"{self.directory}: no {FORMAT_NAME}; expected a Megatron distributed checkpoint")
+        self._reader = _SafeReader(self.directory)
+        self._metadata = self._reader.read_metadata()
+        self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+        self._tensors = {k: v for k, v in self._metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
+
+    def byte_blobs(self) -> Iterator[bytes]:
+        """The stored values that are no tensors, as bytes; `_extra_state` of modules, in practice.
+
+        Raises:
+            UserError: a data file is missing or truncated; names the directory.
+        """
+        for index, place in self._metadata.storage_data.items():
+            if not isinstance(self._metadata.state_dict_metadata.get(index.fqn), TensorStorageMetadata):
+                yield self._blob(index.fqn, place)
+
+    def common(self) -> bytes | None:
+        """The plain values as megatron-core stores them since 0.19: torch.save of a list that holds them; None where there are none.
+
+        Raises:
+            UserError, OSError: as `byte_blobs`.
+        """
+        for index, place in self._metadata.storage_data.items():
+            if index.fqn == COMMON_KEY:
+                return self._blob(index.fqn, place)
+        return None
+
+    def _blob(self, name: str, place: Any) -> bytes:
+        path = self.directory / place.relative_path
+        if path.parent != self.directory:
+            raise UserError(f"{self.directory}: {name} points outside the checkpoint; it is damaged, or was made to harm")
+        with path.open("rb") as file:
+            file.seek(place.offset)
+            return file.read(place.length)
+
+    def stored(self, parameter: Parameter) -> tuple[str, tuple[int, ...]]:
+        """Key of a parameter and its leading indices there: its layer where layers are stacked, none where keys are numbered.
+
+        Raises:
+            UserError: no such key; names the parameter.
+        """
+        for name in parameter.names:
+            if name in self._tensors:
+                return name, ()
+            if parameter.layer is not None and stacked_key(name) in self._tensors:
+                return stacked_key(name), (parameter.layer,)
+        raise UserError(f"{self.directory}: tensor {parameter.name} is missing from the checkpoint; expected a model of this architecture")
+
+    def check(self, parameter: Parameter, num_layers: int) -> None:
+        """Compare a parameter's stored shape with the architecture's; vocabularies may be padded to any height.
+
+        Raises:
+            UserError: it is missing or has another shape; names it.
+        """
+        key, lead = self.stored(parameter)
+        size, wanted = tuple(self._tensors[key].size), parameter.megatron(0, 1).shape
+        layers, found = size[: len(lead)], size[len(lead) :]
+        if isinstance(parameter.layout, VocabularyRows):
+            rows_fit = found[0] >= parameter.tensors[0].shape[0]
+        else:
+            rows_fit = found[0] == wanted[0]
+        if layers not in ((), (num_layers,)) or found[1:] != wanted[1:] or not rows_fit:
+            expected = (*((num_layers,) if lead else ()), *wanted)
+            raise UserError(f"{self.directory}: tensor {key} has shape {size}, expected {expected}; is this checkpoint of another model?")
+
+    def check_no_more(self, parameters: Sequence[Parameter]) -> None:
+        """Look for tensors of a model beyond these parameters; optimizer state and `_extra_state` are none.
+
+        Raises:
+            UserError: there are some, which an export would drop in silence; names the first.
+        """
+        claimed = {self.stored(parameter)[0] for parameter in parameters}
+        extra = sorted(key for key in self._tensors if key not in claimed and not NOT_OF_THE_MODEL.search(key))
+        if extra:
+            more = f" (and {len(extra) - 3} more)" if len(extra) > 3 else ""
+            raise UserError(
+                f"{self.directory}: {', '.join(map(quote, extra[:3]))}{more}: no parameter of the model that config.json describes; "
+                "is this checkpoint of another model?"
+            )
+
+    def dtype(self, parameter: Parameter) -> torch.dtype:
+        """Stored dtype of a parameter."""
+        dtype: torch.dtype = self._tensors[self.stored(parameter)[0]].properties.dtype
+        return dtype
+
+    def read_into(self, parameter: Parameter, start: Shape, target: torch.Tensor) -> None:
+        """Fill `target` with the rectangle of a parameter that begins at `start`.
+
+        Raises:
+            UserError: a data file is missing, truncated, or does not hold the rectangle; names directory and tensor.
+        """
+        key, lead = self.stored(parameter)
+        wide = target[None] if lead else target
+        chunk = ChunkStorageMetadata(torch.Size((*lead, *start)), wide.size())
+        items = create_read_items_for_chunk_list(key, self._tensors[key], [chunk])
+        try:
+            self._reader.read_data(LoadPlan(items), _IntoTensor(wide)).wait()
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, AssertionError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{self.directory}: tensor {key} cannot be read ({reason}); the checkpoint is incomplete") from None
+        if sum(item.lengths.numel() for item in items) != target.numel():
+            raise UserError(f"{self.directory}: tensor {key} is only partly stored; the checkpoint is incomplete")
+
+
+def read_common(directory: Path) -> dict[str, Any]:
+    """The plain values beside the tensors of a checkpoint, from wherever its megatron-core kept them.
+
+    Raises:
+        UserError: they are absent, damaged, or hold anything but plain values and tensors; names the file.
+    """
+    path = directory / COMMON_NAME
+    try:
+        if path.is_file():
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            path = directory
+            stored = CheckpointReader(directory).common()
+            if stored is None:
+                raise UserError(f"{directory}: holds tensors and no plain values; it is no run's checkpoint")
+            (values,) = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
+    except LOAD_ERRORS as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path}: cannot be read ({quote(reason)}); the checkpoint is damaged, or is not one") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds a {type(values).__name__}, expected a dictionary; the checkpoint is damaged, or is not one")
+    return values
+
+
+def stacked_key(name: str) -> str:
+    """The key under which megatron-core stacks a layer's parameter with those of the other layers."""
+    return LAYER_PREFIX + name[len(LAYER_PREFIX) :].split(".", 1)[1]
+
+
+class _PiecePlanner(DefaultSavePlanner):
+    """Plans pieces instead of a state dict, and resolves each when the writer comes to it."""
+
+    def __init__(self, content: Sequence[Piece], num_layers: int, load: Callable[[Piece], torch.Tensor]) -> None:
+        super().__init__(flatten_state_dict=False)
+        self._load, self._num_layers = load, num_layers
+        self._by_index: dict[tuple[str, torch.Size | None], Piece | None] = {}
+        self._items = [self._item(piece) for piece in content]
+        for module in STATEFUL_MODULES:
+            for layer in range(num_layers):
+                index = MetadataIndex(f"{LAYER_PREFIX}{module}._extra_state/shard_{layer}_{num_layers}")
+                self._items.append(WriteItem(index, WriteItemType.BYTE_IO))
+
+    def create_local_plan(self) -> SavePlan:
+        self.plan = SavePlan(self._items)
+        return self.plan
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        if write_item.type == WriteItemType.BYTE_IO:
+            empty = io.BytesIO()
+            torch.save([None], empty)
+            return empty
+        piece = self._by_index[write_item.index.fqn, write_item.index.offset]
+        assert piece is not None
+        rows = self._load(piece)
+        return rows if piece.parameter.layer is None else rows[None]
+
+    def _item(self, piece: Piece) -> WriteItem:
+        name, layer = piece.parameter.names[-1], piece.parameter.layer
+        shape = piece.parameter.megatron(0, 1).shape
+        lead = () if layer is None else (layer,)
+        offset = torch.Size((*lead, piece.first_row, *(0 for _ in shape[1:])))
+        sizes = torch.Size((*(1 for _ in lead), piece.stop_row - piece.first_row, *shape[1:]))
+        index = MetadataIndex(name if layer is None else stacked_key(name), offset)
+        self._by_index[index.fqn, offset] = piece
+        whole = torch.Size((*((self._num_layers,) if lead else ()), *shape))
+        data = TensorWriteData(ChunkStorageMetadata(offset, sizes), TensorProperties(dtype=piece.dtype), whole)
+        return WriteItem(index, WriteItemType.SHARD, tensor_data=data)
+
+
+class _IntoTensor(LoadPlanner):
+    """Gives every read item its place in one target tensor."""
+
+    def __init__(self, target: torch.Tensor) -> None:
+        self._target = target
+
+    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
+        place = self._target
+        for dim, (first, extent) in enumerate(zip(read_item.dest_offsets, read_item.lengths)):
+            place = place.narrow(dim, first, extent)
+        return place
+
+    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
+        """The tensor was filled in place."""
+
+    def set_up_planner(self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
+        """Nothing to set up: the plan is made by the caller."""
+
+    def create_local_plan(self) -> LoadPlan:
+        return LoadPlan([])
+
+    def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
+        return global_plan
+
+    def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
+        return central_plan
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """No bytes are ever planned."""
+
+
+class _SafeReader(FileSystemReader):
+    """Reads the metadata file as records and nothing else."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return read_metadata(Path(self.path))

@@ -1,0 +1,96 @@
+"""What a user gets wrong is told in one line, exit status 2, no traceback, nothing written: through the real command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime\r\n"
+
+
+def dry_run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("selfemo")), "train", "--dry-run", *arguments, f"output_dir={tmp_path / 'run'}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def refused(tmp_path: Path, *arguments: str) -> str:
+    """The one line that a refused command prints."""
+    result = dry_run(tmp_path, *arguments)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert not (tmp_path / "run").exists()
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def everyday(*more: str) -> tuple[str, ...]:
+    return ("corpus.name=everyday", *more)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (("corpus.name=jsonl", "corpus.path=/nowhere"), ("/nowhere", "does not exist")),
+        (everyday("train.learning_rat=1"), ("unknown key train.learning_rat", "'learning_rate'")),
+        (everyday("parallel.tensr=2"), ("unknown key parallel.tensr", "'tensor'")),
+        (everyday("iterations=-1"), ("iterations=-1", "greater than or equal to 0")),
+        (everyday("seed=often"), ("seed='often'", "integer")),
+        (everyday("parallel.tensor=3", "--processes-per-node", "3"), ("parallel.tensor=3", "8 attention heads")),
+        (everyday("parallel.pipeline=3", "--processes-per-node", "3"), ("parallel.pipeline", "4 layers")),
+        (everyday("parallel.tensor=2", "--processes-per-node", "3"), ("parallel.tensor=2", "world of 3")),
+        (everyday("model.path=/nowhere"), ("model.path=/nowhere", "no such directory")),
+        (everyday("nonsense"), ("override 'nonsense'", "section.field=value")),
+    ],
+)
+def test_mistakes_in_the_configuration(tmp_path, overrides, parts):
+    line = refused(tmp_path, *overrides)
+    for part in parts:
+        assert part in line
+
+
+def test_a_yaml_error_names_file_and_line(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("seed: 1\ntrain: [unclosed\n")
+    assert f"{config}:" in refused(tmp_path, "--config", str(config))
+
+
+def test_a_malformed_csv_row_names_file_and_line(tmp_path):
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}_sent_emo.csv").write_text(HEADER + '1,Hi,Joey,joy,positive,0,0,1,1,"0","1"\r\n')
+    with (tmp_path / "dev_sent_emo.csv").open("a") as file:
+        file.write('2,Oh,Joey,joyy,positive,0,1,1,1,"0","1"\r\n')
+    line = refused(tmp_path, "corpus.name=meld", f"corpus.path={tmp_path}")
+    assert f"{tmp_path / 'dev_sent_emo.csv'}:3" in line
+    assert "joyy" in line
+    assert "joy" in line
+
+
+def test_a_directory_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    result = dry_run(tmp_path, *everyday())
+    assert result.returncode == 2
+    assert "not a run of selfemo" in result.stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_a_missing_dependency_is_named_with_its_remedy(tmp_path):
+    """A meta path entry hides vllm, as on a machine where it was never installed."""
+    program = (
+        "import sys, importlib.abc\n"
+        "class Hide(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'vllm': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+        f"sys.argv = ['selfemo', 'train', '--dry-run', 'corpus.name=everyday', 'output_dir={tmp_path / 'run'}']\n"
+        "from selfemo.commands.main import main; main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert "vllm" in result.stderr
+    assert "make setup" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,62 @@
+"""The configuration: what is written is what is read, and its reference page is up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfemo.common.errors import UserError
+from selfemo.config.load import as_yaml, load_config
+from selfemo.config.schema import RunConfig, TrainConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_saved_configuration_reads_back_equal(tmp_path):
+    config = replace(RunConfig(), seed=7, train=TrainConfig(learning_rate=3e-7))
+    (tmp_path / "run.yaml").write_text(as_yaml(config))
+    assert load_config(tmp_path / "run.yaml") == config
+
+
+def test_overrides_come_after_the_file(tmp_path):
+    (tmp_path / "run.yaml").write_text("seed: 3\ntrain: {learning_rate: 1.0e-3, weight_decay: 0.5}\n")
+    config = load_config(tmp_path / "run.yaml", ["train.learning_rate=1e-5", "corpus.name=everyday"])
+    assert (config.seed, config.train.learning_rate, config.train.weight_decay, config.corpus.name) == (3, 1e-5, 0.5, "everyday")
+
+
+def test_every_mistake_is_reported_at_once():
+    with pytest.raises(UserError) as refused:
+        load_config(None, ["train.clip_grad=-1", "selfplay.turns=many", "reward.smoothing=0.5"])
+    for part in ("train.clip_grad=-1", "selfplay.turns='many'", "reward.smoothing=0.5"):
+        assert part in str(refused.value)
+
+
+def test_thinking_needs_a_model_that_can_and_has_room_of_its_own():
+    with pytest.raises(UserError, match=r"selfplay.thinking=true needs a model that can think: set model.path"):
+        load_config(None, ["selfplay.thinking=true"])
+    caps = ["selfplay.max_answer_tokens=16", "selfplay.max_thinking_tokens=300"]
+    assert load_config(None, caps).selfplay.max_recognizer_tokens == 16
+    thinking = ["model.path=some/qwen3", "selfplay.thinking=true", *caps]
+    assert load_config(None, thinking).selfplay.max_recognizer_tokens == 316
+    with pytest.raises(UserError, match="completion of 316 tokens leaves no room"):
+        load_config(None, [*thinking, "model.max_length=316"])
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_configuration_or_a_user_error(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    path.write_bytes(content)
+    with contextlib.suppress(UserError):
+        load_config(path)
+
+
+def test_the_reference_page_is_what_the_source_says():
+    result = subprocess.run([sys.executable, "tools/config_reference.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

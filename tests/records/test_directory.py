@@ -1,0 +1,69 @@
+"""A run's directory belongs to one configuration, and holds the records of one run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from selfemo.common.errors import UserError
+from selfemo.config.schema import ParallelConfig, RunConfig
+from selfemo.records.directory import SUMMARY_NAME, RunDirectory
+
+
+def config(tmp_path: Path) -> RunConfig:
+    return replace(RunConfig(), output_dir=str(tmp_path / "run"))
+
+
+def test_an_unfinished_run_without_a_checkpoint_is_replaced(tmp_path):
+    run = RunDirectory.claim(config(tmp_path))
+    run.append_jsonl("metrics.jsonl", {"event": "sft"})
+    run.path("checkpoints", ".iteration-000001.0f").mkdir(parents=True)
+    RunDirectory.claim(config(tmp_path))
+    assert sorted(entry.name for entry in run.root.iterdir()) == ["config.yaml"]
+
+
+def test_an_unfinished_run_with_a_checkpoint_is_left_to_be_resumed(tmp_path):
+    run = RunDirectory.claim(config(tmp_path))
+    run.append_jsonl("metrics.jsonl", {"event": "sft"})
+    run.path("checkpoints", "iteration-000001").mkdir(parents=True)
+    RunDirectory.claim(config(tmp_path))
+    assert run.path("metrics.jsonl").exists()
+
+
+def test_an_unfinished_run_may_go_on_in_another_layout_and_a_finished_one_stays_what_it_was(tmp_path):
+    elsewhere = replace(config(tmp_path), parallel=ParallelConfig(tensor=2), timeout_s=7)
+    run = RunDirectory.claim(config(tmp_path))
+    RunDirectory.claim(elsewhere)
+    assert "timeout_s: 7" in run.path("config.yaml").read_text()
+    with pytest.raises(UserError, match=r"other parallel\.distributed_optimizer;"):
+        RunDirectory.claim(replace(elsewhere, parallel=ParallelConfig(tensor=2, distributed_optimizer=True)))
+    run.write_json(SUMMARY_NAME, {"schema": 1})
+    with pytest.raises(UserError, match=r"other .*timeout_s.*; see"):
+        RunDirectory.claim(config(tmp_path))
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    run = RunDirectory.claim(config(tmp_path))
+    run.append_jsonl("metrics.jsonl", {"event": "sft"})
+    run.write_json(SUMMARY_NAME, {"schema": 1})
+    assert RunDirectory.claim(config(tmp_path)).is_complete
+    assert run.path("metrics.jsonl").exists()
+
+
+def test_another_configuration_is_refused_and_nothing_is_removed(tmp_path):
+    run = RunDirectory.claim(config(tmp_path))
+    run.append_jsonl("metrics.jsonl", {"event": "sft"})
+    with pytest.raises(UserError, match=r"another configuration \(other seed;"):
+        RunDirectory.claim(replace(config(tmp_path), seed=2))
+    assert run.path("metrics.jsonl").exists()
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    run = RunDirectory.claim(config(tmp_path))
+    run.write_json("x.json", {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        run.write_json("x.json", {"a": float("nan")})
+    assert run.path("x.json").read_text() == '{\n  "a": 1\n}\n'
+    assert [entry.name for entry in run.root.glob(".*")] == []

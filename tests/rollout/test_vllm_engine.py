@@ -1,0 +1,170 @@
+"""The colocated engine against transformers: same weights, same tokens, same logprobs, and no tokens at all without weights.
+
+One engine per rank of the shared two-process group, kept between tests.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from selfemo.config.schema import ModelConfig, RolloutConfig
+from selfemo.rollout.api import GenerationRequest
+from selfemo.rollout.replicas import ReplicatedGenerator
+from selfemo.rollout.vllm_engine import ENVIRONMENT, RolloutEngine
+from selfemo.tokens.init_model import init_model
+
+MAX_LENGTH = 256
+STOP_ID = 7
+STATE: dict[str, Any] = {}
+"""Lives in the worker processes: the engine and a transformers model of the same shape."""
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    shape = ModelConfig(vocab_size=400, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=32)
+    texts = ["the quick brown fox jumps over the lazy dog", "some more words for a small vocabulary"] * 4
+    return str(init_model(tmp_path_factory.mktemp("engine") / "model", shape, texts, seed=5))
+
+
+def _engine(model_dir: str) -> RolloutEngine:
+    if "engine" not in STATE:
+        from transformers import AutoModelForCausalLM
+
+        from selfemo.megatron.device import select_device
+
+        select_device()  # as in a run: Megatron's CPU backend and vLLM share the process
+        STATE["engine"] = RolloutEngine(model_dir, RolloutConfig(kv_cache_bytes=32 << 20), MAX_LENGTH, (STOP_ID,), "cpu")
+        STATE["model"] = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    return STATE["engine"]
+
+
+def _weights(seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Random weights, large enough that greedy choices are far apart; also loaded into the transformers model."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in STATE["model"].named_parameters():
+            scale = 0.1 if "norm" in name else 0.25
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + (1.0 if "norm" in name else 0.0))
+            yield name, parameter.detach().clone()
+            if name == "model.embed_tokens.weight":
+                yield "lm_head.weight", parameter.detach().clone()
+
+
+def _prompt(index: int, length: int = 20) -> tuple[int, ...]:
+    generator = torch.Generator().manual_seed(index)
+    return tuple(torch.randint(8, 200, (length,), generator=generator).tolist())
+
+
+def _logits(prompt: tuple[int, ...], answer: tuple[int, ...]) -> torch.Tensor:
+    with torch.no_grad():
+        return STATE["model"](torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+
+
+def _refusals(model_dir: str) -> list[str]:
+    engine = _engine(model_dir)
+    messages = []
+
+    def broken() -> Iterator[tuple[str, torch.Tensor]]:
+        yield from itertools.islice(_weights(0), 2)
+        raise OSError("stream cut")
+
+    with pytest.raises(RuntimeError) as before:
+        engine.generate([GenerationRequest(_prompt(0), 1, 4, 1.0)])
+    messages.append(str(before.value))
+    engine.receive_checkpoint_tensors(_weights(0), version=3)
+    with pytest.raises(OSError, match="stream cut"):
+        engine.receive_checkpoint_tensors(broken(), version=4)
+    with pytest.raises(RuntimeError) as after:
+        engine.generate([GenerationRequest(_prompt(0), 1, 4, 1.0)])
+    return [*messages, str(after.value)]
+
+
+def test_an_engine_without_whole_weights_refuses_to_generate(distributed, model_dir):
+    for messages in distributed(2, _refusals, model_dir, timeout_s=240):
+        assert all("has received no weights" in message for message in messages)
+
+
+def _greedy_after_two_syncs(model_dir: str) -> tuple[float, int]:
+    """Largest shortfall of a greedily chosen token's logit below transformers' best, over two sets of weights and the same prompts."""
+    engine, worst, tokens = _engine(model_dir), 0.0, 0
+    for version in (1, 2):
+        engine.receive_checkpoint_tensors(_weights(version), version)
+        prompts = [_prompt(i) for i in range(6)]
+        for prompt, completion in zip(prompts, engine.generate([GenerationRequest(p, 0, 12, 0.0) for p in prompts])):
+            logits = _logits(prompt, completion.token_ids)
+            chosen = logits.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+            worst, tokens = max(worst, float((logits.amax(-1) - chosen).max())), tokens + len(completion.token_ids)
+    return worst, tokens
+
+
+def test_greedy_equals_transformers_and_new_weights_leave_nothing_behind(distributed, model_dir):
+    for worst, tokens in distributed(2, _greedy_after_two_syncs, model_dir, timeout_s=240):
+        assert tokens > 60
+        assert worst < 1e-4  # a stale prefix cache or weight would be off by whole logits
+
+
+def _sampling(model_dir: str) -> dict[str, Any]:
+    engine = _engine(model_dir)
+    engine.receive_checkpoint_tensors(_weights(1), 1)
+    # More prompt tokens than one scheduler step takes: a seeded prefill must not be split.
+    requests = [GenerationRequest(_prompt(i % 9, 180), 100 + i, 16, 0.7) for i in range(130)]
+    batch = engine.generate(requests)
+    alone = engine.generate(requests[50:51])
+    gaps = []
+    for request, completion in list(zip(requests, batch))[:20]:
+        logprobs = (_logits(request.prompt_ids, completion.token_ids) / request.temperature).log_softmax(-1)
+        own = logprobs.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+        gaps.append(float((own - torch.tensor(completion.logprobs)).abs().max()))
+    return {
+        "reproduced": alone[0] == batch[50],
+        "distinct": len({c.token_ids for c in batch[::9]}),
+        "gap": max(gaps),
+        "stopped": [c.token_ids for c in batch if c.finished],
+        "cut": [len(c.token_ids) for c in batch if not c.finished],
+    }
+
+
+def test_a_sample_depends_on_prompt_seed_and_weights_alone_and_carries_its_logprobs(distributed, model_dir):
+    for figures in distributed(2, _sampling, model_dir, timeout_s=300):
+        assert figures["reproduced"]
+        assert figures["distinct"] >= 10
+        assert figures["gap"] < 1e-4
+        assert all(ids[-1] == STOP_ID and STOP_ID not in ids[:-1] for ids in figures["stopped"])
+        assert set(figures["cut"]) == {16}
+
+
+def _replicated(model_dir: str) -> bool:
+    engine = _engine(model_dir)
+    engine.receive_checkpoint_tensors(_weights(1), 1)
+    requests = [GenerationRequest(_prompt(i), i, 5, 1.0) for i in range(7)]  # does not divide by two
+    return ReplicatedGenerator(engine, 1).generate(requests) == engine.generate(requests)
+
+
+def test_replicas_together_answer_like_one_engine(distributed, model_dir):
+    assert all(distributed(2, _replicated, model_dir, timeout_s=240))
+
+
+def test_on_a_gpu_vllm_starts_beside_the_trainer(monkeypatch):
+    """vLLM's own check of free memory, given an H100 on which Megatron holds the larger part; its default would want 92%."""
+    from vllm.config import CacheConfig
+    from vllm.v1.worker.utils import request_memory
+
+    for name, value in ENVIRONMENT.items():  # which the engine sets: restored after the test
+        monkeypatch.setenv(name, value)
+    given: dict[str, Any] = {}
+    stand_in = ModuleType("vllm")
+    stand_in.LLM = given.update  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    RolloutEngine("model", RolloutConfig(kv_cache_bytes=12 << 30), MAX_LENGTH, (STOP_ID,), "cuda")
+    names = ("gpu_memory_utilization", "kv_cache_memory_bytes")
+    gpu = SimpleNamespace(total_memory=80 << 30, free_memory=30 << 30, device_="cuda:0")
+    assert request_memory(gpu, CacheConfig(**{name: given[name] for name in names})) < gpu.free_memory
+    with pytest.raises(ValueError, match="less than desired GPU memory utilization"):
+        request_memory(gpu, CacheConfig(kv_cache_memory_bytes=given["kv_cache_memory_bytes"]))

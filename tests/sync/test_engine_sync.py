@@ -1,0 +1,298 @@
+"""Weights into live vLLM engines: every Megatron layout with engines of one rank and of two and with replicas, on both paths.
+
+Proven three ways: live parameters are compared with the trainer by checksum, the two paths with each other by their greedy continuations,
+and these with transformers: in fp32 token for token, in bf16 no token may be worse than the best by more than rounding explains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from selfemo.common.errors import UserError
+from selfemo.config.layout import EngineLayout, TrainerLayout
+from selfemo.config.schema import ModelConfig, ParallelConfig, RolloutConfig, SyncConfig
+from selfemo.rollout.api import GenerationRequest
+from selfemo.rollout.vllm_engine import RolloutEngine
+from selfemo.sync.checksums import WeightMismatch, verify_transfer
+from selfemo.sync.sync import SyncError, WeightSync
+from selfemo.sync.transfer import choose_transfer
+from selfemo.tokens.init_model import init_model
+from selfemo.weights.convert import hf_to_megatron, megatron_to_hf
+from selfemo.weights.hf_directory import HfDirectory
+from selfemo.weights.load import load_hf_weights
+from tests.helpers.distributed import DistributedRunner
+from tests.helpers.megatron_rank import megatron_chunks, weight_groups
+from tests.helpers.parity import Dtype, Options, learner, run_config
+from tests.helpers.plain_engine import keep_bf16_matrices_plain
+from tests.helpers.tiny_model import save_tiny
+
+VOCAB_SIZE = 509
+BUCKET_BYTES = 30_000
+BF16_SHORTFALL = 0.25
+"""Logits that bf16 rounding may cost a greedy token against fp32 transformers."""
+TIMEOUT_S = 600
+"""For a call: on a busy machine importing vLLM takes minutes."""
+PROMPTS = tuple(tuple((7 * i + 3 * j) % VOCAB_SIZE for j in range(20)) for i in range(4))
+Tokens = list[tuple[int, ...]]
+
+
+class _Engine(RolloutEngine):
+    """A real engine that can lose one tensor on the way in."""
+
+    damaged = ""
+    """Part of the name of tensors that arrive negated."""
+
+    def receive_checkpoint_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        super().receive_checkpoint_tensors(self._damage(tensors), version)
+
+    def copy_direct(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        super().copy_direct(self._damage(tensors), version)
+
+    def _damage(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        return ((name, -tensor if self.damaged and self.damaged in name else tensor) for name, tensor in tensors)
+
+    def greedy(self) -> Tokens:
+        return [completion.token_ids for completion in self.generate([GenerationRequest(p, 0, 12, 0.0) for p in PROMPTS])]
+
+
+_engines: dict[tuple[int, Dtype], _Engine] = {}
+"""This rank's engines, kept between calls: vLLM's parallel state is made once per process."""
+
+
+def engine_for(hf_dir: str, tensor_parallel: int, dtype: Dtype = "bfloat16") -> _Engine:
+    """This rank's engine, built at the first call; bf16 ones keep their matrices in plain layout."""
+    keep_bf16_matrices_plain()
+    if (tensor_parallel, dtype) not in _engines:
+        config = RolloutConfig(tensor_parallel=tensor_parallel, dtype=dtype, kv_cache_bytes=1 << 24, max_num_seqs=8)
+        _engines[tensor_parallel, dtype] = _Engine(hf_dir, config, 64, [], "cpu")
+    return _engines[tensor_parallel, dtype]
+
+
+def _sync(hf_dir: str, parallel: ParallelConfig, engine_tensor: int, mode: str, dtype: Dtype) -> tuple[str, int, int, int, Tokens]:
+    """Path taken, tensors compared by checksum, bytes moved, least bytes possible, greedy continuations."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    engine = engine_for(hf_dir, engine_tensor, dtype)
+    with megatron_chunks(Path(hf_dir), parallel, getattr(torch, dtype)) as (chunks, architecture, layout):
+        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
+        trainer = TrainerLayout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, layout.data_size)
+        engines = EngineLayout(engine_tensor, world // engine_tensor)
+        transfer = choose_transfer(mode, architecture, trainer, engines, weight_groups(layout), engine, rank, BUCKET_BYTES)
+        report = transfer.send(chunks, engine, version=1)
+        compared = verify_transfer(chunks, engine, architecture, trainer, engines, rank)
+        return report.path, compared, report.received_bytes, report.lower_bound_bytes, engine.greedy()
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """Processes with vLLM in them, and how many of them make an engine."""
+
+    runner: DistributedRunner
+    processes: int
+    engine_tensor: int
+
+    def __call__(self, function: Callable[..., Any], *args: object) -> list[Any]:
+        return self.runner(self.processes, function, *args, timeout_s=TIMEOUT_S)
+
+
+@pytest.fixture(scope="module")
+def ranks(request: pytest.FixtureRequest) -> Iterator[_Ranks]:
+    """Ranks of their own, so that no other test shares a process with vLLM."""
+    runner = DistributedRunner()
+    yield _Ranks(runner, *request.param)
+    runner.close()
+
+
+ALONE, ACROSS, REPLICAS = (2, 1), (2, 2), (4, 2)
+TP2, PP2, DP2 = ParallelConfig(tensor=2), ParallelConfig(pipeline=2), ParallelConfig()
+LAYOUTS = {2: (TP2, PP2, DP2), 4: (TP2, PP2, ParallelConfig(tensor=2, pipeline=2))}
+"""Of Megatron, by the number of processes; what remains of four is data parallel."""
+
+
+def per_combination(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test for every kind of engine and every layout; the engines live from one layout to the next."""
+    engines = {"engine-per-rank": ALONE, "engine-over-two-ranks": ACROSS, "two-engines-over-two-ranks": REPLICAS}
+    test = pytest.mark.parametrize("layout", range(3), ids=["tp2", "pp2", "dp2-or-tp2pp2"])(test)
+    return pytest.mark.parametrize("ranks", engines.values(), ids=engines, indirect=True)(test)
+
+
+per_rank = pytest.mark.parametrize("ranks", [ALONE], ids=["engine-per-rank"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two models of one shape, whose weights bf16 holds exactly."""
+    root = tmp_path_factory.mktemp("models")
+    first, second = (
+        save_tiny(root / str(seed), "qwen3", True, torch.bfloat16, seed=seed, vocab_size=VOCAB_SIZE, head_dim=32) for seed in (1, 2)
+    )
+    return first, second
+
+
+@per_combination
+def test_both_paths_bring_the_same_right_weights(models: tuple[Path, Path], ranks: _Ranks, layout: int) -> None:
+    parallel = LAYOUTS[ranks.processes][layout]
+    first, second = models
+    tensors = len(HfDirectory(first).tensors)
+    by_checkpoint = ranks(_sync, str(first), parallel, ranks.engine_tensor, "checkpoint", "bfloat16")
+    other = ranks(_sync, str(second), parallel, ranks.engine_tensor, "direct", "bfloat16")
+    by_plan = ranks(_sync, str(first), parallel, ranks.engine_tensor, "auto", "bfloat16")
+    assert other[0][4] != by_plan[0][4]
+    for (path, _, gathered_bytes, _, tokens), (other_path, compared, moved_bytes, least_bytes, same_tokens) in zip(by_checkpoint, by_plan):
+        assert (path, other_path, compared) == ("checkpoint", "direct", tensors)
+        assert same_tokens == tokens == by_plan[0][4]
+        assert moved_bytes == least_bytes <= gathered_bytes
+        assert (moved_bytes == 0) == (parallel.pipeline == 1 and parallel.tensor in (1, ranks.engine_tensor))
+    assert _worst_shortfall(first, by_plan[0][4]) <= BF16_SHORTFALL < _worst_shortfall(second, by_plan[0][4])
+
+
+@per_combination
+def test_an_fp32_engine_on_cpu_takes_checkpoint_tensors_and_equals_transformers(
+    models: tuple[Path, Path], ranks: _Ranks, layout: int
+) -> None:
+    """Its matrices are prepacked: their checksums cannot be read, and greedy equality is the proof."""
+    parallel = LAYOUTS[ranks.processes][layout]
+    for model in models:
+        for path, compared, _, _, tokens in ranks(_sync, str(model), parallel, ranks.engine_tensor, "auto", "float32"):
+            assert path == "checkpoint"
+            assert 0 < compared < len(HfDirectory(model).tensors)
+            assert tokens == _greedy_choices(model, tokens)
+    assert all(
+        "sync.mode=direct: the engine holds" in text for text in ranks(_refuses_direct, str(models[0]), parallel, ranks.engine_tensor)
+    )
+
+
+def _refuses_direct(hf_dir: str, parallel: ParallelConfig, engine_tensor: int) -> str:
+    with pytest.raises(UserError) as refused:
+        _sync(hf_dir, parallel, engine_tensor, "direct", "float32")
+    return str(refused.value)
+
+
+def _weight_sync(
+    hf_dir: str, parallel: ParallelConfig, dtype: Dtype, damaged: str, damaged_rank: int
+) -> tuple[list[tuple[bool, bool]], str]:
+    """(probed, checksummed) of four syncs, then what a fifth says whose stream is damaged on one rank."""
+    config = run_config(parallel, Options(dtype=dtype))
+    config = replace(config, rollout=RolloutConfig(dtype=dtype), sync=SyncConfig(verify_every=3, checksum_every=2))
+    engine = engine_for(hf_dir, 1, dtype)
+    with learner(hf_dir, parallel, Options(dtype=dtype)) as model:
+        weight_sync = WeightSync(model, engine, hf_dir, config, PROMPTS)
+        reports = [weight_sync.sync(version) for version in range(1, 5)]
+        engine.damaged = damaged if dist.get_rank() == damaged_rank else ""
+        try:
+            with pytest.raises((SyncError, WeightMismatch)) as mismatch:
+                weight_sync.sync(5, verify=True)
+        finally:
+            engine.damaged = ""
+        return [(report.probed, report.checksummed_tensors > 0) for report in reports], f"{mismatch.type.__name__}: {mismatch.value}"
+
+
+CADENCE = [(True, True), (False, False), (False, True), (True, False)]
+"""The first sync is always probed; then every third, and every second is checksummed."""
+
+
+@per_rank
+def test_a_wrong_tensor_in_one_engine_stops_every_rank_and_is_named(models: tuple[Path, Path], ranks: _Ranks) -> None:
+    for cadence, text in ranks(_weight_sync, str(models[0]), PP2, "bfloat16", "layers.1.mlp.down_proj", 1):
+        assert cadence == CADENCE
+        assert text.startswith(
+            "WeightMismatch: tensor model.layers.1.mlp.down_proj.weight differs between the trainer and the engine on rank 1"
+        )
+
+
+@per_rank
+def test_a_wrong_tensor_that_no_checksum_can_read_fails_the_greedy_probe(models: tuple[Path, Path], ranks: _Ranks) -> None:
+    for cadence, text in ranks(_weight_sync, str(models[0]), TP2, "float32", "layers.1.mlp.down_proj", 1):
+        assert cadence == CADENCE
+        assert text.startswith("SyncError: weight sync 5: probe 0 on rank 1: token")
+
+
+def _sleep_and_wake(hf_dir: str) -> list[str]:
+    """Refusals of an engine that sleeps, then of one that woke without weights."""
+    engine, refusals = engine_for(hf_dir, 1), []
+    engine._can_sleep = True  # as on a GPU; vLLM's CPU worker accepts the calls and keeps its memory
+    engine.sleep()
+    for refused in (engine.greedy, lambda: engine.receive_checkpoint_tensors([], 9)):
+        with pytest.raises(RuntimeError) as message:
+            refused()
+        refusals.append(str(message.value))
+    engine.wake_up()
+    engine._can_sleep = False
+    with pytest.raises(RuntimeError) as message:
+        engine.greedy()
+    return [*refusals, str(message.value)]
+
+
+@per_rank
+def test_an_engine_that_sleeps_or_woke_without_weights_refuses(models: tuple[Path, Path], ranks: _Ranks) -> None:
+    for generating, receiving, woken in ranks(_sleep_and_wake, str(models[0])):
+        assert "asleep: wake it up and send weights" in generating
+        assert "asleep and cannot receive weights" in receiving
+        assert "has received no weights" in woken
+    assert ranks(_sync, str(models[0]), DP2, 1, "direct", "bfloat16")[0][0] == "direct"
+
+
+QUESTION = [{"role": "user", "content": "how do you feel about the quick brown fox?"}]
+
+
+def _serve(hf_dir: str) -> tuple[list[int], list[int]]:
+    """Prompt and greedy answer of vLLM given nothing but the directory."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        model=hf_dir, distributed_executor_backend="external_launcher", kv_cache_memory_bytes=1 << 24, max_num_seqs=8, enforce_eager=True
+    )
+    (answer,) = llm.chat(QUESTION, SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True), use_tqdm=False)
+    return list(answer.prompt_token_ids), list(answer.outputs[0].token_ids)
+
+
+@per_rank
+def test_an_exported_directory_loads_as_it_is(tmp_path: Path, ranks: _Ranks) -> None:
+    """Tokenizer, chat template and generation config included, in vLLM and transformers."""
+    shape = ModelConfig(
+        vocab_size=400, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=32, max_length=128
+    )
+    source = init_model(tmp_path / "source", shape, ["the quick brown fox jumps over the lazy dog, how do you feel?"] * 4, seed=5)
+    hf_to_megatron(source, tmp_path / "megatron", lambda _name, _bytes: None)
+    exported = tmp_path / "exported"
+    megatron_to_hf(tmp_path / "megatron", exported, lambda _name, _bytes: None)
+    assert {path.name for path in source.iterdir()} == {path.name for path in exported.iterdir()}
+    assert (exported / "generation_config.json").read_bytes() == (source / "generation_config.json").read_bytes()
+    tokenizer, model = AutoTokenizer.from_pretrained(exported), AutoModelForCausalLM.from_pretrained(exported, dtype="auto")
+    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
+    assert prompt.tolist() == AutoTokenizer.from_pretrained(source).apply_chat_template([QUESTION], add_generation_prompt=True)["input_ids"]
+    want = model.generate(prompt, do_sample=False, min_new_tokens=8, max_new_tokens=8)[0, prompt.shape[1] :].tolist()
+    assert ranks(_serve, str(exported)) == [(prompt[0].tolist(), want)] * 2
+
+
+@cache
+def _reference(hf_dir: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(hf_dir, dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def _next_logits(hf_dir: Path, prompt: tuple[int, ...], answer: tuple[int, ...]) -> torch.Tensor:
+    """Transformers' logits [N, V] at every place of an answer."""
+    return _reference(hf_dir)(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+
+
+def _greedy_choices(hf_dir: Path, continuations: Tokens) -> Tokens:
+    """What transformers takes at every place of the continuations: equal to them where they are its own."""
+    return [tuple(_next_logits(hf_dir, prompt, answer).argmax(-1).tolist()) for prompt, answer in zip(PROMPTS, continuations)]
+
+
+def _worst_shortfall(hf_dir: Path, continuations: Tokens) -> float:
+    """How many logits the worst token is below transformers' best."""
+    worst = 0.0
+    for prompt, answer in zip(PROMPTS, continuations):
+        logits = _next_logits(hf_dir, prompt, answer)
+        worst = max(worst, float((logits.amax(-1) - logits.gather(1, torch.tensor(answer)[:, None])[:, 0]).max()))
+    return worst

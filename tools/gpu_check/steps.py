@@ -1,0 +1,121 @@
+"""The steps, in order of what they cost: a broken installation shows in seconds, the method in minutes."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+LOGS = "its log"
+ENVIRONMENT = "report.json, which holds `selfemo doctor`'s findings and the versions"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the steps run."""
+
+    device: str
+    """"cuda" or "cpu"."""
+    gpus: int
+    root: Path
+    """The checkout: tests/ and tools/ stand there."""
+    output: Path
+    """Logs, figures and the report go here."""
+    model_dir: str = ""
+    """A Qwen3 directory for the last step; empty: a small one is initialised."""
+
+    @property
+    def processes(self) -> int:
+        """Ranks of the steps that need a world: two where there are two GPUs, so that weights have somewhere to travel."""
+        return 2 if self.device == "cpu" else min(2, self.gpus)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to find out."""
+
+    name: str
+    question: str
+    command: tuple[str, ...]
+    deadline_s: int
+    send_back: str
+    """What a maintainer needs to act on a failure."""
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+def steps(machine: Machine) -> tuple[Step, ...]:
+    """All of them, as commands for this machine."""
+    python, device = sys.executable, machine.device
+    bench = machine.output / "bench.json"
+    torchrun = (python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(machine.processes))
+    layout = f"parallel.tensor={machine.processes}"
+    return (
+        Step(
+            name="doctor",
+            question="Is the installation what the pins say, and do the libraries load?",
+            command=(python, "-m", "selfemo.commands.main", "doctor", "--json", "--imports"),
+            deadline_s=900,
+            send_back=f"{LOGS}, and `nvidia-smi`",
+        ),
+        Step(
+            name="kernels",
+            question="Do the kernels agree with the fp64 oracle on this device?",
+            command=(python, "-m", "pytest", "tests/kernels/test_device.py", "-m", "gpu", "-q", "-p", "no:cacheprovider"),
+            deadline_s=1200,
+            send_back=f"{LOGS}; if Triton failed to compile, also the directory ~/.triton/cache",
+            environment=(("SELFEMO_DEVICE", device),),
+        ),
+        Step(
+            name="bench",
+            question="How fast are the kernels, beside their written predictions?",
+            command=(python, "-m", "tools.gpu_check.bench", "--device", device, "--json", str(bench)),
+            deadline_s=1800,
+            send_back="bench.json, whatever the step's result: the predictions were made for it",
+        ),
+        Step(
+            name="parity",
+            question="Does Transformer Engine's layer compute what the local one and transformers do?",
+            command=(python, "-m", "tools.gpu_check.parity", "--device", device),
+            deadline_s=900,
+            send_back=f"{LOGS}, with NVTE_DEBUG=1 NVTE_DEBUG_LEVEL=2 set for a second run of this step",
+        ),
+        Step(
+            name="sync",
+            question="Do weights arrive in vLLM: checksums, and greedy continuations equal to transformers'?",
+            command=(*torchrun, "-m", "tools.gpu_check.sync", layout),
+            deadline_s=1200,
+            send_back=f"{LOGS}, and a second run with VLLM_CONFIGURE_LOGGING=1",
+        ),
+        Step(
+            name="sleep",
+            question="Does the engine give its memory back while it sleeps, and work after waking?",
+            command=(*torchrun, "-m", "tools.gpu_check.sleep", layout),
+            deadline_s=1200,
+            send_back=f"{LOGS}: it holds the memory before, asleep and awake",
+        ),
+        Step(
+            name="iteration",
+            question="Does one SELF-GRPO iteration of a small Qwen3 run from start to export?",
+            command=(*torchrun, "--no-python", python, "-m", "selfemo.commands.main", "train", *_iteration(machine, layout)),
+            deadline_s=1800,
+            send_back=f"{LOGS}, and {machine.output / 'run'}/logs with metrics.jsonl; {ENVIRONMENT}",
+        ),
+    )
+
+
+def _iteration(machine: Machine, layout: str) -> tuple[str, ...]:
+    on_gpu = machine.device == "cuda"
+    settings = (
+        "--config",
+        "examples/configs/quickstart_cpu.yaml",
+        f"output_dir={machine.output / 'run'}",
+        layout,
+        "corpus.name=everyday",
+        "sft.steps=8",
+        "iterations=1",
+        "selfplay.seeds_per_iteration=4",
+        "evaluation.limit=16",
+    )
+    gpu = ("train.dtype=bfloat16", "rollout.dtype=bfloat16", "rollout.enforce_eager=false", "parallel.distributed_optimizer=true")
+    model = (f"model.path={machine.model_dir}",) if machine.model_dir else ("model.head_dim=64",)
+    return (*settings, *model, *(gpu if on_gpu else ()))

@@ -1,0 +1,36 @@
+"""Step `sync`: weights from Megatron into vLLM on both paths, each checked by checksums and by the greedy probe (which raise)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from typing import Literal
+
+from selfemo.rollout.api import GenerationRequest
+from selfemo.sync.sync import WeightSync
+from tools.gpu_check.system import small_config, small_system
+
+
+def main() -> None:
+    """Collective: torchrun runs it on every rank; rank 0 prints."""
+    config = small_config()
+    system = small_system(config)
+    world = system.world.layout
+    prompt = system.encoder.encode_text("How do you feel about it?")
+    seen = []
+    modes: tuple[Literal["checkpoint", "auto"], ...] = ("checkpoint", "auto")
+    for version, mode in enumerate(modes, start=1):
+        chosen = replace(config, sync=replace(config.sync, mode=mode))
+        sync = WeightSync(system.learner, system.engine, str(system.model_dir), chosen, [prompt])
+        report = sync.sync(version)
+        seen.append(system.engine.generate([GenerationRequest(prompt, 1, 24, 0.0)])[0].token_ids)
+        if world.is_main:
+            print(json.dumps(asdict(report)), flush=True)
+    if seen[0] != seen[1]:
+        raise SystemExit(f"rank {world.rank}: the two paths give other greedy continuations: {seen[0]} and {seen[1]}")
+    if world.is_main:
+        print(f"both paths verified over {world.world_size} rank(s), tensor parallel {world.tensor_size}")
+
+
+if __name__ == "__main__":
+    main()

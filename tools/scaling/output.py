@@ -1,0 +1,120 @@
+"""The study on disk: one CSV and one JSON of all rows, and one plot in which measured and planned cannot be taken for each other."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from tools.scaling.parts import PartCost, growth
+from tools.scaling.rows import Row, in_order
+
+SCHEMA = 1
+COLOURS = ("#0b6e99", "#b3541e", "#4b7f52", "#7a4fa3")
+PHASES = ("generate_s", "logprob_s", "train_s", "sync_s", "other_s")
+
+
+def write_study(directory: Path, rows: Sequence[Row], parts: Sequence[PartCost], facts: dict[str, Any]) -> list[Path]:
+    """study.csv, study.json, study.png, study.svg, and parts.csv where parts were measured; each under a temporary name first."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = in_order(rows)
+    document = {"schema": SCHEMA, **facts, "rows": [asdict(row) for row in rows], "parts": [_part(cost) for cost in parts]}
+    document["parts_growth"] = growth(parts)
+    written = [
+        _write(directory / "study.csv", _csv([asdict(row) for row in rows], [field.name for field in fields(Row)])),
+        _write(directory / "study.json", json.dumps(document, indent=1) + "\n"),
+    ]
+    if parts:
+        written.append(_write(directory / "parts.csv", _csv([_part(cost) for cost in parts], list(_part(parts[0])))))
+    figure = draw(rows, parts)
+    for kind in ("png", "svg"):
+        target = directory / f"study.{kind}"
+        temporary = target.with_name(f".{target.name}")
+        figure.savefig(temporary, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
+        os.replace(temporary, target)
+        written.append(target)
+    return written
+
+
+def draw(rows: Sequence[Row], parts: Sequence[PartCost]) -> Any:
+    """Throughput and efficiency by size, the share of each phase, and the parts' cost per sample.
+
+    Measured points are filled and joined by solid lines; planned ones are hollow and dashed, on the same axes, over a shaded ground.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    (rate, efficiency), (phases, cost) = figure.subplots(2, 2)
+    _curves(rate, rows, lambda row: row.tokens_per_s_per_gpu)
+    rate.set(yscale="log", ylabel="tokens/s per GPU or process", title="throughput")
+    _curves(efficiency, rows, lambda row: row.efficiency)
+    efficiency.set(ylim=(0, 1.25), ylabel="share of the smallest run's", title="efficiency")
+    efficiency.legend(fontsize=7, loc="lower left")
+    _phase_bars(phases, rows)
+    _part_curves(cost, parts)
+    return figure
+
+
+def _curves(axes: Any, rows: Sequence[Row], value: Callable[[Row], float]) -> None:
+    studies = list(dict.fromkeys((row.kind, row.study, row.model, row.hardware) for row in rows))
+    for (kind, study, model, hardware), colour in zip(studies, COLOURS * len(studies)):
+        points = [row for row in rows if (row.kind, row.study, row.model, row.hardware) == (kind, study, model, hardware)]
+        style = {"linestyle": "-", "marker": "o"} if kind == "measured" else {"linestyle": "--", "marker": "o", "markerfacecolor": "none"}
+        label = f"{kind.upper()} {study}: {model}, {hardware}"
+        axes.plot([row.gpus for row in points], [value(row) for row in points], color=colour, label=label, **style)
+    planned = [row.gpus for row in rows if row.kind == "planned"]
+    if planned:
+        axes.axvspan(min(planned) / 1.4, max(planned) * 1.4, color="#f1ede4", zorder=0)
+        axes.text(max(planned), 0.98, "planned, not run", transform=axes.get_xaxis_transform(), ha="right", va="top", fontsize=8)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("GPUs (planned) or local processes (measured)")
+    axes.grid(alpha=0.3)
+
+
+def _phase_bars(axes: Any, rows: Sequence[Row]) -> None:
+    weak = [row for row in rows if row.study == "weak"]
+    names = [f"{row.gpus}{'' if row.kind == 'measured' else ' (plan)'}" for row in weak]
+    bottom = [0.0] * len(weak)
+    for phase, colour in zip(PHASES, (*COLOURS, "#999999")):
+        shares = [(getattr(row, phase) or 0.0) / row.step_s for row in weak]
+        bars = axes.bar(range(len(weak)), shares, bottom=bottom, color=colour, label=phase.removesuffix("_s"))
+        for bar, row in zip(bars, weak):
+            bar.set_hatch("" if row.kind == "measured" else "//")
+        bottom = [low + share for low, share in zip(bottom, shares)]
+    axes.set_xticks(range(len(weak)), names, rotation=60, fontsize=7)
+    axes.set(ylabel="share of a step", title="phases, weak scaling (hatched: planned)")
+    axes.legend(fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.22))
+
+
+def _part_curves(axes: Any, parts: Sequence[PartCost]) -> None:
+    for number, part in enumerate(dict.fromkeys(cost.part for cost in parts)):
+        points = [cost for cost in parts if cost.part == part]
+        axes.plot([cost.samples for cost in points], [cost.per_sample_us for cost in points], "-o", color=f"C{number % 10}", label=part)
+    axes.set(xscale="log", yscale="log", xlabel="samples", ylabel="us per sample", title="own parts, MEASURED: a level line is linear")
+    axes.grid(alpha=0.3)
+    if parts:
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+
+
+def _part(cost: PartCost) -> dict[str, Any]:
+    return {"part": cost.part, "samples": cost.samples, "seconds": cost.seconds, "per_sample_us": cost.per_sample_us}
+
+
+def _csv(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> Path:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
