@@ -1,6 +1,6 @@
-"""What makes a run impossible on a world of a given size, told together: a config is mended once, not once per launch.
+"""Every check over a configuration: its fields against each other, and against the model and the world it is to run on.
 
-Fields that contradict each other are config_file's business; here they meet the model and the ranks.
+All violations are told together, so that a configuration is mended once, not once per launch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from selfemo.config.schema import ModelConfig, RunConfig
 from selfemo.corpora.registry import corpus_names
 from selfemo.kernels.config import PRESETS
 from selfemo.models.architecture import Architecture, architecture_by_name, read_architecture
-from selfemo.planning.generation import Engine
 
 
 def run_violations(config: RunConfig, layout: Layout, architecture: Architecture) -> Iterator[str]:
@@ -45,8 +44,7 @@ def run_violations(config: RunConfig, layout: Layout, architecture: Architecture
 
 def cache_tokens(config: RunConfig, layout: Layout, architecture: Architecture) -> int:
     """Tokens whose keys and values an engine can hold at once."""
-    engine = Engine(architecture, layout.engine_tensor, config.rollout.dtype, config.rollout.kv_cache_bytes, config.rollout.max_num_seqs)
-    return int(config.rollout.kv_cache_bytes / engine.kv_bytes_per_token)
+    return int(config.rollout.kv_cache_bytes / architecture.kv_bytes_per_token(config.rollout.dtype, layout.engine_tensor))
 
 
 def violations(config: RunConfig) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 Every problem is found before anything is built: unknown keys with the nearest valid one, values of a wrong type or out of
 bounds, and combinations of fields that cannot work. What depends on the model or the world (heads, layers, ranks) is checked
-by selfemo.commands.preflight, where those are known.
+by selfemo.config.checks, where those are known.
 """
 
 from __future__ import annotations

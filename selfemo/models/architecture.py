@@ -61,6 +61,10 @@ class Architecture:
         """Rows of the key (or value) projection."""
         return self.num_kv_heads * self.head_dim
 
+    def kv_bytes_per_token(self, dtype: str, tensor: int) -> float:
+        """Bytes of one token's keys and values on each of `tensor` ranks; ranks beyond the number of key-value heads share them."""
+        return 2 * self.num_layers * self.kv_size * DTYPE_BYTES[dtype] / min(tensor, self.num_kv_heads)
+
     @property
     def heads(self) -> Heads:
         """What the layout of the attention projection depends on."""

@@ -42,9 +42,8 @@ class Engine:
 
     @property
     def kv_bytes_per_token(self) -> float:
-        """Keys and values of one token on each rank; ranks beyond the number of key-value heads share them."""
-        shares = min(self.tensor, self.architecture.num_kv_heads)
-        return 2 * self.architecture.num_layers * self.architecture.kv_size * DTYPE_BYTES[self.dtype] / shares
+        """Keys and values of one token on each rank."""
+        return self.architecture.kv_bytes_per_token(self.dtype, self.tensor)
 
     def slots(self, mean_tokens: float) -> int:
         """Sequences of this mean length that decode together."""
