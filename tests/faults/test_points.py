@@ -1,0 +1,40 @@
+"""Every fault point names something that is there: found in the source, since importing the product to look would take a minute."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from tests.faults.run_with_faults import POINTS
+from tests.faults.runs import ROOT
+from tests.faults.zygote import MODULES
+
+
+def bound(body: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
+    """(name, statement) of every function, class and import of a module or a class body."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name, node
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield from ((alias.asname or alias.name, node) for alias in node.names)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_point_names_a_function_that_can_be_patched(point: str) -> None:
+    module, class_name, function = POINTS[point]
+    path = ROOT / (module.replace(".", "/") + ".py")
+    assert path.is_file(), f"{point}: no module {module}"
+    names = dict(bound(ast.parse(path.read_text(encoding="utf-8")).body))
+    if class_name:
+        owner = names.get(class_name)
+        assert isinstance(owner, ast.ClassDef), f"{point}: {module} defines no class {class_name}"
+        names = dict(bound(owner.body))
+    assert function in names, f"{point}: {module} has no {f'{class_name}.' if class_name else ''}{function}"
+
+
+def test_what_rank_processes_import_beforehand_is_there() -> None:
+    ours = [name for name in MODULES if name.startswith("selfemo.")]
+    assert ours
+    assert [name for name in ours if not (ROOT / (name.replace(".", "/") + ".py")).is_file()] == []
