@@ -1,4 +1,4 @@
-"""`selfemo flywheel list`, `show` and `export`: what self-play recorded. `replay` needs an engine: selfemo.inference.run_weights has it."""
+"""`selfemo flywheel list`, `show`, `export` and `replay`: what self-play recorded, and the same turn generated again."""
 
 from __future__ import annotations
 

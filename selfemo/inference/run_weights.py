@@ -1,4 +1,4 @@
-"""`selfemo flywheel` with real engines: replay finds the weights that sampled a record, among those a run left on disk.
+"""Finds the weights that sampled a flywheel record, among those a run left on disk, so that it can be replayed.
 
 A record names its weight version. Version V of a run is the content of sync V. On disk are those of the checkpoints of its iterations, the
 last one as `model/`, and the one that self-play began with, which a run keeps as its reference. The last is sent after the last rollout, so

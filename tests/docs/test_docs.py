@@ -69,9 +69,9 @@ def check(words: list[str]) -> None:
     """One command line, without running it."""
     program, *rest = words
     if program == "torchrun":
-        while rest and rest[0].startswith("-"):
+        while rest and rest[0].startswith("-") and rest[0] != "-m":
             rest = rest[1:] if rest[0] in ("--no-python", "--standalone") or "=" in rest[0] else rest[2:]
-        check(rest if rest[0] == "selfemo" else ["bash", *rest])
+        check(rest if rest[0] == "selfemo" else ["python" if rest[0] == "-m" else "bash", *rest])
     elif program == "selfemo":
         parse(typer.main.get_command(cli.app), rest)
     elif program == "make":
@@ -80,8 +80,9 @@ def check(words: list[str]) -> None:
     elif program in ("bash", "python"):
         script = rest[0]
         if script == "-m":
-            assert (ROOT / (rest[1].replace(".", "/") + ".py")).is_file() or (ROOT / rest[1].replace(".", "/") / "__main__.py").is_file()
-            return
+            module, *rest = rest[1].replace(".", "/"), *rest[2:]
+            script = f"{module}.py" if (ROOT / f"{module}.py").is_file() else f"{module}/__main__.py"
+            rest = [script, *rest]
         assert (ROOT / script).is_file(), script
         if script.startswith("tools/"):
             options = {word.split("=")[0] for word in rest[1:] if word.startswith("--")}
