@@ -13,7 +13,7 @@ from selfemo.corpora.registry import corpus_names
 from selfemo.kernels.config import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE = ROOT / "selfemo" / "config.py"
+SOURCE = ROOT / "selfemo" / "config" / "schema.py"
 TARGET = ROOT / "docs" / "configuration.md"
 HEADER = """# Configuration reference
 
