@@ -6,10 +6,10 @@ import ast
 from collections.abc import Iterator, Sequence
 
 import pytest
-
-from tests.faults.run_with_faults import POINTS
 from tests.faults.runs import ROOT
 from tests.faults.zygote import MODULES
+
+from tests.faults.run_with_faults import POINTS
 
 
 def bound(body: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
