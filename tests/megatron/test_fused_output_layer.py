@@ -12,9 +12,9 @@ from selfemo.config.schema import FUSE_FROM_BYTES, ParallelConfig, TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
 from selfemo.megatron.learner import Learner
+from tests.helpers import context_parallel
 from tests.helpers.parity import LEARNING_RATE, SHARED, Options, difference, learner, samples, three_sft_steps, three_steps
 from tests.helpers.tiny_model import save_tiny
-from tests.megatron import context_parallel
 
 BOUND = 1e-6
 """What the layouts of tests/megatron/test_parity.py keep among each other."""
