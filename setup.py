@@ -16,7 +16,10 @@ Transformer Engine 2.20.2 takes flash-attn below 2.8.4. docs/upgrading.md says w
 
 def requirements(name: str) -> list[str]:
     """Requirement lines of requirements/NAME.txt, without comments and options."""
-    lines = (line.split("#")[0].strip() for line in (HERE / "requirements" / f"{name}.txt").read_text().splitlines())
+    lines = (
+        line.split("#")[0].strip()
+        for line in (HERE / "requirements" / f"{name}.txt").read_text().splitlines()
+    )
     return [line for line in lines if line and not line.startswith("-")]
 
 

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from selfemo.kernels.backend import Impl
-from selfemo.kernels.checks import ValueChecks, check_finite, check_partition, check_vector, require_float, require_shape
+from selfemo.kernels.checks import (
+    ValueChecks,
+    check_finite,
+    check_partition,
+    check_vector,
+    require_float,
+    require_shape,
+)
 from selfemo.kernels.config import AdvantageConfig
 from selfemo.kernels.dispatch import choose
 from selfemo.kernels.results import GroupAdvantages
@@ -55,7 +62,9 @@ def group_advantages(
         reward_weights_C = torch.ones(components, device=device)
     check_vector("reward_weights_C", reward_weights_C, components, device)
     if config.range_component is not None and config.range_component >= components:
-        raise ValueError(f"range_component is {config.range_component}: rewards_SC has {components} components")
+        raise ValueError(
+            f"range_component is {config.range_component}: rewards_SC has {components} components"
+        )
     checks = ValueChecks()
     check_partition(checks, "group_ptr", group_ptr, samples, "group", device)
     check_finite(checks, "rewards_SC", rewards_SC)
@@ -68,11 +77,20 @@ def group_advantages(
 
     group_ptr = group_ptr.long()
     with torch.no_grad():
-        backend, rewards_SC, reward_weights_C = choose(impl, device), rewards_SC.float().contiguous(), reward_weights_C.float().contiguous()
+        backend, rewards_SC, reward_weights_C = (
+            choose(impl, device),
+            rewards_SC.float().contiguous(),
+            reward_weights_C.float().contiguous(),
+        )
         stats = backend.group_advantages(rewards_SC, group_ptr, reward_weights_C, config)
         advantage_S = stats.advantage_S
-        if config.per_component:  # each component alone, then weighted: as many small launches as there are components
-            alone = (backend.group_advantages(rewards_SC, group_ptr, unit_C, config) for unit_C in torch.eye(components, device=device))
+        if (
+            config.per_component
+        ):  # each component alone, then weighted: as many small launches as there are components
+            alone = (
+                backend.group_advantages(rewards_SC, group_ptr, unit_C, config)
+                for unit_C in torch.eye(components, device=device)
+            )
             advantage_S = torch.stack([one.advantage_S for one in alone], dim=1) @ reward_weights_C
         weight_G = (stats.range_G >= config.range_threshold).float()
         if group_weight_G is not None:

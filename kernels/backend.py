@@ -65,9 +65,13 @@ class PolicyBatch:
 
     def chunk(self, rows: Rows) -> PolicyBatch:
         """The same for a chunk of tokens: borders are counted inside it, weights and counts stay those of whole sequences."""
-        old_T, ref_T, rollout_T = (None if x is None else x[rows] for x in (self.old_T, self.ref_T, self.rollout_T))
+        old_T, ref_T, rollout_T = (
+            None if x is None else x[rows] for x in (self.old_T, self.ref_T, self.rollout_T)
+        )
         borders = borders_inside(rows, self.cu_seqlens)
-        return replace(self, old_T=old_T, ref_T=ref_T, rollout_T=rollout_T, mask_T=self.mask_T[rows], cu_seqlens=borders)
+        return replace(
+            self, old_T=old_T, ref_T=ref_T, rollout_T=rollout_T, mask_T=self.mask_T[rows], cu_seqlens=borders
+        )
 
 
 @dataclass(frozen=True)
@@ -130,10 +134,14 @@ class Backend(Protocol):
         """Overwrite the logits with their gradient. Rows whose two derivatives are 0 are written, not read."""
         ...
 
-    def sequence_loss(self, logprob_T: Tensor, entropy_T: Tensor, batch: PolicyBatch, config: LossConfig) -> SequenceLoss:
+    def sequence_loss(
+        self, logprob_T: Tensor, entropy_T: Tensor, batch: PolicyBatch, config: LossConfig
+    ) -> SequenceLoss:
         """Ratio, clips, KL and importance weight per token; sums per sequence; derivatives per token."""
         ...
 
-    def group_advantages(self, rewards_SC: Tensor, group_ptr: Tensor, reward_weights_C: Tensor, config: AdvantageConfig) -> GroupStats:
+    def group_advantages(
+        self, rewards_SC: Tensor, group_ptr: Tensor, reward_weights_C: Tensor, config: AdvantageConfig
+    ) -> GroupStats:
         """Advantages of the weighted total inside each group, and the group's statistics (`per_component` is above this)."""
         ...

@@ -41,7 +41,9 @@ class ValueChecks:
 def require_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...]) -> None:
     """Raise ValueError unless `tensor` has the expected shape; None in `expected` allows any size."""
     shape = tuple(tensor.shape)
-    if len(shape) != len(expected) or any(want is not None and want != got for want, got in zip(expected, shape)):
+    if len(shape) != len(expected) or any(
+        want is not None and want != got for want, got in zip(expected, shape)
+    ):
         wanted = ", ".join("any" if size is None else str(size) for size in expected)
         raise ValueError(f"{name} has shape {list(shape)}: expected [{wanted}]")
 
@@ -69,36 +71,53 @@ def check_logits(name: str, logits_TV: Tensor) -> None:
     require_shape(name, logits_TV, (None, None))
     require_float(name, logits_TV)
     if 0 in logits_TV.shape:
-        raise ValueError(f"{name} has shape {list(logits_TV.shape)}: expected at least one token and one column")
+        raise ValueError(
+            f"{name} has shape {list(logits_TV.shape)}: expected at least one token and one column"
+        )
     if logits_TV.stride(1) != 1:
-        raise ValueError(f"{name} has stride {logits_TV.stride(1)} along the vocabulary: expected 1 (call .contiguous())")
+        raise ValueError(
+            f"{name} has stride {logits_TV.stride(1)} along the vocabulary: expected 1 (call .contiguous())"
+        )
 
 
-def check_targets(checks: ValueChecks, targets_T: Tensor, tokens: int, vocab_size: int, device: torch.device) -> None:
+def check_targets(
+    checks: ValueChecks, targets_T: Tensor, tokens: int, vocab_size: int, device: torch.device
+) -> None:
     """Shape and dtype now; values (0 <= id < vocab_size) with the other value checks."""
     require_shape("targets_T", targets_T, (tokens,))
     require_integers("targets_T", targets_T)
     require_device("targets_T", targets_T, device)
     checks.forbid(
         (targets_T < 0) | (targets_T >= vocab_size),
-        lambda at: f"targets_T[{at[0]}] is {int(targets_T[at])}: expected a token id from 0 to {vocab_size - 1}",
+        lambda at: (
+            f"targets_T[{at[0]}] is {int(targets_T[at])}: expected a token id from 0 to {vocab_size - 1}"
+        ),
     )
 
 
-def check_partition(checks: ValueChecks, name: str, pointer: Tensor, total: int, what: str, device: torch.device) -> None:
+def check_partition(
+    checks: ValueChecks, name: str, pointer: Tensor, total: int, what: str, device: torch.device
+) -> None:
     """`pointer` must run 0 < ... < total: consecutive, non-empty pieces that cover `total` elements exactly."""
     require_shape(name, pointer, (None,))
     require_integers(name, pointer)
     require_device(name, pointer, device)
     if pointer.numel() < 2:
-        raise ValueError(f"{name} has {pointer.numel()} entries: expected at least 2, the borders of one {what}")
+        raise ValueError(
+            f"{name} has {pointer.numel()} entries: expected at least 2, the borders of one {what}"
+        )
     last = pointer.numel() - 1
     checks.forbid(pointer[:1] != 0, lambda _: f"{name}[0] is {int(pointer[0])}: expected 0")
     checks.forbid(
         pointer[1:] <= pointer[:-1],
-        lambda at: f"{name}[{at[0] + 1}] is {int(pointer[at[0] + 1])} after {int(pointer[at[0]])}: {what} {at[0]} would be empty",
+        lambda at: (
+            f"{name}[{at[0] + 1}] is {int(pointer[at[0] + 1])} after {int(pointer[at[0]])}: {what} {at[0]} would be empty"
+        ),
     )
-    checks.forbid(pointer[-1:] != total, lambda _: f"{name}[{last}] is {int(pointer[-1])}: expected {total}, so that all is covered")
+    checks.forbid(
+        pointer[-1:] != total,
+        lambda _: f"{name}[{last}] is {int(pointer[-1])}: expected {total}, so that all is covered",
+    )
 
 
 def check_finite(checks: ValueChecks, name: str, tensor: Tensor) -> None:

@@ -39,7 +39,9 @@ class AdvantageConfig:
         _at_least("epsilon", self.epsilon, 0.0)
         _at_least("range_threshold", self.range_threshold, 0.0)
         if self.range_component is not None and self.range_component < 0:
-            raise ValueError(f"range_component is {self.range_component}: expected a component index from 0, or None")
+            raise ValueError(
+                f"range_component is {self.range_component}: expected a component index from 0, or None"
+            )
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,13 @@ class LossConfig:
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ValueError(f"dual_clip is {self.dual_clip}: expected a number above 1, or None")
         if self.truncated_importance_cap is not None and not self.truncated_importance_cap > 0:
-            raise ValueError(f"truncated_importance_cap is {self.truncated_importance_cap}: expected a number above 0, or None")
+            raise ValueError(
+                f"truncated_importance_cap is {self.truncated_importance_cap}: expected a number above 0, or None"
+            )
         if self.aggregation == "sequence_sum" and (self.max_length is None or self.max_length < 1):
-            raise ValueError(f"max_length is {self.max_length}: aggregation 'sequence_sum' divides by it, so expected at least 1")
+            raise ValueError(
+                f"max_length is {self.max_length}: aggregation 'sequence_sum' divides by it, so expected at least 1"
+            )
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> LossConfig:
@@ -158,7 +164,9 @@ PRESETS: dict[str, Preset] = {
         gated=True,
     ),
     "grpo": Preset("GRPO", {"kl_beta": 0.04}),
-    "dr_grpo": Preset("Dr. GRPO", {"aggregation": "sequence_sum", "advantage": AdvantageConfig(normalise="none")}),
+    "dr_grpo": Preset(
+        "Dr. GRPO", {"aggregation": "sequence_sum", "advantage": AdvantageConfig(normalise="none")}
+    ),
     "dapo": Preset("DAPO", {"aggregation": "token_mean", "clip_high": 0.28}),
     "gspo": Preset("GSPO", {"ratio_level": "sequence", "clip_low": 3e-4, "clip_high": 4e-4}),
 }

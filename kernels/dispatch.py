@@ -25,7 +25,9 @@ def choose(impl: Impl, device: torch.device) -> Backend:
 def load_backend(impl: Impl, device_type: str) -> Backend:
     """Load once and log once per (impl, device type). Triton is imported only here, when it is chosen."""
     use_triton = impl == "triton" or (impl == "auto" and device_type == "cuda")
-    logging.getLogger(__name__).info("kernels: %s on %s tensors (impl=%s)", "triton" if use_triton else "torch", device_type, impl)
+    logging.getLogger(__name__).info(
+        "kernels: %s on %s tensors (impl=%s)", "triton" if use_triton else "torch", device_type, impl
+    )
     if not use_triton:
         from selfemo.kernels.torch_backend import TorchBackend
 
@@ -33,5 +35,7 @@ def load_backend(impl: Impl, device_type: str) -> Backend:
     from selfemo.kernels.triton_backend import TritonBackend, can_run
 
     if not can_run(device_type):
-        raise ValueError(f"impl='triton' cannot run on {device_type} tensors: move them to a GPU, or use impl='auto'")
+        raise ValueError(
+            f"impl='triton' cannot run on {device_type} tensors: move them to a GPU, or use impl='auto'"
+        )
     return TritonBackend()

@@ -61,7 +61,9 @@ class Chunk:
     """The logits; after `chunk_stats` with `keep_exp`, exp(d) with d = (logit - largest of this shard) / temperature."""
 
 
-def linear_stats(head: Head, hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, mask_T: Tensor | None) -> SoftmaxStats:
+def linear_stats(
+    head: Head, hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, mask_T: Tensor | None
+) -> SoftmaxStats:
     """Softmax statistics of every unmasked token; log-probability and entropy are 0 elsewhere."""
     whole = SoftmaxStats(*torch.zeros(4, hidden_TH.shape[0], dtype=torch.float32, device=hidden_TH.device))
     for chunk in _chunk_logits(head, hidden_TH, weight_VH, mask_T):
@@ -71,10 +73,14 @@ def linear_stats(head: Head, hidden_TH: Tensor, weight_VH: Tensor, targets_T: Te
     return whole
 
 
-def chunk_stats(head: Head, chunk: Chunk, targets_T: Tensor, keep_exp: bool = False) -> tuple[SoftmaxStats, Tensor]:
+def chunk_stats(
+    head: Head, chunk: Chunk, targets_T: Tensor, keep_exp: bool = False
+) -> tuple[SoftmaxStats, Tensor]:
     """Softmax statistics of one chunk, reduced over ranks, and f [c]: a local column's probability is f exp(d)."""
     targets_c = targets_T[chunk.rows]
-    stats = head.backend.vocab_stats(chunk.logits_cV, targets_c, None, head.shard, head.inv_temperature, keep_exp)
+    stats = head.backend.vocab_stats(
+        chunk.logits_cV, targets_c, None, head.shard, head.inv_temperature, keep_exp
+    )
     softmax = combine(stats, targets_c, None, head.shard, head.inv_temperature)
     return softmax, ((stats.max_T - softmax.max_T) * head.inv_temperature - softmax.log_sum_T).exp()
 
@@ -83,7 +89,9 @@ def _chunk_logits(head: Head, hidden_TH: Tensor, weight_VH: Tensor, live_T: Tens
     """The chunks of live tokens, with their logits."""
     tokens = hidden_TH.shape[0]
     vocabulary = weight_VH.shape[0]
-    rows_apart = torch.empty(min(head.chunk_tokens, tokens), vocabulary + ROW_GAP, dtype=hidden_TH.dtype, device=hidden_TH.device)
+    rows_apart = torch.empty(
+        min(head.chunk_tokens, tokens), vocabulary + ROW_GAP, dtype=hidden_TH.dtype, device=hidden_TH.device
+    )
     buffer = rows_apart[:, :vocabulary]
     for rows in row_chunks(live_T, tokens, head.chunk_tokens):
         hidden_cH = hidden_TH[rows]
@@ -102,7 +110,9 @@ class LinearGradients:
         self._dweight_VH: Tensor | None = None
         if needed[1]:
             main_VH = head.weight_main_grad_VH
-            self._dweight_VH = torch.empty_like(weight_VH, dtype=torch.float32) if main_VH is None else main_VH
+            self._dweight_VH = (
+                torch.empty_like(weight_VH, dtype=torch.float32) if main_VH is None else main_VH
+            )
 
     @property
     def needed(self) -> bool:
@@ -111,18 +121,27 @@ class LinearGradients:
 
     def can_keep_exp(self, entropy_weight: float) -> bool:
         """Whether `add_exp` can follow the statistics."""
-        return self.needed and entropy_weight == 0 and self.head.backend.can_keep_exp and self._hidden_TH.dtype == torch.float32
+        return (
+            self.needed
+            and entropy_weight == 0
+            and self.head.backend.can_keep_exp
+            and self._hidden_TH.dtype == torch.float32
+        )
 
     def chunks(self, live_T: Tensor | None) -> Iterator[Chunk]:
         """The chunks of live tokens, with their logits."""
         return _chunk_logits(self.head, self._hidden_TH, self._weight_VH, live_T)
 
-    def add(self, chunk: Chunk, targets_c: Tensor, softmax: SoftmaxStats, dlogprob_c: Tensor, dentropy_c: Tensor) -> None:
+    def add(
+        self, chunk: Chunk, targets_c: Tensor, softmax: SoftmaxStats, dlogprob_c: Tensor, dentropy_c: Tensor
+    ) -> None:
         """`dlogits` over the chunk's logits, then two GEMMs: the chunk's hidden gradient, and its share of the weight's."""
         if not self.needed:
             return
         head, dlogits_cV = self.head, chunk.logits_cV
-        head.backend.dlogits_(dlogits_cV, targets_c, softmax, dlogprob_c, dentropy_c, head.shard, head.inv_temperature)
+        head.backend.dlogits_(
+            dlogits_cV, targets_c, softmax, dlogprob_c, dentropy_c, head.shard, head.inv_temperature
+        )
         if self._dhidden_TH is not None:
             self._dhidden_TH[chunk.rows] = torch.mm(dlogits_cV, self._weight_VH)
         if self._dweight_VH is not None:
@@ -151,12 +170,18 @@ class LinearGradients:
             share_bH = torch.mm(dlogits_cb.t(), hidden_cH)
             total_bH.add_(share_bH) if kept else total_bH.copy_(share_bH)
 
-    def recompute(self, targets_T: Tensor, softmax: SoftmaxStats, dlogprob_T: Tensor, dentropy_T: Tensor) -> None:
+    def recompute(
+        self, targets_T: Tensor, softmax: SoftmaxStats, dlogprob_T: Tensor, dentropy_T: Tensor
+    ) -> None:
         """Make every chunk's logits again and add their gradients; tokens without a derivative are left out."""
         for chunk in self.chunks((dlogprob_T != 0) | (dentropy_T != 0)):
             rows = chunk.rows
             self.add(
-                chunk, targets_T[rows], SoftmaxStats(*(stat_T[rows] for stat_T in softmax.tensors())), dlogprob_T[rows], dentropy_T[rows]
+                chunk,
+                targets_T[rows],
+                SoftmaxStats(*(stat_T[rows] for stat_T in softmax.tensors())),
+                dlogprob_T[rows],
+                dentropy_T[rows],
             )
 
     def finish(self, scale: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
@@ -172,7 +197,9 @@ class LinearGradients:
             dist.all_reduce(dhidden_TH, group=self.head.shard.group)
         if self.head.weight_main_grad_VH is not None:
             if scale is not None:
-                torch._assert_async(scale == 1, "weight_main_grad_VH was added to before backward: the loss may not be scaled")
+                torch._assert_async(
+                    scale == 1, "weight_main_grad_VH was added to before backward: the loss may not be scaled"
+                )
             return dhidden_TH, None
         if scale is not None and scale.device.type == "cpu" and scale.item() == 1:
             scale = None  # a plain loss.backward(): a pass over a matrix as large as the weight saved; on a GPU, looking would be a wait

@@ -56,7 +56,9 @@ def distribution(
 ) -> Distribution:
     """Check the source of the logits and settle shard and backend; reads no values."""
     if (logits_TV is None) == (hidden_TH is None) or (hidden_TH is None) != (weight_VH is None):
-        raise ValueError("logits_TV or both hidden_TH and weight_VH are needed: give exactly one of the two sources")
+        raise ValueError(
+            "logits_TV or both hidden_TH and weight_VH are needed: give exactly one of the two sources"
+        )
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature is {temperature}: expected a finite number above 0")
     if logits_TV is not None:
@@ -70,11 +72,15 @@ def distribution(
         require_shape("weight_VH", weight_VH, (None, hidden_TH.shape[1]))
         require_device("weight_VH", weight_VH, hidden_TH.device)
         if weight_VH.dtype != hidden_TH.dtype:
-            raise ValueError(f"weight_VH is {weight_VH.dtype}: expected {hidden_TH.dtype}, the dtype of hidden_TH")
+            raise ValueError(
+                f"weight_VH is {weight_VH.dtype}: expected {hidden_TH.dtype}, the dtype of hidden_TH"
+            )
         tokens, columns, device = hidden_TH.shape[0], weight_VH.shape[0], hidden_TH.device
     shard = vocab_shard(columns, vocab_size, tp_group)
     total = vocab_size or columns * (tp_group.size() if tp_group is not None else 1)
-    return Distribution(logits_TV, hidden_TH, weight_VH, tokens, total, shard, 1 / temperature, choose(impl, device), device)
+    return Distribution(
+        logits_TV, hidden_TH, weight_VH, tokens, total, shard, 1 / temperature, choose(impl, device), device
+    )
 
 
 def token_logprobs(
@@ -132,7 +138,9 @@ def token_logprobs(
     return TokenLogprobs(*_FromHidden.apply(hidden_TH, weight_VH, targets_T, mask_T, head))
 
 
-def softmax_stats(logits_TV: Tensor, targets_T: Tensor, mask_T: Tensor | None, source: Distribution) -> SoftmaxStats:
+def softmax_stats(
+    logits_TV: Tensor, targets_T: Tensor, mask_T: Tensor | None, source: Distribution
+) -> SoftmaxStats:
     """`vocab_stats` and its reduction over ranks; logprob and entropy are 0 for masked tokens."""
     stats = source.backend.vocab_stats(logits_TV, targets_T, mask_T, source.shard, source.inv_temperature)
     return combine(stats, targets_T, mask_T, source.shard, source.inv_temperature)
@@ -142,7 +150,9 @@ class _FromLogits(torch.autograd.Function):
     """Forward `vocab_stats`, backward `dlogits_` in place."""
 
     @staticmethod
-    def forward(ctx: Any, logits_TV: Tensor, targets_T: Tensor, mask_T: Tensor | None, source: Distribution) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits_TV: Tensor, targets_T: Tensor, mask_T: Tensor | None, source: Distribution
+    ) -> tuple[Tensor, Tensor]:
         softmax = softmax_stats(logits_TV, targets_T, mask_T, source)
         ctx.save_for_backward(logits_TV, targets_T, mask_T, *softmax.tensors())
         ctx.shard, ctx.inv_temperature, ctx.backend = source.shard, source.inv_temperature, source.backend
@@ -153,7 +163,9 @@ class _FromLogits(torch.autograd.Function):
     def backward(ctx: Any, dlogprob_T: Tensor, dentropy_T: Tensor) -> tuple[Tensor, None, None, None]:
         logits_TV, targets_T, mask_T, *stats = ctx.saved_tensors
         dlogprob_T, dentropy_T = _masked(dlogprob_T, mask_T), _masked(dentropy_T, mask_T)
-        ctx.backend.dlogits_(logits_TV, targets_T, SoftmaxStats(*stats), dlogprob_T, dentropy_T, ctx.shard, ctx.inv_temperature)
+        ctx.backend.dlogits_(
+            logits_TV, targets_T, SoftmaxStats(*stats), dlogprob_T, dentropy_T, ctx.shard, ctx.inv_temperature
+        )
         return logits_TV.detach(), None, None, None
 
 
@@ -171,7 +183,9 @@ class _FromHidden(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dlogprob_T: Tensor, dentropy_T: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(
+        ctx: Any, dlogprob_T: Tensor, dentropy_T: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         hidden_TH, weight_VH, targets_T, mask_T, *stats = ctx.saved_tensors
         gradients = LinearGradients(ctx.head, hidden_TH, weight_VH, ctx.needs_input_grad[:2])
         dlogprob_T, dentropy_T = _masked(dlogprob_T, mask_T), _masked(dentropy_T, mask_T)

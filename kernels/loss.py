@@ -26,7 +26,13 @@ from selfemo.kernels.checks import (
     check_vector,
 )
 from selfemo.kernels.config import BatchCounts, LossConfig
-from selfemo.kernels.fused_linear import DEFAULT_CHUNK_TOKENS, Head, LinearGradients, chunk_stats, linear_stats
+from selfemo.kernels.fused_linear import (
+    DEFAULT_CHUNK_TOKENS,
+    Head,
+    LinearGradients,
+    chunk_stats,
+    linear_stats,
+)
 from selfemo.kernels.logprobs import Distribution, distribution, softmax_stats
 from selfemo.kernels.results import SUM_FIELDS, LossMetrics, LossResult
 from selfemo.kernels.vocab_parallel import SoftmaxStats
@@ -97,16 +103,24 @@ def grpo_loss(
         raise ValueError(f"{missing} is missing: expected an integer tensor")
     if config.kl_beta > 0 and ref_logprob_T is None:
         raise ValueError(f"ref_logprob_T is missing: config.kl_beta is {config.kl_beta}")
-    references = {"old_logprob_T": old_logprob_T, "ref_logprob_T": ref_logprob_T, "rollout_logprob_T": rollout_logprob_T}
+    references = {
+        "old_logprob_T": old_logprob_T,
+        "ref_logprob_T": ref_logprob_T,
+        "rollout_logprob_T": rollout_logprob_T,
+    }
     _check_tokens(source, targets_T, cu_seqlens, mask_T, references, check_values)
     check_main_grad(weight_main_grad_VH, weight_VH)
     sequences = cu_seqlens.numel() - 1
-    _check_sequences(source, sequences, {"advantage_S": advantage_S, "sequence_weight_S": sequence_weight_S}, check_values)
+    _check_sequences(
+        source, sequences, {"advantage_S": advantage_S, "sequence_weight_S": sequence_weight_S}, check_values
+    )
 
     targets_T, cu_seqlens = targets_T.contiguous(), cu_seqlens.long()
     mask_T = torch.ones_like(targets_T, dtype=torch.bool) if mask_T is None else mask_T.contiguous()
     tokens_S = torch.segment_reduce(mask_T.float(), "sum", lengths=cu_seqlens.diff(), unsafe=True)
-    old_T, ref_T, rollout_T = (None if x is None else x.detach().float().contiguous() for x in references.values())
+    old_T, ref_T, rollout_T = (
+        None if x is None else x.detach().float().contiguous() for x in references.values()
+    )
     token_weight_S = _token_weights(tokens_S, sequence_weight_S, counts, config)
     advantage_S = advantage_S.detach().float().contiguous()
     batch = PolicyBatch(old_T, ref_T, rollout_T, mask_T, cu_seqlens, advantage_S, token_weight_S, tokens_S)
@@ -114,14 +128,22 @@ def grpo_loss(
         loss, logprob_T, entropy_T, sums_SM = _FromLogits.apply(logits_TV, targets_T, batch, config, source)
     else:
         head = Head(source.backend, source.shard, source.inv_temperature, chunk_tokens, weight_main_grad_VH)
-        needed = (hidden_TH.requires_grad, weight_VH.requires_grad) if torch.is_grad_enabled() else (False, False)
-        loss, logprob_T, entropy_T, sums_SM = _FromHidden.apply(hidden_TH, weight_VH, targets_T, batch, config, head, needed)
+        needed = (
+            (hidden_TH.requires_grad, weight_VH.requires_grad) if torch.is_grad_enabled() else (False, False)
+        )
+        loss, logprob_T, entropy_T, sums_SM = _FromHidden.apply(
+            hidden_TH, weight_VH, targets_T, batch, config, head, needed
+        )
     return LossResult(loss, logprob_T, entropy_T, _metrics(sums_SM))
 
 
-def _token_weights(tokens_S: Tensor, sequence_weight_S: Tensor | None, counts: BatchCounts | None, config: LossConfig) -> Tensor:
+def _token_weights(
+    tokens_S: Tensor, sequence_weight_S: Tensor | None, counts: BatchCounts | None, config: LossConfig
+) -> Tensor:
     """fp32 [S]: weight of each of a sequence's tokens. Global counts only: the loss must not depend on how a batch is split."""
-    sequences: float | Tensor = (tokens_S > 0).sum().clamp(min=1) if counts is None else max(counts.sequences, 1)
+    sequences: float | Tensor = (
+        (tokens_S > 0).sum().clamp(min=1) if counts is None else max(counts.sequences, 1)
+    )
     tokens: float | Tensor = tokens_S.sum().clamp(min=1) if counts is None else max(counts.tokens, 1)
     ones_S = torch.ones_like(tokens_S)
     if config.aggregation == "token_mean":
@@ -137,7 +159,9 @@ def _token_weights(tokens_S: Tensor, sequence_weight_S: Tensor | None, counts: B
 def _metrics(sums_SM: Tensor) -> LossMetrics:
     named = dict(zip(SEQUENCE_SUMS, sums_SM.unbind(1)))
     sums = {name: named[name].sum() for name in SUM_FIELDS if name != "sequences"}
-    return LossMetrics(sequences=(named["tokens"] > 0).float().sum(), **sums, rollout_gap_max=named["rollout_gap_max"].max())
+    return LossMetrics(
+        sequences=(named["tokens"] > 0).float().sum(), **sums, rollout_gap_max=named["rollout_gap_max"].max()
+    )
 
 
 class _FromLogits(torch.autograd.Function):
@@ -145,7 +169,12 @@ class _FromLogits(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits_TV: Tensor, targets_T: Tensor, batch: PolicyBatch, config: LossConfig, source: Distribution
+        ctx: Any,
+        logits_TV: Tensor,
+        targets_T: Tensor,
+        batch: PolicyBatch,
+        config: LossConfig,
+        source: Distribution,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         softmax = softmax_stats(logits_TV, targets_T, batch.mask_T, source)
         result = source.backend.sequence_loss(softmax.logprob_T, softmax.entropy_T, batch, config)
@@ -159,7 +188,13 @@ class _FromLogits(torch.autograd.Function):
     def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None, None]:
         logits_TV, targets_T, dlogprob_T, dentropy_T, *stats = ctx.saved_tensors
         ctx.backend.dlogits_(
-            logits_TV, targets_T, SoftmaxStats(*stats), dlogprob_T * dloss, dentropy_T * dloss, ctx.shard, ctx.inv_temperature
+            logits_TV,
+            targets_T,
+            SoftmaxStats(*stats),
+            dlogprob_T * dloss,
+            dentropy_T * dloss,
+            ctx.shard,
+            ctx.inv_temperature,
         )
         return logits_TV.detach(), None, None, None, None
 
@@ -179,7 +214,9 @@ class _FromHidden(torch.autograd.Function):
         needed: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.gradients = LinearGradients(head, hidden_TH, weight_VH, needed)
-        if config.ratio_level == "sequence":  # a token's derivative depends on the sequence's other tokens: look at all first
+        if (
+            config.ratio_level == "sequence"
+        ):  # a token's derivative depends on the sequence's other tokens: look at all first
             softmax = linear_stats(head, hidden_TH, weight_VH, targets_T, batch.mask_T)
             logprob_T, entropy_T = softmax.logprob_T, softmax.entropy_T
             result = head.backend.sequence_loss(logprob_T, entropy_T, batch, config)
@@ -195,15 +232,21 @@ class _FromHidden(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("grpo_loss: backward ran a second time, but its gradients were handed over the first time")
+            raise RuntimeError(
+                "grpo_loss: backward ran a second time, but its gradients were handed over the first time"
+            )
         gradients, ctx.gradients = ctx.gradients, None
         return *gradients.finish(dloss), None, None, None, None, None
 
 
-def _one_pass(gradients: LinearGradients, targets_T: Tensor, batch: PolicyBatch, config: LossConfig) -> tuple[Tensor, Tensor, Tensor]:
+def _one_pass(
+    gradients: LinearGradients, targets_T: Tensor, batch: PolicyBatch, config: LossConfig
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies and sums of a token-level loss; `gradients` grows on the way."""
     backend = gradients.head.backend
-    logprob_T, entropy_T = (torch.zeros(len(targets_T), dtype=torch.float32, device=targets_T.device) for _ in range(2))
+    logprob_T, entropy_T = (
+        torch.zeros(len(targets_T), dtype=torch.float32, device=targets_T.device) for _ in range(2)
+    )
     sums_SM = torch.zeros(len(batch.advantage_S), len(SEQUENCE_SUMS), device=targets_T.device)
     keep_exp = gradients.can_keep_exp(config.entropy_weight)
     for chunk in gradients.chunks(batch.mask_T):
@@ -245,7 +288,9 @@ def _check_tokens(
         checks.raise_first()
 
 
-def _check_sequences(source: Distribution, sequences: int, given: dict[str, Tensor | None], check_values: bool) -> None:
+def _check_sequences(
+    source: Distribution, sequences: int, given: dict[str, Tensor | None], check_values: bool
+) -> None:
     checks = ValueChecks()
     for name, tensor in given.items():
         if tensor is not None:

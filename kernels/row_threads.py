@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch._C import set_num_threads  # vLLM's CPU worker replaces torch.set_num_threads by a function that does nothing
+from torch._C import (
+    set_num_threads,
+)  # vLLM's CPU worker replaces torch.set_num_threads by a function that does nothing
 
 from selfemo.kernels.chunks import Rows
 

@@ -12,7 +12,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from selfemo.kernels.backend import DEGENERATE, LOG_RATIO_BOUND, SEQUENCE_SUMS, GroupStats, PolicyBatch, SequenceLoss
+from selfemo.kernels.backend import (
+    DEGENERATE,
+    LOG_RATIO_BOUND,
+    SEQUENCE_SUMS,
+    GroupStats,
+    PolicyBatch,
+    SequenceLoss,
+)
 from selfemo.kernels.chunks import Rows, row_chunks
 from selfemo.kernels.config import AdvantageConfig, LossConfig
 from selfemo.kernels.row_threads import on_threads
@@ -57,7 +64,9 @@ class TorchBackend:
                 d = _scaled_(torch.sub(x, largest[:, None], out=scratch.first(len(x))), inv_temperature)
                 e = torch.exp(d, out=x if keep_exp else scratch.second(len(d)))
                 sum_T[rows] = e.sum(-1)
-                weighted_T[rows] = d.mul_(e).nansum(-1)  # a logit of -inf has e = 0 and d = -inf; a NaN logit shows in sum_T
+                weighted_T[rows] = d.mul_(e).nansum(
+                    -1
+                )  # a logit of -inf has e = 0 and d = -inf; a NaN logit shows in sum_T
 
         on_threads(reduce, row_chunks(live_T, tokens, _rows_per_chunk(width)), logits_TV.device)
         return ShardStats(max_T, sum_T, weighted_T, target_T)
@@ -104,7 +113,9 @@ class TorchBackend:
 
         on_threads(differentiate, row_chunks(live_T, tokens, _rows_per_chunk(width)), logits_TV.device)
 
-    def sequence_loss(self, logprob_T: Tensor, entropy_T: Tensor, batch: PolicyBatch, config: LossConfig) -> SequenceLoss:
+    def sequence_loss(
+        self, logprob_T: Tensor, entropy_T: Tensor, batch: PolicyBatch, config: LossConfig
+    ) -> SequenceLoss:
         sequence = _Segments(batch.cu_seqlens)
         mask_T = batch.mask_T
         advantage_T, weight_T = batch.advantage_S[sequence.of_T], batch.token_weight_S[sequence.of_T]
@@ -117,16 +128,23 @@ class TorchBackend:
         free_T = -advantage_T * ratio_T
         held_T = -advantage_T * ratio_T.clamp(1 - config.clip_low, 1 + config.clip_high)
         policy_T = torch.maximum(free_T, held_T)
-        dpolicy_T = torch.where((free_T >= held_T) & (log_ratio_T.abs() <= LOG_RATIO_BOUND), free_T, 0.0)  # d ratio / d log-ratio = ratio
+        dpolicy_T = torch.where(
+            (free_T >= held_T) & (log_ratio_T.abs() <= LOG_RATIO_BOUND), free_T, 0.0
+        )  # d ratio / d log-ratio = ratio
         dual_T = torch.zeros_like(mask_T)
         if config.dual_clip is not None:
             ceiling_T = -advantage_T * config.dual_clip
             dual_T = (advantage_T < 0) & (ceiling_T < policy_T)
-            policy_T, dpolicy_T = torch.where(dual_T, ceiling_T, policy_T), torch.where(dual_T, 0.0, dpolicy_T)
+            policy_T, dpolicy_T = (
+                torch.where(dual_T, ceiling_T, policy_T),
+                torch.where(dual_T, 0.0, dpolicy_T),
+            )
 
         importance_T, truncated_T, gap_T = torch.ones_like(zero_T), torch.zeros_like(mask_T), zero_T
         if batch.rollout_T is not None:
-            difference_T = torch.where(mask_T, (logprob_T if batch.old_T is None else batch.old_T) - batch.rollout_T, 0.0)
+            difference_T = torch.where(
+                mask_T, (logprob_T if batch.old_T is None else batch.old_T) - batch.rollout_T, 0.0
+            )
             gap_T = difference_T.abs()
             if config.truncated_importance_cap is not None:
                 importance_T = difference_T.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
@@ -158,11 +176,15 @@ class TorchBackend:
             "importance_truncated": truncated_T,
             "rollout_gap": gap_T,
         }
-        table_TM = torch.stack([torch.where(mask_T, columns[name].float(), 0.0) for name in SEQUENCE_SUMS[:-1]], dim=1)
+        table_TM = torch.stack(
+            [torch.where(mask_T, columns[name].float(), 0.0) for name in SEQUENCE_SUMS[:-1]], dim=1
+        )
         sums_SM = torch.cat((sequence.sum(table_TM), sequence.max(gap_T).clamp(min=0)[:, None]), dim=1)
         return SequenceLoss(sums_SM, dlogprob_T, dentropy_T)
 
-    def group_advantages(self, rewards_SC: Tensor, group_ptr: Tensor, reward_weights_C: Tensor, config: AdvantageConfig) -> GroupStats:
+    def group_advantages(
+        self, rewards_SC: Tensor, group_ptr: Tensor, reward_weights_C: Tensor, config: AdvantageConfig
+    ) -> GroupStats:
         group = _Segments(group_ptr)
         total_S = (rewards_SC.double() * reward_weights_C.double()).sum(-1)
         count_G, first_G = group.lengths.double(), total_S[group_ptr[:-1]]
@@ -172,10 +194,14 @@ class TorchBackend:
         std_G = (group.sum(deviation_S.square()) / (count_G - 1).clamp(min=1)).sqrt()
         scale_G = torch.ones_like(std_G)
         if config.normalise == "std":
-            scale_G = torch.where(std_G > DEGENERATE * group.max(total_S.abs()), 1 / (std_G + config.epsilon), 0.0)
+            scale_G = torch.where(
+                std_G > DEGENERATE * group.max(total_S.abs()), 1 / (std_G + config.epsilon), 0.0
+            )
         elif config.normalise == "leave_one_out":
             scale_G = count_G / (count_G - 1).clamp(min=1)
-        watched_S = total_S if config.range_component is None else rewards_SC[:, config.range_component].double()
+        watched_S = (
+            total_S if config.range_component is None else rewards_SC[:, config.range_component].double()
+        )
         range_G = group.max(watched_S) + group.max(-watched_S)
         advantage_S = deviation_S * scale_G[group.of_T]
         return GroupStats(advantage_S.float(), (first_G + mean_G).float(), std_G.float(), range_G.float())
@@ -191,7 +217,9 @@ def _kl(gap_T: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
 
 
 def _scaled_(x: Tensor, factor: float) -> Tensor:
-    return x if factor == 1.0 else x.mul_(factor)  # most calls have temperature 1: a pass over the chunk saved
+    return (
+        x if factor == 1.0 else x.mul_(factor)
+    )  # most calls have temperature 1: a pass over the chunk saved
 
 
 def _rows_per_chunk(width: int) -> int:

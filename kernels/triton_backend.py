@@ -12,7 +12,12 @@ from torch import Tensor
 
 from selfemo.kernels.backend import DEGENERATE, SEQUENCE_SUMS, GroupStats, PolicyBatch, SequenceLoss
 from selfemo.kernels.config import AdvantageConfig, LossConfig
-from selfemo.kernels.triton_group import NORMALISE_LEAVE_ONE_OUT, NORMALISE_NONE, NORMALISE_STD, group_advantage_kernel
+from selfemo.kernels.triton_group import (
+    NORMALISE_LEAVE_ONE_OUT,
+    NORMALISE_NONE,
+    NORMALISE_STD,
+    group_advantage_kernel,
+)
 from selfemo.kernels.triton_sequence import KL_K2, KL_K3, KL_NONE, sequence_loss_kernel
 from selfemo.kernels.triton_vocab import dlogits_kernel, vocab_stats_kernel
 from selfemo.kernels.vocab_parallel import ShardStats, SoftmaxStats, VocabShard
@@ -90,9 +95,13 @@ class TritonBackend:
                 BLOCK=VOCAB_BLOCK,
                 num_warps=VOCAB_WARPS,
             )
-        torch.autograd.graph.increment_version(logits_TV)  # Triton's writes are invisible to autograd: let a second backward fail
+        torch.autograd.graph.increment_version(
+            logits_TV
+        )  # Triton's writes are invisible to autograd: let a second backward fail
 
-    def sequence_loss(self, logprob_T: Tensor, entropy_T: Tensor, batch: PolicyBatch, config: LossConfig) -> SequenceLoss:
+    def sequence_loss(
+        self, logprob_T: Tensor, entropy_T: Tensor, batch: PolicyBatch, config: LossConfig
+    ) -> SequenceLoss:
         sequences = batch.cu_seqlens.numel() - 1
         sums_SM = torch.empty(sequences, len(SEQUENCE_SUMS), dtype=torch.float32, device=logprob_T.device)
         dlogprob_T, dentropy_T = torch.empty_like(logprob_T), torch.empty_like(logprob_T)
@@ -126,7 +135,9 @@ class TritonBackend:
             )
         return SequenceLoss(sums_SM, dlogprob_T, dentropy_T)
 
-    def group_advantages(self, rewards_SC: Tensor, group_ptr: Tensor, reward_weights_C: Tensor, config: AdvantageConfig) -> GroupStats:
+    def group_advantages(
+        self, rewards_SC: Tensor, group_ptr: Tensor, reward_weights_C: Tensor, config: AdvantageConfig
+    ) -> GroupStats:
         samples, components = rewards_SC.shape
         groups = group_ptr.numel() - 1
         advantage_S = torch.empty(samples, dtype=torch.float32, device=rewards_SC.device)

@@ -49,7 +49,9 @@ def group_advantage_kernel(
     count = (end - begin).to(tl.float64)
 
     head_B = begin + tl.zeros([BLOCK], tl.int64)
-    first = tl.max(_total(rewards_SC, weights_C, head_B, head_B < end, components), 0)  # every lane holds the same number
+    first = tl.max(
+        _total(rewards_SC, weights_C, head_B, head_B < end, components), 0
+    )  # every lane holds the same number
 
     sum_B = tl.zeros([BLOCK], tl.float64)
     largest_B = tl.zeros([BLOCK], tl.float64)
@@ -63,7 +65,9 @@ def group_advantage_kernel(
         largest_B = tl.maximum(largest_B, tl.abs(total))
         watched = total
         if range_component >= 0:
-            watched = tl.load(rewards_SC + sample * components + range_component, mask=keep, other=0.0).to(tl.float64)
+            watched = tl.load(rewards_SC + sample * components + range_component, mask=keep, other=0.0).to(
+                tl.float64
+            )
         high_B = tl.maximum(high_B, tl.where(keep, watched, float("-inf")))
         low_B = tl.minimum(low_B, tl.where(keep, watched, float("inf")))
     mean = tl.sum(sum_B, 0) / count  # relative to the first total
@@ -72,7 +76,9 @@ def group_advantage_kernel(
     for start in range(begin, end, BLOCK):
         sample = start + tl.arange(0, BLOCK)
         keep = sample < end
-        deviation = tl.where(keep, (_total(rewards_SC, weights_C, sample, keep, components) - first) - mean, 0.0)
+        deviation = tl.where(
+            keep, (_total(rewards_SC, weights_C, sample, keep, components) - first) - mean, 0.0
+        )
         square_B += deviation * deviation
     std = tl.sqrt(tl.sum(square_B, 0) / tl.maximum(count - 1.0, 1.0))
 

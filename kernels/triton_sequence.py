@@ -50,7 +50,9 @@ def _bounded(x):
 def _log_ratio(logprob_T, old_T, token, keep, HAS_OLD: tl.constexpr):
     """logprob - old of the kept tokens; exactly 0 where this pass is its own old policy."""
     if HAS_OLD:
-        log_ratio = tl.load(logprob_T + token, mask=keep, other=0.0) - tl.load(old_T + token, mask=keep, other=0.0)
+        log_ratio = tl.load(logprob_T + token, mask=keep, other=0.0) - tl.load(
+            old_T + token, mask=keep, other=0.0
+        )
     else:
         log_ratio = tl.zeros(token.shape, tl.float32)
     return log_ratio
@@ -147,7 +149,9 @@ def sequence_loss_kernel(
         free = -advantage * ratio
         held = -advantage * tl.minimum(tl.maximum(ratio, 1.0 - clip_low), 1.0 + clip_high)
         policy = tl.maximum(free, held)
-        dpolicy = tl.where(free >= held, tl.where(tl.abs(log_ratio) <= BOUND, free, 0.0), 0.0)  # d ratio / d log-ratio = ratio
+        dpolicy = tl.where(
+            free >= held, tl.where(tl.abs(log_ratio) <= BOUND, free, 0.0), 0.0
+        )  # d ratio / d log-ratio = ratio
         if HAS_DUAL:
             ceiling = tl.where(advantage < 0.0, -advantage * dual_clip, float("inf"))
             dual_clipped_B += tl.where(ceiling < policy, one, 0.0)

@@ -113,6 +113,8 @@ def dlogits_kernel(
             x_B = tl.load(first + column_B, mask=column_B < columns, other=float("-inf")).to(tl.float32)
             log_p_B = (x_B - largest) * inv_temperature - log_sum
             p_B = tl.exp(log_p_B)
-            d_B = tl.where(column_B == column, g, 0.0) - p_B * (g + h * (tl.where(p_B > 0.0, log_p_B, 0.0) + entropy))
+            d_B = tl.where(column_B == column, g, 0.0) - p_B * (
+                g + h * (tl.where(p_B > 0.0, log_p_B, 0.0) + entropy)
+            )
             d_B = tl.where(column_B < real_columns, d_B, 0.0)
             tl.store(first + column_B, d_B.to(logits_TV.dtype.element_ty), mask=column_B < columns)

@@ -83,13 +83,17 @@ def vocab_shard(columns: int, vocab_size: int | None, group: ProcessGroup | None
     rank, size = (group.rank(), group.size()) if group is not None else (0, 1)
     total = columns * size
     if vocab_size is not None and not 0 < vocab_size <= total:
-        raise ValueError(f"vocab_size is {vocab_size}: expected 1 to {total}, the {columns} columns of each of {size} ranks")
+        raise ValueError(
+            f"vocab_size is {vocab_size}: expected 1 to {total}, the {columns} columns of each of {size} ranks"
+        )
     start = rank * columns
     real = min(max((vocab_size or total) - start, 0), columns)
     return VocabShard(start, columns, real, group if size > 1 else None)
 
 
-def combine(stats: ShardStats, targets_T: Tensor, mask_T: Tensor | None, shard: VocabShard, inv_temperature: float) -> SoftmaxStats:
+def combine(
+    stats: ShardStats, targets_T: Tensor, mask_T: Tensor | None, shard: VocabShard, inv_temperature: float
+) -> SoftmaxStats:
     """Join the ranks' statistics: one MAX all-reduce [T] and one SUM all-reduce [3, T] (none for a whole vocabulary).
 
     Log-probability and entropy are 0 where `mask_T` is false.

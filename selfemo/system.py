@@ -79,7 +79,9 @@ def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Cor
     encoder, prompts, probes, architecture = all_or_none(lambda: _read_model(model_dir, config, corpus))
     learner = Learner(architecture, config, world.layout, world.device)
     learner.load_hf(str(model_dir))
-    engine = RolloutEngine(str(model_dir), config.rollout, config.model.max_length, encoder.end_of_turn_ids, world.device.kind)
+    engine = RolloutEngine(
+        str(model_dir), config.rollout, config.model.max_length, encoder.end_of_turn_ids, world.device.kind
+    )
     weight_sync = WeightSync(learner, engine, str(model_dir), config, probes)
     generator = ReplicatedGenerator(engine, config.rollout.tensor_parallel)
     return System(world, corpus, model_dir, encoder, prompts, learner, engine, generator, weight_sync)
@@ -90,7 +92,13 @@ def _read_model(
 ) -> tuple[ChatEncoder, PromptBuilder, list[tuple[int, ...]], Architecture]:
     """What this rank reads of a model before its weights, and the probe prompts: a template that cannot do what is asked refuses here."""
     encoder = ChatEncoder(model_dir)
-    prompts = PromptBuilder(encoder, corpus.labels, config.corpus.history_turns, config.corpus.max_turn_tokens, config.selfplay.thinking)
+    prompts = PromptBuilder(
+        encoder,
+        corpus.labels,
+        config.corpus.history_turns,
+        config.corpus.max_turn_tokens,
+        config.selfplay.thinking,
+    )
     starts = [c.turns[: config.corpus.history_turns + 1] for c in corpus.split("train")[:PROBE_PROMPTS]]
     shown = [*corpus.split("train"), *corpus.split(config.evaluation.split)]
     check_room(longest_requests(prompts, shown, config.selfplay), config.model.max_length)
@@ -120,7 +128,9 @@ def tokenizer_texts(corpus: Corpus) -> Iterator[str]:
             yield turn.text
             if turn.labels:
                 yield recognizer_text(conversation.turns[max(0, index - 1) : index + 1], corpus.labels)
-                yield responder_text(conversation.turns[max(0, index - 1) : index + 1], turn.speaker, turn.labels)
+                yield responder_text(
+                    conversation.turns[max(0, index - 1) : index + 1], turn.speaker, turn.labels
+                )
 
 
 def load_run_corpus(config: RunConfig) -> Corpus:

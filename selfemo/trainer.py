@@ -48,7 +48,9 @@ def train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: Sto
     """
     world = join_world(config)
     corpus = all_or_none(lambda: load_run_corpus(config))
-    terminal.say(f"{run.root}: {world.layout.world_size} processes, corpus {corpus.name}; libraries write to {terminal.log_path.parent}")
+    terminal.say(
+        f"{run.root}: {world.layout.world_size} processes, corpus {corpus.name}; libraries write to {terminal.log_path.parent}"
+    )
     journal, stop = Journal(config, run, terminal, world), StopRequest(world.device.torch_device, signals)
     with journal.phase("setup"):
         system = build_system(config, world, run, corpus)
@@ -66,7 +68,9 @@ def train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: Sto
 class Trainer:
     """One run: holds what the stages share."""
 
-    def __init__(self, config: RunConfig, system: System, run: RunDirectory, journal: Journal, stop: StopRequest) -> None:
+    def __init__(
+        self, config: RunConfig, system: System, run: RunDirectory, journal: Journal, stop: StopRequest
+    ) -> None:
         self.config, self.system, self.journal = config, system, journal
         self.generator = GuardedGenerator(system.generator, stop)
         train_split = system.corpus.split("train")
@@ -84,7 +88,9 @@ class Trainer:
         is_main, path = system.world.layout.is_main, run.path(FLYWHEEL_NAME)
         self.flywheel = Flywheel(config.flywheel, system.corpus, self.rewards, path, is_writer=is_main)
         self.loss_config = loss_config(config)
-        self.held_out = evaluation_turns(system.corpus.split(config.evaluation.split), config.evaluation.limit)
+        self.held_out = evaluation_turns(
+            system.corpus.split(config.evaluation.split), config.evaluation.limit
+        )
         self.state = RunState(config, system, run, journal, self.flywheel, stop)
 
     def run(self) -> None:
@@ -123,7 +129,9 @@ class Trainer:
             episodes = self.selfplay.play(seeds, iteration)
             self.system.engine.sleep()
         with self.journal.phase("reward"):
-            groups = self.rewards.score_groups([group for episode in episodes for group in episode.groups], map_over_ranks)
+            groups = self.rewards.score_groups(
+                [group for episode in episodes for group in episode.groups], map_over_ranks
+            )
             check_rewards(groups, self.config.reward)
             self.flywheel.offer(groups, self.state.progress.weight_version)
             groups = with_advantages(groups, self.config)
@@ -131,15 +139,23 @@ class Trainer:
         with self.journal.phase("train"):
             stats = self.policy_update(iteration, samples)
         self.sync()
-        return self.journal.iteration(iteration, episodes, groups, samples, stats, self.flywheel.outcomes(iteration))
+        return self.journal.iteration(
+            iteration, episodes, groups, samples, stats, self.flywheel.outcomes(iteration)
+        )
 
     def policy_update(self, iteration: int, samples: list[TrainingSample]) -> list[PolicyStats]:
         """SELF-GRPO: optimizer steps over the rollout batch, against the frozen SFT model as reference."""
-        learner, updates, settings = self.system.learner, self.config.algorithm.updates_per_rollout, self.config.train
+        learner, updates, settings = (
+            self.system.learner,
+            self.config.algorithm.updates_per_rollout,
+            self.config.train,
+        )
         bounds = [len(samples) * i // updates for i in range(updates + 1)]
         counts = [batch_counts(samples[start:end]) for start, end in pairwise(bounds)]
         # A sample of weight 0 adds exactly nothing to loss or gradient: the model does not read it, the batch's counts still hold it.
-        batches = [[sample for sample in samples[start:end] if sample.weight != 0] for start, end in pairwise(bounds)]
+        batches = [
+            [sample for sample in samples[start:end] if sample.weight != 0] for start, end in pairwise(bounds)
+        ]
         plans = [learner.plan(batch) for batch in batches]
         reference: list[list] = [[] for _ in plans]
         if self.loss_config.kl_beta > 0:
@@ -148,11 +164,17 @@ class Trainer:
         # With one update per rollout the policy that is trained is the one that sampled: the ratio is exactly 1.
         old = [learner.logprobs(plan) for plan in plans] if updates > 1 else [[] for _ in plans]
         rate = warmup_linear(
-            iteration, self.config.iterations, settings.warmup_steps, settings.learning_rate, settings.final_learning_rate_share
+            iteration,
+            self.config.iterations,
+            settings.warmup_steps,
+            settings.learning_rate,
+            settings.final_learning_rate_share,
         )
         steps = []
         for batch, plan, ref, previous, whole in zip(batches, plans, reference, old, counts, strict=True):
-            stats = learner.policy_step(batch, plan, self.loss_config, rate, reference=ref, old=previous, counts=whole)
+            stats = learner.policy_step(
+                batch, plan, self.loss_config, rate, reference=ref, old=previous, counts=whole
+            )
             self.state.count_step(f"iteration {iteration}", stats.step, batch)
             if batch:
                 check_ratio(stats, on_policy=updates == 1)
@@ -169,5 +191,7 @@ class Trainer:
     def evaluate(self, stage: str) -> None:
         """Greedy recognition on the held-out split, causal context."""
         with self.journal.phase("eval"):
-            report = evaluate_recognition(self.generator, self.system.prompts, self.held_out, self.config.selfplay, self.rewards.score)
+            report = evaluate_recognition(
+                self.generator, self.system.prompts, self.held_out, self.config.selfplay, self.rewards.score
+            )
         self.journal.evaluated(stage, report)

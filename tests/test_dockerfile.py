@@ -16,7 +16,10 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "Dockerfile").read_text()
 ARGS = dict(re.findall(r"^ARG (\w+)_VERSION=(\S+)$", TEXT, re.MULTILINE))
-STAGES = {match[1]: match[2] for match in re.finditer(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", TEXT, re.MULTILINE | re.DOTALL)}
+STAGES = {
+    match[1]: match[2]
+    for match in re.finditer(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", TEXT, re.MULTILINE | re.DOTALL)
+}
 
 FLASH_ATTN_BOUNDS = ("2.7.3", "2.8.4")
 """What Transformer Engine 2.20.2 compares flash-attn's version with: `version_required_blackwell` and `max_version` of FlashAttentionUtils,
@@ -46,7 +49,9 @@ def test_pins_are_those_of_setup_py(argument: str, package: str) -> None:
 
 def test_transformer_engine_is_one_that_megatron_core_names() -> None:
     """0.19.2 names it without a range."""
-    assert _requirements("megatron-core", "te")["transformer-engine"].specifier.contains(ARGS["TRANSFORMER_ENGINE"])
+    assert _requirements("megatron-core", "te")["transformer-engine"].specifier.contains(
+        ARGS["TRANSFORMER_ENGINE"]
+    )
 
 
 def test_flash_attn_is_one_that_transformer_engine_takes() -> None:
@@ -57,7 +62,10 @@ def test_flash_attn_is_one_that_transformer_engine_takes() -> None:
 
 def test_the_commands_in_the_documentation_install_the_same_versions() -> None:
     page = (ROOT / "docs" / "gpu.md").read_text().split("## Installing\n")[1].split("\n## ")[0]
-    named = {(r.name, str(r.specifier)) for r in map(Requirement, re.findall(r"[\w-]+(?:\[[\w,]+\])?==[\w.]+", page))}
+    named = {
+        (r.name, str(r.specifier))
+        for r in map(Requirement, re.findall(r"[\w-]+(?:\[[\w,]+\])?==[\w.]+", page))
+    }
     assert named == {
         ("torch", f"=={ARGS['TORCH']}"),
         ("triton", f"=={ARGS['TRITON']}"),
@@ -119,5 +127,7 @@ def test_both_images_can_run_the_tests_their_header_speaks_of(stage: str) -> Non
 
 def test_hadolint_finds_nothing() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
-    result = subprocess.run([str(hadolint), str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [str(hadolint), str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False
+    )
     assert (result.returncode, result.stdout) == (0, "")

@@ -14,12 +14,18 @@ MEDIAN_LINES = 120
 def lines_by_file() -> dict[str, int]:
     """{path: lines} of the product's source and its tools."""
     paths = [path for room in ("selfemo", "kernels", "tools") for path in (ROOT / room).rglob("*.py")]
-    ours = [path.relative_to(ROOT) for path in paths if not path.is_relative_to(ROOT / "selfemo" / "kernels")]  # a link to kernels/
+    ours = [
+        path.relative_to(ROOT) for path in paths if not path.is_relative_to(ROOT / "selfemo" / "kernels")
+    ]  # a link to kernels/
     return {str(path): len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in ours}
 
 
 def test_a_stranger_finds_few_doors() -> None:
-    entries = [path for path in (ROOT / "selfemo").iterdir() if not path.is_symlink() and not path.name.startswith("__")]
+    entries = [
+        path
+        for path in (ROOT / "selfemo").iterdir()
+        if not path.is_symlink() and not path.name.startswith("__")
+    ]
     doors = sorted(path.name for path in entries if path.suffix == ".py" or any(path.glob("*.py")))
     assert len(doors) <= DOORS, doors
 

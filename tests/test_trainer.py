@@ -50,7 +50,9 @@ def _events(root: str, stop_in_step: int) -> list[str]:
     signals = StopSignals()
 
     class Engine:
-        def __init__(self, model_dir: str, config: Any, max_length: int, stop_ids: Sequence[int], kind: str) -> None:
+        def __init__(
+            self, model_dir: str, config: Any, max_length: int, stop_ids: Sequence[int], kind: str
+        ) -> None:
             self.max_length = max_length
 
         def sleep(self) -> None:

@@ -43,7 +43,10 @@ def main() -> None:
         if dist.get_rank() == 0:
             where = f"{len(groups) * GROUP_SIZE} samples, {dist.get_world_size()} ranks"
             same = "same rewards" if scored[0] == scored[1] else "REWARDS DIFFER"
-            print(f"{where}: alike {alike_us:.2f} us, in shares {shares_us:.2f} us, ratio {shares_us / alike_us:.2f}, {same}", flush=True)
+            print(
+                f"{where}: alike {alike_us:.2f} us, in shares {shares_us:.2f} us, ratio {shares_us / alike_us:.2f}, {same}",
+                flush=True,
+            )
     dist.destroy_process_group()
 
 

@@ -42,20 +42,32 @@ COMMAND = "import sys; from selfemo.commands.main import main; sys.argv[0] = 'se
 
 def main() -> None:
     """Grow a store tenfold at a time and measure at each size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--records", type=int, default=1_000_000, help="largest size (default 1,000,000)")
     largest = parser.parse_args().records
     sizes = [size for size in (1_000, 10_000, 100_000) if size < largest] + [largest]
     console = Console(width=130, highlight=False)
-    console.print(f"{platform.machine()}, {os.cpu_count()} cores, {datetime.now(UTC).isoformat(timespec='seconds')}")
-    table = Table("records", "file", "append of 64 records", "totals()", "selfemo flywheel list", "recall on resume")
+    console.print(
+        f"{platform.machine()}, {os.cpu_count()} cores, {datetime.now(UTC).isoformat(timespec='seconds')}"
+    )
+    table = Table(
+        "records", "file", "append of 64 records", "totals()", "selfemo flywheel list", "recall on resume"
+    )
     with tempfile.TemporaryDirectory(prefix="selfemo-bench-") as scratch:
         path = Path(scratch) / FLYWHEEL_NAME
         store = FlywheelStore(path, writable=True, labels=LABELS)
         for size in sizes:
             grow(store, size)
-            appends = [seconds(lambda: store.append(iteration(store.last_id() // BATCH))) for _ in range(MEASURED)]
-            totals, (listed, listed_cpu), recalled = seconds(store.totals), list_command(scratch), seconds(lambda: recall(path))
+            appends = [
+                seconds(lambda: store.append(iteration(store.last_id() // BATCH))) for _ in range(MEASURED)
+            ]
+            totals, (listed, listed_cpu), recalled = (
+                seconds(store.totals),
+                list_command(scratch),
+                seconds(lambda: recall(path)),
+            )
             figures = [f"{statistics.median(appends) * 1e3:.1f} ms", f"{totals * 1e3:.2f} ms"]
             figures += [f"{listed:.1f} s ({listed_cpu:.1f} s of CPU)", f"{recalled:.1f} s"]
             table.add_row(f"{size:,}", f"{path.stat().st_size / 1e6:,.0f} MB", *figures)
@@ -78,7 +90,10 @@ def record(number: int, place: int) -> Record:
     """A record with texts of its own."""
     label, kept = LABELS[place % 7], place % 3 == 0
     text = f"Well, I never thought that number {number} would come to {place}, did you?"
-    context = (Turn("Ana", "You came! I did not expect that at all.", ("surprise",)), Turn("Ben", text, (label,)))
+    context = (
+        Turn("Ana", "You came! I did not expect that at all.", ("surprise",)),
+        Turn("Ben", text, (label,)),
+    )
     return replace(
         TEMPLATE,
         record_id=number * BATCH + place + 1,
@@ -142,7 +157,10 @@ TEMPLATE = Record(
     context=(),
     components=("alignment", "consistency", "format"),
     candidates=tuple(
-        Candidate(2**62 + i, "joy, surprise", (311, 12, 845, 2), True, "joy, surprise", (), (0.5, 0.7, 1.0), 0.5) for i in range(8)
+        Candidate(
+            2**62 + i, "joy, surprise", (311, 12, 845, 2), True, "joy, surprise", (), (0.5, 0.7, 1.0), 0.5
+        )
+        for i in range(8)
     ),
 )
 

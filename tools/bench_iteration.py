@@ -56,11 +56,18 @@ LEARNING_RATE = 1e-5
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 1 if a bar is missed."""
     options = _parser().parse_args(arguments)
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before torch is imported: vLLM makes torch.set_num_threads a no-op
-    terminal = os.fdopen(os.dup(1), "w")  # libraries print; the trainer's terminal sends file descriptor 1 to a log
+    os.environ["OMP_NUM_THREADS"] = str(
+        options.threads
+    )  # before torch is imported: vLLM makes torch.set_num_threads a no-op
+    terminal = os.fdopen(
+        os.dup(1), "w"
+    )  # libraries print; the trainer's terminal sends file descriptor 1 to a log
     warnings.simplefilter("ignore")
     console = Console(file=terminal, width=110, highlight=False)
-    document: dict[str, Any] = {"machine": _machine(options.threads), "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    document: dict[str, Any] = {
+        "machine": _machine(options.threads),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     console.print(f"{document['machine']}, {document['time']}")
     with tempfile.TemporaryDirectory(prefix="selfemo-bench-") as scratch, _failures_told():
         if "rollout" in options.parts:
@@ -91,7 +98,12 @@ def bench_rollout(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
     """A self-play rollout with both roles, against plain generation of what it asks for: phase by phase, and all in one call."""
     trainer = _trainer(_config(options, run_dir, turns=options.turns))
     listener = _Listener(trainer.system.generator)
-    seconds: dict[str, list[float]] = {"self-play": [], "plain": [], "plain, seeded": [], "plain, one call": []}
+    seconds: dict[str, list[float]] = {
+        "self-play": [],
+        "plain": [],
+        "plain, seeded": [],
+        "plain, one call": [],
+    }
     tokens = requests = 0
     for round_number in range(options.warmup + options.rounds):
         seeds = trainer.seed_pool.draw(round_number)
@@ -131,7 +143,9 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         import datasets
         import trl
     except ImportError as error:
-        raise SystemExit(f"bench_iteration: {error.name} is not installed: pip install --no-deps -r requirements/bench.txt") from None
+        raise SystemExit(
+            f"bench_iteration: {error.name} is not installed: pip install --no-deps -r requirements/bench.txt"
+        ) from None
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
     from selfemo.emotions.answer import parse_answer
@@ -142,7 +156,13 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
     count = options.warmup + options.rounds
     model_dir, batches, labels = _prompts(config, count)
     seeds = [seed for batch in batches for seed in batch]
-    rows = [{"prompt": [{"role": "user", "content": recognizer_text(s.turns, labels)}], "gold": s.turns[-1].labels} for s in seeds]
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": recognizer_text(s.turns, labels)}],
+            "gold": s.turns[-1].labels,
+        }
+        for s in seeds
+    ]
     loss = loss_config(config)
     settings = trl.GRPOConfig(
         output_dir=str(run_dir.with_name("trl-output")),
@@ -174,10 +194,15 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
     theirs: list[float] = []
     lengths: list[float] = []
 
-    def reward(completions: list[Any], gold: list[list[str]], completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def reward(
+        completions: list[Any], gold: list[list[str]], completion_ids: list[list[int]], **_: Any
+    ) -> list[float]:
         lengths.append(statistics.mean(map(len, completion_ids)))
         readings = [parse_answer(c[0]["content"], labels) for c in completions]
-        return [trainer.rewards.score.of_reading(reading, tuple(target)) for reading, target in zip(readings, gold, strict=True)]
+        return [
+            trainer.rewards.score.of_reading(reading, tuple(target))
+            for reading, target in zip(readings, gold, strict=True)
+        ]
 
     class InTurns(TrainerCallback):
         """Takes TRL's time, then runs and times an iteration of ours."""
@@ -185,7 +210,9 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         mark = 0.0
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.mark = self.mark or time.perf_counter()  # the first step; later ones are counted from the end of our iteration
+            self.mark = (
+                self.mark or time.perf_counter()
+            )  # the first step; later ones are counted from the end of our iteration
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             ended = time.perf_counter()
@@ -205,7 +232,9 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
     )
     trainer = _trainer(config)
     for seed, row in zip(seeds, rows, strict=True):
-        ids = peer.processing_class.apply_chat_template(row["prompt"], add_generation_prompt=True, enable_thinking=False, return_dict=False)
+        ids = peer.processing_class.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, enable_thinking=False, return_dict=False
+        )
         if tuple(ids) != trainer.system.prompts.recognize(seed.turns):
             raise RuntimeError(f"seed {seed.index}: the two sides would be given different prompts")
     trainer.state.reference = trainer.system.learner.snapshot()
@@ -224,8 +253,13 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
             "selfemo": statistics.mean(record["tokens"] / record["samples"] for record in iterations),
             "trl": statistics.mean(lengths[options.warmup :]),
         },
-        "seconds": {"selfemo": statistics.median(ours[options.warmup :]), "trl": statistics.median(theirs[options.warmup :])},
-        "phases": {name: statistics.median(record["seconds"][name] for record in iterations) for name in phases},
+        "seconds": {
+            "selfemo": statistics.median(ours[options.warmup :]),
+            "trl": statistics.median(theirs[options.warmup :]),
+        },
+        "phases": {
+            name: statistics.median(record["seconds"][name] for record in iterations) for name in phases
+        },
         **_ratios(theirs[options.warmup :], ours[options.warmup :], TRL_BAR),
     }
 
@@ -333,7 +367,12 @@ def _prompts(config: RunConfig, iterations: int) -> tuple[Path, list[list[Openin
 def _ratios(slower: Sequence[float], ours: Sequence[float], bar: float) -> dict[str, float]:
     """Their seconds over ours, round by round: the median, the extremes and the bar."""
     ratios = [theirs / mine for theirs, mine in zip(slower, ours, strict=True)]
-    return {"ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios), "bar": bar}
+    return {
+        "ratio": statistics.median(ratios),
+        "ratio_low": min(ratios),
+        "ratio_high": max(ratios),
+        "bar": bar,
+    }
 
 
 def _rollout_table(result: dict[str, Any]) -> Table:
@@ -354,7 +393,9 @@ def _trl_table(result: dict[str, Any]) -> Table:
     title = f"One iteration: {sizes}, median of {result['rounds']} rounds"
     table = Table("", "seconds", "mean tokens", title=title, title_justify="left")
     table.add_row("selfemo", f"{result['seconds']['selfemo']:.3f}", f"{lengths['selfemo']:.1f}")
-    table.add_row(f"TRL {result['trl']} GRPOTrainer", f"{result['seconds']['trl']:.3f}", f"{lengths['trl']:.1f}")
+    table.add_row(
+        f"TRL {result['trl']} GRPOTrainer", f"{result['seconds']['trl']:.3f}", f"{lengths['trl']:.1f}"
+    )
     for name, seconds in result["phases"].items():
         table.add_row(f"  selfemo: {name}", f"{seconds:.3f}", "")
     table.add_row("TRL / selfemo", *_verdict(result))
@@ -363,7 +404,10 @@ def _trl_table(result: dict[str, Any]) -> Table:
 
 def _verdict(result: dict[str, Any]) -> tuple[str, str]:
     verdict = "holds" if result["ratio"] >= result["bar"] else "MISSED"
-    return f"{result['ratio']:.2f} ({result['ratio_low']:.2f} to {result['ratio_high']:.2f})", f"bar {result['bar']}: {verdict}"
+    return (
+        f"{result['ratio']:.2f} ({result['ratio_low']:.2f} to {result['ratio_high']:.2f})",
+        f"bar {result['bar']}: {verdict}",
+    )
 
 
 def _machine(threads: int) -> str:
@@ -374,15 +418,21 @@ def _machine(threads: int) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", nargs="+", choices=["rollout", "trl"], default=["rollout", "trl"])
     parser.add_argument("--prompts", type=int, default=8, help="dialogues per iteration (default 8)")
     parser.add_argument("--group", type=int, default=8, help="G, samples per prompt (default 8)")
     parser.add_argument("--tokens", type=int, default=32, help="completion cap (default 32)")
-    parser.add_argument("--turns", type=int, default=2, help="turns of a self-play episode, rollout part (default 2)")
+    parser.add_argument(
+        "--turns", type=int, default=2, help="turns of a self-play episode, rollout part (default 2)"
+    )
     parser.add_argument("--rounds", type=int, default=9, help="measured rounds (default 9)")
     parser.add_argument("--warmup", type=int, default=2, help="rounds before them (default 2)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="OpenMP threads (default: all cores)")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="OpenMP threads (default: all cores)"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     return parser
 

@@ -25,7 +25,10 @@ def main() -> int:
     warnings.simplefilter("ignore")
     failures = {package: error for package, module in NEEDED if (error := import_error(module))}
     for package, error in failures.items():
-        print(f"set-up: {package} does not import: {error}; delete .venv and run `make setup` again", file=sys.stderr)
+        print(
+            f"set-up: {package} does not import: {error}; delete .venv and run `make setup` again",
+            file=sys.stderr,
+        )
     if not failures:
         print("set-up: everything the job needs imports")
     return 1 if failures else 0

@@ -61,22 +61,34 @@ def checks(summary: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     for part, keys in PARTS.items():
         yield f"summary.{part} has {', '.join(keys)}", set(keys) <= set(summary[part])
     for stage in EVALUATIONS:
-        yield f"summary.eval.{stage} has finite {', '.join(FIGURES)}", all(math.isfinite(summary["eval"][stage][key]) for key in FIGURES)
+        yield (
+            f"summary.eval.{stage} has finite {', '.join(FIGURES)}",
+            all(math.isfinite(summary["eval"][stage][key]) for key in FIGURES),
+        )
     yield "engine and trainer agree on logprobs", summary["logprob_gap_max"] <= LOGPROB_GAP_LIMIT
     yield "greedy probe matched after every sync", summary["weight_sync"]["greedy_match"] is True
-    yield "one sync per iteration, and two before", summary["weight_sync"]["count"] == summary["iterations"] + 2
+    yield (
+        "one sync per iteration, and two before",
+        summary["weight_sync"]["count"] == summary["iterations"] + 2,
+    )
 
 
 def gain_checks(summary: dict[str, Any], run: Path) -> Iterator[tuple[str, bool]]:
     """(what, passed) for what training should bring."""
     majority, sft = summary["eval"]["majority"], summary["eval"]["sft"]
     for figure in ("accuracy", "weighted_f1"):
-        yield f"after SFT, {figure} {sft[figure]:.3f} exceeds the majority class's {majority[figure]:.3f}", sft[figure] > majority[figure]
+        yield (
+            f"after SFT, {figure} {sft[figure]:.3f} exceeds the majority class's {majority[figure]:.3f}",
+            sft[figure] > majority[figure],
+        )
     events = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     rewards = [event["reward"] for event in events if event["event"] == "iteration"]
     third = max(1, len(rewards) // 3)
     first, last = (sum(part) / third for part in (rewards[:third], rewards[-third:]))
-    yield f"reward rises from {first:.3f} in the first third of iterations to {last:.3f} in the last", last > first
+    yield (
+        f"reward rises from {first:.3f} in the first third of iterations to {last:.3f} in the last",
+        last > first,
+    )
 
 
 def export_checks(run: Path) -> Iterator[tuple[str, bool]]:
@@ -86,9 +98,14 @@ def export_checks(run: Path) -> Iterator[tuple[str, bool]]:
 
     model = AutoModelForCausalLM.from_pretrained(run / "model")
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], add_generation_prompt=True, return_tensors="pt")
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hello"}], add_generation_prompt=True, return_tensors="pt"
+    )
     ids = prompt if isinstance(prompt, torch.Tensor) else prompt["input_ids"]
-    yield "transformers loads the export and generates", model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1]
+    yield (
+        "transformers loads the export and generates",
+        model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1],
+    )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,10 @@ def main() -> int:
     if "--check" in sys.argv:
         current = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
         if current != text:
-            print(f"{TARGET.relative_to(ROOT)} is out of date: run python tools/config_reference.py", file=sys.stderr)
+            print(
+                f"{TARGET.relative_to(ROOT)} is out of date: run python tools/config_reference.py",
+                file=sys.stderr,
+            )
         return int(current != text)
     TARGET.write_text(text, encoding="utf-8")
     return 0
@@ -44,7 +47,10 @@ def render(module: ast.Module) -> str:
     sections = [(name, classes[kind]) for name, kind, _, _ in _fields(root) if kind in classes]
     own = [entry for entry in _fields(root) if entry[1] not in classes]
     parts = [HEADER, _table("Run", ast.get_docstring(root) or "", "", own)]
-    parts += [_table(f"`{name}`", ast.get_docstring(node) or "", f"{name}.", _fields(node)) for name, node in sections]
+    parts += [
+        _table(f"`{name}`", ast.get_docstring(node) or "", f"{name}.", _fields(node))
+        for name, node in sections
+    ]
     return "\n".join(parts)
 
 
@@ -61,8 +67,21 @@ def _fields(node: ast.ClassDef) -> list[tuple[str, str, str, str]]:
 
 
 def _table(title: str, intro: str, prefix: str, fields: list[tuple[str, str, str, str]]) -> str:
-    rows = [f"| `{prefix}{name}` | {_type(kind)} | `{default}` | {text} |" for name, kind, default, text in fields]
-    return "\n".join([f"## {title}", "", intro, "", "| field | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""])
+    rows = [
+        f"| `{prefix}{name}` | {_type(kind)} | `{default}` | {text} |" for name, kind, default, text in fields
+    ]
+    return "\n".join(
+        [
+            f"## {title}",
+            "",
+            intro,
+            "",
+            "| field | type | default | meaning |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
 
 
 def _type(annotation: str) -> str:

@@ -32,9 +32,13 @@ def convert(gguf: Path, output: Path) -> None:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            quantised = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            )
         except ImportError as error:
-            raise UserError(f"{gguf}: {str(error).strip().splitlines()[0]}: pip install gguf accelerate") from None
+            raise UserError(
+                f"{gguf}: {str(error).strip().splitlines()[0]}: pip install gguf accelerate"
+            ) from None
         fields = quantised.config.to_dict()
         for name in ("quantization_config", "_name_or_path"):
             fields.pop(name, None)

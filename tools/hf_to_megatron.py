@@ -19,11 +19,17 @@ from selfemo.weights.hf_directory import HfDirectory
 
 
 def main(
-    source: Annotated[Path, typer.Option(help="Hugging Face directory: config.json and safetensors, single or sharded")],
+    source: Annotated[
+        Path, typer.Option(help="Hugging Face directory: config.json and safetensors, single or sharded")
+    ],
     output: Annotated[Path, typer.Option(help="checkpoint directory to create")],
-    verify: Annotated[bool, typer.Option(help="read both sides again and compare every tensor bitwise")] = False,
+    verify: Annotated[
+        bool, typer.Option(help="read both sides again and compare every tensor bitwise")
+    ] = False,
     check_finite: Annotated[bool, typer.Option(help="refuse NaN and infinite values")] = False,
-    bucket_bytes: Annotated[int, typer.Option(min=1, help="bytes of weights held in memory at a time")] = DEFAULT_BUCKET_BYTES,
+    bucket_bytes: Annotated[
+        int, typer.Option(min=1, help="bytes of weights held in memory at a time")
+    ] = DEFAULT_BUCKET_BYTES,
 ) -> None:
     """Convert a Hugging Face model directory into a Megatron distributed checkpoint."""
 
@@ -32,7 +38,10 @@ def main(
         weights.check(architecture)
         return source_bytes(weights, architecture) * (2 if verify else 1)
 
-    run_conversion(lambda progress: hf_to_megatron(source, output, progress, verify, check_finite, bucket_bytes), total_bytes)
+    run_conversion(
+        lambda progress: hf_to_megatron(source, output, progress, verify, check_finite, bucket_bytes),
+        total_bytes,
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 UV = "uv==0.13.9"
 PYTORCH_CPU_INDEX = "download.pytorch.org/whl/cpu"
-PIP_TO_UV = {"PIP_INDEX_URL": "UV_DEFAULT_INDEX", "PIP_EXTRA_INDEX_URL": "UV_INDEX", "PIP_FIND_LINKS": "UV_FIND_LINKS"}
+PIP_TO_UV = {
+    "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
+    "PIP_EXTRA_INDEX_URL": "UV_INDEX",
+    "PIP_FIND_LINKS": "UV_FIND_LINKS",
+}
 """Variables with which users point pip at a mirror. uv reads none of them."""
 LOG_LINES = 15
 
@@ -33,9 +37,21 @@ def main() -> int:
     say(f"Python {sys.version.split()[0]} ({sys.executable}) into {venv}")
     say(torch_source(environment))
     uv = [str(venv / "bin" / "uv"), "pip", "install", "--python", str(python)]
-    packages = ["--compile-bytecode", "--override", "requirements/overrides.txt", "-r", "requirements/cpu.lock"]
+    packages = [
+        "--compile-bytecode",
+        "--override",
+        "requirements/overrides.txt",
+        "-r",
+        "requirements/cpu.lock",
+    ]
     steps = {
-        "environment": [sys.executable, "-m", "venv", *([] if is_of_this_python(venv) else ["--clear"]), str(venv)],
+        "environment": [
+            sys.executable,
+            "-m",
+            "venv",
+            *([] if is_of_this_python(venv) else ["--clear"]),
+            str(venv),
+        ],
         "uv": [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV],
         "packages (some minutes on a slow line)": [*uv, *packages, torch_requirement()],
         "this checkout": [*uv, "--no-deps", "--no-build-isolation", "--editable", "."],
@@ -43,7 +59,14 @@ def main() -> int:
     }
     for number, (name, command) in enumerate(steps.items(), start=1):
         with progress(f"{number}/{len(steps)} {name}"):
-            result = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            result = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         if venv.is_dir():
             with (venv / "set-up.log").open("a") as log:
                 log.write(f"$ {' '.join(command)}\n{result.stdout}")
@@ -61,7 +84,9 @@ def uv_environment(user: Mapping[str, str]) -> dict[str, str]:
     for pip_name, uv_name in PIP_TO_UV.items():
         if pip_name in user:
             environment.setdefault(uv_name, user[pip_name])
-    if "UV_INDEX" in environment:  # versions of all indexes are compared, as pip does; uv would take a package's first index alone
+    if (
+        "UV_INDEX" in environment
+    ):  # versions of all indexes are compared, as pip does; uv would take a package's first index alone
         environment.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
     return environment
 
@@ -81,7 +106,9 @@ def torch_requirement() -> str:
 
 def is_of_this_python(venv: Path) -> bool:
     """Whether an environment is there already, made by a Python of the same minor version: packages then stay."""
-    return (venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}").is_dir() and (venv / "bin" / "python").exists()
+    return (venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}").is_dir() and (
+        venv / "bin" / "python"
+    ).exists()
 
 
 @contextmanager

@@ -52,7 +52,14 @@ class Dialogue:
     """A conversation under way."""
 
     def __init__(
-        self, generator: Generator, prompts: PromptBuilder, config: SelfPlayConfig, score: SmoothedIoU, you: str, speaker: str, seed: int
+        self,
+        generator: Generator,
+        prompts: PromptBuilder,
+        config: SelfPlayConfig,
+        score: SmoothedIoU,
+        you: str,
+        speaker: str,
+        seed: int,
     ) -> None:
         """`you` and `speaker`: names of the two sides, distinct."""
         self._generator, self._prompts, self._config, self._score = generator, prompts, config, score
@@ -69,7 +76,10 @@ class Dialogue:
 
     def answer(self, target: tuple[str, ...]) -> Reply:
         """Say the best of `responder_group_size` replies to the last line, and add it."""
-        prompt, size = self._prompts.respond(self._turns, self._speaker, target), self._config.responder_group_size
+        prompt, size = (
+            self._prompts.respond(self._turns, self._speaker, target),
+            self._config.responder_group_size,
+        )
         requests = [self._responder.request(prompt, self._sampling_seed("reply", i)) for i in range(size)]
         candidates = []
         for completion in self._generator.generate(requests):
@@ -98,12 +108,20 @@ class Dialogue:
 
 def chat(
     model: Annotated[Path, typer.Option(help="Hugging Face directory, such as runs/demo/model.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, such as selfplay.temperature=0.7.")] = None,
-    emotion: Annotated[str, typer.Option(help="Answer in this emotion (or up to three: joy,surprise); auto mirrors yours.")] = AUTO,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings to change, such as selfplay.temperature=0.7.")
+    ] = None,
+    emotion: Annotated[
+        str, typer.Option(help="Answer in this emotion (or up to three: joy,surprise); auto mirrors yours.")
+    ] = AUTO,
     speaker: Annotated[str, typer.Option(help="The model's name in the dialogue.")] = "Sam",
     you: Annotated[str, typer.Option(help="Your name in the dialogue.")] = "Alex",
-    labels: Annotated[str, typer.Option(help="Label set, separated by commas; by default that of --corpus.")] = "",
-    corpus: Annotated[str, typer.Option(help="Corpus whose label set is used; by default the one of the model's run.")] = "",
+    labels: Annotated[
+        str, typer.Option(help="Label set, separated by commas; by default that of --corpus.")
+    ] = "",
+    corpus: Annotated[
+        str, typer.Option(help="Corpus whose label set is used; by default the one of the model's run.")
+    ] = "",
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 1,
 ) -> None:
     """Talk with a finished model: it shows what it reads in you and answers in an emotion. Reads a pipe too."""
@@ -112,16 +130,22 @@ def chat(
 
     names = clean_speaker(you), clean_speaker(speaker)
     if names[0].lower() == names[1].lower():
-        raise UserError(f"--you and --speaker are both {names[0]!r}: expected two names, since prompts tell the two sides apart by them")
+        raise UserError(
+            f"--you and --speaker are both {names[0]!r}: expected two names, since prompts tell the two sides apart by them"
+        )
     found = find_model(model, overrides or [])
     label_set = _label_set(labels, corpus, found)
     target = None if emotion == AUTO else parse_target(emotion, label_set, "--emotion")
     prompts = prompts_of(found, label_set)
     console = plain_console(soft_wrap=True)
-    console.print(f"{model}, settings from {found.settings_from}; emotions: {SEPARATOR.join(label_set)}", style="dim")
+    console.print(
+        f"{model}, settings from {found.settings_from}; emotions: {SEPARATOR.join(label_set)}", style="dim"
+    )
     console.print(f"{names[1]} answers in {_rule(target)}.  {HELP}", style="dim")
     generator = StandaloneEngines().generator(found)
-    dialogue = Dialogue(generator, prompts, found.config.selfplay, smoothed_iou(found, label_set), *names, seed)
+    dialogue = Dialogue(
+        generator, prompts, found.config.selfplay, smoothed_iou(found, label_set), *names, seed
+    )
     try:
         converse(dialogue, _lines(names[0]), label_set, target, names[1], console)
     except KeyboardInterrupt:
@@ -129,7 +153,12 @@ def chat(
 
 
 def converse(
-    dialogue: Dialogue, lines: Iterator[str], labels: tuple[str, ...], target: tuple[str, ...] | None, name: str, console: Console
+    dialogue: Dialogue,
+    lines: Iterator[str],
+    labels: tuple[str, ...],
+    target: tuple[str, ...] | None,
+    name: str,
+    console: Console,
 ) -> None:
     """Answer line after line until /quit or the end of input; a mistyped command is told and changes nothing."""
     for line in lines:
@@ -168,7 +197,9 @@ def fallback_emotion(labels: tuple[str, ...]) -> str:
     return NEUTRAL if NEUTRAL in labels else labels[0]
 
 
-def _command(text: str, labels: tuple[str, ...], target: tuple[str, ...] | None, console: Console) -> tuple[str, ...] | None:
+def _command(
+    text: str, labels: tuple[str, ...], target: tuple[str, ...] | None, console: Console
+) -> tuple[str, ...] | None:
     word, _, rest = text.partition(" ")
     if word != "/emotion" or not rest:
         console.print(HELP, style="dim")

@@ -7,7 +7,14 @@ import time
 from collections.abc import Callable
 
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from selfemo.common.errors import EXIT_USER_ERROR, UserError
 from selfemo.process.plain_console import plain_console
@@ -22,7 +29,13 @@ def run_conversion(convert: Callable[[Report], Conversion], total_bytes: Callabl
         total_bytes: bytes the bar runs to; asked for first, so that it may raise UserError as well.
     """
     console = plain_console(stderr=True)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    columns = (
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     started = time.perf_counter()
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -33,4 +46,6 @@ def run_conversion(convert: Callable[[Report], Conversion], total_bytes: Callabl
         sys.exit(EXIT_USER_ERROR)
     seconds = time.perf_counter() - started
     verified = ", every tensor verified bitwise" if done.verified else ""
-    print(f"{done.tensors} tensors, {done.bytes:,} bytes in {seconds:.1f} s ({done.bytes / seconds / 1e9:.2f} GB/s){verified}")
+    print(
+        f"{done.tensors} tensors, {done.bytes:,} bytes in {seconds:.1f} s ({done.bytes / seconds / 1e9:.2f} GB/s){verified}"
+    )

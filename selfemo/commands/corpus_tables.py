@@ -18,7 +18,12 @@ def counts_table(report: CorpusCheck) -> Table:
     for s in report.splits:
         scores = (s.majority.accuracy, s.majority.weighted_f1, s.majority.macro_f1)
         counts = (s.dialogues, s.turns, s.labelled_turns)
-        table.add_row(s.split, *(f"{count:,}" for count in counts), s.majority.label, *(f"{score:.4f}" for score in scores))
+        table.add_row(
+            s.split,
+            *(f"{count:,}" for count in counts),
+            s.majority.label,
+            *(f"{score:.4f}" for score in scores),
+        )
     return table
 
 
@@ -36,8 +41,19 @@ def lengths_table(corpus: Corpus) -> Table:
     headings = ("split", "dialogues", "turns", "turns each", "most", "words each", "95%", "multi", "votes")
     table = _table(f"{corpus.name}: turns of a dialogue and words of a turn (medians)", *headings)
     for s in corpus_stats(corpus):
-        figures = (s.dialogues, s.turns, s.turns_median, s.turns_max, s.words_median, s.words_p95, s.multi_label_turns, s.voted_turns)
-        table.add_row(s.split, *(f"{figure:,g}" if isinstance(figure, float) else f"{figure:,}" for figure in figures))
+        figures = (
+            s.dialogues,
+            s.turns,
+            s.turns_median,
+            s.turns_max,
+            s.words_median,
+            s.words_p95,
+            s.multi_label_turns,
+            s.voted_turns,
+        )
+        table.add_row(
+            s.split, *(f"{figure:,g}" if isinstance(figure, float) else f"{figure:,}" for figure in figures)
+        )
     return table
 
 
@@ -53,7 +69,12 @@ def overlap_table(title: str, overlaps: dict[str, Overlap]) -> Table:
     """Shared long texts by split."""
     table = _table(title, "split", "long texts", "shared", "%")
     for split, found in overlaps.items():
-        table.add_row(split, f"{found.long_texts:,}", f"{found.shared:,}", f"{100 * found.shared / max(1, found.long_texts):.1f}")
+        table.add_row(
+            split,
+            f"{found.long_texts:,}",
+            f"{found.shared:,}",
+            f"{100 * found.shared / max(1, found.long_texts):.1f}",
+        )
     return table
 
 

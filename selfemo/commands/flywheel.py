@@ -26,10 +26,14 @@ RecordArgument = Annotated[int, typer.Argument(help="Record id, as `list` shows 
 
 def list_records(
     run: RunArgument,
-    kept: Annotated[bool | None, typer.Option("--kept/--dropped", help="Only records that were kept, or dropped.")] = None,
+    kept: Annotated[
+        bool | None, typer.Option("--kept/--dropped", help="Only records that were kept, or dropped.")
+    ] = None,
     role: Annotated[RoleName | None, typer.Option(help="Only records of this role.")] = None,
     label: Annotated[str | None, typer.Option(help="Only records with this primary label.")] = None,
-    reason: Annotated[str | None, typer.Option(help='Only records with this reason, such as "near duplicate".')] = None,
+    reason: Annotated[
+        str | None, typer.Option(help='Only records with this reason, such as "near duplicate".')
+    ] = None,
     after: Annotated[int, typer.Option(min=0, help="Only records with a greater id.")] = 0,
     limit: Annotated[int, typer.Option(min=0, help="Most records to show; 0 shows the summary alone.")] = 20,
 ) -> None:
@@ -92,7 +96,15 @@ def records_table(records: list[Record]) -> Table:
     table = Table("id", "iter", "role", "labels", "sIoU", "agree", "outcome", "text")
     for r in records:
         outcome = f"{'kept' if r.kept else 'dropped'}: {r.reason}"
-        row = [str(r.record_id), str(r.iteration), r.role, ", ".join(r.labels), f"{r.score:.2f}", f"{r.agreement:.2f}", outcome]
+        row = [
+            str(r.record_id),
+            str(r.iteration),
+            r.role,
+            ", ".join(r.labels),
+            f"{r.score:.2f}",
+            f"{r.agreement:.2f}",
+            outcome,
+        ]
         table.add_row(*map(printable, row), _cut(r.text, 60))
     return table
 
@@ -105,7 +117,10 @@ def provenance_lines(r: Record) -> list[str]:
         f"iteration {r.iteration}, episode {r.episode}, turn {r.turn}, weights {r.weight_version}, from {r.source}{parent}",
         f"gold {', '.join(r.gold) or '-'}; target {', '.join(r.target) or '-'}; sIoU {r.score:.3f}; agreement {r.agreement:.3f}",
     ]
-    lines += [f"  {turn.speaker}: {turn.text}" + (f"  [{', '.join(turn.labels)}]" if turn.labels else "") for turn in r.dialogue]
+    lines += [
+        f"  {turn.speaker}: {turn.text}" + (f"  [{', '.join(turn.labels)}]" if turn.labels else "")
+        for turn in r.dialogue
+    ]
     return list(map(printable, lines))
 
 
@@ -121,7 +136,13 @@ def candidates_table(r: Record) -> Table:
 
 def replay_table(result: Replay) -> Table:
     """Every candidate, recorded against replayed."""
-    table = Table("seed", "tokens", "replayed", "result", title=f"record {result.record.record_id}, weights {result.record.weight_version}")
+    table = Table(
+        "seed",
+        "tokens",
+        "replayed",
+        "result",
+        title=f"record {result.record.record_id}, weights {result.record.weight_version}",
+    )
     for c in result.candidates:
         outcome = "equal" if c.equal else f"differs from token {c.first_difference}"
         table.add_row(str(c.seed), str(len(c.recorded_ids)), str(len(c.replayed_ids)), outcome)
@@ -144,7 +165,10 @@ def replay_record(
     run: RunArgument,
     record: RecordArgument,
     model: Annotated[
-        Path | None, typer.Option(help="Hugging Face directory with the record's weights; by default they are looked for in the run.")
+        Path | None,
+        typer.Option(
+            help="Hugging Face directory with the record's weights; by default they are looked for in the run."
+        ),
     ] = None,
 ) -> None:
     """Generate a recorded turn again from its seeds and compare; exit status 1 where anything differs."""

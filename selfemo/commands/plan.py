@@ -25,16 +25,30 @@ MAX_GPUS = 16_384
 
 
 def plan(
-    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides such as parallel.tensor=4.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Overrides such as parallel.tensor=4.")
+    ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of the run.")] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs in each.")] = 8,
-    gpu: Annotated[str, typer.Option(help="a100-40g, a100-80g, h100-80g, h200-141g or b200-180g.")] = "h100-80g",
-    model: Annotated[str, typer.Option(help="A published model by name (qwen3-8b), instead of the configuration's.")] = "",
-    prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Mean prompt length, where measured.")] = None,
-    answer_tokens: Annotated[float | None, typer.Option(min=1, help="Mean recognizer answer, where measured.")] = None,
-    utterance_tokens: Annotated[float | None, typer.Option(min=1, help="Mean responder utterance, where measured.")] = None,
-    accuracy: Annotated[bool, typer.Option("--accuracy", help="Print published step times beside the planner's, and stop.")] = False,
+    gpu: Annotated[
+        str, typer.Option(help="a100-40g, a100-80g, h100-80g, h200-141g or b200-180g.")
+    ] = "h100-80g",
+    model: Annotated[
+        str, typer.Option(help="A published model by name (qwen3-8b), instead of the configuration's.")
+    ] = "",
+    prompt_tokens: Annotated[
+        float | None, typer.Option(min=1, help="Mean prompt length, where measured.")
+    ] = None,
+    answer_tokens: Annotated[
+        float | None, typer.Option(min=1, help="Mean recognizer answer, where measured.")
+    ] = None,
+    utterance_tokens: Annotated[
+        float | None, typer.Option(min=1, help="Mean responder utterance, where measured.")
+    ] = None,
+    accuracy: Annotated[
+        bool, typer.Option("--accuracy", help="Print published step times beside the planner's, and stop.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Memory per rank and phase, sync bytes, step time, checkpoint size, and the best layouts. Needs no GPU."""
@@ -62,16 +76,29 @@ def plan(
 
 
 def _refuse_beyond_bounds(
-    settings: RunConfig, gpus: int, prompt_tokens: float | None, answer_tokens: float | None, utterance_tokens: float | None
+    settings: RunConfig,
+    gpus: int,
+    prompt_tokens: float | None,
+    answer_tokens: float | None,
+    utterance_tokens: float | None,
 ) -> None:
     """UserError where the world is larger than is planned for, or a measured mean is above the most there can be."""
     if gpus > MAX_GPUS:
-        raise UserError(f"--nodes x --gpus-per-node is {gpus:,} GPUs; expected at most {MAX_GPUS:,}: plan for fewer")
+        raise UserError(
+            f"--nodes x --gpus-per-node is {gpus:,} GPUs; expected at most {MAX_GPUS:,}: plan for fewer"
+        )
     play = settings.selfplay
     for option, value, most, limit in (
         ("--prompt-tokens", prompt_tokens, settings.model.max_length, "model.max_length"),
-        ("--answer-tokens", answer_tokens, play.max_recognizer_tokens, "the caps of selfplay on the recognizer"),
+        (
+            "--answer-tokens",
+            answer_tokens,
+            play.max_recognizer_tokens,
+            "the caps of selfplay on the recognizer",
+        ),
         ("--utterance-tokens", utterance_tokens, play.max_utterance_tokens, "selfplay.max_utterance_tokens"),
     ):
         if value is not None and value > most:
-            raise UserError(f"{option}={value:g} is above {limit}, {most}: a mean cannot be; lower it or raise the limit")
+            raise UserError(
+                f"{option}={value:g} is above {limit}, {most}: a mean cannot be; lower it or raise the limit"
+            )

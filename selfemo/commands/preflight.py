@@ -38,14 +38,20 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str
     """
     check_dependencies()
     if config.tracking.wandb != "none" and importlib.util.find_spec("wandb") is None:
-        raise UserError(f"tracking.wandb={config.tracking.wandb}, but package wandb is not installed: pip install 'selfemo[wandb]'")
+        raise UserError(
+            f"tracking.wandb={config.tracking.wandb}, but package wandb is not installed: pip install 'selfemo[wandb]'"
+        )
     check_layout(config, world_size, by_name=planning)
     missing = []
     if config.model.path and not Path(config.model.path).is_dir():
-        missing.append(f"model.path={config.model.path} is not there yet: planned as the published {Path(config.model.path).name}")
+        missing.append(
+            f"model.path={config.model.path} is not there yet: planned as the published {Path(config.model.path).name}"
+        )
     run = RunDirectory.check(config)
     try:
-        told_corpus = _summary(load_training_corpus(config.corpus.name, config.corpus.path, config.corpus.hold_out))
+        told_corpus = _summary(
+            load_training_corpus(config.corpus.name, config.corpus.path, config.corpus.hold_out)
+        )
     except CorpusAbsent as error:
         if not planning:
             raise
@@ -78,9 +84,13 @@ def check_layout(config: RunConfig, world_size: int, by_name: bool = False) -> N
             f"model.path={path}: no such directory; expected a Hugging Face model directory: name one with model.path (MODEL_DIR for the "
             "launch scripts), or fetch one, as in `hf download Qwen/Qwen3-8B --local-dir models/Qwen3-8B`"
         )
-    violations = list(run_violations(config, layout_of(config, 1, world_size), planned_architecture(config.model)))
+    violations = list(
+        run_violations(config, layout_of(config, 1, world_size), planned_architecture(config.model))
+    )
     if violations:
-        raise UserError("; ".join(violations) + ": choose sizes that fit, or torchrun's --nproc-per-node to match")
+        raise UserError(
+            "; ".join(violations) + ": choose sizes that fit, or torchrun's --nproc-per-node to match"
+        )
 
 
 def check_model_files(path: str) -> None:
@@ -109,4 +119,6 @@ def check_dependencies() -> None:
         except ModuleNotFoundError:
             found = None
         if found is None:
-            raise UserError(f"package {package} is not installed: run `make setup`, or pip install -r requirements/cpu.txt")
+            raise UserError(
+                f"package {package} is not installed: run `make setup`, or pip install -r requirements/cpu.txt"
+            )

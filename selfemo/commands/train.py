@@ -40,7 +40,9 @@ def run_training(config: RunConfig) -> None:
     run = RunDirectory.claim(config) if rank == 0 else RunDirectory(Path(config.output_dir))
     terminal = Terminal(rank == 0, run.root, rank)
     if run.is_complete:
-        terminal.say(f"{run.root}: this run is complete, see summary.json; remove the directory to run it again")
+        terminal.say(
+            f"{run.root}: this run is complete, see summary.json; remove the directory to run it again"
+        )
         return
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) and not os.environ.get(OWN_STORES):
         terminal.say(
@@ -62,7 +64,9 @@ def _tell_failures(terminal: Terminal, rank: int) -> None:
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         traceback.print_exception(kind, error, trace)
         if isinstance(error, OSError) and error.errno in FULL_OR_BARRED:
-            error = UserError(f"{error.filename or 'a file of the run'}: cannot be written ({error.strerror}): mend that, then run again")
+            error = UserError(
+                f"{error.filename or 'a file of the run'}: cannot be written ({error.strerror}): mend that, then run again"
+            )
         if isinstance(error, UserError):
             if rank == 0:
                 terminal.error(f"selfemo: {error}")
@@ -70,7 +74,9 @@ def _tell_failures(terminal: Terminal, rank: int) -> None:
                 terminal.error(f"selfemo: rank {rank} on {socket.gethostname()}: {error}")
         else:
             first_line = str(error).partition("\n")[0]
-            terminal.error(f"selfemo: {watchdog.status(error)} failed: {kind.__name__}: {first_line} (traceback in {terminal.log_path})")
+            terminal.error(
+                f"selfemo: {watchdog.status(error)} failed: {kind.__name__}: {first_line} (traceback in {terminal.log_path})"
+            )
         watchdog.kill_stopped_peers()
         sys.stdout.flush()
         sys.stderr.flush()

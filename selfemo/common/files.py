@@ -14,7 +14,9 @@ from selfemo.common.errors import UserError
 def check_target(path: Path, option: str) -> None:
     """UserError where a command cannot write the file that `option` names: found before its work, not after."""
     if path.is_dir() or not path.resolve().parent.is_dir():
-        raise UserError(f"{option} {path}: expected a file in an existing directory: create the directory, or name another")
+        raise UserError(
+            f"{option} {path}: expected a file in an existing directory: create the directory, or name another"
+        )
 
 
 @contextmanager
@@ -32,7 +34,9 @@ def new_file(target: Path, option: str = "") -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
-        raise UserError(f"{option} {target}: cannot be written ({error.strerror}): name another file".strip()) from None
+        raise UserError(
+            f"{option} {target}: cannot be written ({error.strerror}): name another file".strip()
+        ) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

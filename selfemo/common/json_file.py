@@ -23,14 +23,23 @@ def read_json_object(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(MAX_JSON_BYTES + 1)
         if len(data) > MAX_JSON_BYTES:
-            raise UserError(f"{path}: larger than {MAX_JSON_BYTES} bytes, which no such file is; download the file again")
+            raise UserError(
+                f"{path}: larger than {MAX_JSON_BYTES} bytes, which no such file is; download the file again"
+            )
         value = json.loads(data.decode())
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check that it is a readable file") from None
-    except (ValueError, RecursionError) as error:  # ValueError: JSON's own, bytes that are not UTF-8, integers of thousands of digits
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); check that it is a readable file"
+        ) from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: JSON's own, bytes that are not UTF-8, integers of thousands of digits
         raise UserError(f"{path}: not valid JSON ({error}); download the file again") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}; download the file again")
+        raise UserError(
+            f"{path}: expected a JSON object, found {type(value).__name__}; download the file again"
+        )
     return value

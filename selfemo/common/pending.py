@@ -37,7 +37,9 @@ def new_directory(final: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
     except OSError as error:
         if begun and error.errno not in WRITE_ERRORS:
             raise
-        raise UserError(f"{final}: cannot be written ({error.strerror}); free space or choose another output") from None
+        raise UserError(
+            f"{final}: cannot be written ({error.strerror}); free space or choose another output"
+        ) from None
     finally:
         shutil.rmtree(pending, ignore_errors=True)
 
@@ -48,5 +50,7 @@ def _make(final: Path, pending: Path, needed_bytes: int) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     free_bytes = shutil.disk_usage(final.parent).free
     if free_bytes < needed_bytes:
-        raise UserError(f"{final}: needs {needed_bytes:,} bytes, but {free_bytes:,} are free there; choose another disk")
+        raise UserError(
+            f"{final}: needs {needed_bytes:,} bytes, but {free_bytes:,} are free there; choose another disk"
+        )
     pending.mkdir()

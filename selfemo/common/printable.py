@@ -14,7 +14,11 @@ QUOTE_CHARS = 60
 
 def printable(text: str) -> str:
     """`text` with every character that is not printable (controls, format characters, line ends, lone surrogates) written as an escape."""
-    return text if text.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    )
 
 
 def one_line(text: str) -> str:
@@ -26,6 +30,9 @@ def quote(value: object) -> str:
     """A value as a message shows it: on one line, in ASCII, cut at QUOTE_CHARS."""
     try:
         shown = ascii(value[: QUOTE_CHARS + 1] if isinstance(value, str) else value)
-    except (RecursionError, ValueError):  # lists nested to the depth of the stack; integers of thousands of digits
+    except (
+        RecursionError,
+        ValueError,
+    ):  # lists nested to the depth of the stack; integers of thousands of digits
         shown = f"<{type(value).__name__} too large to show>"
     return shown if len(shown) <= QUOTE_CHARS else shown[: QUOTE_CHARS - 3] + "..."

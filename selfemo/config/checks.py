@@ -44,12 +44,18 @@ def run_violations(config: RunConfig, layout: Layout, architecture: Architecture
 
 def cache_tokens(config: RunConfig, layout: Layout, architecture: Architecture) -> int:
     """Tokens whose keys and values an engine can hold at once."""
-    return int(config.rollout.kv_cache_bytes / architecture.kv_bytes_per_token(config.rollout.dtype, layout.engine_tensor))
+    return int(
+        config.rollout.kv_cache_bytes
+        / architecture.kv_bytes_per_token(config.rollout.dtype, layout.engine_tensor)
+    )
 
 
 def violations(config: RunConfig) -> Iterator[str]:
     """Every name that no registry holds and every combination of fields that cannot work, one sentence each."""
-    for field, name, known in (("corpus.name", config.corpus.name, corpus_names()), ("algorithm.loss", config.algorithm.loss, PRESETS)):
+    for field, name, known in (
+        ("corpus.name", config.corpus.name, corpus_names()),
+        ("algorithm.loss", config.algorithm.loss, PRESETS),
+    ):
         if name not in known:
             yield f"{field}={quote(name)}: expected one of {', '.join(known)}{nearest(name, known)}"
     model, play = config.model, config.selfplay
@@ -82,7 +88,10 @@ def layout_violations(layout: Layout, architecture: Architecture) -> Iterator[st
         )
     if layout.world_size % layout.engine_tensor:
         yield f"rollout.tensor_parallel={layout.engine_tensor} does not divide the world of {layout.world_size} processes"
-    for name, size in (("attention heads", architecture.num_heads), ("key-value heads", architecture.num_kv_heads)):
+    for name, size in (
+        ("attention heads", architecture.num_heads),
+        ("key-value heads", architecture.num_kv_heads),
+    ):
         if size % layout.tensor:
             yield f"parallel.tensor={layout.tensor} does not divide the model's {size} {name}"
     if architecture.intermediate_size % layout.tensor:

@@ -70,10 +70,23 @@ class Layout:
     @property
     def label(self) -> str:
         """Such as "TP2 PP2 DP4 +DO, engine TP1 x 16"."""
-        sizes = [("TP", self.tensor), ("PP", self.pipeline), ("VPP", self.virtual_pipeline), ("CP", self.context), ("DP", self.data)]
+        sizes = [
+            ("TP", self.tensor),
+            ("PP", self.pipeline),
+            ("VPP", self.virtual_pipeline),
+            ("CP", self.context),
+            ("DP", self.data),
+        ]
         parts = [f"{name}{size}" for name, size in sizes if size > 1 or name in ("TP", "DP")]
-        flags = [("SP", self.sequence_parallel), ("DO", self.distributed_optimizer), ("recompute", self.recompute)]
-        return " ".join([*parts, *(f"+{name}" for name, on in flags if on)]) + f", engine TP{self.engine_tensor} x {self.replicas}"
+        flags = [
+            ("SP", self.sequence_parallel),
+            ("DO", self.distributed_optimizer),
+            ("recompute", self.recompute),
+        ]
+        return (
+            " ".join([*parts, *(f"+{name}" for name, on in flags if on)])
+            + f", engine TP{self.engine_tensor} x {self.replicas}"
+        )
 
 
 def layout_of(config: RunConfig, nodes: int, gpus_per_node: int) -> Layout:
@@ -124,13 +137,19 @@ class TrainerLayout:
 
     def parameters(self, architecture: Architecture) -> tuple[Parameter, ...]:
         """What this layout allocates: a tied model has an output layer of its own only where a pipeline parts it from the embedding."""
-        return tuple(parameter for parameter in model_parameters(architecture) if self.pipeline > 1 or not parameter.is_tied_copy)
+        return tuple(
+            parameter
+            for parameter in model_parameters(architecture)
+            if self.pipeline > 1 or not parameter.is_tied_copy
+        )
 
     def stage(self, parameter: Parameter, num_layers: int) -> int:
         """The pipeline stage that holds a parameter; virtual chunks are dealt to the stages in turn."""
         if parameter.layer is not None:
             return parameter.layer // (num_layers // (self.pipeline * self.virtual_pipeline)) % self.pipeline
-        return 0 if parameter.tensors[0].name == EMBEDDING and not parameter.is_tied_copy else self.pipeline - 1
+        return (
+            0 if parameter.tensors[0].name == EMBEDDING and not parameter.is_tied_copy else self.pipeline - 1
+        )
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,13 @@ def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     try:
         config = TypeAdapter(RunConfig).validate_python(tree)
     except ValidationError as error:
-        wrong = (e for e in error.errors() if e["type"] != UNKNOWN_KEY)  # told above, with the nearest valid one
-        problems += [f"{'.'.join(map(str, e['loc']))}={quote(e['input'])}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in wrong]
+        wrong = (
+            e for e in error.errors() if e["type"] != UNKNOWN_KEY
+        )  # told above, with the nearest valid one
+        problems += [
+            f"{'.'.join(map(str, e['loc']))}={quote(e['input'])}: {e['msg'][0].lower()}{e['msg'][1:]}"
+            for e in wrong
+        ]
         raise UserError(f"{path or 'configuration'}: " + "; ".join(problems)) from None
     unusable = list(_unusable(dataclasses.asdict(config)))
     if unusable:
@@ -73,7 +78,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
         if len(data) > MAX_CONFIG_BYTES:
-            raise UserError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, which no configuration is: name the right file")
+            raise UserError(
+                f"{path}: larger than {MAX_CONFIG_BYTES} bytes, which no configuration is: name the right file"
+            )
         tree = _parse_yaml(data.decode())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; examples/configs has ready ones") from None
@@ -81,7 +88,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except _NotYaml as error:
         place = f"{path}:{error.line}" if error.line else str(path)
-        raise UserError(f"{place}: not valid YAML ({error}); expected `section:` and `key: value` lines") from None
+        raise UserError(
+            f"{place}: not valid YAML ({error}); expected `section:` and `key: value` lines"
+        ) from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -104,7 +113,9 @@ class _PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "an alias (*name) is not read here: write the value out", mark)
+            raise yaml.composer.ComposerError(
+                None, None, "an alias (*name) is not read here: write the value out", mark
+            )
         return super().compose_node(parent, index)
 
 
@@ -131,7 +142,9 @@ def _unusable(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
-        raise UserError(f"override {override!r}: expected section.field=value, such as train.learning_rate=1e-4")
+        raise UserError(
+            f"override {override!r}: expected section.field=value, such as train.learning_rate=1e-4"
+        )
     try:
         value = _parse_yaml(text)
     except _NotYaml:

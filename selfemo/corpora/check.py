@@ -39,7 +39,9 @@ class CorpusCheck:
         values = dataclasses.asdict(self)
         values["path"] = str(self.path)
         values["problems"] = [str(problem) for problem in self.problems]
-        values["shared_with_train"] = {split: dataclasses.asdict(overlap) for split, overlap in self.shared_with_train}
+        values["shared_with_train"] = {
+            split: dataclasses.asdict(overlap) for split, overlap in self.shared_with_train
+        }
         for split in values["splits"]:
             split["label_counts"] = dict(split["label_counts"])
         return values
@@ -66,8 +68,18 @@ def check_corpus(corpus: str, name: str = AUTO) -> CorpusCheck:
     try:
         loaded = fmt.read(path, collect)
     except _TooManyProblems:
-        problems.append(Problem(path, 0, f"has more problems than these {MAX_PROBLEMS}: is it a corpus of the format {fmt.name}?"))
+        problems.append(
+            Problem(
+                path,
+                0,
+                f"has more problems than these {MAX_PROBLEMS}: is it a corpus of the format {fmt.name}?",
+            )
+        )
         return CorpusCheck(fmt.name, path, (), (), (), tuple(problems))
     train_texts = texts_of(loaded.split("train"))
-    shared = tuple((split, measure_overlap(texts_of(loaded.split(split)), train_texts)) for split in ("dev", "test") if loaded.split(split))
+    shared = tuple(
+        (split, measure_overlap(texts_of(loaded.split(split)), train_texts))
+        for split in ("dev", "test")
+        if loaded.split(split)
+    )
     return CorpusCheck(fmt.name, path, loaded.labels, corpus_stats(loaded), shared, tuple(problems))

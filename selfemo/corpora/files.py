@@ -36,14 +36,26 @@ def read_text(path: Path, report: ProblemSink) -> str | None:
             report(Problem(path, 0, "is not a regular file, expected a corpus file: check the path"))
             return None
         if status.st_size > MAX_FILE_BYTES:
-            report(Problem(path, 0, f"is {status.st_size} bytes, expected at most {MAX_FILE_BYTES}: split it into smaller files"))
+            report(
+                Problem(
+                    path,
+                    0,
+                    f"is {status.st_size} bytes, expected at most {MAX_FILE_BYTES}: split it into smaller files",
+                )
+            )
             return None
         data = path.read_bytes()
     except FileNotFoundError:
         report(Problem(path, 0, "does not exist, expected a corpus file: check the path"))
         return None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        report(Problem(path, 0, f"cannot be read ({getattr(error, 'strerror', None) or error}): check that it is a readable file"))
+        report(
+            Problem(
+                path,
+                0,
+                f"cannot be read ({getattr(error, 'strerror', None) or error}): check that it is a readable file",
+            )
+        )
         return None
     try:
         return data.decode("utf-8-sig")
@@ -65,12 +77,20 @@ def read_lines(path: Path, report: ProblemSink) -> Iterator[tuple[int, str]]:
         report(Problem(path, 0, "is empty: restore or remove it"))
     for number, line in enumerate(text.split("\n"), start=1):
         if len(line) > MAX_LINE_CHARS:
-            report(Problem(path, number, f"has {len(line)} characters, expected at most {MAX_LINE_CHARS}: split the dialogue"))
+            report(
+                Problem(
+                    path,
+                    number,
+                    f"has {len(line)} characters, expected at most {MAX_LINE_CHARS}: split the dialogue",
+                )
+            )
         elif line.strip():
             yield number, line.rstrip("\r")
 
 
-def read_csv(path: Path, required: tuple[str, ...], report: ProblemSink) -> Iterator[tuple[int, dict[str, str]]]:
+def read_csv(
+    path: Path, required: tuple[str, ...], report: ProblemSink
+) -> Iterator[tuple[int, dict[str, str]]]:
     """(1-based first line of the row, values by column) of every complete row; a header without `required` is reported."""
     text = read_text(path, report)
     if text is None:
@@ -85,15 +105,31 @@ def read_csv(path: Path, required: tuple[str, ...], report: ProblemSink) -> Iter
                 header = [column.strip() for column in row]
                 missing = [column for column in required if header.count(column) != 1]
                 if missing:
-                    report(Problem(path, first_line, f"header {shown(','.join(header))} needs the column {missing[0]!r} exactly once"))
+                    report(
+                        Problem(
+                            path,
+                            first_line,
+                            f"header {shown(','.join(header))} needs the column {missing[0]!r} exactly once",
+                        )
+                    )
                     return
             elif len(row) != len(header):
                 if row:
-                    report(Problem(path, first_line, f"has {len(row)} fields, expected {len(header)}: quote fields that hold commas"))
+                    report(
+                        Problem(
+                            path,
+                            first_line,
+                            f"has {len(row)} fields, expected {len(header)}: quote fields that hold commas",
+                        )
+                    )
             else:
                 yield first_line, dict(zip(header, row))
     except csv.Error as error:
-        report(Problem(path, line, f"is not valid CSV ({error}): look for a quote that is not closed or not doubled"))
+        report(
+            Problem(
+                path, line, f"is not valid CSV ({error}): look for a quote that is not closed or not doubled"
+            )
+        )
         return
     if not header:
         report(Problem(path, 0, f"is empty, expected a header with {', '.join(required)}: restore the file"))
@@ -118,7 +154,13 @@ def parse_json(path: Path, text: str, report: ProblemSink, first_line: int = 1) 
         first_line: line of the file at which `text` begins.
     """
     if len(text) > MAX_DOCUMENT_CHARS:
-        report(Problem(path, first_line, f"has {len(text)} characters of JSON, expected at most {MAX_DOCUMENT_CHARS}: split it"))
+        report(
+            Problem(
+                path,
+                first_line,
+                f"has {len(text)} characters of JSON, expected at most {MAX_DOCUMENT_CHARS}: split it",
+            )
+        )
         return None
     object_lines = iter(_lines_of_objects(text, first_line))
 
@@ -134,9 +176,22 @@ def parse_json(path: Path, text: str, report: ProblemSink, first_line: int = 1) 
         return json.loads(text, object_pairs_hook=locate)
     except json.JSONDecodeError as error:
         where = first_line + error.lineno - 1
-        report(Problem(path, where, f"is not valid JSON ({error.msg} at column {error.colno}): mend or remove it"))
-    except (ValueError, RecursionError) as error:  # integers of thousands of digits; nesting deeper than the interpreter's stack
-        report(Problem(path, first_line, f"is not usable JSON ({type(error).__name__}): expected plain objects, lists and texts"))
+        report(
+            Problem(
+                path, where, f"is not valid JSON ({error.msg} at column {error.colno}): mend or remove it"
+            )
+        )
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # integers of thousands of digits; nesting deeper than the interpreter's stack
+        report(
+            Problem(
+                path,
+                first_line,
+                f"is not usable JSON ({type(error).__name__}): expected plain objects, lists and texts",
+            )
+        )
     return None
 
 

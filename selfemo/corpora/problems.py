@@ -27,7 +27,9 @@ class Problem:
     """What was found, what was expected, and the remedy, in one line."""
 
     def __str__(self) -> str:
-        return printable(f"{self.path}:{self.line}: {self.message}" if self.line else f"{self.path}: {self.message}")
+        return printable(
+            f"{self.path}:{self.line}: {self.message}" if self.line else f"{self.path}: {self.message}"
+        )
 
 
 ProblemSink = Callable[[Problem], None]

@@ -31,7 +31,10 @@ class CorpusAbsent(UserError):
 @functools.cache
 def formats() -> dict[str, CorpusFormat]:
     """Every known format by name, in alphabetical order."""
-    modules = [importlib.import_module(f"{readers.__name__}.{info.name}") for info in pkgutil.iter_modules(readers.__path__)]
+    modules = [
+        importlib.import_module(f"{readers.__name__}.{info.name}")
+        for info in pkgutil.iter_modules(readers.__path__)
+    ]
     found = {fmt.name: fmt for module in modules for fmt in getattr(module, "FORMATS", ())}
     return dict(sorted(found.items()))
 
@@ -51,11 +54,15 @@ def default_data_root() -> Path | None:
     if not named:
         return _DEFAULT_ROOT if _DEFAULT_ROOT.is_dir() else None
     if not Path(named).is_dir():
-        raise UserError(f"${DATA_VARIABLE} is {named!r}, expected a directory that holds corpora: correct or unset it")
+        raise UserError(
+            f"${DATA_VARIABLE} is {named!r}, expected a directory that holds corpora: correct or unset it"
+        )
     return Path(named)
 
 
-def resolve_corpus(name: str, path: str | Path = "", data_root: str | Path | None = None) -> tuple[CorpusFormat, Path]:
+def resolve_corpus(
+    name: str, path: str | Path = "", data_root: str | Path | None = None
+) -> tuple[CorpusFormat, Path]:
     """The format and the place that `load_corpus` reads.
 
     Args:
@@ -70,11 +77,15 @@ def resolve_corpus(name: str, path: str | Path = "", data_root: str | Path | Non
     known = formats()
     if name != AUTO and name not in known:
         valid = corpus_names()
-        raise UserError(f"corpus {name!r} is unknown, expected one of {', '.join(valid)}{nearest(name, valid)}")
+        raise UserError(
+            f"corpus {name!r} is unknown, expected one of {', '.join(valid)}{nearest(name, valid)}"
+        )
     if path:
         place = Path(path)
         if not place.exists():
-            raise UserError(f"{place}: does not exist, expected {known[name].what if name != AUTO else 'a corpus'}: check the path")
+            raise UserError(
+                f"{place}: does not exist, expected {known[name].what if name != AUTO else 'a corpus'}: check the path"
+            )
         return (known[name] if name != AUTO else _recognise(place)), place
     root = Path(data_root) if data_root is not None else default_data_root()
     if name == AUTO:
@@ -88,7 +99,9 @@ def resolve_corpus(name: str, path: str | Path = "", data_root: str | Path | Non
     return known[name], usual
 
 
-def load_corpus(name: str, path: str | Path = "", data_root: str | Path | None = None, report: ProblemSink = raise_first) -> Corpus:
+def load_corpus(
+    name: str, path: str | Path = "", data_root: str | Path | None = None, report: ProblemSink = raise_first
+) -> Corpus:
     """Read a corpus; arguments as in `resolve_corpus`.
 
     Args:
@@ -116,7 +129,9 @@ def load_training_corpus(name: str, path: str = "", held_out: str = "") -> Corpu
         return corpus
     left = hold_out(corpus, [fmt.read(place, raise_first) for fmt, place in map(locate_corpus, named)])
     if not left.split("train"):
-        raise UserError(f"corpus.hold_out={held_out}: every training dialogue of {corpus.name} holds a text of theirs: leave one out")
+        raise UserError(
+            f"corpus.hold_out={held_out}: every training dialogue of {corpus.name} holds a text of theirs: leave one out"
+        )
     return left
 
 
@@ -130,7 +145,9 @@ def locate_corpus(corpus: str, name: str = AUTO) -> tuple[CorpusFormat, Path]:
         return resolve_corpus(corpus)
     if not Path(corpus).exists() and name == AUTO:
         valid = list(formats())
-        raise UserError(f"{corpus!r} is neither a path nor a corpus, expected one of {', '.join(valid)} or a path{nearest(corpus, valid)}")
+        raise UserError(
+            f"{corpus!r} is neither a path nor a corpus, expected one of {', '.join(valid)} or a path{nearest(corpus, valid)}"
+        )
     return resolve_corpus(name, corpus)
 
 

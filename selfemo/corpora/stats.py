@@ -56,7 +56,11 @@ def corpus_stats(corpus: Corpus) -> tuple[SplitStats, ...]:
     """Figures of every split that has dialogues, train first."""
     train_counts = primary_counts(corpus.split("train"), corpus.labels)
     splits = [(name, corpus.split(name)) for name in SPLITS]
-    return tuple(_split_stats(name, conversations, corpus.labels, train_counts) for name, conversations in splits if conversations)
+    return tuple(
+        _split_stats(name, conversations, corpus.labels, train_counts)
+        for name, conversations in splits
+        if conversations
+    )
 
 
 def primary_counts(conversations: Sequence[Conversation], labels: Sequence[str]) -> dict[str, int]:
@@ -107,7 +111,9 @@ def write_plot(corpus: Corpus, path: Path) -> None:
         figure.savefig(temporary, dpi=120)  # its suffix decides the format
 
 
-def _split_stats(split: str, conversations: Sequence[Conversation], labels: Sequence[str], train_counts: dict[str, int]) -> SplitStats:
+def _split_stats(
+    split: str, conversations: Sequence[Conversation], labels: Sequence[str], train_counts: dict[str, int]
+) -> SplitStats:
     turns = [turn for conversation in conversations for turn in conversation.turns]
     counts = primary_counts(conversations, labels)
     words = sorted(len(turn.text.split()) for turn in turns)
@@ -144,7 +150,11 @@ def _draw_shares(axes: Any, corpus: Corpus) -> None:
 
 def _draw_lengths(axes: Any, corpus: Corpus) -> None:
     for split in SPLITS:
-        words = [min(40, len(turn.text.split())) for conversation in corpus.split(split) for turn in conversation.turns]
+        words = [
+            min(40, len(turn.text.split()))
+            for conversation in corpus.split(split)
+            for turn in conversation.turns
+        ]
         if words:
             axes.hist(words, bins=range(1, 42), density=True, histtype="step", label=split)
     axes.set_xlabel("words in a turn (40: 40 or more)")
@@ -161,7 +171,15 @@ def _draw_transitions(axes: Any, corpus: Corpus) -> None:
     peak = max((value for row in matrix for value in row), default=0.0)
     for i, row in enumerate(matrix):
         for j, value in enumerate(row):
-            axes.text(j, i, f"{100 * value:.0f}", ha="center", va="center", color="white" if value > 0.6 * peak else "black", fontsize=8)
+            axes.text(
+                j,
+                i,
+                f"{100 * value:.0f}",
+                ha="center",
+                va="center",
+                color="white" if value > 0.6 * peak else "black",
+                fontsize=8,
+            )
     axes.set_xlabel("next turn")
     axes.set_ylabel("this turn")
     axes.set_title("Transitions in train, % of a row")

@@ -71,7 +71,10 @@ class TurnChecker:
             self.fault(line, f"{field} is {quote(value)}, expected a text")
             return None
         if len(value) > max_chars:
-            self.fault(line, f"{field} has {len(value)} characters, expected at most {max_chars}: shorten or split it")
+            self.fault(
+                line,
+                f"{field} has {len(value)} characters, expected at most {max_chars}: shorten or split it",
+            )
             return None
         if any("\ud800" <= char <= "\udfff" for char in value):
             self.fault(line, f"{field} holds half of a surrogate pair: write the character itself, in UTF-8")
@@ -86,7 +89,10 @@ class TurnChecker:
         name = clean_text(value).lower() if isinstance(value, str) else ""
         if name in self._labels:
             return name
-        self.fault(line, f"label {quote(value)} is unknown, expected one of {', '.join(self._labels)}{nearest(name, self._labels)}")
+        self.fault(
+            line,
+            f"label {quote(value)} is unknown, expected one of {', '.join(self._labels)}{nearest(name, self._labels)}",
+        )
         return None
 
     def _label_set(self, line: int, values: Iterable[object]) -> tuple[str, ...] | None:
@@ -95,10 +101,15 @@ class TurnChecker:
         if len(known) < len(checked):
             return None
         if len(set(known)) < len(known):
-            self.fault(line, f"labels {', '.join(known)} name one twice, expected distinct labels: remove the repeat")
+            self.fault(
+                line, f"labels {', '.join(known)} name one twice, expected distinct labels: remove the repeat"
+            )
             return None
         if len(known) > MAX_LABELS:
-            self.fault(line, f"has {len(known)} labels, expected at most {MAX_LABELS}: keep the strongest, or give votes instead")
+            self.fault(
+                line,
+                f"has {len(known)} labels, expected at most {MAX_LABELS}: keep the strongest, or give votes instead",
+            )
             return None
         return known
 
@@ -109,7 +120,10 @@ class TurnChecker:
             if label is None:
                 return None
             if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_VOTES:
-                self.fault(line, f"votes for {label} are {quote(count)}, expected a whole number of at least 1 and at most {MAX_VOTES}")
+                self.fault(
+                    line,
+                    f"votes for {label} are {quote(count)}, expected a whole number of at least 1 and at most {MAX_VOTES}",
+                )
                 return None
             counts[label] += count
         return sort_votes(counts)

@@ -110,7 +110,9 @@ def circumplex_affinity(labels: Sequence[str]) -> Affinity:
         return 1.0 if i == j else MAX_AFFINITY * max(0.0, 1.0 - round(math.dist(points[i], points[j]), 9))
 
     size = len(labels)
-    return Affinity(tuple(labels), tuple(tuple(affinity(min(i, j), max(i, j)) for j in range(size)) for i in range(size)))
+    return Affinity(
+        tuple(labels), tuple(tuple(affinity(min(i, j), max(i, j)) for j in range(size)) for i in range(size))
+    )
 
 
 def build_affinity(name: str, labels: Sequence[str]) -> Affinity:

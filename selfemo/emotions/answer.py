@@ -18,7 +18,9 @@ SEPARATOR = ", "
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
 
-FailureReason = Literal["empty", "cut", "thinking", "several lines", "unknown label", "repeated label", "too many labels"]
+FailureReason = Literal[
+    "empty", "cut", "thinking", "several lines", "unknown label", "repeated label", "too many labels"
+]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ type Reading = Answer | FormatFailure
 """What a completion turned out to be."""
 
 
-def parse_answer(text: str, labels: Collection[str], *, thinking: bool = False, finished: bool = True) -> Reading:
+def parse_answer(
+    text: str, labels: Collection[str], *, thinking: bool = False, finished: bool = True
+) -> Reading:
     """Read a completion.
 
     Args:

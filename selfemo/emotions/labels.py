@@ -25,13 +25,19 @@ def check_label_set(labels: Sequence[str]) -> None:
         UserError: fewer than two labels, a repeated one, or one that the answer grammar could not carry; names it.
     """
     if len(labels) < 2:
-        raise UserError(f"label set {list(labels)}: expected at least two labels; check the corpus's label column")
+        raise UserError(
+            f"label set {list(labels)}: expected at least two labels; check the corpus's label column"
+        )
     for label in labels:
         if not LABEL_PATTERN.fullmatch(label):
-            raise UserError(f"label {label!r}: expected lower-case words without commas or line breaks; rename it in the corpus")
+            raise UserError(
+                f"label {label!r}: expected lower-case words without commas or line breaks; rename it in the corpus"
+            )
     repeated = sorted({label for label in labels if list(labels).count(label) > 1})
     if repeated:
-        raise UserError(f"label {repeated[0]!r} occurs twice in the label set; expected distinct labels; remove one")
+        raise UserError(
+            f"label {repeated[0]!r} occurs twice in the label set; expected distinct labels; remove one"
+        )
 
 
 def check_labels(labels: Collection[str], valid: Collection[str], where: str) -> None:
@@ -45,4 +51,6 @@ def check_labels(labels: Collection[str], valid: Collection[str], where: str) ->
     """
     for label in labels:
         if label not in valid:
-            raise UserError(f"{where}: unknown label {label!r}{nearest(label, valid)}; expected one of {', '.join(sorted(valid))}")
+            raise UserError(
+                f"{where}: unknown label {label!r}{nearest(label, valid)}; expected one of {', '.join(sorted(valid))}"
+            )

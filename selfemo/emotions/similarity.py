@@ -61,7 +61,9 @@ class SmoothedIoU:
         if len(readings) < 2:
             return float(bool(readings) and isinstance(readings[0], Answer))
         pairs = list(combinations(readings, 2))
-        return sum(self.of_reading(a, b.labels) if isinstance(b, Answer) else 0.0 for a, b in pairs) / len(pairs)
+        return sum(self.of_reading(a, b.labels) if isinstance(b, Answer) else 0.0 for a, b in pairs) / len(
+            pairs
+        )
 
     def _compute(self, predicted: frozenset[str], reference: frozenset[str]) -> float:
         for name, labels in (("predicted", predicted), ("reference", reference)):
@@ -69,10 +71,15 @@ class SmoothedIoU:
                 raise ValueError(f"{name} is empty: a smoothed IoU needs two non-empty label sets")
             unknown = sorted(labels - self._index.keys())
             if unknown:
-                raise ValueError(f"{name} holds {unknown[0]!r}, which is not in the label set {list(self._index)}")
+                raise ValueError(
+                    f"{name} holds {unknown[0]!r}, which is not in the label set {list(self._index)}"
+                )
         rows = [self._index[label] for label in sorted(predicted)]
         columns = [self._index[label] for label in sorted(reference)]
-        if (len(rows), rows) < (len(columns), columns):  # sums of both directions round alike: symmetric to the bit
+        if (len(rows), rows) < (
+            len(columns),
+            columns,
+        ):  # sums of both directions round alike: symmetric to the bit
             rows, columns = columns, rows
         matched = best_matching(self.affinity.matrix, rows, columns)
         return (matched + self.smoothing) / (len(rows) + len(columns) - matched + self.smoothing)

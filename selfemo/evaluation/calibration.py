@@ -44,7 +44,9 @@ def calibrate(confidence: Sequence[float], correct: Sequence[bool], bins: int = 
         ValueError: no prediction, unequal lengths, or a confidence outside [0, 1].
     """
     if not confidence or len(confidence) != len(correct):
-        raise ValueError(f"confidence has {len(confidence)} entries and correct {len(correct)}, expected equal and not empty")
+        raise ValueError(
+            f"confidence has {len(confidence)} entries and correct {len(correct)}, expected equal and not empty"
+        )
     members: list[list[int]] = [[] for _ in range(bins)]
     for i, value in enumerate(confidence):
         if not 0.0 <= value <= 1.0 + 1e-9:

@@ -12,7 +12,13 @@ from selfemo.evaluation.calibration import Calibration, calibrate, likelihood_co
 from selfemo.evaluation.expression import ExpressionReport, evaluate_expression
 from selfemo.evaluation.intervals import Interval, bootstrap, mean_interval, paired_bootstrap
 from selfemo.evaluation.options import Scoring
-from selfemo.evaluation.recognition import RecognitionReport, evaluate_recognition, read_likeliest, report_readings, sample_readings
+from selfemo.evaluation.recognition import (
+    RecognitionReport,
+    evaluate_recognition,
+    read_likeliest,
+    report_readings,
+    sample_readings,
+)
 from selfemo.evaluation.turns import EvaluationTurn
 from selfemo.inference.finished_model import FinishedModel
 from selfemo.rollout.api import Generator
@@ -76,10 +82,18 @@ def smoothed_iou(model: FinishedModel, labels: Sequence[str]) -> SmoothedIoU:
 def prompts_of(model: FinishedModel, labels: tuple[str, ...]) -> PromptBuilder:
     """Prompts as the model was trained on them; UserError where its tokenizer cannot be used."""
     corpus = model.config.corpus
-    return PromptBuilder(ChatEncoder(model.path), labels, corpus.history_turns, corpus.max_turn_tokens, model.config.selfplay.thinking)
+    return PromptBuilder(
+        ChatEncoder(model.path),
+        labels,
+        corpus.history_turns,
+        corpus.max_turn_tokens,
+        model.config.selfplay.thinking,
+    )
 
 
-def evaluate_model(model: FinishedModel, generator: Generator | None, task: Task, recognizer: Recognizer | None) -> ModelReport:
+def evaluate_model(
+    model: FinishedModel, generator: Generator | None, task: Task, recognizer: Recognizer | None
+) -> ModelReport:
     """Evaluate one model.
 
     Args:
@@ -114,15 +128,22 @@ def evaluate_model(model: FinishedModel, generator: Generator | None, task: Task
         )
     intervals = (
         *bootstrap(task.gold, recognition.predicted, task.dialogues, task.seed),
-        *(mean_interval(name, values, task.dialogues, task.seed) for name, values in turn_scores(recognition.readings, task).items()),
+        *(
+            mean_interval(name, values, task.dialogues, task.seed)
+            for name, values in turn_scores(recognition.readings, task).items()
+        ),
     )
     reader = recognizer.model if recognizer else None
-    return ModelReport(model, recognition, intervals, calibration, confidence if calibration else "", expression, reader)
+    return ModelReport(
+        model, recognition, intervals, calibration, confidence if calibration else "", expression, reader
+    )
 
 
 def compare_models(first: ModelReport, second: ModelReport, task: Task) -> tuple[Interval, ...]:
     """Intervals of first - second on the same turns, for accuracy, weighted F1, macro F1, sIoU and exact match."""
-    labelled = paired_bootstrap(task.gold, first.recognition.predicted, second.recognition.predicted, task.dialogues, task.seed)
+    labelled = paired_bootstrap(
+        task.gold, first.recognition.predicted, second.recognition.predicted, task.dialogues, task.seed
+    )
     ours, theirs = (turn_scores(report.recognition.readings, task) for report in (first, second))
     means = []
     for name, values in ours.items():
@@ -136,12 +157,18 @@ def turn_scores(readings: Sequence[Reading], task: Task) -> dict[str, list[float
     pairs = [(reading, turn.gold) for reading, turn in zip(readings, task.turns, strict=True)]
     return {
         "siou": [task.score.of_reading(reading, gold) for reading, gold in pairs],
-        "exact_match": [float(isinstance(reading, Answer) and set(reading.labels) == set(gold)) for reading, gold in pairs],
+        "exact_match": [
+            float(isinstance(reading, Answer) and set(reading.labels) == set(gold)) for reading, gold in pairs
+        ],
     }
 
 
-def _by_likelihood(model: FinishedModel, prompts: PromptBuilder, task: Task) -> tuple[RecognitionReport, Calibration]:
-    from selfemo.evaluation.likelihood import AnswerScorer  # transformers' model: only this way of scoring needs it
+def _by_likelihood(
+    model: FinishedModel, prompts: PromptBuilder, task: Task
+) -> tuple[RecognitionReport, Calibration]:
+    from selfemo.evaluation.likelihood import (
+        AnswerScorer,
+    )  # transformers' model: only this way of scoring needs it
 
     prompts = prompts.without_thinking()
     answers = {label: prompts.answer_ids([label]) for label in task.labels}

@@ -80,12 +80,24 @@ def evaluate_expression(
         UserError: no turn has an annotated answer by another speaker.
     """
     asked = [(turn, turn.next_turn) for turn in turns]
-    pairs = [(turn, reply) for turn, reply in asked if reply is not None and reply.labels and reply.speaker != turn.context[-1].speaker]
+    pairs = [
+        (turn, reply)
+        for turn, reply in asked
+        if reply is not None and reply.labels and reply.speaker != turn.context[-1].speaker
+    ]
     if not pairs:
-        raise UserError("evaluation: no turn of the split has an annotated answer by another speaker, which expression is measured on")
-    speaking, reading_role = Responder(prompts, config), Recognizer(recognizer_prompts or prompts, recognizer_config or config)
+        raise UserError(
+            "evaluation: no turn of the split has an annotated answer by another speaker, which expression is measured on"
+        )
+    speaking, reading_role = (
+        Responder(prompts, config),
+        Recognizer(recognizer_prompts or prompts, recognizer_config or config),
+    )
     requests = [
-        speaking.request(prompts.respond(turn.context, reply.speaker, reply.labels[:MAX_LABELS]), derive_seed(run_seed, "expression", i))
+        speaking.request(
+            prompts.respond(turn.context, reply.speaker, reply.labels[:MAX_LABELS]),
+            derive_seed(run_seed, "expression", i),
+        )
         for i, (turn, reply) in enumerate(pairs)
     ]
     gated = [
@@ -101,7 +113,11 @@ def evaluate_expression(
     replies = []
     for (_, reply), (text, failed) in zip(pairs, gated, strict=True):
         target, reading = reply.labels[:MAX_LABELS], None if failed else readings.pop(0)
-        replies.append(Reply(target, text, failed, reading, 0.0 if reading is None else score.of_reading(reading, target)))
+        replies.append(
+            Reply(
+                target, text, failed, reading, 0.0 if reading is None else score.of_reading(reading, target)
+            )
+        )
     return summarise(replies)
 
 
@@ -109,7 +125,9 @@ def summarise(replies: Sequence[Reply]) -> ExpressionReport:
     """The report of replies already read; ValueError for none."""
     if not replies:
         raise ValueError("replies is empty: there is nothing to report")
-    hits = [isinstance(reply.reading, Answer) and reply.reading.primary == reply.target[0] for reply in replies]
+    hits = [
+        isinstance(reply.reading, Answer) and reply.reading.primary == reply.target[0] for reply in replies
+    ]
     by_target: dict[str, list[float]] = {}
     for reply in replies:
         by_target.setdefault(reply.target[0], []).append(reply.score)
@@ -120,7 +138,9 @@ def summarise(replies: Sequence[Reply]) -> ExpressionReport:
         siou=sum(reply.score for reply in replies) / len(replies),
         primary_hit_rate=sum(hits) / len(hits),
         gate_failures=tuple(Counter(gate for reply in replies for gate in reply.gates).most_common()),
-        per_target=tuple((label, len(scores), sum(scores) / len(scores)) for label, scores in sorted(by_target.items())),
+        per_target=tuple(
+            (label, len(scores), sum(scores) / len(scores)) for label, scores in sorted(by_target.items())
+        ),
         distinct_replies=len({tuple(line) for line in spoken}) / len(replies),
         distinct_bigrams=len(set(bigrams)) / len(bigrams) if bigrams else 0.0,
         replies=tuple(replies),

@@ -45,11 +45,18 @@ class _Counts:
 
 
 def bootstrap(
-    gold: Sequence[str], predicted: Sequence[str], dialogues: Sequence[str], seed: int, resamples: int = RESAMPLES, level: float = 0.95
+    gold: Sequence[str],
+    predicted: Sequence[str],
+    dialogues: Sequence[str],
+    seed: int,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
 ) -> tuple[Interval, ...]:
     """Intervals of one model's figures, in METRICS' order; arguments as for `paired_bootstrap`."""
     counts, weights_RD = _count(gold, predicted, dialogues), _weights(dialogues, seed, resamples)
-    return _intervals(_figures(counts, np.ones((1, weights_RD.shape[1])))[:, 0], _figures(counts, weights_RD), level)
+    return _intervals(
+        _figures(counts, np.ones((1, weights_RD.shape[1])))[:, 0], _figures(counts, weights_RD), level
+    )
 
 
 def paired_bootstrap(
@@ -72,9 +79,17 @@ def paired_bootstrap(
     Raises:
         ValueError: no turn, or unequal lengths.
     """
-    a, b, weights_RD = _count(gold, first, dialogues), _count(gold, second, dialogues), _weights(dialogues, seed, resamples)
+    a, b, weights_RD = (
+        _count(gold, first, dialogues),
+        _count(gold, second, dialogues),
+        _weights(dialogues, seed, resamples),
+    )
     once = np.ones((1, weights_RD.shape[1]))
-    return _intervals((_figures(a, once) - _figures(b, once))[:, 0], _figures(a, weights_RD) - _figures(b, weights_RD), level)
+    return _intervals(
+        (_figures(a, once) - _figures(b, once))[:, 0],
+        _figures(a, weights_RD) - _figures(b, weights_RD),
+        level,
+    )
 
 
 def seeded_bootstrap(
@@ -98,7 +113,9 @@ def seeded_bootstrap(
         ValueError: no seed, unequal numbers of seeds, or what `paired_bootstrap` raises.
     """
     if not first or (second is not None and len(second) != len(first)):
-        raise ValueError(f"first has {len(first)} seeds, second has {len(second or ())}: expected as many of both, > 0")
+        raise ValueError(
+            f"first has {len(first)} seeds, second has {len(second or ())}: expected as many of both, > 0"
+        )
     weights_RD = _weights(dialogues, seed, resamples)
     once = np.ones((1, weights_RD.shape[1]))
     value_SM, figure_SMR = [], []
@@ -111,8 +128,13 @@ def seeded_bootstrap(
         value_SM.append(value)
         figure_SMR.append(figure)
     count = len(first)
-    share_RS = np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count), size=resamples) / count
-    return _intervals(np.mean(value_SM, axis=0), np.einsum("smr,rs->mr", np.stack(figure_SMR), share_RS), level)
+    share_RS = (
+        np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count), size=resamples)
+        / count
+    )
+    return _intervals(
+        np.mean(value_SM, axis=0), np.einsum("smr,rs->mr", np.stack(figure_SMR), share_RS), level
+    )
 
 
 def _count(gold: Sequence[str], predicted: Sequence[str], dialogues: Sequence[str]) -> _Counts:
@@ -140,8 +162,15 @@ def _weights(dialogues: Sequence[str], seed: int, resamples: int) -> Any:
 
 def _figures(counts: _Counts, weights_RD: Any) -> Any:
     """METRICS x resamples. A label that a resample lost is left out of its macro average, as it is out of scikit-learn's."""
-    right_RL, named_RL, gold_RL = (weights_RD @ part for part in (counts.right_DL, counts.predicted_DL, counts.gold_DL))
-    f1_RL = np.divide(2 * right_RL, named_RL + gold_RL, out=np.zeros_like(right_RL, dtype=float), where=named_RL + gold_RL > 0)
+    right_RL, named_RL, gold_RL = (
+        weights_RD @ part for part in (counts.right_DL, counts.predicted_DL, counts.gold_DL)
+    )
+    f1_RL = np.divide(
+        2 * right_RL,
+        named_RL + gold_RL,
+        out=np.zeros_like(right_RL, dtype=float),
+        where=named_RL + gold_RL > 0,
+    )
     present_RL, n_R = gold_RL > 0, gold_RL.sum(axis=1)
     macro = (f1_RL * present_RL).sum(axis=1) / present_RL.sum(axis=1)
     return np.stack([right_RL.sum(axis=1) / n_R, (f1_RL * gold_RL).sum(axis=1) / n_R, macro])
@@ -149,11 +178,19 @@ def _figures(counts: _Counts, weights_RD: Any) -> Any:
 
 def _intervals(values_M: Any, samples_MR: Any, level: float) -> tuple[Interval, ...]:
     lows, highs = np.quantile(samples_MR, [(1 - level) / 2, (1 + level) / 2], axis=1)
-    return tuple(Interval(name, float(values_M[i]), float(lows[i]), float(highs[i]), level) for i, name in enumerate(METRICS))
+    return tuple(
+        Interval(name, float(values_M[i]), float(lows[i]), float(highs[i]), level)
+        for i, name in enumerate(METRICS)
+    )
 
 
 def mean_interval(
-    metric: str, values: Sequence[float], dialogues: Sequence[str], seed: int, resamples: int = RESAMPLES, level: float = 0.95
+    metric: str,
+    values: Sequence[float],
+    dialogues: Sequence[str],
+    seed: int,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
 ) -> Interval:
     """Percentile interval of the mean of `values`, n figures of n turns; for a paired difference, of first - second per turn.
 
@@ -164,12 +201,16 @@ def mean_interval(
         ValueError: no value, or unequal lengths.
     """
     if not values or len(values) != len(dialogues):
-        raise ValueError(f"values has {len(values)} entries and dialogues {len(dialogues)}, expected equal and not empty")
+        raise ValueError(
+            f"values has {len(values)} entries and dialogues {len(dialogues)}, expected equal and not empty"
+        )
     row = {key: i for i, key in enumerate(dict.fromkeys(dialogues))}
     places = [row[key] for key in dialogues]
     sums_D = np.bincount(places, weights=list(values), minlength=len(row))
     turns_D = np.bincount(places, minlength=len(row))
-    drawn_RD = np.random.default_rng(seed).multinomial(len(row), np.full(len(row), 1 / len(row)), size=resamples)
+    drawn_RD = np.random.default_rng(seed).multinomial(
+        len(row), np.full(len(row), 1 / len(row)), size=resamples
+    )
     means_R = (drawn_RD @ sums_D) / (drawn_RD @ turns_D)
     low, high = (float(np.quantile(means_R, share)) for share in ((1 - level) / 2, (1 + level) / 2))
     return Interval(metric, sum(values) / len(values), low, high, level)

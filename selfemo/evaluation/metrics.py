@@ -68,7 +68,9 @@ def classify(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str
     _check(gold, predicted, labels)
     gold, predicted, columns = list(gold), list(predicted), [*labels, NO_ANSWER]
     present = [label for label in labels if label in set(gold)]
-    precision, recall, f1, support = precision_recall_fscore_support(gold, predicted, labels=list(labels), zero_division=0)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        gold, predicted, labels=list(labels), zero_division=0
+    )
     answers = Counter(label for label in predicted if label != NO_ANSWER)
     return Classification(
         n=len(gold),
@@ -79,10 +81,15 @@ def classify(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str
         label_entropy=entropy(list(answers.values())),
         neutral_share=answers[NEUTRAL] / answers.total() if answers else 0.0,
         per_label=tuple(
-            LabelFigures(label, float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]), answers[label])
+            LabelFigures(
+                label, float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]), answers[label]
+            )
             for i, label in enumerate(labels)
         ),
-        confusion=tuple(tuple(int(count) for count in row) for row in confusion_matrix(gold, predicted, labels=columns)[: len(labels)]),
+        confusion=tuple(
+            tuple(int(count) for count in row)
+            for row in confusion_matrix(gold, predicted, labels=columns)[: len(labels)]
+        ),
     )
 
 

@@ -37,7 +37,9 @@ class EvaluationOptions:
     def check(self) -> None:
         """UserError for options that do not go together."""
         if self.votes == 1:
-            raise UserError("--votes 1: a single answer votes for itself; expected 2 or more, or 0 to leave calibration out")
+            raise UserError(
+                "--votes 1: a single answer votes for itself; expected 2 or more, or 0 to leave calibration out"
+            )
         evaluated = {path.resolve() for path in (self.model, self.against) if path is not None}
         if self.recognizer is not None and self.recognizer.resolve() in evaluated:
             raise UserError(

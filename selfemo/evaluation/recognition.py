@@ -64,7 +64,11 @@ class RecognitionReport:
 
 
 def evaluate_recognition(
-    generator: Generator, prompts: PromptBuilder, turns: Sequence[EvaluationTurn], config: SelfPlayConfig, score: SmoothedIoU
+    generator: Generator,
+    prompts: PromptBuilder,
+    turns: Sequence[EvaluationTurn],
+    config: SelfPlayConfig,
+    score: SmoothedIoU,
 ) -> RecognitionReport:
     """Read every turn greedily and compare with the annotation.
 
@@ -83,7 +87,10 @@ def report_readings(
     """The report of given readings, one per turn: for label likelihoods, votes, or readings stored earlier."""
     gold = [turn.gold for turn in turns]
     scores = [score.of_reading(reading, truth) for reading, truth in zip(readings, gold, strict=True)]
-    exact = [isinstance(reading, Answer) and set(reading.labels) == set(truth) for reading, truth in zip(readings, gold, strict=True)]
+    exact = [
+        isinstance(reading, Answer) and set(reading.labels) == set(truth)
+        for reading, truth in zip(readings, gold, strict=True)
+    ]
     figures = classify([truth[0] for truth in gold], primary_of(readings), labels)
     return RecognitionReport(figures, sum(scores) / len(scores), sum(exact) / len(exact), tuple(readings))
 
@@ -94,7 +101,11 @@ def read_likeliest(label_logprobs: Sequence[Mapping[str, float]]) -> list[Readin
 
 
 def sample_readings(
-    generator: Generator, prompts: PromptBuilder, turns: Sequence[EvaluationTurn], config: SelfPlayConfig, run_seed: int
+    generator: Generator,
+    prompts: PromptBuilder,
+    turns: Sequence[EvaluationTurn],
+    config: SelfPlayConfig,
+    run_seed: int,
 ) -> list[list[Reading]]:
     """G sampled readings per turn, in one call: what vote confidences and calibration are computed from."""
     size, recognizer = config.recognizer_group_size, Recognizer(prompts, config)

@@ -53,7 +53,9 @@ class Evaluation:
 
 def never_predicted(report: ModelReport) -> tuple[str, ...]:
     """Labels that occur in the gold annotation and that the model never gave first: the plainest sign of collapse."""
-    return tuple(row.label for row in report.recognition.classification.per_label if row.support and not row.predicted)
+    return tuple(
+        row.label for row in report.recognition.classification.per_label if row.support and not row.predicted
+    )
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -71,7 +73,10 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "dialogues": len(set(task.dialogues)),
         "labels": list(task.labels),
         "scoring": task.scoring,
-        "siou": {"smoothing": task.score.smoothing, "affinity": evaluation.models[0].model.config.reward.affinity},
+        "siou": {
+            "smoothing": task.score.smoothing,
+            "affinity": evaluation.models[0].model.config.reward.affinity,
+        },
         "seed": task.seed,
         "resamples": RESAMPLES,
         "gold": {"label_entropy": evaluation.gold_entropy, "neutral_share": evaluation.gold_neutral_share},
@@ -85,7 +90,9 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write under a temporary name, then rename; UserError where that fails."""
     with new_file(path, "--json") as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 def _model(report: ModelReport) -> dict[str, Any]:
@@ -112,8 +119,12 @@ def _model(report: ModelReport) -> dict[str, Any]:
             "predicted": [*(row.label for row in figures.per_label), NO_ANSWER],
             "counts": [list(row) for row in figures.confusion],
         },
-        "calibration": {"confidence": report.confidence, **asdict(report.calibration)} if report.calibration else None,
-        "expression": _expression(report.expression, str(report.read_by.path)) if report.expression and report.read_by else None,
+        "calibration": {"confidence": report.confidence, **asdict(report.calibration)}
+        if report.calibration
+        else None,
+        "expression": _expression(report.expression, str(report.read_by.path))
+        if report.expression and report.read_by
+        else None,
     }
 
 
@@ -144,7 +155,12 @@ def _answers(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Per turn: its place, the gold set, and each model's set (null for a format failure)."""
     columns = [report.recognition.readings for report in evaluation.models]
     return [
-        {"dialogue": turn.dialogue, "turn": turn.index, "gold": list(turn.gold), "predicted": [_labels(column[i]) for column in columns]}
+        {
+            "dialogue": turn.dialogue,
+            "turn": turn.index,
+            "gold": list(turn.gold),
+            "predicted": [_labels(column[i]) for column in columns],
+        }
         for i, turn in enumerate(evaluation.task.turns)
     ]
 

@@ -39,9 +39,13 @@ def evaluation_turns(conversations: Sequence[Conversation], limit: int = 0) -> t
         for index, turn in enumerate(conversation.turns):
             if turn.labels:
                 following = conversation.turns[index + 1] if index + 1 < len(conversation.turns) else None
-                found.append(EvaluationTurn(conversation.key, index, conversation.turns[: index + 1], following))
+                found.append(
+                    EvaluationTurn(conversation.key, index, conversation.turns[: index + 1], following)
+                )
                 if len(found) == limit:
                     return tuple(found)
     if not found:
-        raise UserError("evaluation: the split holds no annotated turn; check evaluation.split and the corpus's label column")
+        raise UserError(
+            "evaluation: the split holds no annotated turn; check evaluation.split and the corpus's label column"
+        )
     return tuple(found)

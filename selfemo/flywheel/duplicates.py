@@ -59,7 +59,9 @@ class NearDuplicates:
         if _digest(ordered) in self._sets:
             return True
         size, seen, own = len(ordered), set(), set(ordered)
-        for other_size in range(math.ceil(self._threshold * size - _EPSILON), math.floor(size / self._threshold + _EPSILON) + 1):
+        for other_size in range(
+            math.ceil(self._threshold * size - _EPSILON), math.floor(size / self._threshold + _EPSILON) + 1
+        ):
             if other_size == size and (size - 1) < self._threshold * (size + 1) - _EPSILON:
                 continue  # one word apart is already too far
             for word in ordered[: self._prefix(size)]:
@@ -79,7 +81,9 @@ class NearDuplicates:
 
     def _ordered(self, text: str) -> list[int]:
         """The text's distinct words as 63-bit numbers, rarest first."""
-        return [_number(word) for word in sorted(set(words(text)), key=lambda word: (self._counts[word], word))]
+        return [
+            _number(word) for word in sorted(set(words(text)), key=lambda word: (self._counts[word], word))
+        ]
 
 
 def _number(word: str) -> int:

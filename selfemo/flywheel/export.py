@@ -38,7 +38,9 @@ def export_jsonl(store: FlywheelStore, path: Path, role: str | None = None) -> i
                 file.write(json.dumps(dialogue_row(record), ensure_ascii=False) + "\n")
                 count += 1
         if not count:
-            raise UserError(f"{store.path}: nothing was kept, so there is nothing to export (selfemo flywheel list shows why)")
+            raise UserError(
+                f"{store.path}: nothing was kept, so there is nothing to export (selfemo flywheel list shows why)"
+            )
         if not label_path.exists():
             with new_file(label_path) as temporary_labels:
                 temporary_labels.write_text(label_text, encoding="utf-8")

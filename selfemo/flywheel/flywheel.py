@@ -37,7 +37,9 @@ class FlywheelCounts:
 class Flywheel:
     """Judges, remembers and (on the writing rank) stores."""
 
-    def __init__(self, config: FlywheelConfig, corpus: Corpus, rewards: Rewards, path: Path, is_writer: bool) -> None:
+    def __init__(
+        self, config: FlywheelConfig, corpus: Corpus, rewards: Rewards, path: Path, is_writer: bool
+    ) -> None:
         """Open the flywheel, with everything a store at `path` already holds.
 
         Args:
@@ -51,13 +53,17 @@ class Flywheel:
         self._shares = rewards.label_shares
         self._held_out = HeldOutTexts(held_out_texts(corpus))
         known = [turn.text for c in corpus.split("train") for turn in c.turns]
-        self._duplicates = {role: NearDuplicates(config.near_duplicate, known) for role in ("recognizer", "responder")}
+        self._duplicates = {
+            role: NearDuplicates(config.near_duplicate, known) for role in ("recognizer", "responder")
+        }
         self._passed: Counter[str] = Counter()
         self._kept: Counter[tuple[str, str]] = Counter()
         self._offered = self._last_id = 0
         self._seeds: deque[tuple[int, KeptDialogue]] = deque(maxlen=SEED_RECORDS)
         self._recorded: set[int] = set()
-        self._store = FlywheelStore(path, writable=True, labels=corpus.labels) if config.enabled and is_writer else None
+        self._store = (
+            FlywheelStore(path, writable=True, labels=corpus.labels) if config.enabled and is_writer else None
+        )
         if config.enabled and path.is_file():
             self._recall(self._store or FlywheelStore(path))
 
@@ -75,7 +81,10 @@ class Flywheel:
     def role_counts(self) -> dict[str, dict[str, int]]:
         """Per role: groups that passed the rule (some of them over a label's cap), and groups kept."""
         return {
-            role: {"passed": self._passed[role], "kept": sum(n for (of, _), n in self._kept.items() if of == role)}
+            role: {
+                "passed": self._passed[role],
+                "kept": sum(n for (of, _), n in self._kept.items() if of == role),
+            }
             for role in self._duplicates
         }
 
@@ -107,7 +116,11 @@ class Flywheel:
 
     def kept_dialogues(self, before_iteration: int | None = None) -> list[KeptDialogue]:
         """What can seed an episode, oldest first; only records of earlier iterations where one is named, as a resumed run needs."""
-        return [kept for iteration, kept in self._seeds if before_iteration is None or iteration < before_iteration]
+        return [
+            kept
+            for iteration, kept in self._seeds
+            if before_iteration is None or iteration < before_iteration
+        ]
 
     def close(self) -> None:
         """Close the store."""
@@ -123,7 +136,9 @@ class Flywheel:
         if self._duplicates[record.role].holds(record.text):
             return replace(record, kept=False, reason="near duplicate")
         label, role = record.labels[0], record.role
-        if not within_cap(label, self._kept[role, label], self._passed[role], self._shares, self._config.rare_label_share):
+        if not within_cap(
+            label, self._kept[role, label], self._passed[role], self._shares, self._config.rare_label_share
+        ):
             return replace(record, kept=False, reason="label cap")
         return record
 
@@ -144,7 +159,9 @@ class Flywheel:
             *before, last = record.dialogue
             labels = last.labels if self._config.trust_labels else ()
             turns = (*before, Turn(last.speaker, last.text, labels))
-            self._seeds.append((record.iteration, KeptDialogue(record.record_id, record.source, turns, _speakers(turns))))
+            self._seeds.append(
+                (record.iteration, KeptDialogue(record.record_id, record.source, turns, _speakers(turns)))
+            )
 
     def _recall(self, store: FlywheelStore) -> None:
         """Restore the state from a store."""

@@ -45,7 +45,13 @@ class Replay:
 
 def replay(record: Record, generator: Generator) -> Replay:
     """Sample the record's prompt again with its seeds, in one call."""
-    requests = [GenerationRequest(record.prompt_ids, c.seed, record.max_tokens, record.temperature) for c in record.candidates]
+    requests = [
+        GenerationRequest(record.prompt_ids, c.seed, record.max_tokens, record.temperature)
+        for c in record.candidates
+    ]
     completions = generator.generate(requests)
     pairs = zip(record.candidates, completions, strict=True)
-    return Replay(record, tuple(ReplayedCandidate(c.seed, c.completion_ids, completion.token_ids) for c, completion in pairs))
+    return Replay(
+        record,
+        tuple(ReplayedCandidate(c.seed, c.completion_ids, completion.token_ids) for c, completion in pairs),
+    )

@@ -51,7 +51,11 @@ class Evidence:
 def gather_evidence(groups: Sequence[ScoredGroup]) -> dict[Place, Evidence]:
     """Evidence on every generated turn of a batch, by the place where it is read (one turn after it was written)."""
     written = {_place(g, 1): g.scores[g.best] for g in groups if g.group.role == "responder"}
-    read = {_place(g, 0): g.group.consensus.agreement for g in groups if g.group.role == "recognizer" and g.group.turn > 0}
+    read = {
+        _place(g, 0): g.group.consensus.agreement
+        for g in groups
+        if g.group.role == "recognizer" and g.group.turn > 0
+    }
     return {place: Evidence(written.get(place), read.get(place)) for place in {*written, *read}}
 
 
@@ -63,7 +67,9 @@ def agreement_on(scored: ScoredGroup, evidence: Mapping[Place, Evidence]) -> flo
     return known.agreement or 0.0 if known is not None else 0.0
 
 
-def judge(scored: ScoredGroup, evidence: Mapping[Place, Evidence], config: FlywheelConfig) -> tuple[bool, KeepReason | DropReason]:
+def judge(
+    scored: ScoredGroup, evidence: Mapping[Place, Evidence], config: FlywheelConfig
+) -> tuple[bool, KeepReason | DropReason]:
     """Whether a group's best sample is good enough, and why or why not."""
     best = scored.scores[scored.best]
     if best == 0.0:

@@ -34,10 +34,25 @@ from selfemo.common.printable import quote
 from selfemo.flywheel.record import Record
 
 SCHEMA_VERSION = 1
-_KEYS = ("record_id", "iteration", "episode", "turn", "role", "source", "parent", "weight_version", "speaker", "text")
+_KEYS = (
+    "record_id",
+    "iteration",
+    "episode",
+    "turn",
+    "role",
+    "source",
+    "parent",
+    "weight_version",
+    "speaker",
+    "text",
+)
 _OUTCOME = ("labels", "gold", "target", "score", "agreement", "kept", "reason")
 _COLUMNS = _KEYS + _OUTCOME
-_COLUMN_KINDS = (*(int, int, int, int, str, str, int | None, int, str, str), *(str, str, str, int | float, int | float, int, str), str)
+_COLUMN_KINDS = (
+    *(int, int, int, int, str, str, int | None, int, str, str),
+    *(str, str, str, int | float, int | float, int, str),
+    str,
+)
 """What a row of _SELECT holds: the columns, then the detail."""
 SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 """The second where SQLite's message quotes bytes of a damaged file."""
@@ -105,14 +120,18 @@ class FlywheelStore:
         self.path = path
         self._lock: IO[bytes] | None = _lock(path) if writable else None
         if not writable and not path.is_file():
-            raise UserError(f"{path}: no flywheel there; expected the flywheel.sqlite of a run's output directory")
+            raise UserError(
+                f"{path}: no flywheel there; expected the flywheel.sqlite of a run's output directory"
+            )
         try:
             self._connection = _connect(path, writable, labels)
         except (UserError, *SQLITE_ERRORS) as error:
             self._unlock()
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{path}: not a flywheel ({error}); expected the flywheel.sqlite of a run") from error
+            raise UserError(
+                f"{path}: not a flywheel ({error}); expected the flywheel.sqlite of a run"
+            ) from error
 
     def close(self) -> None:
         """Close the file and let go of the lock. Closing twice does nothing."""
@@ -141,31 +160,42 @@ class FlywheelStore:
         """
         with self._transaction():
             self._connection.execute("begin immediate")
-            stays = self._connection.execute("select name, sql from sqlite_master where type = 'trigger' and name like '%_stay'").fetchall()
+            stays = self._connection.execute(
+                "select name, sql from sqlite_master where type = 'trigger' and name like '%_stay'"
+            ).fetchall()
             for name, _ in stays:
                 self._connection.execute(f"drop trigger {name}")
             self._connection.execute("delete from details where record_id > ?", (last_id,))
             self._connection.execute("delete from records where record_id > ?", (last_id,))
             self._connection.execute("delete from totals")
-            self._connection.execute(f"insert into totals select role, {_PRIMARY}, kept, reason, count(*) from records group by 1, 2, 3, 4")
+            self._connection.execute(
+                f"insert into totals select role, {_PRIMARY}, kept, reason, count(*) from records group by 1, 2, 3, 4"
+            )
             for _, sql in stays:
                 self._connection.execute(sql)
 
     def totals(self) -> list[Total]:
         """Running counts; reads no record."""
         rows = self._rows(
-            "select role, label, kept, reason, count from totals order by role, label, kept, reason", (str, str, int, str, int)
+            "select role, label, kept, reason, count from totals order by role, label, kept, reason",
+            (str, str, int, str, int),
         )
         return [Total(role, label, bool(kept), reason, count) for role, label, kept, reason, count in rows]
 
     def outcomes(self, iteration: int) -> dict[tuple[bool, str], int]:
         """How many of an iteration's records share (kept, reason)."""
         query = "select kept, reason, count(*) from records where iteration = ? group by kept, reason"
-        return {(bool(kept), reason): count for kept, reason, count in self._rows(query, (int, str, int), iteration)}
+        return {
+            (bool(kept), reason): count
+            for kept, reason, count in self._rows(query, (int, str, int), iteration)
+        }
 
     def lineage(self) -> list[tuple[int, int | None, bool, str]]:
         """(record, the record it descends from, kept, source) of every record, in order; reads no detail."""
-        rows = self._rows("select record_id, parent, kept, source from records order by record_id", (int, int | None, int, str))
+        rows = self._rows(
+            "select record_id, parent, kept, source from records order by record_id",
+            (int, int | None, int, str),
+        )
         return [(record_id, parent, bool(kept), source) for record_id, parent, kept, source in rows]
 
     def labels(self) -> list[str]:
@@ -186,10 +216,16 @@ class FlywheelStore:
         Raises:
             UserError: no record has that id.
         """
-        rows = self._rows(f"{_SELECT} where records.record_id = ?", _COLUMN_KINDS, record_id) if 0 < record_id <= MAX_ID else iter(())
+        rows = (
+            self._rows(f"{_SELECT} where records.record_id = ?", _COLUMN_KINDS, record_id)
+            if 0 < record_id <= MAX_ID
+            else iter(())
+        )
         row = next(rows, None)
         if row is None:
-            raise UserError(f"{self.path}: no record {record_id}; expected 1 to {self.last_id()} (selfemo flywheel list)")
+            raise UserError(
+                f"{self.path}: no record {record_id}; expected 1 to {self.last_id()} (selfemo flywheel list)"
+            )
         return self._decode(row)
 
     def find(self, wanted: Filter, limit: int = -1) -> Iterator[Record]:
@@ -226,7 +262,9 @@ class FlywheelStore:
                 yield
         except sqlite3.Error as error:
             remedy = "free space or make it writable, then run again"
-            raise UserError(f"{self.path}: cannot be written ({error}); the file is as it was: {remedy}") from error
+            raise UserError(
+                f"{self.path}: cannot be written ({error}); the file is as it was: {remedy}"
+            ) from error
 
     def _rows(self, query: str, kinds: Sequence[Any], *values: Any) -> Iterator[tuple[Any, ...]]:
         """Rows of a query whose columns are of these kinds: SQLite itself keeps any value in any column."""
@@ -241,20 +279,31 @@ class FlywheelStore:
     def _decode(self, row: Sequence[Any]) -> Record:
         try:
             return _decode(row)
-        except (ValueError, LookupError, TypeError, RecursionError) as error:  # JSON's errors and pydantic's are ValueErrors
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            RecursionError,
+        ) as error:  # JSON's errors and pydantic's are ValueErrors
             raise self._damage(f"record {row[0]}: {str(error)[:200]}") from error
 
     def _damage(self, what: str) -> UserError:
-        return UserError(f"{self.path}: damaged ({what}); expected the flywheel.sqlite of a run: restore it from a copy")
+        return UserError(
+            f"{self.path}: damaged ({what}); expected the flywheel.sqlite of a run: restore it from a copy"
+        )
 
     def _insert(self, record: Record) -> int:
         values = {name: getattr(record, name) for name in _COLUMNS} | {"kept": int(record.kept)}
         values |= {name: ", ".join(values[name]) for name in ("labels", "gold", "target")}
         marks = ", ".join(f":{name}" for name in _COLUMNS)
-        cursor = self._connection.execute(f"insert or ignore into records ({', '.join(_COLUMNS)}) values ({marks})", values)
+        cursor = self._connection.execute(
+            f"insert or ignore into records ({', '.join(_COLUMNS)}) values ({marks})", values
+        )
         if cursor.rowcount == 0:
             return 0
-        self._connection.execute("insert into details values (?, ?)", (record.record_id, _encode_detail(record)))
+        self._connection.execute(
+            "insert into details values (?, ?)", (record.record_id, _encode_detail(record))
+        )
         self._connection.execute(
             "insert into totals values (?, ?, ?, ?, 1) on conflict do update set count = count + 1",
             (record.role, record.labels[0] if record.labels else "", int(record.kept), record.reason),
@@ -281,7 +330,9 @@ def _lock(path: Path) -> IO[bytes]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.close()
-        raise UserError(f"{path}: another process is writing it; expected one writer; wait for it, or choose another output_dir") from None
+        raise UserError(
+            f"{path}: another process is writing it; expected one writer; wait for it, or choose another output_dir"
+        ) from None
     return handle
 
 
@@ -304,9 +355,13 @@ def _connect(path: Path, writable: bool, labels: Sequence[str]) -> sqlite3.Conne
     version = connection.execute("pragma user_version").fetchone()[0]
     if version != SCHEMA_VERSION:
         connection.close()
-        raise UserError(f"{path}: flywheel version {version}, expected {SCHEMA_VERSION}; it was written by another version of selfemo")
+        raise UserError(
+            f"{path}: flywheel version {version}, expected {SCHEMA_VERSION}; it was written by another version of selfemo"
+        )
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
-    if _schema(connection) != _expected_schema():  # a view or a trigger in the place of a table would run what its author likes
+    if (
+        _schema(connection) != _expected_schema()
+    ):  # a view or a trigger in the place of a table would run what its author likes
         connection.close()
         raise UserError(f"{path}: not the tables of a flywheel; expected the flywheel.sqlite of a run")
     if writable:

@@ -27,17 +27,28 @@ def loss_config(config: RunConfig) -> LossConfig:
     algorithm, preset = config.algorithm, PRESETS[config.algorithm.loss]
     changes: dict[str, Any] = {
         name: getattr(algorithm, name)
-        for name in ("clip_low", "clip_high", "dual_clip", "kl_beta", "kl_estimator", "truncated_importance_cap")
+        for name in (
+            "clip_low",
+            "clip_high",
+            "dual_clip",
+            "kl_beta",
+            "kl_estimator",
+            "truncated_importance_cap",
+        )
         if getattr(algorithm, name) is not None
     }
     changes |= {"entropy_weight": algorithm.entropy_weight, "temperature": config.selfplay.temperature}
     if preset.needs_max_length:
-        changes["max_length"] = max(config.selfplay.max_recognizer_tokens, config.selfplay.max_utterance_tokens)
+        changes["max_length"] = max(
+            config.selfplay.max_recognizer_tokens, config.selfplay.max_utterance_tokens
+        )
     loss = LossConfig.preset(algorithm.loss, **changes)
     normalise, alone = algorithm.normalise or loss.advantage.normalise, algorithm.normalise_per_component
     advantage = replace(loss.advantage, normalise=normalise, per_component=alone)
     if preset.gated:
-        advantage = replace(advantage, range_threshold=algorithm.range_threshold, range_component=SCORE_COLUMN)
+        advantage = replace(
+            advantage, range_threshold=algorithm.range_threshold, range_component=SCORE_COLUMN
+        )
     return replace(loss, advantage=advantage)
 
 
@@ -60,7 +71,11 @@ def with_advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> list[Sc
 
 
 def _advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> GroupAdvantages:
-    rows = [(score, *rewards) for group in groups for score, rewards in zip(group.scores, group.rewards, strict=True)]
+    rows = [
+        (score, *rewards)
+        for group in groups
+        for score, rewards in zip(group.scores, group.rewards, strict=True)
+    ]
     return group_advantages(
         torch.tensor(rows, dtype=torch.float32),
         torch.tensor([0, *accumulate(len(group.rewards) for group in groups)]),
@@ -89,7 +104,9 @@ def training_samples(groups: Sequence[ScoredGroup]) -> list[TrainingSample]:
         groups: from `with_advantages`.
     """
     return [
-        TrainingSample(sample.prompt_ids, sample.completion_ids, sample.rollout_logprobs, advantage, group.loss_weight)
+        TrainingSample(
+            sample.prompt_ids, sample.completion_ids, sample.rollout_logprobs, advantage, group.loss_weight
+        )
         for group in groups
         for sample, advantage in zip(group.group.samples, group.advantages, strict=True)
     ]

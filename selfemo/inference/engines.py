@@ -50,10 +50,14 @@ class StandaloneEngines:
         stop_ids = ChatEncoder(model.path).end_of_turn_ids
         key = (model.architecture, rollout, model.config.model.max_length, stop_ids)
         if key not in self._engines:
-            self._engines[key] = _SharedEngine(self._start(str(model.path), rollout, model.config.model.max_length, stop_ids))
+            self._engines[key] = _SharedEngine(
+                self._start(str(model.path), rollout, model.config.model.max_length, stop_ids)
+            )
         return ModelGenerator(self._engines[key], model)
 
-    def _start(self, model_dir: str, rollout: RolloutConfig, max_length: int, stop_ids: tuple[int, ...]) -> Engine:
+    def _start(
+        self, model_dir: str, rollout: RolloutConfig, max_length: int, stop_ids: tuple[int, ...]
+    ) -> Engine:
         with quiet_libraries():
             import torch
 

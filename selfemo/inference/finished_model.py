@@ -47,7 +47,11 @@ class FinishedModel:
             "corpus.history_turns": config.corpus.history_turns,
             "corpus.max_turn_tokens": config.corpus.max_turn_tokens,
             "selfplay.max_answer_tokens": config.selfplay.max_answer_tokens,
-            **({"selfplay.max_thinking_tokens": config.selfplay.max_thinking_tokens} if config.selfplay.thinking else {}),
+            **(
+                {"selfplay.max_thinking_tokens": config.selfplay.max_thinking_tokens}
+                if config.selfplay.thinking
+                else {}
+            ),
             "selfplay.max_utterance_tokens": config.selfplay.max_utterance_tokens,
             "selfplay.temperature": config.selfplay.temperature,
             "rollout.dtype": config.rollout.dtype,
@@ -74,7 +78,9 @@ def find_model(path: Path, overrides: Sequence[str] = (), config_file: Path | No
         UserError: no such directory, an unsupported model, or a setting that does not fit.
     """
     if not path.is_dir():
-        raise UserError(f"{path}: no such directory; expected a Hugging Face model directory, such as runs/demo/model")
+        raise UserError(
+            f"{path}: no such directory; expected a Hugging Face model directory, such as runs/demo/model"
+        )
     architecture = read_architecture(path)
     stored = config_file or path.resolve().parent / CONFIG_NAME
     if stored.is_file():

@@ -93,7 +93,9 @@ def _synced(metrics: Path) -> tuple[int | None, int | None]:
         if event["event"] == "sync":
             version = event.get("version")
             if not isinstance(version, int):
-                raise UserError(f"{metrics}: a sync has version {quote(version)}, expected a number: restore the file as the run wrote it")
+                raise UserError(
+                    f"{metrics}: a sync has version {quote(version)}, expected a number: restore the file as the run wrote it"
+                )
             last = version
         elif event["event"] == "eval" and event.get("stage") == "sft":
             first = last

@@ -15,8 +15,12 @@ def allocated_bytes(
     parameters: Sequence[torch.nn.Parameter], optimizer: MegatronOptimizer, reference: Sequence[torch.Tensor]
 ) -> dict[str, int]:
     """{"weights", "gradients", "optimizer", "reference"}: bytes on this rank; the optimizer has state after its first step."""
-    inner = [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]  # megatron-private
-    state = [v for o in inner for entry in o.state.values() for v in entry.values() if isinstance(v, torch.Tensor)]
+    inner = [
+        part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])
+    ]  # megatron-private
+    state = [
+        v for o in inner for entry in o.state.values() for v in entry.values() if isinstance(v, torch.Tensor)
+    ]
     main = [p for o in inner for group in o.param_groups for p in group["params"]]
     weights = _storages(parameters)
     return {

@@ -53,10 +53,14 @@ class PackedCausalAttention(torch.nn.Module):
     ) -> None:
         super().__init__()
         if config.context_parallel_size > 1:
-            raise ValueError("PackedCausalAttention does not split a sequence over ranks: parallel.context > 1 needs Transformer Engine")
+            raise ValueError(
+                "PackedCausalAttention does not split a sequence over ranks: parallel.context > 1 needs Transformer Engine"
+            )
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         if dropout > 0:
-            raise ValueError(f"PackedCausalAttention has no dropout, asked for {dropout}: set attention_dropout=0")
+            raise ValueError(
+                f"PackedCausalAttention has no dropout, asked for {dropout}: set attention_dropout=0"
+            )
         self.softmax_scale = softmax_scale
 
     def forward(
@@ -70,16 +74,29 @@ class PackedCausalAttention(torch.nn.Module):
         packed_seq_params: Segments | None = None,
     ) -> torch.Tensor:
         """query [T, heads, D], key and value [T, kv_heads, D] -> [T, heads * D]; a token sees its prompt and its segment up to itself."""
-        if not isinstance(packed_seq_params, Segments) or packed_seq_params.query_bounds is None or packed_seq_params.key_bounds is None:
-            raise ValueError("PackedCausalAttention takes packed batches only: pass Segments as packed_seq_params")
+        if (
+            not isinstance(packed_seq_params, Segments)
+            or packed_seq_params.query_bounds is None
+            or packed_seq_params.key_bounds is None
+        ):
+            raise ValueError(
+                "PackedCausalAttention takes packed batches only: pass Segments as packed_seq_params"
+            )
         if packed_seq_params.key_rows is not None:
-            key, value = key.index_select(0, packed_seq_params.key_rows), value.index_select(0, packed_seq_params.key_rows)
+            key, value = (
+                key.index_select(0, packed_seq_params.key_rows),
+                value.index_select(0, packed_seq_params.key_rows),
+            )
         attend = _flash_attention if query.is_cuda and query.dtype in FLASH_DTYPES else _segment_attention
         return attend(query, key, value, packed_seq_params, self.softmax_scale).reshape(query.shape[0], -1)
 
 
 def _flash_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, softmax_scale: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    softmax_scale: float | None,
 ) -> torch.Tensor:
     """[T, heads, D]; flash-attn aligns its causal mask at the end of queries and keys, which is what a continued prompt needs."""
     from flash_attn import flash_attn_varlen_func
@@ -99,20 +116,41 @@ def _flash_attention(
 
 
 def _segment_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, softmax_scale: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    softmax_scale: float | None,
 ) -> torch.Tensor:
     """[T, heads, D]; one SDPA call per segment."""
     assert segments.query_bounds is not None
     assert segments.key_bounds is not None
-    queries, keys = ([end - begin for begin, end in pairwise(bounds.tolist())] for bounds in (segments.query_bounds, segments.key_bounds))
-    parts = zip(query.transpose(0, 1).split(queries, 1), key.transpose(0, 1).split(keys, 1), value.transpose(0, 1).split(keys, 1))
+    queries, keys = (
+        [end - begin for begin, end in pairwise(bounds.tolist())]
+        for bounds in (segments.query_bounds, segments.key_bounds)
+    )
+    parts = zip(
+        query.transpose(0, 1).split(queries, 1),
+        key.transpose(0, 1).split(keys, 1),
+        value.transpose(0, 1).split(keys, 1),
+    )
     attended = []
     for q, k, v in parts:
         tokens, seen = q.shape[1], k.shape[1]
-        mask = None if tokens == seen else torch.ones(tokens, seen, dtype=torch.bool, device=q.device).tril_(seen - tokens)
+        mask = (
+            None
+            if tokens == seen
+            else torch.ones(tokens, seen, dtype=torch.bool, device=q.device).tril_(seen - tokens)
+        )
         attended.append(
             torch.nn.functional.scaled_dot_product_attention(
-                q[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, scale=softmax_scale, enable_gqa=True
+                q[None],
+                k[None],
+                v[None],
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=softmax_scale,
+                enable_gqa=True,
             )[0]
         )
     return torch.cat(attended, dim=1).transpose(0, 1)

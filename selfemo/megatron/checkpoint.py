@@ -28,7 +28,10 @@ from selfemo.megatron.checkpoint_writer import ForkedResult, write_refusal
 from selfemo.megatron.learner import Learner
 from selfemo.weights.torch_dist import FORMAT_NAME, LOAD_ERRORS, CheckpointReader, read_common
 
-SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "distrib_optim_fully_reshardable_mem_efficient": True}  # megatron-private
+SHARDING = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "distrib_optim_fully_reshardable_mem_efficient": True,
+}  # megatron-private
 """A sharded optimizer is gathered over gloo into the host memory of each first data-parallel rank, which writes it. Without the second
 setting NCCL gathers it on every GPU, where the engine is awake: a bucket of all gradients in fp32, twice, and a shard."""
 READ_ERRORS = (
@@ -49,18 +52,31 @@ class TensorWrite:
     """One write of weights (and optimizer state, once a step has been taken) into an existing, empty directory. Collective."""
 
     def __init__(
-        self, learner: Learner, directory: Path, common: dict[str, Any], *, weights_only: bool = False, in_background: bool = False
+        self,
+        learner: Learner,
+        directory: Path,
+        common: dict[str, Any],
+        *,
+        weights_only: bool = False,
+        in_background: bool = False,
     ) -> None:
         """`common`: plain values, the same on every rank. Raises UserError where a file cannot be written."""
         learner.restore()
         self._directory, self._calls = directory, AsyncCallsQueue()
         # megatron-private
-        filesystem_async._results_queue = ForkedResult()  # the default is a manager process, spawned: seconds, and it outlives a kill
+        filesystem_async._results_queue = (
+            ForkedResult()
+        )  # the default is a manager process, spawned: seconds, and it outlives a kill
         with_optimizer = not weights_only and learner.has_optimizer_state
-        state = {**_sharded_state(learner, with_optimizer, is_loading=False), "common": {**common, "optimizer": with_optimizer}}
+        state = {
+            **_sharded_state(learner, with_optimizer, is_loading=False),
+            "common": {**common, "optimizer": with_optimizer},
+        }
         try:
             # "nvrx", the default, is a package of its own that needs a GPU.
-            request = dist_checkpointing.save(state, str(directory), async_sharded_save=True, async_strategy="mcore")
+            request = dist_checkpointing.save(
+                state, str(directory), async_sharded_save=True, async_strategy="mcore"
+            )
             if in_background:
                 self._calls.schedule_async_request(request)
             else:
@@ -69,7 +85,9 @@ class TensorWrite:
             raise write_refusal(error, self._directory.parent) from error
         finally:
             # megatron-private
-            filesystem_async._results_queue = None  # the request holds ours, which serves once; another save makes its own
+            filesystem_async._results_queue = (
+                None  # the request holds ours, which serves once; another save makes its own
+            )
 
     def is_done(self, blocking: bool = False) -> bool:
         """Whether every rank has written its part; `blocking` waits for it. Raises as the constructor does."""
@@ -93,10 +111,14 @@ def read_tensors(learner: Learner, directory: Path, *, weights_only: bool = Fals
     with_optimizer = not weights_only and bool(common["optimizer"])
     learner.restore()
     try:
-        state = dist_checkpointing.load(_sharded_state(learner, with_optimizer, is_loading=True), str(directory))
+        state = dist_checkpointing.load(
+            _sharded_state(learner, with_optimizer, is_loading=True), str(directory)
+        )
     except READ_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{directory}: cannot be loaded into this model ({reason}): damaged, or a checkpoint of another model") from error
+        raise UserError(
+            f"{directory}: cannot be loaded into this model ({reason}): damaged, or a checkpoint of another model"
+        ) from error
     for index, chunk in enumerate(learner.chunks):
         chunk.load_state_dict(state[_model_key(learner, index)])
     if with_optimizer:
@@ -121,12 +143,17 @@ def read_snapshot(learner: Learner, directory: Path) -> list[torch.Tensor]:
 
 
 def _sharded_state(learner: Learner, with_optimizer: bool, is_loading: bool) -> dict[str, Any]:
-    model = {_model_key(learner, index): chunk.sharded_state_dict() for index, chunk in enumerate(learner.chunks)}
+    model = {
+        _model_key(learner, index): chunk.sharded_state_dict() for index, chunk in enumerate(learner.chunks)
+    }
     if not with_optimizer:
         return model
     flat = model if len(model) > 1 else model["model"]
     metadata = {"metadata": SHARDING} if learner.config.parallel.distributed_optimizer else {}
-    return {**model, "optimizer": learner.optimizer.sharded_state_dict(flat, is_loading=is_loading, **metadata)}
+    return {
+        **model,
+        "optimizer": learner.optimizer.sharded_state_dict(flat, is_loading=is_loading, **metadata),
+    }
 
 
 def _model_key(learner: Learner, index: int) -> str:
@@ -136,14 +163,20 @@ def _model_key(learner: Learner, index: int) -> str:
 def _vetted_common(directory: Path) -> dict[str, Any]:
     """`common`, once everything that megatron-core will unpickle has been read with readers that cannot run code."""
     if not (directory / FORMAT_NAME).is_file():
-        raise UserError(f"{directory}: not a checkpoint (no {FORMAT_NAME}): name a directory that a run wrote")
+        raise UserError(
+            f"{directory}: not a checkpoint (no {FORMAT_NAME}): name a directory that a run wrote"
+        )
     try:
         for blob in CheckpointReader(directory).byte_blobs():
             torch.load(io.BytesIO(blob), weights_only=True)
         common = read_common(directory)["common"]
     except LOAD_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{directory}: not a readable checkpoint ({reason}): damaged, or not written by a run") from None
+        raise UserError(
+            f"{directory}: not a readable checkpoint ({reason}): damaged, or not written by a run"
+        ) from None
     if not isinstance(common, dict) or not isinstance(common.get("optimizer"), bool):
-        raise UserError(f"{directory}: its plain values are not those of a run's checkpoint: name a directory that a run wrote")
+        raise UserError(
+            f"{directory}: its plain values are not those of a run's checkpoint: name a directory that a run wrote"
+        )
     return common

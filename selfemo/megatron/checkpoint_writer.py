@@ -72,7 +72,9 @@ def write_refusal(error: BaseException, directory: Path) -> BaseException:
         number = on_rank0(lambda: number)
     if number is None:
         return error
-    refusal = UserError(f"{directory}: a checkpoint cannot be written ({os.strerror(number)}): {_remedy(number)}, then run again")
+    refusal = UserError(
+        f"{directory}: a checkpoint cannot be written ({os.strerror(number)}): {_remedy(number)}, then run again"
+    )
     return on_all_ranks(refusal) if isinstance(error, CheckpointException) else refusal
 
 
@@ -86,7 +88,11 @@ def _remedy(number: int) -> str:
 
 def _errno_behind(error: BaseException) -> int | None:
     """The error number of the OSError that an exception came from, or that its text holds after a journey between processes."""
-    causes = [failure[0] for failure in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+    causes = (
+        [failure[0] for failure in error.failures.values()]
+        if isinstance(error, CheckpointException)
+        else [error]
+    )
     for cause in causes:
         if (found := os_error_behind(cause)) and found.errno:
             return found.errno
@@ -98,6 +104,8 @@ def _errno_behind(error: BaseException) -> int | None:
 def _write_file_noting_errors(*args: Any, **kwargs: Any) -> Any:
     """megatron-core's `write_preloaded_data`, whose result holds an exception in place of raising it."""
     result = _write_file(*args, **kwargs)
-    if isinstance(result[1], Exception) and (found := os_error_behind(result[1])):  # torch.save raises a RuntimeError on top
+    if isinstance(result[1], Exception) and (
+        found := os_error_behind(result[1])
+    ):  # torch.save raises a RuntimeError on top
         _failed_writes.append(found)
     return result

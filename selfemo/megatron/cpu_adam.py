@@ -28,7 +28,10 @@ class CpuFusedAdam(torch.optim.Optimizer):
     ) -> None:
         if not adam_w_mode:
             raise ValueError("adam_w_mode=False (coupled L2 decay) is not implemented on CPU")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "bias_correction": True})
+        super().__init__(
+            params,
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "bias_correction": True},
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:

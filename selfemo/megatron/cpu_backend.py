@@ -34,7 +34,9 @@ _LITERAL_MODULES = (  # megatron-private
     "dist_checkpointing.exchange_utils",
     "dist_checkpointing.strategies.state_dict_saver",
 )
-_LITERALS = {"cuda": "cpu"} | {f"torch.cuda.{kind}Tensor": f"torch.{kind}Tensor" for kind in ("Float", "Half", "BFloat16")}
+_LITERALS = {"cuda": "cpu"} | {
+    f"torch.cuda.{kind}Tensor": f"torch.{kind}Tensor" for kind in ("Float", "Half", "BFloat16")
+}
 _installed = False
 
 
@@ -55,7 +57,9 @@ def install() -> None:
         )
     _answer_device_queries()
     _use_cpu_generator()
-    count = sum(_rewrite_literals(importlib.import_module(f"megatron.core.{name}")) for name in _LITERAL_MODULES)  # megatron-private
+    count = sum(
+        _rewrite_literals(importlib.import_module(f"megatron.core.{name}")) for name in _LITERAL_MODULES
+    )  # megatron-private
     if count != REWRITTEN_FUNCTIONS:
         raise UserError(
             f"the CPU backend rewrote {count} functions of megatron-core, expected {REWRITTEN_FUNCTIONS}: "
@@ -68,7 +72,9 @@ def _answer_device_queries() -> None:
     cpu = torch.device("cpu")
     torch.cuda.current_device = lambda: cpu
     torch.cuda.set_device = lambda device: None
-    torch.cuda.current_stream = lambda device=None: None  # DDP asks for it, and has it wait for CUDA graphs' events: none here
+    torch.cuda.current_stream = lambda device=None: (
+        None
+    )  # DDP asks for it, and has it wait for CUDA graphs' events: none here
     torch.cuda.synchronize = lambda device=None: None
     torch.cuda.manual_seed = torch.default_generator.manual_seed
     torch.cuda.get_rng_state = lambda device=None: torch.get_rng_state()
@@ -78,8 +84,12 @@ def _answer_device_queries() -> None:
 
 def _use_cpu_generator() -> None:
     tracker: Any = importlib.import_module("megatron.core.tensor_parallel.random")
-    tracker._get_cuda_rng_state = lambda device="cpu", clone=False, graph_safe=False: torch.get_rng_state()  # megatron-private
-    tracker._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)  # megatron-private
+    tracker._get_cuda_rng_state = lambda device="cpu", clone=False, graph_safe=False: (
+        torch.get_rng_state()
+    )  # megatron-private
+    tracker._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(
+        state
+    )  # megatron-private
 
 
 def _rewrite_literals(owner: Any, module_name: str = "") -> int:

@@ -51,7 +51,9 @@ def select_device() -> Device:
         return Device("cpu", "gloo", torch.device("cpu"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if local_rank >= torch.cuda.device_count():
-        raise UserError(f"LOCAL_RANK {local_rank} has no GPU: this node shows {torch.cuda.device_count()}; lower --nproc-per-node")
+        raise UserError(
+            f"LOCAL_RANK {local_rank} has no GPU: this node shows {torch.cuda.device_count()}; lower --nproc-per-node"
+        )
     torch.cuda.set_device(local_rank)
     return Device("cuda", "nccl", torch.device("cuda", local_rank))
 
@@ -62,7 +64,8 @@ def transformer_options(device: Device, share_prompts: bool = False) -> dict[str
     return {
         "use_cpu_initialization": not device.is_cuda,
         "gradient_accumulation_fusion": False,  # needs apex; Transformer Engine's wgrad fusion is its own switch
-        "apply_rope_fusion": fused and not share_prompts,  # the fused kernel counts positions from each segment's start
+        "apply_rope_fusion": fused
+        and not share_prompts,  # the fused kernel counts positions from each segment's start
         "persist_layer_norm": fused,
         "bias_activation_fusion": fused,
         "bias_dropout_fusion": fused,

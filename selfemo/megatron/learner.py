@@ -98,7 +98,9 @@ class Learner:
         )
         self.wrapped = wrap_chunks(self.chunks, self.transformer_config, config.parallel)
         # Losses are sums with their own weights, so gradients are summed and never divided by a token count.
-        self.transformer_config.finalize_model_grads_func = lambda chunks, _tokens, **kwargs: finalize_model_grads(chunks, None, **kwargs)
+        self.transformer_config.finalize_model_grads_func = lambda chunks, _tokens, **kwargs: (
+            finalize_model_grads(chunks, None, **kwargs)
+        )
         self.context = losses.LossContext(
             vocab_size=architecture.vocab_size,
             tensor_group=tensor_group() if layout.tensor_size > 1 else None,
@@ -110,7 +112,9 @@ class Learner:
     def begin_stage(self) -> None:
         """A fresh optimizer: SFT and SELF-GRPO share weights, not moments."""
         self.restore()
-        self.optimizer = build_optimizer(self.wrapped, self.config.train, self.config.parallel, self.transformer_config.bf16)
+        self.optimizer = build_optimizer(
+            self.wrapped, self.config.train, self.config.parallel, self.transformer_config.bf16
+        )
         self.transformer_config.grad_scale_func = self.optimizer.scale_loss
 
     @property
@@ -140,35 +144,47 @@ class Learner:
 
         train.max_tokens_per_microbatch caps a whole micro-batch, over the context ranks that share it, before padding.
         """
-        multiple_of = self.layout.data_size * (self.layout.pipeline_size if self.layout.virtual_size > 1 else 1)
+        multiple_of = self.layout.data_size * (
+            self.layout.pipeline_size if self.layout.virtual_size > 1 else 1
+        )
         max_tokens = self.config.train.max_tokens_per_microbatch
         dealt = units(samples, self.share_prompts, max_tokens, multiple_of)
         bins = balance_by_tokens([unit.length_tokens for unit in dealt], max_tokens, multiple_of)
         mine = [
-            [i for place in places for i in dealt[place].sample_indices] for places in bins[self.layout.data_rank :: self.layout.data_size]
+            [i for place in places for i in dealt[place].sample_indices]
+            for places in bins[self.layout.data_rank :: self.layout.data_size]
         ]
         context = ContextShare(self.layout.context_size, self.layout.context_rank)
         tensor_size, device = self.layout.tensor_size, self.device.torch_device
 
         def packed(min_tokens: int) -> list[MicroBatch]:
-            return [pack(samples, indices, tensor_size, device, min_tokens, context, self.share_prompts) for indices in mine]
+            return [
+                pack(samples, indices, tensor_size, device, min_tokens, context, self.share_prompts)
+                for indices in mine
+            ]
 
         batches = packed(0)
         if self.layout.virtual_size == 1:
             return batches
-        return packed(max(batch.token_ids_T.numel() for batch in batches))  # the interleaved schedule exchanges one fixed shape
+        return packed(
+            max(batch.token_ids_T.numel() for batch in batches)
+        )  # the interleaved schedule exchanges one fixed shape
 
     def sft_step(self, samples: Sequence[TrainingSample], learning_rate: float) -> StepStats:
         """One step of next-token loss on the completions; the loss is the mean over completions of their token means."""
         tokens = sum(len(s.completion_ids) for s in samples)
-        collected = self._forward_backward(self.plan(samples), lambda batch, _: losses.sft_loss(batch, self.context, len(samples)))
+        collected = self._forward_backward(
+            self.plan(samples), lambda batch, _: losses.sft_loss(batch, self.context, len(samples))
+        )
         sums = self._reduce(collected, losses.SUMS, width=2)
         return self._optimizer_step(float(sums[0]), learning_rate, tokens)
 
     def logprobs(self, plan: Sequence[MicroBatch]) -> list[torch.Tensor]:
         """logprob_N of this rank's completion tokens of each micro-batch under the current weights; empty list off the last stage."""
         with torch.no_grad():
-            collected = self._forward_backward(plan, lambda batch, _: losses.logprob_pass(batch, self.context), forward_only=True)
+            collected = self._forward_backward(
+                plan, lambda batch, _: losses.logprob_pass(batch, self.context), forward_only=True
+            )
         return [entry[losses.LOGPROBS] for entry in collected]
 
     def policy_step(
@@ -191,7 +207,9 @@ class Learner:
             ValueError: a ratio per sequence, where context ranks see a part of a sequence each.
         """
         if loss_config.ratio_level == "sequence" and self.layout.context_size > 1:
-            raise ValueError(f"ratio_level='sequence' needs whole sequences, but {self.layout.context_size} context ranks share each")
+            raise ValueError(
+                f"ratio_level='sequence' needs whole sequences, but {self.layout.context_size} context ranks share each"
+            )
         tokens = sum(len(s.completion_ids) for s in samples)
         counts = counts or batch_counts(samples)
 
@@ -231,7 +249,9 @@ class Learner:
             for parameter, data in zip(parameters, current):
                 parameter.data = data
 
-    def hf_tensors(self, bucket_bytes: int, include_tied_head: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+    def hf_tensors(
+        self, bucket_bytes: int, include_tied_head: bool = False
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """Full Hugging Face tensors of the current weights, on every rank, bucket by bucket. Collective: all ranks must exhaust it."""
         return hf_tensors(self.chunks, self.architecture, self.weight_groups, bucket_bytes, include_tied_head)
 
@@ -249,7 +269,9 @@ class Learner:
 
     def load_hf(self, model_dir: str) -> None:
         """Fill this rank's shard from a Hugging Face directory."""
-        load_hf_weights(self.chunks, model_dir, self.architecture, self.layout.tensor_rank, self.layout.tensor_size)
+        load_hf_weights(
+            self.chunks, model_dir, self.architecture, self.layout.tensor_rank, self.layout.tensor_size
+        )
         self.optimizer.reload_model_params()
 
     def snapshot(self) -> list[torch.Tensor]:
@@ -298,7 +320,9 @@ class Learner:
         with watchdog.doing(f"micro-batch 1 of {len(plan)}"):
             return get_forward_backward_func()(
                 forward_step_func=forward_step,
-                data_iterator=[iter(list(enumerate(plan))) for _ in self.wrapped] if interleaved else iter(list(enumerate(plan))),
+                data_iterator=[iter(list(enumerate(plan))) for _ in self.wrapped]
+                if interleaved
+                else iter(list(enumerate(plan))),
                 model=self.wrapped if interleaved else self.wrapped[0],
                 num_microbatches=len(plan),
                 # Read by the interleaved schedule alone, which divides it by the context size; others exchange
@@ -309,10 +333,16 @@ class Learner:
             )
 
     def _reduce(
-        self, collected: list[dict[str, torch.Tensor]], key: str, width: int, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
+        self,
+        collected: list[dict[str, torch.Tensor]],
+        key: str,
+        width: int,
+        op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
     ) -> torch.Tensor:
         """Reduce a collected vector over micro-batches, data- and context-parallel ranks and stages (only the last one collects)."""
-        rows = [entry[key].float() for entry in collected] or [torch.zeros(width, device=self.device.torch_device)]
+        rows = [entry[key].float() for entry in collected] or [
+            torch.zeros(width, device=self.device.torch_device)
+        ]
         stacked = torch.stack(rows)
         total = stacked.sum(0) if op == dist.ReduceOp.SUM else stacked.amax(0)
         with watchdog.doing(f"reduction of {key}"):

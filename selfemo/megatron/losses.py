@@ -51,7 +51,11 @@ class Predictions:
         """The arguments by which the kernels take them."""
         if self.logits_NV is not None:
             return {"logits_TV": self.logits_NV}
-        return {"hidden_TH": self.hidden_NH, "weight_VH": self.weight_VH, "weight_main_grad_VH": self.weight_main_grad_VH}
+        return {
+            "hidden_TH": self.hidden_NH,
+            "weight_VH": self.weight_VH,
+            "weight_main_grad_VH": self.weight_main_grad_VH,
+        }
 
 
 LossFunction = Callable[[Predictions], tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -88,7 +92,10 @@ def sft_loss(batch: MicroBatch, context: LossContext, batch_sequences: int) -> L
             zero = predictions.zero()
             return zero, {SUMS: zero.detach().expand(2)}
         out = token_logprobs(
-            targets_T=batch.target_ids_N, vocab_size=context.vocab_size, tp_group=context.tensor_group, **predictions.source
+            targets_T=batch.target_ids_N,
+            vocab_size=context.vocab_size,
+            tp_group=context.tensor_group,
+            **predictions.source,
         )
         weight_S = 1.0 / (batch.completion_tokens_S * batch_sequences)
         weight_N = weight_S.repeat_interleave(batch.completion_bounds.diff())
@@ -140,9 +147,13 @@ def policy_loss(
         if not chosen:
             zero = predictions.zero()
             return zero, {SUMS: zero.detach().expand(len(POLICY_SUMS)), MAXIMA: zero.detach()[None]}
-        rollout_N = tensor([s.rollout_logprobs[place] for s, places in zip(chosen, batch.target_places) for place in places])
+        rollout_N = tensor(
+            [s.rollout_logprobs[place] for s, places in zip(chosen, batch.target_places) for place in places]
+        )
         weight_S = tensor([s.weight for s in chosen])
-        if config.aggregation == "sequence_mean":  # the kernel divides by the tokens it sees, the mean is over the whole completion
+        if (
+            config.aggregation == "sequence_mean"
+        ):  # the kernel divides by the tokens it sees, the mean is over the whole completion
             weight_S *= batch.completion_bounds.diff() / batch.completion_tokens_S
         out = grpo_loss(
             targets_T=batch.target_ids_N,

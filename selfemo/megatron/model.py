@@ -36,19 +36,31 @@ class CompletionGPTModel(GPTModel):
             self.output_layer.allreduce_dgrad = True  # megatron-private
 
     # megatron-private: positions of tokens enter here and nowhere else.
-    def _preprocess(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def _preprocess(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Any, ...]:
         decoder_input, rotary, *rest = super()._preprocess(input_ids, position_ids, *args, **kwargs)
         packed = kwargs.get("packed_seq_params")
         if rotary is not None and packed is not None and packed.cu_seqlens_q is None:
-            rotary = rotary[position_ids[0]].squeeze(1)  # [T, 1, D]: each token by its position, whichever segment it is in
+            rotary = rotary[position_ids[0]].squeeze(
+                1
+            )  # [T, 1, D]: each token by its position, whichever segment it is in
         return decoder_input, rotary, *rest
 
 
 def transformer_config(
-    architecture: Architecture, parallel: ParallelConfig, dtype: torch.dtype, device: Device, share_prompts: bool = False
+    architecture: Architecture,
+    parallel: ParallelConfig,
+    dtype: torch.dtype,
+    device: Device,
+    share_prompts: bool = False,
 ) -> TransformerConfig:
     """megatron-core's configuration of a dense decoder in this layout."""
-    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1} if parallel.recompute else {}
+    recompute = (
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        if parallel.recompute
+        else {}
+    )
     return TransformerConfig(
         num_layers=architecture.num_layers,
         hidden_size=architecture.hidden_size,
@@ -71,10 +83,13 @@ def transformer_config(
         bf16=dtype == torch.bfloat16,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline
+        if parallel.virtual_pipeline > 1
+        else None,
         context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence_parallel,
-        variable_seq_lengths=parallel.pipeline > 1 and parallel.virtual_pipeline == 1,  # the interleaved schedule has one shape
+        variable_seq_lengths=parallel.pipeline > 1
+        and parallel.virtual_pipeline == 1,  # the interleaved schedule has one shape
         moe_token_dispatcher_type="alltoall",  # asked for by variable_seq_lengths even in a dense model
         calculate_per_token_loss=True,  # gradients are plain sums: the losses carry their own weights
         **recompute,
@@ -83,7 +98,12 @@ def transformer_config(
 
 
 def build_chunks(
-    architecture: Architecture, config: TransformerConfig, layout: Layout, max_length: int, device: Device, share_prompts: bool = False
+    architecture: Architecture,
+    config: TransformerConfig,
+    layout: Layout,
+    max_length: int,
+    device: Device,
+    share_prompts: bool = False,
 ) -> list[CompletionGPTModel]:
     """This rank's model chunks (one, or one per virtual stage), uninitialised weights, on the device."""
     chunks = []

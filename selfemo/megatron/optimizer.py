@@ -20,7 +20,9 @@ from selfemo.common.errors import UserError
 from selfemo.config.schema import ParallelConfig, TrainConfig
 
 
-def wrap_chunks(chunks: Sequence[torch.nn.Module], config: TransformerConfig, parallel: ParallelConfig) -> list[DistributedDataParallel]:
+def wrap_chunks(
+    chunks: Sequence[torch.nn.Module], config: TransformerConfig, parallel: ParallelConfig
+) -> list[DistributedDataParallel]:
     """Each chunk in Megatron's DDP (and Float16Module in bf16), with contiguous fp32 gradient buffers."""
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
@@ -29,7 +31,12 @@ def wrap_chunks(chunks: Sequence[torch.nn.Module], config: TransformerConfig, pa
         check_for_nan_in_grad=False,  # the learner checks once per step, on all ranks alike
     )
     return [
-        DistributedDataParallel(config, ddp_config, Float16Module(config, chunk) if config.bf16 else chunk, disable_bucketing=index > 0)
+        DistributedDataParallel(
+            config,
+            ddp_config,
+            Float16Module(config, chunk) if config.bf16 else chunk,
+            disable_bucketing=index > 0,
+        )
         for index, chunk in enumerate(chunks)
     ]
 
@@ -44,7 +51,9 @@ def build_optimizer(
     """
     is_cuda = next(wrapped[0].parameters()).is_cuda
     if config.offload_during_rollout and not bf16 and is_cuda:
-        raise UserError("train.offload_during_rollout moves an fp32 model's weights off the GPU as well: set train.dtype=bfloat16")
+        raise UserError(
+            "train.offload_during_rollout moves an fp32 model's weights off the GPU as well: set train.dtype=bfloat16"
+        )
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -59,11 +68,14 @@ def build_optimizer(
             use_distributed_optimizer=parallel.distributed_optimizer,
         ),
         list(wrapped),
-        use_gloo_process_groups=is_cuda and parallel.distributed_optimizer,  # what a checkpoint gathers the shards over
+        use_gloo_process_groups=is_cuda
+        and parallel.distributed_optimizer,  # what a checkpoint gathers the shards over
     )
     if parallel.distributed_optimizer and not is_cuda:
         for part in optimizer.chained_optimizers:  # megatron-private
-            part.data_parallel_group_gloo = part.data_parallel_group  # megatron-private: on CPU every group is gloo already
+            part.data_parallel_group_gloo = (
+                part.data_parallel_group
+            )  # megatron-private: on CPU every group is gloo already
     return optimizer
 
 

@@ -81,9 +81,14 @@ def completion_logits(
 
 
 def _completion_rows(
-    hidden_states: torch.Tensor, output_layer: ColumnParallelLinear, loss_mask: torch.Tensor, config: TransformerConfig
+    hidden_states: torch.Tensor,
+    output_layer: ColumnParallelLinear,
+    loss_mask: torch.Tensor,
+    config: TransformerConfig,
 ) -> torch.Tensor:
     """hidden_states [T, 1, H] (or this rank's part of T, under sequence parallelism) -> the marked rows [N, 1, H]."""
     if config.sequence_parallel:
-        hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False, group=output_layer.tp_group)
+        hidden_states = gather_from_sequence_parallel_region(
+            hidden_states, tensor_parallel_output_grad=False, group=output_layer.tp_group
+        )
     return hidden_states[loss_mask.reshape(-1)]

@@ -80,8 +80,14 @@ def units(samples: Sequence[TrainingSample], share_prompts: bool, max_tokens: in
             )
     if not share_prompts:
         return [Unit((index,), sample.length_tokens) for index, sample in enumerate(samples)]
-    groups = [list(members) for _, members in groupby(range(len(samples)), key=lambda index: samples[index].prompt_ids)]
-    whole = sum(sum(len(samples[i].completion_ids) for i in members) + len(samples[members[0]].prompt_ids) for members in groups)
+    groups = [
+        list(members)
+        for _, members in groupby(range(len(samples)), key=lambda index: samples[index].prompt_ids)
+    ]
+    whole = sum(
+        sum(len(samples[i].completion_ids) for i in members) + len(samples[members[0]].prompt_ids)
+        for members in groups
+    )
     limit = min(max_tokens, -(-whole // parts))
     return [unit for members in groups for unit in _within(samples, members, limit)]
 
@@ -100,7 +106,9 @@ def _within(samples: Sequence[TrainingSample], members: Sequence[int], limit: in
     yield Unit(tuple(held), tokens)
 
 
-def balance_by_tokens(length_tokens: Sequence[int], max_tokens: int, multiple_of: int) -> list[tuple[int, ...]]:
+def balance_by_tokens(
+    length_tokens: Sequence[int], max_tokens: int, multiple_of: int
+) -> list[tuple[int, ...]]:
     """Indices per micro-batch: the fewest that respect `max_tokens`, in a multiple of `multiple_of`; some may be empty.
 
     No length may exceed `max_tokens`: `units` sees to it.
@@ -114,7 +122,9 @@ def balance_by_tokens(length_tokens: Sequence[int], max_tokens: int, multiple_of
 
 
 def _longest_first(length_tokens: Sequence[int], count: int) -> list[tuple[int, list[int]]]:
-    lightest: list[tuple[int, int, list[int]]] = [(0, slot, []) for slot in range(count)]  # the slot breaks ties: deterministic
+    lightest: list[tuple[int, int, list[int]]] = [
+        (0, slot, []) for slot in range(count)
+    ]  # the slot breaks ties: deterministic
     for index in sorted(range(len(length_tokens)), key=lambda i: (-length_tokens[i], i)):
         load, slot, members = heapq.heappop(lightest)
         heapq.heappush(lightest, (load + length_tokens[index], slot, [*members, index]))
@@ -182,12 +192,16 @@ def pack(
         target_ids_N=torch.tensor(targets, dtype=torch.int64, device=device),
         target_places=tuple(places.values()),
         completion_bounds=torch.tensor([0, *map(len, places.values())]).cumsum(0).to(device),
-        completion_tokens_S=torch.tensor([len(samples[i].completion_ids) for i in places], dtype=torch.int64, device=device),
+        completion_tokens_S=torch.tensor(
+            [len(samples[i].completion_ids) for i in places], dtype=torch.int64, device=device
+        ),
         packed_seq_params=_attention_bounds(segments, lengths, context, share_prompts, device),
     )
 
 
-def _segments(samples: Sequence[TrainingSample], indices: Sequence[int], share_prompts: bool) -> list[_Segment]:
+def _segments(
+    samples: Sequence[TrainingSample], indices: Sequence[int], share_prompts: bool
+) -> list[_Segment]:
     """The last completion token predicts nothing, so it is not fed to the model.
 
     A shared prompt ends one token early: its last token predicts another token for each sample, so each sample's segment begins with it.
@@ -198,29 +212,45 @@ def _segments(samples: Sequence[TrainingSample], indices: Sequence[int], share_p
         sharing, begin, known = list(group), place, len(prompt_ids) - 1
         completions = [samples[index].completion_ids for index in sharing]
         if not share_prompts or len(sharing) == 1 or known == 0:
-            new = [_Segment((prompt_ids + c)[:-1], 0, index, len(c)) for index, c in zip(sharing, completions)]
+            new = [
+                _Segment((prompt_ids + c)[:-1], 0, index, len(c)) for index, c in zip(sharing, completions)
+            ]
         else:
             new = [_Segment(prompt_ids[:-1])]
-            new += [_Segment((prompt_ids[-1:] + c)[:-1], known, index, len(c), begin) for index, c in zip(sharing, completions)]
+            new += [
+                _Segment((prompt_ids[-1:] + c)[:-1], known, index, len(c), begin)
+                for index, c in zip(sharing, completions)
+            ]
         segments += new
         place += sum(len(segment.token_ids) for segment in new)
     return segments
 
 
 def _attention_bounds(
-    segments: Sequence[_Segment], lengths: Sequence[int], context: ContextShare, share_prompts: bool, device: torch.device
+    segments: Sequence[_Segment],
+    lengths: Sequence[int],
+    context: ContextShare,
+    share_prompts: bool,
+    device: torch.device,
 ) -> Segments:
     """Which rows each segment attends to; without shared prompts also what Transformer Engine and the packed rotation read.
 
     Transformer Engine asks for padded bounds by name where context ranks share a sequence. They are the same here: padding counts as
     the end of its sequence, so FlashAttention stays possible (it refuses gaps).
     """
-    seen = [length + (0 if segment.prompt is None else segment.first_position) for segment, length in zip(segments, lengths)]
-    query_bounds, key_bounds = (torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device) for sizes in (lengths, seen))
+    seen = [
+        length + (0 if segment.prompt is None else segment.first_position)
+        for segment, length in zip(segments, lengths)
+    ]
+    query_bounds, key_bounds = (
+        torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device) for sizes in (lengths, seen)
+    )
     key_rows = None
     if any(segment.prompt is not None for segment in segments):
         begins = [0, *accumulate(lengths)]
-        key_rows = torch.cat([rows for segment, begin in zip(segments, begins) for rows in _rows(segment, begin)]).to(device)
+        key_rows = torch.cat(
+            [rows for segment, begin in zip(segments, begins) for rows in _rows(segment, begin)]
+        ).to(device)
     cu_seqlens = None if share_prompts else query_bounds
     padded = cu_seqlens if context.size > 1 else None
     return Segments(

@@ -56,23 +56,35 @@ def init_distributed(device: Device, timeout_s: int) -> None:
     """Join the world that torchrun's environment describes; every collective then has `timeout_s` seconds."""
     if dist.is_initialized():
         return
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29511")):
+    for name, value in (
+        ("RANK", "0"),
+        ("WORLD_SIZE", "1"),
+        ("LOCAL_RANK", "0"),
+        ("MASTER_ADDR", "127.0.0.1"),
+        ("MASTER_PORT", "29511"),
+    ):
         os.environ.setdefault(name, value)
     dist.init_process_group(device.backend, timeout=timedelta(seconds=timeout_s))
 
 
-def init_parallel(config: ParallelConfig, device: Device, seed: int, timeout_s: int = DEFAULT_TIMEOUT_S) -> Layout:
+def init_parallel(
+    config: ParallelConfig, device: Device, seed: int, timeout_s: int = DEFAULT_TIMEOUT_S
+) -> Layout:
     """Enter megatron-core's parallel state for this configuration; `timeout_s` is the deadline of a collective on its groups.
 
     Raises:
         UserError: context > 1 on CPU. (selfemo.commands.preflight refuses sizes that do not divide.)
     """
     if config.context > 1 and not device.is_cuda:
-        raise UserError(f"parallel.context={config.context} needs Transformer Engine's attention, so a GPU: set parallel.context=1")
+        raise UserError(
+            f"parallel.context={config.context} needs Transformer Engine's attention, so a GPU: set parallel.context=1"
+        )
     return enter_layout(config, device, seed, timeout_s)
 
 
-def enter_layout(config: ParallelConfig, device: Device, seed: int, timeout_s: int = DEFAULT_TIMEOUT_S) -> Layout:
+def enter_layout(
+    config: ParallelConfig, device: Device, seed: int, timeout_s: int = DEFAULT_TIMEOUT_S
+) -> Layout:
     """`init_parallel` for callers who know that their attention can do what `config` asks: the tests, which bring their own."""
     if parallel_state.model_parallel_is_initialized():
         leave_parallel()
@@ -105,7 +117,9 @@ def leave_parallel() -> None:
 
     megatron-core forgets its groups without destroying them, and each gloo group keeps threads that wake a hundred times a second.
     """
-    groups = [group for group in parallel_state._global_process_group_list or () if group is not None]  # megatron-private
+    groups = [
+        group for group in parallel_state._global_process_group_list or () if group is not None
+    ]  # megatron-private
     parallel_state.destroy_model_parallel()
     for group in groups:
         dist.destroy_process_group(group)

@@ -45,11 +45,17 @@ def restore_rng(path: Path, device: torch.device) -> None:
     states: dict[str, Any] = load_file(path)
     torch.set_rng_state(states["torch"])
     position, has_gauss, cached = states["numpy.rest"].tolist()
-    np.random.set_state(("MT19937", states["numpy.words"].numpy().astype(np.uint32), int(position), int(has_gauss), cached))
+    np.random.set_state(
+        ("MT19937", states["numpy.words"].numpy().astype(np.uint32), int(position), int(has_gauss), cached)
+    )
     version, *words = states["python.words"].tolist()
     gauss = states["python.gauss"].tolist()
     random.setstate((version, tuple(words), gauss[0] if gauss else None))
-    tracked = {name.removeprefix(TRACKER_PREFIX): state for name, state in states.items() if name.startswith(TRACKER_PREFIX)}
+    tracked = {
+        name.removeprefix(TRACKER_PREFIX): state
+        for name, state in states.items()
+        if name.startswith(TRACKER_PREFIX)
+    }
     get_cuda_rng_tracker().set_states(tracked)
     if device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)

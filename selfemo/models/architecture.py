@@ -81,7 +81,9 @@ def read_architecture(hf_dir: str | Path) -> Architecture:
     try:
         config = read_json_object(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a Hugging Face model directory with config.json and safetensors weights") from None
+        raise UserError(
+            f"{path}: no such file; expected a Hugging Face model directory with config.json and safetensors weights"
+        ) from None
     return _from_config(config, _family_of(config, path), str(path))
 
 
@@ -98,7 +100,9 @@ def architecture_by_name(name: str) -> Architecture:
     """
     known = _published()
     if name.lower() not in known:
-        raise UserError(f"model {name!r} is not known by name{nearest(name.lower(), known)}; known: {', '.join(sorted(known))}")
+        raise UserError(
+            f"model {name!r} is not known by name{nearest(name.lower(), known)}; known: {', '.join(sorted(known))}"
+        )
     family, config = known[name.lower()]
     return _from_config(config, family, name)
 
@@ -141,7 +145,9 @@ def _family_of(config: Mapping[str, object], path: Path) -> Family:
         if wanted in (key, family.name):
             return family
     hint = nearest(wanted, by_class) if isinstance(wanted, str) else ""
-    raise UserError(f"{path}: architecture {quote(wanted)} is not supported{hint}; supported: {', '.join(sorted(by_class))}")
+    raise UserError(
+        f"{path}: architecture {quote(wanted)} is not supported{hint}; supported: {', '.join(sorted(by_class))}"
+    )
 
 
 def _from_config(config: Mapping[str, object], family: Family, where: str) -> Architecture:
@@ -150,10 +156,14 @@ def _from_config(config: Mapping[str, object], family: Family, where: str) -> Ar
     hidden_size = _integer(config, "hidden_size", where)
     num_kv_heads = _integer(config, "num_key_value_heads", where, default=num_heads)
     if num_heads % num_kv_heads:
-        raise UserError(f"{where}: num_attention_heads={num_heads} is not a multiple of num_key_value_heads={num_kv_heads}")
+        raise UserError(
+            f"{where}: num_attention_heads={num_heads} is not a multiple of num_key_value_heads={num_kv_heads}"
+        )
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise UserError(f"{where}: dtype {quote(dtype)} is not supported; expected one of {', '.join(DTYPE_BYTES)}")
+        raise UserError(
+            f"{where}: dtype {quote(dtype)} is not supported; expected one of {', '.join(DTYPE_BYTES)}"
+        )
     return Architecture(
         family=family.name,
         vocab_size=_integer(config, "vocab_size", where),
@@ -176,13 +186,21 @@ def _from_config(config: Mapping[str, object], family: Family, where: str) -> Ar
 def _refuse_unimplemented(config: Mapping[str, object], family: Family, where: str) -> None:
     for key, wanted in {"hidden_act": "silu", "attention_dropout": 0.0, **family.required}.items():
         if config.get(key, wanted) not in (wanted, None):
-            raise UserError(f"{where}: {key}={quote(config[key])} is not implemented for {family.name}; expected {wanted!r}")
+            raise UserError(
+                f"{where}: {key}={quote(config[key])} is not implemented for {family.name}; expected {wanted!r}"
+            )
     if config.get("quantization_config"):
-        raise UserError(f"{where}: quantization_config is present; expected unquantised weights, dequantise the model first")
+        raise UserError(
+            f"{where}: quantization_config is present; expected unquantised weights, dequantise the model first"
+        )
     layer_types = config.get("layer_types")
-    other_types = [kind for kind in layer_types if kind != "full_attention"] if isinstance(layer_types, list) else []
+    other_types = (
+        [kind for kind in layer_types if kind != "full_attention"] if isinstance(layer_types, list) else []
+    )
     if other_types:
-        raise UserError(f"{where}: layer_types has {quote(other_types[0])}; only full_attention is implemented")
+        raise UserError(
+            f"{where}: layer_types has {quote(other_types[0])}; only full_attention is implemented"
+        )
 
 
 def _rope_theta(config: Mapping[str, object], where: str) -> float:
@@ -192,10 +210,14 @@ def _rope_theta(config: Mapping[str, object], where: str) -> float:
         if isinstance(rope, dict):
             kind = rope.get("rope_type", rope.get("type", "default"))
             if kind != "default":
-                raise UserError(f"{where}: {key} asks for rope type {quote(kind)}, which is not implemented; only 'default' is")
+                raise UserError(
+                    f"{where}: {key} asks for rope type {quote(kind)}, which is not implemented; only 'default' is"
+                )
             if rope.get("partial_rotary_factor", 1.0) != 1.0:
                 found = quote(rope["partial_rotary_factor"])
-                raise UserError(f"{where}: {key}.partial_rotary_factor={found} is not implemented; only 1.0 is")
+                raise UserError(
+                    f"{where}: {key}.partial_rotary_factor={found} is not implemented; only 1.0 is"
+                )
             if "rope_theta" in rope:
                 return _number(rope, "rope_theta", where)
     return _number(config, "rope_theta", where)

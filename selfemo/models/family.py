@@ -53,5 +53,8 @@ class Family:
 def families() -> Mapping[str, Family]:
     """Every family, by name, as found in `selfemo/models/families/`."""
     package = importlib.import_module("selfemo.models.families")
-    found = [importlib.import_module(f"{package.__name__}.{module.name}").FAMILY for module in pkgutil.iter_modules(package.__path__)]
+    found = [
+        importlib.import_module(f"{package.__name__}.{module.name}").FAMILY
+        for module in pkgutil.iter_modules(package.__path__)
+    ]
     return {family.name: family for family in sorted(found, key=lambda family: family.name)}

@@ -74,7 +74,10 @@ def overlap(source: Box, target: Box) -> Box | None:
     if source.tensor != target.tensor:
         return None
     first = tuple(max(a, b) for a, b in zip(source.start, target.start))
-    shape = tuple(min(a + n, b + m) - f for a, n, b, m, f in zip(source.start, source.shape, target.start, target.shape, first))
+    shape = tuple(
+        min(a + n, b + m) - f
+        for a, n, b, m, f in zip(source.start, source.shape, target.start, target.shape, first)
+    )
     if any(extent <= 0 for extent in shape):
         return None
     return Box(
@@ -99,7 +102,11 @@ class Tensor(Protocol):
 
 
 def fill_hf[T: Tensor](
-    hf_tensors: Mapping[str, T], placement: Placement, local: T, first_row: int = 0, stop_row: int | None = None
+    hf_tensors: Mapping[str, T],
+    placement: Placement,
+    local: T,
+    first_row: int = 0,
+    stop_row: int | None = None,
 ) -> None:
     """Copy every box of `placement` out of `local` into the Hugging Face tensor that it belongs to.
 

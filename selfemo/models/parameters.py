@@ -56,21 +56,39 @@ def model_parameters(architecture: Architecture) -> tuple[Parameter, ...]:
     before = [rule for rule in rules[:first] if rule not in per_layer]
     after = [rule for rule in rules[first:] if rule not in per_layer]
     bound = [_bind(rule, architecture) for rule in before]
-    bound += [_bind(rule, architecture, layer) for layer in range(architecture.num_layers) for rule in per_layer]
+    bound += [
+        _bind(rule, architecture, layer) for layer in range(architecture.num_layers) for rule in per_layer
+    ]
     return tuple(bound + [_bind(rule, architecture) for rule in after])
 
 
 def hf_tensor_list(architecture: Architecture) -> tuple[HfTensor, ...]:
     """Every tensor of the Hugging Face checkpoint, once, in streaming order; tied models have no lm_head.weight."""
-    return tuple(tensor for parameter in model_parameters(architecture) if not parameter.is_tied_copy for tensor in parameter.tensors)
+    return tuple(
+        tensor
+        for parameter in model_parameters(architecture)
+        if not parameter.is_tied_copy
+        for tensor in parameter.tensors
+    )
 
 
 def _bind(rule: Rule, architecture: Architecture, layer: int | None = None) -> Parameter:
     def fill(name: str) -> str:
         return name if layer is None else name.format(layer=layer)
 
-    tensors = tuple(HfTensor(fill(name), tuple(getattr(architecture, size) for size in shape)) for name, shape in rule.hf.items())
+    tensors = tuple(
+        HfTensor(fill(name), tuple(getattr(architecture, size) for size in shape))
+        for name, shape in rule.hf.items()
+    )
     tied_copy = architecture.tie_word_embeddings and tensors[0].name == LM_HEAD
     if tied_copy:
         tensors = (HfTensor(EMBEDDING, tensors[0].shape),)
-    return Parameter(tuple(map(fill, rule.megatron)), fill(rule.vllm), tensors, rule.layout, architecture.heads, layer, tied_copy)
+    return Parameter(
+        tuple(map(fill, rule.megatron)),
+        fill(rule.vllm),
+        tensors,
+        rule.layout,
+        architecture.heads,
+        layer,
+        tied_copy,
+    )

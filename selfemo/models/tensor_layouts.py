@@ -129,7 +129,13 @@ class FusedQkv:
         if size <= heads.num_kv_heads:
             return _stack(tuple(_part(tensor, 0, rank, size) for tensor in tensors))
         shared = rank // (size // heads.num_kv_heads)
-        return _stack((_part(query, 0, rank, size), _part(key, 0, shared, heads.num_kv_heads), _part(value, 0, shared, heads.num_kv_heads)))
+        return _stack(
+            (
+                _part(query, 0, rank, size),
+                _part(key, 0, shared, heads.num_kv_heads),
+                _part(value, 0, shared, heads.num_kv_heads),
+            )
+        )
 
 
 def padded_vocab_size(vocab_size: int, tensor_parallel: int) -> int:
@@ -144,7 +150,9 @@ def padded_vocab_size(vocab_size: int, tensor_parallel: int) -> int:
 def _vocabulary_part(tensors: tuple[HfTensor, ...], padded_rows: int, rank: int, size: int) -> Placement:
     (tensor,) = tensors
     if padded_rows % size:
-        raise UserError(f"{tensor.name}: a vocabulary of {padded_rows} padded rows does not divide over {size} ranks")
+        raise UserError(
+            f"{tensor.name}: a vocabulary of {padded_rows} padded rows does not divide over {size} ranks"
+        )
     rows = padded_rows // size
     first, present = rank * rows, max(0, min(rows, tensor.shape[0] - rank * rows))
     return Placement((rows, *tensor.shape[1:]), (_rows(tensor, first, present),) if present else ())

@@ -37,7 +37,11 @@ class Engine:
     @property
     def weight_bytes(self) -> float:
         """Read by each rank per decode step; the embedding is looked up, not read, unless it is also the output layer."""
-        looked_up = 0 if self.architecture.tie_word_embeddings else self.architecture.vocab_size * self.architecture.hidden_size
+        looked_up = (
+            0
+            if self.architecture.tie_word_embeddings
+            else self.architecture.vocab_size * self.architecture.hidden_size
+        )
         return (total_elements(self.architecture) - looked_up) * DTYPE_BYTES[self.dtype] / self.tensor
 
     @property
@@ -47,7 +51,9 @@ class Engine:
 
     def slots(self, mean_tokens: float) -> int:
         """Sequences of this mean length that decode together."""
-        return max(1, min(self.max_num_seqs, int(self.kv_cache_bytes / (self.kv_bytes_per_token * mean_tokens))))
+        return max(
+            1, min(self.max_num_seqs, int(self.kv_cache_bytes / (self.kv_bytes_per_token * mean_tokens)))
+        )
 
 
 @cache
@@ -63,11 +69,15 @@ def generation_seconds(call: GenerationCall, engine: Engine, replicas: int, gpu:
     prefill_tokens = groups * call.lengths.prompt
     flops_per_token = 2 * total_elements(engine.architecture) / engine.tensor
     prefill = prefill_tokens * flops_per_token / (gpu.flops * rates.gemm_efficiency)
-    decode = decode_seconds(lengths, call.lengths.prompt, engine, engine.slots(call.lengths.mean_total), gpu, rates)
+    decode = decode_seconds(
+        lengths, call.lengths.prompt, engine, engine.slots(call.lengths.mean_total), gpu, rates
+    )
     return prefill + decode * (samples / len(lengths) if scale > 1 else 1)
 
 
-def decode_seconds(lengths: Sequence[int], prompt: float, engine: Engine, slots: int, gpu: Gpu, rates: Rates) -> float:
+def decode_seconds(
+    lengths: Sequence[int], prompt: float, engine: Engine, slots: int, gpu: Gpu, rates: Rates
+) -> float:
     """Decode `lengths` tokens per sequence, `slots` at a time, first come first served."""
     bandwidth = gpu.memory_rate * rates.memory_efficiency
     compute = 2 * total_elements(engine.architecture) / engine.tensor / (gpu.flops * rates.gemm_efficiency)

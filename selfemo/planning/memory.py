@@ -67,27 +67,41 @@ class StageMemory:
         return phase, self.phases[phase].total
 
 
-def plan_memory(architecture: Architecture, layout: Layout, config: RunConfig, workload: Workload, engine: Engine) -> list[StageMemory]:
+def plan_memory(
+    architecture: Architecture, layout: Layout, config: RunConfig, workload: Workload, engine: Engine
+) -> list[StageMemory]:
     """Memory per pipeline stage and phase."""
-    return [_stage_memory(architecture, layout, config, workload, engine, stage) for stage in range(layout.pipeline)]
+    return [
+        _stage_memory(architecture, layout, config, workload, engine, stage)
+        for stage in range(layout.pipeline)
+    ]
 
 
 def rank_memory(
-    architecture: Architecture, layout: Layout, config: RunConfig, workload: Workload, engine: Engine, rank: int
+    architecture: Architecture,
+    layout: Layout,
+    config: RunConfig,
+    workload: Workload,
+    engine: Engine,
+    rank: int,
 ) -> dict[str, Memory]:
     """Memory of one rank, by phase."""
     _, copy, stage = layout.coordinates(rank)
     return _phases(architecture, layout, config, workload, engine, stage, copy)
 
 
-def activation_bytes(architecture: Architecture, layout: Layout, tokens: float, stage: int, microbatches: int, dtype: str) -> int:
+def activation_bytes(
+    architecture: Architecture, layout: Layout, tokens: float, stage: int, microbatches: int, dtype: str
+) -> int:
     """Activations that a stage keeps at its fullest, for micro-batches of `tokens`."""
     layers = layers_on(architecture, layout)
     chunk_layers = layers / layout.virtual_pipeline
     # One-forward-one-backward keeps a micro-batch per later stage in flight; interleaving adds a share of a round of chunks.
     in_flight_chunks = layout.virtual_pipeline * (layout.pipeline - stage)
     if layout.virtual_pipeline > 1:
-        in_flight_chunks = (layout.virtual_pipeline - 1) * layout.pipeline + 1 + 2 * (layout.pipeline - stage - 1)
+        in_flight_chunks = (
+            (layout.virtual_pipeline - 1) * layout.pipeline + 1 + 2 * (layout.pipeline - stage - 1)
+        )
     in_flight_layers = chunk_layers * min(in_flight_chunks, microbatches * layout.virtual_pipeline)
     whole, kept = _layer_bytes(architecture, layout, dtype)
     tokens = tokens / layout.context
@@ -102,14 +116,18 @@ def _layer_bytes(architecture: Architecture, layout: Layout, dtype: str) -> tupl
     rows = split if layout.sequence_parallel else 1  # norms and residuals are whole on every rank otherwise
     hidden, query, kv = architecture.hidden_size, architecture.query_size, architecture.kv_size
     residual = 4 * hidden / rows  # inputs and outputs of two norms; the outputs feed the projections
-    attention = (2 * query + 2 * kv) / split  # q, k, v and the attention's output, which feeds the next projection
+    attention = (
+        2 * query + 2 * kv
+    ) / split  # q, k, v and the attention's output, which feeds the next projection
     head_norms = (query + kv) / split if architecture.qk_norm else 0.0
     mlp = 3 * architecture.intermediate_size / split  # gate and up before, their product after the activation
     statistics = 4 * architecture.num_heads / split / width  # FlashAttention's log-sum-exp is fp32
     return width * (residual + attention + head_norms + mlp + statistics), width * hidden / rows
 
 
-def logits_bytes(architecture: Architecture, layout: Layout, completion_tokens: float, train: TrainConfig) -> int:
+def logits_bytes(
+    architecture: Architecture, layout: Layout, completion_tokens: float, train: TrainConfig
+) -> int:
     """Logits of one micro-batch's completion tokens, overwritten by their gradient, and autograd's of the output weight.
 
     Fused (train.fuse_output_layer) it is one chunk of logits: the weight's gradient grows in Megatron's buffer.
@@ -122,27 +140,48 @@ def logits_bytes(architecture: Architecture, layout: Layout, completion_tokens: 
 
 
 def _stage_memory(
-    architecture: Architecture, layout: Layout, config: RunConfig, workload: Workload, engine: Engine, stage: int
+    architecture: Architecture,
+    layout: Layout,
+    config: RunConfig,
+    workload: Workload,
+    engine: Engine,
+    stage: int,
 ) -> StageMemory:
     # Shards of the distributed optimizer differ by padding: the first is never the smallest.
-    return StageMemory(stage, layout.stage_ranks(stage), _phases(architecture, layout, config, workload, engine, stage, 0))
+    return StageMemory(
+        stage, layout.stage_ranks(stage), _phases(architecture, layout, config, workload, engine, stage, 0)
+    )
 
 
 def _phases(
-    architecture: Architecture, layout: Layout, config: RunConfig, workload: Workload, engine: Engine, stage: int, copy: int
+    architecture: Architecture,
+    layout: Layout,
+    config: RunConfig,
+    workload: Workload,
+    engine: Engine,
+    stage: int,
+    copy: int,
 ) -> dict[str, Memory]:
     dtype = config.train.dtype
     held = trainer_bytes(architecture, layout, stage, copy, dtype)
     trainer = Memory(held.weights, held.gradients, held.optimizer, held.reference, workspace=CONTEXT_BYTES)
     engine_weights = engine_elements(architecture, layout.engine_tensor) * DTYPE_BYTES[engine.dtype]
-    awake = {"engine_weights": engine_weights, "kv_cache": engine.kv_cache_bytes, "workspace": CONTEXT_BYTES + ENGINE_WORKSPACE_BYTES}
+    awake = {
+        "engine_weights": engine_weights,
+        "kv_cache": engine.kv_cache_bytes,
+        "workspace": CONTEXT_BYTES + ENGINE_WORKSPACE_BYTES,
+    }
     batch = passes(workload, layout)[0]
     microbatch_tokens = workload.microbatch_tokens or batch.tokens
-    completion_tokens = busiest_head_tokens(layout, microbatch_tokens, microbatch_tokens * batch.head_tokens / batch.tokens)
+    completion_tokens = busiest_head_tokens(
+        layout, microbatch_tokens, microbatch_tokens * batch.head_tokens / batch.tokens
+    )
     logits = logits_bytes(architecture, layout, completion_tokens, config.train)
     train = replace(
         trainer,
-        activations=activation_bytes(architecture, layout, microbatch_tokens, stage, batch.microbatches, dtype),
+        activations=activation_bytes(
+            architecture, layout, microbatch_tokens, stage, batch.microbatches, dtype
+        ),
         logits=logits if stage == layout.pipeline - 1 else 0,
         **({} if config.rollout.sleep else awake),
     )

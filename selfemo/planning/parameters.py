@@ -84,10 +84,18 @@ def stage_chunks(architecture: Architecture, layout: Layout, stage: int) -> list
     for chunk in range(layout.virtual_pipeline):
         held = [by_kind[kind] for kind in by_kind if kind.per_layer] * layers_per_chunk
         if stage == 0 and chunk == 0:
-            held = [Allocation(kind, by_kind[kind].elements, tied_apart) for kind in by_kind if kind.name == EMBEDDING] + held
+            held = [
+                Allocation(kind, by_kind[kind].elements, tied_apart)
+                for kind in by_kind
+                if kind.name == EMBEDDING
+            ] + held
         if stage == layout.pipeline - 1 and chunk == layout.virtual_pipeline - 1:
             last = [kind for kind in by_kind if not kind.per_layer and kind.name != EMBEDDING]
-            held += [Allocation(k, by_kind[k].elements, k.is_tied_copy) for k in last if not k.is_tied_copy or tied_apart]
+            held += [
+                Allocation(k, by_kind[k].elements, k.is_tied_copy)
+                for k in last
+                if not k.is_tied_copy or tied_apart
+            ]
         chunks.append(held)
     return chunks
 
@@ -106,7 +114,11 @@ def stages_of(kind: Kind, architecture: Architecture, layout: Layout) -> dict[in
 
 def total_elements(architecture: Architecture) -> int:
     """Elements of the Hugging Face checkpoint."""
-    sizes = ((kind, sum(tensor.elements for tensor in kind.tensors)) for kind in kinds(architecture) if not kind.is_tied_copy)
+    sizes = (
+        (kind, sum(tensor.elements for tensor in kind.tensors))
+        for kind in kinds(architecture)
+        if not kind.is_tied_copy
+    )
     return sum(size * (architecture.num_layers if kind.per_layer else 1) for kind, size in sizes)
 
 
@@ -118,7 +130,10 @@ def layer_elements(architecture: Architecture) -> int:
 def _bind(rule: Rule, architecture: Architecture) -> Kind:
     name = rule.megatron[0]
     per_layer = "{layer}" in name
-    tensors = tuple(HfTensor(name, tuple(getattr(architecture, size) for size in shape)) for name, shape in rule.hf.items())
+    tensors = tuple(
+        HfTensor(name, tuple(getattr(architecture, size) for size in shape))
+        for name, shape in rule.hf.items()
+    )
     tied_copy = architecture.tie_word_embeddings and name == OUTPUT_LAYER
     if tied_copy:
         source = next(r for r in families()[architecture.family].rules if r.megatron[0] == EMBEDDING)

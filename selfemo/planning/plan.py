@@ -52,10 +52,18 @@ class Plan:
         return self.peak_bytes <= self.gpu.memory_bytes
 
 
-def make_plan(config: RunConfig, architecture: Architecture, layout: Layout, workload: Workload, gpu: Gpu) -> Plan:
+def make_plan(
+    config: RunConfig, architecture: Architecture, layout: Layout, workload: Workload, gpu: Gpu
+) -> Plan:
     """Plan one layout. The layout must be free of violations."""
     rates = fitted_rates()
-    engine = Engine(architecture, layout.engine_tensor, config.rollout.dtype, config.rollout.kv_cache_bytes, config.rollout.max_num_seqs)
+    engine = Engine(
+        architecture,
+        layout.engine_tensor,
+        config.rollout.dtype,
+        config.rollout.kv_cache_bytes,
+        config.rollout.max_num_seqs,
+    )
     traffic = sync_bytes(architecture, layout, config.rollout.dtype, config.train.dtype)
     path = "checkpoint" if config.sync.mode == "checkpoint" else "direct"
     step = step_seconds(architecture, layout, workload, engine, traffic, path, config.train.dtype, gpu, rates)
@@ -84,7 +92,13 @@ class Suggestion:
 
 
 def best_layouts(
-    config: RunConfig, architecture: Architecture, workload: Workload, nodes: int, gpus_per_node: int, gpu: Gpu, count: int = 3
+    config: RunConfig,
+    architecture: Architecture,
+    workload: Workload,
+    nodes: int,
+    gpus_per_node: int,
+    gpu: Gpu,
+    count: int = 3,
 ) -> list[Suggestion]:
     """The fastest layouts that fit, best first, no two with the trainer laid out alike; empty when none fits."""
     base = layout_of(config, nodes, gpus_per_node)
@@ -97,7 +111,10 @@ def best_layouts(
     plans.sort(key=lambda plan: (plan.step.total, plan.peak_bytes))
     chosen: list[Plan] = []
     for plan in plans:
-        alike = any((plan.layout.tensor, plan.layout.pipeline) == (other.layout.tensor, other.layout.pipeline) for other in chosen)
+        alike = any(
+            (plan.layout.tensor, plan.layout.pipeline) == (other.layout.tensor, other.layout.pipeline)
+            for other in chosen
+        )
         if not alike and len(chosen) < count:
             chosen.append(plan)
     return [Suggestion(plan, _reason(plan, chosen[0])) for plan in chosen]
@@ -134,13 +151,24 @@ def _reason(plan: Plan, best: Plan) -> str:
     else:
         slower = plan.step.total / best.step.total - 1
         freed = (best.peak_bytes - plan.peak_bytes) / 2**30
-        parts.append((f"{slower:.0%} slower" if slower >= 0.005 else "as fast") + (f", {freed:.1f} GiB lighter" if freed > 0.1 else ""))
-    parts.append("no tensor-parallel traffic" if layout.tensor == 1 else f"layers split over {layout.tensor} GPUs of a node")
+        parts.append(
+            (f"{slower:.0%} slower" if slower >= 0.005 else "as fast")
+            + (f", {freed:.1f} GiB lighter" if freed > 0.1 else "")
+        )
+    parts.append(
+        "no tensor-parallel traffic"
+        if layout.tensor == 1
+        else f"layers split over {layout.tensor} GPUs of a node"
+    )
     if layout.pipeline > 1:
         parts.append(f"stages wait {plan.bubble:.0%} of a pass")
     if layout.recompute:
         parts.append("activations recomputed to fit")
-    parts.append("weights move nowhere at sync" if plan.sync.direct == 0 else f"{plan.sync.received_max / 1e9:.1f} GB to a rank per sync")
+    parts.append(
+        "weights move nowhere at sync"
+        if plan.sync.direct == 0
+        else f"{plan.sync.received_max / 1e9:.1f} GB to a rank per sync"
+    )
     phase, peak = max((stage.peak for stage in plan.stages), key=lambda entry: entry[1])
     parts.append(f"{(plan.gpu.memory_bytes - peak) / 2**30:.1f} GiB spare at its fullest ({phase})")
     return "; ".join(parts)

@@ -57,7 +57,9 @@ class PublishedRun:
     """Engines, where they have GPUs of their own and `layout` is the trainer's alone; None: they share the trainer's GPUs."""
 
 
-def _dense(layers: int, hidden: int, intermediate: int, heads: int, vocabulary: int, family: str, head_dim: int = 128) -> Architecture:
+def _dense(
+    layers: int, hidden: int, intermediate: int, heads: int, vocabulary: int, family: str, head_dim: int = 128
+) -> Architecture:
     return Architecture(
         family=family,
         vocab_size=vocabulary,
@@ -132,7 +134,9 @@ HELD_OUT = (
         "Qwen3 32B, 32 H100, v0.4",
         SUMMARY + ", v0.4",
         QWEN3_32B,
-        Layout(4, 8, tensor=4, pipeline=4, sequence_parallel=True, distributed_optimizer=True, engine_tensor=4),
+        Layout(
+            4, 8, tensor=4, pipeline=4, sequence_parallel=True, distributed_optimizer=True, engine_tensor=4
+        ),
         samples=2048,
         completion_tokens=3206,
         logprob_batch=4,
@@ -146,7 +150,9 @@ SEARCH_R1_TURNS = 5
 """Four searches and an answer, the most that the recipe allows."""
 
 
-def _search_r1(name: str, source: str, architecture: Architecture, layout: Layout, replicas: int, step_s: float) -> PublishedRun:
+def _search_r1(
+    name: str, source: str, architecture: Architecture, layout: Layout, replicas: int, step_s: float
+) -> PublishedRun:
     """A run of that recipe, its completions as long as they can be; `layout` is the trainer's, with the engines' tensor parallelism."""
     return PublishedRun(
         name,
@@ -198,7 +204,9 @@ def predict(run: PublishedRun, rates: Rates) -> StepSeconds:
     """The step of a published run under some rates."""
     completion = run.turns * run.completion_tokens
     # A turn reads what came before: half of it, in the mean over turns.
-    call = Lengths(PROMPT_TOKENS + (run.turns - 1) / 2 * run.completion_tokens, run.completion_tokens, run.max_tokens)
+    call = Lengths(
+        PROMPT_TOKENS + (run.turns - 1) / 2 * run.completion_tokens, run.completion_tokens, run.max_tokens
+    )
     workload = Workload(
         calls=(GenerationCall(run.samples, run.samples // run.group_size, call),) * run.turns,
         train_samples=run.samples,
@@ -214,10 +222,17 @@ def predict(run: PublishedRun, rates: Rates) -> StepSeconds:
     cache_bytes = int(ENGINE_SHARE * gpu.memory_bytes) - weights - ENGINE_WORKSPACE_BYTES
     engine = Engine(run.architecture, run.layout.engine_tensor, "bfloat16", cache_bytes, max_num_seqs=256)
     traffic = sync_bytes(run.architecture, run.layout, "bfloat16", "bfloat16")
-    step = step_seconds(run.architecture, run.layout, workload, engine, traffic, "checkpoint", "bfloat16", gpu, rates)
+    step = step_seconds(
+        run.architecture, run.layout, workload, engine, traffic, "checkpoint", "bfloat16", gpu, rates
+    )
     if run.engine_replicas is None:
         return step
-    return replace(step, generate=sum(generation_seconds(call, engine, run.engine_replicas, gpu, rates) for call in workload.calls))
+    return replace(
+        step,
+        generate=sum(
+            generation_seconds(call, engine, run.engine_replicas, gpu, rates) for call in workload.calls
+        ),
+    )
 
 
 @cache
@@ -227,7 +242,9 @@ def fitted_rates() -> Rates:
     assert wanted is not None
     rates = Rates()
     for field, phase in (("layer_s", "train"), ("decode_step_s", "generate")):
-        low, high = (getattr(predict(FITTED, replace(rates, **{field: value})), phase) for value in (0.0, 1e-3))
+        low, high = (
+            getattr(predict(FITTED, replace(rates, **{field: value})), phase) for value in (0.0, 1e-3)
+        )
         rates = replace(rates, **{field: (getattr(wanted, phase) - low) / (high - low) * 1e-3})
     traffic = sync_bytes(FITTED.architecture, FITTED.layout, "bfloat16", "bfloat16")
     return replace(rates, refit_rate=traffic.engine_weights / wanted.sync, step_s=wanted.other)

@@ -64,12 +64,18 @@ def step_seconds(
 ) -> StepSeconds:
     """Plan one iteration. `sync_path`: "direct" or "checkpoint"."""
     # The turns of an episode repeat the same calls: each distinct one is simulated once.
-    generate = sum(count * generation_seconds(call, engine, layout.replicas, gpu, rates) for call, count in Counter(workload.calls).items())
+    generate = sum(
+        count * generation_seconds(call, engine, layout.replicas, gpu, rates)
+        for call, count in Counter(workload.calls).items()
+    )
     train_pass, logprob_pass = passes(workload, layout)
     train = workload.optimizer_steps * (
-        pass_seconds(architecture, layout, train_pass, True, gpu, rates) + update_seconds(architecture, layout, dtype, gpu, rates)
+        pass_seconds(architecture, layout, train_pass, True, gpu, rates)
+        + update_seconds(architecture, layout, dtype, gpu, rates)
     )
-    one_logprob = workload.optimizer_steps * pass_seconds(architecture, layout, logprob_pass, False, gpu, rates)
+    one_logprob = workload.optimizer_steps * pass_seconds(
+        architecture, layout, logprob_pass, False, gpu, rates
+    )
     return StepSeconds(
         generate=generate,
         logprob=workload.logprob_passes * one_logprob,
@@ -105,7 +111,9 @@ def busiest_head_tokens(layout: Layout, tokens: float, head_tokens: float) -> fl
     return min(head_tokens, tokens / layout.context)
 
 
-def pass_seconds(architecture: Architecture, layout: Layout, batch: Pass, with_backward: bool, gpu: Gpu, rates: Rates) -> float:
+def pass_seconds(
+    architecture: Architecture, layout: Layout, batch: Pass, with_backward: bool, gpu: Gpu, rates: Rates
+) -> float:
     """One pass over a data-parallel rank's micro-batches, through the whole pipeline."""
     layers = layers_on(architecture, layout)
     forward, backward = 1.0, 2.0 if with_backward else 0.0
@@ -113,14 +121,18 @@ def pass_seconds(architecture: Architecture, layout: Layout, batch: Pass, with_b
         forward += 1.0
     tokens = batch.tokens / layout.context
     matrix = 2 * layer_elements(architecture) * tokens / layout.tensor
-    attention = 2 * batch.sequence * architecture.query_size * tokens / layout.tensor  # two causal products: 2 * 2 * s / 2 per row
+    attention = (
+        2 * batch.sequence * architecture.query_size * tokens / layout.tensor
+    )  # two causal products: 2 * 2 * s / 2 per row
     head_tokens = busiest_head_tokens(layout, batch.tokens, batch.head_tokens)
     head = 2 * architecture.vocab_size * architecture.hidden_size * head_tokens / layout.tensor
     work = layers * (matrix * (forward + backward) + attention * (forward + 1.25 * backward))
     work += head * (1.0 + backward)  # on the last stage, which is therefore the slowest
     per_microbatch = work / (gpu.flops * rates.gemm_efficiency)
     per_microbatch += layers * rates.layer_s * (forward + backward) / 3
-    per_microbatch += layers * (forward + backward / 2) * _tensor_collectives(architecture, layout, tokens, gpu, rates)
+    per_microbatch += (
+        layers * (forward + backward / 2) * _tensor_collectives(architecture, layout, tokens, gpu, rates)
+    )
     bubble = (layout.pipeline - 1) / layout.virtual_pipeline
     return (batch.microbatches + bubble) * per_microbatch
 
@@ -134,11 +146,17 @@ def bubble_share(workload: Workload, layout: Layout) -> float:
 def update_seconds(architecture: Architecture, layout: Layout, dtype: str, gpu: Gpu, rates: Rates) -> float:
     """Reduce gradients over the ranks that hold the same weights, and one optimizer update."""
     held = trainer_bytes(architecture, layout, layout.pipeline - 1, 0, dtype)
-    seconds = 2 * (held.optimizer + held.gradients / layout.weight_copies) / (gpu.memory_rate * rates.memory_efficiency)
+    seconds = (
+        2
+        * (held.optimizer + held.gradients / layout.weight_copies)
+        / (gpu.memory_rate * rates.memory_efficiency)
+    )
     if layout.weight_copies > 1:
         link = _link(layout, layout.weight_copies, layout.tensor, gpu) * rates.link_efficiency
         ring = (layout.weight_copies - 1) / layout.weight_copies
-        gathered = held.weights if layout.distributed_optimizer else held.gradients  # the second half of an all-reduce
+        gathered = (
+            held.weights if layout.distributed_optimizer else held.gradients
+        )  # the second half of an all-reduce
         seconds += ring * (held.gradients + gathered) / link
     return seconds
 
@@ -147,17 +165,26 @@ def sync_seconds(layout: Layout, sync: SyncBytes, path: str, gpu: Gpu, rates: Ra
     """Weights into the engines."""
     if path == "checkpoint":
         return sync.engine_weights / rates.refit_rate
-    link = _link(layout, layout.tensor * layout.pipeline, layout.weight_copies if layout.pipeline > 1 else 1, gpu) * rates.link_efficiency
+    link = (
+        _link(
+            layout, layout.tensor * layout.pipeline, layout.weight_copies if layout.pipeline > 1 else 1, gpu
+        )
+        * rates.link_efficiency
+    )
     copied = 2 * sync.engine_weights / (gpu.memory_rate * rates.memory_efficiency)
     return rates.direct_sync_s + sync.received_max / link + copied
 
 
-def _tensor_collectives(architecture: Architecture, layout: Layout, tokens: float, gpu: Gpu, rates: Rates) -> float:
+def _tensor_collectives(
+    architecture: Architecture, layout: Layout, tokens: float, gpu: Gpu, rates: Rates
+) -> float:
     """Collectives of one layer in one direction: two all-reduces (or their halves, with sequence parallelism) of the activations."""
     if layout.tensor == 1:
         return 0.0
     link = _link(layout, layout.tensor, 1, gpu) * rates.link_efficiency
-    volume = 2 * (layout.tensor - 1) / layout.tensor * tokens * architecture.hidden_size * DTYPE_BYTES["bfloat16"]
+    volume = (
+        2 * (layout.tensor - 1) / layout.tensor * tokens * architecture.hidden_size * DTYPE_BYTES["bfloat16"]
+    )
     return 2 * (volume / link + rates.all_reduce_s)
 
 

@@ -35,7 +35,9 @@ class SyncBytes:
     """Weights of one engine rank: what is copied into its live parameters."""
 
 
-def sync_bytes(architecture: Architecture, layout: Layout, engine_dtype: str, trainer_dtype: str) -> SyncBytes:
+def sync_bytes(
+    architecture: Architecture, layout: Layout, engine_dtype: str, trainer_dtype: str
+) -> SyncBytes:
     """Traffic of a sync: rectangles travel in the engine's dtype, gathered tensors in the trainer's."""
     width, trainer_width = DTYPE_BYTES[engine_dtype], DTYPE_BYTES[trainer_dtype]
     signatures = _signatures(layout)
@@ -50,7 +52,9 @@ def sync_bytes(architecture: Architecture, layout: Layout, engine_dtype: str, tr
     )
 
 
-def pair_bytes(architecture: Architecture, layout: Layout, engine_dtype: str, copy: int = 0) -> dict[tuple[int, int], int]:
+def pair_bytes(
+    architecture: Architecture, layout: Layout, engine_dtype: str, copy: int = 0
+) -> dict[tuple[int, int], int]:
     """Direct path: {(source rank, target rank): bytes} within the model replica number `copy`; pairs without traffic are absent."""
     width = DTYPE_BYTES[engine_dtype]
     pairs: dict[tuple[int, int], int] = {}
@@ -64,7 +68,9 @@ def pair_bytes(architecture: Architecture, layout: Layout, engine_dtype: str, co
     return pairs
 
 
-def distinct_pair_bytes(architecture: Architecture, layout: Layout, engine_dtype: str) -> dict[tuple[int, int], int]:
+def distinct_pair_bytes(
+    architecture: Architecture, layout: Layout, engine_dtype: str
+) -> dict[tuple[int, int], int]:
     """As `pair_bytes`, for as many model replicas as differ; those that follow repeat their pattern."""
     pairs: dict[tuple[int, int], int] = {}
     for copy in range(min(_period(layout), layout.weight_copies)):
@@ -74,7 +80,11 @@ def distinct_pair_bytes(architecture: Architecture, layout: Layout, engine_dtype
 
 def engine_elements(architecture: Architecture, engine_tensor: int) -> int:
     """Elements of one engine rank's live parameters, vocabulary padding included."""
-    counts = ((kind, architecture.num_layers if kind.per_layer else 1) for kind in kinds(architecture) if not kind.is_tied_copy)
+    counts = (
+        (kind, architecture.num_layers if kind.per_layer else 1)
+        for kind in kinds(architecture)
+        if not kind.is_tied_copy
+    )
     return sum(kind.vllm(0, engine_tensor).elements * count for kind, count in counts)
 
 
@@ -96,7 +106,9 @@ def _period(layout: Layout) -> int:
 
 
 @cache
-def _received(architecture: Architecture, layout: Layout, tensor: int, stage: int, engine_rank: int) -> dict[tuple[int, int], int]:
+def _received(
+    architecture: Architecture, layout: Layout, tensor: int, stage: int, engine_rank: int
+) -> dict[tuple[int, int], int]:
     """{(source tensor rank, source stage): elements} that a rank lacks."""
     received: dict[tuple[int, int], int] = {}
     tied_apart = architecture.tie_word_embeddings and layout.pipeline > 1

@@ -64,7 +64,9 @@ class Buffer:
         return total
 
 
-def trainer_bytes(architecture: Architecture, layout: Layout, stage: int, copy: int, dtype: str) -> TrainerBytes:
+def trainer_bytes(
+    architecture: Architecture, layout: Layout, stage: int, copy: int, dtype: str
+) -> TrainerBytes:
     """What the ranks of a stage allocate; `copy` tells those apart that hold the same weights."""
     element_bytes = DTYPE_BYTES[dtype]
     state_bytes = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if dtype != "float32" else 0)
@@ -74,7 +76,9 @@ def trainer_bytes(architecture: Architecture, layout: Layout, stage: int, copy: 
         buffer = lay_out(chunk, layout.weight_copies, layout.distributed_optimizer)
         gradients += buffer.elements * GRADIENT_BYTES
         weights += (buffer.elements if layout.distributed_optimizer else held) * element_bytes
-        optimizer += (buffer.owned(copy, layout.weight_copies) if layout.distributed_optimizer else held) * state_bytes
+        optimizer += (
+            buffer.owned(copy, layout.weight_copies) if layout.distributed_optimizer else held
+        ) * state_bytes
         reference += held * element_bytes
     return TrainerBytes(weights, gradients, optimizer, reference)
 
@@ -119,7 +123,10 @@ def checkpoint_host_bytes(architecture: Architecture, layout: Layout) -> int:
     if not layout.distributed_optimizer:
         return 0
     stages = (stage_chunks(architecture, layout, stage) for stage in range(layout.pipeline))
-    return max(sum(lay_out(chunk, layout.weight_copies, True).elements for chunk in chunks) for chunks in stages) * GATHER_BYTES
+    return (
+        max(sum(lay_out(chunk, layout.weight_copies, True).elements for chunk in chunks) for chunks in stages)
+        * GATHER_BYTES
+    )
 
 
 def _round_up(value: int, multiple: int) -> int:

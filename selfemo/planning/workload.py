@@ -103,7 +103,10 @@ class Workload:
 
 
 def workload_of(
-    config: RunConfig, prompt_tokens: float | None = None, answer_tokens: float | None = None, utterance_tokens: float | None = None
+    config: RunConfig,
+    prompt_tokens: float | None = None,
+    answer_tokens: float | None = None,
+    utterance_tokens: float | None = None,
 ) -> Workload:
     """One self-play iteration of a configuration (selfemo.selfplay.episode): per turn recognise, respond, and read the replies.
 
@@ -112,15 +115,25 @@ def workload_of(
     """
     play, algorithm = config.selfplay, config.algorithm
     turn_tokens = min(TURN_TOKENS, config.corpus.max_turn_tokens)
-    prompt = prompt_tokens or min(TEMPLATE_TOKENS + (config.corpus.history_turns + 1) * turn_tokens, config.model.max_length)
-    answer = Lengths(prompt, answer_tokens or MEAN_SHARE * play.max_recognizer_tokens, play.max_recognizer_tokens)
-    reply = Lengths(prompt, utterance_tokens or MEAN_SHARE * play.max_utterance_tokens, play.max_utterance_tokens)
+    prompt = prompt_tokens or min(
+        TEMPLATE_TOKENS + (config.corpus.history_turns + 1) * turn_tokens, config.model.max_length
+    )
+    answer = Lengths(
+        prompt, answer_tokens or MEAN_SHARE * play.max_recognizer_tokens, play.max_recognizer_tokens
+    )
+    reply = Lengths(
+        prompt, utterance_tokens or MEAN_SHARE * play.max_utterance_tokens, play.max_utterance_tokens
+    )
     seeds, turns = play.seeds_per_iteration, max(1, play.turns)
     recognise = GenerationCall(seeds * play.recognizer_group_size, seeds, answer)
     calls = [recognise]
     if play.turns:
         replies = seeds * play.responder_group_size
-        calls = [recognise, GenerationCall(replies, seeds, reply), GenerationCall(replies, replies, answer)] * turns
+        calls = [
+            recognise,
+            GenerationCall(replies, seeds, reply),
+            GenerationCall(replies, replies, answer),
+        ] * turns
     answers, utterances = turns * recognise.samples, play.turns * seeds * play.responder_group_size
     mean = (answers * answer.mean_completion + utterances * reply.mean_completion) / (answers + utterances)
     kl_pass = 0 if algorithm.kl_beta == 0 else 1  # null takes the preset's, which may be positive

@@ -68,7 +68,9 @@ class Terminal:
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=self._console, disable=not self._is_main, transient=False) as progress:
+        with Progress(
+            *columns, console=self._console, disable=not self._is_main, transient=False
+        ) as progress:
             yield Bar(progress, stage, total)
 
 

@@ -154,7 +154,9 @@ class Watchdog:
             waited_s = now - doing.since
             if waited_s > doing.deadline_s:
                 faulthandler.dump_traceback(all_threads=True)
-                self._end(f"{self.status()}: not done within {doing.deadline_s:.0f} s; stacks are in the rank's log")
+                self._end(
+                    f"{self.status()}: not done within {doing.deadline_s:.0f} s; stacks are in the rank's log"
+                )
             if self._limit and now > self._limit[0]:
                 self._end(f"{self.status()}: {self._limit[1]}")
             faulthandler.dump_traceback_later(doing.deadline_s - waited_s + LOCKED_S, exit=True)

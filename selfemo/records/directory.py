@@ -30,7 +30,14 @@ FLYWHEEL_NAME = "flywheel.sqlite"
 MODEL_NAME = "model"
 RESUMES_NAME = "resumes.jsonl"
 CHECKPOINT_NAME = re.compile(rf"({'|'.join(CHECKPOINT_KINDS)})-\d{{6,12}}")
-CHANGEABLE = ("parallel.", "rollout.tensor_parallel", "checkpoint.", "timeout_s", "startup_timeout_s", "tracking.")
+CHANGEABLE = (
+    "parallel.",
+    "rollout.tensor_parallel",
+    "checkpoint.",
+    "timeout_s",
+    "startup_timeout_s",
+    "tracking.",
+)
 """What an unfinished run may go on with another value of: settings that decide how it runs and not what it computes."""
 FIXED = ("parallel.distributed_optimizer",)
 """What it may not, although it is one of them: a sharded optimizer is stored under other names than a whole one."""
@@ -68,19 +75,29 @@ class RunDirectory:
         try:
             return cls._check(config, Path(config.output_dir))
         except OSError as error:
-            raise UserError(f"{config.output_dir}: cannot be read ({error.strerror}): choose another output_dir") from None
+            raise UserError(
+                f"{config.output_dir}: cannot be read ({error.strerror}): choose another output_dir"
+            ) from None
 
     @classmethod
     def _check(cls, config: RunConfig, root: Path) -> RunDirectory:
         if root.exists() and not root.is_dir():
             raise UserError(f"{root}: exists and is not a directory: choose another output_dir")
         run, stored = cls(root), root / CONFIG_NAME
-        foreign = root.exists() and any(entry.name != LOGS_NAME for entry in root.iterdir())  # another rank may have begun its log
+        foreign = root.exists() and any(
+            entry.name != LOGS_NAME for entry in root.iterdir()
+        )  # another rank may have begun its log
         if foreign and not stored.exists():
-            raise UserError(f"{root}: not empty and not a run of selfemo (no {CONFIG_NAME}): choose another output_dir")
+            raise UserError(
+                f"{root}: not empty and not a run of selfemo (no {CONFIG_NAME}): choose another output_dir"
+            )
         if stored.exists():
             changes = list(config_changes(run.stored_config(), dataclasses.asdict(config)))
-            barred = [name for name, _, _ in changes if run.is_complete or name in FIXED or not name.startswith(CHANGEABLE)]
+            barred = [
+                name
+                for name, _, _ in changes
+                if run.is_complete or name in FIXED or not name.startswith(CHANGEABLE)
+            ]
             if barred:
                 raise UserError(
                     f"{root}: holds a run with another configuration (other {', '.join(barred)}; see {stored}): "
@@ -122,15 +139,21 @@ class RunDirectory:
     def append_jsonl(self, name: str, *records: Mapping[str, Any]) -> None:
         """Append records to a JSON-lines file, one write for all of them."""
         with self.path(name).open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records))
+            file.write(
+                "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+            )
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
     """What to tell where a run cannot begin to write."""
-    return UserError(f"{path}: cannot be written ({error.strerror}): make it writable, or choose another output_dir")
+    return UserError(
+        f"{path}: cannot be written ({error.strerror}): make it writable, or choose another output_dir"
+    )
 
 
-def config_changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def config_changes(
+    before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
     """(dotted name, old value, new value) of every setting that differs."""
     for name in {**before, **after}:
         old, new = before.get(name), after.get(name)

@@ -98,7 +98,10 @@ class Manifest:
     def encode(self) -> str:
         """JSON with a digest of itself."""
         content = json.loads(_ADAPTER.dump_json(self))
-        return json.dumps({"digest": digest_of(content), "manifest": content}, indent=1, ensure_ascii=False) + "\n"
+        return (
+            json.dumps({"digest": digest_of(content), "manifest": content}, indent=1, ensure_ascii=False)
+            + "\n"
+        )
 
 
 _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
@@ -138,5 +141,6 @@ def _finite(number: str) -> float:
 def digest_of(content: Any) -> str:
     """A digest of plain values that does not depend on the order of keys."""
     return hashlib.blake2b(
-        json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"), digest_size=16
+        json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"),
+        digest_size=16,
     ).hexdigest()

@@ -52,7 +52,9 @@ def read_run(root: Path) -> RunRecords:
     summary = root / SUMMARY_NAME
     return RunRecords(
         root=root,
-        config=read_config(root / CONFIG_NAME),  # a corpus or loss of another checkout is no reason to show nothing
+        config=read_config(
+            root / CONFIG_NAME
+        ),  # a corpus or loss of another checkout is no reason to show nothing
         events=tuple(read_jsonl(root / METRICS_NAME, "event")),
         dialogues=tuple(read_jsonl(root / SAMPLES_NAME, "groups")),
         summary=json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,
@@ -73,7 +75,9 @@ def read_jsonl(path: Path, key: str) -> Sequence[Json]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error}); expected one record a line, as the run wrote it") from None
+            raise UserError(
+                f"{path}:{number}: not JSON ({error}); expected one record a line, as the run wrote it"
+            ) from None
         if not isinstance(record, dict) or key not in record:
             raise UserError(f"{path}:{number}: expected a JSON object with {key!r}, as the run wrote it")
         records.append(record)

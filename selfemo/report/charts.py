@@ -33,7 +33,13 @@ _REWRITES = (
 )
 SIZE_IN = (4.5, 2.35)
 """About as wide as a phone at one point per pixel, so that text is legible there."""
-_STYLE = {"svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif", "axes.linewidth": 0.8, "path.simplify": True}
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.linewidth": 0.8,
+    "path.simplify": True,
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,15 @@ def line_chart(
     def draw(axes: Axes) -> None:
         for index, (name, values) in enumerate(series.items()):
             marker = "o" if len(steps) <= 40 else None
-            axes.plot(steps, values, label=name, color=SERIES[index % len(SERIES)], linewidth=1.7, marker=marker, markersize=3)
+            axes.plot(
+                steps,
+                values,
+                label=name,
+                color=SERIES[index % len(SERIES)],
+                linewidth=1.7,
+                marker=marker,
+                markersize=3,
+            )
         if log:
             axes.set_yscale("log")
         elif bottom is not None:
@@ -70,11 +84,17 @@ def line_chart(
             legend(axes, 2 if max(map(len, series)) > 14 else 3)
 
     known = {name: [value for value in values if math.isfinite(value)] for name, values in series.items()}
-    parts = [f"{name} from {_figure(values[0])} to {_figure(values[-1])}" for name, values in known.items() if values]
+    parts = [
+        f"{name} from {_figure(values[0])} to {_figure(values[-1])}"
+        for name, values in known.items()
+        if values
+    ]
     return make_chart(title, draw, "; ".join(parts))
 
 
-def make_chart(title: str, draw: Callable[[Axes], None], summary: str, size_in: tuple[float, float] = SIZE_IN) -> Chart:
+def make_chart(
+    title: str, draw: Callable[[Axes], None], summary: str, size_in: tuple[float, float] = SIZE_IN
+) -> Chart:
     """Draw into fresh axes of the house style and write them as SVG."""
     key = re.sub(r"\W+", "-", title.lower()).strip("-")
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": key}):
@@ -90,14 +110,26 @@ def make_chart(title: str, draw: Callable[[Axes], None], summary: str, size_in: 
             spine.set_visible(side == "bottom")
             spine.set_color(GRID)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     return Chart(title, Markup(_inline(buffer.getvalue(), key, f"{title}: {summary}")), summary)
 
 
 def legend(axes: Axes, columns: int = 3) -> None:
     """Names of the series above the plot, where they hide no data."""
     axes.legend(
-        frameon=False, labelcolor=INK, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0, handlelength=1.2
+        frameon=False,
+        labelcolor=INK,
+        fontsize=8,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
+        borderaxespad=0,
+        handlelength=1.2,
     )
 
 

@@ -61,7 +61,11 @@ ITERATION_CURVES = (
         | {f"completion_tokens_max_{role}": f"{role}, longest" for role in _BY_ROLE},
         bottom=0,
     ),
-    Curve("Groups without a ranking", {"groups_without_ranking": "groups that teach nothing", "groups": "groups"}, bottom=0),
+    Curve(
+        "Groups without a ranking",
+        {"groups_without_ranking": "groups that teach nothing", "groups": "groups"},
+        bottom=0,
+    ),
 )
 COMPONENT_PREFIX = "reward_"
 """Before a component's name in an iteration's record."""
@@ -74,13 +78,21 @@ def curves(records: RunRecords) -> list[Chart]:
     charts = [_chart(SFT_CURVE, sft, "step", "SFT step")] if sft else []
     reward, *others = ITERATION_CURVES
     every = (reward, component_curve(iterations), *others)
-    return charts + [_chart(curve, iterations, "iteration", "iteration") for curve in every if _present(curve, iterations)]
+    return charts + [
+        _chart(curve, iterations, "iteration", "iteration") for curve in every if _present(curve, iterations)
+    ]
 
 
 def component_curve(iterations: Sequence[Json]) -> Curve:
     """One line for each reward component that the run recorded, one that this checkout does not have included."""
-    fields = sorted({field for record in iterations for field in record if field.startswith(COMPONENT_PREFIX)})
-    return Curve("Reward by component", {field: _component_title(field.removeprefix(COMPONENT_PREFIX)) for field in fields}, bottom=0)
+    fields = sorted(
+        {field for record in iterations for field in record if field.startswith(COMPONENT_PREFIX)}
+    )
+    return Curve(
+        "Reward by component",
+        {field: _component_title(field.removeprefix(COMPONENT_PREFIX)) for field in fields},
+        bottom=0,
+    )
 
 
 def _component_title(name: str) -> str:
@@ -96,10 +108,14 @@ def _present(curve: Curve, events: Sequence[Json]) -> list[str]:
 def _chart(curve: Curve, events: Sequence[Json], axis: str, xlabel: str) -> Chart:
     stride = -(-len(events) // MAX_POINTS)
     shown = list(events[::-stride][::-1])
-    series = {curve.fields[field]: [_value(event, field) for event in shown] for field in _present(curve, shown)}
+    series = {
+        curve.fields[field]: [_value(event, field) for event in shown] for field in _present(curve, shown)
+    }
     values = [value for line in series.values() for value in line if math.isfinite(value)]
     log = curve.log and min(values) > 0 and max(values) / min(values) > DECADE
-    bottom = curve.bottom if curve.bottom is None or min(values) >= curve.bottom else None  # a penalty lies below 0
+    bottom = (
+        curve.bottom if curve.bottom is None or min(values) >= curve.bottom else None
+    )  # a penalty lies below 0
     return line_chart(curve.title, [event[axis] for event in shown], series, xlabel, log, bottom)
 
 

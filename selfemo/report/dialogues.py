@@ -102,7 +102,14 @@ def _dialogue(record: Json) -> DialogueView:
         source=record["source"],
         parent=record.get("parent"),
         turns=tuple(
-            TurnView(t["speaker"], sides[t["speaker"]], t["text"], tuple(t["labels"]), i >= seed_turns, tuple(views[i]))
+            TurnView(
+                t["speaker"],
+                sides[t["speaker"]],
+                t["text"],
+                tuple(t["labels"]),
+                i >= seed_turns,
+                tuple(views[i]),
+            )
             for i, t in enumerate(turns)
         ),
         unanswered=_group(answered[generated]) if len(answered) > generated else None,
@@ -113,7 +120,9 @@ def _dialogue(record: Json) -> DialogueView:
 def _group(record: Json) -> GroupView:
     candidates = record["candidates"]
     admissible = [i for i, c in enumerate(candidates) if c.get("read") and not c["failed_gates"]]
-    best = max(admissible, key=lambda i: (candidates[i]["score"], -i), default=None)  # as selfplay chooses a reply
+    best = max(
+        admissible, key=lambda i: (candidates[i]["score"], -i), default=None
+    )  # as selfplay chooses a reply
     return GroupView(
         role=record["role"],
         speaker=record["speaker"],

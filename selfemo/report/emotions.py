@@ -55,9 +55,17 @@ def label_rows(records: RunRecords) -> list[LabelRow]:
     first = next((e for e in evaluations if e is not None), None)
     if first is None:
         return []
-    support = {label: sum(row) for label, row in zip(first["per_label_f1"], first["confusion"])} if "confusion" in first else {}
+    support = (
+        {label: sum(row) for label, row in zip(first["per_label_f1"], first["confusion"])}
+        if "confusion" in first
+        else {}
+    )
     rows = [
-        LabelRow(label, support.get(label), tuple(None if e is None else e["per_label_f1"][label] for e in evaluations))
+        LabelRow(
+            label,
+            support.get(label),
+            tuple(None if e is None else e["per_label_f1"][label] for e in evaluations),
+        )
         for label in first["per_label_f1"]
     ]
     return sorted(rows, key=lambda row: -(row.support or 0))
@@ -65,7 +73,9 @@ def label_rows(records: RunRecords) -> list[LabelRow]:
 
 def label_chart(rows: Sequence[LabelRow], algorithm: str) -> Chart | None:
     """F1 after SFT and after `algorithm`, one line per label between the two; None before the final evaluation."""
-    pairs = [(row.label, row.f1[1], row.f1[2]) for row in rows if row.f1[1] is not None and row.f1[2] is not None]
+    pairs = [
+        (row.label, row.f1[1], row.f1[2]) for row in rows if row.f1[1] is not None and row.f1[2] is not None
+    ]
     if not pairs:
         return None
 
@@ -74,7 +84,16 @@ def label_chart(rows: Sequence[LabelRow], algorithm: str) -> Chart | None:
         before, after = [p[1] for p in pairs], [p[2] for p in pairs]
         axes.grid(visible=False, axis="y")
         axes.hlines(heights, before, after, color=SOFT, linewidth=2)
-        axes.scatter(before, heights, s=44, facecolors="none", edgecolors=SERIES[0], linewidths=1.6, label="after SFT", zorder=3)
+        axes.scatter(
+            before,
+            heights,
+            s=44,
+            facecolors="none",
+            edgecolors=SERIES[0],
+            linewidths=1.6,
+            label="after SFT",
+            zorder=3,
+        )
         axes.scatter(after, heights, s=36, color=SERIES[1], label=f"after {algorithm}", zorder=4)
         axes.set_yticks(heights, [p[0] for p in pairs], color=INK)
         axes.set_xlim(-0.03, 1.0)
@@ -101,5 +120,13 @@ def _confusion(stage: str, evaluation: Json) -> Confusion:
     rows = []
     for label, counts in zip(labels, evaluation["confusion"], strict=True):
         total = max(1, sum(counts))
-        rows.append((label, tuple(Cell(n, n / total, name == label) for name, n in zip([*labels, NO_ANSWER], counts, strict=True))))
+        rows.append(
+            (
+                label,
+                tuple(
+                    Cell(n, n / total, name == label)
+                    for name, n in zip([*labels, NO_ANSWER], counts, strict=True)
+                ),
+            )
+        )
     return Confusion(stage, (*labels, NO_ANSWER), tuple(rows))

@@ -66,7 +66,10 @@ def flywheel_view(records: RunRecords) -> FlywheelView | None:
         totals, links = store.totals(), store.lineage()
         generation = generations({record_id: parent for record_id, parent, _, _ in links})
         chains = tuple(tuple(map(store.read, chain)) for chain in longest_chains(links, generation))
-    offered, kept = Counter(generation.values()), Counter(generation[i] for i, _, is_kept, _ in links if is_kept)
+    offered, kept = (
+        Counter(generation.values()),
+        Counter(generation[i] for i, _, is_kept, _ in links if is_kept),
+    )
     return FlywheelView(
         offered=sum(t.count for t in totals),
         kept=sum(t.count for t in totals if t.kept),
@@ -88,7 +91,9 @@ def generations(parents: Mapping[int, int | None]) -> dict[int, int]:
     return found
 
 
-def longest_chains(links: Sequence[tuple[int, int | None, bool, str]], generation: Mapping[int, int]) -> list[list[int]]:
+def longest_chains(
+    links: Sequence[tuple[int, int | None, bool, str]], generation: Mapping[int, int]
+) -> list[list[int]]:
     """Record ids of the longest lines of descent that end in a kept record, no two from the same real dialogue, oldest first."""
     parents = {record_id: parent for record_id, parent, _, _ in links}
     chains: dict[str, list[int]] = {}
@@ -108,7 +113,10 @@ def _reasons(totals: Sequence[Total]) -> list[ReasonRow]:
     for total in totals:
         counts[total.kept, total.reason, total.role] += total.count
     outcomes = {(kept, reason) for kept, reason, _ in counts}
-    rows = [ReasonRow(kept, reason, counts[kept, reason, "recognizer"], counts[kept, reason, "responder"]) for kept, reason in outcomes]
+    rows = [
+        ReasonRow(kept, reason, counts[kept, reason, "recognizer"], counts[kept, reason, "responder"])
+        for kept, reason in outcomes
+    ]
     return sorted(rows, key=lambda row: (not row.kept, -row.count, row.reason))
 
 
@@ -117,19 +125,26 @@ def _labels(totals: Sequence[Total]) -> list[tuple[str, int, int]]:
     for total in totals:
         if total.kept:
             counts[total.label, total.role] += total.count
-    rows = [(label, counts[label, "recognizer"], counts[label, "responder"]) for label in {label for label, _ in counts}]
+    rows = [
+        (label, counts[label, "recognizer"], counts[label, "responder"])
+        for label in {label for label, _ in counts}
+    ]
     return sorted(rows, key=lambda row: (-row[1] - row[2], row[0]))
 
 
 def _charts(records: RunRecords) -> list[Chart]:
-    events = [(event["iteration"], event["flywheel"]) for event in records.of("iteration") if "flywheel" in event]
+    events = [
+        (event["iteration"], event["flywheel"]) for event in records.of("iteration") if "flywheel" in event
+    ]
     charts = []
     for outcome, title in (("kept", "Groups kept, by reason"), ("dropped", "Groups dropped, by reason")):
         totals = Counter[str]()
         for _, outcomes in events:
             totals.update(outcomes[outcome])
         if totals:
-            charts.append(_stacked(title, [(iteration, outcomes[outcome]) for iteration, outcomes in events], totals))
+            charts.append(
+                _stacked(title, [(iteration, outcomes[outcome]) for iteration, outcomes in events], totals)
+            )
     return charts
 
 
@@ -137,7 +152,9 @@ def _stacked(title: str, counts: Sequence[tuple[int, Mapping[str, int]]], totals
     named = [reason for reason, _ in totals.most_common(MAX_REASONS)]
     series = {reason: [row.get(reason, 0) for _, row in counts] for reason in named}
     if len(totals) > MAX_REASONS:
-        series["other reasons"] = [sum(n for reason, n in row.items() if reason not in named) for _, row in counts]
+        series["other reasons"] = [
+            sum(n for reason, n in row.items() if reason not in named) for _, row in counts
+        ]
 
     def draw(axes: Axes) -> None:
         steps = [iteration for iteration, _ in counts]
@@ -153,4 +170,9 @@ def _stacked(title: str, counts: Sequence[tuple[int, Mapping[str, int]]], totals
         axes.set_xlabel("iteration")
         legend(axes)
 
-    return make_chart(title, draw, "; ".join(f"{reason} {count}" for reason, count in totals.most_common()), (SIZE_IN[0], 2.6))
+    return make_chart(
+        title,
+        draw,
+        "; ".join(f"{reason} {count}" for reason, count in totals.most_common()),
+        (SIZE_IN[0], 2.6),
+    )

@@ -96,7 +96,9 @@ def headlines(records: RunRecords) -> list[Headline]:
     ]
 
 
-def _headline(name: str, field: str, better: bool | None, evaluations: Sequence[Json | None], majority: float | None) -> Headline:
+def _headline(
+    name: str, field: str, better: bool | None, evaluations: Sequence[Json | None], majority: float | None
+) -> Headline:
     values = tuple(None if e is None else float(e[field]) for e in evaluations)
     start, sft, final = values
     last = next((e for e in reversed(evaluations) if e is not None), None)
@@ -116,11 +118,25 @@ def run_facts(records: RunRecords) -> list[Fact]:
     facts = []
     if iterations:
         third = max(1, len(iterations) // THIRDS)
-        first, last = (sum(r["reward"] for r in part) / third for part in (iterations[:third], iterations[-third:]))
-        facts.append(Fact("Self-play reward", f"{first:.3f} → {last:.3f}", f"first and last {third} of {len(iterations)} iterations"))
+        first, last = (
+            sum(r["reward"] for r in part) / third for part in (iterations[:third], iterations[-third:])
+        )
+        facts.append(
+            Fact(
+                "Self-play reward",
+                f"{first:.3f} → {last:.3f}",
+                f"first and last {third} of {len(iterations)} iterations",
+            )
+        )
         samples, tokens = (sum(r[name] for r in iterations) for name in ("samples", "tokens"))
         rollout = sum(r["seconds"]["rollout"] for r in iterations)
-        facts.append(Fact("Sampled", f"{tokens:,} tokens", f"{samples:,} samples, {tokens / rollout:,.0f} tokens/s while rolling out"))
+        facts.append(
+            Fact(
+                "Sampled",
+                f"{tokens:,} tokens",
+                f"{samples:,} samples, {tokens / rollout:,.0f} tokens/s while rolling out",
+            )
+        )
         gap = max(r["logprob_gap_max"] for r in iterations)
         facts.append(Fact("Largest logprob gap", f"{gap:.1e}", "engine against trainer, any sampled token"))
         skipped = sum(not r["step_applied"] for r in iterations)
@@ -128,9 +144,21 @@ def run_facts(records: RunRecords) -> list[Fact]:
         outcomes = [r["flywheel"] for r in iterations if "flywheel" in r]
         kept, dropped = (sum(sum(o[name].values()) for o in outcomes) for name in ("kept", "dropped"))
         if kept + dropped:
-            facts.append(Fact("Flywheel", f"{kept / (kept + dropped):.1%} kept", f"{kept:,} of {kept + dropped:,} groups"))
+            facts.append(
+                Fact(
+                    "Flywheel",
+                    f"{kept / (kept + dropped):.1%} kept",
+                    f"{kept:,} of {kept + dropped:,} groups",
+                )
+            )
     if syncs:
         probes = sum(bool(s["probed"]) for s in syncs)
         seconds = sum(s["seconds"] for s in syncs) / len(syncs)
-        facts.append(Fact("Weight syncs", str(len(syncs)), f"{seconds:.3f} s on average; greedy probe matched {probes} times"))
+        facts.append(
+            Fact(
+                "Weight syncs",
+                str(len(syncs)),
+                f"{seconds:.3f} s on average; greedy probe matched {probes} times",
+            )
+        )
     return facts

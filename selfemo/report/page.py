@@ -44,9 +44,15 @@ def render(records: RunRecords, refresh_s: int = 0, gpu: str = "", max_dialogues
         UserError: see planned_rows and flywheel_view.
     """
     environment = Environment(
-        loader=PackageLoader("selfemo.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("selfemo.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(formats, name) for name in ("share", "signed", "quantity", "duration", "hue")}
+    environment.filters |= {
+        name: getattr(formats, name) for name in ("share", "signed", "quantity", "duration", "hue")
+    }
     environment.tests["hued"] = formats.is_hued
     style, script = (_resource(name) for name in ("style.css", "page.js"))
     labels, names = label_rows(records), stage_names(records)
@@ -95,7 +101,13 @@ def _status(records: RunRecords) -> str:
 
 def _about(records: RunRecords) -> list[tuple[str, str]]:
     config, summary = records.config, records.summary
-    about = [("model", config.model.path or f"initialised, {config.model.num_layers} layers of width {config.model.hidden_size}")]
+    about = [
+        (
+            "model",
+            config.model.path
+            or f"initialised, {config.model.num_layers} layers of width {config.model.hidden_size}",
+        )
+    ]
     if summary is not None:
         context = f"context {config.parallel.context} × " if config.parallel.context > 1 else ""
         sizes = f"tensor {summary['tensor_parallel']} × pipeline {summary['pipeline_parallel']} × {context}data {summary['data_parallel']}"
@@ -107,7 +119,10 @@ def _about(records: RunRecords) -> list[tuple[str, str]]:
             ("took", formats.duration(summary["seconds"]["total"])),
         ]
     else:
-        about += [("corpus", config.corpus.name), ("parallel", f"tensor {config.parallel.tensor} × pipeline {config.parallel.pipeline}")]
+        about += [
+            ("corpus", config.corpus.name),
+            ("parallel", f"tensor {config.parallel.tensor} × pipeline {config.parallel.pipeline}"),
+        ]
     return [*about, ("algorithm", config.algorithm.loss), ("seed", str(config.seed))]
 
 

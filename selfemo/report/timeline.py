@@ -81,7 +81,10 @@ def collect_spans(records: RunRecords) -> Spans:
         for rank, spans in event["ranks"].items():
             found.setdefault(int(rank), []).extend((name, start, end) for name, start, end in spans)
     first = min((start for mine in found.values() for _, start, _ in mine), default=0.0)
-    return {rank: [(name, start - first, end - first) for name, start, end in mine] for rank, mine in sorted(found.items())}
+    return {
+        rank: [(name, start - first, end - first) for name, start, end in mine]
+        for rank, mine in sorted(found.items())
+    }
 
 
 def _start_of_last(spans: Spans, iterations: int) -> float | None:
@@ -128,9 +131,20 @@ def _chart(title: str, spans: Spans, start_s: float, end_s: float) -> Chart:
         axes.set_yticks(range(len(rows)), [f"rank {rank}" for rank in rows], color=INK)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(start_s, end_s)
-        axes.set_xlabel("seconds since the run began" + (f"; each of {COLUMNS} columns shows its longest phase" if is_coarse else ""))
+        axes.set_xlabel(
+            "seconds since the run began"
+            + (f"; each of {COLUMNS} columns shows its longest phase" if is_coarse else "")
+        )
         patches = [Patch(color=_colour(name), label=name) for name in names]
-        axes.legend(handles=patches, frameon=False, labelcolor=INK, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names))
+        axes.legend(
+            handles=patches,
+            frameon=False,
+            labelcolor=INK,
+            fontsize=8,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=len(names),
+        )
 
     return make_chart(title, draw, summary, (WIDTH_IN, 0.9 + 0.32 * len(rows)))
 
@@ -140,16 +154,23 @@ def coarse_spans(spans: Sequence[Span], start_s: float, end_s: float, columns: i
     width_s = (end_s - start_s) / columns
     filled: list[dict[str, float]] = [{} for _ in range(columns)]
     for name, start, end in spans:
-        for column in range(max(0, int((start - start_s) / width_s)), min(columns, math.ceil((end - start_s) / width_s))):
+        for column in range(
+            max(0, int((start - start_s) / width_s)), min(columns, math.ceil((end - start_s) / width_s))
+        ):
             left_s = start_s + column * width_s
             overlap_s = min(end, left_s + width_s) - max(start, left_s)
             filled[column][name] = filled[column].get(name, 0.0) + overlap_s
-    longest = [max({PAUSE: width_s - sum(seconds.values()), **seconds}.items(), key=lambda item: item[1])[0] for seconds in filled]
+    longest = [
+        max({PAUSE: width_s - sum(seconds.values()), **seconds}.items(), key=lambda item: item[1])[0]
+        for seconds in filled
+    ]
     found: list[Span] = []
     for name, run in groupby(range(columns), key=longest.__getitem__):
         first, *rest = run
         if name != PAUSE:
-            found.append((name, start_s + first * width_s, start_s + ((rest[-1] if rest else first) + 1) * width_s))
+            found.append(
+                (name, start_s + first * width_s, start_s + ((rest[-1] if rest else first) + 1) * width_s)
+            )
     return found
 
 

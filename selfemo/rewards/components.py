@@ -70,7 +70,9 @@ def consistency(readings: Sequence[Reading], index: int, score: SmoothedIoU) -> 
     others = [reading for i, reading in enumerate(readings) if i != index]
     if not others:
         return 0.0
-    return sum(score.of_reading(readings[index], other.labels) for other in others if isinstance(other, Answer)) / len(others)
+    return sum(
+        score.of_reading(readings[index], other.labels) for other in others if isinstance(other, Answer)
+    ) / len(others)
 
 
 def consistency_gate(consensus: Consensus, gold: Collection[str] | None, low: float, high: float) -> bool:
@@ -104,18 +106,27 @@ def reply_format(gates: Collection[str]) -> float:
 
 def paid_consistency(group: Judged) -> list[float]:
     """S values of c_i, all 0 behind a closed gate."""
-    return [consistency(group.readings, i, group.score) if group.gate else 0.0 for i in range(len(group.readings))]
+    return [
+        consistency(group.readings, i, group.score) if group.gate else 0.0 for i in range(len(group.readings))
+    ]
 
 
 COMPONENTS: dict[Role, tuple[Component, ...]] = {
     "recognizer": (
-        Component("alignment", "alignment_weight", lambda g: [g.frequency_weight * s for s in g.scores], (0.0, "frequency_cap")),
+        Component(
+            "alignment",
+            "alignment_weight",
+            lambda g: [g.frequency_weight * s for s in g.scores],
+            (0.0, "frequency_cap"),
+        ),
         Component("consistency", "consistency_weight", paid_consistency),
         Component("format", "format_weight", lambda g: [answer_format(reading) for reading in g.readings]),
     ),
     "responder": (
         Component("expression", "expression_weight", lambda g: g.scores),
-        Component("format", "format_weight", lambda g: [reply_format(sample.gates) for sample in g.group.samples]),
+        Component(
+            "format", "format_weight", lambda g: [reply_format(sample.gates) for sample in g.group.samples]
+        ),
     ),
 }
 """The components of each role, in the order of their columns. Add one at the end of its role's tuple: docs/extending.md."""
@@ -123,5 +134,7 @@ COMPONENTS: dict[Role, tuple[Component, ...]] = {
 
 def metric_name(component: Component, role: Role) -> str:
     """Its field in metrics.jsonl after "reward_": its name, and its role before it where both roles have a component of that name."""
-    shared = all(any(other.name == component.name for other in components) for components in COMPONENTS.values())
+    shared = all(
+        any(other.name == component.name for other in components) for components in COMPONENTS.values()
+    )
     return f"{role}_{component.name}" if shared else component.name

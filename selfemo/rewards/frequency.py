@@ -10,7 +10,9 @@ from selfemo.corpora.conversation import Conversation
 
 def label_shares(conversations: Sequence[Conversation], labels: Sequence[str]) -> dict[str, float]:
     """Share of each label among the primary labels of annotated turns; all 0 where nothing is annotated."""
-    counts = Counter(turn.labels[0] for conversation in conversations for turn in conversation.turns if turn.labels)
+    counts = Counter(
+        turn.labels[0] for conversation in conversations for turn in conversation.turns if turn.labels
+    )
     total = counts.total()
     return {label: counts[label] / total if total else 0.0 for label in labels}
 
@@ -38,5 +40,7 @@ def frequency_weights(shares: Mapping[str, float], exponent: float, cap: float) 
         scale = (1.0 - cap * sum(shares[label] for label in capped)) / mass if free else 0.0
         over = {label for label in free if scale * raw[label] > cap * (1 + 1e-12)}
         if not over:
-            return {label: cap if label in capped or label not in raw else scale * raw[label] for label in shares}
+            return {
+                label: cap if label in capped or label not in raw else scale * raw[label] for label in shares
+            }
         capped |= over

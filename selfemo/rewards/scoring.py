@@ -96,18 +96,25 @@ class Rewards:
         self.config = config
         self.score = SmoothedIoU(build_affinity(config.affinity, labels), config.smoothing)
         self.label_shares = label_shares(train, labels)
-        self.label_weights = frequency_weights(self.label_shares, config.frequency_exponent, config.frequency_cap)
+        self.label_weights = frequency_weights(
+            self.label_shares, config.frequency_exponent, config.frequency_cap
+        )
 
     def score_groups(self, groups: Sequence[Group], deal: Deal = one_by_one) -> list[ScoredGroup]:
         """The rewards of every group under this run's configuration, in order; the same whoever computed which."""
-        return [scored_group(group, figures, self.config) for group, figures in zip(groups, deal(self.figures, groups), strict=True)]
+        return [
+            scored_group(group, figures, self.config)
+            for group, figures in zip(groups, deal(self.figures, groups), strict=True)
+        ]
 
     def figures(self, group: Group) -> Figures:
         """One group's."""
         return figures_of(group, self.config, self.score, self.label_weights)
 
 
-def score_group(group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]) -> ScoredGroup:
+def score_group(
+    group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]
+) -> ScoredGroup:
     """The rewards of one group.
 
     Args:
@@ -119,10 +126,14 @@ def score_group(group: Group, config: RewardConfig, score: SmoothedIoU, label_we
 def scored_group(group: Group, figures: Figures, config: RewardConfig) -> ScoredGroup:
     """A group with the figures that were computed of it."""
     components = COMPONENTS[group.role]
-    return ScoredGroup(group, components, tuple(component.weight_in(config) for component in components), *figures)
+    return ScoredGroup(
+        group, components, tuple(component.weight_in(config) for component in components), *figures
+    )
 
 
-def figures_of(group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]) -> Figures:
+def figures_of(
+    group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]
+) -> Figures:
     """What `score_group` computes.
 
     Raises:
@@ -134,16 +145,22 @@ def figures_of(group: Group, config: RewardConfig, score: SmoothedIoU, label_wei
         columns.append(component.function(judged))
         if len(columns[-1]) != len(group.samples):
             found = f"{len(columns[-1])} values for {len(group.samples)} samples of a {group.role} group"
-            raise ValueError(f"reward component {component.name} returned {found}: expected one value per sample")
+            raise ValueError(
+                f"reward component {component.name} returned {found}: expected one value per sample"
+            )
     return Figures(tuple(zip(*columns, strict=True)), judged.scores, judged.gate, judged.frequency_weight)
 
 
-def judge(group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]) -> Judged:
+def judge(
+    group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]
+) -> Judged:
     """A group with everything its components may look at."""
     readings = tuple(sample.reading or FormatFailure("empty") for sample in group.samples)
     if group.role == "responder":
         scores = tuple(expression(sample.reading, group.target or (), score) for sample in group.samples)
         return Judged(group, readings, scores, any(not sample.gates for sample in group.samples), 1.0, score)
     scores = tuple(alignment(reading, group.gold or group.consensus.labels, score) for reading in readings)
-    gate = not config.consistency_gate or consistency_gate(group.consensus, group.gold, config.consistency_low, config.consistency_high)
+    gate = not config.consistency_gate or consistency_gate(
+        group.consensus, group.gold, config.consistency_low, config.consistency_high
+    )
     return Judged(group, readings, scores, gate, label_weights[group.gold[0]] if group.gold else 1.0, score)

@@ -34,7 +34,14 @@ trainer's model and optimizer it would end the run. With an explicit KV cache si
 class RolloutEngine:
     """A vLLM engine on this rank, or this rank's part of one that spans `rollout.tensor_parallel` ranks."""
 
-    def __init__(self, model_dir: str, config: RolloutConfig, max_length: int, stop_ids: Sequence[int], device_kind: str) -> None:
+    def __init__(
+        self,
+        model_dir: str,
+        config: RolloutConfig,
+        max_length: int,
+        stop_ids: Sequence[int],
+        device_kind: str,
+    ) -> None:
         """`stop_ids`: tokens that end a turn; the engine has no tokenizer of its own to know them from."""
         self.max_length = max_length
         """Longest sequence, prompt and completion together, in tokens."""
@@ -103,7 +110,9 @@ class RolloutEngine:
             )
             for r in requests
         ]
-        outputs = self._llm.generate([{"prompt_token_ids": list(r.prompt_ids)} for r in requests], params, use_tqdm=False)
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(r.prompt_ids)} for r in requests], params, use_tqdm=False
+        )
         return [_completion(output.outputs[0]) for output in outputs]
 
     def receive_checkpoint_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
@@ -116,11 +125,16 @@ class RolloutEngine:
 
     def live_parameters(self) -> list[LiveParameter]:
         """The engine's own parameters on this rank; empty shapes where a CPU backend has prepacked the matrix."""
-        return [LiveParameter(name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in self.live_tensors().items()]
+        return [
+            LiveParameter(name, tuple(t.shape), str(t.dtype).removeprefix("torch."))
+            for name, t in self.live_tensors().items()
+        ]
 
     def live_tensors(self) -> Mapping[str, torch.Tensor]:
         """The running model's parameters on this rank by name, not copied: for checksums."""
-        found: list[Mapping[str, torch.Tensor]] = self._llm.apply_model(lambda model: dict(model.named_parameters()))
+        found: list[Mapping[str, torch.Tensor]] = self._llm.apply_model(
+            lambda model: dict(model.named_parameters())
+        )
         return found[0]
 
     def sleep(self) -> None:
@@ -136,13 +150,16 @@ class RolloutEngine:
             self._asleep = False
             self.weight_version = -1
 
-    def _reload(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int, is_checkpoint_format: bool) -> None:
+    def _reload(
+        self, tensors: Iterable[tuple[str, torch.Tensor]], version: int, is_checkpoint_format: bool
+    ) -> None:
         if self._asleep:
             raise RuntimeError("the rollout engine is asleep and cannot receive weights: call wake_up first")
         self.weight_version = -1  # a failed reload leaves the engine unusable, not half old
         with torch.no_grad():
             self._llm.collective_rpc(
-                "reload_weights", kwargs={"weights_iterator": iter(tensors), "is_checkpoint_format": is_checkpoint_format}
+                "reload_weights",
+                kwargs={"weights_iterator": iter(tensors), "is_checkpoint_format": is_checkpoint_format},
             )
         self._llm.reset_prefix_cache()
         self.weight_version = version

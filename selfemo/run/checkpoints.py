@@ -33,7 +33,14 @@ from selfemo.megatron.rng import restore_rng, save_rng
 from selfemo.process import watchdog
 from selfemo.process.collectives import fail_together, on_rank0
 from selfemo.records.directory import CHECKPOINT_NAME
-from selfemo.records.manifest import CHECKPOINT_KINDS, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, decode_manifest, digest_of
+from selfemo.records.manifest import (
+    CHECKPOINT_KINDS,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    decode_manifest,
+    digest_of,
+)
 
 LATEST_NAME = "latest"
 REFERENCE_NAME = "reference"
@@ -75,7 +82,9 @@ class Checkpoints:
             temporary = _new_temporary(final)
             fail_together(self._save_rng(temporary, generators))
         with watchdog.doing(f"tensors of {final.name}"):
-            write = TensorWrite(self._learner, temporary, common, in_background=self._in_background and not wait)
+            write = TensorWrite(
+                self._learner, temporary, common, in_background=self._in_background and not wait
+            )
         self._pending = (write, temporary, final, manifest)
         if wait or not self._in_background:
             self.finish()
@@ -129,7 +138,9 @@ class Checkpoints:
         Raises:
             UserError: it does not fit this model.
         """
-        reference = read_snapshot(self._learner, self._root / REFERENCE_NAME) if found.manifest.reference else None
+        reference = (
+            read_snapshot(self._learner, self._root / REFERENCE_NAME) if found.manifest.reference else None
+        )
         read_tensors(self._learner, found.directory)
         return reference
 
@@ -167,7 +178,11 @@ def find_checkpoint(root: Path, problem_with: Callable[[Manifest], str]) -> Foun
 
 def completed(root: Path) -> list[Path]:
     """Checkpoints up to the one that `latest` names (all of them where it names none), newest first."""
-    found = sorted((path for path in root.glob("*-*") if path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name)), key=_order, reverse=True)
+    found = sorted(
+        (path for path in root.glob("*-*") if path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name)),
+        key=_order,
+        reverse=True,
+    )
     try:
         name = (root / LATEST_NAME).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -210,7 +225,10 @@ def _read_manifest(directory: Path, problem_with: Callable[[Manifest], str]) -> 
 def _file_problem(directory: Path, wanted: dict[str, str]) -> str:
     found = _digests(directory, sorted(wanted))
     odd = next((name for name in wanted if found[name] != wanted[name]), "")
-    return odd and f"{odd} {'cannot be read ' + found[odd] if found[odd].startswith('(') else 'is not what was written'}"
+    return (
+        odd
+        and f"{odd} {'cannot be read ' + found[odd] if found[odd].startswith('(') else 'is not what was written'}"
+    )
 
 
 def _reference_problem(root: Path, digest: str) -> str:
@@ -219,7 +237,11 @@ def _reference_problem(root: Path, digest: str) -> str:
         return ""
     if not on_rank0(directory.is_dir):
         return f"the reference weights are missing ({directory})"
-    return "" if digest_of(_digests(directory)) == digest else f"the reference weights are not those it was made with ({directory})"
+    return (
+        ""
+        if digest_of(_digests(directory)) == digest
+        else f"the reference weights are not those it was made with ({directory})"
+    )
 
 
 def _written(directory: Path) -> dict[str, str]:

@@ -28,7 +28,14 @@ RATIO_MEAN_LIMIT = 100.0
 ROUNDING = 1e-6
 
 
-def skipped_step(where: str, stats: StepStats, batch: Sequence[TrainingSample], in_a_row: int, limit: int, dump: Path | None) -> str:
+def skipped_step(
+    where: str,
+    stats: StepStats,
+    batch: Sequence[TrainingSample],
+    in_a_row: int,
+    limit: int,
+    dump: Path | None,
+) -> str:
     """A line to show of a step that was skipped.
 
     Args:
@@ -56,7 +63,9 @@ def dump_batch(directory: Path, line: str, batch: Sequence[TrainingSample]) -> N
         tensors[f"{index:05d}.completion_ids"] = torch.tensor(sample.completion_ids, dtype=torch.int32)
         tensors[f"{index:05d}.rollout_logprobs"] = torch.tensor(sample.rollout_logprobs, dtype=torch.float64)
     save_file(tensors, directory / "samples.safetensors")
-    rows = [{"sample": i, "advantage": repr(s.advantage), "weight": repr(s.weight)} for i, s in enumerate(batch)]
+    rows = [
+        {"sample": i, "advantage": repr(s.advantage), "weight": repr(s.weight)} for i, s in enumerate(batch)
+    ]
     replace_text(directory / "batch.json", json.dumps({"problem": line, "samples": rows}, indent=1) + "\n")
 
 
@@ -69,7 +78,9 @@ def check_rewards(groups: Sequence[ScoredGroup], config: RewardConfig) -> None:
     for scored in groups:
         for index, (rewards, score) in enumerate(zip(scored.rewards, scored.scores, strict=True)):
             bounds = [(c.name, *c.bounds_in(config)) for c in scored.components]
-            for (name, low, high), value in zip([*bounds, ("score", 0.0, 1.0)], [*rewards, score], strict=True):
+            for (name, low, high), value in zip(
+                [*bounds, ("score", 0.0, 1.0)], [*rewards, score], strict=True
+            ):
                 if not low - ROUNDING <= value <= high + ROUNDING:  # also where it is not a number
                     group = scored.group
                     raise ArithmeticError(
@@ -86,7 +97,11 @@ def check_ratio(stats: PolicyStats, on_policy: bool) -> None:
     """
     ratio = stats.ratio_mean
     if stats.step.applied:
-        low, high = (1 - ON_POLICY_TOLERANCE, 1 + ON_POLICY_TOLERANCE) if on_policy else (1 / RATIO_MEAN_LIMIT, RATIO_MEAN_LIMIT)
+        low, high = (
+            (1 - ON_POLICY_TOLERANCE, 1 + ON_POLICY_TOLERANCE)
+            if on_policy
+            else (1 / RATIO_MEAN_LIMIT, RATIO_MEAN_LIMIT)
+        )
         if not low <= ratio <= high or not math.isfinite(stats.logprob_gap_max):
             raise ArithmeticError(
                 f"policy ratio out of bounds: its mean is {ratio}, expected {low:g} to {high:g}; "

@@ -25,7 +25,9 @@ def component_means(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     values: dict[str, list[float]] = {}
     for group in groups:
         for component in group.components:
-            values.setdefault(metric_name(component, group.group.role), []).extend(group.component(component.name))
+            values.setdefault(metric_name(component, group.group.role), []).extend(
+                group.component(component.name)
+            )
     return {name: _mean(column) for name, column in values.items()}
 
 
@@ -55,7 +57,9 @@ def policy_figures(stats: Sequence[PolicyStats]) -> dict[str, float]:
     The gap to the engine is the first update's: later ones have moved off the policy that sampled.
     """
     first, last = stats[0], stats[-1]
-    figures = {field.name: getattr(last, field.name) for field in dataclasses.fields(last) if field.name != "step"}
+    figures = {
+        field.name: getattr(last, field.name) for field in dataclasses.fields(last) if field.name != "step"
+    }
     return {
         "loss": last.step.loss,
         "grad_norm": last.step.grad_norm,
@@ -72,7 +76,9 @@ def groups_without_ranking(groups: Sequence[ScoredGroup]) -> int:
     return sum(group.loss_weight == 0 or not any(group.advantages) for group in groups)
 
 
-def episode_records(iteration: int, episodes: Sequence[Episode], groups: Sequence[ScoredGroup], limit: int) -> Iterator[dict[str, Any]]:
+def episode_records(
+    iteration: int, episodes: Sequence[Episode], groups: Sequence[ScoredGroup], limit: int
+) -> Iterator[dict[str, Any]]:
     """The first `limit` dialogues with every candidate, its rewards, what was read in it and its advantage."""
     scored = {(g.group.episode, g.group.turn, g.group.role): g for g in groups}
     for episode in episodes[:limit]:
@@ -81,7 +87,9 @@ def episode_records(iteration: int, episodes: Sequence[Episode], groups: Sequenc
             "source": episode.seed.source,
             "parent": episode.seed.parent,
             "seed_turns": len(episode.seed.turns),
-            "dialogue": [{"speaker": t.speaker, "text": t.text, "labels": list(t.labels)} for t in episode.turns],
+            "dialogue": [
+                {"speaker": t.speaker, "text": t.text, "labels": list(t.labels)} for t in episode.turns
+            ],
             "groups": [_group_record(scored[g.episode, g.turn, g.role]) for g in episode.groups],
         }
 

@@ -27,7 +27,14 @@ from selfemo.records.directory import METRICS_NAME, SAMPLES_NAME, SUMMARY_NAME, 
 from selfemo.records.manifest import Position
 from selfemo.rewards.scoring import ScoredGroup
 from selfemo.rollout.vllm_engine import engine_version
-from selfemo.run.iteration import component_means, episode_records, groups_without_ranking, outcome_counts, policy_figures, role_figures
+from selfemo.run.iteration import (
+    component_means,
+    episode_records,
+    groups_without_ranking,
+    outcome_counts,
+    policy_figures,
+    role_figures,
+)
 from selfemo.run.spans import PhaseSpans, gather_by_rank
 from selfemo.run.trackers import Tracking
 from selfemo.selfplay.records import Episode
@@ -176,7 +183,9 @@ class Journal:
             }
         )
         if self._world.layout.is_main:
-            self._run.append_jsonl(SAMPLES_NAME, *episode_records(iteration, episodes, groups, EPISODES_LOGGED))
+            self._run.append_jsonl(
+                SAMPLES_NAME, *episode_records(iteration, episodes, groups, EPISODES_LOGGED)
+            )
         self._write_phases()
         return f"reward {reward:.3f}  {tokens / self._last['rollout']:.0f} tok/s"
 
@@ -190,7 +199,9 @@ class Journal:
         if not self._world.layout.is_main:
             return
         layout, syncs, iterations = self._world.layout, self._events["sync"], self._events["iteration"]
-        evaluations = {event["stage"]: {name: event[name] for name in FIGURES} for event in self._events["eval"]}
+        evaluations = {
+            event["stage"]: {name: event[name] for name in FIGURES} for event in self._events["eval"]
+        }
         seconds, tokens = self.seconds, sum(event["tokens"] for event in iterations)
         summary = {
             "schema": SCHEMA,
@@ -214,13 +225,18 @@ class Journal:
                 "count": len(syncs),
                 "bytes_per_sync": syncs[-1]["received_bytes"],
                 "seconds_mean": sum(event["seconds"] for event in syncs) / len(syncs),
-                "greedy_match": syncs[0]["probed"],  # a probe that fails raises; sync.verify_every says how many ran
+                "greedy_match": syncs[0][
+                    "probed"
+                ],  # a probe that fails raises; sync.verify_every says how many ran
                 "probes": sum(event["probed"] for event in syncs),
                 "path": syncs[-1]["path"],
                 "lower_bound_bytes": syncs[-1]["lower_bound_bytes"],
             },
             "flywheel": {"offered": flywheel.offered, "kept": flywheel.kept},
-            "seconds": {"total": seconds["total"], **{name: seconds.get(name, 0.0) for name in SUMMARY_PHASES}},
+            "seconds": {
+                "total": seconds["total"],
+                **{name: seconds.get(name, 0.0) for name in SUMMARY_PHASES},
+            },
         }
         self._tracking.close()
         self._run.write_json(SUMMARY_NAME, summary)
@@ -228,7 +244,8 @@ class Journal:
 
     def _show(self, summary: dict[str, Any]) -> None:
         rows = [
-            [name, *(f"{figures[key]:.3f}" for key in ("accuracy", "weighted_f1", "macro_f1"))] for name, figures in summary["eval"].items()
+            [name, *(f"{figures[key]:.3f}" for key in ("accuracy", "weighted_f1", "macro_f1"))]
+            for name, figures in summary["eval"].items()
         ]
         split = self._config.evaluation.split
         self._terminal.table(
@@ -241,7 +258,9 @@ class Journal:
         if len(rewards) >= THIRDS:
             third = len(rewards) // THIRDS
             first, final = (sum(part) / third for part in (rewards[:third], rewards[-third:]))
-            self._terminal.say(f"reward      {first:.3f} in the first third of iterations, {final:.3f} in the last")
+            self._terminal.say(
+                f"reward      {first:.3f} in the first third of iterations, {final:.3f} in the last"
+            )
         self._terminal.say(
             f"rollout     {summary['rollout']['samples']} samples, {summary['rollout']['tokens_per_second']:.0f} tokens/s; "
             f"largest engine-trainer logprob gap {summary['logprob_gap_max']:.1e}"
@@ -250,9 +269,15 @@ class Journal:
             f"weight sync {sync['count']} times, {sync['bytes_per_sync'] / 1e6:.1f} MB between ranks in {sync['seconds_mean']:.3f} s "
             f"on average, greedy probe matched {sync['probes']} times"
         )
-        self._terminal.say(f"flywheel    {summary['flywheel']['kept']} of {summary['flywheel']['offered']} groups kept")
-        self._terminal.say("seconds     " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
-        self._terminal.say(f"results     {self._run.path(SUMMARY_NAME)}; export for transformers and vLLM: {self._run.path('model')}")
+        self._terminal.say(
+            f"flywheel    {summary['flywheel']['kept']} of {summary['flywheel']['offered']} groups kept"
+        )
+        self._terminal.say(
+            "seconds     " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
+        )
+        self._terminal.say(
+            f"results     {self._run.path(SUMMARY_NAME)}; export for transformers and vLLM: {self._run.path('model')}"
+        )
 
     def _write_phases(self) -> None:
         """Record when each rank was in which phase, since this was last recorded. Collective."""

@@ -76,14 +76,25 @@ def changes(manifest: Manifest, config: RunConfig, world_size: int) -> Iterator[
 def code_versions() -> dict[str, str]:
     """Versions of this program and of what computes, and a digest of this program's source, which changes oftener than its version."""
     versions = {name: importlib.metadata.version(name) for name in CODE}
-    return {**versions, "vllm": engine_version().removeprefix("vllm "), "source": source_digest(Path(__file__).parents[1])}
+    return {
+        **versions,
+        "vllm": engine_version().removeprefix("vllm "),
+        "source": source_digest(Path(__file__).parents[1]),
+    }
 
 
 def source_digest(package: Path) -> str:
     """A digest of every Python file of a package, names included, as they are on disk now."""
     found = hashlib.blake2b(digest_size=16)
-    paths = [Path(place, name) for place, _, names in os.walk(package, followlinks=True) for name in names if name.endswith(".py")]
-    for path in sorted(paths):  # the kernels are a link in a checkout, and a directory where the package is installed
+    paths = [
+        Path(place, name)
+        for place, _, names in os.walk(package, followlinks=True)
+        for name in names
+        if name.endswith(".py")
+    ]
+    for path in sorted(
+        paths
+    ):  # the kernels are a link in a checkout, and a directory where the package is installed
         content = path.read_bytes()
         found.update(f"{path.relative_to(package)} {len(content)}\n".encode() + content)
     return found.hexdigest()

@@ -25,7 +25,9 @@ _GROUPS = (
     ("seconds", "seconds"),
 )
 """Prefix of an iteration's field to the group that shows it; the others are the policy's."""
-GROUP_AXES = {"sft": "sft", "sync": "sync", "eval": "eval", "policy": "iteration"} | {group: "iteration" for _, group in _GROUPS}
+GROUP_AXES = {"sft": "sft", "sync": "sync", "eval": "eval", "policy": "iteration"} | {
+    group: "iteration" for _, group in _GROUPS
+}
 """Group to the event whose records it is made of."""
 
 
@@ -44,7 +46,9 @@ def scalars_of(record: Mapping[str, Any]) -> Scalars | None:
     event = record["event"]
     if event == "eval":
         figures = {name: value for name, value in record.items() if name != "confusion"}
-        return Scalars(event, STAGES.index(record["stage"]), {f"eval/{name}": value for name, value in _numbers(figures)})
+        return Scalars(
+            event, STAGES.index(record["stage"]), {f"eval/{name}": value for name, value in _numbers(figures)}
+        )
     if event not in AXES:
         return None
     step = record[AXES[event]]

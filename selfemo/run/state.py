@@ -33,14 +33,28 @@ class RunState:
     """Progress, reference weights and checkpoints of one run. Methods are collective."""
 
     def __init__(
-        self, config: RunConfig, system: System, run: RunDirectory, journal: Journal, flywheel: Flywheel, stop: StopRequest
+        self,
+        config: RunConfig,
+        system: System,
+        run: RunDirectory,
+        journal: Journal,
+        flywheel: Flywheel,
+        stop: StopRequest,
     ) -> None:
-        self._config, self._system, self._journal, self._flywheel, self._stop = config, system, journal, flywheel, stop
+        self._config, self._system, self._journal, self._flywheel, self._stop = (
+            config,
+            system,
+            journal,
+            flywheel,
+            stop,
+        )
         self._export = run.path(MODEL_NAME)
         self._dump = run.path(DUMP_NAME) if system.world.layout.is_main else None
         settings = config.checkpoint
         root = run.path(CHECKPOINTS_NAME)
-        self._checkpoints = Checkpoints(root, system.learner, settings.keep, in_background=settings.background)
+        self._checkpoints = Checkpoints(
+            root, system.learner, settings.keep, in_background=settings.background
+        )
         self._code = code_versions()  # now: what is changed on disk later is not what this process runs
         self._position = Position()
         self._reached = Progress()
@@ -112,7 +126,11 @@ class RunState:
             self.checkpoint(wait=True)
         watchdog.stop()  # nothing is left that could be lost
         self._flywheel.close()
-        where = "before SFT" if stage == "start" else f"after {step} {'SFT steps' if stage == 'sft' else 'iterations'}"
+        where = (
+            "before SFT"
+            if stage == "start"
+            else f"after {step} {'SFT steps' if stage == 'sft' else 'iterations'}"
+        )
         self._journal.say(f"stopped by {signal_name} {where}; the same command goes on from there")
 
     def load(self, found: Found) -> None:

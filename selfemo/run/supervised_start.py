@@ -32,9 +32,13 @@ def supervised_start(config: RunConfig, system: System, state: RunState, journal
     with journal.stage("SFT", sft.steps) as bar:
         bar.skip(state.progress.step)
         for step in range(state.progress.step, sft.steps):
-            batch = [TrainingSample(e.prompt_ids, e.completion_ids) for e in examples.batch(step, sft.batch_size)]
+            batch = [
+                TrainingSample(e.prompt_ids, e.completion_ids) for e in examples.batch(step, sft.batch_size)
+            ]
             with journal.phase("sft"):
-                stats = system.learner.sft_step(batch, warmup_cosine(step, sft.steps, sft.warmup_steps, sft.learning_rate))
+                stats = system.learner.sft_step(
+                    batch, warmup_cosine(step, sft.steps, sft.warmup_steps, sft.learning_rate)
+                )
             bar.advance(journal.sft_step(step, stats))
             state.count_step(f"SFT step {step}", stats, batch)
             state.reached("sft", step + 1)

@@ -92,28 +92,50 @@ class SelfPlay:
     def _recognise(self, lives: list[_Live], turn: int, iteration: int) -> None:
         prompts = self.deal(self.prompts.recognize, [live.turns for live in lives])
         answers = self._sample(lives, prompts, "recognizer", turn, iteration)
-        readings = iter(self.deal(self.recognizer.read, [completion for completions in answers for _, completion in completions]))
+        readings = iter(
+            self.deal(
+                self.recognizer.read, [completion for completions in answers for _, completion in completions]
+            )
+        )
         groups = [
             [_sample(prompt, seed, completion, *next(readings)) for seed, completion in completions]
             for prompt, completions in zip(prompts, answers, strict=True)
         ]
         for live, samples, consensus in zip(lives, groups, self.deal(self._vote, groups), strict=True):
             gold = live.turns[-1].labels or None
-            self._close(live, "recognizer", turn, iteration, live.turns[-1].speaker, gold, live.target, samples, consensus)
+            self._close(
+                live,
+                "recognizer",
+                turn,
+                iteration,
+                live.turns[-1].speaker,
+                gold,
+                live.target,
+                samples,
+                consensus,
+            )
 
     def _respond(self, lives: list[_Live], turn: int, iteration: int) -> None:
         targets = [self._target(live, turn, iteration) for live in lives]
         prompts = self.deal(self._ask, list(zip(lives, targets, strict=True)))
         replies = self._sample(lives, prompts, "responder", turn, iteration)
-        written = [(live, completion) for live, completions in zip(lives, replies, strict=True) for _, completion in completions]
+        written = [
+            (live, completion)
+            for live, completions in zip(lives, replies, strict=True)
+            for _, completion in completions
+        ]
         gates = iter(self.deal(self._gate, written))
         gated = [
             [_reply(prompt, seed, completion, *next(gates)) for seed, completion in completions]
             for prompt, completions in zip(prompts, replies, strict=True)
         ]
         groups = self._score_replies(lives, gated)
-        for live, target, samples, consensus in zip(lives, targets, groups, self.deal(self._vote, groups), strict=True):
-            self._close(live, "responder", turn, iteration, live.speakers[0], None, target, samples, consensus)
+        for live, target, samples, consensus in zip(
+            lives, targets, groups, self.deal(self._vote, groups), strict=True
+        ):
+            self._close(
+                live, "responder", turn, iteration, live.speakers[0], None, target, samples, consensus
+            )
             self._append_best(live, target, samples)
 
     def _sample(
@@ -128,7 +150,9 @@ class SelfPlay:
             for i in range(size)
         ]
         completions = self.generator.generate(requests) if requests else []
-        pairs = [(request.seed, completion) for request, completion in zip(requests, completions, strict=True)]
+        pairs = [
+            (request.seed, completion) for request, completion in zip(requests, completions, strict=True)
+        ]
         return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
     def _gate(self, written: tuple[_Live, Completion]) -> tuple[str, tuple[Gate, ...]]:
@@ -146,8 +170,12 @@ class SelfPlay:
 
     def _score_replies(self, lives: list[_Live], gated: list[list[Sample]]) -> list[list[Sample]]:
         """Phase 3: the recognizer's greedy reading of every admissible reply, in one generator call."""
-        places = [(e, i) for e, samples in enumerate(gated) for i, sample in enumerate(samples) if not sample.gates]
-        dialogues = [[*lives[e].turns, Turn(lives[e].speakers[0], clean_line(gated[e][i].text))] for e, i in places]
+        places = [
+            (e, i) for e, samples in enumerate(gated) for i, sample in enumerate(samples) if not sample.gates
+        ]
+        dialogues = [
+            [*lives[e].turns, Turn(lives[e].speakers[0], clean_line(gated[e][i].text))] for e, i in places
+        ]
         prompts = self.deal(self.prompts.recognize, dialogues)
         requests = [self.recognizer.greedy_request(prompt) for prompt in prompts]
         completions = self.generator.generate(requests) if requests else []
@@ -162,7 +190,9 @@ class SelfPlay:
             return following.labels[:3]
         recognised = live.groups[-1].consensus.labels
         rng = derive_rng(self.run_seed, "target", iteration, live.seed.index, turn)
-        return self.transitions.draw(recognised[0] if recognised else None, rng, self.config.target_flattening)
+        return self.transitions.draw(
+            recognised[0] if recognised else None, rng, self.config.target_flattening
+        )
 
     def _append_best(self, live: _Live, target: tuple[str, ...], samples: list[Sample]) -> None:
         best = best_reply(samples, target, self.score)
@@ -235,13 +265,21 @@ def first_speakers(seed: Opening) -> tuple[str, str]:
 def best_reply(samples: Sequence[Sample], target: Sequence[str], score: SmoothedIoU) -> int | None:
     """Index of the admissible reply that was read closest to its target, the first of equals; None where none was read in the grammar."""
     read = [i for i, sample in enumerate(samples) if isinstance(sample.reading, Answer)]
-    values = {i: score.of_reading(reading, target) for i in read if (reading := samples[i].reading) is not None}
+    values = {
+        i: score.of_reading(reading, target) for i in read if (reading := samples[i].reading) is not None
+    }
     return max(values, key=lambda i: (values[i], -i), default=None)
 
 
-def _sample(prompt: tuple[int, ...], seed: int, completion: Completion, text: str, reading: Reading | None) -> Sample:
+def _sample(
+    prompt: tuple[int, ...], seed: int, completion: Completion, text: str, reading: Reading | None
+) -> Sample:
     return Sample(prompt, completion.token_ids, completion.logprobs, seed, text, completion.finished, reading)
 
 
-def _reply(prompt: tuple[int, ...], seed: int, completion: Completion, text: str, gates: tuple[Gate, ...]) -> Sample:
-    return Sample(prompt, completion.token_ids, completion.logprobs, seed, text, completion.finished, None, gates)
+def _reply(
+    prompt: tuple[int, ...], seed: int, completion: Completion, text: str, gates: tuple[Gate, ...]
+) -> Sample:
+    return Sample(
+        prompt, completion.token_ids, completion.logprobs, seed, text, completion.finished, None, gates
+    )

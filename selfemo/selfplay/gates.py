@@ -35,12 +35,34 @@ _FAMILIES = (
     "scare scares scared scary scarier",
 )
 """Words of one root, where adding SUFFIXES to a label would miss some. Synonyms are free: saying "great" for joy is expression."""
-SUFFIXES = ("", "s", "es", "d", "ed", "ing", "ingly", "ly", "ful", "fully", "ness", "ous", "ment", "y", "ally", "ity")
+SUFFIXES = (
+    "",
+    "s",
+    "es",
+    "d",
+    "ed",
+    "ing",
+    "ingly",
+    "ly",
+    "ful",
+    "fully",
+    "ness",
+    "ous",
+    "ment",
+    "y",
+    "ally",
+    "ity",
+)
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
 def failed_gates(
-    text: str, history: Sequence[Turn], labels: Collection[str], min_words: int, max_words: int, finished: bool = True
+    text: str,
+    history: Sequence[Turn],
+    labels: Collection[str],
+    min_words: int,
+    max_words: int,
+    finished: bool = True,
 ) -> tuple[Gate, ...]:
     """The gates that a reply fails, in a fixed order; empty for an admissible one.
 
@@ -80,7 +102,9 @@ def label_words(labels: frozenset[str]) -> frozenset[str]:
     for label in labels:
         word = max(re.split(r"[ _-]+", label), key=len)
         family = next((members for members in (row.split() for row in _FAMILIES) if word in members), None)
-        found.update(family or (stem + suffix for stem in (word, word.removesuffix("e")) for suffix in SUFFIXES))
+        found.update(
+            family or (stem + suffix for stem in (word, word.removesuffix("e")) for suffix in SUFFIXES)
+        )
         found.add(word)
     return frozenset(found)
 

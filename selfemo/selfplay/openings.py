@@ -53,7 +53,10 @@ class OpeningPool:
         self._keep_turns = history_turns + 1
         held_out = HeldOutTexts(held_out_texts(corpus))
         self._places = [
-            (c, i) for c in corpus.split(TRAIN) for i, turn in enumerate(c.turns) if turn.labels and not self._barred(c, i, held_out)
+            (c, i)
+            for c in corpus.split(TRAIN)
+            for i, turn in enumerate(c.turns)
+            if turn.labels and not self._barred(c, i, held_out)
         ]
         if not self._places:
             raise UserError(
@@ -73,7 +76,9 @@ class OpeningPool:
         count = self._config.seeds_per_iteration
         always_real = math.ceil(self._config.real_seed_share * count)
         open_places = count - always_real
-        chosen = derive_rng(self._run_seed, "kept seeds", iteration).sample(range(len(kept)), min(open_places, len(kept)))
+        chosen = derive_rng(self._run_seed, "kept seeds", iteration).sample(
+            range(len(kept)), min(open_places, len(kept))
+        )
         items = self._walk.take(iteration * always_real, always_real)
         items += self._spare.take(iteration * open_places, open_places - len(chosen))
         seeds = [self._real(index, item) for index, item in enumerate(items)]
@@ -82,7 +87,9 @@ class OpeningPool:
     def _barred(self, conversation: Conversation, last: int, held_out: HeldOutTexts) -> bool:
         turns = conversation.turns
         context = turns[max(0, last + 1 - self._keep_turns) : last]
-        return held_out.bars(turns[last].text, context) or any(held_out.bars(turn.text) for turn in turns[last + 1 : last + 2])
+        return held_out.bars(turns[last].text, context) or any(
+            held_out.bars(turn.text) for turn in turns[last + 1 : last + 2]
+        )
 
     def _real(self, index: int, item: int) -> Opening:
         conversation, last = self._places[item]
@@ -93,4 +100,10 @@ class OpeningPool:
 
     def _continued(self, index: int, dialogue: KeptDialogue) -> Opening:
         turns = dialogue.turns[-self._keep_turns :]
-        return Opening(index, dialogue.source, turns, parent=dialogue.record_id, speakers=dialogue.speakers[:MAX_SPEAKERS])
+        return Opening(
+            index,
+            dialogue.source,
+            turns,
+            parent=dialogue.record_id,
+            speakers=dialogue.speakers[:MAX_SPEAKERS],
+        )

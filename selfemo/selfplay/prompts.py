@@ -87,7 +87,10 @@ class PromptBuilder:
         if not turns:
             raise ValueError("turns is empty: a prompt needs a turn to read or to answer")
         shown = turns[-(self.history_turns + 1) :]
-        return [Turn(turn.speaker, self.encoder.truncate(clean_line(turn.text), self.max_turn_tokens)) for turn in shown]
+        return [
+            Turn(turn.speaker, self.encoder.truncate(clean_line(turn.text), self.max_turn_tokens))
+            for turn in shown
+        ]
 
     def _encode(self, text: str, thinking: bool) -> tuple[int, ...]:
         return tuple(self.encoder.encode_prompt([Message("user", text)], thinking))
@@ -104,7 +107,9 @@ def completion_text(encoder: Encoder, completion: Completion) -> str:
 
 def recognizer_text(turns: Sequence[Turn], labels: Sequence[str]) -> str:
     """The recognizer's message: instruction, history, and the marked last line, whose emotions are asked for."""
-    instruction = f"Which of {SEPARATOR.join(labels)} does the last line show? Name one to three, the main one first."
+    instruction = (
+        f"Which of {SEPARATOR.join(labels)} does the last line show? Name one to three, the main one first."
+    )
     lines = [_line(turn.speaker, turn.text) for turn in turns]
     return "\n".join([instruction, "", *lines[:-1], TARGET_MARK + lines[-1]])
 

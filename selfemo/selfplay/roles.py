@@ -34,7 +34,9 @@ class Recognizer:
     def read(self, completion: Completion) -> tuple[str, Reading]:
         """An answer as text, and what it says."""
         text = completion_text(self.prompts.encoder, completion)
-        reading = parse_answer(text, self.prompts.labels, thinking=self.config.thinking, finished=completion.finished)
+        reading = parse_answer(
+            text, self.prompts.labels, thinking=self.config.thinking, finished=completion.finished
+        )
         return text, reading
 
     def read_all(self, generator: Generator, requests: Sequence[GenerationRequest]) -> list[Reading]:
@@ -58,7 +60,9 @@ class Responder:
         """A sampled reply to a prompt of `prompts.respond`."""
         return GenerationRequest(prompt_ids, seed, self.config.max_utterance_tokens, self.config.temperature)
 
-    def gate(self, turns: Sequence[Turn], speaker: str, completion: Completion) -> tuple[str, tuple[Gate, ...]]:
+    def gate(
+        self, turns: Sequence[Turn], speaker: str, completion: Completion
+    ) -> tuple[str, tuple[Gate, ...]]:
         """A reply as text, not yet cleaned, and the gates it fails.
 
         Args:

@@ -15,7 +15,9 @@ MEASURED = 8
 """Windows that are encoded: those with the most characters, which mostly, and not always, have the most tokens."""
 
 
-def longest_requests(prompts: PromptBuilder, conversations: Sequence[Conversation], config: SelfPlayConfig) -> list[GenerationRequest]:
+def longest_requests(
+    prompts: PromptBuilder, conversations: Sequence[Conversation], config: SelfPlayConfig
+) -> list[GenerationRequest]:
     """What both roles are asked at the longest windows of these dialogues: earlier turns, the annotated turn, and room to answer.
 
     No upper bound for self-play, which also shows turns that it wrote: every generator call is checked again.
@@ -23,7 +25,11 @@ def longest_requests(prompts: PromptBuilder, conversations: Sequence[Conversatio
     places = [(c, i) for c in conversations for i, turn in enumerate(c.turns) if turn.labels]
     shown = prompts.history_turns + 1
     longest = heapq.nlargest(
-        MEASURED, places, key=lambda place: sum(len(turn.text) for turn in place[0].turns[max(0, place[1] + 1 - shown) : place[1] + 1])
+        MEASURED,
+        places,
+        key=lambda place: sum(
+            len(turn.text) for turn in place[0].turns[max(0, place[1] + 1 - shown) : place[1] + 1]
+        ),
     )
     requests = []
     for conversation, index in longest:

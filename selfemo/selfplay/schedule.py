@@ -26,7 +26,9 @@ class Schedule:
     slots: tuple[tuple[str, int], ...] = field(init=False)
     """(label, slots per epoch), alphabetical."""
     _members: dict[str, list[int]] = field(init=False, repr=False, compare=False)
-    _orders: dict[tuple[str, int], list[int]] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _orders: dict[tuple[str, int], list[int]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         """Count items by label; ValueError for no item, or a balance outside [0, 1]."""
@@ -39,7 +41,9 @@ class Schedule:
             members.setdefault(label, []).append(item)
         weights = {label: len(items) ** (1.0 - self.balance) for label, items in sorted(members.items())}
         scale = len(self.labels) / sum(weights.values())
-        object.__setattr__(self, "slots", tuple((label, max(1, round(weight * scale))) for label, weight in weights.items()))
+        object.__setattr__(
+            self, "slots", tuple((label, max(1, round(weight * scale))) for label, weight in weights.items())
+        )
         object.__setattr__(self, "_members", members)
 
     @property
@@ -55,7 +59,9 @@ class Schedule:
     def _epoch(self, epoch: int) -> list[int]:
         key = ("", epoch)
         if key not in self._orders:
-            items = [self._walk(label, epoch * count + i) for label, count in self.slots for i in range(count)]
+            items = [
+                self._walk(label, epoch * count + i) for label, count in self.slots for i in range(count)
+            ]
             derive_rng(self.run_seed, self.purpose, "epoch", epoch).shuffle(items)
             self._remember(key, items)
         return self._orders[key]

@@ -59,12 +59,20 @@ class SftExamples:
         places = [(c, i) for c in train for i, turn in enumerate(c.turns) if turn.labels]
         replies = [(c, i) for c, i in places if i > 0 and self._teachable(c, i)]
         if not places or (expression_share > 0 and not replies):
-            missing = "annotated turn" if not places else "annotated reply that self-play would accept (sft.expression_share is above 0)"
-            raise UserError(f"corpus: the training split holds no {missing}; check its labels, or choose another corpus")
+            missing = (
+                "annotated turn"
+                if not places
+                else "annotated reply that self-play would accept (sft.expression_share is above 0)"
+            )
+            raise UserError(
+                f"corpus: the training split holds no {missing}; check its labels, or choose another corpus"
+            )
         self._share = expression_share
         self._places = {"recognizer": places, "responder": replies}
         self._schedules = {
-            role: Schedule(tuple(c.turns[i].labels[0] for c, i in items), label_balance, run_seed, f"sft {role}")
+            role: Schedule(
+                tuple(c.turns[i].labels[0] for c, i in items), label_balance, run_seed, f"sft {role}"
+            )
             for role, items in self._places.items()
             if items
         }

@@ -33,7 +33,11 @@ class WeightMismatch(RuntimeError):
 
 @torch.no_grad()
 def trainer_checksums(
-    chunks: Sequence[nn.Module], architecture: Architecture, layout: TrainerLayout, rank: int, dtype: torch.dtype
+    chunks: Sequence[nn.Module],
+    architecture: Architecture,
+    layout: TrainerLayout,
+    rank: int,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """This rank's share of every tensor's checksum: int64 [tensors], in the order of `hf_tensor_list`.
 
@@ -47,7 +51,9 @@ def trainer_checksums(
         if not parameter.is_tied_copy:
             placements = [parameter.megatron(other, layout.tensor) for other in range(tensor_rank + 1)]
             for box in _first_held(placements):
-                sums[index[box.tensor]] += box_checksum(tensor[region(box.local_start, box.shape)], box.start, dtype)
+                sums[index[box.tensor]] += box_checksum(
+                    tensor[region(box.local_start, box.shape)], box.start, dtype
+                )
     return _int64(sums)
 
 
@@ -68,7 +74,9 @@ def engine_checksums(
             unreadable.update(part.name for part in parameter.tensors)
             continue
         for box in _first_held(placements):
-            sums[index[box.tensor]] += box_checksum(tensor[region(box.local_start, box.shape)], box.start, tensor.dtype)
+            sums[index[box.tensor]] += box_checksum(
+                tensor[region(box.local_start, box.shape)], box.start, tensor.dtype
+            )
     return _int64(sums), unreadable
 
 
@@ -89,7 +97,9 @@ def compare_checksums(
     mine = torch.stack([trainer_sums, engine_sums]).to(device)
     everyone = [torch.empty_like(mine) for _ in range(trainer.world_size)]
     dist.all_gather(everyone, mine)
-    sums = torch.stack(everyone).cpu()  # at once: on a GPU, every comparison of two numbers would wait for the device
+    sums = torch.stack(
+        everyone
+    ).cpu()  # at once: on a GPU, every comparison of two numbers would wait for the device
     names = [tensor.name for tensor in hf_tensor_list(architecture)]
     readable = torch.tensor([name not in unreadable for name in names])
     firsts = range(0, trainer.tensor * trainer.data, trainer.tensor)
@@ -100,7 +110,9 @@ def compare_checksums(
         differing = ((wanted != held).any(0) & readable).nonzero()
         if len(differing):
             name = names[int(differing[0])]
-            raise WeightMismatch(f"tensor {name} differs between the trainer and the engine on rank {ranks[0]}: the sync failed")
+            raise WeightMismatch(
+                f"tensor {name} differs between the trainer and the engine on rank {ranks[0]}: the sync failed"
+            )
     return len(names) - len(unreadable)
 
 
@@ -108,12 +120,16 @@ def box_checksum(values: torch.Tensor, start: Sequence[int], dtype: torch.dtype)
     """Checksum of a rectangle that begins at `start` in its tensor, modulo 2**64."""
     matrix = values if values.ndim == 2 else values[:, None]
     first_row, first_column = start[0], start[1] if len(start) > 1 else 0
-    columns = torch.arange(first_column, first_column + matrix.shape[1], device=values.device) * COLUMN_FACTOR + 1
+    columns = (
+        torch.arange(first_column, first_column + matrix.shape[1], device=values.device) * COLUMN_FACTOR + 1
+    )
     total = 0
     step = max(1, CHUNK_ELEMENTS // matrix.shape[1])
     for row in range(0, matrix.shape[0], step):
         bits = matrix[row : row + step].to(dtype).contiguous().view(_INTEGER[dtype.itemsize]).long()
-        rows = torch.arange(first_row + row, first_row + row + bits.shape[0], device=values.device) * ROW_FACTOR
+        rows = (
+            torch.arange(first_row + row, first_row + row + bits.shape[0], device=values.device) * ROW_FACTOR
+        )
         total += int((bits * columns).sum() + (bits.sum(1) * rows).sum())
     return total
 

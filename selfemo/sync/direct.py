@@ -35,7 +35,9 @@ def direct_tensors(
         dtype: the engine's; values are converted before they are sent.
         bucket_bytes: what a rank sends and receives per round, at most (but at least one row).
     """
-    shards = {parameter.name: tensor.detach() for parameter, tensor in local_parameters(chunks, plan.architecture)}
+    shards = {
+        parameter.name: tensor.detach() for parameter, tensor in local_parameters(chunks, plan.architecture)
+    }
     runs = list(buckets(plan, max(1, bucket_bytes // dtype.itemsize)))
     expected = Counter(move.target for run in runs for move in run if move.target_rank == rank)
     shapes = live_shapes(plan, rank)
@@ -56,11 +58,16 @@ def direct_tensors(
             if name not in started:
                 started.add(name)
                 live.zero_()  # rows of padding have no source
-            arriving = arrived[move] if move.crosses else shards[move.source][region(move.source_start, move.shape)]
+            arriving = (
+                arrived[move] if move.crosses else shards[move.source][region(move.source_start, move.shape)]
+            )
             live[region(move.target_start, move.shape)].copy_(arriving)
             if expected[name] == 0:
                 yield name, live
-        arrived, arriving = {}, scratch  # what arrived is used up: let it go before the next exchange allocates
+        arrived, arriving = (
+            {},
+            scratch,
+        )  # what arrived is used up: let it go before the next exchange allocates
     for name in shapes.keys() - expected.keys():  # a vocabulary shard that is padding from end to end
         yield name, scratch[: math.prod(shapes[name])].view(shapes[name]).zero_()
 
@@ -75,7 +82,11 @@ def live_shapes(plan: ReshardPlan, rank: int) -> Mapping[str, tuple[int, ...]]:
 
 
 def _exchange(
-    run: Sequence[Move], shards: Mapping[str, torch.Tensor], rank: int, dtype: torch.dtype, device: torch.device
+    run: Sequence[Move],
+    shards: Mapping[str, torch.Tensor],
+    rank: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> dict[Move, torch.Tensor]:
     """Send and receive the run's crossing moves, one message per pair of ranks; returns what arrived."""
     outgoing: dict[int, list[Move]] = {}

@@ -21,7 +21,9 @@ class GreedyProbe:
     def __init__(self, model_dir: str, probe_tokens: int, dtype: str) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        self._model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir), dtype=getattr(torch, dtype)).eval()
+        self._model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(model_dir), dtype=getattr(torch, dtype)
+        ).eval()
         self._parameters = dict(self._model.named_parameters())
         self._probe_tokens = probe_tokens
 
@@ -33,7 +35,12 @@ class GreedyProbe:
         self._parameters[name].copy_(tensor)
 
     @torch.no_grad()
-    def compare(self, prompts: Sequence[tuple[int, ...]], continuations: Sequence[Sequence[tuple[int, ...]]], tolerance: float) -> str:
+    def compare(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        continuations: Sequence[Sequence[tuple[int, ...]]],
+        tolerance: float,
+    ) -> str:
         """Compare every rank's continuations with transformers, token by token; returns the first difference, or ""."""
         for index, prompt in enumerate(prompts):
             checked: set[tuple[int, ...]] = set()

@@ -70,7 +70,10 @@ class Traffic:
 
 
 def build_plan(
-    architecture: Architecture, trainer: TrainerLayout, engine: EngineLayout, targets: Iterable[int] | None = None
+    architecture: Architecture,
+    trainer: TrainerLayout,
+    engine: EngineLayout,
+    targets: Iterable[int] | None = None,
 ) -> ReshardPlan:
     """The moves that fill the engine parameters of `targets` (every rank by default).
 
@@ -89,7 +92,10 @@ def build_plan(
         )
     chosen = tuple(range(trainer.world_size) if targets is None else targets)
     parameters = trainer.parameters(architecture)
-    shards = {parameter.name: [parameter.megatron(rank, trainer.tensor) for rank in range(trainer.tensor)] for parameter in parameters}
+    shards = {
+        parameter.name: [parameter.megatron(rank, trainer.tensor) for rank in range(trainer.tensor)]
+        for parameter in parameters
+    }
     sources: dict[str, list[Parameter]] = {}
     for parameter in parameters:
         for tensor in parameter.tensors:
@@ -101,7 +107,9 @@ def build_plan(
             for target_rank in chosen:
                 for box in live[target_rank % engine.tensor].boxes:
                     candidates = sources[box.tensor]
-                    moves += _sources_of(box, parameter.vllm_name, target_rank, candidates, shards, architecture, trainer)
+                    moves += _sources_of(
+                        box, parameter.vllm_name, target_rank, candidates, shards, architecture, trainer
+                    )
     return ReshardPlan(architecture, trainer, engine, chosen, tuple(moves))
 
 
@@ -130,10 +138,18 @@ def check_plan(plan: ReshardPlan) -> None:
             tensor_rank, stage, _ = plan.trainer.coordinates(move.source_rank)
             source = parameters[move.source]
             if plan.trainer.stage(source, plan.architecture.num_layers) != stage:
-                raise ValueError(f"reshard plan: {where} is to come from rank {move.source_rank}, which does not hold {move.source}")
-            shard = shards.setdefault((move.source, tensor_rank), source.megatron(tensor_rank, plan.trainer.tensor))
-            if _hf_origin(shard, move.source_start, move.shape) != _hf_origin(placement, move.target_start, move.shape):
-                raise ValueError(f"reshard plan: {where} would receive other elements of {move.source} than its own")
+                raise ValueError(
+                    f"reshard plan: {where} is to come from rank {move.source_rank}, which does not hold {move.source}"
+                )
+            shard = shards.setdefault(
+                (move.source, tensor_rank), source.megatron(tensor_rank, plan.trainer.tensor)
+            )
+            if _hf_origin(shard, move.source_start, move.shape) != _hf_origin(
+                placement, move.target_start, move.shape
+            ):
+                raise ValueError(
+                    f"reshard plan: {where} would receive other elements of {move.source} than its own"
+                )
 
 
 def traffic(plan: ReshardPlan) -> Traffic:
@@ -149,8 +165,12 @@ def traffic(plan: ReshardPlan) -> Traffic:
             if trainer.stage(parameter, num_layers) == stage:
                 for box in shard.boxes:
                     own.setdefault(box.tensor, []).append(box)
-            if not parameter.is_tied_copy:  # the stage's shard crosses the pipeline, then the other shards the tensor group
-                checkpoint += shard.elements * (trainer.tensor - 1 + (trainer.stage(parameter, num_layers) != stage))
+            if (
+                not parameter.is_tied_copy
+            ):  # the stage's shard crosses the pipeline, then the other shards the tensor group
+                checkpoint += shard.elements * (
+                    trainer.tensor - 1 + (trainer.stage(parameter, num_layers) != stage)
+                )
         for parameter in parameters:
             if not parameter.is_tied_copy:
                 for box in parameter.vllm(rank % plan.engine.tensor, plan.engine.tensor).boxes:
@@ -166,7 +186,11 @@ def buckets(plan: ReshardPlan, limit_elements: int) -> Iterator[tuple[Move, ...]
     for whole in plan.moves:
         for move in _split_rows(whole, limit_elements):
             if move.crosses:
-                if max(load.get(move.source_rank, 0), load.get(move.target_rank, 0)) + move.elements > limit_elements and load:
+                if (
+                    max(load.get(move.source_rank, 0), load.get(move.target_rank, 0)) + move.elements
+                    > limit_elements
+                    and load
+                ):
                     yield tuple(pending)
                     pending, load = [], {}
                 for rank in (move.source_rank, move.target_rank):
@@ -187,7 +211,9 @@ def _sources_of(
 ) -> list[Move]:
     """Moves that fill one box: from the rank's own stage and shard where they hold it, else from its replica's other ranks."""
     tensor_rank, stage, data = trainer.coordinates(target_rank)
-    parameter = min(candidates, key=lambda candidate: trainer.stage(candidate, architecture.num_layers) != stage)
+    parameter = min(
+        candidates, key=lambda candidate: trainer.stage(candidate, architecture.num_layers) != stage
+    )
     source_stage = trainer.stage(parameter, architecture.num_layers)
     moves: list[Move] = []
     missing = box.elements
@@ -198,7 +224,17 @@ def _sources_of(
             part = overlap(held, box)
             if part is not None:
                 source_rank = trainer.rank(other, source_stage, data)
-                moves.append(Move(source_rank, target_rank, parameter.name, target, part.start, part.local_start, part.shape))
+                moves.append(
+                    Move(
+                        source_rank,
+                        target_rank,
+                        parameter.name,
+                        target,
+                        part.start,
+                        part.local_start,
+                        part.shape,
+                    )
+                )
                 missing -= part.elements
     return moves
 
@@ -222,7 +258,9 @@ def _split_rows(move: Move, limit_elements: int) -> Iterator[Move]:
 
 
 def _touch(a: Move, b: Move) -> bool:
-    return all(s < t + m and t < s + n for s, n, t, m in zip(a.target_start, a.shape, b.target_start, b.shape))
+    return all(
+        s < t + m and t < s + n for s, n, t, m in zip(a.target_start, a.shape, b.target_start, b.shape)
+    )
 
 
 def _hf_origin(placement: Placement, start: Shape, shape: Shape) -> tuple[str, Shape] | None:

@@ -65,9 +65,13 @@ class WeightSync:
         """
         self._learner, self._engine, self._config, self._prompts = learner, engine, config, prompts
         layout = learner.layout
-        copies = layout.world_size // (layout.tensor_size * layout.pipeline_size)  # context-parallel ranks hold equal weights too
+        copies = layout.world_size // (
+            layout.tensor_size * layout.pipeline_size
+        )  # context-parallel ranks hold equal weights too
         self._trainer = TrainerLayout(layout.tensor_size, layout.pipeline_size, layout.virtual_size, copies)
-        self._engines = EngineLayout(config.rollout.tensor_parallel, layout.world_size // config.rollout.tensor_parallel)
+        self._engines = EngineLayout(
+            config.rollout.tensor_parallel, layout.world_size // config.rollout.tensor_parallel
+        )
         self._transfer = choose_transfer(
             config.sync.mode,
             learner.architecture,
@@ -78,7 +82,9 @@ class WeightSync:
             layout.rank,
             config.sync.bucket_bytes,
         )
-        self._probe = GreedyProbe(model_dir, config.sync.probe_tokens, config.rollout.dtype) if layout.is_main else None
+        self._probe = (
+            GreedyProbe(model_dir, config.sync.probe_tokens, config.rollout.dtype) if layout.is_main else None
+        )
 
     def sync(self, version: int, verify: bool = False) -> SyncReport:
         """Send the current weights to every engine. Collective.
@@ -100,12 +106,27 @@ class WeightSync:
         compared = self._compare_checksums() if checksummed else 0
         if probed:
             self._run_probe(version)
-        return SyncReport(version, report.path, report.seconds, report.received_bytes, report.lower_bound_bytes, probed, compared)
+        return SyncReport(
+            version,
+            report.path,
+            report.seconds,
+            report.received_bytes,
+            report.lower_bound_bytes,
+            probed,
+            compared,
+        )
 
     def _compare_checksums(self) -> int:
         learner = self._learner
         with watchdog.doing("checksums of all tensors"):
-            return verify_transfer(learner.chunks, self._engine, learner.architecture, self._trainer, self._engines, learner.layout.rank)
+            return verify_transfer(
+                learner.chunks,
+                self._engine,
+                learner.architecture,
+                self._trainer,
+                self._engines,
+                learner.layout.rank,
+            )
 
     def _run_probe(self, version: int) -> None:
         with watchdog.doing("probe, first tensor"):
@@ -117,16 +138,22 @@ class WeightSync:
             self._compare_continuations(version)
 
     def _compare_continuations(self, version: int) -> None:
-        requests = [GenerationRequest(prompt, 0, self._config.sync.probe_tokens, 0.0) for prompt in self._prompts]
+        requests = [
+            GenerationRequest(prompt, 0, self._config.sync.probe_tokens, 0.0) for prompt in self._prompts
+        ]
         mine = [completion.token_ids for completion in self._engine.generate(requests)]
         continuations: list[list[tuple[int, ...]]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(continuations, mine)
         problem = [""]
         if self._probe:
-            problem[0] = self._probe.compare(self._prompts, continuations, TIE_TOLERANCE[self._config.rollout.dtype])
+            problem[0] = self._probe.compare(
+                self._prompts, continuations, TIE_TOLERANCE[self._config.rollout.dtype]
+            )
         dist.broadcast_object_list(problem, src=0)
         if problem[0]:
-            raise SyncError(f"weight sync {version}: {problem[0]}; the engines hold other weights than the trainer, stopping")
+            raise SyncError(
+                f"weight sync {version}: {problem[0]}; the engines hold other weights than the trainer, stopping"
+            )
 
 
 class _NamingReceiver:

@@ -73,25 +73,44 @@ class WeightTransfer(Protocol):
 class CheckpointTransfer:
     """Full tensors, gathered bucket by bucket, through vLLM's loader."""
 
-    def __init__(self, architecture: Architecture, groups: WeightGroups, moved: Traffic, bucket_bytes: int) -> None:
-        self._architecture, self._groups, self._moved, self._bucket_bytes = architecture, groups, moved, bucket_bytes
+    def __init__(
+        self, architecture: Architecture, groups: WeightGroups, moved: Traffic, bucket_bytes: int
+    ) -> None:
+        self._architecture, self._groups, self._moved, self._bucket_bytes = (
+            architecture,
+            groups,
+            moved,
+            bucket_bytes,
+        )
 
     def send(self, chunks: Sequence[nn.Module], engine: WeightReceiver, version: int) -> TransferReport:
         """See WeightTransfer."""
         started = time.perf_counter()
         element_bytes = next(chunks[0].parameters()).element_size()
         engine.receive_checkpoint_tensors(
-            hf_tensors(chunks, self._architecture, self._groups, self._bucket_bytes, include_tied_head=True), version
+            hf_tensors(chunks, self._architecture, self._groups, self._bucket_bytes, include_tied_head=True),
+            version,
         )
         seconds = time.perf_counter() - started
-        return TransferReport("checkpoint", seconds, self._moved.checkpoint * element_bytes, self._moved.lower_bound * element_bytes)
+        return TransferReport(
+            "checkpoint",
+            seconds,
+            self._moved.checkpoint * element_bytes,
+            self._moved.lower_bound * element_bytes,
+        )
 
 
 class DirectTransfer:
     """The reshard plan, executed into the engine's live parameters."""
 
     def __init__(
-        self, architecture: Architecture, trainer: TrainerLayout, engine: EngineLayout, rank: int, dtype: torch.dtype, bucket_bytes: int
+        self,
+        architecture: Architecture,
+        trainer: TrainerLayout,
+        engine: EngineLayout,
+        rank: int,
+        dtype: torch.dtype,
+        bucket_bytes: int,
     ) -> None:
         self._plan = build_plan(architecture, trainer, engine, trainer.replica_of(rank))
         check_plan(self._plan)
@@ -108,7 +127,9 @@ class DirectTransfer:
         engine.copy_direct(self.tensors(chunks), version)
         seconds = time.perf_counter() - started
         element_bytes = self._dtype.itemsize
-        return TransferReport("direct", seconds, self._moved.direct * element_bytes, self._moved.lower_bound * element_bytes)
+        return TransferReport(
+            "direct", seconds, self._moved.direct * element_bytes, self._moved.lower_bound * element_bytes
+        )
 
 
 def choose_transfer(

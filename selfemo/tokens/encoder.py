@@ -137,14 +137,20 @@ class ChatEncoder:
         after = parts[parts.index(Slot(1)) + 1 :]
         if after and isinstance(after[0], Control):
             return after[0].token_id
-        raise UserError(f"{self._dir}: its chat template closes an assistant turn without a special token: use an instruction-tuned model")
+        raise UserError(
+            f"{self._dir}: its chat template closes an assistant turn without a special token: use an instruction-tuned model"
+        )
 
     def _find_stop_ids(self) -> tuple[int, ...]:
         path = self._dir / "generation_config.json"
         declared = read_json_object(path).get("eos_token_id") if path.is_file() else None
         declared_ids = declared if isinstance(declared, list) else [] if declared is None else [declared]
         for token_id in declared_ids:
-            if type(token_id) is not int or not 0 <= token_id < MAX_IDS or self._full.id_to_token(token_id) is None:
+            if (
+                type(token_id) is not int
+                or not 0 <= token_id < MAX_IDS
+                or self._full.id_to_token(token_id) is None
+            ):
                 raise UserError(
                     f"{path}: eos_token_id {quote(token_id)} is no id of the tokenizer beside it: copy both files from one model"
                 )
@@ -163,7 +169,9 @@ class ChatEncoder:
                     f"{self._dir}: its vocabulary spells {token.content!r} in plain text, so text could not be kept apart from control"
                 )
         messages = [{"role": message.role, "content": message.content} for message in _PROBE]
-        rendered = self._hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **TEMPLATE_SETTINGS)
+        rendered = self._hf.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **TEMPLATE_SETTINGS
+        )
         if tuple(self._full.encode(rendered, add_special_tokens=False).ids) != self.encode_prompt(_PROBE):
             raise UserError(
                 f"{self._dir}: its tokenizer reads a prompt differently in parts, expected a byte-level BPE (Qwen, Llama 3, SmolLM2)"
@@ -174,11 +182,17 @@ def _load_tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer  # slow to import, and only this needs it
 
     if not (directory / "tokenizer.json").is_file():
-        raise UserError(f"{directory}: holds no tokenizer.json, expected a Hugging Face model directory: check model.path")
+        raise UserError(
+            f"{directory}: holds no tokenizer.json, expected a Hugging Face model directory: check model.path"
+        )
     with told_as(directory, "its tokenizer does not load", "copy it again"):
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
     if not tokenizer.chat_template:
-        raise UserError(f"{directory}: its tokenizer has no chat template, expected an instruction-tuned model's")
+        raise UserError(
+            f"{directory}: its tokenizer has no chat template, expected an instruction-tuned model's"
+        )
     return tokenizer
 
 

@@ -42,9 +42,13 @@ def init_model(output_dir: str | Path, config: ModelConfig, texts: Iterable[str]
     """
     target = Path(output_dir)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f"{target}: exists and is not an empty directory: choose another output directory or remove it")
+        raise UserError(
+            f"{target}: exists and is not an empty directory: choose another output directory or remove it"
+        )
     if config.num_heads % config.num_kv_heads:
-        raise UserError(f"model.num_heads={config.num_heads}: expected a multiple of model.num_kv_heads={config.num_kv_heads}")
+        raise UserError(
+            f"model.num_heads={config.num_heads}: expected a multiple of model.num_kv_heads={config.num_kv_heads}"
+        )
     tokenizer = train_tokenizer(texts, config.vocab_size)
     end_id, pad_id = tokenizer.token_to_id(TURN_END), tokenizer.token_to_id(END_OF_TEXT)
     hf_config = Qwen3Config(
@@ -63,10 +67,14 @@ def init_model(output_dir: str | Path, config: ModelConfig, texts: Iterable[str]
         pad_token_id=pad_id,
         dtype="float32",
     )
-    with torch.random.fork_rng(devices=[]):  # transformers draws from the process-wide generator: leave it as it was
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # transformers draws from the process-wide generator: leave it as it was
         torch.manual_seed(derive_seed(seed, "init_model"))
         model = Qwen3ForCausalLM(hf_config).to(torch.float32)
-    model.generation_config = GenerationConfig(eos_token_id=[end_id, pad_id], pad_token_id=pad_id, bos_token_id=None)
+    model.generation_config = GenerationConfig(
+        eos_token_id=[end_id, pad_id], pad_token_id=pad_id, bos_token_id=None
+    )
 
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

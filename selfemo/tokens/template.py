@@ -47,7 +47,9 @@ class Slot:
 Part = Control | FixedText | Slot
 
 
-def split_template(tokenizer: Any, roles: Sequence[str], add_generation_prompt: bool, thinking: bool = False) -> tuple[Part, ...]:
+def split_template(
+    tokenizer: Any, roles: Sequence[str], add_generation_prompt: bool, thinking: bool = False
+) -> tuple[Part, ...]:
     """The rendered template of messages with these roles, in parts.
 
     Args:
@@ -91,11 +93,21 @@ def told_as(directory: str | Path, what: str, remedy: str) -> Iterator[None]:
         raise UserError(f"{directory}: {what} ({reason}): {remedy}") from error
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool, thinking: bool) -> str:
+def _render(
+    tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool, thinking: bool
+) -> str:
     settings = THINKING_SETTINGS if thinking else TEMPLATE_SETTINGS
     roles = ", ".join(message["role"] for message in messages)
-    with told_as(tokenizer.name_or_path, f"its chat template refuses the roles {roles}", "use a model whose template takes them"):
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **settings))
+    with told_as(
+        tokenizer.name_or_path,
+        f"its chat template refuses the roles {roles}",
+        "use a model whose template takes them",
+    ):
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **settings
+            )
+        )
 
 
 def _split_controls(tokenizer: Any, text: str) -> list[Part]:

@@ -53,10 +53,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         UserError: `vocab_size` is below MIN_VOCAB_SIZE.
     """
     if vocab_size < MIN_VOCAB_SIZE:
-        raise UserError(f"model.vocab_size={vocab_size}: expected at least {MIN_VOCAB_SIZE} (256 bytes and the markers): raise it")
+        raise UserError(
+            f"model.vocab_size={vocab_size}: expected at least {MIN_VOCAB_SIZE} (256 bytes and the markers): raise it"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORD_PATTERN), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(WORD_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -102,7 +102,9 @@ def megatron_to_hf(
     total_bytes = sum(tensor.elements * dtype.itemsize for tensor, dtype in declared)
     with new_directory(output, total_bytes) as pending:
         copy_companions(source, pending, architecture, _usual_dtype([dtype for _, dtype in declared]))
-        writer = SafetensorsWriter(pending, [tensor for tensor, _ in declared], [dtype for _, dtype in declared], max_shard_bytes)
+        writer = SafetensorsWriter(
+            pending, [tensor for tensor, _ in declared], [dtype for _, dtype in declared], max_shard_bytes
+        )
         for name, tensor in checkpoint_tensors(reader, parameters):
             if check_finite:
                 _refuse_non_finite(tensor, name, str(reader.directory))
@@ -114,7 +116,9 @@ def megatron_to_hf(
     return Conversion(architecture, len(declared), total_bytes, verify)
 
 
-def compare(hf: HfDirectory, reader: CheckpointReader, architecture: Architecture, progress: Progress) -> None:
+def compare(
+    hf: HfDirectory, reader: CheckpointReader, architecture: Architecture, progress: Progress
+) -> None:
     """Read both sides again and compare every tensor bitwise.
 
     Raises:
@@ -125,12 +129,16 @@ def compare(hf: HfDirectory, reader: CheckpointReader, architecture: Architectur
         stored = hf.read(name)
         bits = _BITS[tensor.dtype.itemsize]
         if stored.dtype != tensor.dtype or not torch.equal(stored.view(bits), tensor.view(bits)):
-            raise UserError(f"{hf.path}: tensor {name} differs from {reader.directory}; convert again, and suspect disk or memory")
+            raise UserError(
+                f"{hf.path}: tensor {name} differs from {reader.directory}; convert again, and suspect disk or memory"
+            )
         progress(name, tensor.numel() * tensor.element_size())
     hf.close()
 
 
-def checkpoint_tensors(reader: CheckpointReader, parameters: list[Parameter]) -> Iterator[tuple[str, torch.Tensor]]:
+def checkpoint_tensors(
+    reader: CheckpointReader, parameters: list[Parameter]
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Every Hugging Face tensor of a checkpoint, one Megatron parameter at a time, in buffers that the next layer reuses."""
     buffers: dict[object, torch.Tensor] = {}
 
@@ -142,7 +150,9 @@ def checkpoint_tensors(reader: CheckpointReader, parameters: list[Parameter]) ->
 
     for parameter in parameters:
         dtype, placement = reader.dtype(parameter), parameter.megatron(0, 1)
-        tensors = {tensor.name: buffer(slot, tensor.shape, dtype) for slot, tensor in enumerate(parameter.tensors)}
+        tensors = {
+            tensor.name: buffer(slot, tensor.shape, dtype) for slot, tensor in enumerate(parameter.tensors)
+        }
         if len(placement.boxes) == 1:
             reader.read_into(parameter, placement.boxes[0].local_start, tensors[placement.boxes[0].tensor])
         else:
@@ -161,14 +171,20 @@ def stored_bytes(checkpoint: str | Path, source_dir: str | Path = "") -> int:
     """Bytes of the model's tensors in a checkpoint."""
     reader = CheckpointReader(checkpoint)
     parameters = _stored_parameters(reader, read_architecture(_companions(checkpoint, source_dir)))
-    return sum(tensor.elements * reader.dtype(parameter).itemsize for parameter in parameters for tensor in parameter.tensors)
+    return sum(
+        tensor.elements * reader.dtype(parameter).itemsize
+        for parameter in parameters
+        for tensor in parameter.tensors
+    )
 
 
 def _companions(checkpoint: str | Path, source_dir: str | Path) -> Path:
     """The directory that has config and tokenizer."""
     source = Path(source_dir) if source_dir else Path(checkpoint) / COMPANIONS_NAME
     if not (source / CONFIG_NAME).exists():
-        raise UserError(f"{source}: no {CONFIG_NAME}; name the directory that has the model's config and tokenizer with --source")
+        raise UserError(
+            f"{source}: no {CONFIG_NAME}; name the directory that has the model's config and tokenizer with --source"
+        )
     return source
 
 
@@ -200,15 +216,21 @@ def _read_piece(source: HfDirectory, piece: Piece, check_finite: bool) -> torch.
 def _refuse_non_finite(values: torch.Tensor, name: str, where: str) -> None:
     if not torch.isfinite(values).all():
         count = int((~torch.isfinite(values)).sum())
-        raise UserError(f"{where}: tensor {name} holds {count} values that are NaN or infinite; the weights are damaged")
+        raise UserError(
+            f"{where}: tensor {name} holds {count} values that are NaN or infinite; the weights are damaged"
+        )
 
 
 def _common_dtype(source: HfDirectory, parameter: Parameter) -> torch.dtype:
     """The dtype of a parameter's tensors, which one fused tensor must share."""
     dtypes = {source.tensors[tensor.name].dtype for tensor in parameter.tensors}
     if len(dtypes) > 1:
-        names = ", ".join(f"{tensor.name} ({source.tensors[tensor.name].dtype})" for tensor in parameter.tensors)
-        raise UserError(f"{source.path}: {names} are fused in Megatron and must have one dtype; convert the weights to one first")
+        names = ", ".join(
+            f"{tensor.name} ({source.tensors[tensor.name].dtype})" for tensor in parameter.tensors
+        )
+        raise UserError(
+            f"{source.path}: {names} are fused in Megatron and must have one dtype; convert the weights to one first"
+        )
     return dtypes.pop()
 
 

@@ -61,7 +61,9 @@ def save_hf(
         return
     dtype = dtype or architecture.dtype
     if dtype not in DTYPE_BYTES:
-        raise UserError(f"{output_dir}: dtype {dtype!r} cannot be written; expected one of {', '.join(DTYPE_BYTES)}")
+        raise UserError(
+            f"{output_dir}: dtype {dtype!r} cannot be written; expected one of {', '.join(DTYPE_BYTES)}"
+        )
     declared = hf_tensor_list(architecture)
     torch_dtype = getattr(torch, dtype)
     needed_bytes = sum(tensor.elements for tensor in declared) * torch_dtype.itemsize
@@ -80,9 +82,13 @@ def copy_companions(source: Path, target: Path, architecture: Architecture, dtyp
         UserError: the source's config.json describes another architecture, or it has no tokenizer.
     """
     if not source.is_dir():
-        raise UserError(f"{source}: no such directory; expected the model directory whose tokenizer and config go with the weights")
+        raise UserError(
+            f"{source}: no such directory; expected the model directory whose tokenizer and config go with the weights"
+        )
     if not (source / TOKENIZER_NAME).is_file():
-        raise UserError(f"{source}: no file {TOKENIZER_NAME}; the model's tokenizer goes with its weights: copy it there")
+        raise UserError(
+            f"{source}: no file {TOKENIZER_NAME}; the model's tokenizer goes with its weights: copy it there"
+        )
     config = hf_config(architecture)
     if (source / CONFIG_NAME).exists():
         found = read_architecture(source)

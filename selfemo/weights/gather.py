@@ -68,7 +68,9 @@ class _Scratch:
     def __init__(self, shard_bytes: int, groups: WeightGroups, device: torch.device) -> None:
         own = shard_bytes if groups.tp_size > 1 or groups.pp_size > 1 else 0
         everyone = shard_bytes * groups.tp_size if groups.tp_size > 1 else 0
-        self._own, self._everyone = (torch.empty(size, dtype=torch.uint8, device=device) for size in (own, everyone))
+        self._own, self._everyone = (
+            torch.empty(size, dtype=torch.uint8, device=device) for size in (own, everyone)
+        )
         self._tp_size = groups.tp_size
 
     def own(self, bucket: _Bucket) -> torch.Tensor:
@@ -81,7 +83,11 @@ class _Scratch:
 
 
 def hf_tensors(
-    chunks: Sequence[nn.Module], architecture: Architecture, groups: WeightGroups, bucket_bytes: int, include_tied_head: bool = False
+    chunks: Sequence[nn.Module],
+    architecture: Architecture,
+    groups: WeightGroups,
+    bucket_bytes: int,
+    include_tied_head: bool = False,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the Hugging Face checkpoint, whole, in the same order on every rank. Collective: all ranks must exhaust it.
 
@@ -105,7 +111,10 @@ def hf_tensors(
         for rows, shards in zip(bucket.rows, _exchange(bucket, held, groups, scratch)):
             parameter = parameters[rows.order]
             if rows.start == 0:
-                assembling = {tensor.name: torch.empty(tensor.shape, dtype=bucket.dtype, device=device) for tensor in parameter.tensors}
+                assembling = {
+                    tensor.name: torch.empty(tensor.shape, dtype=bucket.dtype, device=device)
+                    for tensor in parameter.tensors
+                }
             _place(assembling, parameter, rows, shards)
             if rows.stop == parameter.megatron(0, groups.tp_size).shape[0]:
                 for name in list(assembling):
@@ -117,7 +126,10 @@ def hf_tensors(
 
 
 def _by_order(
-    chunks: Sequence[nn.Module], architecture: Architecture, parameters: tuple[Parameter, ...], groups: WeightGroups
+    chunks: Sequence[nn.Module],
+    architecture: Architecture,
+    parameters: tuple[Parameter, ...],
+    groups: WeightGroups,
 ) -> dict[int, torch.Tensor]:
     """The rank's parameters by streaming order, without a tied model's copy of the embedding."""
     order = {parameter.name: index for index, parameter in enumerate(parameters)}
@@ -125,13 +137,17 @@ def _by_order(
     for parameter, tensor in local_parameters(chunks, architecture):
         wanted = parameter.megatron(groups.tp_rank, groups.tp_size).shape
         if tuple(tensor.shape) != wanted:
-            raise UserError(f"Megatron parameter {parameter.name} has shape {tuple(tensor.shape)}, expected {wanted}: wrong layout")
+            raise UserError(
+                f"Megatron parameter {parameter.name} has shape {tuple(tensor.shape)}, expected {wanted}: wrong layout"
+            )
         if not parameter.is_tied_copy:
             held[order[parameter.name]] = tensor.detach()
     return held
 
 
-def _owners(held: dict[int, torch.Tensor], parameters: tuple[Parameter, ...], groups: WeightGroups) -> dict[int, tuple[int, torch.dtype]]:
+def _owners(
+    held: dict[int, torch.Tensor], parameters: tuple[Parameter, ...], groups: WeightGroups
+) -> dict[int, tuple[int, torch.dtype]]:
     """For every parameter in streaming order: the pipeline stage that holds it, and its dtype."""
     mine = {order: tensor.dtype for order, tensor in held.items()}
     by_stage: list[dict[int, torch.dtype]] = [mine] * groups.pp_size
@@ -141,14 +157,19 @@ def _owners(held: dict[int, torch.Tensor], parameters: tuple[Parameter, ...], gr
     for order, parameter in enumerate(parameters):
         stages = [stage for stage, names in enumerate(by_stage) if order in names]
         if not stages and not parameter.is_tied_copy:
-            raise UserError(f"Megatron parameter {parameter.name} is on no pipeline stage: the stages do not cover the model")
+            raise UserError(
+                f"Megatron parameter {parameter.name} is on no pipeline stage: the stages do not cover the model"
+            )
         if stages:
             owners[order] = (stages[0], by_stage[stages[0]][order])
     return owners
 
 
 def _buckets(
-    parameters: tuple[Parameter, ...], owners: dict[int, tuple[int, torch.dtype]], groups: WeightGroups, bucket_bytes: int
+    parameters: tuple[Parameter, ...],
+    owners: dict[int, tuple[int, torch.dtype]],
+    groups: WeightGroups,
+    bucket_bytes: int,
 ) -> Iterator[_Bucket]:
     """Rows of all parameters in streaming order, packed until the buffers of a bucket (own shard, gathered shards) reach the limit."""
     copies = 1 if groups.tp_size == 1 else groups.tp_size + 1
@@ -160,7 +181,9 @@ def _buckets(
         limit_elements = max(row_elements, bucket_bytes // (owner[1].itemsize * copies))
         start = 0
         while start < shape[0]:
-            if pending and (owners[pending[0].order] != owner or pending_elements + row_elements > limit_elements):
+            if pending and (
+                owners[pending[0].order] != owner or pending_elements + row_elements > limit_elements
+            ):
                 yield _Bucket(*owners[pending[0].order], tuple(pending))
                 pending, pending_elements = [], 0
             stop = min(shape[0], start + (limit_elements - pending_elements) // row_elements)
@@ -171,9 +194,13 @@ def _buckets(
         yield _Bucket(*owners[pending[0].order], tuple(pending))
 
 
-def _exchange(bucket: _Bucket, held: dict[int, torch.Tensor], groups: WeightGroups, scratch: _Scratch) -> Sequence[Sequence[torch.Tensor]]:
+def _exchange(
+    bucket: _Bucket, held: dict[int, torch.Tensor], groups: WeightGroups, scratch: _Scratch
+) -> Sequence[Sequence[torch.Tensor]]:
     """For every run of rows in the bucket, its elements from every tensor-parallel rank, each flat; overwritten by the next bucket."""
-    parts = [held[rows.order][rows.start : rows.stop].reshape(-1) for rows in bucket.rows if rows.order in held]
+    parts = [
+        held[rows.order][rows.start : rows.stop].reshape(-1) for rows in bucket.rows if rows.order in held
+    ]
     if groups.pp_size == groups.tp_size == 1:
         return [(part,) for part in parts]
     flat = scratch.own(bucket)
@@ -189,7 +216,9 @@ def _exchange(bucket: _Bucket, held: dict[int, torch.Tensor], groups: WeightGrou
     return list(zip(*(shard.split([rows.elements for rows in bucket.rows]) for shard in shards)))
 
 
-def _place(assembling: dict[str, torch.Tensor], parameter: Parameter, rows: _Rows, shards: Sequence[torch.Tensor]) -> None:
+def _place(
+    assembling: dict[str, torch.Tensor], parameter: Parameter, rows: _Rows, shards: Sequence[torch.Tensor]
+) -> None:
     """Copy a run of rows, flat and from every tensor-parallel rank, into the tensors it belongs to; equal shards are copied once."""
     placements = [parameter.megatron(rank, len(shards)) for rank in range(len(shards))]
     for placement, shard in zip(placements[:1] if len(set(placements)) == 1 else placements, shards):

@@ -77,7 +77,11 @@ class HfDirectory:
                 f"expected a complete {architecture.family} checkpoint"
             )
         ignored = {LM_HEAD} if architecture.tie_word_embeddings else set()
-        extra = [name for name in self.tensors if name not in wanted and name not in ignored and not name.endswith(DERIVED_SUFFIXES)]
+        extra = [
+            name
+            for name in self.tensors
+            if name not in wanted and name not in ignored and not name.endswith(DERIVED_SUFFIXES)
+        ]
         if extra:
             raise UserError(
                 f"{self.tensors[extra[0]].path}: tensor {extra[0]} is not part of a {architecture.family} model of "
@@ -86,7 +90,9 @@ class HfDirectory:
         for name, shape in wanted.items():
             stored = self.tensors[name]
             if stored.shape != shape:
-                raise UserError(f"{stored.path}: tensor {name} has shape {stored.shape}, expected {shape} from config.json")
+                raise UserError(
+                    f"{stored.path}: tensor {name} has shape {stored.shape}, expected {shape} from config.json"
+                )
 
     def read(self, name: str, start: Shape | None = None, shape: Shape | None = None) -> torch.Tensor:
         """A rectangle of a tensor (the whole by default), in the stored dtype."""
@@ -102,7 +108,12 @@ class HfDirectory:
             UserError: the file cannot be read any more; names file and tensor.
         """
         stored = self.tensors[name]
-        in_place = target.shape[1:] == stored.shape[1:] and target.dtype == stored.dtype and target.is_contiguous() and target.is_cpu
+        in_place = (
+            target.shape[1:] == stored.shape[1:]
+            and target.dtype == stored.dtype
+            and target.is_contiguous()
+            and target.is_cpu
+        )
         rows = target if in_place else torch.empty((target.shape[0], *stored.shape[1:]), dtype=stored.dtype)
         row_bytes = stored.bytes // max(1, stored.shape[0])
         try:
@@ -111,7 +122,9 @@ class HfDirectory:
             file.seek(stored.offset_bytes + start[0] * row_bytes)
             _read_fully(file, memoryview(rows.detach().view(-1).view(torch.uint8).numpy()))
         except OSError as error:
-            raise UserError(f"{stored.path}: tensor {name} cannot be read ({error}); download the file again") from None
+            raise UserError(
+                f"{stored.path}: tensor {name} cannot be read ({error}); download the file again"
+            ) from None
         if not in_place:
             target.copy_(rows[region((0, *start[1:]), target.shape)])
 
@@ -127,14 +140,25 @@ class HfDirectory:
         if not index_path.exists():
             if single.exists():
                 return {single: None}
-            raise UserError(f"{self.path}: no weights; expected {SINGLE_NAME} or {INDEX_NAME} (pickled .bin files are not read)")
+            raise UserError(
+                f"{self.path}: no weights; expected {SINGLE_NAME} or {INDEX_NAME} (pickled .bin files are not read)"
+            )
         weight_map = read_json_object(index_path).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{index_path}: not a safetensors index (no object weight_map); download the file again")
+            raise UserError(
+                f"{index_path}: not a safetensors index (no object weight_map); download the file again"
+            )
         by_file: dict[str, set[str]] = {}
         for name, file in weight_map.items():
-            if not isinstance(file, str) or Path(file).name != file or file in ("", "..") or not file.isprintable():
-                raise UserError(f"{index_path}: names the file {quote(file)}; expected a file in the same directory")
+            if (
+                not isinstance(file, str)
+                or Path(file).name != file
+                or file in ("", "..")
+                or not file.isprintable()
+            ):
+                raise UserError(
+                    f"{index_path}: names the file {quote(file)}; expected a file in the same directory"
+                )
             by_file.setdefault(file, set()).add(name)
         return {self.path / file: names for file, names in by_file.items()}
 
@@ -143,24 +167,40 @@ class HfDirectory:
             with file.open("rb") as raw:
                 header_bytes = int.from_bytes(raw.read(8), "little")
                 if header_bytes > MAX_HEADER_BYTES:
-                    raise UserError(f"{file}: a header of {header_bytes} bytes, expected at most {MAX_HEADER_BYTES}; download it again")
-                with safe_open(file, framework="pt") as opened:  # checks the header against the size of the file
+                    raise UserError(
+                        f"{file}: a header of {header_bytes} bytes, expected at most {MAX_HEADER_BYTES}; download it again"
+                    )
+                with safe_open(
+                    file, framework="pt"
+                ) as opened:  # checks the header against the size of the file
                     names = set(opened.keys())
                 header = json.loads(raw.read(header_bytes))
         except FileNotFoundError:
-            raise UserError(f"{file}: no such file, though {INDEX_NAME} names it; download it again") from None
+            raise UserError(
+                f"{file}: no such file, though {INDEX_NAME} names it; download it again"
+            ) from None
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: truncated or not a safetensors file ({error}); download it again") from None
+            raise UserError(
+                f"{file}: truncated or not a safetensors file ({error}); download it again"
+            ) from None
         for name in sorted((indexed or names) - names):
-            raise UserError(f"{file}: tensor {name} is missing, though {INDEX_NAME} places it there; download the file again")
+            raise UserError(
+                f"{file}: tensor {name} is missing, though {INDEX_NAME} places it there; download the file again"
+            )
         for name in sorted(names):
             entry = header[name]
             if entry["dtype"] not in DTYPES:
-                raise UserError(f"{file}: tensor {name} is stored as {entry['dtype']}; expected one of {', '.join(DTYPES)}")
+                raise UserError(
+                    f"{file}: tensor {name} is stored as {entry['dtype']}; expected one of {', '.join(DTYPES)}"
+                )
             if name in self.tensors:
-                raise UserError(f"{file}: tensor {name} is stored in {self.tensors[name].path.name} as well; keep one of the two")
+                raise UserError(
+                    f"{file}: tensor {name} is stored in {self.tensors[name].path.name} as well; keep one of the two"
+                )
             offset_bytes = 8 + header_bytes + entry["data_offsets"][0]
-            self.tensors[name] = StoredTensor(file, offset_bytes, tuple(entry["shape"]), DTYPES[entry["dtype"]])
+            self.tensors[name] = StoredTensor(
+                file, offset_bytes, tuple(entry["shape"]), DTYPES[entry["dtype"]]
+            )
 
 
 def _read_fully(file: BinaryIO, into: memoryview) -> None:

@@ -16,7 +16,9 @@ from selfemo.weights.rank_parameters import local_parameters
 
 
 @torch.no_grad()
-def load_hf_weights(chunks: Sequence[nn.Module], hf_dir: str | Path, architecture: Architecture, tp_rank: int, tp_size: int) -> None:
+def load_hf_weights(
+    chunks: Sequence[nn.Module], hf_dir: str | Path, architecture: Architecture, tp_rank: int, tp_size: int
+) -> None:
     """Fill every parameter of the rank's model chunks from a Hugging Face directory, once each; padding rows become zero.
 
     Values are converted to the parameters' dtype. An optimizer with master weights must reload them afterwards.

@@ -31,10 +31,23 @@ MAX_METADATA_BYTES = 256 << 20
 """Some hundred bytes per shard: more is no checkpoint's."""
 _RECORDS = {
     "torch.distributed.checkpoint.metadata": (
-        *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties"),
+        *(
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+        ),
         *("TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
     ),
-    "torch.distributed.checkpoint.planner": ("BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"),
+    "torch.distributed.checkpoint.planner": (
+        "BytesIOWriteData",
+        "SavePlan",
+        "TensorWriteData",
+        "WriteItem",
+        "WriteItemType",
+    ),
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
     "torch.serialization": ("_get_layout",),
     "torch": (
@@ -59,16 +72,22 @@ def read_metadata(directory: Path) -> Metadata:
     try:
         size_bytes = path.stat().st_size
         if size_bytes > MAX_METADATA_BYTES:
-            raise UserError(f"{path}: is {size_bytes} bytes, expected at most {MAX_METADATA_BYTES}; it is no checkpoint's metadata")
+            raise UserError(
+                f"{path}: is {size_bytes} bytes, expected at most {MAX_METADATA_BYTES}; it is no checkpoint's metadata"
+            )
         with path.open("rb") as file:
             metadata = _RecordsOnly(file).load()
         _check(metadata)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a Megatron distributed checkpoint") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check that it is a readable file") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); check that it is a readable file"
+        ) from None
     except _UNPICKLING as error:
-        raise UserError(f"{path}: not checkpoint metadata ({str(error)[:200]}); the checkpoint is damaged, or is not one") from None
+        raise UserError(
+            f"{path}: not checkpoint metadata ({str(error)[:200]}); the checkpoint is damaged, or is not one"
+        ) from None
     checked: Metadata = metadata
     return checked
 
@@ -114,7 +133,10 @@ def _check_tensor(stored: TensorStorageMetadata) -> None:
     _expect(_expect(stored.properties, TensorProperties).dtype, torch.dtype)
     rank = len(_expect(stored.size, torch.Size))
     for chunk in _expect(stored.chunks, list):
-        offsets, sizes = _expect(_expect(chunk, ChunkStorageMetadata).offsets, torch.Size), _expect(chunk.sizes, torch.Size)
+        offsets, sizes = (
+            _expect(_expect(chunk, ChunkStorageMetadata).offsets, torch.Size),
+            _expect(chunk.sizes, torch.Size),
+        )
         if not rank == len(offsets) == len(sizes) or min((*stored.size, *offsets, *sizes), default=0) < 0:
             raise ValueError("a shard whose place is not in its tensor")
 

@@ -11,7 +11,9 @@ from selfemo.models.architecture import Architecture
 from selfemo.models.parameters import LAYER_PREFIX, Parameter, model_parameters
 
 
-def local_parameters(chunks: Sequence[nn.Module], architecture: Architecture) -> list[tuple[Parameter, nn.Parameter]]:
+def local_parameters(
+    chunks: Sequence[nn.Module], architecture: Architecture
+) -> list[tuple[Parameter, nn.Parameter]]:
     """What this rank holds, in streaming order.
 
     Args:
@@ -20,7 +22,11 @@ def local_parameters(chunks: Sequence[nn.Module], architecture: Architecture) ->
     Raises:
         UserError: a parameter that the family does not know, or one that two chunks hold; names it.
     """
-    known = {name: (order, parameter) for order, parameter in enumerate(model_parameters(architecture)) for name in parameter.names}
+    known = {
+        name: (order, parameter)
+        for order, parameter in enumerate(model_parameters(architecture))
+        for name in parameter.names
+    }
     held: dict[int, tuple[Parameter, nn.Parameter]] = {}
     for chunk in map(_unwrap, chunks):
         for local_name, tensor in chunk.named_parameters():

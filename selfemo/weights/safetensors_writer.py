@@ -31,12 +31,20 @@ class SafetensorsWriter:
     """
 
     def __init__(
-        self, directory: Path, tensors: Sequence[HfTensor], dtypes: Sequence[torch.dtype], max_shard_bytes: int = DEFAULT_SHARD_BYTES
+        self,
+        directory: Path,
+        tensors: Sequence[HfTensor],
+        dtypes: Sequence[torch.dtype],
+        max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     ) -> None:
         self._place: dict[str, tuple[Path, int, HfTensor, torch.dtype]] = {}
         """Of each tensor still to come: file, offset in it, tensor, dtype."""
         shards = _split(list(zip(tensors, dtypes)), max_shard_bytes)
-        names = [SINGLE_NAME] if len(shards) == 1 else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        names = (
+            [SINGLE_NAME]
+            if len(shards) == 1
+            else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        )
         for name, shard in zip(names, shards):
             self._begin(directory / name, shard)
         if len(shards) > 1:
@@ -72,7 +80,11 @@ class SafetensorsWriter:
         offsets: list[int] = [0]
         for tensor, dtype in shard:
             offsets.append(offsets[-1] + tensor.elements * dtype.itemsize)
-            header[tensor.name] = {"dtype": _CODES[dtype], "shape": list(tensor.shape), "data_offsets": offsets[-2:]}
+            header[tensor.name] = {
+                "dtype": _CODES[dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": offsets[-2:],
+            }
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         path.write_bytes(struct.pack("<Q", len(text)) + text)
@@ -83,10 +95,15 @@ class SafetensorsWriter:
     def _write_index(path: Path, names: list[str], shards: list[list[tuple[HfTensor, torch.dtype]]]) -> None:
         total = sum(tensor.elements * dtype.itemsize for shard in shards for tensor, dtype in shard)
         weight_map = {tensor.name: name for name, shard in zip(names, shards) for tensor, _ in shard}
-        path.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n",
+            encoding="utf-8",
+        )
 
 
-def _split(tensors: list[tuple[HfTensor, torch.dtype]], max_shard_bytes: int) -> list[list[tuple[HfTensor, torch.dtype]]]:
+def _split(
+    tensors: list[tuple[HfTensor, torch.dtype]], max_shard_bytes: int
+) -> list[list[tuple[HfTensor, torch.dtype]]]:
     shards: list[list[tuple[HfTensor, torch.dtype]]] = [[]]
     filled_bytes = 0
     for tensor, dtype in tensors:

@@ -24,8 +24,22 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    ReadItem,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from selfemo.common.errors import UserError
@@ -41,13 +55,27 @@ COMMON_NAME = "common.pt"  # megatron-private
 COMMON_KEY = "common_state/shard_0_1"  # megatron-private
 """The stored value that they are since."""
 LOAD_ERRORS = (
-    *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, AttributeError),
+    *(
+        OSError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ),
     *(struct.error, ArithmeticError, AssertionError, MemoryError),
 )
 """What torch.load(weights_only=True) raises for a damaged file: its unpickler is written in Python and trusts lengths."""
 FORMAT_NAME = "metadata.json"
 # megatron-private
-FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
+FORMAT = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
 """What megatron-core 0.16 writes there; 0.19 leaves the two about `common` out and reads past them."""
 STATEFUL_MODULES = (  # megatron-private
     "self_attention.linear_qkv",
@@ -82,7 +110,11 @@ def pieces(parameter: Parameter, dtype: torch.dtype, limit_bytes: int) -> list[P
 
 
 def write_checkpoint(
-    directory: Path, content: Sequence[Piece], num_layers: int, common: Mapping[str, object], load: Callable[[Piece], torch.Tensor]
+    directory: Path,
+    content: Sequence[Piece],
+    num_layers: int,
+    common: Mapping[str, object],
+    load: Callable[[Piece], torch.Tensor],
 ) -> None:
     """Write a checkpoint whose pieces are asked for one at a time, in order.
 
@@ -91,13 +123,19 @@ def write_checkpoint(
         load: returns a piece's rows; called once per piece.
     """
     planner = _PiecePlanner(content, num_layers, load)
-    writer = FileSystemWriter(str(directory), sync_files=False)  # a Path would be pickled, and Python 3.13's loads nowhere else
+    writer = FileSystemWriter(
+        str(directory), sync_files=False
+    )  # a Path would be pickled, and Python 3.13's loads nowhere else
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that no process group is meant to take part
+        with warnings.catch_warnings(
+            action="ignore", category=UserWarning
+        ):  # that no process group is meant to take part
             dcp.save({}, storage_writer=writer, planner=planner, no_dist=True)
     except dcp.CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
-        raise (os_error_behind(cause) or cause) from None  # torch.save hides a failed write behind a RuntimeError about positions
+        raise (
+            os_error_behind(cause) or cause
+        ) from None  # torch.save hides a failed write behind a RuntimeError about positions
     torch.save(dict(common), directory / COMMON_NAME)
     (directory / FORMAT_NAME).write_text(json.dumps(FORMAT), encoding="utf-8")
 
@@ -116,7 +154,11 @@ class CheckpointReader:
         self._reader = _SafeReader(self.directory)
         self._metadata = self._reader.read_metadata()
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
-        self._tensors = {k: v for k, v in self._metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
+        self._tensors = {
+            k: v
+            for k, v in self._metadata.state_dict_metadata.items()
+            if isinstance(v, TensorStorageMetadata)
+        }
 
     def byte_blobs(self) -> Iterator[bytes]:
         """The stored values that are no tensors, as bytes; `_extra_state` of modules, in practice.
@@ -142,7 +184,9 @@ class CheckpointReader:
     def _blob(self, name: str, place: Any) -> bytes:
         path = self.directory / place.relative_path
         if path.parent != self.directory:
-            raise UserError(f"{self.directory}: {name} points outside the checkpoint; it is damaged, or was made to harm")
+            raise UserError(
+                f"{self.directory}: {name} points outside the checkpoint; it is damaged, or was made to harm"
+            )
         with path.open("rb") as file:
             file.seek(place.offset)
             return file.read(place.length)
@@ -158,7 +202,9 @@ class CheckpointReader:
                 return name, ()
             if parameter.layer is not None and stacked_key(name) in self._tensors:
                 return stacked_key(name), (parameter.layer,)
-        raise UserError(f"{self.directory}: tensor {parameter.name} is missing from the checkpoint; expected a model of this architecture")
+        raise UserError(
+            f"{self.directory}: tensor {parameter.name} is missing from the checkpoint; expected a model of this architecture"
+        )
 
     def check(self, parameter: Parameter, num_layers: int) -> None:
         """Compare a parameter's stored shape with the architecture's; vocabularies may be padded to any height.
@@ -175,7 +221,9 @@ class CheckpointReader:
             rows_fit = found[0] == wanted[0]
         if layers not in ((), (num_layers,)) or found[1:] != wanted[1:] or not rows_fit:
             expected = (*((num_layers,) if lead else ()), *wanted)
-            raise UserError(f"{self.directory}: tensor {key} has shape {size}, expected {expected}; is this checkpoint of another model?")
+            raise UserError(
+                f"{self.directory}: tensor {key} has shape {size}, expected {expected}; is this checkpoint of another model?"
+            )
 
     def check_no_more(self, parameters: Sequence[Parameter]) -> None:
         """Look for tensors of a model beyond these parameters; optimizer state and `_extra_state` are none.
@@ -184,7 +232,9 @@ class CheckpointReader:
             UserError: there are some, which an export would drop in silence; names the first.
         """
         claimed = {self.stored(parameter)[0] for parameter in parameters}
-        extra = sorted(key for key in self._tensors if key not in claimed and not NOT_OF_THE_MODEL.search(key))
+        extra = sorted(
+            key for key in self._tensors if key not in claimed and not NOT_OF_THE_MODEL.search(key)
+        )
         if extra:
             more = f" (and {len(extra) - 3} more)" if len(extra) > 3 else ""
             raise UserError(
@@ -209,11 +259,24 @@ class CheckpointReader:
         items = create_read_items_for_chunk_list(key, self._tensors[key], [chunk])
         try:
             self._reader.read_data(LoadPlan(items), _IntoTensor(wide)).wait()
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, AssertionError) as error:
+        except (
+            OSError,
+            RuntimeError,
+            EOFError,
+            pickle.UnpicklingError,
+            LookupError,
+            ValueError,
+            TypeError,
+            AssertionError,
+        ) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{self.directory}: tensor {key} cannot be read ({reason}); the checkpoint is incomplete") from None
+            raise UserError(
+                f"{self.directory}: tensor {key} cannot be read ({reason}); the checkpoint is incomplete"
+            ) from None
         if sum(item.lengths.numel() for item in items) != target.numel():
-            raise UserError(f"{self.directory}: tensor {key} is only partly stored; the checkpoint is incomplete")
+            raise UserError(
+                f"{self.directory}: tensor {key} is only partly stored; the checkpoint is incomplete"
+            )
 
 
 def read_common(directory: Path) -> dict[str, Any]:
@@ -234,9 +297,13 @@ def read_common(directory: Path) -> dict[str, Any]:
             (values,) = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     except LOAD_ERRORS as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path}: cannot be read ({quote(reason)}); the checkpoint is damaged, or is not one") from None
+        raise UserError(
+            f"{path}: cannot be read ({quote(reason)}); the checkpoint is damaged, or is not one"
+        ) from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds a {type(values).__name__}, expected a dictionary; the checkpoint is damaged, or is not one")
+        raise UserError(
+            f"{path}: holds a {type(values).__name__}, expected a dictionary; the checkpoint is damaged, or is not one"
+        )
     return values
 
 
@@ -248,7 +315,9 @@ def stacked_key(name: str) -> str:
 class _PiecePlanner(DefaultSavePlanner):
     """Plans pieces instead of a state dict, and resolves each when the writer comes to it."""
 
-    def __init__(self, content: Sequence[Piece], num_layers: int, load: Callable[[Piece], torch.Tensor]) -> None:
+    def __init__(
+        self, content: Sequence[Piece], num_layers: int, load: Callable[[Piece], torch.Tensor]
+    ) -> None:
         super().__init__(flatten_state_dict=False)
         self._load, self._num_layers = load, num_layers
         self._by_index: dict[tuple[str, torch.Size | None], Piece | None] = {}
@@ -281,7 +350,9 @@ class _PiecePlanner(DefaultSavePlanner):
         index = MetadataIndex(name if layer is None else stacked_key(name), offset)
         self._by_index[index.fqn, offset] = piece
         whole = torch.Size((*((self._num_layers,) if lead else ()), *shape))
-        data = TensorWriteData(ChunkStorageMetadata(offset, sizes), TensorProperties(dtype=piece.dtype), whole)
+        data = TensorWriteData(
+            ChunkStorageMetadata(offset, sizes), TensorProperties(dtype=piece.dtype), whole
+        )
         return WriteItem(index, WriteItemType.SHARD, tensor_data=data)
 
 
@@ -300,7 +371,9 @@ class _IntoTensor(LoadPlanner):
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
         """The tensor was filled in place."""
 
-    def set_up_planner(self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
+    def set_up_planner(
+        self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
         """Nothing to set up: the plan is made by the caller."""
 
     def create_local_plan(self) -> LoadPlan:

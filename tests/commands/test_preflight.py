@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime\r\n"
+HEADER = (
+    "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime\r\n"
+)
 
 
 def dry_run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("selfemo")), "train", "--dry-run", *arguments, f"output_dir={tmp_path / 'run'}"]
+    command = [
+        str(Path(sys.executable).with_name("selfemo")),
+        "train",
+        "--dry-run",
+        *arguments,
+        f"output_dir={tmp_path / 'run'}",
+    ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -39,7 +47,10 @@ def everyday(*more: str) -> tuple[str, ...]:
         (everyday("parallel.tensr=2"), ("unknown key parallel.tensr", "'tensor'")),
         (everyday("iterations=-1"), ("iterations=-1", "greater than or equal to 0")),
         (everyday("seed=often"), ("seed='often'", "integer")),
-        (everyday("parallel.tensor=3", "--processes-per-node", "3"), ("parallel.tensor=3", "8 attention heads")),
+        (
+            everyday("parallel.tensor=3", "--processes-per-node", "3"),
+            ("parallel.tensor=3", "8 attention heads"),
+        ),
         (everyday("parallel.pipeline=3", "--processes-per-node", "3"), ("parallel.pipeline", "4 layers")),
         (everyday("parallel.tensor=2", "--processes-per-node", "3"), ("parallel.tensor=2", "world of 3")),
         (everyday("model.path=/nowhere"), ("model.path=/nowhere", "no such directory")),
@@ -89,7 +100,9 @@ def test_a_missing_dependency_is_named_with_its_remedy(tmp_path):
         f"sys.argv = ['selfemo', 'train', '--dry-run', 'corpus.name=everyday', 'output_dir={tmp_path / 'run'}']\n"
         "from selfemo.commands.main import main; main()\n"
     )
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert result.returncode == 2
     assert "vllm" in result.stderr
     assert "make setup" in result.stderr

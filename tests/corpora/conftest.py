@@ -58,7 +58,9 @@ def iemocap_root(tmp_path: Path) -> Path:
             transcript, evaluations = _dialogue_files(name)
             (dialog / "transcriptions" / f"{name}.txt").write_text(transcript)
             (dialog / "EmoEvaluation" / f"{name}.txt").write_text(evaluations)
-        (tmp_path / f"Session{session}" / "dialog" / "transcriptions" / "._Ses.txt").write_bytes(b"\x00\x05\x16\x07")
+        (tmp_path / f"Session{session}" / "dialog" / "transcriptions" / "._Ses.txt").write_bytes(
+            b"\x00\x05\x16\x07"
+        )
     return tmp_path
 
 

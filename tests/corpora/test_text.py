@@ -37,4 +37,6 @@ def test_cleaning_is_idempotent_and_leaves_no_controls(raw: str) -> None:
     clean = clean_text(raw)
     assert clean_text(clean) == clean
     assert clean == clean.strip()
-    assert not [char for char in clean if char in "‘’“”\u2026\n\r\t" or ord(char) < 32 or 0x7F <= ord(char) < 0xA0]
+    assert not [
+        char for char in clean if char in "‘’“”\u2026\n\r\t" or ord(char) < 32 or 0x7F <= ord(char) < 0xA0
+    ]

@@ -26,7 +26,13 @@ class _Pair:
 def _describe_rank(offset: int) -> tuple[int, float, str, int, int]:
     total = torch.tensor(float(torch.distributed.get_rank() + offset))
     torch.distributed.all_reduce(total)
-    return torch.distributed.get_rank(), total.item(), os.environ["LOCAL_RANK"], torch.get_num_threads(), os.getpid()
+    return (
+        torch.distributed.get_rank(),
+        total.item(),
+        os.environ["LOCAL_RANK"],
+        torch.get_num_threads(),
+        os.getpid(),
+    )
 
 
 def _swap(pair: _Pair) -> _Pair:
@@ -111,7 +117,9 @@ def test_ranks_and_their_children_end_with_a_killed_session(tmp_path: Path) -> N
         "print(*runner(2, test_harness._start_child), *runner.pids(2), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    session = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=300)
+    session = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=300
+    )
     pids = [int(word) for word in session.stdout.split()]
     assert session.returncode == -signal.SIGKILL
     assert len(pids) == 4

@@ -87,7 +87,11 @@ def check(words: list[str]) -> None:
         if script.startswith("tools/"):
             options = {word.split("=")[0] for word in rest[1:] if word.startswith("--")}
             source = (ROOT / script).read_text(encoding="utf-8")
-            unknown = {option for option in options if not re.search(rf"[\"']{option}[\"'/]|\b{option[2:].replace('-', '_')}: ", source)}
+            unknown = {
+                option
+                for option in options
+                if not re.search(rf"[\"']{option}[\"'/]|\b{option[2:].replace('-', '_')}: ", source)
+            }
             assert not unknown, f"{script} takes no {', '.join(unknown)}"
     else:
         assert program in ELSEWHERE
@@ -103,7 +107,9 @@ def parse(command: Any, words: list[str]) -> None:
         return
     if set(words) & {"[section.field=value", "FILE"} or not words:
         words = [word for word in words if not word.startswith(("[", "...")) and word != "...]"]
-    context = command.make_context(command.name, ["1" if w in ("ID", "N") else w for w in words], resilient_parsing=True)
+    context = command.make_context(
+        command.name, ["1" if w in ("ID", "N") else w for w in words], resilient_parsing=True
+    )
     overrides = [word for word in context.params.get("overrides") or () if re.match(r"[a-z_.]+=", word)]
     known = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     names = {option for parameter in known for option in (*parameter.opts, *parameter.secondary_opts)}
@@ -118,14 +124,20 @@ def templates() -> list[str]:
         for path in sorted((ROOT / room).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):
-                    found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values))
+                    found.append(
+                        "".join(
+                            str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values
+                        )
+                    )
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.append(node.value)
     return found
 
 
 def test_messages_in_troubleshooting_stand_in_the_source() -> None:
-    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8").split("## Not an error message")[0]
+    page = (
+        (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8").split("## Not an error message")[0]
+    )
     messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     assert len(messages) > 40
     source = "\x00".join(templates())
@@ -145,7 +157,9 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    assert [page.name for page in PAGES[1:] if f"({page.name})" not in index and page.name != "README.md"] == []
+    assert [
+        page.name for page in PAGES[1:] if f"({page.name})" not in index and page.name != "README.md"
+    ] == []
 
 
 def test_the_corpus_of_the_guide_is_found_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,9 @@ def damaged(rng: random.Random) -> str:
     text = ", ".join(rng.choices(MELD_LABELS, k=rng.randint(0, 4)))
     for _ in range(rng.randint(0, 3)):
         at = rng.randint(0, len(text))
-        text = rng.choice([text[:at] + rng.choice(NOISE) + text[at:], text[:at] + text[at + 1 :], text[at:] + text[:at]])
+        text = rng.choice(
+            [text[:at] + rng.choice(NOISE) + text[at:], text[:at] + text[at + 1 :], text[at:] + text[:at]]
+        )
     return text
 
 
@@ -44,7 +46,9 @@ def check(text: str) -> bool:
     assert isinstance(reading, Answer) == canonical
     if isinstance(reading, Answer):
         assert format_answer(reading.labels) == text
-        assert parse_answer(f"{THINK_OPEN}{text}{THINK_CLOSE}\n\n{text}", MELD_LABELS, thinking=True) == reading
+        assert (
+            parse_answer(f"{THINK_OPEN}{text}{THINK_CLOSE}\n\n{text}", MELD_LABELS, thinking=True) == reading
+        )
     assert parse_answer(text, MELD_LABELS, finished=False) != reading or not isinstance(reading, Answer)
     parse_answer(text, MELD_LABELS, thinking=True)
     return canonical

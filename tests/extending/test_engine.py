@@ -74,7 +74,9 @@ def test_an_engine_from_outside_answers_with_the_weights_it_was_sent(tmp_path: P
     for directory in directories:
         (found,) = ModelGenerator(shared, find_model(directory)).generate([request])
         model = AutoModelForCausalLM.from_pretrained(directory).float().eval()
-        expected = model.generate(torch.tensor([request.prompt_ids]), max_new_tokens=6, do_sample=False, eos_token_id=None)
+        expected = model.generate(
+            torch.tensor([request.prompt_ids]), max_new_tokens=6, do_sample=False, eos_token_id=None
+        )
         assert found.token_ids == tuple(expected[0, 3:].tolist())
         assert len(found.logprobs) == 6
     assert shared._engine.weight_version == 1

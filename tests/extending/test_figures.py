@@ -24,7 +24,10 @@ def recorded(run: Path) -> Path:
     """A made run whose journal records one figure more."""
     metrics = make_run(run) / "metrics.jsonl"
     events = [json.loads(line) for line in metrics.read_text().splitlines()]
-    more = [event | ({"advantage_std": SPREADS[event["iteration"]]} if event["event"] == "iteration" else {}) for event in events]
+    more = [
+        event | ({"advantage_std": SPREADS[event["iteration"]]} if event["event"] == "iteration" else {})
+        for event in events
+    ]
     metrics.write_text("".join(json.dumps(event) + "\n" for event in more))
     return run
 
@@ -49,10 +52,15 @@ def test_tensorboard_has_the_scalar(run_dir: Path):
     assert dict(tensorboard_points(run_dir)["policy/advantage_std"]) == expected
 
 
-def test_an_evaluation_after_another_stage_has_its_place_on_the_axis(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_evaluation_after_another_stage_has_its_place_on_the_axis(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(scalars, "STAGES", ("start", "sft", "distilled", "final"))
     records = read_run(make_run(run_dir))
-    places = [scalars_of({"event": "eval", "stage": stage, "accuracy": 0.5}) for stage in ("sft", "distilled", "final")]
+    places = [
+        scalars_of({"event": "eval", "stage": stage, "accuracy": 0.5})
+        for stage in ("sft", "distilled", "final")
+    ]
     assert [place.step for place in places if place] == [1, 2, 3]
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(records.of("eval")[1] | {"stage": "distilled"}) + "\n")

@@ -107,7 +107,12 @@ def strike(what: str) -> None:
     run = next(argument.partition("=")[2] for argument in sys.argv if argument.startswith("output_dir="))
     (Path(run) / "logs" / "struck").write_text(str(time.time()))
     if what in ("kill", "stop", "term", "usr1"):
-        os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}[what])
+        os.kill(
+            os.getpid(),
+            {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}[
+                what
+            ],
+        )
     elif what == "raise":
         raise RuntimeError("the engine died")
     elif what == "hang":

@@ -21,9 +21,17 @@ def torchrun(run: Path, faults: list[dict], *options: str) -> subprocess.Complet
     launch = ["torchrun", "--standalone", "--nproc-per-node", "2", *options, "--no-python"]
     program = [sys.executable, "-m", "tests.faults.run_with_faults", json.dumps(faults)]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", OWN_STORES: "1"}
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        OWN_STORES: "1",
+    }
     command = [*launch, *program, "train", "--config", CONFIG, f"output_dir={run}", *LAYOUTS["TP2"]]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=False
+    )
 
 
 def test_torchruns_restart_resumes(untouched, tmp_path):

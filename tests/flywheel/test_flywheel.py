@@ -27,7 +27,12 @@ from selfemo.selfplay.transitions import TransitionPrior
 from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator, conversation
 
 TRAIN = [
-    conversation(str(i), f"Ann[joy]: train number {i} starts off so", f"Bo[{label}]: train number {i} goes on so", f"Ann[joy]: end of {i}")
+    conversation(
+        str(i),
+        f"Ann[joy]: train number {i} starts off so",
+        f"Bo[{label}]: train number {i} goes on so",
+        f"Ann[joy]: end of {i}",
+    )
     for i, label in enumerate(LABELS * 5)
 ]
 HELD = [
@@ -36,7 +41,12 @@ HELD = [
 ]
 CORPUS = Corpus("toy", LABELS, (*TRAIN, *HELD))
 CONFIG = SelfPlayConfig(
-    seeds_per_iteration=6, turns=2, recognizer_group_size=4, responder_group_size=2, max_answer_tokens=20, max_utterance_tokens=80
+    seeds_per_iteration=6,
+    turns=2,
+    recognizer_group_size=4,
+    responder_group_size=2,
+    max_answer_tokens=20,
+    max_utterance_tokens=80,
 )
 
 
@@ -57,11 +67,15 @@ class Run:
         self.rewards = Rewards(RewardConfig(), TRAIN, LABELS)
         self.pool = OpeningPool(CORPUS, CONFIG, 5, 3)
         prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
-        self.selfplay = SelfPlay(self.generator, prompts, self.rewards.score, TransitionPrior.estimate(TRAIN), CONFIG, 5)
+        self.selfplay = SelfPlay(
+            self.generator, prompts, self.rewards.score, TransitionPrior.estimate(TRAIN), CONFIG, 5
+        )
         self.flywheel = Flywheel(config or FlywheelConfig(), CORPUS, self.rewards, path, is_writer)
 
     def play(self, iteration: int) -> list[ScoredGroup]:
-        episodes = self.selfplay.play(self.pool.draw(iteration, self.flywheel.kept_dialogues(iteration)), iteration)
+        episodes = self.selfplay.play(
+            self.pool.draw(iteration, self.flywheel.kept_dialogues(iteration)), iteration
+        )
         return self.rewards.score_groups([group for episode in episodes for group in episode.groups])
 
     def iterate(self, iterations: range) -> None:
@@ -98,7 +112,11 @@ def test_no_held_out_text_ever_enters_record_or_seed(path: Path) -> None:
     assert kept
     assert barred, "the planted line was offered"
     assert all("kettle" not in turn.text.lower() for record in kept for turn in record.dialogue)
-    assert all("kettle" not in turn.text.lower() for dialogue in run.flywheel.kept_dialogues() for turn in dialogue.turns)
+    assert all(
+        "kettle" not in turn.text.lower()
+        for dialogue in run.flywheel.kept_dialogues()
+        for turn in dialogue.turns
+    )
 
 
 def test_kept_texts_do_not_repeat_and_labels_keep_to_their_share(path: Path) -> None:
@@ -135,13 +153,17 @@ def test_untrusted_labels_do_not_count_as_annotation(path: Path) -> None:
 def test_every_rank_decides_alike_and_one_writes(path: Path, tmp_path: Path) -> None:
     writer, reader = Run(path), Run(tmp_path / "absent.sqlite", is_writer=False)
     for iteration in range(3):
-        assert writer.flywheel.offer(writer.play(iteration), 1) == reader.flywheel.offer(reader.play(iteration), 1)
+        assert writer.flywheel.offer(writer.play(iteration), 1) == reader.flywheel.offer(
+            reader.play(iteration), 1
+        )
         assert writer.flywheel.kept_dialogues() == reader.flywheel.kept_dialogues()
     assert not (tmp_path / "absent.sqlite").exists()
 
 
 @pytest.mark.parametrize("is_writer", [True, False])
-def test_a_resumed_flywheel_goes_on_as_if_it_had_not_stopped(path: Path, tmp_path: Path, is_writer: bool) -> None:
+def test_a_resumed_flywheel_goes_on_as_if_it_had_not_stopped(
+    path: Path, tmp_path: Path, is_writer: bool
+) -> None:
     whole, first = Run(tmp_path / "whole.sqlite"), Run(path)
     whole.iterate(range(6))
     first.iterate(range(4))
@@ -151,14 +173,22 @@ def test_a_resumed_flywheel_goes_on_as_if_it_had_not_stopped(path: Path, tmp_pat
     assert second.flywheel.counts == whole.flywheel.counts
     assert second.flywheel.kept_dialogues() == whole.flywheel.kept_dialogues()
     if is_writer:
-        assert list(FlywheelStore(path).find(Filter())) == list(FlywheelStore(tmp_path / "whole.sqlite").find(Filter()))
-        assert [second.flywheel.outcomes(i) for i in range(6)] == [whole.flywheel.outcomes(i) for i in range(6)]
+        assert list(FlywheelStore(path).find(Filter())) == list(
+            FlywheelStore(tmp_path / "whole.sqlite").find(Filter())
+        )
+        assert [second.flywheel.outcomes(i) for i in range(6)] == [
+            whole.flywheel.outcomes(i) for i in range(6)
+        ]
 
 
 def test_a_disabled_flywheel_keeps_nothing(path: Path) -> None:
     run = Run(path, FlywheelConfig(enabled=False))
     run.iterate(range(2))
-    assert (run.flywheel.counts.offered, run.flywheel.counts.kept, run.flywheel.kept_dialogues()) == (0, 0, [])
+    assert (run.flywheel.counts.offered, run.flywheel.counts.kept, run.flywheel.kept_dialogues()) == (
+        0,
+        0,
+        [],
+    )
     assert not path.exists()
 
 
@@ -182,7 +212,9 @@ def test_an_export_is_a_corpus(path: Path, tmp_path: Path) -> None:
     corpus = load_corpus("jsonl", str(out))
     kept = list(FlywheelStore(path).find(Filter(kept=True, role="recognizer")))
     assert corpus.labels == LABELS
-    assert [(c.turns[-1].text, c.turns[-1].labels) for c in corpus.conversations] == [(r.text, r.labels) for r in kept]
+    assert [(c.turns[-1].text, c.turns[-1].labels) for c in corpus.conversations] == [
+        (r.text, r.labels) for r in kept
+    ]
     assert json.loads(out.read_text().splitlines()[0])["meta"]["record"] == kept[0].record_id
     again = CliRunner().invoke(app, ["export", str(path), str(out)])
     assert isinstance(again.exception, UserError)
@@ -221,4 +253,7 @@ def test_records_made_by_one_offer_are_replaced_by_none(path: Path) -> None:
     groups = run.play(0)
     first = run.flywheel.offer(groups, 1)
     assert run.flywheel.offer(groups, 1) == []
-    assert run.flywheel.offer([replace(g, group=replace(g.group, iteration=9)) for g in groups], 1)[0].record_id == len(first) + 1
+    assert (
+        run.flywheel.offer([replace(g, group=replace(g.group, iteration=9)) for g in groups], 1)[0].record_id
+        == len(first) + 1
+    )

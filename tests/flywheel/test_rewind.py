@@ -23,9 +23,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def records(count: int) -> list[Record]:
-    scored = score_group(recognizer_group(["joy, anger", "anger", ""], ("joy",)), RewardConfig(), SCORE, dict.fromkeys(LABELS, 1.0))
+    scored = score_group(
+        recognizer_group(["joy, anger", "anger", ""], ("joy",)),
+        RewardConfig(),
+        SCORE,
+        dict.fromkeys(LABELS, 1.0),
+    )
     made = [make_record(scored, i, 7, 0.5) for i in range(1, count + 1)]
-    return [replace(r, iteration=r.record_id, kept=r.record_id % 2 == 0, reason=str(r.record_id % 3)) for r in made]
+    return [
+        replace(r, iteration=r.record_id, kept=r.record_id % 2 == 0, reason=str(r.record_id % 3))
+        for r in made
+    ]
 
 
 def content(path: Path) -> list[str]:

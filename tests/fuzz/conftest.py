@@ -61,7 +61,9 @@ class Tally:
             self.accepted += 1
             return result
         except UserError as refusal:
-            if isinstance(refusal.__cause__, (TimeoutError, MemoryError)):  # a bound that was told as the file's fault
+            if isinstance(
+                refusal.__cause__, (TimeoutError, MemoryError)
+            ):  # a bound that was told as the file's fault
                 refusal.add_note(f"input: {shown!r}"[:4000])
                 raise
             self.refused += 1
@@ -108,7 +110,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """The table of a run with many inputs."""
     if "FUZZ_INPUTS" not in os.environ:
         return
-    terminalreporter.write_line(f"{'target':<44}{'inputs':>9}{'accepted':>10}{'refused':>9}{'cpu s':>8}{'slowest ms':>12}{'grown MiB':>11}")
+    terminalreporter.write_line(
+        f"{'target':<44}{'inputs':>9}{'accepted':>10}{'refused':>9}{'cpu s':>8}{'slowest ms':>12}{'grown MiB':>11}"
+    )
     for t in config.stash.get(TALLIES, []):
         figures = f"{t.inputs:>9,}{t.accepted:>10,}{t.refused:>9,}{t.cpu_s:>8.0f}{1000 * t.slowest_s:>12.1f}{t.grown_bytes / 2**20:>11.1f}"
         terminalreporter.write_line(f"{t.name[:43]:<44}{figures}")

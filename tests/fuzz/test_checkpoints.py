@@ -26,7 +26,12 @@ SOUND = Manifest(
     code={"torch": "2.13.0"},
     files={"rng-00000.safetensors": "00"},
 )
-TOKENS = [f'"{field.name}": '.encode() for field in dataclasses.fields(Manifest)] + [b'"step": ', b'"manifest": ', b'"digest": ', b'"../x"']
+TOKENS = [f'"{field.name}": '.encode() for field in dataclasses.fields(Manifest)] + [
+    b'"step": ',
+    b'"manifest": ',
+    b'"digest": ',
+    b'"../x"',
+]
 
 
 def read(content: bytes) -> Manifest:
@@ -40,7 +45,11 @@ def read(content: bytes) -> Manifest:
 @fuzz
 def test_checkpoint_manifest(seed: int, tally: Tally) -> None:
     for rng in tally.batch(seed):
-        content = damaged(rng, [SOUND.encode().encode()], TOKENS, most=2) if rng.random() < 0.9 else of_tokens(rng, TOKENS)
+        content = (
+            damaged(rng, [SOUND.encode().encode()], TOKENS, most=2)
+            if rng.random() < 0.9
+            else of_tokens(rng, TOKENS)
+        )
         if rng.random() < 0.7:
             with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                 manifest = json.loads(content)["manifest"]

@@ -12,8 +12,13 @@ from tests.fuzz.conftest import Tally
 from tests.helpers.damage import damaged, fuzz, of_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
-SOUND = [b"seed: 3\ntrain:\n  learning_rate: 1.0e-4\ncorpus: {name: everyday}\n", b"iterations: 2\nmodel: {path: ''}\noutput_dir: runs/x\n"]
-SOUND += [b"\n".join((ROOT / "examples" / "configs" / "quickstart_cpu.yaml").read_bytes().splitlines()[1:12])]  # PyYAML reads 0.2 MB/s
+SOUND = [
+    b"seed: 3\ntrain:\n  learning_rate: 1.0e-4\ncorpus: {name: everyday}\n",
+    b"iterations: 2\nmodel: {path: ''}\noutput_dir: runs/x\n",
+]
+SOUND += [
+    b"\n".join((ROOT / "examples" / "configs" / "quickstart_cpu.yaml").read_bytes().splitlines()[1:12])
+]  # PyYAML reads 0.2 MB/s
 FIELDS = [
     f"{section}.{name}" if name else section
     for section, values in dataclasses.asdict(RunConfig()).items()

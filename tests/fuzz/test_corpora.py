@@ -25,14 +25,45 @@ MELD = (
     b"Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\r\n"
     b'1,"Hi, you",Ana,joy,positive,0,0\r\n2,No.,Ben,anger,negative,0,1\r\n'
 )
-MELD_TOKENS = [b"Dialogue_ID", b"Utterance", b"Emotion", b"\r\n", b'""', b",", b"1,a,Ana,joy,positive,3,4\r\n", b"joy", b"Speaker"]
-OFFICIAL = {"episodes": [{"scenes": [{"scene_id": "s1", "utterances": [{"speakers": ["A", "B"], "transcript": "Hi.", "emotion": "Mad"}]}]}]}
-LISTED = [[{"text": "Hi.", "speaker": "Ana", "label": "Mad"}, {"text": "Oh", "speaker": "Ben", "label": "Sad"}], []]
-EMORY_TOKENS = [
-    f'"{key}": '.encode() for key in ("episodes", "scenes", "scene_id", "utterances", "speakers", "transcript", "emotion", "text")
+MELD_TOKENS = [
+    b"Dialogue_ID",
+    b"Utterance",
+    b"Emotion",
+    b"\r\n",
+    b'""',
+    b",",
+    b"1,a,Ana,joy,positive,3,4\r\n",
+    b"joy",
+    b"Speaker",
 ]
-DIALOGUE = {"id": "a", "turns": [{"speaker": "Ana", "text": "Hi", "labels": ["joy"], "votes": {"joy": 2}}], "meta": {}}
-JSONL_TOKENS = [f'"{key}": '.encode() for key in ("id", "turns", "speaker", "text", "labels", "votes", "joy", "meta")]
+OFFICIAL = {
+    "episodes": [
+        {
+            "scenes": [
+                {
+                    "scene_id": "s1",
+                    "utterances": [{"speakers": ["A", "B"], "transcript": "Hi.", "emotion": "Mad"}],
+                }
+            ]
+        }
+    ]
+}
+LISTED = [
+    [{"text": "Hi.", "speaker": "Ana", "label": "Mad"}, {"text": "Oh", "speaker": "Ben", "label": "Sad"}],
+    [],
+]
+EMORY_TOKENS = [
+    f'"{key}": '.encode()
+    for key in ("episodes", "scenes", "scene_id", "utterances", "speakers", "transcript", "emotion", "text")
+]
+DIALOGUE = {
+    "id": "a",
+    "turns": [{"speaker": "Ana", "text": "Hi", "labels": ["joy"], "votes": {"joy": 2}}],
+    "meta": {},
+}
+JSONL_TOKENS = [
+    f'"{key}": '.encode() for key in ("id", "turns", "speaker", "text", "labels", "votes", "joy", "meta")
+]
 TRANSCRIPT = b"Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.\nM: [BREATHING]\nSes01F_impro01_M000 [007.5650-011.3250]: Do you?\n"
 EVALUATION = (
     b"% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n[6.2901 - 8.2357]\tSes01F_impro01_F000\tneu\t[2.5000, 2.5000, 2.5000]\n"
@@ -48,7 +79,9 @@ IEMOCAP_TOKENS = [
 ]
 
 
-def run(tally: Tally, read: Callable[[], list[Conversation]], content: object, labels: tuple[str, ...]) -> None:
+def run(
+    tally: Tally, read: Callable[[], list[Conversation]], content: object, labels: tuple[str, ...]
+) -> None:
     """One input, and what holds for whatever was accepted."""
     found = tally.try_input(read, content)
     for conversation in [] if isinstance(found, UserError) else found:  # type: ignore[union-attr]
@@ -81,18 +114,29 @@ def test_meld_csv(seed: int, tally: Tally, scratch: Path) -> None:
 
 @fuzz
 def test_emorynlp_json(seed: int, tally: Tally, scratch: Path) -> None:
-    path, sound = scratch / "train.json", [json.dumps(OFFICIAL).encode(), json.dumps(LISTED, indent=1).encode()]
+    path, sound = (
+        scratch / "train.json",
+        [json.dumps(OFFICIAL).encode(), json.dumps(LISTED, indent=1).encode()],
+    )
     read = functools.partial(read_emorynlp_split, path, "train")
     for rng in tally.batch(seed):
         content = damaged(rng, sound, EMORY_TOKENS) if rng.random() < 0.9 else of_tokens(rng, EMORY_TOKENS)
         path.write_bytes(content)
-        run(tally, lambda: read(raise_first), content, ("mad", "sad", "neutral", "joyful", "peaceful", "powerful", "scared"))
+        run(
+            tally,
+            lambda: read(raise_first),
+            content,
+            ("mad", "sad", "neutral", "joyful", "peaceful", "powerful", "scared"),
+        )
         collects(read)
 
 
 @fuzz
 def test_jsonl(seed: int, tally: Tally, scratch: Path) -> None:
-    path, sound = scratch / "train.jsonl", [(json.dumps(DIALOGUE) + "\n" + json.dumps(DIALOGUE | {"id": "b"})).encode()]
+    path, sound = (
+        scratch / "train.jsonl",
+        [(json.dumps(DIALOGUE) + "\n" + json.dumps(DIALOGUE | {"id": "b"})).encode()],
+    )
     for rng in tally.batch(seed):
         content = damaged(rng, sound, JSONL_TOKENS) if rng.random() < 0.9 else of_tokens(rng, JSONL_TOKENS)
         path.write_bytes(content)
@@ -121,7 +165,11 @@ def test_iemocap_files(seed: int, tally: Tally, scratch: Path) -> None:
     for rng in tally.batch(seed):
         contents = [TRANSCRIPT, EVALUATION]
         which = rng.randint(0, 1)
-        contents[which] = damaged(rng, [contents[which]], IEMOCAP_TOKENS) if rng.random() < 0.9 else of_tokens(rng, IEMOCAP_TOKENS)
+        contents[which] = (
+            damaged(rng, [contents[which]], IEMOCAP_TOKENS)
+            if rng.random() < 0.9
+            else of_tokens(rng, IEMOCAP_TOKENS)
+        )
         transcript.write_bytes(contents[0])
         evaluation.write_bytes(contents[1])
         run(tally, lambda: read(raise_first), contents[which], labels)
@@ -133,7 +181,9 @@ def test_iemocap_files(seed: int, tally: Tally, scratch: Path) -> None:
     [
         b'"' + b'\\"' * 500_000,  # a string that is not closed
         b'{"id": "a", "turns": [' + b",".join(b'{"k": 1}' for _ in range(100_000)) + b"]}",
-        b"{" + b",".join(b'"k%d": 0' % i for i in range(70_000)) + b', "k69999": 1}',  # the last of many keys twice
+        b"{"
+        + b",".join(b'"k%d": 0' % i for i in range(70_000))
+        + b', "k69999": 1}',  # the last of many keys twice
         b"a" + b" " * 1_000_000 + b"b",
         b"a[" * 500_000,
         b"[1.0 - 2.0]\tSes01F_impro01_F000\tneu\t[2, 2, 2]\n" + b"C-E1:\tAnger;\t()\n" * 100_000,

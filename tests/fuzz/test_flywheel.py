@@ -22,9 +22,44 @@ from selfemo.process.plain_console import plain_console
 from tests.fuzz.conftest import Tally
 from tests.helpers.damage import damaged, fuzz
 
-TOKENS = [b"SQLite format 3\x00", b"\x0d", b"\x05", b"\x02", b"\x00\x00\x00\x01", b"create view records as select 1;", b"UPDATE", b"joy"]
-ODD: list[Any] = [None, 0, -1, 2**62, 1e308, "", "joy", "\x1b]0;x\x07[red]", "\ud7ff\u202e", b"\xff\x00", "a" * 1000, "[]", "{}", "null"]
-DETAIL_TOKENS = [b'"context":', b'"candidates":', b'"seed":', b'"votes":', b'[["joy",1]]', b'"text":', b"[]", b"{}", b"1e999", b'"\\ud800"']
+TOKENS = [
+    b"SQLite format 3\x00",
+    b"\x0d",
+    b"\x05",
+    b"\x02",
+    b"\x00\x00\x00\x01",
+    b"create view records as select 1;",
+    b"UPDATE",
+    b"joy",
+]
+ODD: list[Any] = [
+    None,
+    0,
+    -1,
+    2**62,
+    1e308,
+    "",
+    "joy",
+    "\x1b]0;x\x07[red]",
+    "\ud7ff\u202e",
+    b"\xff\x00",
+    "a" * 1000,
+    "[]",
+    "{}",
+    "null",
+]
+DETAIL_TOKENS = [
+    b'"context":',
+    b'"candidates":',
+    b'"seed":',
+    b'"votes":',
+    b'[["joy",1]]',
+    b'"text":',
+    b"[]",
+    b"{}",
+    b"1e999",
+    b'"\\ud800"',
+]
 
 
 def record(number: int) -> Record:
@@ -39,10 +74,29 @@ def record(number: int) -> Record:
         "source": "meld/train/0",
         "parent": None,
     }
-    turn = {"weight_version": 1, "speaker": "Ana", "text": f"Well {number}.", "labels": ("joy",), "gold": ("joy",), "target": ()}
-    outcome = {"score": 1.0, "agreement": 0.9, "kept": True, "reason": "annotated", "max_tokens": 8, "temperature": 1.0}
+    turn = {
+        "weight_version": 1,
+        "speaker": "Ana",
+        "text": f"Well {number}.",
+        "labels": ("joy",),
+        "gold": ("joy",),
+        "target": (),
+    }
+    outcome = {
+        "score": 1.0,
+        "agreement": 0.9,
+        "kept": True,
+        "reason": "annotated",
+        "max_tokens": 8,
+        "temperature": 1.0,
+    }
     context = (Turn("Ben", "Hi.", ("joy",), (("joy", 2),)), Turn("Ana", f"Well {number}."))
-    lists = {"prompt_ids": (1, 2), "context": context, "components": ("alignment", "format"), "candidates": (candidate,)}
+    lists = {
+        "prompt_ids": (1, 2),
+        "context": context,
+        "components": ("alignment", "format"),
+        "candidates": (candidate,),
+    }
     return Record(**(place | turn | outcome | lists))  # type: ignore[arg-type]
 
 
@@ -57,12 +111,23 @@ def sound_store(path: Path) -> bytes:
 def read_all(path: Path, shown: bool) -> None:
     """Everything that commands and a run ask of a store; where `shown`, also what is printed and exported, which takes most of the time."""
     with closing(FlywheelStore(path)) as store:
-        store.labels(), store.last_id(), store.iterations(), store.lineage(), list(store.kept_texts()), store.newest_kept("recognizer", 2)
+        (
+            store.labels(),
+            store.last_id(),
+            store.iterations(),
+            store.lineage(),
+            list(store.kept_texts()),
+            store.newest_kept("recognizer", 2),
+        )
         totals, records = store.totals(), list(store.find(Filter(label="joy"), 10))
         if shown:
             output = io.StringIO()
             console = plain_console(file=output, force_terminal=True, color_system=None, width=400)
-            for part in (commands.summary_table(totals), commands.records_table(records), *map(commands.candidates_table, records)):
+            for part in (
+                commands.summary_table(totals),
+                commands.records_table(records),
+                *map(commands.candidates_table, records),
+            ):
                 console.print(part)
             assert "\x1b" not in output.getvalue()
             assert all(line.isprintable() for found in records for line in commands.provenance_lines(found))
@@ -82,7 +147,12 @@ def test_flywheel_bytes(seed: int, tally: Tally, scratch: Path) -> None:
 @fuzz
 def test_flywheel_values(seed: int, tally: Tally, scratch: Path) -> None:
     sound, path = sound_store(scratch / "sound.sqlite"), scratch / "flywheel.sqlite"
-    detail = FlywheelStore(scratch / "sound.sqlite")._connection.execute("select detail from details").fetchone()[0].encode()
+    detail = (
+        FlywheelStore(scratch / "sound.sqlite")
+        ._connection.execute("select detail from details")
+        .fetchone()[0]
+        .encode()
+    )
     for rng in tally.batch(seed):
         path.write_bytes(sound)
         told = _tamper(path, rng, detail)
@@ -97,12 +167,15 @@ def _tamper(path: Path, rng: random.Random, detail: bytes) -> object:
         for name, _ in triggers:
             connection.execute(f"drop trigger {name}")
         if rng.random() < 0.5:
-            value: Any = damaged(rng, [detail, json.dumps([1]).encode()], DETAIL_TOKENS).decode("utf-8", "replace")
+            value: Any = damaged(rng, [detail, json.dumps([1]).encode()], DETAIL_TOKENS).decode(
+                "utf-8", "replace"
+            )
             column = "detail"
             connection.execute("update or ignore details set detail = ? where record_id = 2", (value,))
         else:
             table, column = rng.choice(
-                [("records", c) for c in _COLUMNS[1:]] + [("totals", "label"), ("totals", "count"), ("label_set", "label")]
+                [("records", c) for c in _COLUMNS[1:]]
+                + [("totals", "label"), ("totals", "count"), ("label_set", "label")]
             )
             value = rng.choice(ODD)
             try:

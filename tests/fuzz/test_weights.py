@@ -46,7 +46,17 @@ CONFIG = {
     "tie_word_embeddings": True,
     "dtype": "float32",
 }
-KEYS = [f'"{key}": '.encode() for key in (*CONFIG, "rope_scaling", "quantization_config", "torch_dtype", "attention_bias", "__metadata__")]
+KEYS = [
+    f'"{key}": '.encode()
+    for key in (
+        *CONFIG,
+        "rope_scaling",
+        "quantization_config",
+        "torch_dtype",
+        "attention_bias",
+        "__metadata__",
+    )
+]
 HEADER_TOKENS = [
     b'"dtype":',
     b'"shape":',
@@ -111,8 +121,18 @@ def test_safetensors_file(seed: int, tally: Tally, model: Path) -> None:
 @fuzz
 def test_safetensors_index(seed: int, tally: Tally, model: Path) -> None:
     names = [tensor.name for tensor in hf_tensor_list(read_architecture(model))]
-    sound = [json.dumps({"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, SINGLE_NAME)}).encode()]
-    tokens = [b'"weight_map": ', f'"{SINGLE_NAME}"'.encode(), b'"../model.safetensors"', b'"."', b'".."', b'""', f'"{names[0]}": '.encode()]
+    sound = [
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, SINGLE_NAME)}).encode()
+    ]
+    tokens = [
+        b'"weight_map": ',
+        f'"{SINGLE_NAME}"'.encode(),
+        b'"../model.safetensors"',
+        b'"."',
+        b'".."',
+        b'""',
+        f'"{names[0]}": '.encode(),
+    ]
     for rng in tally.batch(seed):
         content = damaged(rng, sound, tokens) if rng.random() < 0.9 else of_tokens(rng, tokens)
         (model / INDEX_NAME).write_bytes(content)
@@ -123,8 +143,15 @@ def metadata() -> Metadata:
     """Of one sharded tensor and one object."""
     chunks = [ChunkStorageMetadata(torch.Size([row, 0]), torch.Size([2, 4])) for row in (0, 2)]
     tensor = TensorStorageMetadata(TensorProperties(dtype=torch.bfloat16), torch.Size([4, 4]), chunks)
-    places = {MetadataIndex("w", chunk.offsets): _StorageInfo("__0_0.distcp", 64 * i, 64) for i, chunk in enumerate(chunks)}
-    return Metadata({"w": tensor, "o": BytesStorageMetadata()}, None, places | {MetadataIndex("o"): _StorageInfo("__0_0.distcp", 128, 9)})
+    places = {
+        MetadataIndex("w", chunk.offsets): _StorageInfo("__0_0.distcp", 64 * i, 64)
+        for i, chunk in enumerate(chunks)
+    }
+    return Metadata(
+        {"w": tensor, "o": BytesStorageMetadata()},
+        None,
+        places | {MetadataIndex("o"): _StorageInfo("__0_0.distcp", 128, 9)},
+    )
 
 
 @fuzz
@@ -167,7 +194,13 @@ def test_checkpoint_metadata(seed: int, tally: Tally, scratch: Path) -> None:
 @fuzz
 def test_checkpoint_values(seed: int, tally: Tally, scratch: Path) -> None:
     file = io.BytesIO()
-    torch.save({"common": {"iteration": 3, "weight_version": 4, "rng": torch.zeros(4)}, "optimizer": {"param_groups": [{"lr": 0.1}]}}, file)
+    torch.save(
+        {
+            "common": {"iteration": 3, "weight_version": 4, "rng": torch.zeros(4)},
+            "optimizer": {"param_groups": [{"lr": 0.1}]},
+        },
+        file,
+    )
     for rng in tally.batch(seed):
         content = damaged(rng, [file.getvalue()], [b"ctorch\nload\n", b"R", b"PK\x03\x04"], most=3)
         (scratch / COMMON_NAME).write_bytes(content)

@@ -29,13 +29,19 @@ def python(name: str, program: str, deadline_s: int = 60) -> Step:
 
 
 @needs_no_gpu
-@pytest.mark.parametrize("command", [["make", "--silent", "gpu-check"], [sys.executable, "-m", "tools.gpu_check"]], ids=["make", "module"])
+@pytest.mark.parametrize(
+    "command",
+    [["make", "--silent", "gpu-check"], [sys.executable, "-m", "tools.gpu_check"]],
+    ids=["make", "module"],
+)
 def test_without_a_gpu_every_step_says_so_and_the_status_is_three(command: list[str]) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = result.stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == [*NAMES, "gpu-check"]
     assert all("no NVIDIA GPU" in line for line in lines[:-1])
-    assert result.returncode == (2 if command[0] == "make" else SKIPPED_STATUS)  # make's own status for a recipe that failed
+    assert result.returncode == (
+        2 if command[0] == "make" else SKIPPED_STATUS
+    )  # make's own status for a recipe that failed
     assert "exit status 3" in lines[-1]
     assert "Traceback" not in result.stderr
 
@@ -71,7 +77,9 @@ def test_the_steps_are_those_promised_each_with_a_deadline_and_what_to_send(tmp_
     for device, gpus in (("cpu", 0), ("cuda", 1), ("cuda", 8)):
         found = steps(machine(tmp_path, device, gpus))
         assert [step.name for step in found] == NAMES
-        assert all(step.deadline_s <= 1800 and step.send_back and step.question.endswith("?") for step in found)
+        assert all(
+            step.deadline_s <= 1800 and step.send_back and step.question.endswith("?") for step in found
+        )
     commands = {step.name: " ".join(step.command) for step in found}
     assert "--nproc-per-node 2" in commands["sync"]
     assert "parallel.tensor=2" in commands["iteration"]
@@ -111,7 +119,13 @@ def test_the_predictions_are_those_of_the_documentation() -> None:
 
 @pytest.mark.parametrize("arguments", [["--only", "nonsense"], ["--device", "tpu"]])
 def test_wrong_arguments_end_with_two(arguments: list[str]) -> None:
-    result = subprocess.run([sys.executable, "-m", "tools.gpu_check", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-m", "tools.gpu_check", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
 
@@ -121,5 +135,7 @@ def test_steps_that_a_cpu_can_run_pass_there(tmp_path: Path) -> None:
     """Two real ones, as processes of the real harness; bench, and those that start engines, are in `make gpu-check-cpu`."""
     chosen = [step for step in steps(machine(tmp_path)) if step.name in ("kernels", "parity")]
     outcomes = run_steps(chosen, machine(tmp_path), print)
-    assert [outcome.result for outcome in outcomes] == ["passed"] * 2, "\n".join(line for o in outcomes for line in o.tail)
+    assert [outcome.result for outcome in outcomes] == ["passed"] * 2, "\n".join(
+        line for o in outcomes for line in o.tail
+    )
     assert "local layer was compared with transformers alone" in outcomes[1].tail[-1]

@@ -41,7 +41,9 @@ SLOW = ("CP2 DP2 +DO", "CP2 PP2 VPP2")
 
 def positions_held(size: int, rank: int, padded_tokens: int) -> torch.Tensor:
     """Where megatron-core's rotary embedding believes a rank's tokens stand: int64 [padded_tokens / size]."""
-    return _get_thd_freqs_on_this_cp_rank(rank, size, torch.empty(padded_tokens // size), torch.arange(padded_tokens))
+    return _get_thd_freqs_on_this_cp_rank(
+        rank, size, torch.empty(padded_tokens // size), torch.arange(padded_tokens)
+    )
 
 
 class _Gather(torch.autograd.Function):
@@ -65,14 +67,25 @@ class _Gather(torch.autograd.Function):
 class GatheredAttention(torch.nn.Module):
     """Takes the place of PackedCausalAttention, and its arguments."""
 
-    def __init__(self, config: Any, layer_number: int, *_: Any, softmax_scale: float | None = None, **__: Any) -> None:
+    def __init__(
+        self, config: Any, layer_number: int, *_: Any, softmax_scale: float | None = None, **__: Any
+    ) -> None:
         super().__init__()
         self.softmax_scale = softmax_scale
 
     def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, packed_seq_params: PackedSeqParams, **__: Any
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *_: Any,
+        packed_seq_params: PackedSeqParams,
+        **__: Any,
     ) -> torch.Tensor:
-        size, rank = parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank()
+        size, rank = (
+            parallel_state.get_context_parallel_world_size(),
+            parallel_state.get_context_parallel_rank(),
+        )
         lengths = [end - begin for begin, end in pairwise(packed_seq_params.cu_seqlens_q.tolist())]
         local = [length // size for length in lengths]
         assert sum(local) == len(query)
@@ -86,7 +99,12 @@ class GatheredAttention(torch.nn.Module):
             sees = held[rank][:, None] >= torch.arange(length)
             outputs.append(
                 torch.nn.functional.scaled_dot_product_attention(
-                    q.transpose(0, 1)[None], whole_k, whole_v, attn_mask=sees, scale=self.softmax_scale, enable_gqa=True
+                    q.transpose(0, 1)[None],
+                    whole_k,
+                    whole_v,
+                    attn_mask=sees,
+                    scale=self.softmax_scale,
+                    enable_gqa=True,
                 )[0]
             )
         return torch.cat(outputs, dim=1).transpose(0, 1).reshape(len(query), -1)
@@ -117,6 +135,10 @@ def logprobs(hf_dir: str, parallel: ParallelConfig, options: Options) -> dict[tu
         plan = model.plan(parity.samples(model.architecture.vocab_size, options.long_prompts))
         found = {}
         for batch, logprob_N in zip(plan, model.logprobs(plan)):
-            places = [(index, place) for index, here in zip(batch.sample_indices, batch.target_places) for place in here]
+            places = [
+                (index, place)
+                for index, here in zip(batch.sample_indices, batch.target_places)
+                for place in here
+            ]
             found.update(zip(places, logprob_N.tolist(), strict=True))
         return found

@@ -20,9 +20,36 @@ BATCH = 100
 """Inputs per seed."""
 
 NOISE = (
-    *(b"\x00", b"\n", b"\r\n", b" ", b"\t", b"\x1b[31m", b"\x1b]0;x\x07", b"\x7f", b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xef\xbb\xbf"),
+    *(
+        b"\x00",
+        b"\n",
+        b"\r\n",
+        b" ",
+        b"\t",
+        b"\x1b[31m",
+        b"\x1b]0;x\x07",
+        b"\x7f",
+        b"\xff",
+        b"\xc0\x80",
+        b"\xed\xa0\x80",
+        b"\xef\xbb\xbf",
+    ),
     *(char.encode() for char in "\u202e\u2028\u00a0\u200d\u0301\u0130\u00df\U0001f600"),
-    *(b"[red]", b"[/]", b"<|im_end|>", b"<script>", b"$(id)", b"../../", b"/etc/passwd", b"%00", b'"', b"'", b"\\", b"\\ud800", b"\\u0000"),
+    *(
+        b"[red]",
+        b"[/]",
+        b"<|im_end|>",
+        b"<script>",
+        b"$(id)",
+        b"../../",
+        b"/etc/passwd",
+        b"%00",
+        b'"',
+        b"'",
+        b"\\",
+        b"\\ud800",
+        b"\\u0000",
+    ),
     *(
         b"{",
         b"}",
@@ -43,7 +70,20 @@ NOISE = (
         b"{}",
         b"[]",
     ),
-    *(b"0", b"-1", b"1e999", b"NaN", b"Infinity", b"1.5", b"18446744073709551616", b"2026-99-99", b"0x", b"1:2", b"7", b'"a"'),
+    *(
+        b"0",
+        b"-1",
+        b"1e999",
+        b"NaN",
+        b"Infinity",
+        b"1.5",
+        b"18446744073709551616",
+        b"2026-99-99",
+        b"0x",
+        b"1:2",
+        b"7",
+        b'"a"',
+    ),
 )
 """Pieces that mean something to some parser or terminal."""
 BULK = (b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"a" * 20_000, b"/" * 300, b"\\" * 3000, b'"a",' * 3000)

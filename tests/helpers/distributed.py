@@ -57,7 +57,9 @@ class DistributedRunner:
     def __init__(self) -> None:
         self._groups: dict[int, WorkerGroup] = {}
 
-    def __call__(self, world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 120.0) -> list[Any]:
+    def __call__(
+        self, world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 120.0
+    ) -> list[Any]:
         """`function(*args)` on every rank of a gloo group of `world_size`; returns the results by rank.
 
         Raises:
@@ -66,7 +68,9 @@ class DistributedRunner:
         """
         __tracebackhide__ = True
         if "<" in function.__qualname__:
-            raise ValueError(f"{function.__qualname__}: a worker finds a function by name, so it must stand at module level")
+            raise ValueError(
+                f"{function.__qualname__}: a worker finds a function by name, so it must stand at module level"
+            )
         group = self._groups.get(world_size) or WorkerGroup(world_size)
         self._groups[world_size] = group
         try:
@@ -115,12 +119,16 @@ class WorkerGroup:
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], timeout_s: float) -> list[Any]:
         __tracebackhide__ = True
         path = inspect.getfile(function)
-        message = pickle.dumps((function.__module__, str(Path(path).resolve()), function.__qualname__, pickle.dumps(args)))
+        message = pickle.dumps(
+            (function.__module__, str(Path(path).resolve()), function.__qualname__, pickle.dumps(args))
+        )
         for rank, pipe in enumerate(self._pipes):
             try:
                 pipe.send_bytes(message)
             except BrokenPipeError:
-                raise RankFailure(f"rank {rank} {self._ending(rank)} before {function.__qualname__} began") from None
+                raise RankFailure(
+                    f"rank {rank} {self._ending(rank)} before {function.__qualname__} began"
+                ) from None
         return self._collect(function.__qualname__, timeout_s)
 
     def close(self) -> None:
@@ -150,7 +158,10 @@ class WorkerGroup:
                 try:
                     succeeded, payload = pickle.loads(pipe.recv_bytes())
                 except (EOFError, ConnectionResetError):
-                    succeeded, payload = False, f"{self._ending(rank)}; the end of its output:\n{self._log_tail(rank)}"
+                    succeeded, payload = (
+                        False,
+                        f"{self._ending(rank)}; the end of its output:\n{self._log_tail(rank)}",
+                    )
                 if succeeded:
                     results[rank] = pickle.loads(payload)
                 else:
@@ -158,7 +169,9 @@ class WorkerGroup:
                     deadline = min(deadline, time.monotonic() + GRACE_S)
         if failures:
             names = [str(rank) for rank in sorted(waiting.values())]
-            others = f"\nstill running then, so probably waiting for it: rank {', '.join(names)}" if names else ""
+            others = (
+                f"\nstill running then, so probably waiting for it: rank {', '.join(names)}" if names else ""
+            )
             raise RankFailure(f"{what} failed on {len(failures)} rank(s)\n" + "\n".join(failures) + others)
         if waiting:
             raise RankFailure(self._hang_report(what, timeout_s, sorted(waiting.values())))
@@ -168,7 +181,9 @@ class WorkerGroup:
         for rank in ranks:
             os.kill(self.pids[rank], signal.SIGUSR1)  # faulthandler writes every thread's stack to the log
         time.sleep(0.5)
-        stacks = "\n".join(f"rank {rank}, end of its output and stack:\n{self._log_tail(rank)}" for rank in ranks)
+        stacks = "\n".join(
+            f"rank {rank}, end of its output and stack:\n{self._log_tail(rank)}" for rank in ranks
+        )
         return f"{what}: rank {', '.join(map(str, ranks))} still running after {timeout_s:g} s\n{stacks}"
 
     def _log(self, rank: int) -> Path:

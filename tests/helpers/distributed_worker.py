@@ -35,7 +35,9 @@ def serve(pipe: Connection, lifeline: Connection) -> None:
             result = _run(_next_call(pipe))
     except BaseException:  # SystemExit and pytest's outcomes too: the parent must hear of every end
         pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))
-        _next_call(pipe)  # never comes: wait to be killed, as peers would report a closed connection as failures of their own
+        _next_call(
+            pipe
+        )  # never comes: wait to be killed, as peers would report a closed connection as failures of their own
         raise
 
 
@@ -60,7 +62,9 @@ def _run(call: bytes) -> Any:
 
     module_name, path, qualname, pickled_args = pickle.loads(call)
     function: Callable[..., Any] = attrgetter(qualname)(_import(module_name, path))
-    args = pickle.loads(pickled_args)  # after the import: an argument may be of a class that the test module defines
+    args = pickle.loads(
+        pickled_args
+    )  # after the import: an argument may be of a class that the test module defines
     # A model left in a reference cycle keeps Megatron's groups, and every gloo group has a thread that wakes a hundred times a second.
     gc.collect()
     torch.distributed.barrier()  # a collective that the last call left unmatched shows here, not inside the next function

@@ -48,15 +48,28 @@ class Launcher:
     def __init__(self, logs: Path) -> None:
         self._logs, self._launches = logs, 0
 
-    def run(self, run: Path, *overrides: str, world_size: int = 2, faults: list[dict[str, Any]] | None = None) -> Ended:
+    def run(
+        self, run: Path, *overrides: str, world_size: int = 2, faults: list[dict[str, Any]] | None = None
+    ) -> Ended:
         """A launch from start to end."""
         self._launches += 1
         output = self._logs / f"{self._launches}.log"
         arguments = ["train", "--config", CONFIG, f"output_dir={run}", *overrides]
-        world = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        world = {
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
         world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         ranks = [
-            forked.start(_rank, arguments, faults or [], environment={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)}, output=output)
+            forked.start(
+                _rank,
+                arguments,
+                faults or [],
+                environment={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                output=output,
+            )
             for rank in range(world_size)
         ]
         ended_at = _wait(ranks)
@@ -119,14 +132,20 @@ def fingerprint(run: Path) -> dict[str, str]:
     found = {
         "export": digest((run / "model" / "model.safetensors").read_bytes()),
         "samples": digest((run / "samples.jsonl").read_bytes()),
-        "metrics": digest(json.dumps([without_timings(e) for e in _events(run) if e["event"] not in TIMED_EVENTS]).encode()),
-        "summary": digest(json.dumps(without_timings(json.loads((run / "summary.json").read_text()))).encode()),
+        "metrics": digest(
+            json.dumps([without_timings(e) for e in _events(run) if e["event"] not in TIMED_EVENTS]).encode()
+        ),
+        "summary": digest(
+            json.dumps(without_timings(json.loads((run / "summary.json").read_text()))).encode()
+        ),
         "flywheel": digest(_rows(run / "flywheel.sqlite").encode()),
         "manifest": digest(json.dumps(_manifest(last)).encode()),
     }
     for path in sorted(last.glob("rng-*")):
         found[path.name] = digest(path.read_bytes())
-    reference = {f"reference {name}": value for name, value in tensors(run / "checkpoints" / "reference").items()}
+    reference = {
+        f"reference {name}": value for name, value in tensors(run / "checkpoints" / "reference").items()
+    }
     return found | tensors(last) | reference
 
 
@@ -140,9 +159,16 @@ def tensors(checkpoint: Path) -> dict[str, str]:
     from selfemo.weights.torch_dist import read_common
 
     entries = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    state = {name: torch.empty(e.size, dtype=e.properties.dtype) for name, e in entries.items() if isinstance(e, TensorStorageMetadata)}
+    state = {
+        name: torch.empty(e.size, dtype=e.properties.dtype)
+        for name, e in entries.items()
+        if isinstance(e, TensorStorageMetadata)
+    }
     load(state, storage_reader=FileSystemReader(checkpoint), no_dist=True)
-    found = {f"tensor {name}": digest(tensor.contiguous().view(torch.uint8).numpy().tobytes()) for name, tensor in state.items()}
+    found = {
+        f"tensor {name}": digest(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        for name, tensor in state.items()
+    }
     common = read_common(checkpoint)
     return found | {"optimizer groups and step": digest(repr(common).encode())}
 
@@ -163,7 +189,9 @@ def digest(content: bytes) -> str:
 def _manifest(checkpoint: Path) -> Any:
     """Without what names files (their metadata holds the temporary name) and settings that change nothing."""
     content = json.loads((checkpoint / "manifest.json").read_text())["manifest"]
-    return without_timings({name: value for name, value in content.items() if name not in ("files", "reference", "config")})
+    return without_timings(
+        {name: value for name, value in content.items() if name not in ("files", "reference", "config")}
+    )
 
 
 def _events(run: Path) -> list[dict[str, Any]]:
@@ -173,5 +201,6 @@ def _events(run: Path) -> list[dict[str, Any]]:
 def _rows(path: Path) -> str:
     with closing(sqlite3.connect(path)) as store:
         return "\n".join(
-            repr(store.execute(f"select * from {table}").fetchall()) for table in ("records", "details", "totals", "label_set")
+            repr(store.execute(f"select * from {table}").fetchall())
+            for table in ("records", "details", "totals", "label_set")
         )

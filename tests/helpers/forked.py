@@ -21,7 +21,9 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.helpers.preloaded"])
 
 
-def start(function: Callable[..., Any], *args: Any, environment: Mapping[str, str], output: Path) -> ForkServerProcess:
+def start(
+    function: Callable[..., Any], *args: Any, environment: Mapping[str, str], output: Path
+) -> ForkServerProcess:
     """`function(*args)` in a process of its own, whose exit status is that of the SystemExit it raises, else 0 or 1.
 
     Args:
@@ -37,7 +39,9 @@ def start(function: Callable[..., Any], *args: Any, environment: Mapping[str, st
     return process
 
 
-def _run(environment: dict[str, str], output: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _run(
+    environment: dict[str, str], output: str, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     os.setsid()
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)

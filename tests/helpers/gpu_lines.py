@@ -19,7 +19,9 @@ def gpu_regions() -> set[tuple[str, str]]:
         for path in sorted((ROOT / package).rglob("*.py")):
             if not path.relative_to(ROOT).is_relative_to("selfemo/kernels"):  # a link to kernels/
                 name = path.relative_to(ROOT).as_posix()
-                found |= {(name, region) for region in _regions(ast.parse(path.read_text(encoding="utf-8")), ())}
+                found |= {
+                    (name, region) for region in _regions(ast.parse(path.read_text(encoding="utf-8")), ())
+                }
     return found
 
 

@@ -35,11 +35,18 @@ def recognizer_group(
 
 
 def responder_group(
-    replies: Sequence[tuple[str, str | None]], target: tuple[str, ...], *, turn: int = 0, context: Sequence[Turn] = CONTEXT
+    replies: Sequence[tuple[str, str | None]],
+    target: tuple[str, ...],
+    *,
+    turn: int = 0,
+    context: Sequence[Turn] = CONTEXT,
 ) -> Group:
     """(text, what was read in it); None stands for a reply that a gate stopped."""
     readings = [None if read is None else reading(read) for _, read in replies]
-    samples = [_sample(i, text, readings[i], () if readings[i] is not None else ("leak",)) for i, (text, _) in enumerate(replies)]
+    samples = [
+        _sample(i, text, readings[i], () if readings[i] is not None else ("leak",))
+        for i, (text, _) in enumerate(replies)
+    ]
     return _group("responder", context, samples, [r for r in readings if r is not None], None, target, turn)
 
 

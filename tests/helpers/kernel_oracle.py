@@ -24,7 +24,9 @@ class Truth:
     ratio_T: Tensor
 
 
-def distribution(logits_TV: Tensor, targets_T: Tensor, temperature: float, vocab_size: int | None) -> tuple[Tensor, Tensor]:
+def distribution(
+    logits_TV: Tensor, targets_T: Tensor, temperature: float, vocab_size: int | None
+) -> tuple[Tensor, Tensor]:
     """log p(target) and entropy."""
     log_p = torch.log_softmax(logits_TV[:, :vocab_size] / temperature, -1)
     return log_p.gather(1, targets_T.long()[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
@@ -82,11 +84,15 @@ def loss(
             log_ratio = log_ratio.mean().expand_as(log_ratio)
         ratio = log_ratio.exp()
         advantage = float(advantage_S[s])
-        policy = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - config.clip_low, 1 + config.clip_high))
+        policy = torch.maximum(
+            -advantage * ratio, -advantage * ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+        )
         if config.dual_clip is not None and advantage < 0:
             policy = policy.clamp(max=-advantage * config.dual_clip)
         if rollout_T is not None and config.truncated_importance_cap is not None:
-            policy = policy * (old - rollout_T[keep].double()).exp().clamp(max=config.truncated_importance_cap)
+            policy = policy * (old - rollout_T[keep].double()).exp().clamp(
+                max=config.truncated_importance_cap
+            )
         token = policy - config.entropy_weight * entropy_T[keep]
         if ref_T is not None:
             d = ref_T[keep].double() - logp

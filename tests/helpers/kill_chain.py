@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.fault_runs import LAYOUTS, TIMED_EVENTS, Ended, Launcher, fingerprint, tensors, without_timings
+from tests.helpers.fault_runs import (
+    LAYOUTS,
+    TIMED_EVENTS,
+    Ended,
+    Launcher,
+    fingerprint,
+    tensors,
+    without_timings,
+)
 
 ALL = -1
 Tell = Callable[[str], None]
@@ -68,16 +76,30 @@ CHAIN = (
 SHORT = (Kill("sft", 20, 1), Kill("flywheel-record", 3, 0), Kill("checkpoint-rename-done", 2, ALL))
 
 
-def compare_chain(launcher: Launcher, untouched: Path, killed: Path, layout: str, chain: tuple[Kill, ...], tell: Tell = print) -> list[str]:
+def compare_chain(
+    launcher: Launcher,
+    untouched: Path,
+    killed: Path,
+    layout: str,
+    chain: tuple[Kill, ...],
+    tell: Tell = print,
+) -> list[str]:
     """Run `killed` through the chain and compare it with a finished run; returns one line per difference, none where they are equal."""
     problems, known = [], _checkpoints(untouched)
     for kill in chain:
         resumed, struck = _resumable(killed), killed / "logs" / "struck"
         struck.unlink(missing_ok=True)
-        ended = launcher.run(killed, *LAYOUTS[layout], faults=[{"at": kill.at, "count": kill.count, "rank": kill.rank, "do": "kill"}])
+        ended = launcher.run(
+            killed,
+            *LAYOUTS[layout],
+            faults=[{"at": kill.at, "count": kill.count, "rank": kill.rank, "do": "kill"}],
+        )
         found = _struck(ended, kill, struck) or _resumed(ended, resumed) or _partial(untouched, killed, known)
         who = "all ranks" if kill.rank == ALL else f"rank {kill.rank}"
-        on_disk = ", ".join(sorted(path.name for path in killed.glob("checkpoints/*-0*") if path.name[0] != ".")) or "none"
+        on_disk = (
+            ", ".join(sorted(path.name for path in killed.glob("checkpoints/*-0*") if path.name[0] != "."))
+            or "none"
+        )
         tell(f"{layout}  {kill.at:<24} {who:<9}  checkpoints: {on_disk:<40} {found or 'equal so far'}")
         problems += [f"{layout} {kill}: {found}"] if found else []
     resumed = _resumable(killed)
@@ -85,7 +107,11 @@ def compare_chain(launcher: Launcher, untouched: Path, killed: Path, layout: str
     if found := f"the last launch failed\n{ended.output}" if any(ended.codes) else _resumed(ended, resumed):
         return [*problems, f"{layout}: {found}"]
     one, other = fingerprint(untouched), fingerprint(killed)
-    return problems + [f"{layout}: {name} differs at the end" for name in {**one, **other} if one.get(name) != other.get(name)]
+    return problems + [
+        f"{layout}: {name} differs at the end"
+        for name in {**one, **other}
+        if one.get(name) != other.get(name)
+    ]
 
 
 def _struck(ended: Ended, kill: Kill, struck: Path) -> str:
@@ -100,7 +126,9 @@ def _resumable(run: Path) -> Path | None:
     """The checkpoint that a launch must resume from: the one that `latest` names, or the newest where `latest` has not been written."""
     found = {path.name: path for path in run.glob("checkpoints/*-0*") if path.name[0] != "."}
     latest = run / "checkpoints" / "latest"
-    newest = max(found.values(), key=lambda path: (path.name.startswith("iteration"), path.name), default=None)
+    newest = max(
+        found.values(), key=lambda path: (path.name.startswith("iteration"), path.name), default=None
+    )
     return found.get(latest.read_text().strip(), newest) if latest.exists() else newest
 
 
@@ -132,4 +160,8 @@ def _records(path: Path) -> list[Any]:
         return []
     *lines, torn = path.read_text().split("\n")  # what a kill cut off has no end of line
     del torn
-    return [without_timings(record) for record in map(json.loads, lines) if record.get("event") not in TIMED_EVENTS]
+    return [
+        without_timings(record)
+        for record in map(json.loads, lines)
+        if record.get("event") not in TIMED_EVENTS
+    ]

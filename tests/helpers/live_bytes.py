@@ -18,7 +18,9 @@ class LiveBytes(TorchDispatchMode):
         self._live_bytes = 0
         self._seen: dict[int, int] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         inputs = {value.untyped_storage()._cdata for value in args if isinstance(value, torch.Tensor)}
         for value in result if isinstance(result, tuple | list) else (result,):

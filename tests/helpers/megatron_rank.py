@@ -11,7 +11,14 @@ import torch
 from selfemo.config.schema import ParallelConfig
 from selfemo.megatron.device import select_device
 from selfemo.megatron.model import CompletionGPTModel, build_chunks, transformer_config
-from selfemo.megatron.parallel import Layout, init_distributed, init_parallel, leave_parallel, pipeline_group, tensor_group
+from selfemo.megatron.parallel import (
+    Layout,
+    init_distributed,
+    init_parallel,
+    leave_parallel,
+    pipeline_group,
+    tensor_group,
+)
 from selfemo.models.architecture import Architecture, read_architecture
 from selfemo.weights.gather import WeightGroups
 
@@ -28,7 +35,9 @@ def megatron_chunks(
     init_distributed(device, TIMEOUT_S)
     layout = init_parallel(parallel, device, seed=1)
     try:
-        chunks = build_chunks(architecture, transformer_config(architecture, parallel, dtype, device), layout, 128, device)
+        chunks = build_chunks(
+            architecture, transformer_config(architecture, parallel, dtype, device), layout, 128, device
+        )
         with torch.no_grad():
             for chunk in chunks:
                 for parameter in chunk.parameters():
@@ -41,5 +50,10 @@ def megatron_chunks(
 def weight_groups(layout: Layout) -> WeightGroups:
     """The groups that `hf_tensors` communicates over."""
     return WeightGroups(
-        tensor_group(), pipeline_group(), layout.tensor_rank, layout.tensor_size, layout.pipeline_rank, layout.pipeline_size
+        tensor_group(),
+        pipeline_group(),
+        layout.tensor_rank,
+        layout.tensor_size,
+        layout.pipeline_rank,
+        layout.pipeline_size,
     )

@@ -39,7 +39,9 @@ TIMEOUT_S = 3000
 class Node:
     """One torchrun agent with its workers, in a session of its own."""
 
-    def __init__(self, rank: int, processes: int, port: int, overrides: Sequence[str], log: Path, restarts: int = 0) -> None:
+    def __init__(
+        self, rank: int, processes: int, port: int, overrides: Sequence[str], log: Path, restarts: int = 0
+    ) -> None:
         self._log = log
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SLURM")},
@@ -50,13 +52,37 @@ class Node:
             "OMP_NUM_THREADS": "1",
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # the script sets it; torchrun by hand must be told
         }
-        told = {"NNODES": "2", "NODE_RANK": str(rank), "GPUS_PER_NODE": str(processes), "RUN_ID": f"test-{port}"}
-        told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_ADDR": "127.0.0.1", "MAX_RESTARTS": str(restarts)}
+        told = {
+            "NNODES": "2",
+            "NODE_RANK": str(rank),
+            "GPUS_PER_NODE": str(processes),
+            "RUN_ID": f"test-{port}",
+        }
+        told |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "LOCAL_ADDR": "127.0.0.1",
+            "MAX_RESTARTS": str(restarts),
+        }
         told |= {"RENDEZVOUS_TIMEOUT_S": str(TIMEOUT_S)}
-        meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", f"test-{port}", "--local-addr", "127.0.0.1"]
-        meet += ["--rdzv-conf", f"is_host=0,read_timeout={TIMEOUT_S}"]  # on one machine any agent could host the rendezvous
+        meet = [
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            f"127.0.0.1:{port}",
+            "--rdzv-id",
+            f"test-{port}",
+            "--local-addr",
+            "127.0.0.1",
+        ]
+        meet += [
+            "--rdzv-conf",
+            f"is_host=0,read_timeout={TIMEOUT_S}",
+        ]  # on one machine any agent could host the rendezvous
         size = ["--nnodes", "2", "--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
-        command = ["bash", SCRIPT, *overrides] if rank == 0 else ["torchrun", *size, *meet, SCRIPT, *overrides]
+        command = (
+            ["bash", SCRIPT, *overrides] if rank == 0 else ["torchrun", *size, *meet, SCRIPT, *overrides]
+        )
         with log.open("ab") as file:
             self._process = subprocess.Popen(
                 command,
@@ -84,7 +110,10 @@ class Node:
 
     def kill(self) -> None:
         """The node is gone: agent and workers die at once, without a word."""
-        for pid in (self._process.pid, *_children(self._process.pid)):  # torchrun puts every worker in a session of its own
+        for pid in (
+            self._process.pid,
+            *_children(self._process.pid),
+        ):  # torchrun puts every worker in a session of its own
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()

@@ -36,7 +36,9 @@ def logits(hf_dir: str, parallel: ParallelConfig) -> torch.Tensor:
         load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
         batch = pack(samples, range(len(samples)), layout.tensor_size, torch.device("cpu"))
 
-        def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., object]]:
+        def forward_step(
+            batches: Iterator[MicroBatch], model: torch.nn.Module
+        ) -> tuple[torch.Tensor, Callable[..., object]]:
             given = next(batches)
             output = model(
                 given.token_ids_T[None],
@@ -52,7 +54,9 @@ def logits(hf_dir: str, parallel: ParallelConfig) -> torch.Tensor:
         count = layout.pipeline_size  # the interleaved schedule wants a multiple of the stages
         collected = get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=[iter([batch] * count) for _ in chunks] if len(chunks) > 1 else iter([batch] * count),
+            data_iterator=[iter([batch] * count) for _ in chunks]
+            if len(chunks) > 1
+            else iter([batch] * count),
             model=chunks if len(chunks) > 1 else chunks[0],
             num_microbatches=count,
             seq_length=batch.token_ids_T.numel(),  # the interleaved schedule exchanges this very shape

@@ -41,7 +41,10 @@ _PLAIN: dict[str, tuple[int, ParallelConfig]] = {
     "TP2 DP2 +DO": (4, ParallelConfig(tensor=2, distributed_optimizer=True)),
     "TP2 PP2 +SP": (4, ParallelConfig(tensor=2, pipeline=2, sequence_parallel=True)),
 }
-LAYOUTS = _PLAIN | {f"{name} +recompute": (size, replace(parallel, recompute=True)) for name, (size, parallel) in _PLAIN.items()}
+LAYOUTS = _PLAIN | {
+    f"{name} +recompute": (size, replace(parallel, recompute=True))
+    for name, (size, parallel) in _PLAIN.items()
+}
 """Name: (processes, layout)."""
 SLOW = ("TP2 PP2 +SP", "TP2 +recompute", "PP2 +recompute", "DP2 +recompute", "TP2 PP2 +recompute")
 """What `make test` leaves to `make test-layouts`: each kind of layout and of recomputation is in one of the others."""
@@ -107,7 +110,14 @@ def samples(vocab_size: int, long_prompts: int = 0) -> list[TrainingSample]:
             drawn.append(TrainingSample(prompt, completion, logprobs, rng.uniform(-2, 2), float(group != 2)))
     for _ in range(long_prompts):
         prompt = tuple(rng.randrange(vocab_size) for _ in range(62))
-        drawn.append(TrainingSample(prompt, (rng.randrange(vocab_size), rng.randrange(vocab_size)), (-5.0, -4.0), rng.uniform(-2, 2)))
+        drawn.append(
+            TrainingSample(
+                prompt,
+                (rng.randrange(vocab_size), rng.randrange(vocab_size)),
+                (-5.0, -4.0),
+                rng.uniform(-2, 2),
+            )
+        )
     return drawn
 
 
@@ -136,7 +146,9 @@ Enter = Callable[..., Layout]
 
 
 @contextmanager
-def learner(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, enter: Enter = init_parallel) -> Iterator[Learner]:
+def learner(
+    hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, enter: Enter = init_parallel
+) -> Iterator[Learner]:
     """A learner of a Hugging Face directory in a layout, on this rank; leaves the layout at the end."""
     device = select_device()
     init_distributed(device, 120)
@@ -149,13 +161,17 @@ def learner(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, e
         leave_parallel()
 
 
-def three_steps(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, enter: Enter = init_parallel) -> Trace:
+def three_steps(
+    hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, enter: Enter = init_parallel
+) -> Trace:
     """Three clipped AdamW steps of the whole SELF-GRPO loss: reference pass, old-policy pass, importance weights."""
     with learner(hf_dir, parallel, options, enter) as model:
         batch = samples(model.architecture.vocab_size, options.long_prompts)
         plan = model.plan(batch)
         reference = model.snapshot()
-        loss = LossConfig.preset("self_grpo", kl_beta=0.1, entropy_weight=0.01, temperature=options.temperature)
+        loss = LossConfig.preset(
+            "self_grpo", kl_beta=0.1, entropy_weight=0.01, temperature=options.temperature
+        )
         old = model.logprobs(plan)
         losses, norms = [], []
         for _ in range(STEPS):
@@ -167,7 +183,9 @@ def three_steps(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAUL
         return _trace(model, losses, norms)
 
 
-def three_sft_steps(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, enter: Enter = init_parallel) -> Trace:
+def three_sft_steps(
+    hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, enter: Enter = init_parallel
+) -> Trace:
     """Three clipped AdamW steps of the supervised loss on the same samples."""
     with learner(hf_dir, parallel, options, enter) as model:
         batch = samples(model.architecture.vocab_size, options.long_prompts)
@@ -176,7 +194,9 @@ def three_sft_steps(hf_dir: str, parallel: ParallelConfig, options: Options = DE
 
 
 def _trace(model: Learner, losses: list[float], grad_norms: list[float]) -> Trace:
-    return Trace(tuple(losses), tuple(grad_norms), {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)})
+    return Trace(
+        tuple(losses), tuple(grad_norms), {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)}
+    )
 
 
 def difference(one: Trace, other: Trace) -> Difference:

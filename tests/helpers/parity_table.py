@@ -10,7 +10,17 @@ from selfemo.config.schema import ParallelConfig
 from tests.helpers import context_parallel
 from tests.helpers.context_parallel import OPTIONS
 from tests.helpers.distributed import DistributedRunner
-from tests.helpers.parity import GROUP_SIZE, GROUPS, LAYOUTS, SLOW, STEPS, Trace, difference, three_sft_steps, three_steps
+from tests.helpers.parity import (
+    GROUP_SIZE,
+    GROUPS,
+    LAYOUTS,
+    SLOW,
+    STEPS,
+    Trace,
+    difference,
+    three_sft_steps,
+    three_steps,
+)
 from tests.helpers.tiny_model import save_tiny
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "parity.md"
@@ -45,7 +55,10 @@ def context_rows(runner: DistributedRunner, directory: Path) -> list[str]:
     """The second table's: attention is the tests' own."""
     rows = []
     hf_dir = str(save_tiny(directory / "context", "qwen3", True, layers=LAYERS))
-    stages = (("SELF-GRPO", three_steps, context_parallel.three_steps), ("SFT", three_sft_steps, context_parallel.three_sft_steps))
+    stages = (
+        ("SELF-GRPO", three_steps, context_parallel.three_steps),
+        ("SFT", three_sft_steps, context_parallel.three_sft_steps),
+    )
     for stage, alone, shared in stages:
         one = runner(1, alone, hf_dir, ParallelConfig(), OPTIONS, timeout_s=900)[0]
         for name, (processes, parallel) in context_parallel.LAYOUTS.items():

@@ -43,7 +43,9 @@ TIMEOUT_S = 600
 
 def main(run: Path) -> int:
     """Returns the exit status."""
-    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    pages = "\n".join(
+        page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    )
     failed = 0
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
@@ -53,7 +55,10 @@ def main(run: Path) -> int:
         (place / "runs" / "demo").symlink_to(run.resolve())
         for command in COMMANDS:
             if "meld" in command and not (default_data_root() / "meld").is_dir():
-                print(f"skipped            {command} (no MELD at {default_data_root()}: set SELFEMO_DATA)", flush=True)
+                print(
+                    f"skipped            {command} (no MELD at {default_data_root()}: set SELFEMO_DATA)",
+                    flush=True,
+                )
                 continue
             assert re.search(rf"(?<![\w/-]){re.escape(command)}(?![\w/=-])", pages), f"no page has: {command}"
             failed += not succeeds(command, place)
@@ -62,9 +67,21 @@ def main(run: Path) -> int:
 
 def succeeds(command: str, place: Path) -> bool:
     """Run one command there, and tell how it went."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
     started = time.monotonic()
-    ended = subprocess.run(shlex.split(command), cwd=place, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    ended = subprocess.run(
+        shlex.split(command),
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
     verdict = f"status {ended.returncode}" if ended.returncode else "ok"
     print(f"{verdict:<9} {time.monotonic() - started:5.0f} s  {command}", flush=True)
     if ended.returncode:

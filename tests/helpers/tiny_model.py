@@ -58,7 +58,12 @@ def tiny_model(
 
 
 def save_tiny(
-    directory: Path, family: str, tied: bool, dtype: torch.dtype = torch.float32, max_shard_size: str = "5GB", **sizes: int
+    directory: Path,
+    family: str,
+    tied: bool,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: str = "5GB",
+    **sizes: int,
 ) -> Path:
     """Write a tiny model as transformers writes it, and a tokenizer that knows one word; returns the directory."""
     tiny_model(family, tied, **sizes).to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)

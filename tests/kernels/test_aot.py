@@ -25,7 +25,9 @@ def measured(cache: None) -> list[aot.Resources]:
 
 
 def test_every_kernel_compiles_for_every_target(measured: list[aot.Resources]) -> None:
-    assert {(row.target, row.kernel) for row in measured} == {(t, v.name) for t in aot.TARGETS for v in aot.variants()}
+    assert {(row.target, row.kernel) for row in measured} == {
+        (t, v.name) for t in aot.TARGETS for v in aot.variants()
+    }
 
 
 def test_no_kernel_spills(measured: list[aot.Resources]) -> None:
@@ -54,12 +56,31 @@ def test_every_flag_compiles_switched_off(cache: None) -> None:
     """The table has the variants with everything switched on; a flag's other side is code too."""
     by_name = {variant.name: variant for variant in aot.variants()}
     sequence = by_name["sequence_loss_sequence"]
-    changes = [{"KL": 0}, {"KL": 1}, {"KL": 2}, {"HAS_OLD": False}, {"HAS_ROLLOUT": False}, {"HAS_CAP": False}, {"HAS_DUAL": False}]
-    bare = {"KL": 0, "HAS_OLD": False, "HAS_ROLLOUT": False, "HAS_CAP": False, "HAS_DUAL": False, "SEQUENCE_RATIO": False}
+    changes = [
+        {"KL": 0},
+        {"KL": 1},
+        {"KL": 2},
+        {"HAS_OLD": False},
+        {"HAS_ROLLOUT": False},
+        {"HAS_CAP": False},
+        {"HAS_DUAL": False},
+    ]
+    bare = {
+        "KL": 0,
+        "HAS_OLD": False,
+        "HAS_ROLLOUT": False,
+        "HAS_CAP": False,
+        "HAS_DUAL": False,
+        "SEQUENCE_RATIO": False,
+    }
     others = [replace(sequence, constants={**sequence.constants, **change}) for change in [*changes, bare]]
-    others.append(replace(by_name["vocab_stats"], constants={**by_name["vocab_stats"].constants, "HAS_LIVE": False}))
+    others.append(
+        replace(by_name["vocab_stats"], constants={**by_name["vocab_stats"].constants, "HAS_LIVE": False})
+    )
     group = by_name["group_advantage"]
-    others += [replace(group, constants={**group.constants, "NORMALISE": choice}) for choice in NORMALISE.values()]
+    others += [
+        replace(group, constants={**group.constants, "NORMALISE": choice}) for choice in NORMALISE.values()
+    ]
     for variant in others:
         assert aot.measure(variant, "sm_90").spills == 0, variant.constants
 

@@ -37,5 +37,8 @@ def test_auto_takes_torch_on_a_cpu_and_says_so_once(caplog: pytest.LogCaptureFix
 
 def test_triton_on_a_cpu_raises_every_time() -> None:
     for _ in range(2):
-        with pytest.raises(ValueError, match="impl='triton' cannot run on cpu tensors: move them to a GPU, or use impl='auto'"):
+        with pytest.raises(
+            ValueError,
+            match="impl='triton' cannot run on cpu tensors: move them to a GPU, or use impl='auto'",
+        ):
             choose("triton", torch.device("cpu"))

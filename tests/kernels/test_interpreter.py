@@ -19,8 +19,21 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Failure text by case, "" for a pass."""
     report = tmp_path_factory.mktemp("interpreter") / "report.xml"
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", str(CASES), "-m", "interpreted", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(CASES),
+        "-m",
+        "interpreted",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={report}",
+    ]
+    process = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     assert report.exists(), process.stdout + process.stderr
     found = {}
     for case in ET.parse(report).getroot().iter("testcase"):

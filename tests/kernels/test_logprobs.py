@@ -30,7 +30,9 @@ def check(logits_TV: Tensor, vocab_size: int | None = None, temperature: float =
     assert oracle.worst(got.entropy_T, entropy_T.detach()) <= 1e-6
     bound = 5e-6 if logits_TV.dtype == torch.float32 else 1e-2
     assert oracle.worst_of_scale(ours_TV.grad, truth_TV.grad) <= bound
-    assert float(ours_TV.grad.double().sum(-1).abs().max()) <= (1e-5 if logits_TV.dtype == torch.float32 else 5e-2)
+    assert float(ours_TV.grad.double().sum(-1).abs().max()) <= (
+        1e-5 if logits_TV.dtype == torch.float32 else 5e-2
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -43,13 +45,19 @@ def test_any_vocabulary_size(columns: int, dtype: torch.dtype) -> None:
 def test_qwen_vocabulary_with_logits_around_minus_ten(dtype: torch.dtype) -> None:
     """Zero-filling the tail of the last block would add exp(0) per missing column to a sum of exp(-10)s."""
     check((torch.randn(3, 151_936, generator=torch.Generator().manual_seed(2)) - 10).to(dtype))
-    check((torch.randn(3, 151_936, generator=torch.Generator().manual_seed(2)) - 10).to(dtype), vocab_size=151_669, temperature=0.7)
+    check(
+        (torch.randn(3, 151_936, generator=torch.Generator().manual_seed(2)) - 10).to(dtype),
+        vocab_size=151_669,
+        temperature=0.7,
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.3])
 @pytest.mark.parametrize("shift", [300.0, -300.0, 3e4])
 def test_shifted_logits_cost_no_precision(shift: float, temperature: float) -> None:
-    check(torch.randn(8, 1003, generator=torch.Generator().manual_seed(3)) * 3 + shift, temperature=temperature)
+    check(
+        torch.randn(8, 1003, generator=torch.Generator().manual_seed(3)) * 3 + shift, temperature=temperature
+    )
 
 
 def test_confident_row_keeps_its_tiny_logprob_and_entropy() -> None:
@@ -166,12 +174,17 @@ def test_hidden_states_give_the_same_as_their_logits(masked: bool) -> None:
 
 def test_weight_gradient_goes_into_the_main_gradient() -> None:
     generator = torch.Generator().manual_seed(11)
-    hidden_TH, weight_VH = torch.randn(9, 8, generator=generator), torch.randn(40, 8, generator=generator).requires_grad_()
+    hidden_TH, weight_VH = (
+        torch.randn(9, 8, generator=generator),
+        torch.randn(40, 8, generator=generator).requires_grad_(),
+    )
     targets_T = torch.arange(9)
     token_logprobs(targets_T=targets_T, hidden_TH=hidden_TH, weight_VH=weight_VH).logprob_T.sum().backward()
     expected_VH, weight_VH.grad = weight_VH.grad, None
     main_VH = torch.ones(40, 8)
-    got = token_logprobs(targets_T=targets_T, hidden_TH=hidden_TH, weight_VH=weight_VH, weight_main_grad_VH=main_VH)
+    got = token_logprobs(
+        targets_T=targets_T, hidden_TH=hidden_TH, weight_VH=weight_VH, weight_main_grad_VH=main_VH
+    )
     got.logprob_T.sum().backward()
     assert weight_VH.grad is None
     assert torch.allclose(main_VH, expected_VH + 1)

@@ -67,4 +67,6 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 def test_inference_mode_reaches_the_threads(threads: int) -> None:
     with torch.inference_mode():
-        assert token_logprobs(torch.zeros(3, 40), torch.arange(3)).logprob_T.tolist() == pytest.approx([-3.6888795] * 3)
+        assert token_logprobs(torch.zeros(3, 40), torch.arange(3)).logprob_T.tolist() == pytest.approx(
+            [-3.6888795] * 3
+        )

@@ -36,7 +36,9 @@ def in_fp32(distributed, hf_dir):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_three_steps_in_bf16_stay_near_those_in_fp32(distributed, hf_dir, in_fp32, name):
     processes, parallel = LAYOUTS[name]
-    for trace in distributed(processes, three_steps, hf_dir, parallel, Options(dtype="bfloat16"), timeout_s=240):
+    for trace in distributed(
+        processes, three_steps, hf_dir, parallel, Options(dtype="bfloat16"), timeout_s=240
+    ):
         assert {tensor.dtype for tensor in trace.tensors.values()} == {torch.bfloat16}
         found = difference(in_fp32, trace)
         assert found.loss <= 0.02 * max(map(abs, in_fp32.losses)), found
@@ -61,7 +63,9 @@ def small_steps_in_fp32(distributed, hf_dir):
 def test_steps_below_bf16_resolution_add_up(distributed, hf_dir, small_steps_in_fp32, name):
     processes, parallel = LAYOUTS[name]
     wanted = small_steps_in_fp32
-    with_masters = distributed(processes, _small_steps, hf_dir, parallel, Options(dtype="bfloat16"), timeout_s=240)[0]
+    with_masters = distributed(
+        processes, _small_steps, hf_dir, parallel, Options(dtype="bfloat16"), timeout_s=240
+    )[0]
     start = distributed(1, _start, hf_dir, timeout_s=240)[0]
     far = torch.cat([(wanted[name] - start[name]).abs() > BF16_ULP for name in start])
     moved = torch.cat([with_masters[name] != start[name] for name in start])

@@ -39,10 +39,14 @@ from tests.helpers.tiny_model import VOCAB_SIZE, save_tiny
 BOUND = 1e-6
 
 
-def _packed(indices: list[int] | tuple[int, ...], size: int, tensor: int = 1, min_tokens: int = 0) -> list[MicroBatch]:
+def _packed(
+    indices: list[int] | tuple[int, ...], size: int, tensor: int = 1, min_tokens: int = 0
+) -> list[MicroBatch]:
     """The parts of all context ranks."""
     batch, device = samples(VOCAB_SIZE, OPTIONS.long_prompts), torch.device("cpu")
-    return [pack(batch, indices, tensor, device, min_tokens, ContextShare(size, rank)) for rank in range(size)]
+    return [
+        pack(batch, indices, tensor, device, min_tokens, ContextShare(size, rank)) for rank in range(size)
+    ]
 
 
 @pytest.mark.parametrize(("size", "tensor"), [(1, 1), (2, 1), (2, 3), (3, 2), (4, 4)])
@@ -68,7 +72,10 @@ def test_the_parts_of_all_ranks_are_every_sequence_once(size, tensor):
         target_T[at_T[part.loss_mask_T]] = part.target_ids_N
     for index, start, end in zip(indices, bounds.tolist(), bounds.tolist()[1:]):
         sample = batch[index]
-        inputs, end_of_prompt = (sample.prompt_ids + sample.completion_ids)[:-1], start + len(sample.prompt_ids) - 1
+        inputs, end_of_prompt = (
+            (sample.prompt_ids + sample.completion_ids)[:-1],
+            start + len(sample.prompt_ids) - 1,
+        )
         assert end - start - len(inputs) < (2 * size if size > 1 else 1)
         assert whole_T[start:end].tolist() == [*inputs, *[0] * (end - start - len(inputs))]
         assert target_T[end_of_prompt : start + len(inputs)].tolist() == list(sample.completion_ids)
@@ -89,9 +96,15 @@ def test_a_rank_knows_which_completion_tokens_it_holds(size):
     seen: dict[int, list[int]] = {index: [] for index in indices}
     for part in _packed(indices, size):
         assert part.completion_bounds.diff().tolist() == [len(places) for places in part.target_places]
-        assert part.completion_tokens_S.tolist() == [len(batch[index].completion_ids) for index in part.sample_indices]
+        assert part.completion_tokens_S.tolist() == [
+            len(batch[index].completion_ids) for index in part.sample_indices
+        ]
         assert 0 not in part.completion_bounds.diff().tolist()
-        expected = [batch[index].completion_ids[place] for index, here in zip(part.sample_indices, part.target_places) for place in here]
+        expected = [
+            batch[index].completion_ids[place]
+            for index, here in zip(part.sample_indices, part.target_places)
+            for place in here
+        ]
         assert part.target_ids_N.tolist() == expected
         for index, places in zip(part.sample_indices, part.target_places):
             seen[index] += places
@@ -102,7 +115,10 @@ def test_a_rank_knows_which_completion_tokens_it_holds(size):
 
 def test_filling_reaches_the_asked_length_on_every_rank():
     longest = len(_packed([7, 0, 3], 2, tensor=4)[0].token_ids_T)
-    for part in [*_packed([1], 2, tensor=4, min_tokens=longest), *_packed([], 2, tensor=4, min_tokens=longest)]:
+    for part in [
+        *_packed([1], 2, tensor=4, min_tokens=longest),
+        *_packed([], 2, tensor=4, min_tokens=longest),
+    ]:
         assert len(part.token_ids_T) == longest
 
 
@@ -118,11 +134,17 @@ def test_transformer_engine_is_told_padded_bounds_only_where_it_needs_them():
 
 def test_the_batch_is_one_that_hurts():
     """Completions on one rank alone, completions cut in two, and a rank without any completion token of a micro-batch."""
-    bins = balance_by_tokens([sample.length_tokens for sample in samples(VOCAB_SIZE, OPTIONS.long_prompts)], OPTIONS.max_tokens, 1)
+    bins = balance_by_tokens(
+        [sample.length_tokens for sample in samples(VOCAB_SIZE, OPTIONS.long_prompts)], OPTIONS.max_tokens, 1
+    )
     parts = [_packed(members, 2) for members in bins]
     assert any(not part.sample_indices for ranks in parts for part in ranks)
     assert any(set(first.sample_indices) & set(second.sample_indices) for first, second in parts)
-    assert any(set(first.sample_indices) ^ set(second.sample_indices) for first, second in parts if second.sample_indices)
+    assert any(
+        set(first.sample_indices) ^ set(second.sample_indices)
+        for first, second in parts
+        if second.sample_indices
+    )
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +164,9 @@ def sft_trace(distributed, hf_dir) -> Trace:
     return distributed(1, parity.three_sft_steps, hf_dir, ParallelConfig(), OPTIONS, timeout_s=240)[0]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LAYOUTS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LAYOUTS]
+)
 def test_three_self_grpo_steps_are_those_of_one_process(distributed, hf_dir, policy_trace, name):
     processes, parallel = LAYOUTS[name]
     for trace in distributed(processes, three_steps, hf_dir, parallel, OPTIONS, timeout_s=240):
@@ -183,7 +207,9 @@ def _statistics(hf_dir: str, parallel: ParallelConfig, enter: Enter) -> list[Pol
         batch = samples(model.architecture.vocab_size, OPTIONS.long_prompts)
         plan = model.plan(batch)
         fixed = [torch.full_like(logprob_N, OLD_LOGPROB) for logprob_N in model.logprobs(plan)]
-        return [model.policy_step(batch, plan, loss, 0.0, reference=fixed, old=fixed) for loss in PRESETS.values()]
+        return [
+            model.policy_step(batch, plan, loss, 0.0, reference=fixed, old=fixed) for loss in PRESETS.values()
+        ]
 
 
 def _one(hf_dir: str) -> list[PolicyStats]:
@@ -210,7 +236,10 @@ def test_every_aggregation_reports_the_same_statistics(distributed, hf_dir):
 
 def _write_then_step(hf_dir: str, directory: str) -> dict[str, torch.Tensor]:
     """A step, a checkpoint of two context ranks that shard the optimizer, another step; the weights after it."""
-    with gathered_attention(), learner(hf_dir, LAYOUTS["CP2 +DO +recompute"][1], OPTIONS, enter_layout) as model:
+    with (
+        gathered_attention(),
+        learner(hf_dir, LAYOUTS["CP2 +DO +recompute"][1], OPTIONS, enter_layout) as model,
+    ):
         batch = samples(model.architecture.vocab_size)
         model.sft_step(batch, OPTIONS.learning_rate)
         TensorWrite(model, Path(directory), {}).is_done(blocking=True)
@@ -229,7 +258,9 @@ def test_a_checkpoint_of_context_ranks_goes_on_over_data_ranks(distributed, hf_d
     wanted = distributed(2, _write_then_step, hf_dir, str(tmp_path), timeout_s=240)[0]
     for found in distributed(2, _read_then_step, hf_dir, str(tmp_path), timeout_s=240):
         for name, tensor in found.items():
-            torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=BOUND, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                tensor, wanted[name], rtol=0, atol=BOUND, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def _sequence_ratio(hf_dir: str) -> str:
@@ -240,7 +271,9 @@ def _sequence_ratio(hf_dir: str) -> str:
 
 
 def test_a_ratio_per_sequence_is_refused(distributed, hf_dir):
-    assert all("2 context ranks" in message for message in distributed(2, _sequence_ratio, hf_dir, timeout_s=240))
+    assert all(
+        "2 context ranks" in message for message in distributed(2, _sequence_ratio, hf_dir, timeout_s=240)
+    )
 
 
 def _on_cpu(hf_dir: str) -> tuple[str, str]:
@@ -259,5 +292,8 @@ def _on_cpu(hf_dir: str) -> tuple[str, str]:
 
 def test_it_is_refused_on_cpu(distributed, hf_dir):
     for told, attention in distributed(2, _on_cpu, hf_dir, timeout_s=120):
-        assert told == "parallel.context=2 needs Transformer Engine's attention, so a GPU: set parallel.context=1"
+        assert (
+            told
+            == "parallel.context=2 needs Transformer Engine's attention, so a GPU: set parallel.context=1"
+        )
         assert "PackedCausalAttention does not split a sequence" in attention

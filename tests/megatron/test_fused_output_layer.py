@@ -12,7 +12,16 @@ from selfemo.config.schema import FUSE_FROM_BYTES, ParallelConfig, TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
 from selfemo.megatron.learner import Learner
-from tests.helpers.parity import LEARNING_RATE, SHARED, Options, difference, learner, samples, three_sft_steps, three_steps
+from tests.helpers.parity import (
+    LEARNING_RATE,
+    SHARED,
+    Options,
+    difference,
+    learner,
+    samples,
+    three_sft_steps,
+    three_steps,
+)
 from tests.helpers.tiny_model import save_tiny
 from tests.megatron import context_parallel
 
@@ -33,13 +42,20 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def hf_dir(request, tmp_path_factory):
-    return str(save_tiny(tmp_path_factory.mktemp("fused") / "model", "qwen3", request.param, torch.bfloat16, layers=4))
+    return str(
+        save_tiny(
+            tmp_path_factory.mktemp("fused") / "model", "qwen3", request.param, torch.bfloat16, layers=4
+        )
+    )
 
 
 @pytest.fixture(scope="module")
 def from_logits(distributed, hf_dir):
     """Traces of one process that makes logits: (SELF-GRPO, SFT)."""
-    yield tuple(distributed(1, steps, hf_dir, ParallelConfig(), timeout_s=240)[0] for steps in (three_steps, three_sft_steps))
+    yield tuple(
+        distributed(1, steps, hf_dir, ParallelConfig(), timeout_s=240)[0]
+        for steps in (three_steps, three_sft_steps)
+    )
     distributed.close()
 
 
@@ -63,7 +79,10 @@ def test_context_ranks_fuse_what_each_of_them_holds(distributed, hf_dir):
     """Some context ranks hold no completion token of a micro-batch, and take part all the same."""
     processes, parallel = context_parallel.LAYOUTS["CP2"]
     runs = [replace(context_parallel.OPTIONS, fuse=fuse) for fuse in ("on", "off")]
-    fused, plain = (distributed(processes, context_parallel.three_steps, hf_dir, parallel, run, timeout_s=240) for run in runs)
+    fused, plain = (
+        distributed(processes, context_parallel.three_steps, hf_dir, parallel, run, timeout_s=240)
+        for run in runs
+    )
     assert difference(fused[0], plain[0]).largest <= BOUND, difference(fused[0], plain[0])
 
 
@@ -84,33 +103,47 @@ def _drawn(seed: int, vocab_size: int) -> list[TrainingSample]:
     rng = random.Random(seed)
 
     def one() -> TrainingSample:
-        prompt, completion = (tuple(rng.randrange(vocab_size) for _ in range(rng.randint(1, most))) for most in (20, 40))
+        prompt, completion = (
+            tuple(rng.randrange(vocab_size) for _ in range(rng.randint(1, most))) for most in (20, 40)
+        )
         logprobs = tuple(rng.uniform(-6, -3) for _ in completion)
         return TrainingSample(prompt, completion, logprobs, rng.uniform(-2, 2), rng.choice((0.0, 0.5, 1.0)))
 
     return [one() for _ in range(rng.randint(1, 12))]
 
 
-def _step(model: Learner, fuse: str, batch: list[TrainingSample], config: LossConfig) -> tuple[float, list[torch.Tensor]]:
+def _step(
+    model: Learner, fuse: str, batch: list[TrainingSample], config: LossConfig
+) -> tuple[float, list[torch.Tensor]]:
     """Loss and clipped gradients of a step that moves nothing, against old and reference logprobs that are not the policy's."""
     model.config = replace(model.config, train=replace(model.config.train, fuse_output_layer=fuse))
     plan = model.plan(batch)
     other = [logprob_N - 0.1 * torch.linspace(-1, 2, len(logprob_N)) for logprob_N in model.logprobs(plan)]
     stats = model.policy_step(batch, plan, config, 0.0, reference=other, old=other)
-    return stats.step.loss, [parameter.main_grad.clone() for chunk in model.chunks for parameter in chunk.parameters()]
+    return stats.step.loss, [
+        parameter.main_grad.clone() for chunk in model.chunks for parameter in chunk.parameters()
+    ]
 
 
 def _worst_differences(hf_dir: str, seeds: int) -> dict[str, float]:
     """Largest difference of a loss and of a gradient, the latter as a share of the tensor's largest, by loss."""
-    losses = {name: LossConfig.preset(name, kl_beta=0.1, entropy_weight=0.01) for name in ("grpo", "dapo", "self_grpo", "gspo")}
+    losses = {
+        name: LossConfig.preset(name, kl_beta=0.1, entropy_weight=0.01)
+        for name in ("grpo", "dapo", "self_grpo", "gspo")
+    }
     losses["dr_grpo"] = LossConfig.preset("dr_grpo", max_length=40)
     worst = dict.fromkeys(losses, 0.0)
     with learner(hf_dir, ParallelConfig(tensor=2)) as model:
         for name, config in losses.items():
             for seed in range(seeds):
                 batch = _drawn(seed, model.architecture.vocab_size)
-                (one, gradients), (other, others) = (_step(model, fuse, batch, config) for fuse in ("on", "off"))
-                shares = [float((a - b).abs().max() / b.abs().max().clamp(min=1e-3)) for a, b in zip(gradients, others, strict=True)]
+                (one, gradients), (other, others) = (
+                    _step(model, fuse, batch, config) for fuse in ("on", "off")
+                )
+                shares = [
+                    float((a - b).abs().max() / b.abs().max().clamp(min=1e-3))
+                    for a, b in zip(gradients, others, strict=True)
+                ]
                 worst[name] = max(worst[name], abs(one - other), *shares)
     return worst
 

@@ -45,7 +45,9 @@ def _by_transformers(hf_dir: str) -> list[torch.Tensor]:
     for sample in samples(VOCAB_SIZE):
         logits_TV = model(torch.tensor([sample.prompt_ids + sample.completion_ids])).logits[0]
         predicting = logits_TV[len(sample.prompt_ids) - 1 : -1] / TEMPERATURE
-        wanted.append(predicting.log_softmax(-1).gather(1, torch.tensor(sample.completion_ids)[:, None])[:, 0])
+        wanted.append(
+            predicting.log_softmax(-1).gather(1, torch.tensor(sample.completion_ids)[:, None])[:, 0]
+        )
     return wanted
 
 
@@ -63,6 +65,9 @@ def test_logprobs_equal_transformers(distributed, hf_dir, name):
 
 def test_one_packed_batch_equals_many(distributed, hf_dir):
     """Neighbours in a packed sequence are invisible: all samples in one row give what small rows give."""
-    whole, small = (distributed(1, _logprobs, hf_dir, ParallelConfig(), tokens, timeout_s=240)[0] for tokens in (4096, MAX_LENGTH))
+    whole, small = (
+        distributed(1, _logprobs, hf_dir, ParallelConfig(), tokens, timeout_s=240)[0]
+        for tokens in (4096, MAX_LENGTH)
+    )
     for index, logprob_N in whole.items():
         torch.testing.assert_close(logprob_N, small[index], rtol=0, atol=2e-6)

@@ -40,12 +40,16 @@ def one_process(request, tmp_path_factory, distributed):
     distributed.close()
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LAYOUTS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LAYOUTS]
+)
 def test_every_layout_takes_the_same_three_steps(distributed, one_process, name):
     """Each sample with a prompt of its own where embeddings are tied, groups behind a shared prompt where they are not."""
     hf_dir, tied, one = one_process
     processes, parallel = LAYOUTS[name]
-    for trace in distributed(processes, three_steps, str(hf_dir), parallel, DEFAULT if tied else SHARED, timeout_s=240):
+    for trace in distributed(
+        processes, three_steps, str(hf_dir), parallel, DEFAULT if tied else SHARED, timeout_s=240
+    ):
         found = difference(one, trace)
         assert found.loss <= BOUND, found
         assert found.grad_norm <= BOUND, found
@@ -53,7 +57,9 @@ def test_every_layout_takes_the_same_three_steps(distributed, one_process, name)
 
 
 @pytest.mark.parametrize(
-    "options", [Options(max_tokens=4096), SHARED, replace(SHARED, max_tokens=4096)], ids=["one", "shared", "one shared"]
+    "options",
+    [Options(max_tokens=4096), SHARED, replace(SHARED, max_tokens=4096)],
+    ids=["one", "shared", "one shared"],
 )
 def test_how_samples_are_packed_changes_nothing(distributed, one_process, options):
     hf_dir, _, one = one_process
@@ -71,7 +77,9 @@ def test_the_steps_were_worth_comparing(one_process):
 
 
 @pytest.mark.parametrize("data_size", [1, 2])
-@pytest.mark.parametrize(("options", "expected"), [(DEFAULT, GROUPS), (SHARED, GROUPS // 2)], ids=["own prompts", "shared"])
+@pytest.mark.parametrize(
+    ("options", "expected"), [(DEFAULT, GROUPS), (SHARED, GROUPS // 2)], ids=["own prompts", "shared"]
+)
 def test_the_batch_is_one_that_hurts(data_size, options, expected):
     """Lengths differ by an order of magnitude; all groups (half, where what shares a prompt stays together as far as it fits) straddle
     micro-batches and data-parallel ranks."""
@@ -81,6 +89,17 @@ def test_the_batch_is_one_that_hurts(data_size, options, expected):
     assert len(set(lengths)) > 6
     dealt = units(batch, options.share_prompts, options.max_tokens, data_size)
     bins = balance_by_tokens([unit.length_tokens for unit in dealt], options.max_tokens, data_size)
-    place = {sample: slot for slot, members in enumerate(bins) for unit in members for sample in dealt[unit].sample_indices}
-    slots = [{place[sample] for sample in range(first, first + GROUP_SIZE)} for first in range(0, len(lengths), GROUP_SIZE)]
-    assert sum(len(group) > 1 and len({slot % data_size for slot in group}) == data_size for group in slots) == expected
+    place = {
+        sample: slot
+        for slot, members in enumerate(bins)
+        for unit in members
+        for sample in dealt[unit].sample_indices
+    }
+    slots = [
+        {place[sample] for sample in range(first, first + GROUP_SIZE)}
+        for first in range(0, len(lengths), GROUP_SIZE)
+    ]
+    assert (
+        sum(len(group) > 1 and len({slot % data_size for slot in group}) == data_size for group in slots)
+        == expected
+    )

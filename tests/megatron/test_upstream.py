@@ -16,7 +16,9 @@ def test_gpt_model_is_still_there_and_still_deprecated():
     except ImportError as error:
         pytest.fail(f"megatron-core has no GPTModel any more ({error}): {READ}")
     built = inspect.getsource(GPTModel.__init__)
-    assert "GPTModel IS DEPRECATED" in built, f"megatron-core changed what it announces about GPTModel: {READ}"
+    assert "GPTModel IS DEPRECATED" in built, (
+        f"megatron-core changed what it announces about GPTModel: {READ}"
+    )
     assert "HybridModel" in built, f"megatron-core names another successor of GPTModel: {READ}"
 
 

@@ -49,7 +49,11 @@ def _refusing(number: int, directory: Path) -> Iterator[None]:
         del filesystem_async.open
 
 
-FAULTS = {"full": _full_disk, "lost": partial(_refusing, errno.ESTALE), "read-only": partial(_refusing, errno.EROFS)}
+FAULTS = {
+    "full": _full_disk,
+    "lost": partial(_refusing, errno.ESTALE),
+    "read-only": partial(_refusing, errno.EROFS),
+}
 
 
 def _write(hf_dir: str, directory: str, fault: str, background: bool) -> str:
@@ -58,7 +62,9 @@ def _write(hf_dir: str, directory: str, fault: str, background: bool) -> str:
     path.mkdir(exist_ok=True)
     with learner(hf_dir, ParallelConfig(tensor=2)) as model:
         torch.distributed.barrier()
-        struck = FAULTS[fault](path) if torch.distributed.get_rank() == STRUCK_RANK else contextlib.nullcontext()
+        struck = (
+            FAULTS[fault](path) if torch.distributed.get_rank() == STRUCK_RANK else contextlib.nullcontext()
+        )
         try:
             with struck:
                 TensorWrite(model, path, {}, in_background=background).is_done(blocking=True)

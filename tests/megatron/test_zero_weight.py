@@ -21,7 +21,11 @@ def _step(hf_dir: str, zero_weight: float | None, count_all: bool) -> tuple[floa
     """One step; `zero_weight` replaces the weight 0 of a group, None leaves that group out."""
     with learner(hf_dir, ParallelConfig()) as model:
         whole = samples(model.architecture.vocab_size)
-        batch = [s if s.weight else replace(s, weight=zero_weight) for s in whole if s.weight or zero_weight is not None]
+        batch = [
+            s if s.weight else replace(s, weight=zero_weight)
+            for s in whole
+            if s.weight or zero_weight is not None
+        ]
         counts = batch_counts(whole if count_all else batch)
         config = LossConfig.preset("self_grpo", kl_beta=0.0, entropy_weight=0.01)
         stats = model.policy_step(batch, model.plan(batch), config, 1e-2, counts=counts)
@@ -53,8 +57,14 @@ def _empty_step(hf_dir: str) -> tuple[float, float, bool]:
     with learner(hf_dir, ParallelConfig()) as model:
         before = model.snapshot()
         counts = batch_counts(samples(model.architecture.vocab_size))
-        stats = model.policy_step([], model.plan([]), LossConfig.preset("self_grpo", kl_beta=0.0), 0.0, counts=counts)
-        return stats.step.loss, stats.step.grad_norm, all(a.equal(b) for a, b in zip(before, model.snapshot(), strict=True))
+        stats = model.policy_step(
+            [], model.plan([]), LossConfig.preset("self_grpo", kl_beta=0.0), 0.0, counts=counts
+        )
+        return (
+            stats.step.loss,
+            stats.step.grad_norm,
+            all(a.equal(b) for a, b in zip(before, model.snapshot(), strict=True)),
+        )
 
 
 def test_a_batch_without_any_ranking_is_a_step_of_nothing(distributed, hf_dir):

@@ -86,8 +86,12 @@ def _logits(hf_dir: str, parallel: ParallelConfig, family_dir: str) -> torch.Ten
         return logits(hf_dir, parallel)
 
 
-@pytest.mark.parametrize("parallel", [ParallelConfig(tensor=2), ParallelConfig(pipeline=2)], ids=["tp2", "pp2"])
-def test_megatron_computes_its_logits(distributed: DistributedRunner, tmp_path: Path, family_dir: Path, parallel: ParallelConfig) -> None:
+@pytest.mark.parametrize(
+    "parallel", [ParallelConfig(tensor=2), ParallelConfig(pipeline=2)], ids=["tp2", "pp2"]
+)
+def test_megatron_computes_its_logits(
+    distributed: DistributedRunner, tmp_path: Path, family_dir: Path, parallel: ParallelConfig
+) -> None:
     source, want = _model(tmp_path / "model")
     for got in distributed(2, _logits, str(source), parallel, str(family_dir)):
         torch.testing.assert_close(got, want, atol=TOLERANCE, rtol=0)

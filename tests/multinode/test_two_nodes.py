@@ -37,7 +37,9 @@ def test_two_nodes_of_two_processes(tmp_path: Path) -> None:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run with nothing happening to it."""
     directory = tmp_path_factory.mktemp("undisturbed")
-    with two_nodes(1, settings(directory / "run", parallel__tensor=1, parallel__distributed_optimizer=True), directory) as (nodes, _):
+    with two_nodes(
+        1, settings(directory / "run", parallel__tensor=1, parallel__distributed_optimizer=True), directory
+    ) as (nodes, _):
         codes = [node.wait() for node in nodes]
     assert codes == [0, 0], "".join(node.output[-3000:] for node in nodes)
     return directory / "run"
@@ -47,7 +49,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_node_that_is_killed_and_rejoins_changes_no_bit(undisturbed: Path, tmp_path: Path) -> None:
     """The other node's agent restarts its worker and waits; once the lost one is back, both go on from the newest checkpoint."""
     run = tmp_path / "run"
-    with two_nodes(1, settings(run, parallel__tensor=1, parallel__distributed_optimizer=True), tmp_path, restarts=3) as (nodes, rejoin):
+    with two_nodes(
+        1, settings(run, parallel__tensor=1, parallel__distributed_optimizer=True), tmp_path, restarts=3
+    ) as (nodes, rejoin):
         first, second = nodes
         until(lambda: len(events(run, "iteration")) >= 1, nodes, "a first iteration")
         second.kill()

@@ -91,9 +91,15 @@ def test_allocated_bytes_are_the_planned_ones_on_every_rank(run: tuple[Case, lis
         assert planned == measured, f"rank {rank}"
 
 
-def test_received_bytes_are_the_planned_ones_for_every_pair_of_ranks(run: tuple[Case, list[Measured]]) -> None:
+def test_received_bytes_are_the_planned_ones_for_every_pair_of_ranks(
+    run: tuple[Case, list[Measured]],
+) -> None:
     case, ranks = run
-    measured = {(source, target): size for target, found in enumerate(ranks) for source, size in found.direct_by_source.items()}
+    measured = {
+        (source, target): size
+        for target, found in enumerate(ranks)
+        for source, size in found.direct_by_source.items()
+    }
     planned: dict[tuple[int, int], int] = {}
     for copy in range(case.layout.weight_copies):
         planned |= pair_bytes(case.architecture, case.layout, case.dtype, copy)

@@ -42,7 +42,9 @@ def _pairs(count: int) -> tuple[list[tuple[int, int]], int]:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("count", [0, 1, 7])
-def test_every_rank_has_every_result_in_order_and_computes_its_share(distributed, ranks: int, count: int) -> None:
+def test_every_rank_has_every_result_in_order_and_computes_its_share(
+    distributed, ranks: int, count: int
+) -> None:
     found = distributed(ranks, _pairs, count)
     results = [results for results, _ in found]
     assert all(answer == results[0] for answer in results)
@@ -90,7 +92,9 @@ def _self_play(deal: Deal = map_over_ranks) -> list[str]:
     config = RunConfig(selfplay=CONFIG, algorithm=AlgorithmConfig(weight_by_frequency=True))
     rewards = Rewards(RewardConfig(), TRAIN, LABELS)
     prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
-    selfplay = SelfPlay(ScriptedGenerator(speak), prompts, rewards.score, TransitionPrior.estimate(TRAIN), CONFIG, 5, deal)
+    selfplay = SelfPlay(
+        ScriptedGenerator(speak), prompts, rewards.score, TransitionPrior.estimate(TRAIN), CONFIG, 5, deal
+    )
     pool, found = OpeningPool(CORPUS, CONFIG, 5, 3), []
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "flywheel.sqlite"

@@ -39,7 +39,13 @@ with watchdog.phase("rollout"):
 
 
 def run(hang: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", HANGS.replace("HANG", hang)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", HANGS.replace("HANG", hang)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_a_call_that_takes_too_long_ends_the_process_with_rank_phase_iteration_and_call():
@@ -123,7 +129,8 @@ def test_only_stopped_peers_are_killed():
     os.kill(stopped.pid, signal.SIGSTOP)
     os.kill(recycled.pid, signal.SIGSTOP)
     while (
-        Path(f"/proc/{stopped.pid}/stat").read_text().split()[2] != "T" or Path(f"/proc/{recycled.pid}/stat").read_text().split()[2] != "T"
+        Path(f"/proc/{stopped.pid}/stat").read_text().split()[2] != "T"
+        or Path(f"/proc/{recycled.pid}/stat").read_text().split()[2] != "T"
     ):
         time.sleep(0.01)
     kill_stopped([peer, other, replace(third, started="1"), replace(third, host="elsewhere")])

@@ -34,7 +34,12 @@ def test_a_manifest_reads_back_equal():
 
 def test_names_and_order_follow_the_run():
     stops = [Progress("sft", 16), Progress("sft", 200), Progress("self-play", 1), Progress("self-play", 12)]
-    assert [stop.name for stop in stops] == ["sft-000016", "sft-000200", "iteration-000001", "iteration-000012"]
+    assert [stop.name for stop in stops] == [
+        "sft-000016",
+        "sft-000200",
+        "iteration-000001",
+        "iteration-000012",
+    ]
 
 
 @pytest.mark.parametrize(

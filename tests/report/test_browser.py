@@ -15,7 +15,9 @@ from selfemo.records.reading import read_run
 from selfemo.report.page import render, write_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"
+)
 TIMEOUT_MS = 180_000
 """For a machine that is busy with other things."""
 PHONE, DESK = {"width": 375, "height": 740}, {"width": 1200, "height": 900}
@@ -45,7 +47,9 @@ def browser() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=TIMEOUT_MS)
+        running = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"], timeout=TIMEOUT_MS
+        )
         yield running
         running.close()
 
@@ -85,11 +89,15 @@ def path(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.mark.parametrize(("viewport", "scheme"), [(DESK, "light"), (DESK, "dark"), (PHONE, "light"), (PHONE, "dark")])
+@pytest.mark.parametrize(
+    ("viewport", "scheme"), [(DESK, "light"), (DESK, "dark"), (PHONE, "light"), (PHONE, "dark")]
+)
 def test_it_opens_without_errors_and_asks_for_nothing(browser, path: Path, viewport: dict, scheme: str):
     visit = Visit(browser, path, viewport, scheme)
     visit.page.click("#toggle-dialogues")
-    assert visit.evaluate("[...document.querySelectorAll('details.dialogue[id^=dialogue]')].every(box => box.open)")
+    assert visit.evaluate(
+        "[...document.querySelectorAll('details.dialogue[id^=dialogue]')].every(box => box.open)"
+    )
     assert visit.problems == []
     assert visit.requests == [path.as_uri()]
     assert visit.evaluate("window.ran") is None  # the markup in dialogue texts never ran
@@ -114,10 +122,14 @@ def test_charts_have_lines_and_follow_the_colour_scheme(browser, path: Path):
     colours = {}
     for scheme in ("light", "dark"):
         visit = Visit(browser, path, DESK, scheme)
-        boxes = visit.evaluate("[...document.querySelectorAll('main svg')].map(e => e.getBoundingClientRect().height)")
+        boxes = visit.evaluate(
+            "[...document.querySelectorAll('main svg')].map(e => e.getBoundingClientRect().height)"
+        )
         assert len(boxes) >= 14
         assert min(boxes) > 60
-        colours[scheme] = visit.evaluate("getComputedStyle(document.querySelector('#curves svg path[style*=\"--c0\"]')).stroke")
+        colours[scheme] = visit.evaluate(
+            "getComputedStyle(document.querySelector('#curves svg path[style*=\"--c0\"]')).stroke"
+        )
     assert colours["light"] != colours["dark"]
 
 
@@ -129,8 +141,13 @@ def test_everything_can_be_reached_and_opened_by_keyboard(browser, path: Path):
     visit.page.keyboard.press("Tab")
     assert visit.focused("e.closest('nav') !== null")
     assert visit.focused("getComputedStyle(e).outlineStyle") != "none"
-    visit.press_until("Tab", "e.matches('.scroll')")  # a table that may be wider than a phone scrolls by arrow keys
-    visit.press_until("Tab", "e.tagName === 'SUMMARY' && e.parentElement.id.startsWith('dialogue-') && !e.parentElement.open")
+    visit.press_until(
+        "Tab", "e.matches('.scroll')"
+    )  # a table that may be wider than a phone scrolls by arrow keys
+    visit.press_until(
+        "Tab",
+        "e.tagName === 'SUMMARY' && e.parentElement.id.startsWith('dialogue-') && !e.parentElement.open",
+    )
     visit.page.keyboard.press("Enter")
     assert visit.focused("e.parentElement.open")
     visit.press_until("Tab", "e.tagName === 'SUMMARY' && e.parentElement.className === 'group'")
@@ -138,7 +155,9 @@ def test_everything_can_be_reached_and_opened_by_keyboard(browser, path: Path):
     assert visit.focused("e.parentElement.open && e.parentElement.querySelectorAll('td').length > 0")
 
 
-def test_a_live_page_follows_the_run_and_keeps_what_is_open(browser, live: Path, finished: Path, tmp_path: Path):
+def test_a_live_page_follows_the_run_and_keeps_what_is_open(
+    browser, live: Path, finished: Path, tmp_path: Path
+):
     path = tmp_path / "live.html"
     write_page(path, render(read_run(live), refresh_s=1))
     visit = Visit(browser, path)

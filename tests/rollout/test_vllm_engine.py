@@ -28,7 +28,15 @@ STATE: dict[str, Any] = {}
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    shape = ModelConfig(vocab_size=400, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=32)
+    shape = ModelConfig(
+        vocab_size=400,
+        hidden_size=64,
+        intermediate_size=96,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=32,
+    )
     texts = ["the quick brown fox jumps over the lazy dog", "some more words for a small vocabulary"] * 4
     return str(init_model(tmp_path_factory.mktemp("engine") / "model", shape, texts, seed=5))
 
@@ -40,7 +48,9 @@ def _engine(model_dir: str) -> RolloutEngine:
         from selfemo.megatron.device import select_device
 
         select_device()  # as in a run: Megatron's CPU backend and vLLM share the process
-        STATE["engine"] = RolloutEngine(model_dir, RolloutConfig(kv_cache_bytes=32 << 20), MAX_LENGTH, (STOP_ID,), "cpu")
+        STATE["engine"] = RolloutEngine(
+            model_dir, RolloutConfig(kv_cache_bytes=32 << 20), MAX_LENGTH, (STOP_ID,), "cpu"
+        )
         STATE["model"] = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     return STATE["engine"]
 
@@ -51,7 +61,9 @@ def _weights(seed: int) -> Iterator[tuple[str, torch.Tensor]]:
     with torch.no_grad():
         for name, parameter in STATE["model"].named_parameters():
             scale = 0.1 if "norm" in name else 0.25
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + (1.0 if "norm" in name else 0.0))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) * scale + (1.0 if "norm" in name else 0.0)
+            )
             yield name, parameter.detach().clone()
             if name == "model.embed_tokens.weight":
                 yield "lm_head.weight", parameter.detach().clone()
@@ -97,10 +109,15 @@ def _greedy_after_two_syncs(model_dir: str) -> tuple[float, int]:
     for version in (1, 2):
         engine.receive_checkpoint_tensors(_weights(version), version)
         prompts = [_prompt(i) for i in range(6)]
-        for prompt, completion in zip(prompts, engine.generate([GenerationRequest(p, 0, 12, 0.0) for p in prompts])):
+        for prompt, completion in zip(
+            prompts, engine.generate([GenerationRequest(p, 0, 12, 0.0) for p in prompts])
+        ):
             logits = _logits(prompt, completion.token_ids)
             chosen = logits.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
-            worst, tokens = max(worst, float((logits.amax(-1) - chosen).max())), tokens + len(completion.token_ids)
+            worst, tokens = (
+                max(worst, float((logits.amax(-1) - chosen).max())),
+                tokens + len(completion.token_ids),
+            )
     return worst, tokens
 
 

@@ -41,7 +41,9 @@ def write(root: Path, step: int, reference: str = "") -> Path:
         content = f"{name} of {step}".encode() * 100
         (directory / name).write_bytes(content)
         files[name] = hashlib.blake2b(content, digest_size=16).hexdigest()
-    (directory / MANIFEST_NAME).write_text(replace(EMPTY, progress=progress, files=files, reference=reference).encode())
+    (directory / MANIFEST_NAME).write_text(
+        replace(EMPTY, progress=progress, files=files, reference=reference).encode()
+    )
     (root / "latest").write_text(progress.name + "\n")
     return directory
 
@@ -75,13 +77,22 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: (d / "common.pt").write_bytes(b"?" + (d / "common.pt").read_bytes()[1:]),
         "common.pt is not what was written",
     ),
-    "a truncated file": (lambda d: (d / "weights.distcp").write_bytes(b"weights"), "weights.distcp is not what was written"),
+    "a truncated file": (
+        lambda d: (d / "weights.distcp").write_bytes(b"weights"),
+        "weights.distcp is not what was written",
+    ),
     "a missing file": (lambda d: (d / "weights.distcp").unlink(), "weights.distcp is missing"),
     "a file too many": (lambda d: (d / "more").touch(), "more is not part of it"),
     "no manifest": (lambda d: (d / MANIFEST_NAME).unlink(), "manifest.json cannot be read"),
     "half a manifest": (lambda d: (d / MANIFEST_NAME).write_text('{"digest":'), "manifest.json: not JSON"),
-    "a directory for a file": (lambda d: ((d / "common.pt").unlink(), (d / "common.pt").mkdir()), "common.pt cannot be read"),
-    "another's name": (lambda d: d.rename(d.with_name("iteration-000007")), "its manifest is that of iteration-000003"),
+    "a directory for a file": (
+        lambda d: ((d / "common.pt").unlink(), (d / "common.pt").mkdir()),
+        "common.pt cannot be read",
+    ),
+    "another's name": (
+        lambda d: d.rename(d.with_name("iteration-000007")),
+        "its manifest is that of iteration-000003",
+    ),
 }
 
 

@@ -55,7 +55,8 @@ class Run:
         train = TrainConfig(max_skipped_steps=3)
         config = RunConfig(sft=SftConfig(steps=9), train=train, checkpoint=CheckpointConfig(sft_every=0))
         world = SimpleNamespace(
-            layout=SimpleNamespace(is_main=True, world_size=1), device=SimpleNamespace(torch_device=torch.device("cpu"))
+            layout=SimpleNamespace(is_main=True, world_size=1),
+            device=SimpleNamespace(torch_device=torch.device("cpu")),
         )
         system: Any = SimpleNamespace(
             world=world,
@@ -96,7 +97,11 @@ def test_a_resumed_run_goes_on_counting(monkeypatch, tmp_path):
     before.state.checkpoint()
     manifest = before.written.manifests[0]
     run = Run(monkeypatch, tmp_path)
-    run.state.load(Found(tmp_path, SimpleNamespace(**vars(manifest) | {"progress": Progress("self-play", 3, 5, 7, 2)}), ()))
+    run.state.load(
+        Found(
+            tmp_path, SimpleNamespace(**vars(manifest) | {"progress": Progress("self-play", 3, 5, 7, 2)}), ()
+        )
+    )
     assert run.synced == [5]
     assert run.state.count_sync() == 6
     with pytest.raises(UserError, match="3 in a row"):

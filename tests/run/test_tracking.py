@@ -19,7 +19,13 @@ from selfemo.run.trackers import Tracking
 
 RECORDS: list[dict[str, Any]] = [
     {"event": "sync", "version": 1, "seconds": 0.5, "path": "direct", "received_bytes": 7, "probed": True},
-    {"event": "eval", "stage": "start", "accuracy": 0.25, "per_label_f1": {"joy": 0.5, "anger": 0.0}, "confusion": [[1, 0, 2], [0, 1, 0]]},
+    {
+        "event": "eval",
+        "stage": "start",
+        "accuracy": 0.25,
+        "per_label_f1": {"joy": 0.5, "anger": 0.0},
+        "confusion": [[1, 0, 2], [0, 1, 0]],
+    },
     {"event": "phases", "ranks": {"0": [["setup", 1.0, 2.0]]}},
     {"event": "sft", "step": 0, "loss": 2.5, "grad_norm": 1.5, "tokens": 40},
     {"event": "sft", "step": 1, "loss": 2.25, "grad_norm": 1.25, "tokens": 42},
@@ -129,7 +135,10 @@ def wandb_content(run: Path) -> tuple[dict[str, list[tuple[int, float]]], Any]:
         if record.HasField("run"):
             begun = record.run
         if record.HasField("history"):
-            row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            row = {
+                item.key or ".".join(item.nested_key): json.loads(item.value_json)
+                for item in record.history.item
+            }
             (event,) = {"sft", "sync", "eval", "iteration"} & set(row)
             for name in (name for name in row if "/" in name):
                 points.setdefault(name, []).append((row[event], row[name]))

@@ -19,8 +19,17 @@ from selfemo.selfplay.transitions import TransitionPrior
 from tests.helpers.scripted import LABELS, THINK, CharEncoder, Script, ScriptedGenerator, conversation, turns
 
 TRANSITIONS = TransitionPrior.estimate([conversation("1", "A[joy]: x", "B[sadness]: y", "A[joy]: z")])
-CONFIG = SelfPlayConfig(turns=2, recognizer_group_size=3, responder_group_size=2, max_answer_tokens=20, max_utterance_tokens=60)
-SEED = Opening(0, "toy/train/7", turns("Ann[joy]: we won", "Bo[joy]: yes we did"), turns("Ann[anger]: so what")[0], None, ("Ann", "Bo"))
+CONFIG = SelfPlayConfig(
+    turns=2, recognizer_group_size=3, responder_group_size=2, max_answer_tokens=20, max_utterance_tokens=60
+)
+SEED = Opening(
+    0,
+    "toy/train/7",
+    turns("Ann[joy]: we won", "Bo[joy]: yes we did"),
+    turns("Ann[anger]: so what")[0],
+    None,
+    ("Ann", "Bo"),
+)
 
 
 def respond_or_recognise(prompt: str, request: GenerationRequest) -> str:
@@ -28,18 +37,32 @@ def respond_or_recognise(prompt: str, request: GenerationRequest) -> str:
     last = prompt.splitlines()[-1]
     if prompt.startswith("Write"):
         wanted = prompt.split("showing ")[1].split(".")[0]
-        return f"tone {LABELS.index(wanted.split(', ')[0])} it is" if request.seed % 2 else f"flat line number {request.seed % 97}"
+        return (
+            f"tone {LABELS.index(wanted.split(', ')[0])} it is"
+            if request.seed % 2
+            else f"flat line number {request.seed % 97}"
+        )
     if "tone" in last:
         return LABELS[int(last.split("tone ")[1][0])]
     return "joy" if "did" in last else "neutral"
 
 
 def play(
-    seeds: list[Opening], config: SelfPlayConfig = CONFIG, script: Script = respond_or_recognise, iteration: int = 4
+    seeds: list[Opening],
+    config: SelfPlayConfig = CONFIG,
+    script: Script = respond_or_recognise,
+    iteration: int = 4,
 ) -> tuple[list[Episode], ScriptedGenerator]:
     generator = ScriptedGenerator(script)
     score = SmoothedIoU(identity_affinity(LABELS), 0.05)
-    selfplay = SelfPlay(generator, PromptBuilder(CharEncoder(), LABELS, 3, 80, config.thinking), score, TRANSITIONS, config, run_seed=11)
+    selfplay = SelfPlay(
+        generator,
+        PromptBuilder(CharEncoder(), LABELS, 3, 80, config.thinking),
+        score,
+        TRANSITIONS,
+        config,
+        run_seed=11,
+    )
     return selfplay.play(seeds, iteration), generator
 
 
@@ -134,23 +157,39 @@ def test_a_cut_answer_is_a_format_failure() -> None:
 def test_with_thinking_the_recognizer_thinks_in_its_own_room_and_the_responder_does_not() -> None:
     def think(prompt: str, request: GenerationRequest) -> str:
         answer = respond_or_recognise(prompt, request)
-        return answer if prompt.startswith("Write") else f"<think>\n{'hm' * (request.seed % 3)}\n</think>\n\n{answer}"
+        return (
+            answer
+            if prompt.startswith("Write")
+            else f"<think>\n{'hm' * (request.seed % 3)}\n</think>\n\n{answer}"
+        )
 
     config = replace(CONFIG, thinking=True, max_thinking_tokens=30)
     (episode,), generator = play([SEED], config, think)
     plain, _ = play([SEED])
-    assert [[s.reading for s in g.samples] for g in episode.groups] == [[s.reading for s in g.samples] for g in plain[0].groups]
-    assert [turn.text for turn in episode.turns] == [turn.text for turn in plain[0].turns], "thoughts are read past, never said"
+    assert [[s.reading for s in g.samples] for g in episode.groups] == [
+        [s.reading for s in g.samples] for g in plain[0].groups
+    ]
+    assert [turn.text for turn in episode.turns] == [turn.text for turn in plain[0].turns], (
+        "thoughts are read past, never said"
+    )
     recognised, replies, scored = generator.calls[:3]
     assert {r.max_tokens for r in (*recognised, *scored)} == {20 + 30}
     assert {r.max_tokens for r in replies} == {60}
     assert all(r.prompt_ids[-1] == THINK for r in (*recognised, *scored))
     assert not any(r.prompt_ids[-1] == THINK for r in replies)
     sample = episode.groups[0].samples[0]
-    assert CharEncoder().decode(sample.completion_ids) == sample.text, "the thoughts are trained on as they were sampled"
+    assert CharEncoder().decode(sample.completion_ids) == sample.text, (
+        "the thoughts are trained on as they were sampled"
+    )
 
-    (cut,), _ = play([SEED], replace(config, turns=0, max_thinking_tokens=1), lambda p, r: "<think>" + "hm" * 20 + "</think>joy")
-    assert {s.reading.reason for s in cut.groups[0].samples if isinstance(s.reading, FormatFailure)} == {"cut"}
+    (cut,), _ = play(
+        [SEED],
+        replace(config, turns=0, max_thinking_tokens=1),
+        lambda p, r: "<think>" + "hm" * 20 + "</think>joy",
+    )
+    assert {s.reading.reason for s in cut.groups[0].samples if isinstance(s.reading, FormatFailure)} == {
+        "cut"
+    }
 
 
 @pytest.mark.parametrize(
@@ -182,4 +221,11 @@ def test_turns_need_transitions() -> None:
     empty = TransitionPrior.estimate([])
     prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
     with pytest.raises(UserError, match=r"set selfplay\.turns=0"):
-        SelfPlay(ScriptedGenerator(respond_or_recognise), prompts, SmoothedIoU(identity_affinity(LABELS), 0.0), empty, CONFIG, 1)
+        SelfPlay(
+            ScriptedGenerator(respond_or_recognise),
+            prompts,
+            SmoothedIoU(identity_affinity(LABELS), 0.0),
+            empty,
+            CONFIG,
+            1,
+        )

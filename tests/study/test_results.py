@@ -22,13 +22,18 @@ DIALOGUES = tuple(str(i // 5) for i in range(300))
 def noisy(accuracy: float, seed: int) -> tuple[str, ...]:
     """Predictions that are right with this probability."""
     rng = random.Random(seed)
-    return tuple(label if rng.random() < accuracy else rng.choice([other for other in LABELS if other != label]) for label in GOLD)
+    return tuple(
+        label if rng.random() < accuracy else rng.choice([other for other in LABELS if other != label])
+        for label in GOLD
+    )
 
 
 def test_one_seed_is_the_bootstrap_over_dialogues():
     ours, theirs = noisy(0.7, 1), noisy(0.5, 2)
     assert seeded_bootstrap(GOLD, [ours], None, DIALOGUES, 3) == bootstrap(GOLD, ours, DIALOGUES, 3)
-    assert seeded_bootstrap(GOLD, [ours], [theirs], DIALOGUES, 3) == paired_bootstrap(GOLD, ours, theirs, DIALOGUES, 3)
+    assert seeded_bootstrap(GOLD, [ours], [theirs], DIALOGUES, 3) == paired_bootstrap(
+        GOLD, ours, theirs, DIALOGUES, 3
+    )
 
 
 def test_the_value_is_the_mean_over_seeds():
@@ -51,7 +56,9 @@ def test_seeds_that_disagree_widen_the_interval():
 
 def test_a_recipe_does_not_differ_from_itself():
     seeds = [noisy(0.5, i) for i in range(3)]
-    assert all((i.value, i.low, i.high) == (0, 0, 0) for i in seeded_bootstrap(GOLD, seeds, seeds, DIALOGUES, 3))
+    assert all(
+        (i.value, i.low, i.high) == (0, 0, 0) for i in seeded_bootstrap(GOLD, seeds, seeds, DIALOGUES, 3)
+    )
 
 
 @pytest.mark.parametrize(("first", "second"), [([], None), ([GOLD], [GOLD, GOLD])])
@@ -63,12 +70,21 @@ def test_unequal_seeds_are_refused(first, second):
 def answers() -> SplitAnswers:
     def models(variant: str, accuracy: float) -> list[ModelAnswers]:
         expression = None if variant == "start" else 0.25
-        return [ModelAnswers(variant, seed, noisy(accuracy, seed), 0.5, 1.0, 0.4, expression) for seed in (2, 1)]
+        return [
+            ModelAnswers(variant, seed, noisy(accuracy, seed), 0.5, 1.0, 0.4, expression) for seed in (2, 1)
+        ]
 
     return SplitAnswers("toy", "dev", LABELS, GOLD, DIALOGUES, (*models("start", 0.5), *models("good", 0.9)))
 
 
-PLAN = StudyPlan(base="b", seeds=[1, 2], start=["sft.steps=3"], self_play=[], variants=[Variant("good", "better")], baselines=["start"])
+PLAN = StudyPlan(
+    base="b",
+    seeds=[1, 2],
+    start=["sft.steps=3"],
+    self_play=[],
+    variants=[Variant("good", "better")],
+    baselines=["start"],
+)
 
 
 def test_figures_and_differences_agree():

@@ -58,10 +58,15 @@ class _Engine(RolloutEngine):
         super().copy_direct(self._damage(tensors), version)
 
     def _damage(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        return ((name, -tensor if self.damaged and self.damaged in name else tensor) for name, tensor in tensors)
+        return (
+            (name, -tensor if self.damaged and self.damaged in name else tensor) for name, tensor in tensors
+        )
 
     def greedy(self) -> Tokens:
-        return [completion.token_ids for completion in self.generate([GenerationRequest(p, 0, 12, 0.0) for p in PROMPTS])]
+        return [
+            completion.token_ids
+            for completion in self.generate([GenerationRequest(p, 0, 12, 0.0) for p in PROMPTS])
+        ]
 
 
 _engines: dict[tuple[int, Dtype], _Engine] = {}
@@ -72,20 +77,28 @@ def engine_for(hf_dir: str, tensor_parallel: int, dtype: Dtype = "bfloat16") -> 
     """This rank's engine, built at the first call; bf16 ones keep their matrices in plain layout."""
     keep_bf16_matrices_plain()
     if (tensor_parallel, dtype) not in _engines:
-        config = RolloutConfig(tensor_parallel=tensor_parallel, dtype=dtype, kv_cache_bytes=1 << 24, max_num_seqs=8)
+        config = RolloutConfig(
+            tensor_parallel=tensor_parallel, dtype=dtype, kv_cache_bytes=1 << 24, max_num_seqs=8
+        )
         _engines[tensor_parallel, dtype] = _Engine(hf_dir, config, 64, [], "cpu")
     return _engines[tensor_parallel, dtype]
 
 
-def _sync(hf_dir: str, parallel: ParallelConfig, engine_tensor: int, mode: str, dtype: Dtype) -> tuple[str, int, int, int, Tokens]:
+def _sync(
+    hf_dir: str, parallel: ParallelConfig, engine_tensor: int, mode: str, dtype: Dtype
+) -> tuple[str, int, int, int, Tokens]:
     """Path taken, tensors compared by checksum, bytes moved, least bytes possible, greedy continuations."""
     rank, world = dist.get_rank(), dist.get_world_size()
     engine = engine_for(hf_dir, engine_tensor, dtype)
     with megatron_chunks(Path(hf_dir), parallel, getattr(torch, dtype)) as (chunks, architecture, layout):
         load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
-        trainer = TrainerLayout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, layout.data_size)
+        trainer = TrainerLayout(
+            parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, layout.data_size
+        )
         engines = EngineLayout(engine_tensor, world // engine_tensor)
-        transfer = choose_transfer(mode, architecture, trainer, engines, weight_groups(layout), engine, rank, BUCKET_BYTES)
+        transfer = choose_transfer(
+            mode, architecture, trainer, engines, weight_groups(layout), engine, rank, BUCKET_BYTES
+        )
         report = transfer.send(chunks, engine, version=1)
         compared = verify_transfer(chunks, engine, architecture, trainer, engines, rank)
         return report.path, compared, report.received_bytes, report.lower_bound_bytes, engine.greedy()
@@ -119,7 +132,11 @@ LAYOUTS = {2: (TP2, PP2, DP2), 4: (TP2, PP2, ParallelConfig(tensor=2, pipeline=2
 
 def per_combination(test: Callable[..., None]) -> Callable[..., None]:
     """Run a test for every kind of engine and every layout; the engines live from one layout to the next."""
-    engines = {"engine-per-rank": ALONE, "engine-over-two-ranks": ACROSS, "two-engines-over-two-ranks": REPLICAS}
+    engines = {
+        "engine-per-rank": ALONE,
+        "engine-over-two-ranks": ACROSS,
+        "two-engines-over-two-ranks": REPLICAS,
+    }
     test = pytest.mark.parametrize("layout", range(3), ids=["tp2", "pp2", "dp2-or-tp2pp2"])(test)
     return pytest.mark.parametrize("ranks", engines.values(), ids=engines, indirect=True)(test)
 
@@ -132,13 +149,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two models of one shape, whose weights bf16 holds exactly."""
     root = tmp_path_factory.mktemp("models")
     first, second = (
-        save_tiny(root / str(seed), "qwen3", True, torch.bfloat16, seed=seed, vocab_size=VOCAB_SIZE, head_dim=32) for seed in (1, 2)
+        save_tiny(
+            root / str(seed), "qwen3", True, torch.bfloat16, seed=seed, vocab_size=VOCAB_SIZE, head_dim=32
+        )
+        for seed in (1, 2)
     )
     return first, second
 
 
 @per_combination
-def test_both_paths_bring_the_same_right_weights(models: tuple[Path, Path], ranks: _Ranks, layout: int) -> None:
+def test_both_paths_bring_the_same_right_weights(
+    models: tuple[Path, Path], ranks: _Ranks, layout: int
+) -> None:
     parallel = LAYOUTS[ranks.processes][layout]
     first, second = models
     tensors = len(HfDirectory(first).tensors)
@@ -146,7 +168,13 @@ def test_both_paths_bring_the_same_right_weights(models: tuple[Path, Path], rank
     other = ranks(_sync, str(second), parallel, ranks.engine_tensor, "direct", "bfloat16")
     by_plan = ranks(_sync, str(first), parallel, ranks.engine_tensor, "auto", "bfloat16")
     assert other[0][4] != by_plan[0][4]
-    for (path, _, gathered_bytes, _, tokens), (other_path, compared, moved_bytes, least_bytes, same_tokens) in zip(by_checkpoint, by_plan):
+    for (path, _, gathered_bytes, _, tokens), (
+        other_path,
+        compared,
+        moved_bytes,
+        least_bytes,
+        same_tokens,
+    ) in zip(by_checkpoint, by_plan):
         assert (path, other_path, compared) == ("checkpoint", "direct", tensors)
         assert same_tokens == tokens == by_plan[0][4]
         assert moved_bytes == least_bytes <= gathered_bytes
@@ -161,12 +189,15 @@ def test_an_fp32_engine_on_cpu_takes_checkpoint_tensors_and_equals_transformers(
     """Its matrices are prepacked: their checksums cannot be read, and greedy equality is the proof."""
     parallel = LAYOUTS[ranks.processes][layout]
     for model in models:
-        for path, compared, _, _, tokens in ranks(_sync, str(model), parallel, ranks.engine_tensor, "auto", "float32"):
+        for path, compared, _, _, tokens in ranks(
+            _sync, str(model), parallel, ranks.engine_tensor, "auto", "float32"
+        ):
             assert path == "checkpoint"
             assert 0 < compared < len(HfDirectory(model).tensors)
             assert tokens == _greedy_choices(model, tokens)
     assert all(
-        "sync.mode=direct: the engine holds" in text for text in ranks(_refuses_direct, str(models[0]), parallel, ranks.engine_tensor)
+        "sync.mode=direct: the engine holds" in text
+        for text in ranks(_refuses_direct, str(models[0]), parallel, ranks.engine_tensor)
     )
 
 
@@ -181,7 +212,9 @@ def _weight_sync(
 ) -> tuple[list[tuple[bool, bool]], str]:
     """(probed, checksummed) of four syncs, then what a fifth says whose stream is damaged on one rank."""
     config = run_config(parallel, Options(dtype=dtype))
-    config = replace(config, rollout=RolloutConfig(dtype=dtype), sync=SyncConfig(verify_every=3, checksum_every=2))
+    config = replace(
+        config, rollout=RolloutConfig(dtype=dtype), sync=SyncConfig(verify_every=3, checksum_every=2)
+    )
     engine = engine_for(hf_dir, 1, dtype)
     with learner(hf_dir, parallel, Options(dtype=dtype)) as model:
         weight_sync = WeightSync(model, engine, hf_dir, config, PROMPTS)
@@ -192,7 +225,9 @@ def _weight_sync(
                 weight_sync.sync(5, verify=True)
         finally:
             engine.damaged = ""
-        return [(report.probed, report.checksummed_tensors > 0) for report in reports], f"{mismatch.type.__name__}: {mismatch.value}"
+        return [
+            (report.probed, report.checksummed_tensors > 0) for report in reports
+        ], f"{mismatch.type.__name__}: {mismatch.value}"
 
 
 CADENCE = [(True, True), (False, False), (False, True), (True, False)]
@@ -200,7 +235,9 @@ CADENCE = [(True, True), (False, False), (False, True), (True, False)]
 
 
 @per_rank
-def test_a_wrong_tensor_in_one_engine_stops_every_rank_and_is_named(models: tuple[Path, Path], ranks: _Ranks) -> None:
+def test_a_wrong_tensor_in_one_engine_stops_every_rank_and_is_named(
+    models: tuple[Path, Path], ranks: _Ranks
+) -> None:
     for cadence, text in ranks(_weight_sync, str(models[0]), PP2, "bfloat16", "layers.1.mlp.down_proj", 1):
         assert cadence == CADENCE
         assert text.startswith(
@@ -209,7 +246,9 @@ def test_a_wrong_tensor_in_one_engine_stops_every_rank_and_is_named(models: tupl
 
 
 @per_rank
-def test_a_wrong_tensor_that_no_checksum_can_read_fails_the_greedy_probe(models: tuple[Path, Path], ranks: _Ranks) -> None:
+def test_a_wrong_tensor_that_no_checksum_can_read_fails_the_greedy_probe(
+    models: tuple[Path, Path], ranks: _Ranks
+) -> None:
     for cadence, text in ranks(_weight_sync, str(models[0]), TP2, "float32", "layers.1.mlp.down_proj", 1):
         assert cadence == CADENCE
         assert text.startswith("SyncError: weight sync 5: probe 0 on rank 1: token")
@@ -232,7 +271,9 @@ def _sleep_and_wake(hf_dir: str) -> list[str]:
 
 
 @per_rank
-def test_an_engine_that_sleeps_or_woke_without_weights_refuses(models: tuple[Path, Path], ranks: _Ranks) -> None:
+def test_an_engine_that_sleeps_or_woke_without_weights_refuses(
+    models: tuple[Path, Path], ranks: _Ranks
+) -> None:
     for generating, receiving, woken in ranks(_sleep_and_wake, str(models[0])):
         assert "asleep: wake it up and send weights" in generating
         assert "asleep and cannot receive weights" in receiving
@@ -248,9 +289,15 @@ def _serve(hf_dir: str) -> tuple[list[int], list[int]]:
     from vllm import LLM, SamplingParams
 
     llm = LLM(
-        model=hf_dir, distributed_executor_backend="external_launcher", kv_cache_memory_bytes=1 << 24, max_num_seqs=8, enforce_eager=True
+        model=hf_dir,
+        distributed_executor_backend="external_launcher",
+        kv_cache_memory_bytes=1 << 24,
+        max_num_seqs=8,
+        enforce_eager=True,
     )
-    (answer,) = llm.chat(QUESTION, SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True), use_tqdm=False)
+    (answer,) = llm.chat(
+        QUESTION, SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True), use_tqdm=False
+    )
     return list(answer.prompt_token_ids), list(answer.outputs[0].token_ids)
 
 
@@ -258,18 +305,44 @@ def _serve(hf_dir: str) -> tuple[list[int], list[int]]:
 def test_an_exported_directory_loads_as_it_is(tmp_path: Path, ranks: _Ranks) -> None:
     """Tokenizer, chat template and generation config included, in vLLM and transformers."""
     shape = ModelConfig(
-        vocab_size=400, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=32, max_length=128
+        vocab_size=400,
+        hidden_size=64,
+        intermediate_size=96,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=32,
+        max_length=128,
     )
-    source = init_model(tmp_path / "source", shape, ["the quick brown fox jumps over the lazy dog, how do you feel?"] * 4, seed=5)
+    source = init_model(
+        tmp_path / "source",
+        shape,
+        ["the quick brown fox jumps over the lazy dog, how do you feel?"] * 4,
+        seed=5,
+    )
     hf_to_megatron(source, tmp_path / "megatron", lambda _name, _bytes: None)
     exported = tmp_path / "exported"
     megatron_to_hf(tmp_path / "megatron", exported, lambda _name, _bytes: None)
     assert {path.name for path in source.iterdir()} == {path.name for path in exported.iterdir()}
-    assert (exported / "generation_config.json").read_bytes() == (source / "generation_config.json").read_bytes()
-    tokenizer, model = AutoTokenizer.from_pretrained(exported), AutoModelForCausalLM.from_pretrained(exported, dtype="auto")
-    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
-    assert prompt.tolist() == AutoTokenizer.from_pretrained(source).apply_chat_template([QUESTION], add_generation_prompt=True)["input_ids"]
-    want = model.generate(prompt, do_sample=False, min_new_tokens=8, max_new_tokens=8)[0, prompt.shape[1] :].tolist()
+    assert (exported / "generation_config.json").read_bytes() == (
+        source / "generation_config.json"
+    ).read_bytes()
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(exported),
+        AutoModelForCausalLM.from_pretrained(exported, dtype="auto"),
+    )
+    prompt = tokenizer.apply_chat_template(
+        QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
+    assert (
+        prompt.tolist()
+        == AutoTokenizer.from_pretrained(source).apply_chat_template([QUESTION], add_generation_prompt=True)[
+            "input_ids"
+        ]
+    )
+    want = model.generate(prompt, do_sample=False, min_new_tokens=8, max_new_tokens=8)[
+        0, prompt.shape[1] :
+    ].tolist()
     assert ranks(_serve, str(exported)) == [(prompt[0].tolist(), want)] * 2
 
 
@@ -286,7 +359,10 @@ def _next_logits(hf_dir: Path, prompt: tuple[int, ...], answer: tuple[int, ...])
 
 def _greedy_choices(hf_dir: Path, continuations: Tokens) -> Tokens:
     """What transformers takes at every place of the continuations: equal to them where they are its own."""
-    return [tuple(_next_logits(hf_dir, prompt, answer).argmax(-1).tolist()) for prompt, answer in zip(PROMPTS, continuations)]
+    return [
+        tuple(_next_logits(hf_dir, prompt, answer).argmax(-1).tolist())
+        for prompt, answer in zip(PROMPTS, continuations)
+    ]
 
 
 def _worst_shortfall(hf_dir: Path, continuations: Tokens) -> float:
@@ -294,5 +370,7 @@ def _worst_shortfall(hf_dir: Path, continuations: Tokens) -> float:
     worst = 0.0
     for prompt, answer in zip(PROMPTS, continuations):
         logits = _next_logits(hf_dir, prompt, answer)
-        worst = max(worst, float((logits.amax(-1) - logits.gather(1, torch.tensor(answer)[:, None])[:, 0]).max()))
+        worst = max(
+            worst, float((logits.amax(-1) - logits.gather(1, torch.tensor(answer)[:, None])[:, 0]).max())
+        )
     return worst

@@ -43,7 +43,9 @@ def _quiet(_name: str, _bytes: int) -> None:
 
 
 def _weights(directory: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return {
+        name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()
+    }
 
 
 def _assert_same_bits(want: dict[str, torch.Tensor], got: dict[str, torch.Tensor]) -> None:
@@ -54,14 +56,26 @@ def _assert_same_bits(want: dict[str, torch.Tensor], got: dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("family", "tied", "max_shard_size"), [("qwen3", True, "60KB"), ("qwen2", False, "5GB"), ("llama", True, "5GB")])
+@pytest.mark.parametrize(
+    ("family", "tied", "max_shard_size"),
+    [("qwen3", True, "60KB"), ("qwen2", False, "5GB"), ("llama", True, "5GB")],
+)
 def test_there_and_back_is_bitwise_equal_in_order_and_dtype(
     tmp_path: Path, family: str, tied: bool, max_shard_size: str, dtype: torch.dtype
 ) -> None:
     source = save_tiny(tmp_path / "source", family, tied, dtype, max_shard_size)
     (source / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
-    hf_to_megatron(source, tmp_path / "megatron", _quiet, verify=True, check_finite=True, bucket_bytes=SMALL_BUCKET)
-    done = megatron_to_hf(tmp_path / "megatron", tmp_path / "back", _quiet, verify=True, check_finite=True, max_shard_bytes=60_000)
+    hf_to_megatron(
+        source, tmp_path / "megatron", _quiet, verify=True, check_finite=True, bucket_bytes=SMALL_BUCKET
+    )
+    done = megatron_to_hf(
+        tmp_path / "megatron",
+        tmp_path / "back",
+        _quiet,
+        verify=True,
+        check_finite=True,
+        max_shard_bytes=60_000,
+    )
     _assert_same_bits(_weights(source), _weights(tmp_path / "back"))
     assert done.bytes == sum(tensor.nbytes for tensor in _weights(source).values())
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -77,7 +91,9 @@ def test_tensors_of_mixed_dtype_keep_theirs(tmp_path: Path) -> None:
     _assert_same_bits(mixed, _weights(tmp_path / "back"))
     mixed["model.layers.0.self_attn.k_proj.weight"] = mixed["model.layers.0.self_attn.k_proj.weight"].float()
     save_file(mixed, source / "model.safetensors")
-    with pytest.raises(UserError, match=r"k_proj.weight \(torch.float32\).* are fused in Megatron and must have one dtype"):
+    with pytest.raises(
+        UserError, match=r"k_proj.weight \(torch.float32\).* are fused in Megatron and must have one dtype"
+    ):
         hf_to_megatron(source, tmp_path / "again", _quiet)
 
 
@@ -115,18 +131,27 @@ def _megatron_saves(checkpoint: str, hf_dir: str, parallel: ParallelConfig) -> N
         dist.barrier()
         model = chunks[0].sharded_state_dict()
         tensors = {name: entry for name, entry in model.items() if not isinstance(entry, ShardedObject)}
-        moments = {name: make_sharded_optimizer_tensor(t, t.data, "optimizer.state.exp_avg") for name, t in tensors.items()}
-        dist_checkpointing.save({"model": model, "optimizer": moments, "common": {"iteration": 3}}, checkpoint)
+        moments = {
+            name: make_sharded_optimizer_tensor(t, t.data, "optimizer.state.exp_avg")
+            for name, t in tensors.items()
+        }
+        dist_checkpointing.save(
+            {"model": model, "optimizer": moments, "common": {"iteration": 3}}, checkpoint
+        )
         dist.barrier()
 
 
-@pytest.mark.parametrize("parallel", [ParallelConfig(tensor=2), ParallelConfig(pipeline=2)], ids=["tp2", "pp2"])
+@pytest.mark.parametrize(
+    "parallel", [ParallelConfig(tensor=2), ParallelConfig(pipeline=2)], ids=["tp2", "pp2"]
+)
 def test_a_checkpoint_that_megatron_saved_in_a_layout_is_exported_without_optimizer_state(
     distributed: DistributedRunner, tmp_path: Path, parallel: ParallelConfig
 ) -> None:
     source = save_tiny(tmp_path / "source", "qwen3", True, layers=4)
     distributed(2, _megatron_saves, str(tmp_path / "megatron"), str(source), parallel)
-    with pytest.raises(UserError, match=r"name the directory that has the model's config and tokenizer with --source"):
+    with pytest.raises(
+        UserError, match=r"name the directory that has the model's config and tokenizer with --source"
+    ):
         megatron_to_hf(tmp_path / "megatron", tmp_path / "back", _quiet)
     megatron_to_hf(tmp_path / "megatron", tmp_path / "back", _quiet, source_dir=source, verify=True)
     _assert_same_bits(_weights(source), _weights(tmp_path / "back"))
@@ -157,16 +182,30 @@ def _mixture(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("corrupt", "message"),
     [
-        (_edited(lambda t: t[MLP].__setitem__((3, 5), torch.nan)), rf"safetensors: tensor {MLP} holds 1 values that are NaN or infinite"),
-        (_edited(lambda t: t.pop(MLP)), rf"safetensors: tensor {MLP} is missing, though model.safetensors.index.json places it there"),
-        (_edited(lambda t: t.update(more=torch.zeros(2))), r"model-00010-of-00011.safetensors: tensor more is not part of a qwen3 model"),
-        (_edited(lambda t: t.update({MLP: t[MLP].T.contiguous()})), rf"tensor {MLP} has shape \(64, 96\), expected \(96, 64\)"),
+        (
+            _edited(lambda t: t[MLP].__setitem__((3, 5), torch.nan)),
+            rf"safetensors: tensor {MLP} holds 1 values that are NaN or infinite",
+        ),
+        (
+            _edited(lambda t: t.pop(MLP)),
+            rf"safetensors: tensor {MLP} is missing, though model.safetensors.index.json places it there",
+        ),
+        (
+            _edited(lambda t: t.update(more=torch.zeros(2))),
+            r"model-00010-of-00011.safetensors: tensor more is not part of a qwen3 model",
+        ),
+        (
+            _edited(lambda t: t.update({MLP: t[MLP].T.contiguous()})),
+            rf"tensor {MLP} has shape \(64, 96\), expected \(96, 64\)",
+        ),
         (_truncate, r"model-00003-of-00011.safetensors: truncated"),
         (_mixture, r"'Qwen3MoeForCausalLM' is not supported"),
     ],
     ids=["nan", "missing", "extra", "shape", "truncated-shard", "architecture"],
 )
-def test_a_bad_source_is_named_and_leaves_nothing(tmp_path: Path, corrupt: Callable[[Path], None], message: str) -> None:
+def test_a_bad_source_is_named_and_leaves_nothing(
+    tmp_path: Path, corrupt: Callable[[Path], None], message: str
+) -> None:
     source = save_tiny(tmp_path / "source", "qwen3", True, max_shard_size="60KB")
     corrupt(source)
     with pytest.raises(UserError, match=message):
@@ -181,7 +220,10 @@ def test_a_source_without_a_tokenizer_is_refused_both_ways(tmp_path: Path, left:
         (directory / "tokenizer.json").unlink()
         if left == "a directory":
             (directory / "tokenizer.json").mkdir()
-    for convert, given, named in ((hf_to_megatron, source, "source"), (megatron_to_hf, checkpoint, "megatron/hf")):
+    for convert, given, named in (
+        (hf_to_megatron, source, "source"),
+        (megatron_to_hf, checkpoint, "megatron/hf"),
+    ):
         with pytest.raises(UserError, match=rf"{named}: no file tokenizer.json"):
             convert(given, tmp_path / "again", _quiet)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["megatron", "source"]
@@ -218,7 +260,9 @@ def test_a_damaged_checkpoint_is_named_and_leaves_nothing(tmp_path: Path) -> Non
     data = checkpoint / "__0_0.distcp"
     whole = data.read_bytes()
     data.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"megatron: tensor decoder\S+ cannot be read \(.*\); the checkpoint is incomplete"):
+    with pytest.raises(
+        UserError, match=r"megatron: tensor decoder\S+ cannot be read \(.*\); the checkpoint is incomplete"
+    ):
         megatron_to_hf(checkpoint, tmp_path / "back", _quiet)
     data.unlink()
     with pytest.raises(UserError, match=r"cannot be read"):
@@ -230,16 +274,31 @@ def test_a_damaged_checkpoint_is_named_and_leaves_nothing(tmp_path: Path) -> Non
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
     checkpoint = _converted(tmp_path)
     with pytest.raises(UserError, match=r"tensor decoder\S+ has shape \(2, \d+.*\), expected \(3,"):
-        megatron_to_hf(checkpoint, tmp_path / "back", _quiet, source_dir=save_tiny(tmp_path / "deeper", "qwen3", True, layers=3))
+        megatron_to_hf(
+            checkpoint,
+            tmp_path / "back",
+            _quiet,
+            source_dir=save_tiny(tmp_path / "deeper", "qwen3", True, layers=3),
+        )
     with pytest.raises(UserError, match=r"tensor output_layer.weight is missing from the checkpoint"):
-        megatron_to_hf(checkpoint, tmp_path / "back", _quiet, source_dir=save_tiny(tmp_path / "untied", "qwen3", False))
+        megatron_to_hf(
+            checkpoint, tmp_path / "back", _quiet, source_dir=save_tiny(tmp_path / "untied", "qwen3", False)
+        )
 
 
 @pytest.mark.parametrize(
     ("stored", "described", "message"),
     [
-        (("qwen2", True), ("llama", True), r"megatron: 'decoder.layers.self_attention.linear_qkv.bias': no parameter of the model"),
-        (("llama", False), ("llama", True), r"megatron: 'output_layer.weight': no parameter of the model that config.json describes"),
+        (
+            ("qwen2", True),
+            ("llama", True),
+            r"megatron: 'decoder.layers.self_attention.linear_qkv.bias': no parameter of the model",
+        ),
+        (
+            ("llama", False),
+            ("llama", True),
+            r"megatron: 'output_layer.weight': no parameter of the model that config.json describes",
+        ),
     ],
     ids=["biases", "untied"],
 )
@@ -271,12 +330,22 @@ def test_metadata_that_would_run_code_is_not_unpickled(tmp_path: Path) -> None:
 
 def _command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, text=True, capture_output=True, timeout=600)
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, text=True, capture_output=True, timeout=600
+    )
 
 
 def test_the_commands_convert_there_and_back(tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "source", "qwen3", True, torch.bfloat16)
-    there = _command("tools/hf_to_megatron.py", "--source", source, "--output", tmp_path / "megatron", "--verify", "--check-finite")
+    there = _command(
+        "tools/hf_to_megatron.py",
+        "--source",
+        source,
+        "--output",
+        tmp_path / "megatron",
+        "--verify",
+        "--check-finite",
+    )
     assert (there.returncode, there.stderr) == (0, "")
     assert "24 tensors" in there.stdout
     assert "every tensor verified bitwise" in there.stdout
@@ -294,7 +363,8 @@ def test_the_commands_convert_there_and_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "reason"), [("file/x", "File exists"), ("file/x/y", "Not a directory"), ("n" * 250, "File name too long")]
+    ("output", "reason"),
+    [("file/x", "File exists"), ("file/x/y", "Not a directory"), ("n" * 250, "File name too long")],
 )
 def test_an_output_that_cannot_be_made_is_one_line(tmp_path: Path, output: str, reason: str) -> None:
     source = save_tiny(tmp_path / "source", "qwen3", True)
@@ -323,7 +393,10 @@ def _small_disk(file_bytes: int) -> Iterator[None]:
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
     checkpoint = _converted(tmp_path)
     for convert, source in ((hf_to_megatron, tmp_path / "source"), (megatron_to_hf, checkpoint)):
-        with _small_disk(100 * 1024), pytest.raises(UserError, match=r"again: cannot be written \(File too large\); free space"):
+        with (
+            _small_disk(100 * 1024),
+            pytest.raises(UserError, match=r"again: cannot be written \(File too large\); free space"),
+        ):
             convert(source, tmp_path / "again", _quiet)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["megatron", "source"]
 

@@ -27,7 +27,9 @@ def _load_and_gather(hf_dir: str, parallel: ParallelConfig, bucket_bytes: int) -
     with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout):
         load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
         assert all(parameter.isfinite().all() for chunk in chunks for parameter in chunk.parameters())
-        gathered = hf_tensors(chunks, architecture, weight_groups(layout), bucket_bytes, include_tied_head=True)
+        gathered = hf_tensors(
+            chunks, architecture, weight_groups(layout), bucket_bytes, include_tied_head=True
+        )
         reference = {"lm_head.weight": stored["model.embed_tokens.weight"]} | stored
         return [(name, torch.equal(tensor, reference[name])) for name, tensor in gathered]
 
@@ -55,9 +57,13 @@ def test_gathered_tensors_equal_the_file_on_both_ranks(
     assert all(equal for _, equal in by_rank[0])
 
 
-def test_gather_over_tensor_and_pipeline_ranks_together(distributed: DistributedRunner, tmp_path: Path) -> None:
+def test_gather_over_tensor_and_pipeline_ranks_together(
+    distributed: DistributedRunner, tmp_path: Path
+) -> None:
     save_tiny(tmp_path, "qwen3", False, layers=4)
-    for gathered in distributed(4, _load_and_gather, str(tmp_path), ParallelConfig(tensor=2, pipeline=2), TINY_BUCKET):
+    for gathered in distributed(
+        4, _load_and_gather, str(tmp_path), ParallelConfig(tensor=2, pipeline=2), TINY_BUCKET
+    ):
         assert len(gathered) == len(load_file(tmp_path / "model.safetensors"))
         assert all(equal for _, equal in gathered)
 
@@ -79,7 +85,9 @@ LARGEST_BYTES = 384 * 64 * 4
 """Query, key and value of one layer."""
 
 
-@pytest.mark.parametrize("parallel", [ParallelConfig(tensor=2), ParallelConfig(pipeline=2)], ids=["tp2", "pp2"])
+@pytest.mark.parametrize(
+    "parallel", [ParallelConfig(tensor=2), ParallelConfig(pipeline=2)], ids=["tp2", "pp2"]
+)
 @pytest.mark.parametrize("bucket_bytes", [TINY_BUCKET, 40_000])
 def test_extra_memory_is_a_bucket_and_the_largest_parameter(
     distributed: DistributedRunner, tmp_path: Path, parallel: ParallelConfig, bucket_bytes: int

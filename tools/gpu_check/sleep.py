@@ -29,7 +29,9 @@ def main() -> None:
         _must_refuse(system.engine, request)
         held = config.rollout.kv_cache_bytes
         if asleep - awake < RETURNED_SHARE * held:
-            raise SystemExit(f"rank {layout.rank}: sleep returned {asleep - awake} bytes, expected at least {RETURNED_SHARE:.0%} of {held}")
+            raise SystemExit(
+                f"rank {layout.rank}: sleep returned {asleep - awake} bytes, expected at least {RETURNED_SHARE:.0%} of {held}"
+            )
     system.weight_sync.sync(2)  # wakes the engine
     after = system.engine.generate([request])[0].token_ids
     if after != before:

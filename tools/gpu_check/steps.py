@@ -47,7 +47,14 @@ def steps(machine: Machine) -> tuple[Step, ...]:
     """All of them, as commands for this machine."""
     python, device = sys.executable, machine.device
     bench = machine.output / "bench.json"
-    torchrun = (python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(machine.processes))
+    torchrun = (
+        python,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(machine.processes),
+    )
     layout = f"parallel.tensor={machine.processes}"
     return (
         Step(
@@ -60,7 +67,17 @@ def steps(machine: Machine) -> tuple[Step, ...]:
         Step(
             name="kernels",
             question="Do the kernels agree with the fp64 oracle on this device?",
-            command=(python, "-m", "pytest", "tests/kernels/test_device.py", "-m", "gpu", "-q", "-p", "no:cacheprovider"),
+            command=(
+                python,
+                "-m",
+                "pytest",
+                "tests/kernels/test_device.py",
+                "-m",
+                "gpu",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+            ),
             deadline_s=1200,
             send_back=f"{LOGS}; if Triton failed to compile, also the directory ~/.triton/cache",
             environment=(("SELFEMO_DEVICE", device),),
@@ -96,7 +113,15 @@ def steps(machine: Machine) -> tuple[Step, ...]:
         Step(
             name="iteration",
             question="Does one SELF-GRPO iteration of a small Qwen3 run from start to export?",
-            command=(*torchrun, "--no-python", python, "-m", "selfemo.commands.main", "train", *_iteration(machine, layout)),
+            command=(
+                *torchrun,
+                "--no-python",
+                python,
+                "-m",
+                "selfemo.commands.main",
+                "train",
+                *_iteration(machine, layout),
+            ),
             deadline_s=1800,
             send_back=f"{LOGS}, and {machine.output / 'run'}/logs with metrics.jsonl; {ENVIRONMENT}",
         ),
@@ -116,6 +141,11 @@ def _iteration(machine: Machine, layout: str) -> tuple[str, ...]:
         "selfplay.seeds_per_iteration=4",
         "evaluation.limit=16",
     )
-    gpu = ("train.dtype=bfloat16", "rollout.dtype=bfloat16", "rollout.enforce_eager=false", "parallel.distributed_optimizer=true")
+    gpu = (
+        "train.dtype=bfloat16",
+        "rollout.dtype=bfloat16",
+        "rollout.enforce_eager=false",
+        "parallel.distributed_optimizer=true",
+    )
     model = (f"model.path={machine.model_dir}",) if machine.model_dir else ("model.head_dim=64",)
     return (*settings, *model, *(gpu if on_gpu else ()))

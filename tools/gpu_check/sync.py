@@ -27,7 +27,9 @@ def main() -> None:
         if world.is_main:
             print(json.dumps(asdict(report)), flush=True)
     if seen[0] != seen[1]:
-        raise SystemExit(f"rank {world.rank}: the two paths give other greedy continuations: {seen[0]} and {seen[1]}")
+        raise SystemExit(
+            f"rank {world.rank}: the two paths give other greedy continuations: {seen[0]} and {seen[1]}"
+        )
     if world.is_main:
         print(f"both paths verified over {world.world_size} rank(s), tensor parallel {world.tensor_size}")
 

@@ -23,11 +23,37 @@ from torch.utils._pytree import tree_leaves
 from selfemo.kernels.row_threads import set_num_threads
 
 VIEWS = frozenset(
-    {"view", "_unsafe_view", "slice", "select", "expand", "unsqueeze", "squeeze", "detach", "t", "transpose", "permute"}
+    {
+        "view",
+        "_unsafe_view",
+        "slice",
+        "select",
+        "expand",
+        "unsqueeze",
+        "squeeze",
+        "detach",
+        "t",
+        "transpose",
+        "permute",
+    }
     | {"alias", "as_strided", "reshape", "split", "unbind"}
 )
 ALLOCATIONS = frozenset({"empty", "empty_like", "new_empty", "empty_strided"})
-FILLS = frozenset({"fill_", "zero_", "zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "full_like", "new_full"})
+FILLS = frozenset(
+    {
+        "fill_",
+        "zero_",
+        "zeros",
+        "zeros_like",
+        "new_zeros",
+        "ones",
+        "ones_like",
+        "new_ones",
+        "full",
+        "full_like",
+        "new_full",
+    }
+)
 """Operators that read no tensor: one they are given only lends its shape, or is overwritten."""
 OVERWRITES = frozenset({"copy_", "index_put_", "scatter_", "masked_fill_"})
 """Operators that read every argument but the first, which they overwrite."""
@@ -71,7 +97,9 @@ class TorchMeter(TorchDispatchMode):
         super().__exit__(*exception)
         set_num_threads(self._threads)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -92,7 +120,9 @@ class TorchMeter(TorchDispatchMode):
             return int(args[2].numel())
         if name in ("index", "index_put_", "index_put", "index_select"):
             return (
-                int(args[0][tuple(slice(None) if i is None else i for i in args[1])].numel()) if isinstance(args[1], list | tuple) else None
+                int(args[0][tuple(slice(None) if i is None else i for i in args[1])].numel())
+                if isinstance(args[1], list | tuple)
+                else None
             )
         return None
 
@@ -148,4 +178,7 @@ def interpreted_traffic(watched: Tensor) -> Iterator[Counted]:
     try:
         yield counted
     finally:
-        del builder.create_masked_load, builder.create_masked_store  # instance attributes: the class's own remain
+        del (
+            builder.create_masked_load,
+            builder.create_masked_store,
+        )  # instance attributes: the class's own remain

@@ -72,7 +72,15 @@ def run(processes: int, seeds: int, output: Path) -> Path:
     """One run under torchrun, one thread per process; a finished one is not run again."""
     if (output / "summary.json").exists():
         return output
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--no-python"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "--no-python",
+    ]
     command = [
         *torchrun,
         sys.executable,
@@ -85,7 +93,12 @@ def run(processes: int, seeds: int, output: Path) -> Path:
     ]
     before = os.getloadavg()[0]
     result = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=RUN_TIMEOUT_S,
+        check=False,
     )
     if result.returncode:
         raise UserError(f"a run of {processes} process(es) failed: {_reason(result.stderr or result.stdout)}")
@@ -108,7 +121,9 @@ def row_of(output: Path, processes: int, study: Study) -> Row:
         return float(median(event["seconds"][phase] for event in iterations))
 
     step_s = float(median(sum(event["seconds"].values()) for event in iterations))
-    tokens, samples = (sum(event[key] for event in iterations) / len(iterations) for key in ("tokens", "samples"))
+    tokens, samples = (
+        sum(event[key] for event in iterations) / len(iterations) for key in ("tokens", "samples")
+    )
     return Row(
         kind="measured",
         study=study,
@@ -117,7 +132,11 @@ def row_of(output: Path, processes: int, study: Study) -> Row:
         model=_model_name(config, output),
         policy_lag=0,
         mean_tokens=tokens / samples,
-        max_tokens=max(event[f"completion_tokens_max_{role}"] for event in iterations for role in ("recognizer", "responder")),
+        max_tokens=max(
+            event[f"completion_tokens_max_{role}"]
+            for event in iterations
+            for role in ("recognizer", "responder")
+        ),
         gpus=processes,
         groups=round(sum(event["groups"] for event in iterations) / len(iterations)),
         samples=round(samples),
@@ -148,7 +167,9 @@ def _reason(output: str) -> str:
 
 
 def _planned_sync_bytes(config: RunConfig, layout: Layout, output: Path, path: str) -> int:
-    planned = sync_bytes(read_architecture(output / "model-initial"), layout, config.rollout.dtype, config.train.dtype)
+    planned = sync_bytes(
+        read_architecture(output / "model-initial"), layout, config.rollout.dtype, config.train.dtype
+    )
     return planned.direct if path == "direct" else planned.checkpoint
 
 

@@ -78,7 +78,9 @@ class OwnCost:
         return samples * (self.repeated_us + self.shared_us / ranks) / 1e6
 
 
-def measure_parts(sample_counts: Sequence[int], kept: Path, say: Callable[[str], None] = print) -> list[PartCost]:
+def measure_parts(
+    sample_counts: Sequence[int], kept: Path, say: Callable[[str], None] = print
+) -> list[PartCost]:
     """Every part at every count. What was measured is kept in the JSON file `kept` and not measured again."""
     corpus = load_corpus("everyday", "")
     found = [PartCost(**cost) for cost in json.loads(kept.read_text())] if kept.exists() else []
@@ -86,10 +88,15 @@ def measure_parts(sample_counts: Sequence[int], kept: Path, say: Callable[[str],
         for part, measure in PARTS.items():
             if not any((cost.part, cost.samples) == (part, samples) for cost in found):
                 found.append(PartCost(part, samples, measure(corpus, samples)))
-                say(f"{part}: {samples} samples in {found[-1].seconds:.1f} s of processor time, {found[-1].per_sample_us:.1f} us each")
+                say(
+                    f"{part}: {samples} samples in {found[-1].seconds:.1f} s of processor time, {found[-1].per_sample_us:.1f} us each"
+                )
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_text(json.dumps([asdict(cost) for cost in found], indent=1) + "\n")
-    return sorted((cost for cost in found if cost.samples in sample_counts), key=lambda cost: (list(PARTS).index(cost.part), cost.samples))
+    return sorted(
+        (cost for cost in found if cost.samples in sample_counts),
+        key=lambda cost: (list(PARTS).index(cost.part), cost.samples),
+    )
 
 
 def growth(costs: Sequence[PartCost]) -> dict[str, float]:
@@ -115,7 +122,9 @@ def _planning(_: Corpus, samples: int) -> float:
     config = RunConfig(selfplay=SelfPlayConfig(seeds_per_iteration=seeds))
     layout, gpu = Layout(8, 8, tensor=2, distributed_optimizer=True), gpu_by_name("h100-80g")
     started = time.process_time()
-    make_plan(config, planned_architecture(replace(config.model, path="qwen3-8b")), layout, workload_of(config), gpu)
+    make_plan(
+        config, planned_architecture(replace(config.model, path="qwen3-8b")), layout, workload_of(config), gpu
+    )
     return time.process_time() - started
 
 
@@ -144,15 +153,27 @@ def _packing(_: Corpus, samples: int) -> float:
 class _Engine:
     """Stands for the engines and for the other ranks: completions of the usual lengths, and time kept of who would do what."""
 
-    def __init__(self, answers: Sequence[tuple[int, ...]], utterances: Sequence[tuple[int, ...]], answer_tokens: int) -> None:
-        self._draw, self._answers, self._utterances, self._answer_tokens = random.Random(0), answers, utterances, answer_tokens
+    def __init__(
+        self, answers: Sequence[tuple[int, ...]], utterances: Sequence[tuple[int, ...]], answer_tokens: int
+    ) -> None:
+        self._draw, self._answers, self._utterances, self._answer_tokens = (
+            random.Random(0),
+            answers,
+            utterances,
+            answer_tokens,
+        )
         self.engine_s = self.shared_s = 0.0
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         """Completions as they come from other ranks."""
         started = time.process_time()
-        pools = [self._answers if request.max_tokens == self._answer_tokens else self._utterances for request in requests]
-        sent = pickle.dumps([Completion(ids, (-0.1,) * len(ids), True) for ids in map(self._draw.choice, pools)])
+        pools = [
+            self._answers if request.max_tokens == self._answer_tokens else self._utterances
+            for request in requests
+        ]
+        sent = pickle.dumps(
+            [Completion(ids, (-0.1,) * len(ids), True) for ids in map(self._draw.choice, pools)]
+        )
         self.engine_s += time.process_time() - started
         completions: list[Completion] = pickle.loads(sent)
         return completions
@@ -175,14 +196,24 @@ def _self_play(corpus: Corpus, samples: int) -> tuple[float, float]:
     config, train = RunConfig(), corpus.split("train")
     play = replace(config.selfplay, seeds_per_iteration=SEEDS)
     with tempfile.TemporaryDirectory() as directory:
-        save_tokenizer(train_tokenizer(tokenizer_texts(corpus), config.model.vocab_size), Path(directory), config.model.max_length)
+        save_tokenizer(
+            train_tokenizer(tokenizer_texts(corpus), config.model.vocab_size),
+            Path(directory),
+            config.model.max_length,
+        )
         encoder = ChatEncoder(directory)
     texts = [turn.text for conversation in train for turn in conversation.turns]
-    answers, utterances = ([encoder.encode_completion(text) for text in choices] for choices in (corpus.labels, texts))
+    answers, utterances = (
+        [encoder.encode_completion(text) for text in choices] for choices in (corpus.labels, texts)
+    )
     engine = _Engine(answers, utterances, play.max_recognizer_tokens)
-    prompts = PromptBuilder(encoder, corpus.labels, config.corpus.history_turns, config.corpus.max_turn_tokens)
+    prompts = PromptBuilder(
+        encoder, corpus.labels, config.corpus.history_turns, config.corpus.max_turn_tokens
+    )
     score = Rewards(config.reward, train, corpus.labels).score
-    selfplay = SelfPlay(engine, prompts, score, TransitionPrior.estimate(train), play, config.seed, engine.deal)
+    selfplay = SelfPlay(
+        engine, prompts, score, TransitionPrior.estimate(train), play, config.seed, engine.deal
+    )
     pool = OpeningPool(corpus, play, config.seed, config.corpus.history_turns)
     played, iteration, seconds = 0, 0, 0.0
     while played < samples:
@@ -242,7 +273,9 @@ def _collecting(corpus: Corpus, samples: int) -> float:
     rewards = Rewards(RewardConfig(), corpus.split("train"), corpus.labels)
     seconds = 0.0
     with tempfile.TemporaryDirectory() as directory:
-        flywheel = Flywheel(FlywheelConfig(), corpus, rewards, Path(directory) / "flywheel.sqlite", is_writer=True)
+        flywheel = Flywheel(
+            FlywheelConfig(), corpus, rewards, Path(directory) / "flywheel.sqlite", is_writer=True
+        )
         for version, groups in enumerate(made_groups(corpus, rewards, samples)):
             scored = rewards.score_groups(groups)
             started = time.process_time()
@@ -282,12 +315,22 @@ def made_groups(corpus: Corpus, rewards: Rewards, samples: int) -> Iterator[list
         yield [_group(corpus, rewards, vocabulary, draw, iteration, episode) for episode in range(count)]
 
 
-def _group(corpus: Corpus, rewards: Rewards, vocabulary: Sequence[str], draw: random.Random, iteration: int, episode: int) -> Group:
+def _group(
+    corpus: Corpus,
+    rewards: Rewards,
+    vocabulary: Sequence[str],
+    draw: random.Random,
+    iteration: int,
+    episode: int,
+) -> Group:
     text = " ".join(draw.choices(vocabulary, k=draw.randint(4, 24)))
     gold = (draw.choice(corpus.labels),)
-    readings = [Answer(gold if draw.random() < 0.7 else (draw.choice(corpus.labels),)) for _ in range(GROUP_SIZE)]
+    readings = [
+        Answer(gold if draw.random() < 0.7 else (draw.choice(corpus.labels),)) for _ in range(GROUP_SIZE)
+    ]
     drawn = tuple(
-        Sample((1, 2, 3), (4, 5), (-0.1, -0.2), index, ", ".join(reading.labels), True, reading) for index, reading in enumerate(readings)
+        Sample((1, 2, 3), (4, 5), (-0.1, -0.2), index, ", ".join(reading.labels), True, reading)
+        for index, reading in enumerate(readings)
     )
     return Group(
         role="recognizer",

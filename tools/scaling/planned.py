@@ -47,8 +47,19 @@ def plan_studies(config_path: Path, model: str, own: OwnCost, sizes: Sequence[in
 def _rows(config: RunConfig, model: str, study: Study, gpus: int, seeds: int, own: OwnCost) -> list[Row]:
     sized = replace(config, selfplay=replace(config.selfplay, seeds_per_iteration=seeds))
     workload = workload_of(sized)
-    best = best_layouts(sized, planned_architecture(sized.model), workload, gpus // GPUS_PER_NODE, GPUS_PER_NODE, gpu_by_name(GPU), 1)
-    return [_row(suggestion.plan, workload, model, study, seeds * 2 * max(1, sized.selfplay.turns), own) for suggestion in best]
+    best = best_layouts(
+        sized,
+        planned_architecture(sized.model),
+        workload,
+        gpus // GPUS_PER_NODE,
+        GPUS_PER_NODE,
+        gpu_by_name(GPU),
+        1,
+    )
+    return [
+        _row(suggestion.plan, workload, model, study, seeds * 2 * max(1, sized.selfplay.turns), own)
+        for suggestion in best
+    ]
 
 
 def _row(plan: Plan, workload: Workload, model: str, study: Study, groups: int, own: OwnCost) -> Row:

@@ -56,9 +56,14 @@ def with_efficiency(rows: Iterable[Row]) -> list[Row]:
     found = list(rows)
 
     def base(row: Row) -> Row:
-        return min((r for r in found if (r.kind, r.study, r.model) == (row.kind, row.study, row.model)), key=lambda r: r.gpus)
+        return min(
+            (r for r in found if (r.kind, r.study, r.model) == (row.kind, row.study, row.model)),
+            key=lambda r: r.gpus,
+        )
 
-    return [replace(row, efficiency=row.tokens_per_s_per_gpu / base(row).tokens_per_s_per_gpu) for row in found]
+    return [
+        replace(row, efficiency=row.tokens_per_s_per_gpu / base(row).tokens_per_s_per_gpu) for row in found
+    ]
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:

@@ -21,11 +21,17 @@ from tools.study.runs import continuations, starts, train_all
 
 
 def study(
-    study_file: Annotated[Path, typer.Argument(help="What is compared, such as examples/configs/study_cpu.yaml.")],
+    study_file: Annotated[
+        Path, typer.Argument(help="What is compared, such as examples/configs/study_cpu.yaml.")
+    ],
     output: Annotated[Path, typer.Option(help="Where runs and results go.")],
     at_once: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 2,
-    test: Annotated[bool, typer.Option("--test", help="Evaluate the test split too, once, at the end.")] = False,
-    seed: Annotated[list[int] | None, typer.Option(help="Only this seed of the study; may be repeated.")] = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="Evaluate the test split too, once, at the end.")
+    ] = False,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Only this seed of the study; may be repeated.")
+    ] = None,
 ) -> None:
     """Train every variant and seed, evaluate them, and write the comparison."""
 

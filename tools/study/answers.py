@@ -56,10 +56,19 @@ class SplitAnswers:
 
     def of(self, variant: str) -> tuple[ModelAnswers, ...]:
         """The variant's models, by seed."""
-        return tuple(sorted((model for model in self.models if model.variant == variant), key=lambda model: model.seed))
+        return tuple(
+            sorted((model for model in self.models if model.variant == variant), key=lambda model: model.seed)
+        )
 
 
-def ask_all(runs: Sequence[StudyRun], split: str, limit: int, kept: Path, engines: Engines, tell: Callable[[str], None]) -> SplitAnswers:
+def ask_all(
+    runs: Sequence[StudyRun],
+    split: str,
+    limit: int,
+    kept: Path,
+    engines: Engines,
+    tell: Callable[[str], None],
+) -> SplitAnswers:
     """Let every trained model read a split and answer it; a run whose answers are kept is not asked again.
 
     Args:
@@ -74,7 +83,9 @@ def ask_all(runs: Sequence[StudyRun], split: str, limit: int, kept: Path, engine
     task = Task(turns, corpus.labels, smoothed_iou(first, corpus.labels), "generate", 0, SAMPLING_SEED)
     asked = SplitAnswers(corpus.name, split, corpus.labels, task.gold, task.dialogues, (), limit)
     earlier = load_answers(kept) if kept.exists() else asked
-    models = {(model.seed, model.variant): model for model in earlier.models if replace(earlier, models=()) == asked}
+    models = {
+        (model.seed, model.variant): model for model in earlier.models if replace(earlier, models=()) == asked
+    }
     readers = {run.seed: find_model(run.model) for run in runs if run.variant == START}
     for run in runs:
         answered = models.get((run.seed, run.variant))

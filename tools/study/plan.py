@@ -63,15 +63,22 @@ def read_plan(path: Path) -> StudyPlan:
     try:
         plan = TypeAdapter(StudyPlan).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); examples/configs/study_cpu.yaml is one") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); examples/configs/study_cpu.yaml is one"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
     except ValidationError as error:
-        raise UserError(f"{path}: " + "; ".join(f"{'.'.join(map(str, e['loc'])) or 'study'}: {e['msg']}" for e in error.errors())) from None
+        raise UserError(
+            f"{path}: "
+            + "; ".join(f"{'.'.join(map(str, e['loc'])) or 'study'}: {e['msg']}" for e in error.errors())
+        ) from None
     names = [START, *(variant.name for variant in plan.variants)]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{path}: variant {name!r} is named twice ({START!r} is the SFT start itself): give it another name")
+            raise UserError(
+                f"{path}: variant {name!r} is named twice ({START!r} is the SFT start itself): give it another name"
+            )
     for name in plan.baselines:
         if name not in names:
             raise UserError(f"{path}: baseline {name!r} is not a variant; expected one of {', '.join(names)}")

@@ -19,21 +19,37 @@ def render_split(answers: SplitAnswers, plan: StudyPlan) -> str:
     """The split's two tables: figures by variant, differences by baseline. Figures are in percent, intervals of 95%."""
     names = variant_names(plan)
     figures, against = figures_of(answers, names), differences(answers, names, plan.baselines)
-    lines = [f"### {answers.corpus} {answers.split}: {len(answers.gold)} turns, {len(set(answers.dialogues))} dialogues", ""]
+    lines = [
+        f"### {answers.corpus} {answers.split}: {len(answers.gold)} turns, {len(set(answers.dialogues))} dialogues",
+        "",
+    ]
     lines += [*_figures_table(figures), ""]
     for baseline in plan.baselines:
         lines += [f"Difference to `{baseline}` (**bold**: the interval excludes 0):", ""]
-        lines += [*_difference_table([difference for difference in against if difference.baseline == baseline]), ""]
+        lines += [
+            *_difference_table([difference for difference in against if difference.baseline == baseline]),
+            "",
+        ]
     return "\n".join(lines)
 
 
 def describe_variants(plan: StudyPlan) -> str:
     """What each variant is, with the overrides that make it."""
-    rows = ["| variant | what | settings |", "| --- | --- | --- |", f"| `{START}` | the SFT start | {_settings(plan.start)} |"]
+    rows = [
+        "| variant | what | settings |",
+        "| --- | --- | --- |",
+        f"| `{START}` | the SFT start | {_settings(plan.start)} |",
+    ]
     for variant in plan.variants:
         settings = f"(self-play settings) {_settings(variant.overrides)}".rstrip()
         rows.append(f"| `{variant.name}` | {variant.says} | {settings} |")
-    return "\n".join([*rows, "", f"Self-play settings: {_settings(plan.self_play)}. Seeds {', '.join(map(str, plan.seeds))}."])
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"Self-play settings: {_settings(plan.self_play)}. Seeds {', '.join(map(str, plan.seeds))}.",
+        ]
+    )
 
 
 def variant_names(plan: StudyPlan) -> list[str]:
@@ -50,10 +66,26 @@ def plot_split(answers: SplitAnswers, plan: StudyPlan, path: Path) -> None:
     against = differences(answers, names, plan.baselines[:1])
     figure = Figure(figsize=(11, 1.4 + 0.42 * len(names)), layout="constrained")
     axes = figure.subplots(1, 2)
-    figure.suptitle(f"{answers.corpus} {answers.split}, {len(plan.seeds)} seeds, 95% intervals over seeds and dialogues")
+    figure.suptitle(
+        f"{answers.corpus} {answers.split}, {len(plan.seeds)} seeds, 95% intervals over seeds and dialogues"
+    )
     for metric, offset, colour in (("weighted_f1", -0.14, "#2563a8"), ("macro_f1", 0.14, "#c2571a")):
-        _draw(axes[0], names, {row.variant: _metric(row.intervals, metric) for row in figures}, offset, colour, METRIC_TITLES[metric])
-        _draw(axes[1], names, {row.variant: _metric(row.intervals, metric) for row in against}, offset, colour, METRIC_TITLES[metric])
+        _draw(
+            axes[0],
+            names,
+            {row.variant: _metric(row.intervals, metric) for row in figures},
+            offset,
+            colour,
+            METRIC_TITLES[metric],
+        )
+        _draw(
+            axes[1],
+            names,
+            {row.variant: _metric(row.intervals, metric) for row in against},
+            offset,
+            colour,
+            METRIC_TITLES[metric],
+        )
     axes[0].set_xlabel("percent")
     axes[1].set_xlabel(f"difference to {plan.baselines[0]}, percentage points")
     axes[1].axvline(0.0, color="0.5", linewidth=1)
@@ -100,11 +132,21 @@ def _settings(overrides: Sequence[str]) -> str:
     return " ".join(f"`{override}`" for override in overrides)
 
 
-def _draw(axes: Any, names: Sequence[str], intervals: dict[str, Interval], offset: float, colour: str, label: str) -> None:
+def _draw(
+    axes: Any, names: Sequence[str], intervals: dict[str, Interval], offset: float, colour: str, label: str
+) -> None:
     places = [i for i, name in enumerate(names) if name in intervals]
     shown = [intervals[names[i]] for i in places]
     values = [100 * interval.value for interval in shown]
     errors = [[100 * (i.value - i.low) for i in shown], [100 * (i.high - i.value) for i in shown]]
-    axes.errorbar(values, [place + offset for place in places], xerr=errors, fmt="o", color=colour, capsize=3, label=label)
+    axes.errorbar(
+        values,
+        [place + offset for place in places],
+        xerr=errors,
+        fmt="o",
+        color=colour,
+        capsize=3,
+        label=label,
+    )
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)

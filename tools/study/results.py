@@ -45,7 +45,9 @@ def figures_of(answers: SplitAnswers, variants: Sequence[str]) -> list[VariantFi
             VariantFigures(
                 variant=name,
                 seeds=tuple(model.seed for model in models),
-                intervals=seeded_bootstrap(answers.gold, _predictions(models), None, answers.dialogues, BOOTSTRAP_SEED),
+                intervals=seeded_bootstrap(
+                    answers.gold, _predictions(models), None, answers.dialogues, BOOTSTRAP_SEED
+                ),
                 siou=statistics.mean(model.siou for model in models),
                 neutral_share=statistics.mean(model.neutral_share for model in models),
                 label_entropy=statistics.mean(model.label_entropy for model in models),
@@ -62,7 +64,11 @@ def differences(answers: SplitAnswers, variants: Sequence[str], baselines: Seque
             name,
             baseline,
             seeded_bootstrap(
-                answers.gold, _predictions(answers.of(name)), _predictions(answers.of(baseline)), answers.dialogues, BOOTSTRAP_SEED
+                answers.gold,
+                _predictions(answers.of(name)),
+                _predictions(answers.of(baseline)),
+                answers.dialogues,
+                BOOTSTRAP_SEED,
             ),
         )
         for baseline in baselines

@@ -82,14 +82,23 @@ def train_all(runs: Sequence[StudyRun], processes: int, at_once: int, tell: Call
 
 
 def _overrides(plan: StudyPlan, output: Path, seed: int, variant: Variant) -> list[str]:
-    return [*plan.self_play, f"model.path={_directory(output, seed, START) / 'model'}", "sft.steps=0", *variant.overrides]
+    return [
+        *plan.self_play,
+        f"model.path={_directory(output, seed, START) / 'model'}",
+        "sft.steps=0",
+        *variant.overrides,
+    ]
 
 
-def _run(plan: StudyPlan, study_file: Path, output: Path, seed: int, name: str, overrides: Sequence[str]) -> StudyRun:
+def _run(
+    plan: StudyPlan, study_file: Path, output: Path, seed: int, name: str, overrides: Sequence[str]
+) -> StudyRun:
     directory = _directory(output, seed, name)
     base = str(study_file.parent / plan.base)
     settings = [*overrides, f"seed={seed}", f"output_dir={directory}"]
-    RunDirectory.check(load_config(base, settings))  # before the first run starts: settings, and that what is there was made with them
+    RunDirectory.check(
+        load_config(base, settings)
+    )  # before the first run starts: settings, and that what is there was made with them
     return StudyRun(seed, name, directory, ("--config", base, *settings))
 
 
@@ -106,11 +115,21 @@ def _train(run: StudyRun, processes: int, tell: Callable[[str], None]) -> str:
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "selfemo.commands.main", "train", *run.settings]
     if processes > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--no-python"]
+        launcher = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+            "--no-python",
+        ]
         command = [*launcher, *command]
     environment = {**os.environ, "MASTER_PORT": str(_free_port())}
     with log.open("w", encoding="utf-8") as file:
-        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+        status = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
+        ).returncode
     if status == 0 and run.is_complete:
         tell(f"finished {run.directory}")
         return ""

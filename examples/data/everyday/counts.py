@@ -18,10 +18,20 @@ def table() -> str:
     rows = [("", *SPLITS), ("---", *["---"] * len(SPLITS))]
     rows.append(("dialogues", *(str(len(dialogues[split])) for split in SPLITS)))
     rows.append(("turns", *(str(len(turns[split])) for split in SPLITS)))
-    rows.append(("turns with several labels", *(str(sum(len(turn["labels"]) > 1 for turn in turns[split])) for split in SPLITS)))
+    rows.append(
+        (
+            "turns with several labels",
+            *(str(sum(len(turn["labels"]) > 1 for turn in turns[split])) for split in SPLITS),
+        )
+    )
     primary = {split: Counter(turn["labels"][0] for turn in turns[split]) for split in SPLITS}
-    anywhere = {split: Counter(label for turn in turns[split] for label in turn["labels"]) for split in SPLITS}
-    rows += [(label, *(f"{primary[split][label]} ({anywhere[split][label]})" for split in SPLITS)) for label in labels]
+    anywhere = {
+        split: Counter(label for turn in turns[split] for label in turn["labels"]) for split in SPLITS
+    }
+    rows += [
+        (label, *(f"{primary[split][label]} ({anywhere[split][label]})" for split in SPLITS))
+        for label in labels
+    ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

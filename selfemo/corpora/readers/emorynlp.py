@@ -33,7 +33,9 @@ def read_emorynlp(directory: Path, report: ProblemSink) -> Corpus:
     for split, names in FILES.items():
         path = next((directory / name for name in names if (directory / name).is_file()), None)
         if path is None:
-            report(Problem(directory, 0, f"has no {split} split, expected {' or '.join(names)}: copy it there"))
+            report(
+                Problem(directory, 0, f"has no {split} split, expected {' or '.join(names)}: copy it there")
+            )
         else:
             conversations += read_emorynlp_split(path, split, report)
     return Corpus("emorynlp", LABELS, tuple(conversations))
@@ -53,7 +55,10 @@ def read_emorynlp_split(path: Path, split: str, report: ProblemSink) -> list[Con
             line = next((u.line for u in utterances if isinstance(u, LocatedDict)), 0)
             checker.fault(line, f"scene {quote(scene_id)} appears twice: remove one")
             continue
-        turns = [_turn(checker, f"scene {quote(scene_id)}, utterance {i}", u) for i, u in enumerate(utterances, start=1)]
+        turns = [
+            _turn(checker, f"scene {quote(scene_id)}, utterance {i}", u)
+            for i, u in enumerate(utterances, start=1)
+        ]
         kept = tuple(turn for turn in turns if turn is not None)
         if kept:
             conversations[scene_id] = Conversation("emorynlp", split, scene_id, kept)
@@ -75,7 +80,9 @@ def _turn(checker: TurnChecker, where: str, utterance: Any) -> Turn | None:
     text, speaker, label = (utterance[key] for key in keys)
     if official:
         if not isinstance(speaker, list) or not all(isinstance(name, str) for name in speaker):
-            checker.fault(utterance.line, f"speakers of {where} are {quote(speaker)}, expected a list of names")
+            checker.fault(
+                utterance.line, f"speakers of {where} are {quote(speaker)}, expected a list of names"
+            )
             return None
         speaker = ", ".join(speaker)
     return checker.turn(utterance.line, speaker, text, [label])
@@ -89,7 +96,9 @@ def _listed_scenes(value: Any, checker: TurnChecker) -> Iterator[tuple[str, list
         if isinstance(scene, list):
             yield str(number), scene
         else:
-            checker.fault(getattr(scene, "line", 0), f"scene {number} is {quote(scene)}, expected a list of utterances")
+            checker.fault(
+                getattr(scene, "line", 0), f"scene {number} is {quote(scene)}, expected a list of utterances"
+            )
 
 
 def _official_scenes(value: Any, checker: TurnChecker) -> Iterator[tuple[str, list[Any]]]:
@@ -100,14 +109,19 @@ def _official_scenes(value: Any, checker: TurnChecker) -> Iterator[tuple[str, li
             if isinstance(scene_id, str) and scene_id.strip() and scene_id.isprintable():
                 yield scene_id, utterances
             elif isinstance(scene, LocatedDict):
-                checker.fault(scene.line, f"scene_id is {quote(scene_id)}, expected a text of printable characters")
+                checker.fault(
+                    scene.line, f"scene_id is {quote(scene_id)}, expected a text of printable characters"
+                )
 
 
 def _children(parent: Any, key: str, checker: TurnChecker) -> list[Any]:
     children = parent.get(key) if isinstance(parent, dict) else None
     if isinstance(children, list):
         return children
-    checker.fault(getattr(parent, "line", 0), f"{quote(parent)} has no list {key!r}, expected episodes > scenes > utterances")
+    checker.fault(
+        getattr(parent, "line", 0),
+        f"{quote(parent)} has no list {key!r}, expected episodes > scenes > utterances",
+    )
     return []
 
 

@@ -33,7 +33,14 @@ DEV_DIALOGUES = 20
 MAX_VOTES = 100
 """Most categories that the evaluators of a turn chose together; the release has at most a dozen."""
 
-SIX_WAY: Mapping[str, str] = {"ang": "angry", "exc": "excited", "fru": "frustrated", "hap": "happy", "neu": "neutral", "sad": "sad"}
+SIX_WAY: Mapping[str, str] = {
+    "ang": "angry",
+    "exc": "excited",
+    "fru": "frustrated",
+    "hap": "happy",
+    "neu": "neutral",
+    "sad": "sad",
+}
 FOUR_WAY: Mapping[str, str] = {"ang": "angry", "exc": "happy", "hap": "happy", "neu": "neutral", "sad": "sad"}
 
 _CODE_OF_CATEGORY = {
@@ -82,19 +89,43 @@ def read_iemocap(root: Path, report: ProblemSink, name: str, label_of_code: Mapp
     test: list[Conversation] = []
     for session in SESSIONS:
         directory = root / f"Session{session}" / "dialog"
-        transcripts = sorted(p for p in directory.glob("transcriptions/*.txt") if not p.name.startswith("."))  # "._*": macOS leftovers
+        transcripts = sorted(
+            p for p in directory.glob("transcriptions/*.txt") if not p.name.startswith(".")
+        )  # "._*": macOS leftovers
         if not transcripts:
-            report(Problem(directory / "transcriptions", 0, "holds no .txt file, expected the official IEMOCAP release: check the path"))
+            report(
+                Problem(
+                    directory / "transcriptions",
+                    0,
+                    "holds no .txt file, expected the official IEMOCAP release: check the path",
+                )
+            )
         for transcript in transcripts:
             if not transcript.stem.isprintable():
-                report(Problem(transcript, 0, "has a name that is not printable, expected that of a dialogue: rename it"))
+                report(
+                    Problem(
+                        transcript,
+                        0,
+                        "has a name that is not printable, expected that of a dialogue: rename it",
+                    )
+                )
                 continue
             evaluations = read_evaluations(directory / "EmoEvaluation" / transcript.name, report)
             turns = _turns(transcript, evaluations, label_of_code, labels, report)
             target = test if session == TEST_SESSION else training
-            target += [Conversation(name, "test" if session == TEST_SESSION else "train", transcript.stem, turns)] if turns else []
+            target += (
+                [Conversation(name, "test" if session == TEST_SESSION else "train", transcript.stem, turns)]
+                if turns
+                else []
+            )
     if training and len(training) <= DEV_DIALOGUES:
-        report(Problem(root, 0, f"sessions 1-4 hold {len(training)} dialogues, expected more than the {DEV_DIALOGUES} that become dev"))
+        report(
+            Problem(
+                root,
+                0,
+                f"sessions 1-4 hold {len(training)} dialogues, expected more than the {DEV_DIALOGUES} that become dev",
+            )
+        )
     dev = [Conversation(name, "dev", c.dialogue_id, c.turns) for c in training[-DEV_DIALOGUES:]]
     return Corpus(name, labels, (*training[:-DEV_DIALOGUES], *dev, *test))
 
@@ -112,20 +143,42 @@ def read_evaluations(path: Path, report: ProblemSink) -> dict[str, Evaluation]:
             current, code = head["id"], head["code"]
             if code not in _CODES:
                 valid = sorted(_CODES)
-                report(Problem(path, line, f"code {quote(code)} is unknown, expected one of {', '.join(valid)}{nearest(code, valid)}"))
+                report(
+                    Problem(
+                        path,
+                        line,
+                        f"code {quote(code)} is unknown, expected one of {', '.join(valid)}{nearest(code, valid)}",
+                    )
+                )
             elif current in evaluations:
-                report(Problem(path, line, f"turn {current} is evaluated twice, first in line {evaluations[current].line}: remove one"))
+                report(
+                    Problem(
+                        path,
+                        line,
+                        f"turn {current} is evaluated twice, first in line {evaluations[current].line}: remove one",
+                    )
+                )
             else:
                 evaluations[current] = Evaluation(line, code, ())
                 continue
             current = ""
         elif not re.match(r"C-E\d+:", text):
-            report(Problem(path, line, f"is {quote(text)}, expected a turn's head, an evaluator's line or a comment"))
+            report(
+                Problem(
+                    path, line, f"is {quote(text)}, expected a turn's head, an evaluator's line or a comment"
+                )
+            )
         elif current:
             known = evaluations[current]
             votes = known.vote_codes + _vote_codes(path, line, text, report)
             if len(votes) > MAX_VOTES:
-                report(Problem(path, line, f"is past the {MAX_VOTES} categories a turn may have: remove what is not the release's"))
+                report(
+                    Problem(
+                        path,
+                        line,
+                        f"is past the {MAX_VOTES} categories a turn may have: remove what is not the release's",
+                    )
+                )
             else:
                 evaluations[current] = Evaluation(known.line, known.code, votes)
     return evaluations
@@ -138,12 +191,22 @@ def _vote_codes(path: Path, line: int, text: str, report: ProblemSink) -> tuple[
     for name in names:
         if name.lower() not in _CODE_OF_CATEGORY:
             hint = nearest(name.lower(), _CODE_OF_CATEGORY)
-            report(Problem(path, line, f"category {quote(name)} is unknown, expected one of {', '.join(_CODE_OF_CATEGORY)}{hint}"))
+            report(
+                Problem(
+                    path,
+                    line,
+                    f"category {quote(name)} is unknown, expected one of {', '.join(_CODE_OF_CATEGORY)}{hint}",
+                )
+            )
     return tuple(_CODE_OF_CATEGORY[name.lower()] for name in names if name.lower() in _CODE_OF_CATEGORY)
 
 
 def _turns(
-    path: Path, evaluations: Mapping[str, Evaluation], label_of_code: Mapping[str, str], labels: tuple[str, ...], report: ProblemSink
+    path: Path,
+    evaluations: Mapping[str, Evaluation],
+    label_of_code: Mapping[str, str],
+    labels: tuple[str, ...],
+    report: ProblemSink,
 ) -> tuple[Turn, ...]:
     checker = TurnChecker(path, labels, report)
     turns = []
@@ -163,11 +226,16 @@ def _turns(
         turns += [turn] if turn is not None else []
     for turn_id_evaluated, evaluation in evaluations.items():
         if turn_id_evaluated not in line_of:
-            checker.fault(0, f"has no turn {turn_id_evaluated}, which line {evaluation.line} of its EmoEvaluation file evaluates")
+            checker.fault(
+                0,
+                f"has no turn {turn_id_evaluated}, which line {evaluation.line} of its EmoEvaluation file evaluates",
+            )
     return tuple(turns)
 
 
-def _gold(evaluation: Evaluation | None, label_of_code: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, int]]:
+def _gold(
+    evaluation: Evaluation | None, label_of_code: Mapping[str, str]
+) -> tuple[tuple[str, ...], dict[str, int]]:
     """(labels, votes) of a turn; both empty where its agreed code is outside the label set."""
     if evaluation is None or evaluation.code not in label_of_code:
         return (), {}

@@ -36,11 +36,17 @@ def read_jsonl(path: Path, report: ProblemSink, name: str = "jsonl") -> Corpus:
     A single file named train, dev or test is that split; any other is a training split.
     """
     directory = path.parent if path.is_file() else path
-    files = {path.stem if path.stem in SPLITS else "train": path} if path.is_file() else {s: path / f"{s}.jsonl" for s in SPLITS}
+    files = (
+        {path.stem if path.stem in SPLITS else "train": path}
+        if path.is_file()
+        else {s: path / f"{s}.jsonl" for s in SPLITS}
+    )
     labels = read_labels(directory / LABELS_FILE, report)
     if not labels:
         return Corpus(name, (), ())
-    conversations = [c for split, file in files.items() for c in read_jsonl_split(file, split, labels, report, name)]
+    conversations = [
+        c for split, file in files.items() for c in read_jsonl_split(file, split, labels, report, name)
+    ]
     return Corpus(name, labels, tuple(conversations))
 
 
@@ -51,17 +57,27 @@ def read_labels(path: Path, report: ProblemSink) -> tuple[str, ...]:
     if text is None:
         return ()
     if not isinstance(value, list) or not 2 <= len(value) <= MAX_LABELS:
-        report(Problem(path, 1, f"holds {quote(value)}, expected a list of at least two label names and at most {MAX_LABELS}"))
+        report(
+            Problem(
+                path,
+                1,
+                f"holds {quote(value)}, expected a list of at least two label names and at most {MAX_LABELS}",
+            )
+        )
         return ()
     bad = [item for item in value if not isinstance(item, str) or not _LABEL_NAME.fullmatch(item)]
     if bad or len(set(value)) < len(value):
         wrong = f"label name {quote(bad[0])} is not valid" if bad else "a label name appears twice"
-        report(Problem(path, 1, f"{wrong}, expected distinct names of lower-case letters, blanks and hyphens"))
+        report(
+            Problem(path, 1, f"{wrong}, expected distinct names of lower-case letters, blanks and hyphens")
+        )
         return ()
     return tuple(sorted(value))
 
 
-def read_jsonl_split(path: Path, split: str, labels: tuple[str, ...], report: ProblemSink, corpus: str) -> list[Conversation]:
+def read_jsonl_split(
+    path: Path, split: str, labels: tuple[str, ...], report: ProblemSink, corpus: str
+) -> list[Conversation]:
     """One .jsonl file, dialogues in the order of their lines."""
     checker = TurnChecker(path, labels, report)
     line_of: dict[str, int] = {}
@@ -76,7 +92,10 @@ def read_jsonl_split(path: Path, split: str, labels: tuple[str, ...], report: Pr
         if not isinstance(dialogue_id, str) or not dialogue_id.strip() or not dialogue_id.isprintable():
             checker.fault(line, f"id is {quote(dialogue_id)}, expected a text that is not empty")
         elif line_of.setdefault(dialogue_id, line) != line:
-            checker.fault(line, f"id {quote(dialogue_id)} is that of line {line_of[dialogue_id]}: give each dialogue its own")
+            checker.fault(
+                line,
+                f"id {quote(dialogue_id)} is that of line {line_of[dialogue_id]}: give each dialogue its own",
+            )
         else:
             turns = _turns(checker, line, value["turns"])
             if turns:
@@ -91,20 +110,35 @@ def _turns(checker: TurnChecker, line: int, values: Any) -> tuple[Turn, ...]:
     turns = []
     for number, value in enumerate(values, start=1):
         where = f"turn {number}"
-        if not _has_keys(checker, line, where, value, required=("speaker", "text"), optional=("labels", "votes")):
+        if not _has_keys(
+            checker, line, where, value, required=("speaker", "text"), optional=("labels", "votes")
+        ):
             continue
         labels, votes = value.get("labels", []), value.get("votes", {})
         if not isinstance(labels, list):
-            checker.fault(line, f'labels of {where} are {quote(labels)}, expected a list such as ["{checker.example_label}"]')
+            checker.fault(
+                line,
+                f'labels of {where} are {quote(labels)}, expected a list such as ["{checker.example_label}"]',
+            )
         elif not isinstance(votes, dict):
-            checker.fault(line, f'votes of {where} are {quote(votes)}, expected an object such as {{"{checker.example_label}": 2}}')
+            checker.fault(
+                line,
+                f'votes of {where} are {quote(votes)}, expected an object such as {{"{checker.example_label}": 2}}',
+            )
         else:
             turn = checker.turn(line, value["speaker"], value["text"], labels, votes, where=where)
             turns += [turn] if turn is not None else []
     return tuple(turns)
 
 
-def _has_keys(checker: TurnChecker, line: int, where: str, value: Any, required: tuple[str, ...], optional: tuple[str, ...]) -> bool:
+def _has_keys(
+    checker: TurnChecker,
+    line: int,
+    where: str,
+    value: Any,
+    required: tuple[str, ...],
+    optional: tuple[str, ...],
+) -> bool:
     if not isinstance(value, dict):
         checker.fault(line, f"{where} is {quote(value)}, expected an object with {', '.join(required)}")
         return False
@@ -114,7 +148,10 @@ def _has_keys(checker: TurnChecker, line: int, where: str, value: Any, required:
         checker.fault(line, f"{where} has no {missing[0]!r}, expected an object with {', '.join(required)}")
     elif unknown:
         valid = (*required, *optional)
-        checker.fault(line, f"{where} has the key {quote(unknown[0])}, expected {', '.join(valid)}{nearest(unknown[0], valid)}")
+        checker.fault(
+            line,
+            f"{where} has the key {quote(unknown[0])}, expected {', '.join(valid)}{nearest(unknown[0], valid)}",
+        )
     return not missing and not unknown
 
 

@@ -22,7 +22,9 @@ _COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
 
 def read_meld(directory: Path, report: ProblemSink) -> Corpus:
     """MELD from a directory that holds its three CSV files."""
-    conversations = [c for split, name in FILES.items() for c in read_meld_split(directory / name, split, report)]
+    conversations = [
+        c for split, name in FILES.items() for c in read_meld_split(directory / name, split, report)
+    ]
     return Corpus("meld", LABELS, tuple(conversations))
 
 
@@ -33,18 +35,25 @@ def read_meld_split(path: Path, split: str, report: ProblemSink) -> list[Convers
     line_of: dict[tuple[str, str], int] = {}
     for line, row in read_csv(path, _COLUMNS, report):
         dialogue, utterance = row["Dialogue_ID"].strip(), row["Utterance_ID"].strip()
-        bad_id = next((value for value in (dialogue, utterance) if not (value.isascii() and value.isdigit())), None)
+        bad_id = next(
+            (value for value in (dialogue, utterance) if not (value.isascii() and value.isdigit())), None
+        )
         if bad_id is not None:
             checker.fault(line, f"Dialogue_ID or Utterance_ID is {quote(bad_id)}, expected a whole number")
             continue
         first = line_of.setdefault((dialogue, utterance), line)
         if first != line:
-            checker.fault(line, f"dialogue {dialogue} has utterance {utterance} twice, first in line {first}: remove one")
+            checker.fault(
+                line,
+                f"dialogue {dialogue} has utterance {utterance} twice, first in line {first}: remove one",
+            )
             continue
         turn = checker.turn(line, row["Speaker"], row["Utterance"], [row["Emotion"]])
         if turn is not None:
             turns_by_dialogue.setdefault(dialogue, []).append(turn)
-    return [Conversation("meld", split, dialogue, tuple(turns)) for dialogue, turns in turns_by_dialogue.items()]
+    return [
+        Conversation("meld", split, dialogue, tuple(turns)) for dialogue, turns in turns_by_dialogue.items()
+    ]
 
 
 FORMATS = (

@@ -16,7 +16,10 @@ RULES = (
         layout=VocabularyRows(),
     ),
     Rule(
-        megatron=(MEGATRON_LAYER + "input_layernorm.weight", MEGATRON_LAYER + "self_attention.linear_qkv.layer_norm_weight"),
+        megatron=(
+            MEGATRON_LAYER + "input_layernorm.weight",
+            MEGATRON_LAYER + "self_attention.linear_qkv.layer_norm_weight",
+        ),
         hf={HF_LAYER + "input_layernorm.weight": ("hidden_size",)},
         vllm=HF_LAYER + "input_layernorm.weight",
         layout=Replicated(),
@@ -38,7 +41,10 @@ RULES = (
         layout=Split(dim=1),
     ),
     Rule(
-        megatron=(MEGATRON_LAYER + "pre_mlp_layernorm.weight", MEGATRON_LAYER + "mlp.linear_fc1.layer_norm_weight"),
+        megatron=(
+            MEGATRON_LAYER + "pre_mlp_layernorm.weight",
+            MEGATRON_LAYER + "mlp.linear_fc1.layer_norm_weight",
+        ),
         hf={HF_LAYER + "post_attention_layernorm.weight": ("hidden_size",)},
         vllm=HF_LAYER + "post_attention_layernorm.weight",
         layout=Replicated(),

@@ -83,7 +83,9 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function)
 
 
-def _logits_gradient(logits_TV: Tensor, batch: Batch, logprob_T: Tensor, entropy_T: Tensor) -> tuple[Tensor, ...]:
+def _logits_gradient(
+    logits_TV: Tensor, batch: Batch, logprob_T: Tensor, entropy_T: Tensor
+) -> tuple[Tensor, ...]:
     (logprob_T @ batch.dlogprob_T + entropy_T @ batch.dentropy_T).backward()
     assert logits_TV.grad is not None
     return (logits_TV.grad,)
@@ -106,8 +108,13 @@ def _liger_triton(logits_TV: Tensor, batch: Batch) -> tuple[Tensor, ...]:
     """Its loss has no entropy, so there is no gradient to compare; of each sequence's rows it leaves the last one out."""
     triton_grpo_loss = _peer("liger_kernel.transformers.grpo_loss", "triton_grpo_loss")
     sequences, length = len(batch.advantage_S), batch.sequence_length
-    logits_BLV, targets_BL = logits_TV.view(sequences, length, -1), batch.targets_T.view(sequences, length)[:, :-1].contiguous()
-    loss, *_ = triton_grpo_loss(logits_BLV, None, None, targets_BL, batch.advantage_S, temperature=1.0, beta=0.0, reduce=True)
+    logits_BLV, targets_BL = (
+        logits_TV.view(sequences, length, -1),
+        batch.targets_T.view(sequences, length)[:, :-1].contiguous(),
+    )
+    loss, *_ = triton_grpo_loss(
+        logits_BLV, None, None, targets_BL, batch.advantage_S, temperature=1.0, beta=0.0, reduce=True
+    )
     loss.backward()
     return ()
 
@@ -163,7 +170,9 @@ def _projection_ours(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tupl
 
 @functools.cache
 def _liger_module() -> Any:
-    return _peer("liger_kernel.chunked_loss", "LigerFusedLinearGRPOLoss")(beta=0.0, use_ref_model=False, loss_type="grpo")
+    return _peer("liger_kernel.chunked_loss", "LigerFusedLinearGRPOLoss")(
+        beta=0.0, use_ref_model=False, loss_type="grpo"
+    )
 
 
 def _projection_liger(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tuple[Tensor, ...]:

@@ -89,7 +89,9 @@ def run_all(sizes: Sizes, threads: int, names: tuple[str, ...] | None = None) ->
 
     What cannot be measured, because a device or a peer is missing or the peer fails, is a row that says so.
     """
-    formulas = tuple(formula for formula in WORKLOADS[sizes.workload] if names is None or formula.name in names)
+    formulas = tuple(
+        formula for formula in WORKLOADS[sizes.workload] if names is None or formula.name in names
+    )
     if sizes.device == "cuda" and not torch.cuda.is_available():
         return [Row(formula.name, note="no CUDA device on this machine") for formula in formulas]
     before = torch.get_num_threads()
@@ -113,7 +115,9 @@ def _measure(sizes: Sizes, formulas: tuple[Formula, ...]) -> list[Row]:
         except Exception as error:  # a peer's, of any kind: it must not take the other rows with it
             if formula.needs is None:
                 raise
-            notes[formula.name] = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            notes[formula.name] = (
+                f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
             continue
         first_ms[formula.name] = first.wall_ms
         kept = tuple(gradient.clone() for gradient in first.gradients)
@@ -136,7 +140,17 @@ def _measure(sizes: Sizes, formulas: tuple[Formula, ...]) -> list[Row]:
         wall_ms, cpu_ms = zip(*times[formula.name])
         cpu = statistics.median(cpu_ms) if sizes.device == "cpu" else None
         peak = _peak_in_own_process(sizes, formula.name)
-        rows.append(Row(formula.name, statistics.median(wall_ms), min(wall_ms), cpu, first_ms[formula.name], peak, errors[formula.name]))
+        rows.append(
+            Row(
+                formula.name,
+                statistics.median(wall_ms),
+                min(wall_ms),
+                cpu,
+                first_ms[formula.name],
+                peak,
+                errors[formula.name],
+            )
+        )
     return rows
 
 
@@ -145,7 +159,9 @@ def _call(formula: Formula, tensors: tuple[Tensor, ...], batch: Batch) -> Call:
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
     on_gpu = leaves[0].is_cuda
     if on_gpu:
-        torch.empty(1 << 28, dtype=torch.int8, device=leaves[0].device).zero_()  # evict the copies from the cache
+        torch.empty(
+            1 << 28, dtype=torch.int8, device=leaves[0].device
+        ).zero_()  # evict the copies from the cache
         torch.cuda.synchronize()
     begin, cpu_begin = time.perf_counter(), time.process_time()
     gradients = formula.run(*leaves, batch)
@@ -158,13 +174,20 @@ def _difference(gradients: tuple[Tensor, ...], reference: tuple[Tensor, ...]) ->
     if len(gradients) != len(reference):
         return None
     pairs = zip(gradients, reference)
-    return max(float((one.float() - other.float()).abs().max() / other.float().abs().max()) for one, other in pairs)
+    return max(
+        float((one.float() - other.float()).abs().max() / other.float().abs().max()) for one, other in pairs
+    )
 
 
 def _peak_in_own_process(sizes: Sizes, name: str) -> int:
     """Extra peak bytes of one call, inputs not counted, after a warm-up call."""
     threads = str(torch.get_num_threads())
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
     command = [sys.executable, "-m", "tools.kernels.benchmark.measure", json.dumps(asdict(sizes)), name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])

@@ -78,7 +78,14 @@ def torch_rows(tokens: int = 1024, columns: int = 8192) -> list[TrafficRow]:
         with TorchMeter(CACHE_BYTES) as meter:
             formula(x_TV, torch.arange(tokens), a_T, b_T)
         logits = tokens * columns
-        rows.append(TrafficRow(name, meter.counted.read_bytes / logits, meter.counted.written_bytes / logits, meter.peak_bytes / logits))
+        rows.append(
+            TrafficRow(
+                name,
+                meter.counted.read_bytes / logits,
+                meter.counted.written_bytes / logits,
+                meter.peak_bytes / logits,
+            )
+        )
     return rows
 
 
@@ -97,8 +104,12 @@ def _interpreted(tokens: int, columns: int) -> list[TrafficRow]:
     with interpreted_traffic(x_TV) as backward:
         (got.logprob_T.sum() + got.entropy_T.sum()).backward()
     return [
-        TrafficRow("selfemo Triton vocab_stats", forward.read_bytes / logits, forward.written_bytes / logits, None),
-        TrafficRow("selfemo Triton dlogits", backward.read_bytes / logits, backward.written_bytes / logits, None),
+        TrafficRow(
+            "selfemo Triton vocab_stats", forward.read_bytes / logits, forward.written_bytes / logits, None
+        ),
+        TrafficRow(
+            "selfemo Triton dlogits", backward.read_bytes / logits, backward.written_bytes / logits, None
+        ),
     ]
 
 
