@@ -6,10 +6,9 @@ import ast
 from collections.abc import Iterator, Sequence
 
 import pytest
-from tests.faults.runs import ROOT
-from tests.faults.zygote import MODULES
 
 from tests.faults.run_with_faults import POINTS
+from tests.helpers.fault_runs import ROOT
 
 
 def bound(body: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
@@ -32,9 +31,3 @@ def test_a_point_names_a_function_that_can_be_patched(point: str) -> None:
         assert isinstance(owner, ast.ClassDef), f"{point}: {module} defines no class {class_name}"
         names = dict(bound(owner.body))
     assert function in names, f"{point}: {module} has no {f'{class_name}.' if class_name else ''}{function}"
-
-
-def test_what_rank_processes_import_beforehand_is_there() -> None:
-    ours = [name for name in MODULES if name.startswith("selfemo.")]
-    assert ours
-    assert [name for name in ours if not (ROOT / (name.replace(".", "/") + ".py")).is_file()] == []

@@ -12,6 +12,7 @@ from selfemo.config.schema import FUSE_FROM_BYTES, ParallelConfig, TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
 from selfemo.megatron.learner import Learner
+from tests.helpers import context_parallel
 from tests.helpers.parity import (
     LEARNING_RATE,
     SHARED,
@@ -23,7 +24,6 @@ from tests.helpers.parity import (
     three_steps,
 )
 from tests.helpers.tiny_model import save_tiny
-from tests.megatron import context_parallel
 
 BOUND = 1e-6
 """What the layouts of tests/megatron/test_parity.py keep among each other."""
