@@ -122,8 +122,8 @@ class FusedQkv:
         if heads.num_kv_heads % size:
             raise UserError(
                 f"{tensors[1].name}: {heads.num_kv_heads} key-value heads do not divide over "
-                f"parallel.tensor={size}: "
-                f"choose a divisor of {heads.num_kv_heads}, or pipeline or data parallelism"
+                f"parallel.tensor={size}: choose a divisor of {heads.num_kv_heads}, or pipeline or data "
+                "parallelism"
             )
         per_rank = heads.num_kv_heads // size
         group_rows = heads.num_heads // heads.num_kv_heads * heads.head_dim
