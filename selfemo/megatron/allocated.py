@@ -19,9 +19,8 @@ def allocated_bytes(
 
     The optimizer has state only after its first step.
     """
-    inner = [
-        part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])
-    ]  # megatron-private
+    # megatron-private
+    inner = [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]
     state = [
         v for o in inner for entry in o.state.values() for v in entry.values() if isinstance(v, torch.Tensor)
     ]

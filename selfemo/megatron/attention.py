@@ -33,13 +33,13 @@ class Segments(PackedSeqParams):
     """
 
     query_bounds: torch.Tensor | None = None
-    """int32 [S+1]: where each segment's queries start among the T tokens."""
+    """int32 [S+1]: the start of each segment's queries among the T tokens."""
     key_rows: torch.Tensor | None = None
     """int64 [K]: the tokens that each segment attends to, segment by segment. None: each segment
     attends to its own.
     """
     key_bounds: torch.Tensor | None = None
-    """int32 [S+1]: where each segment's keys start among the K rows."""
+    """int32 [S+1]: the start of each segment's keys among the K rows."""
 
 
 class PackedCausalAttention(torch.nn.Module):

@@ -78,9 +78,8 @@ class TensorWrite:
         """
         learner.restore()
         self._directory, self._calls = directory, AsyncCallsQueue()
-        # megatron-private
         # The default is a spawned manager process: it takes seconds to start and outlives a kill.
-        filesystem_async._results_queue = ForkedResult()
+        filesystem_async._results_queue = ForkedResult()  # megatron-private
         with_optimizer = not weights_only and learner.has_optimizer_state
         state = {
             **_sharded_state(learner, with_optimizer, is_loading=False),
@@ -98,9 +97,8 @@ class TensorWrite:
         except (CheckpointException, OSError, RuntimeError) as error:
             raise write_refusal(error, self._directory.parent) from error
         finally:
-            # megatron-private
             # The request holds this queue, which serves once; another save makes its own.
-            filesystem_async._results_queue = None
+            filesystem_async._results_queue = None  # megatron-private
 
     def is_done(self, blocking: bool = False) -> bool:
         """Return whether every rank has written its part; `blocking` waits until it has.

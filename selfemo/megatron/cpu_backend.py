@@ -86,12 +86,10 @@ def _answer_device_queries() -> None:
 
 def _use_cpu_generator() -> None:
     tracker: Any = importlib.import_module("megatron.core.tensor_parallel.random")
-    tracker._get_cuda_rng_state = lambda device="cpu", clone=False, graph_safe=False: (
-        torch.get_rng_state()
-    )  # megatron-private
-    tracker._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(
-        state
-    )  # megatron-private
+    # megatron-private
+    tracker._get_cuda_rng_state = lambda device="cpu", clone=False, graph_safe=False: torch.get_rng_state()
+    # megatron-private
+    tracker._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
 
 
 def _rewrite_literals(owner: Any, module_name: str = "") -> int:

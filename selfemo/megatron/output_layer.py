@@ -36,8 +36,11 @@ class LossAtOutput:
     collected: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def result(self, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Return what the schedule expects for the model's return value: loss, token count
-        (unused), and the tensors that the step collects.
+        """Return the three values that the schedule expects: loss, token count (unused), and the
+        tensors that the step collects.
+
+        Args:
+            loss: the model's return value.
         """
         return loss, torch.zeros([], dtype=torch.int, device=loss.device), self.collected
 

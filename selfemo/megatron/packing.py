@@ -84,8 +84,8 @@ def units(samples: Sequence[TrainingSample], share_prompts: bool, max_tokens: in
         if sample.length_tokens > max_tokens:
             raise UserError(
                 f"sample {index} has {sample.length_tokens} tokens, more than "
-                f"train.max_tokens_per_microbatch={max_tokens}: "
-                "raise it, or lower corpus.history_turns or selfplay.max_utterance_tokens"
+                f"train.max_tokens_per_microbatch={max_tokens}: raise it, or lower "
+                "corpus.history_turns or selfplay.max_utterance_tokens"
             )
     if not share_prompts:
         return [Unit((index,), sample.length_tokens) for index, sample in enumerate(samples)]

@@ -128,9 +128,8 @@ def leave_parallel() -> None:
     megatron-core forgets its groups without destroying them, and each gloo group keeps threads that
     wake a hundred times a second, so they are destroyed here.
     """
-    groups = [
-        group for group in parallel_state._global_process_group_list or () if group is not None
-    ]  # megatron-private
+    # megatron-private
+    groups = [group for group in parallel_state._global_process_group_list or () if group is not None]
     parallel_state.destroy_model_parallel()
     for group in groups:
         dist.destroy_process_group(group)
