@@ -1,14 +1,12 @@
-"""Write and read megatron-core's distributed checkpoints (torch_dist) a piece at a time, without a
-model or megatron-core.
+"""Write and read megatron-core's distributed checkpoints (torch_dist) by pieces, without a model or
+megatron-core.
 
-megatron-core saves through torch.distributed.checkpoint: data files, and a metadata file that maps
-rectangles of global tensors to places in them. Layers are stacked
-(`decoder.layers.mlp.linear_fc2.weight` is [layers, hidden, intermediate]), norms carry Transformer
-Engine's names, and tensor-parallel shards tile the tensor of one rank, so that the placement of a
-model on one tensor-parallel rank describes the global tensor. A checkpoint written here loads
-through `dist_checkpointing.load` in any layout.
-
-The metadata file is a pickle by torch's design; selfemo.weights.metadata_pickle reads it.
+megatron-core saves through torch.distributed.checkpoint: data files, and a metadata file (a pickle
+by torch's design, read by selfemo.weights.metadata_pickle) that maps rectangles of global tensors
+to places in them. Layers are stacked (`decoder.layers.mlp.linear_fc2.weight` is [layers, hidden,
+intermediate]), norms carry Transformer Engine's names, and tensor-parallel shards tile the tensor
+of one rank, so that the placement of a model on one tensor-parallel rank describes the global
+tensor. A checkpoint written here loads through `dist_checkpointing.load` in any layout.
 """
 
 from __future__ import annotations
@@ -54,9 +52,7 @@ from selfemo.models.tensor_layouts import VocabularyRows
 from selfemo.weights.metadata_pickle import read_metadata
 
 COMMON_NAME = "common.pt"  # megatron-private
-"""File of the plain values in megatron-core before 0.19. `write_checkpoint` writes it too, because
-every version reads it.
-"""
+"""File of the plain values before megatron-core 0.19; every version reads it, so it is written here."""
 COMMON_KEY = "common_state/shard_0_1"  # megatron-private
 """Key under which megatron-core stores the plain values since 0.19."""
 LOAD_ERRORS = (
@@ -72,9 +68,7 @@ LOAD_ERRORS = (
     ),
     *(struct.error, ArithmeticError, AssertionError, MemoryError),
 )
-"""Exceptions that torch.load(weights_only=True) raises for a damaged file: its unpickler is written
-in Python and trusts lengths.
-"""
+"""Raised by torch.load(weights_only=True) for a damaged file: its Python unpickler trusts lengths."""
 FORMAT_NAME = "metadata.json"
 # megatron-private
 FORMAT = {
@@ -83,8 +77,8 @@ FORMAT = {
     "common_backend": "torch",
     "common_backend_version": 1,
 }
-"""Content of that file in megatron-core 0.16; 0.19 leaves out the two fields about `common` and
-ignores them when reading.
+"""Its content in megatron-core 0.16; 0.19 omits the two `common` fields and ignores them when
+reading.
 """
 STATEFUL_MODULES = (  # megatron-private
     "self_attention.linear_qkv",
@@ -95,12 +89,10 @@ STATEFUL_MODULES = (  # megatron-private
     "mlp.linear_fc1",
     "mlp.linear_fc2",
 )
-"""Modules of a layer for which some layer spec expects an `_extra_state`, the place of FP8 state in
-a checkpoint; here it is empty.
-"""
+"""Modules of a layer to which some layer spec gives an `_extra_state`, for FP8; it is empty here."""
 NOT_OF_THE_MODEL = re.compile(r"^(chained_\d+\.)?optimizer\.|\._extra_state(/|$)")  # megatron-private
-"""Keys that are not weights: those of megatron-core's optimizers (`optimizer.state.exp_avg.NAME`,
-numbered if several are chained) and of FP8 state.
+"""Keys of optimizers (`optimizer.state.exp_avg.NAME`, numbered if several are chained) and FP8
+state.
 """
 
 
@@ -134,9 +126,6 @@ def write_checkpoint(
     Args:
         common: plain values kept beside the tensors.
         load: returns a piece's rows; called once per piece.
-
-    Raises:
-        OSError: a file cannot be written.
     """
     planner = _PiecePlanner(content, num_layers, load)
     # A Path would be pickled, and one of Python 3.13 loads in no other version.
@@ -157,8 +146,8 @@ class CheckpointReader:
     """Reads rectangles of the global tensors of a distributed checkpoint.
 
     Raises:
-        UserError: the directory is not such a checkpoint, or its metadata holds anything but tensor
-            records; names the file.
+        UserError: it is no such checkpoint, or its metadata holds more than tensor records; names
+            the file.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -175,8 +164,7 @@ class CheckpointReader:
         }
 
     def byte_blobs(self) -> Iterator[bytes]:
-        """Yield the stored values that are no tensors, as bytes; in practice `_extra_state` of
-        modules.
+        """Yield the stored values that are no tensors, as bytes; in practice modules' `_extra_state`.
 
         Raises:
             UserError: a data file lies outside the checkpoint; names the directory.
@@ -187,10 +175,8 @@ class CheckpointReader:
                 yield self._blob(index.fqn, place)
 
     def common(self) -> bytes | None:
-        """Read the plain values as megatron-core stores them since 0.19.
-
-        Returns:
-            Bytes of torch.save of a list that holds them; None if there are none.
+        """Return the plain values, which megatron-core stores since 0.19 as torch.save of a list,
+        or None.
 
         Raises:
             UserError, OSError: as `byte_blobs`.
@@ -211,9 +197,8 @@ class CheckpointReader:
             return file.read(place.length)
 
     def stored(self, parameter: Parameter) -> tuple[str, tuple[int, ...]]:
-        """Return a parameter's key and its leading indices there.
-
-        The leading index is its layer if layers are stacked; there is none if keys are numbered.
+        """Return a parameter's key and leading indices there: its layer if layers are stacked, else
+        none.
 
         Raises:
             UserError: no such key; names the parameter.
@@ -229,9 +214,8 @@ class CheckpointReader:
         )
 
     def check(self, parameter: Parameter, num_layers: int) -> None:
-        """Compare a parameter's stored shape with the architecture's.
-
-        Vocabularies may be padded to any number of rows.
+        """Compare a parameter's stored shape with the architecture's; vocabularies may have padding
+        rows.
 
         Raises:
             UserError: it is missing or has another shape; names it.
@@ -251,9 +235,7 @@ class CheckpointReader:
             )
 
     def check_no_more(self, parameters: Sequence[Parameter]) -> None:
-        """Raise if the checkpoint has weights beyond these parameters.
-
-        Optimizer state and `_extra_state` do not count.
+        """Refuse weights beyond these parameters; optimizer state and `_extra_state` do not count.
 
         Raises:
             UserError: there are some, which an export would silently drop; names the first.
@@ -278,8 +260,8 @@ class CheckpointReader:
         """Fill `target` with the rectangle of a parameter that begins at `start`.
 
         Raises:
-            UserError: a data file is missing, truncated, or does not hold the rectangle; names
-                directory and tensor.
+            UserError: a data file is missing, truncated, or lacks the rectangle; names directory and
+                tensor.
         """
         key, lead = self.stored(parameter)
         wide = target[None] if lead else target
@@ -308,12 +290,11 @@ class CheckpointReader:
 
 
 def read_common(directory: Path) -> dict[str, Any]:
-    """Read the plain values beside the tensors of a checkpoint, in either place that megatron-core
-    has used.
+    """Read the plain values beside a checkpoint's tensors, from either place that megatron-core has
+    used.
 
     Raises:
-        UserError: they are absent, damaged, or hold anything but plain values and tensors; names
-            the file.
+        UserError: they are absent, damaged, or more than plain values and tensors; names the file.
     """
     path = directory / COMMON_NAME
     try:
@@ -339,9 +320,7 @@ def read_common(directory: Path) -> dict[str, Any]:
 
 
 def stacked_key(name: str) -> str:
-    """Return the key under which megatron-core stacks a layer's parameter with those of the other
-    layers.
-    """
+    """Return the key under which megatron-core stacks a layer's parameter with the other layers'."""
     return LAYER_PREFIX + name[len(LAYER_PREFIX) :].split(".", 1)[1]
 
 
