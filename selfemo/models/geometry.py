@@ -67,11 +67,10 @@ class Placement:
 
 
 def overlap(source: Box, target: Box) -> Box | None:
-    """Return the rectangle of one tensor that both boxes hold.
+    """Return the rectangle of one tensor that both boxes hold, or None if there is none.
 
     Returns:
-        A box whose `start` is in the source's local tensor and `local_start` in the target's. None:
-            the boxes are of different tensors or do not touch.
+        A box whose `start` is in the source's local tensor and `local_start` in the target's.
     """
     if source.tensor != target.tensor:
         return None
