@@ -1,12 +1,12 @@
 """Write and read megatron-core's distributed checkpoints (torch_dist) by pieces, without a model or
 megatron-core.
 
-megatron-core saves through torch.distributed.checkpoint: data files, and a metadata file (a pickle
-by torch's design, read by selfemo.weights.metadata_pickle) that maps rectangles of global tensors
-to places in them. Layers are stacked (`decoder.layers.mlp.linear_fc2.weight` is [layers, hidden,
-intermediate]), norms carry Transformer Engine's names, and tensor-parallel shards tile the tensor
-of one rank, so that the placement of a model on one tensor-parallel rank describes the global
-tensor. A checkpoint written here loads through `dist_checkpointing.load` in any layout.
+megatron-core saves through torch.distributed.checkpoint: data files, and a metadata file (a pickle by torch's
+design, read by selfemo.weights.metadata_pickle) that maps rectangles of global tensors to places in them.
+Layers are stacked (`decoder.layers.mlp.linear_fc2.weight` is [layers, hidden, intermediate]), norms carry
+Transformer Engine's names, and tensor-parallel shards tile the tensor of one rank, so that the placement of a
+model on one tensor-parallel rank describes the global tensor. A checkpoint written here loads through
+`dist_checkpointing.load` in any layout.
 """
 
 from __future__ import annotations
@@ -77,9 +77,7 @@ FORMAT = {
     "common_backend": "torch",
     "common_backend_version": 1,
 }
-"""Its content in megatron-core 0.16; 0.19 omits the two `common` fields and ignores them when
-reading.
-"""
+"""Its content in megatron-core 0.16; 0.19 omits the two `common` fields and ignores them when reading."""
 STATEFUL_MODULES = (  # megatron-private
     "self_attention.linear_qkv",
     "self_attention.core_attention",
@@ -91,9 +89,7 @@ STATEFUL_MODULES = (  # megatron-private
 )
 """Modules of a layer to which some layer spec gives an `_extra_state`, for FP8; it is empty here."""
 NOT_OF_THE_MODEL = re.compile(r"^(chained_\d+\.)?optimizer\.|\._extra_state(/|$)")  # megatron-private
-"""Keys of optimizers (`optimizer.state.exp_avg.NAME`, numbered if several are chained) and FP8
-state.
-"""
+"""Keys of optimizers (`optimizer.state.exp_avg.NAME`, numbered if several are chained) and FP8 state."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +142,7 @@ class CheckpointReader:
     """Reads rectangles of the global tensors of a distributed checkpoint.
 
     Raises:
-        UserError: it is no such checkpoint, or its metadata holds more than tensor records; names
-            the file.
+        UserError: it is no such checkpoint, or its metadata holds more than tensor records; names the file.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -175,8 +170,7 @@ class CheckpointReader:
                 yield self._blob(index.fqn, place)
 
     def common(self) -> bytes | None:
-        """Return the plain values, which megatron-core stores since 0.19 as torch.save of a list,
-        or None.
+        """Return the plain values, which megatron-core keeps since 0.19 as torch.save of a list, or None.
 
         Raises:
             UserError, OSError: as `byte_blobs`.
@@ -197,8 +191,7 @@ class CheckpointReader:
             return file.read(place.length)
 
     def stored(self, parameter: Parameter) -> tuple[str, tuple[int, ...]]:
-        """Return a parameter's key and leading indices there: its layer if layers are stacked, else
-        none.
+        """Return a parameter's key and leading indices there: its layer if layers are stacked, else none.
 
         Raises:
             UserError: no such key; names the parameter.
@@ -214,8 +207,7 @@ class CheckpointReader:
         )
 
     def check(self, parameter: Parameter, num_layers: int) -> None:
-        """Compare a parameter's stored shape with the architecture's; vocabularies may have padding
-        rows.
+        """Compare a parameter's stored shape with the architecture's; vocabularies may have padding rows.
 
         Raises:
             UserError: it is missing or has another shape; names it.
@@ -260,8 +252,7 @@ class CheckpointReader:
         """Fill `target` with the rectangle of a parameter that begins at `start`.
 
         Raises:
-            UserError: a data file is missing, truncated, or lacks the rectangle; names directory and
-                tensor.
+            UserError: a data file is missing, truncated, or lacks the rectangle; names directory and tensor.
         """
         key, lead = self.stored(parameter)
         wide = target[None] if lead else target
@@ -290,8 +281,7 @@ class CheckpointReader:
 
 
 def read_common(directory: Path) -> dict[str, Any]:
-    """Read the plain values beside a checkpoint's tensors, from either place that megatron-core has
-    used.
+    """Read the plain values beside a checkpoint's tensors, from either place that megatron-core has used.
 
     Raises:
         UserError: they are absent, damaged, or more than plain values and tensors; names the file.
