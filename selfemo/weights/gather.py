@@ -160,7 +160,9 @@ def _by_order(
 def _owners(
     held: dict[int, torch.Tensor], parameters: tuple[Parameter, ...], groups: WeightGroups
 ) -> dict[int, tuple[int, torch.dtype]]:
-    """For every parameter in streaming order: the pipeline stage that holds it, and its dtype."""
+    """Return, for every parameter in streaming order, the pipeline stage that holds it and its
+    dtype.
+    """
     mine = {order: tensor.dtype for order, tensor in held.items()}
     by_stage: list[dict[int, torch.dtype]] = [mine] * groups.pp_size
     if groups.pp_size > 1:
