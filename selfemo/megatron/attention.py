@@ -1,10 +1,11 @@
-"""Causal attention over packed segments, where several segments may continue one prompt.
+"""Compute causal attention over packed segments, several of which may continue one prompt.
 
-For the core_attention slot of a megatron-core layer spec. megatron-core's local DotProductAttention rejects packed (thd) batches,
-and Transformer Engine's has no segments that share keys; this class has both. A segment's queries are its own tokens, and its keys
-are rows of the batch: its prompt's, if it continues one, and its own. The rows are gathered before attention, so what is computed
-per segment is ordinary causal attention aligned at the end (flash-attn's varlen call on a GPU, else SDPA), and autograd sums a
-shared prompt's gradient over the segments that read it.
+The class fills the core_attention slot of a megatron-core layer spec. megatron-core's local
+DotProductAttention rejects packed (thd) batches, and Transformer Engine's has no segments that
+share keys; this class has both. A segment's queries are its own tokens. Its keys are rows of the
+batch: those of the prompt it continues, if any, and its own. The rows are gathered before
+attention, so each segment is ordinary causal attention aligned at the end (flash-attn's varlen call
+on a GPU, else SDPA), and autograd sums a shared prompt's gradient over the segments that read it.
 """
 
 from __future__ import annotations
@@ -19,26 +20,34 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
-"""What flash-attn takes."""
+"""Dtypes that flash-attn accepts."""
 
 
 @dataclass
 class Segments(PackedSeqParams):
     """Packed segments, S of them.
 
-    Where prompts are shared, cu_seqlens_q and _kv stay None: tokens are then rotated by their position ids, not from each segment's start.
+    If prompts are shared, cu_seqlens_q and cu_seqlens_kv stay None: megatron-core would rotate
+    tokens by their distance from each segment's start, and they must be rotated by their position
+    ids.
     """
 
     query_bounds: torch.Tensor | None = None
-    """int32 [S+1]: where each segment's queries start among the T tokens."""
+    """int32 [S+1]: the start of each segment's queries among the T tokens."""
     key_rows: torch.Tensor | None = None
-    """int64 [K]: the tokens that each segment attends to, segment by segment; None: each its own."""
+    """int64 [K]: the tokens that each segment attends to, segment by segment. None: each segment
+    attends to its own.
+    """
     key_bounds: torch.Tensor | None = None
-    """int32 [S+1]: where each segment's keys start among the K rows."""
+    """int32 [S+1]: the start of each segment's keys among the K rows."""
 
 
 class PackedCausalAttention(torch.nn.Module):
-    """Attention of each segment over its rows; grouped-query heads; no bias; dropout and context parallelism are refused."""
+    """Attention of each segment over its rows, with grouped-query heads and no bias.
+
+    Raises:
+        ValueError: dropout or context parallelism is asked for.
+    """
 
     def __init__(
         self,
@@ -54,7 +63,8 @@ class PackedCausalAttention(torch.nn.Module):
         super().__init__()
         if config.context_parallel_size > 1:
             raise ValueError(
-                "PackedCausalAttention does not split a sequence over ranks: parallel.context > 1 needs Transformer Engine"
+                "PackedCausalAttention does not split a sequence over ranks: parallel.context > 1 needs "
+                "Transformer Engine"
             )
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         if dropout > 0:
@@ -73,7 +83,19 @@ class PackedCausalAttention(torch.nn.Module):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: Segments | None = None,
     ) -> torch.Tensor:
-        """query [T, heads, D], key and value [T, kv_heads, D] -> [T, heads * D]; a token sees its prompt and its segment up to itself."""
+        """Attend from each token to its prompt and to its segment up to itself.
+
+        Args:
+            query: [T, heads, D].
+            key, value: [T, kv_heads, D].
+            packed_seq_params: bounds of the segments; the mask arguments are unused.
+
+        Returns:
+            [T, heads * D].
+
+        Raises:
+            ValueError: the batch is not packed.
+        """
         if (
             not isinstance(packed_seq_params, Segments)
             or packed_seq_params.query_bounds is None
@@ -98,7 +120,11 @@ def _flash_attention(
     segments: Segments,
     softmax_scale: float | None,
 ) -> torch.Tensor:
-    """[T, heads, D]; flash-attn aligns its causal mask at the end of queries and keys, which is what a continued prompt needs."""
+    """Return [T, heads, D] from flash-attn's varlen call.
+
+    flash-attn aligns its causal mask at the end of queries and keys, as segments that continue a
+    prompt need.
+    """
     from flash_attn import flash_attn_varlen_func
 
     attended: torch.Tensor = flash_attn_varlen_func(
@@ -122,7 +148,7 @@ def _segment_attention(
     segments: Segments,
     softmax_scale: float | None,
 ) -> torch.Tensor:
-    """[T, heads, D]; one SDPA call per segment."""
+    """Return [T, heads, D] from one SDPA call per segment."""
     assert segments.query_bounds is not None
     assert segments.key_bounds is not None
     queries, keys = (

@@ -1,12 +1,15 @@
-"""Samples into packed micro-batches: no padding between sequences, one cap on tokens, the same count on every rank.
+"""Pack samples into micro-batches: no padding between sequences, one cap on tokens, the same count
+on every rank.
 
-A pipeline schedule hangs when ranks run unequal numbers of micro-batches, so the count is decided once from the lengths of
-the whole batch. Samples are dealt longest first to the lightest micro-batch (LPT, Graham 1969). A micro-batch without
-samples, and the filler that sequence parallelism needs, are a masked dummy sequence. Under context parallelism every rank packs its
-own part of the same micro-batch.
+A pipeline schedule hangs if ranks run unequal numbers of micro-batches, so the count is decided
+once from the lengths of the whole batch. Samples are dealt longest first, each to the lightest
+micro-batch (LPT, Graham 1969). A masked dummy sequence stands in for a micro-batch without samples,
+and fills T up to the multiple that sequence parallelism needs. Under context parallelism every rank
+packs its own part of the same micro-batch.
 
-The samples of a group differ in their completions alone, and a prompt is usually much longer: with `share_prompts` a group is dealt
-as one unit and packed behind one copy of its prompt, which every completion attends to.
+The samples of a group differ only in their completions, and a prompt is usually much longer than a
+completion. With `share_prompts` a group is therefore dealt as one unit and packed behind one copy
+of its prompt, to which every completion attends.
 """
 
 from __future__ import annotations
@@ -32,27 +35,30 @@ WHOLE = ContextShare()
 class MicroBatch:
     """Packed sequences, ready for the model and the loss: this context rank's part of them.
 
-    T tokens held here, N completion tokens that they predict, S sequences with at least one of those: without context parallelism
-    all of them, with it perhaps none.
+    T tokens held here, N completion tokens that they predict, S sequences with at least one of
+    those N. Without context parallelism S counts every sample of the micro-batch; with it S may be
+    smaller, or 0.
     """
 
     sample_indices: tuple[int, ...]
     """Index in the global batch of each of the S sequences."""
     token_ids_T: torch.Tensor
     position_ids_T: torch.Tensor
-    """Positions in the whole sequence."""
+    """Positions in the whole sequence, prompt included."""
     loss_mask_T: torch.Tensor
     """bool: this position predicts a completion token; N are true."""
     target_ids_N: torch.Tensor
     """The completion tokens, sequence by sequence."""
     target_places: tuple[tuple[int, ...], ...]
-    """For each of the S sequences, where its tokens of `target_ids_N` stand in its completion."""
+    """For each of the S sequences, the places in its completion of its tokens in `target_ids_N`."""
     completion_bounds: torch.Tensor
-    """int64 [S+1]: where each sequence's tokens start in N; the kernels' cu_seqlens."""
+    """int64 [S+1]: the start of each sequence's tokens in N; the kernels' cu_seqlens."""
     completion_tokens_S: torch.Tensor
-    """int64 [S]: tokens of each whole completion, those of other context ranks included."""
+    """int64 [S]: tokens of each whole completion, including those on other context ranks."""
     packed_seq_params: Segments
-    """Bounds of all sequences, whole and padded, a dummy at the end included: attention divides by the context size itself."""
+    """Bounds of all sequences, whole and padded, with the dummy at the end. Attention divides them
+    by the context size itself.
+    """
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,11 @@ class Unit:
 
 
 def units(samples: Sequence[TrainingSample], share_prompts: bool, max_tokens: int, parts: int) -> list[Unit]:
-    """Neighbours with equal prompts as one unit where `share_prompts` says so, else every sample by itself.
+    """Group neighbouring samples with equal prompts into units if `share_prompts`, else make each
+    sample a unit.
 
-    A unit holds at most `max_tokens`, and at most a `parts`-th of the batch, so that a few large groups still fill all ranks.
+    A unit holds at most `max_tokens`, and at most one `parts`-th of the batch, so that a few large
+    groups still fill all ranks.
 
     Raises:
         UserError: a sample is longer than `max_tokens`.
@@ -75,8 +83,9 @@ def units(samples: Sequence[TrainingSample], share_prompts: bool, max_tokens: in
     for index, sample in enumerate(samples):
         if sample.length_tokens > max_tokens:
             raise UserError(
-                f"sample {index} has {sample.length_tokens} tokens, more than train.max_tokens_per_microbatch={max_tokens}: "
-                "raise it, or lower corpus.history_turns or selfplay.max_utterance_tokens"
+                f"sample {index} has {sample.length_tokens} tokens, more than "
+                f"train.max_tokens_per_microbatch={max_tokens}: raise it, or lower "
+                "corpus.history_turns or selfplay.max_utterance_tokens"
             )
     if not share_prompts:
         return [Unit((index,), sample.length_tokens) for index, sample in enumerate(samples)]
@@ -93,7 +102,7 @@ def units(samples: Sequence[TrainingSample], share_prompts: bool, max_tokens: in
 
 
 def _within(samples: Sequence[TrainingSample], members: Sequence[int], limit: int) -> Iterator[Unit]:
-    """`members`, which share a prompt, as units of at most `limit` tokens, or of one sample."""
+    """Yield `members`, which share a prompt, as units of at most `limit` tokens, or of one sample."""
     held: list[int] = []
     tokens = 0
     for index in members:
@@ -109,9 +118,13 @@ def _within(samples: Sequence[TrainingSample], members: Sequence[int], limit: in
 def balance_by_tokens(
     length_tokens: Sequence[int], max_tokens: int, multiple_of: int
 ) -> list[tuple[int, ...]]:
-    """Indices per micro-batch: the fewest that respect `max_tokens`, in a multiple of `multiple_of`; some may be empty.
+    """Deal samples into the fewest micro-batches that respect `max_tokens` and come in a multiple
+    of `multiple_of`.
 
-    No length may exceed `max_tokens`: `units` sees to it.
+    No length may exceed `max_tokens`; `units` raises if one does.
+
+    Returns:
+        Sample indices per micro-batch; some may be empty.
     """
     count = multiple_of * max(1, -(-sum(length_tokens) // (max_tokens * multiple_of)))
     while True:
@@ -124,7 +137,7 @@ def balance_by_tokens(
 def _longest_first(length_tokens: Sequence[int], count: int) -> list[tuple[int, list[int]]]:
     lightest: list[tuple[int, int, list[int]]] = [
         (0, slot, []) for slot in range(count)
-    ]  # the slot breaks ties: deterministic
+    ]  # the slot breaks ties, so the result is deterministic
     for index in sorted(range(len(length_tokens)), key=lambda i: (-length_tokens[i], i)):
         load, slot, members = heapq.heappop(lightest)
         heapq.heappush(lightest, (load + length_tokens[index], slot, [*members, index]))
@@ -133,16 +146,18 @@ def _longest_first(length_tokens: Sequence[int], count: int) -> list[tuple[int, 
 
 @dataclass(frozen=True)
 class _Segment:
-    """Consecutive tokens of a micro-batch, whole."""
+    """Consecutive tokens of a micro-batch, before context ranks cut them."""
 
     token_ids: tuple[int, ...]
     first_position: int = 0
     sample_index: int | None = None
-    """The sample whose completion its end predicts; None: a shared prompt, or filler."""
+    """The sample whose completion tokens it predicts at its end. None: a shared prompt, or filler."""
     predicting: int = 0
-    """So many tokens at the end predict a completion token."""
+    """Number of tokens at the end that predict a completion token."""
     prompt: int | None = None
-    """Where, in tokens, the prompt begins that this segment continues; it has `first_position` tokens."""
+    """First token, in the micro-batch, of the prompt that this segment continues; that prompt has
+    `first_position` tokens. None: it continues none.
+    """
 
 
 def pack(
@@ -154,9 +169,10 @@ def pack(
     context: ContextShare = WHOLE,
     share_prompts: bool = False,
 ) -> MicroBatch:
-    """Pack `samples[i] for i in indices`, of which this rank keeps its context share.
+    """Pack `samples[i] for i in indices` into a micro-batch and keep this rank's context share.
 
-    T is filled by a dummy to `min_tokens` and a multiple of `multiple_of` (tensor-parallel size). Prompts are shared between neighbours.
+    A dummy fills T to `min_tokens` and to a multiple of `multiple_of` (the tensor-parallel size).
+    With `share_prompts`, neighbours with equal prompts share one copy.
 
     Raises:
         ValueError: `share_prompts` with a context share: a shared prompt is not cut.
@@ -202,9 +218,11 @@ def pack(
 def _segments(
     samples: Sequence[TrainingSample], indices: Sequence[int], share_prompts: bool
 ) -> list[_Segment]:
-    """The last completion token predicts nothing, so it is not fed to the model.
+    """Cut the samples into segments.
 
-    A shared prompt ends one token early: its last token predicts another token for each sample, so each sample's segment begins with it.
+    The last completion token predicts nothing, so it is not fed to the model. A shared prompt ends
+    one token early: its last token predicts a different token for each sample, so each sample's
+    segment begins with it.
     """
     segments: list[_Segment] = []
     place = 0
@@ -233,10 +251,12 @@ def _attention_bounds(
     share_prompts: bool,
     device: torch.device,
 ) -> Segments:
-    """Which rows each segment attends to; without shared prompts also what Transformer Engine and the packed rotation read.
+    """Compute the rows that each segment attends to.
 
-    Transformer Engine asks for padded bounds by name where context ranks share a sequence. They are the same here: padding counts as
-    the end of its sequence, so FlashAttention stays possible (it refuses gaps).
+    Without shared prompts also fill the bounds that Transformer Engine and the rotary embedding of
+    packed batches read. Transformer Engine asks for padded bounds by name if context ranks share a
+    sequence. They equal the others here: padding counts as the end of its sequence, so
+    FlashAttention stays possible (it refuses gaps).
     """
     seen = [
         length + (0 if segment.prompt is None else segment.first_position)

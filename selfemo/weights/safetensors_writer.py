@@ -1,7 +1,9 @@
-"""Writing safetensors whose tensors arrive one at a time, in any order, without holding a file in memory.
+"""Write safetensors files whose tensors arrive one at a time, in any order, without holding a file
+in memory.
 
-The format is a length, a JSON header and raw little-endian data; the header needs only names, dtypes and shapes, which are known
-beforehand, so every tensor can be written to its final place as it comes. (safetensors' own writer wants a file's tensors all at once.)
+The format is a length, a JSON header and raw little-endian data. The header needs only names,
+dtypes and shapes, which are known beforehand, so every tensor can be written to its final place
+when it arrives. (safetensors' own writer wants a file's tensors all at once.)
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 class SafetensorsWriter:
-    """Shards of a Hugging Face checkpoint whose headers are written and whose tensors are still to come.
+    """Writes the shards of a Hugging Face checkpoint: headers at once, tensors as they arrive.
 
     Args:
-        directory: where the files go; it must exist.
+        directory: the folder of the files; it must exist.
         tensors: every tensor that will be written, in file order.
         dtypes: dtype of each, in the same order.
+        max_shard_bytes: largest file; a single larger tensor gets a file of its own.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class SafetensorsWriter:
         """Write one tensor, converted to its declared dtype.
 
         Raises:
-            ValueError: the tensor was not declared, has another shape, or came before.
+            ValueError: the tensor was not declared, has another shape, or was written before.
         """
         if name not in self._place:
             raise ValueError(f"tensor {name} was not declared, or was written before")
@@ -67,10 +70,10 @@ class SafetensorsWriter:
             file.write(memoryview(data.reshape(-1).view(torch.uint8).numpy()))
 
     def finish(self) -> None:
-        """Check that every declared tensor came.
+        """Check that every declared tensor was written.
 
         Raises:
-            ValueError: names the first that did not.
+            ValueError: names the first that was not.
         """
         if self._place:
             raise ValueError(f"tensor {next(iter(self._place))} was never written ({len(self._place)} such)")

@@ -1,4 +1,7 @@
-"""Llama (SmolLM2 included): grouped-query attention, gated MLP, RMSNorm, no biases. The rules other families extend."""
+"""Describe Llama (SmolLM2 included): grouped-query attention, gated MLP, RMSNorm, no biases.
+
+Other families extend its rules.
+"""
 
 from __future__ import annotations
 
