@@ -1,5 +1,4 @@
-"""Check a configuration: its fields against each other, and against the model and the world it is
-to run on.
+"""Check a configuration: its fields against each other, and against the model and the world it is to run on.
 
 All violations are reported together, so that one edit fixes a configuration, not one edit per
 launch.

@@ -1,5 +1,4 @@
-"""Lay out a whole world: Megatron's parallel sizes, the engines' sizes, and the place of every rank
-in both.
+"""Lay out a whole world: Megatron's parallel sizes, the engines' sizes, and the place of every rank in both.
 
 Rank order is megatron-core's default, innermost first: tensor, context, data, pipeline. vLLM's
 external launcher makes engines of consecutive ranks. Context-parallel ranks hold equal weights, so

@@ -150,8 +150,7 @@ HELD_OUT = (
 )
 
 SEARCH_R1_TOKENS = 48 * 4096 / 256
-"""Trained tokens per sample of torchtitan's Search-R1 recipe if all 48 rows of 4,096 packed tokens
-are full.
+"""Trained tokens per sample of torchtitan's Search-R1 recipe if all 48 rows of 4,096 packed tokens are full.
 
 It is an upper bound: 256 samples fit no more.
 """

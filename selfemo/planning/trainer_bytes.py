@@ -28,8 +28,7 @@ MOMENT_BYTES = 2 * 4
 MAIN_WEIGHT_BYTES = 4
 """The fp32 copy of a bf16 weight."""
 GATHER_BYTES = (3 + 2) * 4
-"""Bytes per element while a sharded optimizer is gathered (`get_parameter_state_dp_zero`), all of
-it fp32.
+"""Bytes per element while a sharded optimizer is gathered (`get_parameter_state_dp_zero`), all of it fp32.
 
 Weight and two moments, and one of them twice more while its shards are joined.
 """
