@@ -31,8 +31,7 @@ def run_violations(config: RunConfig, layout: Layout, architecture: Architecture
     if layout.context > 1 and config.train.dtype == "float32":
         yield (
             f"parallel.context={layout.context} needs Transformer Engine's attention over split sequences, "
-            "on a GPU and in bf16, "
-            "but train.dtype=float32: set train.dtype=bfloat16, or parallel.context=1"
+            "on a GPU and in bf16, but train.dtype=float32: set train.dtype=bfloat16, or parallel.context=1"
         )
     longest, limit = config.model.max_length, architecture.max_position_embeddings
     if longest > limit:

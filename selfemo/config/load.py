@@ -56,9 +56,8 @@ def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     try:
         config = TypeAdapter(RunConfig).validate_python(tree)
     except ValidationError as error:
-        wrong = (
-            e for e in error.errors() if e["type"] != UNKNOWN_KEY
-        )  # reported above, with the nearest valid key
+        # unknown keys are reported above, with the nearest valid key
+        wrong = (e for e in error.errors() if e["type"] != UNKNOWN_KEY)
         problems += [
             f"{'.'.join(map(str, e['loc']))}={quote(e['input'])}: {e['msg'][0].lower()}{e['msg'][1:]}"
             for e in wrong

@@ -135,8 +135,8 @@ def load_training_corpus(name: str, path: str = "", held_out: str = "") -> Corpu
     left = hold_out(corpus, [fmt.read(place, raise_first) for fmt, place in map(locate_corpus, named)])
     if not left.split("train"):
         raise UserError(
-            f"corpus.hold_out={held_out}: every training dialogue of {corpus.name} holds a text of theirs: "
-            "leave one out"
+            f"corpus.hold_out={held_out}: every training dialogue of {corpus.name} "
+            "holds a text of theirs: leave one out"
         )
     return left
 
@@ -153,8 +153,8 @@ def locate_corpus(corpus: str, name: str = AUTO) -> tuple[CorpusFormat, Path]:
     if not Path(corpus).exists() and name == AUTO:
         valid = list(formats())
         raise UserError(
-            f"{corpus!r} is neither a path nor a corpus, expected one of {', '.join(valid)} or a "
-            f"path{nearest(corpus, valid)}"
+            f"{corpus!r} is neither a path nor a corpus, expected one of {', '.join(valid)} "
+            f"or a path{nearest(corpus, valid)}"
         )
     return resolve_corpus(name, corpus)
 

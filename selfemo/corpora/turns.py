@@ -125,8 +125,8 @@ class TurnChecker:
             if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_VOTES:
                 self.fault(
                     line,
-                    f"votes for {label} are {quote(count)}, expected a whole number of at least 1 and at "
-                    f"most {MAX_VOTES}",
+                    f"votes for {label} are {quote(count)}, "
+                    f"expected a whole number of at least 1 and at most {MAX_VOTES}",
                 )
                 return None
             counts[label] += count

@@ -87,10 +87,8 @@ class SmoothedIoU:
                 )
         rows = [self._index[label] for label in sorted(predicted)]
         columns = [self._index[label] for label in sorted(reference)]
-        if (len(rows), rows) < (
-            len(columns),
-            columns,
-        ):  # sums of both directions round alike: symmetric to the bit
+        # A fixed order of the two sets makes sums of both directions round alike: symmetric to the bit.
+        if (len(rows), rows) < (len(columns), columns):
             rows, columns = columns, rows
         matched = best_matching(self.affinity.matrix, rows, columns)
         return (matched + self.smoothing) / (len(rows) + len(columns) - matched + self.smoothing)

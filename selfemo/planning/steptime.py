@@ -126,9 +126,8 @@ def pass_seconds(
         forward += 1.0
     tokens = batch.tokens / layout.context
     matrix = 2 * layer_elements(architecture) * tokens / layout.tensor
-    attention = (
-        2 * batch.sequence * architecture.query_size * tokens / layout.tensor
-    )  # two causal products: 2 * 2 * s / 2 per row
+    # two causal products: 2 * 2 * s / 2 per row
+    attention = 2 * batch.sequence * architecture.query_size * tokens / layout.tensor
     head_tokens = busiest_head_tokens(layout, batch.tokens, batch.head_tokens)
     head = 2 * architecture.vocab_size * architecture.hidden_size * head_tokens / layout.tensor
     work = layers * (matrix * (forward + backward) + attention * (forward + 1.25 * backward))
@@ -160,9 +159,8 @@ def update_seconds(architecture: Architecture, layout: Layout, dtype: str, gpu: 
     if layout.weight_copies > 1:
         link = _link(layout, layout.weight_copies, layout.tensor, gpu) * rates.link_efficiency
         ring = (layout.weight_copies - 1) / layout.weight_copies
-        gathered = (
-            held.weights if layout.distributed_optimizer else held.gradients
-        )  # the second half of an all-reduce
+        # the second half of an all-reduce
+        gathered = held.weights if layout.distributed_optimizer else held.gradients
         seconds += ring * (held.gradients + gathered) / link
     return seconds
 

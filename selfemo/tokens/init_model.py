@@ -70,9 +70,8 @@ def init_model(output_dir: str | Path, config: ModelConfig, texts: Iterable[str]
         pad_token_id=pad_id,
         dtype="float32",
     )
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # transformers draws from the process-wide generator: restore its state afterwards
+    # transformers draws from the process-wide generator: restore its state afterwards
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init_model"))
         model = Qwen3ForCausalLM(hf_config).to(torch.float32)
     model.generation_config = GenerationConfig(

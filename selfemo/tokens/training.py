@@ -62,8 +62,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise UserError(
-            f"model.vocab_size={vocab_size}: expected at least {MIN_VOCAB_SIZE} (256 bytes and the "
-            "markers): raise it"
+            f"model.vocab_size={vocab_size}: expected at least {MIN_VOCAB_SIZE} "
+            "(256 bytes and the markers): raise it"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -93,9 +93,8 @@ def read_iemocap(root: Path, report: ProblemSink, name: str, label_of_code: Mapp
     test: list[Conversation] = []
     for session in SESSIONS:
         directory = root / f"Session{session}" / "dialog"
-        transcripts = sorted(
-            p for p in directory.glob("transcriptions/*.txt") if not p.name.startswith(".")
-        )  # "._*": macOS leftovers
+        # macOS leaves files "._*" behind
+        transcripts = sorted(p for p in directory.glob("transcriptions/*.txt") if not p.name.startswith("."))
         if not transcripts:
             report(
                 Problem(
@@ -127,8 +126,8 @@ def read_iemocap(root: Path, report: ProblemSink, name: str, label_of_code: Mapp
             Problem(
                 root,
                 0,
-                f"sessions 1-4 hold {len(training)} dialogues, expected more than the {DEV_DIALOGUES} that "
-                "become dev",
+                f"sessions 1-4 hold {len(training)} dialogues, "
+                f"expected more than the {DEV_DIALOGUES} that become dev",
             )
         )
     dev = [Conversation(name, "dev", c.dialogue_id, c.turns) for c in training[-DEV_DIALOGUES:]]
@@ -161,8 +160,8 @@ def read_evaluations(path: Path, report: ProblemSink) -> dict[str, Evaluation]:
                     Problem(
                         path,
                         line,
-                        f"turn {current} is evaluated twice, first in line {evaluations[current].line}: "
-                        "remove one",
+                        f"turn {current} is evaluated twice, "
+                        f"first in line {evaluations[current].line}: remove one",
                     )
                 )
             else:
@@ -237,8 +236,8 @@ def _turns(
         if turn_id_evaluated not in line_of:
             checker.fault(
                 0,
-                f"has no turn {turn_id_evaluated}, which line {evaluation.line} of its EmoEvaluation file "
-                "evaluates",
+                f"has no turn {turn_id_evaluated}, "
+                f"which line {evaluation.line} of its EmoEvaluation file evaluates",
             )
     return tuple(turns)
 
