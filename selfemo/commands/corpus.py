@@ -67,7 +67,7 @@ def check(
         console.print(f"... and {len(report.problems) - len(shown)} more (--limit 0 shows all)")
     if report.problems:
         raise UserError(
-            f"{report.path}: {len(report.problems)} problems, listed above: mend them and check again"
+            f"{report.path}: {len(report.problems)} problems, listed above: correct them and check again"
         )
     console.print("no problems")
 

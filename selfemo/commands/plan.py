@@ -103,5 +103,6 @@ def _refuse_beyond_bounds(
     ):
         if value is not None and value > most:
             raise UserError(
-                f"{option}={value:g} is above {limit}, {most}: a mean cannot be; lower it or raise the limit"
+                f"{option}={value:g} is above {limit}, {most}: a mean cannot exceed it; "
+                "lower it or raise the limit"
             )

@@ -49,8 +49,8 @@ def run_training(config: RunConfig) -> None:
         return
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) and not os.environ.get(OWN_STORES):
         terminal.say(
-            "torchrun restarts workers in the store of the world before, "
-            f"where they may not find each other: export {OWN_STORES}=1"
+            "torchrun restarts workers with the store of the previous world, "
+            f"through which they may not find each other: export {OWN_STORES}=1"
         )
     on_tick = signals.limit(config.checkpoint.grace_s)
     watchdog.start(rank, config.timeout_s, config.startup_timeout_s, terminal.error, on_tick)
@@ -70,7 +70,7 @@ def _tell_failures(terminal: Terminal, rank: int) -> None:
         if isinstance(error, OSError) and error.errno in FULL_OR_BARRED:
             error = UserError(
                 f"{error.filename or 'a file of the run'}: cannot be written ({error.strerror}): "
-                "mend that, then run again"
+                "correct that, then run again"
             )
         if isinstance(error, UserError):
             if rank == 0:

@@ -86,7 +86,7 @@ def violations(config: RunConfig) -> Iterator[str]:
     if play.thinking and not model.path:
         yield (
             "selfplay.thinking=true needs a model that can think: set model.path to one (Qwen3), "
-            "a model initialised here never learns to"
+            "a model initialised here does not learn to think"
         )
     if config.train.offload_during_rollout and config.train.dtype == "float32":
         yield (

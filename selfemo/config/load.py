@@ -102,7 +102,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _NotYaml(Exception):
-    """Raised for text that is not YAML, or that asks for more than plain values."""
+    """Raised for text that is not YAML, or that holds more than plain values."""
 
     def __init__(self, reason: str, line: int) -> None:
         super().__init__(reason)

@@ -1,11 +1,10 @@
-"""Define the whole configuration: one tree of frozen dataclasses, with the documentation of each
-field below it.
+"""Define the whole configuration: a tree of frozen dataclasses, each field documented below it.
 
 A run is described by one YAML file plus dotted overrides (`train.learning_rate=1e-4`). pydantic
 checks types, bounds and unknown keys as the file is read. `violations` (selfemo.config.checks)
 checks several fields against each other and reports all problems together, so that one edit fixes a
-configuration, not one edit per launch. torch is not imported, since planning a run must not load
-it.
+configuration, not one edit per launch. Nothing here imports torch, since planning a run must not
+load it.
 """
 
 from __future__ import annotations
@@ -24,31 +23,25 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 FUSE_FROM_BYTES = 2**30
-"""Size in bytes of a micro-batch's logits on a rank above which `train.fuse_output_layer=auto`
-never creates them.
-
-The choice is by memory, because a policy step takes the same matrix products either way. On a CPU
-they are 98% of the fused time (docs/kernels.md; a GPU is unmeasured).
-"""
+"""Bytes of a micro-batch's logits on a rank above which `train.fuse_output_layer=auto` never
+creates them. Memory decides, because a policy step takes the same matrix products either way: on a
+CPU they are 98% of the fused time (docs/kernels.md; a GPU is unmeasured)."""
 CorpusName = str
-"""Name of a reader of selfemo.corpora.readers, or "auto". The registry knows the names, this file
-does not; selfemo.config.checks compares them."""
+"""A reader of selfemo.corpora.readers, or "auto". selfemo.config.checks compares it with the registry."""
 LossName = str
 """Name of a preset of selfemo.kernels.config."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class ModelConfig:
-    """Which model to start from: an existing Hugging Face directory, or the shape of a small one to
-    initialise."""
+    """The model to start from: a Hugging Face directory, or the shape of a small one to initialise."""
 
     path: str = ""
-    """Hugging Face directory to start from. Empty: initialise a small Qwen3 of the shape below,
-    with its own tokenizer."""
+    """Hugging Face directory. Empty: initialise a small Qwen3 of the shape below, with its own tokenizer."""
     vocab_size: Positive = 4096
     """Entries of the BPE tokenizer trained on the corpus (initialised models only)."""
     hidden_size: Positive = 256
-    """Width (initialised models only)."""
+    """Width of the hidden states (initialised models only)."""
     intermediate_size: Positive = 768
     """Width of the gated MLP (initialised models only)."""
     num_layers: Positive = 4
@@ -93,8 +86,7 @@ class CorpusConfig:
     name: CorpusName = "auto"
     """Corpus reader. "auto" takes MELD if the data directory holds it, else the bundled corpus `everyday`."""
     path: str = ""
-    """Corpus directory or file. Empty: the corpus's usual place under $SELFEMO_DATA, or the bundled
-    files for `everyday`."""
+    """Corpus directory or file. Empty: its usual place under $SELFEMO_DATA, or the bundled `everyday`."""
     hold_out: str = ""
     """Other corpora (names or paths, separated by commas) whose dev and test texts training must
     not meet: MELD and EmoryNLP overlap."""
@@ -106,8 +98,7 @@ class CorpusConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class SftConfig:
-    """The supervised start. Without it the model does not follow the answer format and every reward
-    is equal."""
+    """The supervised start. Without it no answer has the answer format, and every reward is equal."""
 
     steps: Count = 150
     """Optimizer steps; 0 skips the stage."""
@@ -120,8 +111,7 @@ class SftConfig:
     expression_share: Share = 0.25
     """Share of examples that teach the responder's task; the others teach the recognizer's."""
     label_balance: Share = 0.0
-    """How much more often rare labels are shown: a label's share of examples is proportional to
-    (its share of turns) ** (1 - this)."""
+    """Show rare labels more often: each in proportion to (its share of turns) ** (1 - this)."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -147,20 +137,16 @@ class SelfPlayConfig:
     max_utterance_words: Positive = 40
     """A longer utterance earns no expression reward."""
     real_seed_share: Share = 0.5
-    """Least share of an iteration's seeds that are real dialogues; the others continue kept
-    flywheel records."""
+    """Least share of an iteration's seeds that are real dialogues; others continue kept flywheel records."""
     seed_label_balance: Share = 0.0
-    """How much real seeds favour rare labels: 0 follows the training split's shares, 1 draws every
-    label equally often."""
+    """How much real seeds favour rare labels: 0 follows the training split, 1 draws all labels equally."""
     target_flattening: Share = 0.0
-    """The same for the target emotions drawn beyond the seed: 0 follows the transition prior, 1
-    draws every label set equally often."""
+    """The same for targets beyond the seed: 0 follows the transition prior, 1 draws all sets equally."""
     thinking: bool = False
     """Let the recognizer think before it answers, which needs a model whose template switches
     thinking, such as Qwen3. The answer is parsed after the thoughts."""
     max_thinking_tokens: Positive = 256
-    """Room for thinking, in tokens, beside max_answer_tokens. Thoughts that are not closed by then
-    are a format failure."""
+    """Room for thinking, in tokens, beside max_answer_tokens; thoughts cut there are a format failure."""
 
     @property
     def max_recognizer_tokens(self) -> int:
@@ -179,11 +165,10 @@ class RewardConfig:
     format_weight: NonNegative = 0.1
     """w_f: 1 for an answer in the grammar, 0 otherwise."""
     expression_weight: NonNegative = 1.0
-    """w_e: smoothed IoU between the target emotions and those the recognizer reads in the reply,
-    behind the gates."""
+    """w_e: smoothed IoU of the targets and the emotions the recognizer reads in the reply, behind
+    the gates."""
     consistency_gate: bool = True
-    """False pays consistency without the gate, which rewards collapse to the majority label: only
-    for the ablation."""
+    """False pays consistency ungated, which rewards collapse to the majority label: for the ablation only."""
     consistency_low: Share = 0.5
     """tau_low: an unannotated group pays consistency only above this mean pairwise sIoU."""
     consistency_high: Share = 0.95
@@ -220,8 +205,7 @@ class AlgorithmConfig:
     1 is the value without bias. k2 = x^2 / 2 has, on-policy, the gradient of the KL in the mean
     (Tang and Munos 2025, arXiv 2506.09477)."""
     range_threshold: NonNegative = 0.05
-    """tau_range: a group of a gated loss (SELF-GRPO) whose alignment range is smaller carries no
-    ranking and gets weight 0."""
+    """tau_range: below this alignment range a group of a gated loss carries no ranking and gets weight 0."""
     weight_by_consistency: bool = False
     """Scale a group's weight by its mean pairwise sIoU (gated losses)."""
     weight_by_frequency: bool = False
@@ -257,11 +241,9 @@ class FlywheelConfig:
     keep_expression: Share = 0.5
     """...whose expression sIoU is at least this."""
     trust_labels: bool = True
-    """Count a kept record's labels as annotation when its dialogue seeds an episode. False: the
-    group's consensus takes their place."""
+    """Count a kept record's labels as annotation when it seeds an episode. False: the consensus stands in."""
     rare_label_share: Share = 0.0
-    """A label's share of the kept records is capped at its share of the training split, or at this
-    value if that is smaller."""
+    """Cap on a label's share of kept records: its share of the training split, or this if smaller."""
     near_duplicate: Share = 0.9
     """Token-set Jaccard similarity from which a kept text counts as a repeat."""
 
@@ -295,8 +277,7 @@ class TrainConfig:
     warmup_steps: Count = 0
     """Steps of linear warm-up."""
     final_learning_rate_share: Share = 1.0
-    """Rate of the last iteration as a share of the peak, approached on a straight line; 1 keeps the
-    rate constant."""
+    """Rate of the last iteration over the peak, approached on a straight line; 1 keeps the rate constant."""
     weight_decay: NonNegative = 0.01
     """Decoupled decay, not applied to norms."""
     adam_beta1: Share = 0.9
@@ -308,7 +289,7 @@ class TrainConfig:
     clip_grad: PositiveFloat = 1.0
     """Global gradient norm is scaled down to this."""
     max_skipped_steps: Positive = 5
-    """Steps in a row whose loss or gradient is not finite that stop the run, with the batch in
+    """Steps in a row whose loss or gradient is not finite that end the run, with the batch in
     output_dir/bad_batch. Fewer are skipped."""
     max_tokens_per_microbatch: Positive = 4096
     """Cap on a micro-batch's packed tokens, over the context ranks that share it and before
@@ -326,8 +307,7 @@ class TrainConfig:
     completions and thinking. Loss and gradients are the same; SFT and gspo then make logits twice."""
 
     def fuses_output_layer(self, logits_bytes: int) -> bool:
-        """Return True if a micro-batch whose logits would take `logits_bytes` on a rank is computed
-        without them."""
+        """Return True if a micro-batch with `logits_bytes` of logits on a rank never creates them."""
         if self.fuse_output_layer == "auto":
             return logits_bytes > FUSE_FROM_BYTES
         return self.fuse_output_layer == "on"
@@ -338,13 +318,12 @@ class SyncConfig:
     """How weights go from Megatron into vLLM."""
 
     mode: Literal["auto", "checkpoint", "direct"] = "auto"
-    """checkpoint: full tensors through vLLM's loader. direct: copies into its live parameters.
-    auto: direct if the engine allows it."""
+    """"checkpoint": full tensors through vLLM's loader. "direct": copies into its live parameters.
+    "auto": direct if the engine allows it."""
     bucket_bytes: Positive = 268_435_456
     """Bytes gathered per round, which bounds the extra memory of a sync."""
     verify_every: Count = 1
-    """Compare greedy probes with transformers every N syncs; 0 compares only at the first and after
-    a resume."""
+    """Compare greedy probes with transformers every N syncs; 0: only at the first and after a resume."""
     checksum_every: Count = 1
     """Compare checksums of every tensor in trainer and engine every N syncs; 0 never does."""
     probe_tokens: Positive = 16
@@ -353,7 +332,7 @@ class SyncConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class EvaluationConfig:
-    """Emotion recognition on a held-out split."""
+    """Which held-out turns emotion recognition is evaluated on."""
 
     split: Literal["dev", "test"] = "dev"
     """Split that the run reports on."""
@@ -363,7 +342,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class CheckpointConfig:
-    """When state is written."""
+    """How often state is written, and how much of it stays on disk."""
 
     every: Count = 10
     """Iterations between checkpoints; 0 writes one, at the end."""
@@ -387,7 +366,7 @@ class TrackingConfig:
     """Weights & Biases (pip install 'selfemo[wandb]'): not at all, into output_dir/wandb for `wandb
     sync`, or to the service."""
     wandb_project: str = "selfemo"
-    """Project that the run appears in."""
+    """Weights & Biases project that the run appears in."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -395,18 +374,15 @@ class RunConfig:
     """Everything that decides a run."""
 
     output_dir: str = "runs/demo"
-    """Directory for results. It must be new, or hold this very run, which then goes on from its
-    newest checkpoint."""
+    """Directory for results: new, or of this very run, which then goes on from its newest checkpoint."""
     seed: int = 1
     """Seed from which every random draw of the run derives."""
     iterations: Count = 12
     """SELF-GRPO iterations (rollout, rewards, step, sync)."""
     timeout_s: Positive = 300
-    """Deadline of a collective, an engine call, a training step or a wait, in seconds; a rank that
-    exceeds it ends the run."""
+    """Deadline of a collective, engine call, training step or wait, in seconds; exceeding it ends the run."""
     startup_timeout_s: Positive = 1800
-    """The same for work that a run does once or rarely: building model and engine, writing and
-    reading checkpoints, exporting."""
+    """The same for rare work: building model and engine, writing and reading checkpoints, exporting."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)

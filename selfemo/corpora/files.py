@@ -188,7 +188,7 @@ def parse_json(path: Path, text: str, report: ProblemSink, first_line: int = 1) 
         where = first_line + error.lineno - 1
         report(
             Problem(
-                path, where, f"is not valid JSON ({error.msg} at column {error.colno}): mend or remove it"
+                path, where, f"is not valid JSON ({error.msg} at column {error.colno}): correct or remove it"
             )
         )
     except (

@@ -136,7 +136,7 @@ def load_training_corpus(name: str, path: str = "", held_out: str = "") -> Corpu
     if not left.split("train"):
         raise UserError(
             f"corpus.hold_out={held_out}: every training dialogue of {corpus.name} "
-            "holds a text of theirs: leave one out"
+            "holds a dev or test text of one of them: name fewer corpora"
         )
     return left
 

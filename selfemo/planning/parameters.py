@@ -1,4 +1,4 @@
-"""Count the parameters of a model by kind, and what each rank allocates of them.
+"""Count the parameters of a model by kind, and the elements of each kind that a rank allocates.
 
 All layers are alike, so each kind is laid out once and multiplied: a plan for hundreds of ranks
 takes milliseconds. Names and shapes come from the family's rules, the same that move real weights.

@@ -5,7 +5,7 @@ framework; tests compare them, and `selfemo plan --accuracy` prints them. Where 
 value open, all runs share one assumption: prompts of 120 tokens (the difference between trained and
 generated tokens in the v0.4 table is 110 to 132), training one sample per micro-batch, logprobs in
 padded batches, one completion in a hundred cut at the cap. These assumptions were made with all the
-runs in view, so the rates are held out, the form of the model is not. All those runs are of one
+runs in view: held out are the rates, not the form of the model. All those runs are of one
 framework: another one's overheads may be further off than the table shows.
 
 Assumed: runs whose batch or lengths are not published with their step time. They are planned with
@@ -152,7 +152,7 @@ HELD_OUT = (
 SEARCH_R1_TOKENS = 48 * 4096 / 256
 """Trained tokens per sample of torchtitan's Search-R1 recipe if all 48 rows of 4,096 packed tokens are full.
 
-It is an upper bound: 256 samples fit no more.
+It is an upper bound: the rows hold no more tokens for the 256 samples.
 """
 SEARCH_R1_TURNS = 5
 """Four searches and an answer, the most that the recipe allows."""

@@ -34,7 +34,7 @@ class SyncBytes:
     checkpoint_received_max: int
     """Checkpoint path: the most that one rank receives."""
     engine_weights: int
-    """Weights of one engine rank: what is copied into its live parameters."""
+    """Weights that are copied into the live parameters of one engine rank."""
 
 
 def sync_bytes(

@@ -183,7 +183,7 @@ def read_evaluations(path: Path, report: ProblemSink) -> dict[str, Evaluation]:
                         path,
                         line,
                         f"is past the {MAX_VOTES} categories a turn may have: "
-                        "remove what is not the release's",
+                        "remove lines that the release does not have",
                     )
                 )
             else:
