@@ -1,4 +1,5 @@
-"""What the two conversion commands share: a progress bar in bytes with the tensor's name, and errors as one line with status 2."""
+"""Run the two conversion commands: a progress bar in bytes with the tensor's name, and one line
+with status 2 for an error."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def run_conversion(convert: Callable[[Report], Conversion], total_bytes: Callabl
     """Run a conversion under a progress bar on stderr and print one line about it.
 
     Args:
-        total_bytes: bytes the bar runs to; asked for first, so that it may raise UserError as well.
+        total_bytes: returns the bytes at which the bar ends. It is called first, so that it may
+            raise UserError as well.
     """
     console = plain_console(stderr=True)
     columns = (
@@ -47,5 +49,6 @@ def run_conversion(convert: Callable[[Report], Conversion], total_bytes: Callabl
     seconds = time.perf_counter() - started
     verified = ", every tensor verified bitwise" if done.verified else ""
     print(
-        f"{done.tensors} tensors, {done.bytes:,} bytes in {seconds:.1f} s ({done.bytes / seconds / 1e9:.2f} GB/s){verified}"
+        f"{done.tensors} tensors, {done.bytes:,} bytes in {seconds:.1f} s "
+        f"({done.bytes / seconds / 1e9:.2f} GB/s){verified}"
     )

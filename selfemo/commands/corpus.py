@@ -1,4 +1,4 @@
-"""`selfemo corpus`: check a corpus, show its figures, measure what two corpora share."""
+"""Check a corpus, show its figures, or measure the texts that two corpora share (`selfemo corpus`)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def check(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here as JSON.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Problems shown; 0 shows all.")] = 50,
 ) -> None:
-    """Validate a corpus: counts, label shares, majority baselines and every problem with its line (exit status 2 where there is one)."""
+    """Validate a corpus: counts, label shares, majority baselines and every problem with its line
+    (exit status 2 if there is one)."""
     if json_file is not None:
         check_target(json_file, "--json")
     report = check_corpus(corpus, name)
@@ -66,7 +67,7 @@ def check(
         console.print(f"... and {len(report.problems) - len(shown)} more (--limit 0 shows all)")
     if report.problems:
         raise UserError(
-            f"{report.path}: {len(report.problems)} problems, listed above: mend them and check again"
+            f"{report.path}: {len(report.problems)} problems, listed above: correct them and check again"
         )
     console.print("no problems")
 
@@ -80,7 +81,7 @@ def stats(
         typer.Option(help="Draw label shares, lengths and transitions into this .png, .svg or .pdf."),
     ] = None,
 ) -> None:
-    """Lengths of turns and dialogues per split, and how one emotion follows another in train."""
+    """Show lengths of turns and dialogues per split, and how one emotion follows another in train."""
     if plot is not None:
         if plot.suffix not in (".png", ".svg", ".pdf"):
             raise UserError(f"--plot {plot}: expected a .png, .svg or .pdf file: name one")
@@ -101,7 +102,7 @@ def overlap(
         str, typer.Argument(help="The corpus whose training split is compared: a name or a path.")
     ],
 ) -> None:
-    """Long texts of CORPUS, per split, that also occur in the training split of OTHER."""
+    """Count the long texts of CORPUS, per split, that also occur in the training split of OTHER."""
     loaded, compared = _read(corpus, AUTO), _read(other, AUTO)
     train_texts = texts_of(compared.split("train"))
     found = {

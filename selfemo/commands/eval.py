@@ -1,6 +1,7 @@
-"""`selfemo eval`: one model, or two on the same turns, on a split of a corpus.
+"""Evaluate one model, or two on the same turns, on a split of a corpus (`selfemo eval`).
 
-Generating needs engines, which this room must not know: whoever assembles the command line passes in how to get them.
+Generating needs engines, which this room must not know: the code that assembles the command line
+passes in a way to open them.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from selfemo.evaluation.options import EvaluationOptions, Scoring, Split
 from selfemo.inference.finished_model import Engines
 
 REDIRECTED_WIDTH = 110
-"""Columns of a report that goes to a file or pipe, which has no width of its own."""
+"""Width in columns of a report that goes to a file or pipe, which has no width of its own."""
 
 
 def build_command(open_engines: Callable[[], Engines]) -> Callable[..., None]:
-    """The command; `open_engines` is called once, after all input was checked."""
+    """Build the command. It calls `open_engines` once, after checking all input."""
 
     def evaluate(
         model: Annotated[Path, typer.Option(help="Hugging Face directory, such as runs/demo/model.")],
@@ -54,10 +55,12 @@ def build_command(open_engines: Callable[[], Engines]) -> Callable[..., None]:
         ] = None,
         seed: Annotated[int, typer.Option(help="Of sampling and of the bootstrap.")] = 1,
     ) -> None:
-        """Evaluate a finished model: recognition with intervals, calibration, expression, signs of collapse."""
+        """Evaluate a finished model: recognition with intervals, calibration, expression, signs of
+        collapse."""
         if expression != (recognizer is not None):
             raise UserError(
-                "--expression and --recognizer DIR go together: the frozen model that reads the replies, such as the SFT model"
+                "--expression and --recognizer DIR go together: the frozen model that reads the replies, "
+                "such as the SFT model"
             )
         options = EvaluationOptions(
             model, against, recognizer, tuple(overrides or ()), corpus, split, limit, scoring, votes, seed

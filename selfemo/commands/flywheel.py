@@ -1,4 +1,4 @@
-"""`selfemo flywheel list`, `show`, `export` and `replay`: what self-play recorded, and the same turn generated again."""
+"""Show and export the records of self-play, and generate a recorded turn again (`selfemo flywheel`)."""
 
 from __future__ import annotations
 
@@ -62,25 +62,25 @@ def export_records(
     out: Annotated[Path, typer.Argument(help="New .jsonl file; labels.json is written beside it.")],
     role: Annotated[RoleName | None, typer.Option(help="Only records of this role.")] = None,
 ) -> None:
-    """Write what was kept as a training corpus in the project's JSONL."""
+    """Write the kept records as a training corpus in the project's JSONL."""
     with closing(open_store(run)) as store:
         count = export_jsonl(store, out, role)
     plain_console().print(printable(f"{out}: {count} dialogues"))
 
 
 def open_store(run: Path) -> FlywheelStore:
-    """The store of a run directory, or the file itself; UserError where there is none."""
+    """Open the store of a run directory, or the file itself; UserError if there is none."""
     return FlywheelStore(run / FLYWHEEL_NAME if run.is_dir() else run)
 
 
 def summary_line(totals: list[Total]) -> str:
-    """How many groups were offered and kept."""
+    """Say how many groups were offered and kept."""
     offered, kept = sum(t.count for t in totals), sum(t.count for t in totals if t.kept)
     return f"{offered} groups offered, {kept} kept" + (f" ({kept / offered:.1%})" if offered else "")
 
 
 def summary_table(totals: list[Total]) -> Table:
-    """Counts by outcome, and for what was kept by label."""
+    """Count records by outcome, and the kept ones also by label."""
     table = Table("outcome", "reason", "role", "label", "records")
     merged: dict[tuple[str, str, str, str], int] = {}
     for t in totals:
@@ -92,7 +92,7 @@ def summary_table(totals: list[Total]) -> Table:
 
 
 def records_table(records: list[Record]) -> Table:
-    """One line per record."""
+    """Show one line per record."""
     table = Table("id", "iter", "role", "labels", "sIoU", "agree", "outcome", "text")
     for r in records:
         outcome = f"{'kept' if r.kept else 'dropped'}: {r.reason}"
@@ -110,12 +110,14 @@ def records_table(records: list[Record]) -> Table:
 
 
 def provenance_lines(r: Record) -> list[str]:
-    """A record in words."""
+    """Describe a record in words, one line per element."""
     parent = f", continues record {r.parent}" if r.parent is not None else ""
     lines = [
         f"record {r.record_id}: {r.role}, {'kept' if r.kept else 'dropped'} ({r.reason})",
-        f"iteration {r.iteration}, episode {r.episode}, turn {r.turn}, weights {r.weight_version}, from {r.source}{parent}",
-        f"gold {', '.join(r.gold) or '-'}; target {', '.join(r.target) or '-'}; sIoU {r.score:.3f}; agreement {r.agreement:.3f}",
+        f"iteration {r.iteration}, episode {r.episode}, turn {r.turn}, "
+        f"weights {r.weight_version}, from {r.source}{parent}",
+        f"gold {', '.join(r.gold) or '-'}; target {', '.join(r.target) or '-'}; "
+        f"sIoU {r.score:.3f}; agreement {r.agreement:.3f}",
     ]
     lines += [
         f"  {turn.speaker}: {turn.text}" + (f"  [{', '.join(turn.labels)}]" if turn.labels else "")
@@ -125,7 +127,7 @@ def provenance_lines(r: Record) -> list[str]:
 
 
 def candidates_table(r: Record) -> Table:
-    """Every candidate with its rewards."""
+    """Show every candidate with its rewards."""
     table = Table("seed", "text", "read as", "gates", "sIoU", *map(printable, r.components))
     for c in r.candidates:
         rewards = [f"{value:.3f}" for value in c.rewards]
@@ -135,7 +137,7 @@ def candidates_table(r: Record) -> Table:
 
 
 def replay_table(result: Replay) -> Table:
-    """Every candidate, recorded against replayed."""
+    """Show every candidate, recorded against replayed."""
     table = Table(
         "seed",
         "tokens",
@@ -150,7 +152,7 @@ def replay_table(result: Replay) -> Table:
 
 
 def _cut(text: str, width: int) -> str:
-    """Text for a table cell."""
+    """Cut a text to the width of a table cell."""
     return printable(text if len(text) <= width else text[: width - 3] + "...")
 
 
@@ -167,11 +169,13 @@ def replay_record(
     model: Annotated[
         Path | None,
         typer.Option(
-            help="Hugging Face directory with the record's weights; by default they are looked for in the run."
+            help=(
+                "Hugging Face directory with the record's weights; by default they are looked for in the run."
+            )
         ),
     ] = None,
 ) -> None:
-    """Generate a recorded turn again from its seeds and compare; exit status 1 where anything differs."""
+    """Generate a recorded turn again from its seeds and compare; exit status 1 if anything differs."""
     with closing(open_store(run)) as store:
         found = store.read(record)
     run_dir = run if run.is_dir() else run.parent

@@ -1,6 +1,8 @@
-"""The `selfemo` command. Commands import what they need when they run: `--help` and checks of input stay fast.
+"""Assemble the `selfemo` command. Commands import their libraries when they run, so `--help` and
+input checks stay fast.
 
-A UserError is printed as one line and exits with status 2; anything else is a bug and keeps its traceback.
+A UserError is printed as one line and exits with status 2. Any other error is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ def train(
     gpu: Annotated[
         str,
         typer.Option(
-            help="With --dry-run: print the plan for this kind of GPU, such as h100-80g; weights and corpus may be missing yet."
+            help="With --dry-run: print the plan for this kind of GPU, such as h100-80g; "
+            "weights and corpus may be missing yet."
         ),
     ] = "",
 ) -> None:

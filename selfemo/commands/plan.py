@@ -1,4 +1,4 @@
-"""`selfemo plan`: what a run will need and take, before any GPU is allocated."""
+"""Print the memory, traffic and time of a run before any GPU is allocated (`selfemo plan`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from selfemo.planning.sync import distinct_pair_bytes
 from selfemo.planning.workload import workload_of
 
 MAX_GPUS = 16_384
-"""The search for layouts and the table of rank pairs grow with the world: beyond this the command would not answer in seconds."""
+"""Largest world that is planned for. The search for layouts and the table of rank pairs grow with
+the world: beyond this the command would not answer in seconds."""
 
 
 def plan(
@@ -51,11 +52,13 @@ def plan(
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Memory per rank and phase, sync bytes, step time, checkpoint size, and the best layouts. Needs no GPU."""
+    """Memory per rank and phase, sync bytes, step time, checkpoint size, and the best layouts.
+    Needs no GPU."""
     if accuracy:
         print_accuracy(Console())
         return
-    # As model.path, so that the configuration is not checked against the model it would initialise.
+    # The name is set as model.path, so that the configuration is not checked against the model it would
+    # initialise.
     settings = read_config(config, [*(overrides or []), *([f"model.path={model}"] if model else [])])
     _refuse_beyond_bounds(settings, nodes * gpus_per_node, prompt_tokens, answer_tokens, utterance_tokens)
     hardware = gpu_by_name(gpu)
@@ -82,7 +85,7 @@ def _refuse_beyond_bounds(
     answer_tokens: float | None,
     utterance_tokens: float | None,
 ) -> None:
-    """UserError where the world is larger than is planned for, or a measured mean is above the most there can be."""
+    """Raise UserError if the world is larger than MAX_GPUS, or a measured mean is above its maximum."""
     if gpus > MAX_GPUS:
         raise UserError(
             f"--nodes x --gpus-per-node is {gpus:,} GPUs; expected at most {MAX_GPUS:,}: plan for fewer"
@@ -100,5 +103,6 @@ def _refuse_beyond_bounds(
     ):
         if value is not None and value > most:
             raise UserError(
-                f"{option}={value:g} is above {limit}, {most}: a mean cannot be; lower it or raise the limit"
+                f"{option}={value:g} is above {limit}, {most}: a mean cannot exceed it; "
+                "lower it or raise the limit"
             )

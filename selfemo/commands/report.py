@@ -1,4 +1,4 @@
-"""`selfemo report`: write the page once, or again whenever the run has recorded something."""
+"""Write the report page once, or again whenever the run has recorded something (`selfemo report`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from selfemo.report.dialogues import MAX_DIALOGUES
 
 POLL_S = 2
 REFRESH_S = 5
-"""How often a page that follows a live run loads itself again."""
+"""Seconds after which a page that follows a live run loads itself again."""
 
 
 def report(
@@ -32,7 +32,8 @@ def report(
     ] = "",
     dialogues: Annotated[int, typer.Option(min=0, help="Most dialogues on the page.")] = MAX_DIALOGUES,
 ) -> None:
-    """Write one self-contained HTML file about a run: figures, curves, emotions, time, plan, flywheel, dialogues."""
+    """Write one self-contained HTML file about a run: figures, curves, emotions, time, plan,
+    flywheel, dialogues."""
     from selfemo.records.reading import read_run
     from selfemo.report.page import PAGE_NAME, render, write_page
 

@@ -1,8 +1,9 @@
-"""One spelling for every text: straight quotes, single blanks, no damaged or invisible characters.
+"""Normalise every text to one spelling: straight quotes, single blanks, no damaged or invisible characters.
 
-MELD alone circulates in three spellings of the same apostrophe (U+2019, the cp1252 control U+0092, and "â€™"). Left as they
-are, equal texts do not match across corpora, and a tokenizer trained on one copy reads another badly. Curly quotes become
-straight because EmoryNLP has only those. Letters, case, dashes and punctuation stay.
+MELD alone circulates in three spellings of the same apostrophe (U+2019, the cp1252 control U+0092,
+and "â€™"). Left as they are, equal texts do not match across corpora, and a tokenizer trained on
+one copy splits another badly. Curly quotes become straight because EmoryNLP has only those.
+Letters, case, dashes and punctuation stay.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _DOUBLY_ENCODED = {
     char.encode().decode("latin-1").translate(_CP1252): right
     for char, right in {**_STRAIGHT, **_DASHES}.items()
 }
-"""UTF-8 punctuation that someone read as cp1252 and saved again, e.g. "â€™"."""
+"""UTF-8 punctuation that a program read as cp1252 and saved again, e.g. "â€™"."""
 _DOUBLY_ENCODED_PATTERN = re.compile("|".join(map(re.escape, _DOUBLY_ENCODED)))
 _FINAL = {
     **{ord(char): right for char, right in _STRAIGHT.items()},
@@ -37,9 +38,11 @@ _FINAL = {
 
 
 def clean_text(text: str) -> str:
-    """The project's spelling of a text; idempotent. Whitespace of any kind, line ends included, becomes one blank.
+    """Rewrite a text in the project's spelling; idempotent. Whitespace of any kind, line ends
+    included, becomes one blank.
 
-    C1 controls are cp1252 bytes that were never decoded; once they are, both ways of misreading UTF-8 look alike.
+    C1 controls are cp1252 bytes that were never decoded; once they are, both ways of misreading
+    UTF-8 look alike.
     """
     text = text.translate(_DROPPED).translate(_CP1252)
     text = _DOUBLY_ENCODED_PATTERN.sub(lambda match: _DOUBLY_ENCODED[match.group()], text)

@@ -1,4 +1,5 @@
-"""The plan of a run: one frozen value with everything `selfemo plan` prints, made from a configuration and a cluster."""
+"""Plan a run: one frozen value with everything that `selfemo plan` prints, made from a
+configuration and a cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from selfemo.planning.workload import Workload
 
 @dataclass(frozen=True)
 class Plan:
-    """What a layout needs and how long it takes."""
+    """Memory, traffic and time that one layout needs."""
 
     layout: Layout
     gpu: Gpu
@@ -32,30 +33,31 @@ class Plan:
     sync: SyncBytes
     step: StepSeconds
     bubble: float
-    """Share of a training pass that pipeline stages wait."""
+    """Share of a training pass in which a pipeline stage waits for others."""
     tokens_per_second_per_gpu: float
-    """Trained tokens (prompt and completion) per second of the whole step and GPU, the figure NeMo-RL's tables give."""
+    """Trained tokens (prompt and completion) per second of the whole step and per GPU, as in
+    NeMo-RL's tables."""
     checkpoint_bytes: int
     checkpoint_host_bytes: int
     """Host memory that the first data-parallel ranks need while they gather a sharded optimizer."""
     live_sequences: int
-    """Sequences that one engine decodes together, after max_num_seqs and the KV cache."""
+    """Sequences that one engine decodes together, given max_num_seqs and the KV cache."""
 
     @property
     def peak_bytes(self) -> int:
-        """The most any rank needs in any phase."""
+        """Most bytes that any rank needs in any phase."""
         return max(stage.peak[1] for stage in self.stages)
 
     @property
     def fits(self) -> bool:
-        """Whether every rank's peak is within the GPU's memory."""
+        """True if every rank's peak is within the GPU's memory."""
         return self.peak_bytes <= self.gpu.memory_bytes
 
 
 def make_plan(
     config: RunConfig, architecture: Architecture, layout: Layout, workload: Workload, gpu: Gpu
 ) -> Plan:
-    """Plan one layout. The layout must be free of violations."""
+    """Plan one layout, which must be free of violations (selfemo.config.checks)."""
     rates = fitted_rates()
     engine = Engine(
         architecture,
@@ -85,7 +87,7 @@ def make_plan(
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A layout that fits, and what speaks for it."""
+    """A layout that fits, and the reason to consider it."""
 
     plan: Plan
     reason: str
@@ -100,7 +102,8 @@ def best_layouts(
     gpu: Gpu,
     count: int = 3,
 ) -> list[Suggestion]:
-    """The fastest layouts that fit, best first, no two with the trainer laid out alike; empty when none fits."""
+    """Find the fastest layouts that fit, best first; empty if none fits. No two have the same
+    trainer layout."""
     base = layout_of(config, nodes, gpus_per_node)
     plans: list[Plan] = []
     for layout in _candidates(base):
@@ -121,7 +124,11 @@ def best_layouts(
 
 
 def _candidates(base: Layout) -> list[Layout]:
-    """Layouts worth pricing: model parallelism in powers of two, tensor parallelism and engines within a node, optimizer sharded."""
+    """List the layouts worth pricing.
+
+    Model parallelism comes in powers of two, tensor parallelism and engines stay within a node, the
+    optimizer is sharded.
+    """
     found = []
     for tensor in _powers(base.gpus_per_node):
         for pipeline in _powers(min(8, base.world_size // tensor)):

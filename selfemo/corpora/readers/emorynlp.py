@@ -1,8 +1,10 @@
-"""EmoryNLP emotion detection (Zahiri & Choi, 2018): Friends, seasons 1-4, seven emotions of its own; JSON in two forms.
+"""Read EmoryNLP emotion detection (Zahiri & Choi, 2018): Friends, seasons 1-4, seven emotions of
+its own, JSON in two forms.
 
-The official form nests episodes > scenes > utterances; the widespread re-serialised one is a list of scenes, each a list of
-{text, speaker, label}. Texts and labels are the same; where several people speak at once the official form lists them and the
-other joins their names with blanks. Files of either form may stand side by side; the official one is taken where both do.
+The official form nests episodes > scenes > utterances. The widespread re-serialised form is a list
+of scenes, each a list of {text, speaker, label}. Texts and labels are the same. If several people
+speak at once, the official form lists them and the other joins their names with blanks. If files of
+both forms are in one directory, the official one is taken.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ FILES = {
 
 
 def read_emorynlp(directory: Path, report: ProblemSink) -> Corpus:
-    """EmoryNLP from a directory that holds one file per split, in either form."""
+    """Read EmoryNLP from a directory that holds one file per split, in either form."""
     conversations: list[Conversation] = []
     for split, names in FILES.items():
         path = next((directory / name for name in names if (directory / name).is_file()), None)
@@ -42,7 +44,8 @@ def read_emorynlp(directory: Path, report: ProblemSink) -> Corpus:
 
 
 def read_emorynlp_split(path: Path, split: str, report: ProblemSink) -> list[Conversation]:
-    """One JSON file of either form; dialogue ids are scene_id, or the scene's number where the form has none."""
+    """Read one JSON file of either form. Dialogue ids are scene_id, or the scene's number in the
+    form without it."""
     text = read_text(path, report)
     value = None if text is None else parse_json(path, text, report)
     if value is None:

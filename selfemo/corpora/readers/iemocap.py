@@ -1,13 +1,16 @@
-"""IEMOCAP (Busso et al., 2008) from the official release, which its licence forbids to redistribute: six-way and four-way.
+"""Read IEMOCAP (Busso et al., 2008), six-way and four-way, from the official release.
+
+Its licence forbids redistribution.
 
     Session{1-5}/dialog/transcriptions/NAME.txt   the turns, in order
-    Session{1-5}/dialog/EmoEvaluation/NAME.txt    one block per turn: the agreed code, then what each evaluator chose
+    Session{1-5}/dialog/EmoEvaluation/NAME.txt    one block per turn: the agreed code, the evaluators' choices
 
-Six-way keeps the codes hap, sad, neu, ang, exc, fru; four-way keeps ang, hap and exc as one, sad, neu. A turn with any other
-code (xxx is "no agreement") stays in the dialogue as context, without labels or votes: published loaders drop such turns, which
-changes the context a model sees but not the turns that are scored. Votes are the evaluators' (C-E*); the actors' own (C-F*, C-M*)
-and the dimensional ratings (A-*) are not votes. Session 5 is the test split and the last 20 dialogues of sessions 1-4, in order
-of session and file name, are dev, since the release names no dev split.
+Six-way keeps the codes hap, sad, neu, ang, exc, fru; four-way keeps ang, hap and exc as one, sad,
+neu. A turn with any other code (xxx is "no agreement") stays in the dialogue as context, without
+labels or votes. Published loaders drop such turns, which changes the context a model sees but not
+the turns that are scored. Votes are the evaluators' (C-E*); the actors' own (C-F*, C-M*) and the
+dimensional ratings (A-*) are not votes. Session 5 is the test split. The last 20 dialogues of
+sessions 1-4, in order of session and file name, are dev, since the release names no dev split.
 """
 
 from __future__ import annotations
@@ -56,11 +59,12 @@ _CODE_OF_CATEGORY = {
     "sadness": "sad",
     "surprise": "sur",
 }
-"""What an evaluator's line says, in lower case, to the release's code."""
+"""Category in an evaluator's line, in lower case, to the release's code."""
 _CODES = {*_CODE_OF_CATEGORY.values(), "xxx"}
 
 _SPOKEN = re.compile(r"(?P<id>[^\s:\[]++)\s*+(?:\[[^\]]*+\])?+\s*+:\s*+(?P<text>.*)")
-"""A transcript line; the time in brackets may be malformed or missing, and is not used. Never goes back, so takes linear time."""
+"""A transcript line. The time in brackets may be malformed or missing, and is not used. The pattern
+never backtracks, so it takes linear time."""
 _TURN_ID = re.compile(r"(?:Ses\w+_)?(?P<speaker>[FM])(?:XX)?\d*")
 _BLOCK_HEAD = re.compile(r"\[[^\]]*\]\t(?P<id>\S+)\t(?P<code>\S+)\t\[[^\]]*\]")
 _OTHER_LINE = re.compile(r"(?:C-[FM]\d*|A-[EFM]\d*):")
@@ -68,30 +72,29 @@ _OTHER_LINE = re.compile(r"(?:C-[FM]\d*|A-[EFM]\d*):")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the evaluators said of one turn."""
+    """The evaluators' judgement of one turn."""
 
     line: int
     code: str
-    """The agreed code, "xxx" where they did not agree."""
+    """The agreed code, "xxx" if they did not agree."""
     vote_codes: tuple[str, ...]
     """Every category that an evaluator chose, as codes; one evaluator may choose several."""
 
 
 def label_set(label_of_code: Mapping[str, str]) -> tuple[str, ...]:
-    """The closed label set of a way to read the codes."""
+    """Return the closed label set of a mapping from codes to labels."""
     return tuple(sorted(set(label_of_code.values())))
 
 
 def read_iemocap(root: Path, report: ProblemSink, name: str, label_of_code: Mapping[str, str]) -> Corpus:
-    """IEMOCAP from the directory that holds Session1 to Session5."""
+    """Read IEMOCAP from the directory that holds Session1 to Session5."""
     labels = label_set(label_of_code)
     training: list[Conversation] = []
     test: list[Conversation] = []
     for session in SESSIONS:
         directory = root / f"Session{session}" / "dialog"
-        transcripts = sorted(
-            p for p in directory.glob("transcriptions/*.txt") if not p.name.startswith(".")
-        )  # "._*": macOS leftovers
+        # macOS leaves files "._*" behind
+        transcripts = sorted(p for p in directory.glob("transcriptions/*.txt") if not p.name.startswith("."))
         if not transcripts:
             report(
                 Problem(
@@ -123,7 +126,8 @@ def read_iemocap(root: Path, report: ProblemSink, name: str, label_of_code: Mapp
             Problem(
                 root,
                 0,
-                f"sessions 1-4 hold {len(training)} dialogues, expected more than the {DEV_DIALOGUES} that become dev",
+                f"sessions 1-4 hold {len(training)} dialogues, "
+                f"expected more than the {DEV_DIALOGUES} that become dev",
             )
         )
     dev = [Conversation(name, "dev", c.dialogue_id, c.turns) for c in training[-DEV_DIALOGUES:]]
@@ -131,7 +135,7 @@ def read_iemocap(root: Path, report: ProblemSink, name: str, label_of_code: Mapp
 
 
 def read_evaluations(path: Path, report: ProblemSink) -> dict[str, Evaluation]:
-    """Turn id to what the evaluators said, from one EmoEvaluation file."""
+    """Read one EmoEvaluation file: turn id to the evaluators' judgement."""
     evaluations: dict[str, Evaluation] = {}
     current = ""
     for line, text in read_lines(path, report):
@@ -147,7 +151,8 @@ def read_evaluations(path: Path, report: ProblemSink) -> dict[str, Evaluation]:
                     Problem(
                         path,
                         line,
-                        f"code {quote(code)} is unknown, expected one of {', '.join(valid)}{nearest(code, valid)}",
+                        f"code {quote(code)} is unknown, expected one of "
+                        f"{', '.join(valid)}{nearest(code, valid)}",
                     )
                 )
             elif current in evaluations:
@@ -155,7 +160,8 @@ def read_evaluations(path: Path, report: ProblemSink) -> dict[str, Evaluation]:
                     Problem(
                         path,
                         line,
-                        f"turn {current} is evaluated twice, first in line {evaluations[current].line}: remove one",
+                        f"turn {current} is evaluated twice, "
+                        f"first in line {evaluations[current].line}: remove one",
                     )
                 )
             else:
@@ -176,7 +182,8 @@ def read_evaluations(path: Path, report: ProblemSink) -> dict[str, Evaluation]:
                     Problem(
                         path,
                         line,
-                        f"is past the {MAX_VOTES} categories a turn may have: remove what is not the release's",
+                        f"is past the {MAX_VOTES} categories a turn may have: "
+                        "remove lines that the release does not have",
                     )
                 )
             else:
@@ -195,7 +202,8 @@ def _vote_codes(path: Path, line: int, text: str, report: ProblemSink) -> tuple[
                 Problem(
                     path,
                     line,
-                    f"category {quote(name)} is unknown, expected one of {', '.join(_CODE_OF_CATEGORY)}{hint}",
+                    f"category {quote(name)} is unknown, expected one of "
+                    f"{', '.join(_CODE_OF_CATEGORY)}{hint}",
                 )
             )
     return tuple(_CODE_OF_CATEGORY[name.lower()] for name in names if name.lower() in _CODE_OF_CATEGORY)
@@ -228,7 +236,8 @@ def _turns(
         if turn_id_evaluated not in line_of:
             checker.fault(
                 0,
-                f"has no turn {turn_id_evaluated}, which line {evaluation.line} of its EmoEvaluation file evaluates",
+                f"has no turn {turn_id_evaluated}, "
+                f"which line {evaluation.line} of its EmoEvaluation file evaluates",
             )
     return tuple(turns)
 
@@ -236,7 +245,7 @@ def _turns(
 def _gold(
     evaluation: Evaluation | None, label_of_code: Mapping[str, str]
 ) -> tuple[tuple[str, ...], dict[str, int]]:
-    """(labels, votes) of a turn; both empty where its agreed code is outside the label set."""
+    """Return (labels, votes) of a turn; both are empty if its agreed code is outside the label set."""
     if evaluation is None or evaluation.code not in label_of_code:
         return (), {}
     votes = Counter(label_of_code[code] for code in evaluation.vote_codes if code in label_of_code)

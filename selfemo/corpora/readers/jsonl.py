@@ -1,10 +1,12 @@
-"""The project's own form: one dialogue a line, turns with several labels and votes; and `everyday`, the bundled corpus in it.
+"""Read the project's own form, one dialogue per line, and `everyday`, the bundled corpus in that form.
 
-    {"id": "cafe-3", "turns": [{"speaker": "Ana", "text": "You came!", "labels": ["joy", "surprise"], "votes": {"joy": 3}}]}
+    {"id": "cafe-3", "turns": [{"speaker": "Ana", "text": "You came!",
+                                "labels": ["joy", "surprise"], "votes": {"joy": 3}}]}
 
-A directory holds train.jsonl, dev.jsonl, test.jsonl and labels.json, the list of label names. Labels and votes are optional;
-votes without labels imply them. Unknown keys are refused, since `label` for `labels` would quietly drop annotations; what a
-program wants to keep beside a dialogue goes under "meta", which is not read.
+A turn may have several labels and votes. A directory holds train.jsonl, dev.jsonl, test.jsonl and
+labels.json, the list of label names. Labels and votes are optional; votes without labels imply
+them. Unknown keys are refused, since `label` for `labels` would silently drop annotations. A
+program may keep further data of a dialogue under "meta", which is not read.
 """
 
 from __future__ import annotations
@@ -24,14 +26,15 @@ from selfemo.corpora.turns import TurnChecker
 SPLITS = ("train", "dev", "test")
 LABELS_FILE = "labels.json"
 EVERYDAY_PATH = (Path(__file__).parents[1] / "everyday").resolve()
-"""The bundled corpus: a link to examples/data/everyday in a checkout, package data where a wheel is installed."""
+"""Directory of the bundled corpus: a link to examples/data/everyday in a checkout, package data in
+an installed wheel."""
 MAX_LABELS = 1_000
-"""Most labels of a set."""
+"""Most labels of a label set."""
 _LABEL_NAME = re.compile(r"[a-z][a-z -]{0,99}")
 
 
 def read_jsonl(path: Path, report: ProblemSink, name: str = "jsonl") -> Corpus:
-    """A directory of three splits, or one .jsonl file beside its labels.json.
+    """Read a directory of three splits, or one .jsonl file beside its labels.json.
 
     A single file named train, dev or test is that split; any other is a training split.
     """
@@ -51,7 +54,7 @@ def read_jsonl(path: Path, report: ProblemSink, name: str = "jsonl") -> Corpus:
 
 
 def read_labels(path: Path, report: ProblemSink) -> tuple[str, ...]:
-    """The closed label set, alphabetical; empty after a reported problem."""
+    """Read the closed label set, alphabetical; empty after a reported problem."""
     text = read_text(path, report)
     value = None if text is None else parse_json(path, text, report)
     if text is None:
@@ -78,7 +81,7 @@ def read_labels(path: Path, report: ProblemSink) -> tuple[str, ...]:
 def read_jsonl_split(
     path: Path, split: str, labels: tuple[str, ...], report: ProblemSink, corpus: str
 ) -> list[Conversation]:
-    """One .jsonl file, dialogues in the order of their lines."""
+    """Read one .jsonl file, dialogues in the order of their lines."""
     checker = TurnChecker(path, labels, report)
     line_of: dict[str, int] = {}
     conversations = []
@@ -123,7 +126,8 @@ def _turns(checker: TurnChecker, line: int, values: Any) -> tuple[Turn, ...]:
         elif not isinstance(votes, dict):
             checker.fault(
                 line,
-                f'votes of {where} are {quote(votes)}, expected an object such as {{"{checker.example_label}": 2}}',
+                f"votes of {where} are {quote(votes)}, expected an object such as "
+                f'{{"{checker.example_label}": 2}}',
             )
         else:
             turn = checker.turn(line, value["speaker"], value["text"], labels, votes, where=where)
@@ -150,7 +154,8 @@ def _has_keys(
         valid = (*required, *optional)
         checker.fault(
             line,
-            f"{where} has the key {quote(unknown[0])}, expected {', '.join(valid)}{nearest(unknown[0], valid)}",
+            f"{where} has the key {quote(unknown[0])}, expected "
+            f"{', '.join(valid)}{nearest(unknown[0], valid)}",
         )
     return not missing and not unknown
 
@@ -165,7 +170,10 @@ FORMATS = (
         read=read_jsonl,
         recognises=lambda path: path.suffix == ".jsonl" or (path / "train.jsonl").is_file(),
         default_path=lambda data_root: None,
-        what="a .jsonl file beside labels.json, or a directory with train.jsonl, dev.jsonl, test.jsonl and labels.json",
+        what=(
+            "a .jsonl file beside labels.json, or a directory with train.jsonl, dev.jsonl, "
+            "test.jsonl and labels.json"
+        ),
     ),
     CorpusFormat(
         name="everyday",

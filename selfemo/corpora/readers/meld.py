@@ -1,7 +1,8 @@
-"""MELD (Poria et al., ACL 2019): lines of Friends with one of seven emotions, three CSV files.
+"""Read MELD (Poria et al., ACL 2019): lines of Friends with one of seven emotions, in three CSV files.
 
-Facts that decide the reading: Dialogue_ID restarts in every split; Utterance_ID has gaps and need not start at 0, so the order
-of turns is that of the rows; `Sr No.` repeats. The other columns (sentiment, season, times) are not used.
+Three facts decide how it is read. Dialogue_ID restarts in every split. Utterance_ID has gaps and
+need not start at 0, so turns are in the order of the rows. `Sr No.` repeats. The other columns
+(sentiment, season, times) are not used.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
 
 
 def read_meld(directory: Path, report: ProblemSink) -> Corpus:
-    """MELD from a directory that holds its three CSV files."""
+    """Read MELD from a directory that holds its three CSV files."""
     conversations = [
         c for split, name in FILES.items() for c in read_meld_split(directory / name, split, report)
     ]
@@ -29,7 +30,7 @@ def read_meld(directory: Path, report: ProblemSink) -> Corpus:
 
 
 def read_meld_split(path: Path, split: str, report: ProblemSink) -> list[Conversation]:
-    """One CSV file, dialogues in order of their first row."""
+    """Read one CSV file, dialogues in order of their first row."""
     checker = TurnChecker(path, LABELS, report)
     turns_by_dialogue: dict[str, list[Turn]] = {}
     line_of: dict[tuple[str, str], int] = {}
