@@ -1,4 +1,7 @@
-"""A JSON object from a file that came with a download, under a limit and with one line for each way it can be wrong."""
+"""Reads a JSON object from a downloaded file, under a size limit.
+
+Each kind of damage has its own one-line error.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ MAX_JSON_BYTES = 16 << 20
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a file.
+    """Read the object in a file.
 
     Raises:
-        FileNotFoundError: there is no such file; the caller knows what that means.
+        FileNotFoundError: there is no such file; the caller knows the consequence.
         UserError: it is too large, cannot be read, or is no JSON object; names the file.
     """
     try:
