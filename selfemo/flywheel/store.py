@@ -1,16 +1,17 @@
-"""The flywheel's store: an append-only SQLite file with one writer.
+"""Stores the flywheel's records in an append-only SQLite file with one writer.
 
-SQLite because it is in the standard library, survives a crash at any point (WAL journal; a batch of records is one transaction, so it is
-there whole or not at all), and is read by everything: `pandas.read_sql("select * from records", sqlite3.connect(path))`.
+SQLite is in the standard library, survives a crash at any point (WAL journal; a batch of records is one
+transaction, so it is there whole or not at all), and many tools read it: `pandas.read_sql("select * from
+records", sqlite3.connect(path))`.
 
     records   one row per record, small columns only
-    details   what is read one record at a time (context, prompt, candidates), as JSON
+    details   fields that are read one record at a time (context, prompt, candidates), as JSON
     label_set the closed label set, so that an export is a corpus of its own
-    totals    running counts by role, label, reason and kept, kept up in the same transaction: a summary reads some dozen rows
-              however many records there are
+    totals    running counts by role, label, reason and kept, updated in the same transaction: a summary reads
+              some dozen rows however many records there are
 
-Triggers refuse to change or delete a record. A record's place in the run is unique, so a batch offered again adds nothing. Only `rewind`
-takes records back: those of a part of a run that a resume goes through again.
+Triggers refuse to change or delete a record. A record's place in the run is unique, so a batch offered again
+adds nothing. Only `rewind` removes records: those of a part of a run that a resume goes through again.
 """
 
 from __future__ import annotations
@@ -53,38 +54,46 @@ _COLUMN_KINDS = (
     *(str, str, str, int | float, int | float, int, str),
     str,
 )
-"""What a row of _SELECT holds: the columns, then the detail."""
+"""Types of a row of _SELECT: the columns, then the detail."""
 SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
-"""The second where SQLite's message quotes bytes of a damaged file."""
+"""Errors of a damaged file; the second one if SQLite's message quotes bytes that are no text."""
 MAX_ID = 2**63 - 1
 MAX_VALUE_BYTES = 64 << 20
-"""Largest value that is read from a store; a record has a few kilobytes."""
+"""Largest value that is read from a store, in bytes; a record has a few kilobytes."""
 _SCHEMA = f"""
 create table records (
-    record_id integer primary key, iteration integer not null, episode integer not null, turn integer not null, role text not null,
-    source text not null, parent integer, weight_version integer not null, speaker text not null, text text not null,
-    labels text not null, gold text not null, target text not null, score real not null, agreement real not null,
+    record_id integer primary key, iteration integer not null, episode integer not null, \
+turn integer not null, role text not null,
+    source text not null, parent integer, weight_version integer not null, \
+speaker text not null, text text not null,
+    labels text not null, gold text not null, target text not null, \
+score real not null, agreement real not null,
     kept integer not null, reason text not null,
     unique (iteration, episode, turn, role)
 );
 create table details (record_id integer primary key references records, detail text not null);
 create table label_set (label text primary key);
 create table totals (
-    role text not null, label text not null, kept integer not null, reason text not null, count integer not null,
+    role text not null, label text not null, kept integer not null, \
+reason text not null, count integer not null,
     primary key (role, label, kept, reason)
 ) without rowid;
 create index kept_records on records (record_id) where kept = 1;
-create trigger records_keep before update on records begin select raise(abort, 'the flywheel is append-only'); end;
-create trigger records_stay before delete on records begin select raise(abort, 'the flywheel is append-only'); end;
-create trigger details_keep before update on details begin select raise(abort, 'the flywheel is append-only'); end;
-create trigger details_stay before delete on details begin select raise(abort, 'the flywheel is append-only'); end;
+create trigger records_keep before update on records \
+begin select raise(abort, 'the flywheel is append-only'); end;
+create trigger records_stay before delete on records \
+begin select raise(abort, 'the flywheel is append-only'); end;
+create trigger details_keep before update on details \
+begin select raise(abort, 'the flywheel is append-only'); end;
+create trigger details_stay before delete on details \
+begin select raise(abort, 'the flywheel is append-only'); end;
 pragma user_version = {SCHEMA_VERSION};
 """
 
 
 @dataclass(frozen=True)
 class Total:
-    """How many records share a role, primary label and outcome."""
+    """Number of records that share a role, primary label and outcome."""
 
     role: str
     label: str
@@ -95,7 +104,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which records to list; None leaves a field open."""
+    """Selects the records to list; None leaves a field open."""
 
     kept: bool | None = None
     role: str | None = None
@@ -106,7 +115,7 @@ class Filter:
 
 
 class FlywheelStore:
-    """A store on disk: `writable=True` creates it where it does not exist and locks out a second writer."""
+    """An open store. `writable=True` creates it if it does not exist, and locks out a second writer."""
 
     def __init__(self, path: Path, *, writable: bool = False, labels: Sequence[str] = ()) -> None:
         """Open the store.
@@ -115,7 +124,8 @@ class FlywheelStore:
             labels: the closed label set, written into a store that is created here.
 
         Raises:
-            UserError: no store there (reading), another process writes it, or the file is not a flywheel of this version.
+            UserError: no store there (reading), another process writes it, or the file is not a flywheel of
+                this version.
         """
         self.path = path
         self._lock: IO[bytes] | None = _lock(path) if writable else None
@@ -134,14 +144,15 @@ class FlywheelStore:
             ) from error
 
     def close(self) -> None:
-        """Close the file and let go of the lock. Closing twice does nothing."""
+        """Close the file and release the lock. A second call does nothing."""
         self._connection.close()
         self._unlock()
 
     def append(self, records: Sequence[Record]) -> int:
-        """Add records in one transaction; those whose place in the run is taken are passed over. Returns how many were added.
+        """Add records in one transaction; returns the number of records added.
 
-        The cost does not depend on how many records there are.
+        A record whose place in the run is taken is skipped. The cost does not depend on the number of records
+        in the store.
 
         Raises:
             UserError: the file cannot be written; none of the records is in it.
@@ -153,10 +164,12 @@ class FlywheelStore:
         return added
 
     def rewind(self, last_id: int) -> None:
-        """Forget every record after `last_id`, in one transaction: the store is what it was when that record was its last.
+        """Remove every record after `last_id`, in one transaction.
+
+        The store is then as it was when that record was its last.
 
         Raises:
-            UserError: the file cannot be written; it holds what it held.
+            UserError: the file cannot be written; it is unchanged.
         """
         with self._transaction():
             self._connection.execute("begin immediate")
@@ -169,13 +182,14 @@ class FlywheelStore:
             self._connection.execute("delete from records where record_id > ?", (last_id,))
             self._connection.execute("delete from totals")
             self._connection.execute(
-                f"insert into totals select role, {_PRIMARY}, kept, reason, count(*) from records group by 1, 2, 3, 4"
+                f"insert into totals select role, {_PRIMARY}, kept, reason, count(*) from records "
+                "group by 1, 2, 3, 4"
             )
             for _, sql in stays:
                 self._connection.execute(sql)
 
     def totals(self) -> list[Total]:
-        """Running counts; reads no record."""
+        """Return the running counts; reads no record."""
         rows = self._rows(
             "select role, label, kept, reason, count from totals order by role, label, kept, reason",
             (str, str, int, str, int),
@@ -183,7 +197,7 @@ class FlywheelStore:
         return [Total(role, label, bool(kept), reason, count) for role, label, kept, reason, count in rows]
 
     def outcomes(self, iteration: int) -> dict[tuple[bool, str], int]:
-        """How many of an iteration's records share (kept, reason)."""
+        """Count an iteration's records by (kept, reason)."""
         query = "select kept, reason, count(*) from records where iteration = ? group by kept, reason"
         return {
             (bool(kept), reason): count
@@ -191,7 +205,7 @@ class FlywheelStore:
         }
 
     def lineage(self) -> list[tuple[int, int | None, bool, str]]:
-        """(record, the record it descends from, kept, source) of every record, in order; reads no detail."""
+        """List (record, record it descends from, kept, source) of every record, in order; reads no detail."""
         rows = self._rows(
             "select record_id, parent, kept, source from records order by record_id",
             (int, int | None, int, str),
@@ -199,19 +213,19 @@ class FlywheelStore:
         return [(record_id, parent, bool(kept), source) for record_id, parent, kept, source in rows]
 
     def labels(self) -> list[str]:
-        """The closed label set, alphabetical."""
+        """Return the closed label set, in alphabetical order."""
         return [label for (label,) in self._rows("select label from label_set order by label", (str,))]
 
     def last_id(self) -> int:
-        """The greatest record id; 0 in an empty store."""
+        """Return the greatest record id; 0 in an empty store."""
         return int(next(self._rows("select coalesce(max(record_id), 0) from records", (int,)))[0])
 
     def iterations(self) -> set[int]:
-        """Iterations that are recorded; each is whole, since it was added in one transaction."""
+        """Return the iterations that are recorded. Each is whole, since it was added in one transaction."""
         return {iteration for (iteration,) in self._rows("select distinct iteration from records", (int,))}
 
     def read(self, record_id: int) -> Record:
-        """One record.
+        """Read one record.
 
         Raises:
             UserError: no record has that id.
@@ -229,7 +243,7 @@ class FlywheelStore:
         return self._decode(row)
 
     def find(self, wanted: Filter, limit: int = -1) -> Iterator[Record]:
-        """Records in order of id, at most `limit` of them (-1: all)."""
+        """Yield records in order of id, at most `limit` of them (-1: all)."""
         clauses, values = ["records.record_id > ?"], [wanted.after]
         parts: tuple[tuple[str, Any], ...] = (
             ("kept = ?", None if wanted.kept is None else int(wanted.kept)),
@@ -246,17 +260,17 @@ class FlywheelStore:
             yield self._decode(row)
 
     def kept_texts(self) -> Iterator[tuple[str, str]]:
-        """(role, text) of every kept record, in order."""
+        """Yield (role, text) of every kept record, in order."""
         yield from self._rows("select role, text from records where kept = 1 order by record_id", (str, str))
 
     def newest_kept(self, role: str, count: int) -> list[Record]:
-        """The newest kept records of a role, oldest first."""
+        """Return the newest kept records of a role, oldest first."""
         query = f"{_SELECT} where kept = 1 and role = ? order by records.record_id desc limit ?"
         return [self._decode(row) for row in self._rows(query, _COLUMN_KINDS, role, count)][::-1]
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All or nothing."""
+        """Commit the block's statements, or none of them if it raises."""
         try:
             with self._connection:
                 yield
@@ -267,7 +281,10 @@ class FlywheelStore:
             ) from error
 
     def _rows(self, query: str, kinds: Sequence[Any], *values: Any) -> Iterator[tuple[Any, ...]]:
-        """Rows of a query whose columns are of these kinds: SQLite itself keeps any value in any column."""
+        """Yield the rows of a query, and check that the columns have these types.
+
+        SQLite itself keeps any value in any column.
+        """
         try:
             for row in self._connection.execute(query, values):
                 if not all(map(isinstance, row, kinds)):
@@ -317,12 +334,15 @@ class FlywheelStore:
 
 
 _PRIMARY = "case instr(labels, ', ') when 0 then labels else substr(labels, 1, instr(labels, ', ') - 1) end"
-"""A record's first label, in SQL."""
-_SELECT = f"select {', '.join('records.' + name for name in _COLUMNS)}, detail from records join details using (record_id)"
+"""SQL for a record's first label."""
+_SELECT = (
+    f"select {', '.join('records.' + name for name in _COLUMNS)}, detail "
+    "from records join details using (record_id)"
+)
 
 
 def _lock(path: Path) -> IO[bytes]:
-    """An open file that holds the writer's lock until it is closed, forgotten, or the process ends."""
+    """Open the file that holds the writer's lock until it is closed, forgotten, or the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.fdopen(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644), "r+b")
     _close_in_children(handle)
@@ -331,13 +351,17 @@ def _lock(path: Path) -> IO[bytes]:
     except BlockingIOError:
         handle.close()
         raise UserError(
-            f"{path}: another process is writing it; expected one writer; wait for it, or choose another output_dir"
+            f"{path}: another process is writing it; expected one writer; "
+            "wait for it, or choose another output_dir"
         ) from None
     return handle
 
 
 def _close_in_children(handle: IO[bytes]) -> None:
-    """A process forked to write a checkpoint must not hold the lock of a run that was killed meanwhile."""
+    """Close the lock in forked children.
+
+    A child that writes a checkpoint must not hold the lock of a run that was killed meanwhile.
+    """
     held = weakref.ref(handle)
 
     def close() -> None:
@@ -356,7 +380,8 @@ def _connect(path: Path, writable: bool, labels: Sequence[str]) -> sqlite3.Conne
     if version != SCHEMA_VERSION:
         connection.close()
         raise UserError(
-            f"{path}: flywheel version {version}, expected {SCHEMA_VERSION}; it was written by another version of selfemo"
+            f"{path}: flywheel version {version}, expected {SCHEMA_VERSION}; "
+            "it was written by another version of selfemo"
         )
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
     if (
@@ -394,7 +419,10 @@ def _create(path: Path, labels: Sequence[str]) -> None:
 
 
 def _encode_detail(record: Record) -> str:
-    """`vars` and not `dataclasses.asdict`, which would copy every id and take ten times as long."""
+    """Write a record's detail as JSON.
+
+    With `vars`, since `dataclasses.asdict` would copy every id and take ten times as long.
+    """
     return json.dumps(
         {
             "prompt_ids": record.prompt_ids,
