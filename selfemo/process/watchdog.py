@@ -4,8 +4,9 @@ Collectives have deadlines of their own, but an engine call, a file system or a 
 collective's error does not name the rank's work. Here every phase and call has a deadline, and whatever ends
 a rank can be reported with rank, host, phase, iteration and call.
 
-A process has one watchdog. `start` begins it; any module names its work with `with watchdog.doing("tensors of
-iteration-000004"):`. If none was started (evaluation, chat, tools), these functions do nothing.
+A process has one watchdog. `start` begins it; any module names its work with
+`with watchdog.doing("tensors of iteration-000004"):`. If none was started
+(evaluation, chat, tools), these functions do nothing.
 
 A process that is stopped (SIGSTOP) cannot end itself, and torchrun's SIGTERM does not reach it: its peers on
 the host kill it when they end. A process that holds Python's lock in native code cannot run this thread:

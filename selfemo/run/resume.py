@@ -92,15 +92,14 @@ def code_versions() -> dict[str, str]:
 def source_digest(package: Path) -> str:
     """Hash every Python file of a package, names included, as they are on disk now."""
     found = hashlib.blake2b(digest_size=16)
+    # followlinks: the kernels are a link in a checkout, and a directory if the package is installed
     paths = [
         Path(place, name)
         for place, _, names in os.walk(package, followlinks=True)
         for name in names
         if name.endswith(".py")
     ]
-    for path in sorted(
-        paths
-    ):  # followlinks: the kernels are a link in a checkout, and a directory if the package is installed
+    for path in sorted(paths):
         content = path.read_bytes()
         found.update(f"{path.relative_to(package)} {len(content)}\n".encode() + content)
     return found.hexdigest()

@@ -39,7 +39,7 @@ class Scalars:
     event: str
     step: int
     values: dict[str, float]
-    """"group/figure" -> value."""
+    """Name in the form "group/figure" -> value."""
 
 
 def scalars_of(record: Mapping[str, Any]) -> Scalars | None:
