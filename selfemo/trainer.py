@@ -79,7 +79,9 @@ class Trainer:
         self.generator = GuardedGenerator(system.generator, stop)
         train_split = system.corpus.split("train")
         self.rewards = Rewards(config.reward, train_split, system.corpus.labels)
-        self.seed_pool = OpeningPool(system.corpus, config.selfplay, config.seed, config.corpus.history_turns)
+        self.opening_pool = OpeningPool(
+            system.corpus, config.selfplay, config.seed, config.corpus.history_turns
+        )
         self.selfplay = SelfPlay(
             generator=self.generator,
             prompts=system.prompts,
@@ -132,8 +134,10 @@ class Trainer:
         Returns its figures as one line for the progress bar.
         """
         with self.journal.phase("rollout"):
-            seeds = self.seed_pool.draw(iteration, self.flywheel.kept_dialogues(before_iteration=iteration))
-            episodes = self.selfplay.play(seeds, iteration)
+            openings = self.opening_pool.draw(
+                iteration, self.flywheel.kept_dialogues(before_iteration=iteration)
+            )
+            episodes = self.selfplay.play(openings, iteration)
             self.system.engine.sleep()
         with self.journal.phase("reward"):
             groups = self.rewards.score_groups(

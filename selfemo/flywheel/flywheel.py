@@ -23,7 +23,7 @@ from selfemo.rewards.scoring import Rewards, ScoredGroup
 from selfemo.selfplay.openings import KeptDialogue
 from selfemo.selfplay.prompts import clean_line
 
-SEED_RECORDS = 4096
+OPENING_RECORDS = 4096
 """Number of kept recognizer records, the newest, that openings are drawn from. Bounds memory, and drops the
 samples of the oldest weights."""
 
@@ -62,7 +62,7 @@ class Flywheel:
         self._passed: Counter[str] = Counter()
         self._kept: Counter[tuple[str, str]] = Counter()
         self._offered = self._last_id = 0
-        self._seeds: deque[tuple[int, KeptDialogue]] = deque(maxlen=SEED_RECORDS)
+        self._continuable: deque[tuple[int, KeptDialogue]] = deque(maxlen=OPENING_RECORDS)
         self._recorded: set[int] = set()
         self._store = (
             FlywheelStore(path, writable=True, labels=corpus.labels) if config.enabled and is_writer else None
@@ -128,7 +128,7 @@ class Flywheel:
         """
         return [
             kept
-            for iteration, kept in self._seeds
+            for iteration, kept in self._continuable
             if before_iteration is None or iteration < before_iteration
         ]
 
@@ -161,14 +161,14 @@ class Flywheel:
             return
         self._kept[record.role, record.labels[0]] += 1
         self._duplicates[record.role].add(record.text)
-        self._seed_from(record)
+        self._offer_as_opening(record)
 
-    def _seed_from(self, record: Record) -> None:
+    def _offer_as_opening(self, record: Record) -> None:
         if record.role == "recognizer":
             *before, last = record.dialogue
             labels = last.labels if self._config.trust_labels else ()
             turns = (*before, Turn(last.speaker, last.text, labels))
-            self._seeds.append(
+            self._continuable.append(
                 (record.iteration, KeptDialogue(record.record_id, record.source, turns, _speakers(turns)))
             )
 
@@ -182,8 +182,8 @@ class Flywheel:
                 self._passed[total.role] += total.count
         for role, text in store.kept_texts():
             self._duplicates[role].add(text)
-        for record in store.newest_kept("recognizer", SEED_RECORDS):
-            self._seed_from(record)
+        for record in store.newest_kept("recognizer", OPENING_RECORDS):
+            self._offer_as_opening(record)
         self._recorded = store.iterations()
         self._last_id = store.last_id()
         if store is not self._store:

@@ -91,9 +91,9 @@ def episode_records(
     for episode in episodes[:limit]:
         yield {
             "iteration": iteration,
-            "source": episode.seed.source,
-            "parent": episode.seed.parent,
-            "seed_turns": len(episode.seed.turns),
+            "source": episode.opening.source,
+            "parent": episode.opening.parent,
+            "seed_turns": len(episode.opening.turns),
             "dialogue": [
                 {"speaker": t.speaker, "text": t.text, "labels": list(t.labels)} for t in episode.turns
             ],

@@ -40,7 +40,7 @@ from selfemo.selfplay.transitions import TransitionPrior
 class _Live:
     """An episode while it is played."""
 
-    seed: Opening
+    opening: Opening
     turns: list[Turn]
     speakers: tuple[str, str]
     """The next speaker, and the one after that."""
@@ -84,19 +84,19 @@ class SelfPlay:
         """The role of phase 2."""
         return Responder(self.prompts, self.config)
 
-    def play(self, seeds: Sequence[Opening], iteration: int) -> list[Episode]:
+    def play(self, openings: Sequence[Opening], iteration: int) -> list[Episode]:
         """Play one episode per opening, in their order.
 
         Takes 3 generator calls per turn (1 in all if `config.turns` is 0).
         """
-        lives = [_Live(seed, list(seed.turns), first_speakers(seed), []) for seed in seeds]
+        lives = [_Live(opening, list(opening.turns), first_speakers(opening), []) for opening in openings]
         self._recognise(lives, 0, iteration)
         for turn in range(self.config.turns):
             going = [live for live in lives if not live.over]
             if turn:
                 self._recognise(going, turn, iteration)
             self._respond(going, turn, iteration)
-        return [Episode(live.seed, tuple(live.groups), tuple(live.turns)) for live in lives]
+        return [Episode(live.opening, tuple(live.groups), tuple(live.turns)) for live in lives]
 
     def _recognise(self, lives: list[_Live], turn: int, iteration: int) -> None:
         prompts = self.deal(self.prompts.recognize, [live.turns for live in lives])
@@ -158,7 +158,7 @@ class SelfPlay:
         size, _ = group_shape(self.config, role)
         player = self.recognizer if role == "recognizer" else self.responder
         requests = [
-            player.request(prompt, sample_seed(self.run_seed, iteration, live.seed.index, turn, role, i))
+            player.request(prompt, sample_seed(self.run_seed, iteration, live.opening.index, turn, role, i))
             for live, prompt in zip(lives, prompts, strict=True)
             for i in range(size)
         ]
@@ -198,11 +198,11 @@ class SelfPlay:
         return scored
 
     def _target(self, live: _Live, turn: int, iteration: int) -> tuple[str, ...]:
-        following = live.seed.next_turn
+        following = live.opening.next_turn
         if turn == 0 and following is not None and following.labels and following.speaker == live.speakers[0]:
             return following.labels[:3]
         recognised = live.groups[-1].consensus.labels
-        rng = derive_rng(self.run_seed, "target", iteration, live.seed.index, turn)
+        rng = derive_rng(self.run_seed, "target", iteration, live.opening.index, turn)
         return self.transitions.draw(
             recognised[0] if recognised else None, rng, self.config.target_flattening
         )
@@ -234,10 +234,10 @@ class SelfPlay:
             Group(
                 role=role,
                 iteration=iteration,
-                episode=live.seed.index,
+                episode=live.opening.index,
                 turn=turn,
-                source=live.seed.source,
-                parent=live.seed.parent,
+                source=live.opening.source,
+                parent=live.opening.parent,
                 context=tuple(live.turns),
                 speaker=speaker,
                 gold=gold,
@@ -262,16 +262,16 @@ def group_shape(config: SelfPlayConfig, role: Role) -> tuple[int, int]:
     return config.responder_group_size, config.max_utterance_tokens
 
 
-def first_speakers(seed: Opening) -> tuple[str, str]:
+def first_speakers(opening: Opening) -> tuple[str, str]:
     """Choose who replies to the opening's last turn, and who replies to that.
 
     The first reply is the real next turn's speaker, else the latest other speaker of the opening's turns,
     else anyone else in the dialogue; in a monologue it is "Someone". The second is the last turn's speaker.
     """
-    last = seed.turns[-1].speaker
-    candidates = [seed.next_turn.speaker] if seed.next_turn else []
-    candidates += [turn.speaker for turn in reversed(seed.turns)]
-    candidates += seed.speakers
+    last = opening.turns[-1].speaker
+    candidates = [opening.next_turn.speaker] if opening.next_turn else []
+    candidates += [turn.speaker for turn in reversed(opening.turns)]
+    candidates += opening.speakers
     return next((name for name in candidates if name != last), DEFAULT_SPEAKER), last
 
 

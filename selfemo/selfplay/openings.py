@@ -67,6 +67,7 @@ class OpeningPool:
                 "check its label column and splits"
             )
         labels = tuple(c.turns[i].labels[0] for c, i in self._places)
+        # Purposes are part of every draw: "seeds" is an older name of openings, and another one would draw others.
         self._walk = Schedule(labels, config.seed_label_balance, run_seed, "seeds")
         self._spare = Schedule(labels, config.seed_label_balance, run_seed, "spare seeds")
 
@@ -86,8 +87,8 @@ class OpeningPool:
         )
         items = self._walk.take(iteration * always_real, always_real)
         items += self._spare.take(iteration * open_places, open_places - len(chosen))
-        seeds = [self._real(index, item) for index, item in enumerate(items)]
-        return seeds + [self._continued(len(items) + i, kept[choice]) for i, choice in enumerate(chosen)]
+        openings = [self._real(index, item) for index, item in enumerate(items)]
+        return openings + [self._continued(len(items) + i, kept[choice]) for i, choice in enumerate(chosen)]
 
     def _barred(self, conversation: Conversation, last: int, held_out: HeldOutTexts) -> bool:
         turns = conversation.turns

@@ -90,7 +90,7 @@ class Group:
 class Episode:
     """One dialogue played from an opening."""
 
-    seed: Opening
+    opening: Opening
     groups: tuple[Group, ...]
     """In the order played: recognizer and responder groups in alternation."""
     turns: tuple[Turn, ...] = field(repr=False)
