@@ -67,7 +67,7 @@ class OpeningPool:
                 "check its label column and splits"
             )
         labels = tuple(c.turns[i].labels[0] for c, i in self._places)
-        # Purposes are part of every draw: "seeds" is an older name of openings, and another one would draw others.
+        # A purpose is part of every draw: "seeds" is the older name of openings, a new one would draw others.
         self._walk = Schedule(labels, config.seed_label_balance, run_seed, "seeds")
         self._spare = Schedule(labels, config.seed_label_balance, run_seed, "spare seeds")
 
