@@ -1,6 +1,6 @@
 """Builds the parts of a run: corpus, model directory, tokenizer, learner, engine.
 
-The trainer uses only what is built here.
+The trainer uses no other parts.
 
 The order is fixed. The process group comes first: a file that one rank alone cannot read then ends every
 rank, with one line that names it. The user's input is read and checked before anything is built from it.

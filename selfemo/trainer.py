@@ -63,7 +63,7 @@ def train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: Sto
         if found:
             trainer.state.load(found)
     try:
-        stop.check()  # signals are received since the process began, so one may have come already
+        stop.check()  # signals have been received since the process began
         trainer.run()
     except Stopped as stopped:
         trainer.state.stop(str(stopped))

@@ -36,10 +36,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); check that it is a readable file"
         ) from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: JSON's own, bytes that are not UTF-8, integers of thousands of digits
+    # ValueError: JSON's own, bytes that are not UTF-8, integers of thousands of digits
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); download the file again") from None
     if not isinstance(value, dict):
         raise UserError(

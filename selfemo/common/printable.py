@@ -34,9 +34,7 @@ def quote(value: object) -> str:
     """Show a value in a message: on one line, in ASCII, cut at QUOTE_CHARS."""
     try:
         shown = ascii(value[: QUOTE_CHARS + 1] if isinstance(value, str) else value)
-    except (
-        RecursionError,
-        ValueError,
-    ):  # lists nested to the depth of the stack; integers of thousands of digits
+    # lists nested to the depth of the stack; integers of thousands of digits
+    except (RecursionError, ValueError):
         shown = f"<{type(value).__name__} too large to show>"
     return shown if len(shown) <= QUOTE_CHARS else shown[: QUOTE_CHARS - 3] + "..."

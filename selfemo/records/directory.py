@@ -85,9 +85,8 @@ class RunDirectory:
         if root.exists() and not root.is_dir():
             raise UserError(f"{root}: exists and is not a directory: choose another output_dir")
         run, stored = cls(root), root / CONFIG_NAME
-        foreign = root.exists() and any(
-            entry.name != LOGS_NAME for entry in root.iterdir()
-        )  # another rank may have begun its log
+        # Logs do not count: another rank may have begun its own.
+        foreign = root.exists() and any(entry.name != LOGS_NAME for entry in root.iterdir())
         if foreign and not stored.exists():
             raise UserError(
                 f"{root}: not empty and not a run of selfemo (no {CONFIG_NAME}): choose another output_dir"

@@ -50,7 +50,7 @@ def resume(config: RunConfig, run: RunDirectory, system: System, terminal: Termi
         None if the run has no checkpoint and begins.
 
     Raises:
-        UserError: checkpoints exist, and none is good; says what is wrong with each.
+        UserError: checkpoints exist, and none is good; names the fault of each.
     """
     found = find_checkpoint(run.path(CHECKPOINTS_NAME), lambda manifest: _problem(manifest, run, system))
     if found is None:
