@@ -1,8 +1,8 @@
 """Trains a model: SFT start, then iterations of self-play, rewards, flywheel, SELF-GRPO step, weight sync.
 
-Every rank runs this file with the same data. Four kinds of work are shared out: generation over the engines;
+Every rank runs this file with the same data. Three kinds of work are shared out: generation over the engines;
 prompts, readings and rewards over the ranks; a training step over Megatron's layout. Their results are
-gathered or reduced. The rest (flywheel rule, advantages) is cheap, so every rank computes all of it.
+gathered or reduced. The rest (flywheel rule, advantages) is computed alike on every rank.
 
 `state.reached` records how far the run has come, and may write a checkpoint there. An interrupted run starts
 at the place that its newest checkpoint records.
