@@ -27,13 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 from selfemo.corpora.conversation import Turn
-from selfemo.flywheel.flywheel import SEED_RECORDS
+from selfemo.flywheel.flywheel import OPENING_RECORDS
 from selfemo.flywheel.record import Candidate, Record
 from selfemo.flywheel.store import FlywheelStore
 from selfemo.records.directory import FLYWHEEL_NAME
 
 BATCH = 64
-"""Groups of an iteration: 16 seeds, two turns, one of each role."""
+"""Groups of an iteration: 16 openings, two turns, one of each role."""
 MEASURED = 20
 """Iterations whose median is taken at each size."""
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
@@ -121,7 +121,7 @@ def recall(path: Path) -> None:
     store = FlywheelStore(path)
     for _ in store.kept_texts():
         pass
-    store.newest_kept("recognizer", SEED_RECORDS)
+    store.newest_kept("recognizer", OPENING_RECORDS)
     store.iterations()
     store.close()
 

@@ -106,12 +106,12 @@ def bench_rollout(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
     }
     tokens = requests = 0
     for round_number in range(options.warmup + options.rounds):
-        seeds = trainer.seed_pool.draw(round_number)
+        openings = trainer.opening_pool.draw(round_number)
         listener.calls.clear()
-        replace(trainer.selfplay, generator=listener).play(seeds, round_number)
+        replace(trainer.selfplay, generator=listener).play(openings, round_number)
         calls = [list(call) for call in listener.calls]
         sides: list[tuple[str, Callable[[], Any]]] = [
-            ("self-play", partial(trainer.selfplay.play, seeds, round_number)),
+            ("self-play", partial(trainer.selfplay.play, openings, round_number)),
             ("plain", partial(_plain, trainer, calls)),
             ("plain, seeded", partial(_plain, trainer, calls, seeded=True)),
             ("plain, one call", partial(_plain, trainer, [[item for call in calls for item in call]])),
@@ -155,13 +155,13 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
     config = _config(options, run_dir, turns=0)
     count = options.warmup + options.rounds
     model_dir, batches, labels = _prompts(config, count)
-    seeds = [seed for batch in batches for seed in batch]
+    openings = [opening for batch in batches for opening in batch]
     rows = [
         {
-            "prompt": [{"role": "user", "content": recognizer_text(s.turns, labels)}],
-            "gold": s.turns[-1].labels,
+            "prompt": [{"role": "user", "content": recognizer_text(opening.turns, labels)}],
+            "gold": opening.turns[-1].labels,
         }
-        for s in seeds
+        for opening in openings
     ]
     loss = loss_config(config)
     settings = trl.GRPOConfig(
@@ -231,12 +231,12 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         callbacks=[InTurns()],
     )
     trainer = _trainer(config)
-    for seed, row in zip(seeds, rows, strict=True):
+    for opening, row in zip(openings, rows, strict=True):
         ids = peer.processing_class.apply_chat_template(
             row["prompt"], add_generation_prompt=True, enable_thinking=False, return_dict=False
         )
-        if tuple(ids) != trainer.system.prompts.recognize(seed.turns):
-            raise RuntimeError(f"seed {seed.index}: the two sides would be given different prompts")
+        if tuple(ids) != trainer.system.prompts.recognize(opening.turns):
+            raise RuntimeError(f"opening {opening.index}: the two sides would be given different prompts")
     trainer.state.reference = trainer.system.learner.snapshot()
     trainer.system.learner.begin_stage()
     peer.train()
@@ -351,7 +351,7 @@ def _trainer(config: RunConfig) -> Trainer:
 
 
 def _prompts(config: RunConfig, iterations: int) -> tuple[Path, list[list[Opening]], tuple[str, ...]]:
-    """The run's initial model, the seeds of its first iterations, and the label set."""
+    """The run's initial model, the openings of its first iterations, and the label set."""
     from selfemo.records.directory import RunDirectory
     from selfemo.selfplay.openings import OpeningPool
     from selfemo.system import INITIAL_MODEL, load_run_corpus, tokenizer_texts

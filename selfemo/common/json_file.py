@@ -1,4 +1,7 @@
-"""A JSON object from a file that came with a download, under a limit and with one line for each way it can be wrong."""
+"""Reads a JSON object from a downloaded file, under a size limit.
+
+Each kind of damage has its own one-line error.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ MAX_JSON_BYTES = 16 << 20
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a file.
+    """Read the object in a file.
 
     Raises:
-        FileNotFoundError: there is no such file; the caller knows what that means.
+        FileNotFoundError: there is no such file; the caller knows the consequence.
         UserError: it is too large, cannot be read, or is no JSON object; names the file.
     """
     try:
@@ -33,10 +36,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); check that it is a readable file"
         ) from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: JSON's own, bytes that are not UTF-8, integers of thousands of digits
+    # ValueError: JSON's own, bytes that are not UTF-8, integers of thousands of digits
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); download the file again") from None
     if not isinstance(value, dict):
         raise UserError(

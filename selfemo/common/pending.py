@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Writes directories that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from pathlib import Path
 from selfemo.common.errors import UserError
 
 WRITE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
-"""What a write into the new directory fails with; anything else there may come from what is read meanwhile."""
+"""Errors of a write into the new directory. Any other error may come from files that are read meanwhile."""
 
 
 @contextmanager
 def new_directory(final: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
-    """A temporary directory beside `final`, renamed to it when the block ends well and removed when it does not.
+    """Yield a temporary directory beside `final`.
+
+    It is renamed to `final` if the block succeeds, removed if it fails.
 
     Args:
         final: the directory to create; it must not exist, or be empty.
-        needed_bytes: what will be written, checked against the free space before anything is.
+        needed_bytes: size of the files to write, checked against the free space before the block.
 
     Raises:
         UserError: `final` exists, cannot be made, or the disk is (or becomes) full; names the path.

@@ -1,7 +1,8 @@
-"""Scored groups into training samples: advantages are computed here, once, over the whole rollout batch.
+"""Computes advantages, once over the whole rollout batch, and turns scored groups into training samples.
 
-Groups straddle micro-batches and data-parallel ranks, so a loss that normalised inside a micro-batch would depend on the
-layout. Every rank computes the advantages of every group from the same rewards; they are a few floats per sample.
+Groups straddle micro-batches and data-parallel ranks, so a loss that normalised inside a micro-batch would
+depend on the layout. Every rank computes the advantages of every group from the same rewards; they are a few
+floats per sample.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from selfemo.kernels import PRESETS, GroupAdvantages, LossConfig, group_advantag
 from selfemo.rewards.scoring import ScoredGroup
 
 SCORE_COLUMN = 0
-"""Column of the plain scores, before the components' columns: it has weight 0 in rewards, and the range gate looks at it."""
+"""Column of the plain scores, before the components' columns. Its weight in rewards is 0; the range gate
+reads it."""
 
 
 def loss_config(config: RunConfig) -> LossConfig:
-    """The kernels' configuration of `algorithm`: a preset with this run's clips, KL, temperature and range threshold."""
+    """Build the kernels' configuration of `algorithm`.
+
+    It is a preset with this run's clips, KL, temperature and range threshold.
+    """
     algorithm, preset = config.algorithm, PRESETS[config.algorithm.loss]
     changes: dict[str, Any] = {
         name: getattr(algorithm, name)
@@ -53,9 +58,10 @@ def loss_config(config: RunConfig) -> LossConfig:
 
 
 def with_advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> list[ScoredGroup]:
-    """The groups, in order, each with the group-relative advantages of its samples and its weight in the loss.
+    """Compute the advantages of every group's samples, and the group's weight in the loss; the order stays.
 
-    Groups that have the same components are computed together, so a component that only some have is a column only of theirs.
+    Groups that have the same components are computed together, so a component that only some groups have is a
+    column of those groups alone.
     """
     found = list(groups)
     alike: dict[tuple[object, ...], list[int]] = {}
@@ -86,7 +92,7 @@ def _advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> GroupAdvant
 
 
 def group_weight(group: ScoredGroup, config: RunConfig) -> float:
-    """How much a group counts, before the range threshold: 1, or what a gated loss scales it by."""
+    """Weigh a group before the range threshold: 1, or the scale that a gated loss gives it."""
     algorithm, weight = config.algorithm, 1.0
     if not PRESETS[algorithm.loss].gated:
         return weight
@@ -98,7 +104,7 @@ def group_weight(group: ScoredGroup, config: RunConfig) -> float:
 
 
 def training_samples(groups: Sequence[ScoredGroup]) -> list[TrainingSample]:
-    """One training sample per rollout sample, in order, with its advantage and its group's weight.
+    """Make one training sample per rollout sample, in order, with its advantage and its group's weight.
 
     Args:
         groups: from `with_advantages`.

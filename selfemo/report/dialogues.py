@@ -65,7 +65,7 @@ class DialogueView:
     iteration: int
     source: str
     parent: int | None
-    """Flywheel record it was seeded from."""
+    """Flywheel record that its opening continues; None for a real dialogue."""
     turns: tuple[TurnView, ...]
     unanswered: GroupView | None
     """Replies none of which could be chosen."""

@@ -1,4 +1,4 @@
-"""The first stage of a run: teach both roles' formats from the training split, step by step."""
+"""Runs the first stage: teaches both roles' formats from the training split, step by step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from selfemo.system import System
 
 
 def supervised_start(config: RunConfig, system: System, state: RunState, journal: Journal) -> None:
-    """Take the supervised steps that are not behind the run. Collective.
+    """Take the supervised steps that are left. Collective.
 
     Raises:
         UserError: no turn to teach from, or too many steps in a row were skipped.
@@ -28,7 +28,7 @@ def supervised_start(config: RunConfig, system: System, state: RunState, journal
         config.model.max_length,
         sft.label_balance,
     )
-    system.engine.sleep()  # it has answered the evaluation, or proved a resumed run's weights
+    system.engine.sleep()  # it is awake: it has answered the evaluation, or proved a resumed run's weights
     with journal.stage("SFT", sft.steps) as bar:
         bar.skip(state.progress.step)
         for step in range(state.progress.step, sft.steps):

@@ -1,8 +1,9 @@
-"""Where an iteration's episodes start: real dialogue prefixes, and dialogues that the flywheel kept.
+"""Draws the openings of episodes: prefixes of real dialogues, and dialogues that the flywheel kept.
 
-A fixed number of an iteration's seeds is always real and walks through every annotated turn of the training split that is free of dev
-and test texts (each once per epoch, unless rare labels are favoured). The other seeds continue kept flywheel records; while the flywheel
-holds too few, further real prefixes stand in, from a schedule of their own, so that the first walk stays complete.
+A fixed number of an iteration's openings is always real and walks through every annotated turn of the
+training split that is free of dev and test texts (each once per epoch, unless rare labels are favoured). The
+other openings continue kept flywheel records. While the flywheel holds too few, more real prefixes take their
+place, from a schedule of their own, so that the first walk stays complete.
 """
 
 from __future__ import annotations
@@ -24,26 +25,28 @@ MAX_SPEAKERS = 8
 
 @dataclass(frozen=True)
 class KeptDialogue:
-    """A kept flywheel record, as a place to start from."""
+    """A kept flywheel record, as an opening needs it."""
 
     record_id: int
     source: str
-    """Conversation key of the real dialogue it descends from."""
+    """Conversation key of the real dialogue that it descends from."""
     turns: tuple[Turn, ...] = field(repr=False)
-    """The kept turn is the last; its labels are gold where the record's are trusted, else empty."""
+    """The kept turn is the last. Its labels are gold if the record's are trusted, else empty."""
     speakers: tuple[str, ...] = ()
 
 
 class OpeningPool:
-    """Draws seeds from the training split and the flywheel."""
+    """Draws openings from the training split and the flywheel."""
 
     def __init__(self, corpus: Corpus, config: SelfPlayConfig, run_seed: int, history_turns: int) -> None:
         """Prepare the schedules.
 
         Args:
-            corpus: seeds come from its training split; a prefix whose last turn, or the turn that follows, equals a dev or test text or
-                one that the corpus bars is no seed, nor one that shows a long one.
-            history_turns: earlier turns a prompt shows; a seed carries no more than a prompt can use.
+            corpus: openings come from its training split. A prefix is left out if its last turn, or the turn
+                that follows, equals a dev or test text or one that the corpus bars, or if it shows a long
+                one.
+            history_turns: earlier turns that a prompt shows; an opening carries no more than a prompt can
+                use.
 
         Raises:
             UserError: no annotated turn is left to start from.
@@ -60,18 +63,21 @@ class OpeningPool:
         ]
         if not self._places:
             raise UserError(
-                "corpus: the training split holds no annotated turn free of dev and test texts; check its label column and splits"
+                "corpus: the training split holds no annotated turn free of dev and test texts; "
+                "check its label column and splits"
             )
         labels = tuple(c.turns[i].labels[0] for c, i in self._places)
+        # A purpose is part of every draw: "seeds" is the older name of openings, a new one would draw others.
         self._walk = Schedule(labels, config.seed_label_balance, run_seed, "seeds")
         self._spare = Schedule(labels, config.seed_label_balance, run_seed, "spare seeds")
 
     def draw(self, iteration: int, kept: Sequence[KeptDialogue] = ()) -> list[Opening]:
-        """The seeds of one iteration, real ones first: a pure function of its arguments.
+        """Draw the openings of one iteration, real ones first. A pure function of its arguments.
 
         Args:
             iteration: from 0.
-            kept: what the flywheel offers, in a fixed order; at most 1 - real_seed_share of the seeds are drawn from it.
+            kept: kept dialogues of the flywheel, in a fixed order; at most 1 - real_seed_share of the
+                openings come from them.
         """
         count = self._config.seeds_per_iteration
         always_real = math.ceil(self._config.real_seed_share * count)
@@ -81,8 +87,8 @@ class OpeningPool:
         )
         items = self._walk.take(iteration * always_real, always_real)
         items += self._spare.take(iteration * open_places, open_places - len(chosen))
-        seeds = [self._real(index, item) for index, item in enumerate(items)]
-        return seeds + [self._continued(len(items) + i, kept[choice]) for i, choice in enumerate(chosen)]
+        openings = [self._real(index, item) for index, item in enumerate(items)]
+        return openings + [self._continued(len(items) + i, kept[choice]) for i, choice in enumerate(chosen)]
 
     def _barred(self, conversation: Conversation, last: int, held_out: HeldOutTexts) -> bool:
         turns = conversation.turns

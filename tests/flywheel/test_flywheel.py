@@ -1,4 +1,4 @@
-"""The flywheel of a run: provenance, seeds, resume, agreement of ranks; replay, export and the commands."""
+"""The flywheel of a run: provenance, openings, resume, agreement of ranks; replay, export and the commands."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_every_group_is_recorded_with_its_provenance(path: Path) -> None:
     assert run.flywheel.outcomes(0) == Counter((r.kept, r.reason) for r in records)
 
 
-def test_no_held_out_text_ever_enters_record_or_seed(path: Path) -> None:
+def test_no_held_out_text_ever_enters_record_or_opening(path: Path) -> None:
     run = Run(path)
     run.iterate(range(12))
     kept = list(FlywheelStore(path).find(Filter(kept=True)))
@@ -129,17 +129,17 @@ def test_kept_texts_do_not_repeat_and_labels_keep_to_their_share(path: Path) -> 
     assert {"near duplicate", "label cap"} <= reasons
 
 
-def test_seeds_continue_kept_records_and_say_so(path: Path) -> None:
+def test_openings_continue_kept_records_and_say_so(path: Path) -> None:
     run = Run(path)
     run.iterate(range(3))
-    seeds = run.pool.draw(3, run.flywheel.kept_dialogues(3))
-    continued = [seed for seed in seeds if seed.parent is not None]
+    openings = run.pool.draw(3, run.flywheel.kept_dialogues(3))
+    continued = [opening for opening in openings if opening.parent is not None]
     assert len(continued) == 3
-    for seed in continued:
-        record = FlywheelStore(path).read(seed.parent or 0)
-        assert seed.turns[-1].text == record.text
-        assert seed.turns[-1].labels == record.labels
-        assert seed.source == record.source
+    for opening in continued:
+        record = FlywheelStore(path).read(opening.parent or 0)
+        assert opening.turns[-1].text == record.text
+        assert opening.turns[-1].labels == record.labels
+        assert opening.source == record.source
     assert any(r.parent is not None for r in run.flywheel.offer(run.play(3), 4))
 
 

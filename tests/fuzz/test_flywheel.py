@@ -17,7 +17,8 @@ from selfemo.common.errors import UserError
 from selfemo.corpora.conversation import Turn
 from selfemo.flywheel.export import export_jsonl
 from selfemo.flywheel.record import Candidate, Record
-from selfemo.flywheel.store import _COLUMNS, Filter, FlywheelStore
+from selfemo.flywheel.schema import COLUMNS
+from selfemo.flywheel.store import Filter, FlywheelStore
 from selfemo.process.plain_console import plain_console
 from tests.fuzz.conftest import Tally
 from tests.helpers.damage import damaged, fuzz
@@ -174,7 +175,7 @@ def _tamper(path: Path, rng: random.Random, detail: bytes) -> object:
             connection.execute("update or ignore details set detail = ? where record_id = 2", (value,))
         else:
             table, column = rng.choice(
-                [("records", c) for c in _COLUMNS[1:]]
+                [("records", c) for c in COLUMNS[1:]]
                 + [("totals", "label"), ("totals", "count"), ("label_set", "label")]
             )
             value = rng.choice(ODD)

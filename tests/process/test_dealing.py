@@ -118,7 +118,7 @@ def _self_play(deal: Deal = map_over_ranks) -> list[str]:
 
 
 def test_rewards_scored_in_shares_are_those_of_one_rank_to_the_bit(distributed) -> None:
-    """Advantages, flywheel decisions and seeds, and the iteration's records included."""
+    """Advantages, flywheel decisions and openings, and the iteration's records included."""
     alone = _self_play(one_by_one)
     assert len(alone) > 50
     assert distributed(1, _self_play) == [alone]

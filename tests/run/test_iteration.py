@@ -82,8 +82,8 @@ def test_a_group_of_weight_zero_teaches_nothing():
 
 
 def test_a_candidate_keeps_its_own_reading_and_advantage():
-    seed = Opening(1, "toy/train/1", tuple(CONTEXT), parent=7)
-    episode = Episode(seed, tuple(g.group for g in GROUPS), (*CONTEXT, Turn("Ann", "that is great")))
+    opening = Opening(1, "toy/train/1", tuple(CONTEXT), parent=7)
+    episode = Episode(opening, tuple(g.group for g in GROUPS), (*CONTEXT, Turn("Ann", "that is great")))
     (record,) = episode_records(3, [episode], GROUPS, limit=2)
     assert (record["iteration"], record["parent"], record["seed_turns"], len(record["dialogue"])) == (
         3,

@@ -22,7 +22,7 @@ TRANSITIONS = TransitionPrior.estimate([conversation("1", "A[joy]: x", "B[sadnes
 CONFIG = SelfPlayConfig(
     turns=2, recognizer_group_size=3, responder_group_size=2, max_answer_tokens=20, max_utterance_tokens=60
 )
-SEED = Opening(
+OPENING = Opening(
     0,
     "toy/train/7",
     turns("Ann[joy]: we won", "Bo[joy]: yes we did"),
@@ -48,7 +48,7 @@ def respond_or_recognise(prompt: str, request: GenerationRequest) -> str:
 
 
 def play(
-    seeds: list[Opening],
+    openings: list[Opening],
     config: SelfPlayConfig = CONFIG,
     script: Script = respond_or_recognise,
     iteration: int = 4,
@@ -63,11 +63,11 @@ def play(
         config,
         run_seed=11,
     )
-    return selfplay.play(seeds, iteration), generator
+    return selfplay.play(openings, iteration), generator
 
 
 def test_an_episode_alternates_roles_and_speakers() -> None:
-    (episode,), _ = play([SEED])
+    (episode,), _ = play([OPENING])
     assert [(g.role, g.turn, g.speaker, len(g.samples)) for g in episode.groups] == [
         ("recognizer", 0, "Bo", 3),
         ("responder", 0, "Ann", 2),
@@ -77,26 +77,26 @@ def test_an_episode_alternates_roles_and_speakers() -> None:
     assert [turn.speaker for turn in episode.turns] == ["Ann", "Bo", "Ann", "Bo"]
 
 
-def test_gold_belongs_to_the_seed_and_the_target_to_its_next_turn() -> None:
-    (episode,), _ = play([SEED])
+def test_gold_belongs_to_the_opening_and_the_target_to_its_next_turn() -> None:
+    (episode,), _ = play([OPENING])
     first, reply, second, later = episode.groups
     assert (first.gold, first.target) == (("joy",), None)
-    assert reply.target == ("anger",), "annotation of the seed's next turn"
+    assert reply.target == ("anger",), "annotation of the opening's next turn"
     assert (second.gold, second.target) == (None, ("anger",)), "nobody annotated a generated turn"
     assert later.target in TRANSITIONS.sets
     assert episode.turns[2].labels == ()
 
 
 def test_every_phase_is_one_call_over_all_live_episodes() -> None:
-    seeds = [replace(SEED, index=i) for i in range(5)]
-    _, generator = play(seeds)
+    openings = [replace(OPENING, index=i) for i in range(5)]
+    _, generator = play(openings)
     assert [len(call) for call in generator.calls[:2]] == [15, 10]
     assert len(generator.calls) == 6
     assert all(request.temperature == 0 for request in generator.calls[2]), "replies are read greedily"
 
 
 def test_replies_are_read_without_knowledge_of_the_target() -> None:
-    _, generator = play([SEED])
+    _, generator = play([OPENING])
     for request in generator.calls[2]:
         prompt = CharEncoder().decode(request.prompt_ids)
         assert prompt.startswith("Which of")
@@ -104,8 +104,8 @@ def test_replies_are_read_without_knowledge_of_the_target() -> None:
 
 
 def test_the_best_reply_is_appended() -> None:
-    seeds = [replace(SEED, index=i) for i in range(8)]
-    episodes, _ = play(seeds)
+    openings = [replace(OPENING, index=i) for i in range(8)]
+    episodes, _ = play(openings)
     for episode in episodes:
         group = episode.groups[1]
         read_right = [sample.text for sample in group.samples if sample.reading == Answer(("anger",))]
@@ -116,33 +116,33 @@ def test_gated_replies_are_not_read_and_an_episode_without_a_reply_ends() -> Non
     def leak(prompt: str, request: GenerationRequest) -> str:
         return "such anger in me" if prompt.startswith("Write") else "joy"
 
-    (episode,), generator = play([SEED], script=leak)
+    (episode,), generator = play([OPENING], script=leak)
     assert [g.role for g in episode.groups] == ["recognizer", "responder"]
     assert all(sample.gates == ("leak",) and sample.reading is None for sample in episode.groups[1].samples)
     assert len(generator.calls) == 2
-    assert episode.turns == SEED.turns
+    assert episode.turns == OPENING.turns
     assert episode.groups[1].consensus.answers == 0
 
 
 def test_understanding_only_plays_one_recognizer_phase() -> None:
-    (episode,), generator = play([SEED], replace(CONFIG, turns=0))
+    (episode,), generator = play([OPENING], replace(CONFIG, turns=0))
     assert [g.role for g in episode.groups] == ["recognizer"]
     assert len(generator.calls) == 1
 
 
 def test_samples_depend_on_their_coordinates_alone() -> None:
-    seeds = [replace(SEED, index=i) for i in range(4)]
-    together, _ = play(seeds)
-    apart = [play([seed])[0][0] for seed in reversed(seeds)]
+    openings = [replace(OPENING, index=i) for i in range(4)]
+    together, _ = play(openings)
+    apart = [play([opening])[0][0] for opening in reversed(openings)]
     assert together == list(reversed(apart)), "however episodes are dealt over ranks"
     request_seeds = [s.seed for e in together for g in e.groups for s in g.samples]
     assert len(set(request_seeds)) == len(request_seeds)
     assert together[2].groups[1].samples[1].seed == sample_seed(11, 4, 2, 0, "responder", 1)
-    assert play(seeds, iteration=5)[0] != together
+    assert play(openings, iteration=5)[0] != together
 
 
 def test_sampled_ids_are_kept_as_they_came() -> None:
-    (episode,), generator = play([SEED])
+    (episode,), generator = play([OPENING])
     sample = episode.groups[0].samples[0]
     assert sample.prompt_ids == generator.calls[0][0].prompt_ids
     assert CharEncoder().decode(sample.completion_ids) == sample.text
@@ -150,7 +150,7 @@ def test_sampled_ids_are_kept_as_they_came() -> None:
 
 
 def test_a_cut_answer_is_a_format_failure() -> None:
-    (episode,), _ = play([SEED], replace(CONFIG, turns=0, max_answer_tokens=3))
+    (episode,), _ = play([OPENING], replace(CONFIG, turns=0, max_answer_tokens=3))
     assert {s.reading for s in episode.groups[0].samples} == {FormatFailure("cut", "joy")}
 
 
@@ -164,8 +164,8 @@ def test_with_thinking_the_recognizer_thinks_in_its_own_room_and_the_responder_d
         )
 
     config = replace(CONFIG, thinking=True, max_thinking_tokens=30)
-    (episode,), generator = play([SEED], config, think)
-    plain, _ = play([SEED])
+    (episode,), generator = play([OPENING], config, think)
+    plain, _ = play([OPENING])
     assert [[s.reading for s in g.samples] for g in episode.groups] == [
         [s.reading for s in g.samples] for g in plain[0].groups
     ]
@@ -183,7 +183,7 @@ def test_with_thinking_the_recognizer_thinks_in_its_own_room_and_the_responder_d
     )
 
     (cut,), _ = play(
-        [SEED],
+        [OPENING],
         replace(config, turns=0, max_thinking_tokens=1),
         lambda p, r: "<think>" + "hm" * 20 + "</think>joy",
     )
@@ -193,25 +193,25 @@ def test_with_thinking_the_recognizer_thinks_in_its_own_room_and_the_responder_d
 
 
 @pytest.mark.parametrize(
-    ("seed", "expected"),
+    ("opening", "expected"),
     [
-        (SEED, ("Ann", "Bo")),
-        (replace(SEED, next_turn=turns("Bo[joy]: more")[0]), ("Ann", "Bo")),
-        (replace(SEED, next_turn=turns("Cy: hi")[0]), ("Cy", "Bo")),
+        (OPENING, ("Ann", "Bo")),
+        (replace(OPENING, next_turn=turns("Bo[joy]: more")[0]), ("Ann", "Bo")),
+        (replace(OPENING, next_turn=turns("Cy: hi")[0]), ("Cy", "Bo")),
         (Opening(0, "s", turns("Bo: x"), None, None, ("Bo", "Di")), ("Di", "Bo")),
         (Opening(0, "s", turns("Bo: x"), None, None, ("Bo",)), ("Someone", "Bo")),
     ],
 )
-def test_who_replies(seed: Opening, expected: tuple[str, str]) -> None:
-    assert first_speakers(seed) == expected
+def test_who_replies(opening: Opening, expected: tuple[str, str]) -> None:
+    assert first_speakers(opening) == expected
 
 
 def test_the_same_speaker_going_on_is_no_annotation_for_the_reply() -> None:
-    (episode,), _ = play([replace(SEED, next_turn=turns("Bo[anger]: more")[0])])
+    (episode,), _ = play([replace(OPENING, next_turn=turns("Bo[anger]: more")[0])])
     assert episode.groups[1].target in TRANSITIONS.sets
 
 
-def test_no_seed_needs_no_generator() -> None:
+def test_no_opening_needs_no_generator() -> None:
     episodes, generator = play([])
     assert episodes == []
     assert generator.calls == []

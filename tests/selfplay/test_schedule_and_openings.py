@@ -1,4 +1,4 @@
-"""Stateless schedules cover everything; seeds are real often enough; supervised examples teach what self-play asks."""
+"""Stateless schedules cover everything; openings are real often enough; supervised examples teach what self-play asks."""
 
 from __future__ import annotations
 
@@ -78,20 +78,25 @@ def pool(config: SelfPlayConfig = CONFIG, train: list[Conversation] = TRAIN) -> 
     return OpeningPool(Corpus("toy", LABELS, tuple(train)), config, run_seed=5, history_turns=3)
 
 
-def test_real_seeds_walk_through_every_annotated_turn() -> None:
-    seen = [seed for iteration in range(10) for seed in pool().draw(iteration, KEPT) if seed.parent is None]
+def test_real_openings_walk_through_every_annotated_turn() -> None:
+    seen = [
+        opening
+        for iteration in range(10)
+        for opening in pool().draw(iteration, KEPT)
+        if opening.parent is None
+    ]
     assert len(seen) == 20
-    assert len({(seed.source, seed.turns[-1].text) for seed in seen}) == 20
+    assert len({(opening.source, opening.turns[-1].text) for opening in seen}) == 20
 
 
 def test_kept_dialogues_fill_the_rest_and_never_more() -> None:
     for iteration in range(6):
-        seeds = pool().draw(iteration, KEPT)
-        assert [seed.index for seed in seeds] == [0, 1, 2, 3]
-        assert sum(seed.parent is not None for seed in seeds) == 2
-        assert len({seed.parent for seed in seeds if seed.parent is not None}) == 2
-    assert [seed.parent for seed in pool().draw(0, KEPT[:1])] == [None, None, None, 70]
-    assert all(seed.parent is None for seed in pool(replace(CONFIG, real_seed_share=1.0)).draw(0, KEPT))
+        openings = pool().draw(iteration, KEPT)
+        assert [opening.index for opening in openings] == [0, 1, 2, 3]
+        assert sum(opening.parent is not None for opening in openings) == 2
+        assert len({opening.parent for opening in openings if opening.parent is not None}) == 2
+    assert [opening.parent for opening in pool().draw(0, KEPT[:1])] == [None, None, None, 70]
+    assert all(opening.parent is None for opening in pool(replace(CONFIG, real_seed_share=1.0)).draw(0, KEPT))
 
 
 def test_draws_are_deterministic_and_change_with_the_iteration() -> None:
@@ -99,11 +104,11 @@ def test_draws_are_deterministic_and_change_with_the_iteration() -> None:
     assert pool().draw(3, KEPT) != pool().draw(4, KEPT)
 
 
-def test_a_seed_ends_at_an_annotated_turn_and_knows_what_comes_next() -> None:
-    for seed in pool(replace(CONFIG, seeds_per_iteration=20, real_seed_share=1.0)).draw(0):
-        assert seed.turns[-1].labels
-        assert seed.next_turn is not None
-        assert seed.speakers == ("Ann", "Bo")
+def test_an_opening_ends_at_an_annotated_turn_and_knows_what_comes_next() -> None:
+    for opening in pool(replace(CONFIG, seeds_per_iteration=20, real_seed_share=1.0)).draw(0):
+        assert opening.turns[-1].labels
+        assert opening.next_turn is not None
+        assert opening.speakers == ("Ann", "Bo")
 
 
 def test_seeds_come_from_the_training_split_alone() -> None:
@@ -111,7 +116,7 @@ def test_seeds_come_from_the_training_split_alone() -> None:
         replace(CONFIG, seeds_per_iteration=20, real_seed_share=1.0),
         [*TRAIN, conversation("x", "A[joy]: y", split="dev")],
     )
-    assert {seed.source.split("/")[1] for seed in everything.draw(0)} == {"train"}
+    assert {opening.source.split("/")[1] for opening in everything.draw(0)} == {"train"}
     with pytest.raises(UserError, match="no annotated turn"):
         pool(train=[conversation("x", "A: y")])
 
@@ -120,7 +125,7 @@ PLANTED = "The copper kettle sings at noon, Mary!"
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
-def test_planted_dev_and_test_texts_enter_no_seed(split: str) -> None:
+def test_planted_dev_and_test_texts_enter_no_opening(split: str) -> None:
     """Long ones nowhere, short ones neither as the turn that is read nor as the one that follows."""
     lines = [
         *(f"A[joy]: start {i}" for i in range(3)),
@@ -131,11 +136,11 @@ def test_planted_dev_and_test_texts_enter_no_seed(split: str) -> None:
     train = [conversation("p", *lines, *(f"A[joy]: end {i}" for i in range(3)))]
     held = conversation("h", "C: the copper kettle sings  at noon mary", "D: OKAY", split=split)
     config = SelfPlayConfig(seeds_per_iteration=40, real_seed_share=1.0)
-    seeds = pool(config, [*train, held]).draw(0)
-    following = {seed.next_turn.text for seed in seeds if seed.next_turn is not None}
-    assert PLANTED not in {turn.text for seed in seeds for turn in seed.turns} | following
-    assert "Okay." not in {seed.turns[-1].text for seed in seeds} | following
-    assert {seed.turns[-1].text for seed in seeds} == {
+    openings = pool(config, [*train, held]).draw(0)
+    following = {opening.next_turn.text for opening in openings if opening.next_turn is not None}
+    assert PLANTED not in {turn.text for opening in openings for turn in opening.turns} | following
+    assert "Okay." not in {opening.turns[-1].text for opening in openings} | following
+    assert {opening.turns[-1].text for opening in openings} == {
         "start 0",
         "start 1",
         "later 3",
@@ -144,26 +149,26 @@ def test_planted_dev_and_test_texts_enter_no_seed(split: str) -> None:
         "end 1",
         "end 2",
     }
-    assert "Okay." in {turn.text for seed in seeds for turn in seed.turns[:-1]}, (
+    assert "Okay." in {turn.text for opening in openings for turn in opening.turns[:-1]}, (
         "short talk may stand in a context"
     )
-    assert {PLANTED, "Okay."} <= {seed.turns[-1].text for seed in pool(config, train).draw(0)}
+    assert {PLANTED, "Okay."} <= {opening.turns[-1].text for opening in pool(config, train).draw(0)}
 
 
-def test_texts_of_other_corpora_that_the_corpus_bars_enter_no_seed() -> None:
+def test_texts_of_other_corpora_that_the_corpus_bars_enter_no_opening() -> None:
     barring = Corpus(
         "toy",
         LABELS,
         (conversation("p", "A[joy]: one", "B[joy]: two", "A[joy]: three"),),
         barred_texts=("Three!",),
     )
-    seeds = OpeningPool(barring, replace(CONFIG, real_seed_share=1.0), 5, 3).draw(0)
-    assert {seed.turns[-1].text for seed in seeds} == {"one"}
+    openings = OpeningPool(barring, replace(CONFIG, real_seed_share=1.0), 5, 3).draw(0)
+    assert {opening.turns[-1].text for opening in openings} == {"one"}
 
 
-def test_favouring_rare_labels_reaches_the_seeds() -> None:
+def test_favouring_rare_labels_reaches_the_openings() -> None:
     config = SelfPlayConfig(seeds_per_iteration=20, real_seed_share=1.0, seed_label_balance=1.0)
-    assert sum(seed.turns[-1].labels == ("anger",) for seed in pool(config).draw(0)) == 10
+    assert sum(opening.turns[-1].labels == ("anger",) for opening in pool(config).draw(0)) == 10
 
 
 def examples(expression_share: float = 0.25, train: list[Conversation] = TRAIN) -> SftExamples:

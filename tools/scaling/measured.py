@@ -28,8 +28,8 @@ from tools.scaling.rows import Row, Study
 CONFIG = Path("examples/configs/quickstart_cpu.yaml")
 ITERATIONS = 4
 WARM_UP_ITERATIONS = 1
-STRONG_SEEDS = 16
-WEAK_SEEDS = 8
+STRONG_OPENINGS = 16
+WEAK_OPENINGS = 8
 """Per process."""
 RUN_TIMEOUT_S = 3600
 
@@ -44,21 +44,21 @@ def measure(process_counts: Sequence[int], directory: Path, say: Any = print) ->
     studies: tuple[Study, ...] = ("strong", "weak")
     for study in studies:
         for processes in process_counts:
-            seeds = STRONG_SEEDS if study == "strong" else WEAK_SEEDS * processes
-            if (processes, seeds) not in done:
-                say(f"measuring {processes} process(es), {seeds} seeds per iteration")
-                done[processes, seeds] = run(processes, seeds, directory / f"{processes}x{seeds}")
-            rows.append(row_of(done[processes, seeds], processes, study))
+            openings = STRONG_OPENINGS if study == "strong" else WEAK_OPENINGS * processes
+            if (processes, openings) not in done:
+                say(f"measuring {processes} process(es), {openings} openings per iteration")
+                done[processes, openings] = run(processes, openings, directory / f"{processes}x{openings}")
+            rows.append(row_of(done[processes, openings], processes, study))
     return rows
 
 
-def overrides(processes: int, seeds: int, output: Path) -> list[str]:
+def overrides(processes: int, openings: int, output: Path) -> list[str]:
     """What the runs differ in from the demo: sizes, and nothing that would not be repeated in every iteration."""
     return [
         f"output_dir={output}",
         "corpus.name=everyday",
         f"parallel.tensor={min(2, processes)}",
-        f"selfplay.seeds_per_iteration={seeds}",
+        f"selfplay.seeds_per_iteration={openings}",
         f"iterations={ITERATIONS}",
         "sft.steps=0",
         "evaluation.limit=1",
@@ -68,7 +68,7 @@ def overrides(processes: int, seeds: int, output: Path) -> list[str]:
     ]
 
 
-def run(processes: int, seeds: int, output: Path) -> Path:
+def run(processes: int, openings: int, output: Path) -> Path:
     """One run under torchrun, one thread per process; a finished one is not run again."""
     if (output / "summary.json").exists():
         return output
@@ -89,7 +89,7 @@ def run(processes: int, seeds: int, output: Path) -> Path:
         "train",
         "--config",
         str(CONFIG),
-        *overrides(processes, seeds, output),
+        *overrides(processes, openings, output),
     ]
     before = os.getloadavg()[0]
     result = subprocess.run(

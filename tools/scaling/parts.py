@@ -43,7 +43,7 @@ REPEATED = ("self-play of all", "rewards of all", "advantage", "flywheel", "deal
 """Parts that every rank computes alike over the whole batch (selfemo.trainer)."""
 SHARED = ("self-play", "reward")
 """Parts that ranks share out, and pack for one another; packing micro-batches is shared out too, and the planner counts it as training."""
-SEEDS = 64
+OPENINGS = 64
 """Of one iteration of self-play."""
 LINEAR_FACTOR = 3.0
 """A part grows when a sample of the largest study costs more than this times one of a tenth of it: dealing sorts, and caches overflow, but
@@ -118,8 +118,8 @@ def own_cost(costs: Sequence[PartCost]) -> OwnCost:
 
 
 def _planning(_: Corpus, samples: int) -> float:
-    seeds = max(1, samples // (4 * GROUP_SIZE))
-    config = RunConfig(selfplay=SelfPlayConfig(seeds_per_iteration=seeds))
+    openings = max(1, samples // (4 * GROUP_SIZE))
+    config = RunConfig(selfplay=SelfPlayConfig(seeds_per_iteration=openings))
     layout, gpu = Layout(8, 8, tensor=2, distributed_optimizer=True), gpu_by_name("h100-80g")
     started = time.process_time()
     make_plan(
@@ -194,7 +194,7 @@ def _self_play(corpus: Corpus, samples: int) -> tuple[float, float]:
     from selfemo.tokens.training import save_tokenizer, train_tokenizer
 
     config, train = RunConfig(), corpus.split("train")
-    play = replace(config.selfplay, seeds_per_iteration=SEEDS)
+    play = replace(config.selfplay, seeds_per_iteration=OPENINGS)
     with tempfile.TemporaryDirectory() as directory:
         save_tokenizer(
             train_tokenizer(tokenizer_texts(corpus), config.model.vocab_size),
@@ -217,9 +217,9 @@ def _self_play(corpus: Corpus, samples: int) -> tuple[float, float]:
     pool = OpeningPool(corpus, play, config.seed, config.corpus.history_turns)
     played, iteration, seconds = 0, 0, 0.0
     while played < samples:
-        seeds = pool.draw(iteration, [])
+        openings = pool.draw(iteration, [])
         started = time.process_time()
-        episodes = selfplay.play(seeds, iteration)
+        episodes = selfplay.play(openings, iteration)
         seconds += time.process_time() - started
         played += sum(len(group.samples) for episode in episodes for group in episode.groups)
         iteration += 1

@@ -25,8 +25,8 @@ GPUS_PER_NODE = 8
 GPU = "h100-80g"
 SIZES = tuple(8 << doubling for doubling in range(10))
 """8 to 4,096 GPUs."""
-STRONG_SEEDS = 2048
-WEAK_SEEDS = 32
+STRONG_OPENINGS = 2048
+WEAK_OPENINGS = 32
 """Per GPU."""
 
 
@@ -39,13 +39,13 @@ def plan_studies(config_path: Path, model: str, own: OwnCost, sizes: Sequence[in
     config = load_config(config_path, [f"model.path={model}"])
     rows = []
     for gpus in sizes:
-        rows += _rows(config, model, "strong", gpus, STRONG_SEEDS, own)
-        rows += _rows(config, model, "weak", gpus, WEAK_SEEDS * gpus, own)
+        rows += _rows(config, model, "strong", gpus, STRONG_OPENINGS, own)
+        rows += _rows(config, model, "weak", gpus, WEAK_OPENINGS * gpus, own)
     return rows
 
 
-def _rows(config: RunConfig, model: str, study: Study, gpus: int, seeds: int, own: OwnCost) -> list[Row]:
-    sized = replace(config, selfplay=replace(config.selfplay, seeds_per_iteration=seeds))
+def _rows(config: RunConfig, model: str, study: Study, gpus: int, openings: int, own: OwnCost) -> list[Row]:
+    sized = replace(config, selfplay=replace(config.selfplay, seeds_per_iteration=openings))
     workload = workload_of(sized)
     best = best_layouts(
         sized,
@@ -57,7 +57,7 @@ def _rows(config: RunConfig, model: str, study: Study, gpus: int, seeds: int, ow
         1,
     )
     return [
-        _row(suggestion.plan, workload, model, study, seeds * 2 * max(1, sized.selfplay.turns), own)
+        _row(suggestion.plan, workload, model, study, openings * 2 * max(1, sized.selfplay.turns), own)
         for suggestion in best
     ]
 
