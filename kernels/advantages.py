@@ -87,9 +87,8 @@ def group_advantages(
         )
         stats = backend.group_advantages(rewards_SC, group_ptr, reward_weights_C, config)
         advantage_S = stats.advantage_S
-        if (
-            config.per_component
-        ):  # each component alone, then weighted: as many small launches as there are components
+        if config.per_component:
+            # each component by itself, then weighted: as many small launches as there are components
             alone = (
                 backend.group_advantages(rewards_SC, group_ptr, unit_C, config)
                 for unit_C in torch.eye(components, device=device)

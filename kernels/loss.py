@@ -223,9 +223,8 @@ class _FromHidden(torch.autograd.Function):
         needed: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.gradients = LinearGradients(head, hidden_TH, weight_VH, needed)
-        if (
-            config.ratio_level == "sequence"
-        ):  # a token's derivative depends on the sequence's other tokens: look at all first
+        if config.ratio_level == "sequence":
+            # a token's derivative depends on the sequence's other tokens, so all are read first
             softmax = linear_stats(head, hidden_TH, weight_VH, targets_T, batch.mask_T)
             logprob_T, entropy_T = softmax.logprob_T, softmax.entropy_T
             result = head.backend.sequence_loss(logprob_T, entropy_T, batch, config)

@@ -99,8 +99,8 @@ class TorchBackend:
                 log_sum = softmax.log_sum_T[rows, None]
                 source = logits_TV[rows, :width]  # the logits themselves, or a copy where `rows` are indices
                 d = _scaled_(scratch.widened(source).sub_(softmax.max_T[rows, None]), inv_temperature)
-                # gradient of logit v: g 1[v = target] - p_v (g + h (log p_v + H)), with p_v = exp(d_v)
-                # exp(-log_sum)
+                # gradient of logit v: g 1[v = target] - p_v (g + h (log p_v + H)),
+                # with p_v = exp(d_v) exp(-log_sum)
                 negated = (-log_sum).exp().neg_()
                 if with_entropy:
                     e = torch.exp(d.clamp_(min=UNDERFLOW), out=scratch.second(len(d)))

@@ -63,8 +63,8 @@ def vocab_stats_kernel(
             d_B = (x_B - grown) * inv_temperature
             e_B = tl.exp(d_B)
             # Lanes keep their own sums, so that the maximum is the only reduction across the block in
-            # this loop. The weighted sum is about the running maximum: moving it by `shift` adds shift
-            # * sum, then both are rescaled.
+            # this loop. The weighted sum is about the running maximum: moving it by `shift` adds
+            # shift * sum, then both are rescaled.
             weighted_B = scale * (weighted_B + shift * sum_B) + e_B * tl.where(e_B > 0.0, d_B, 0.0)
             sum_B = scale * sum_B + e_B
             largest = grown

@@ -1,1 +1,3 @@
-"""Programs about the product: run from a checkout as `python -m tools.NAME` or `python tools/NAME.py`; never installed."""
+"""Programs about the product: run from a checkout as `python -m tools.NAME` or `python tools/NAME.py`;
+never installed.
+"""

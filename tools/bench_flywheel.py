@@ -1,10 +1,12 @@
-"""Measures the flywheel's store as it grows: seconds per append and per summary, at a thousand records and at a million.
+"""Measures the flywheel's store as it grows: seconds per append and per summary, at a thousand records
+and at a million.
 
     python tools/bench_flywheel.py                     # a million records, about 4 GB in the temporary directory
     python tools/bench_flywheel.py --records 100000
 
-A record is one of a run's: a dialogue of 3 turns, a prompt of 80 ids, 8 candidates of 4 ids with their rewards. Every record goes through
-FlywheelStore.append, in transactions of one iteration (64 records), each on disk before the next begins.
+A record is one of a run's: a dialogue of 3 turns, a prompt of 80 ids, 8 candidates of 4 ids with their
+rewards. Every record goes through FlywheelStore.append, in transactions of one iteration (64 records),
+each on disk before the next begins.
 """
 
 from __future__ import annotations

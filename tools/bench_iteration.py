@@ -1,17 +1,21 @@
-"""Measures what an iteration costs: a self-play rollout beside plain vLLM, and a whole iteration beside TRL's GRPOTrainer.
+"""Measures what an iteration costs: a self-play rollout beside plain vLLM, and a whole iteration beside
+TRL's GRPOTrainer.
 
     python tools/bench_iteration.py                         # both, on this machine
     python tools/bench_iteration.py --parts rollout         # needs nothing beyond the project
     python tools/bench_iteration.py --parts trl             # needs requirements/bench.txt
     ... --json FILE                                         # the same, for a machine to read
 
-Both sides of a comparison run in this process on the same threads, in turns, so that whatever else the machine does slows both alike;
-the figure is the median over rounds. Nothing is downloaded: the model is initialised here, the dialogues are the bundled corpus.
+Both sides of a comparison run in this process on the same threads, in turns, so that whatever else the
+machine does slows both alike; the figure is the median over rounds. Nothing is downloaded: the model is
+initialised here, the dialogues are the bundled corpus.
 
 rollout   selfplay.play (prompts, engine calls, parsing, gates, votes) against LLM.generate
-          of the very prompts and lengths that it asked for; beside it with the seeds and logprobs that self-play needs, and in one call
+          of the very prompts and lengths that it asked for; beside it with the seeds and logprobs that
+          self-play needs, and in one call
 trl       rollout, rewards, SELF-GRPO step and weight sync of the trainer's own loop, against GRPOTrainer's step on the same prompts,
-          G, completion cap, loss (GRPO), KL and optimizer rate, in fp32, without gradient checkpointing and with nothing logged
+          G, completion cap, loss (GRPO), KL and optimizer rate, in fp32, without gradient checkpointing
+          and with nothing logged
 """
 
 from __future__ import annotations
@@ -56,12 +60,10 @@ LEARNING_RATE = 1e-5
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 1 if a bar is missed."""
     options = _parser().parse_args(arguments)
-    os.environ["OMP_NUM_THREADS"] = str(
-        options.threads
-    )  # before torch is imported: vLLM makes torch.set_num_threads a no-op
-    terminal = os.fdopen(
-        os.dup(1), "w"
-    )  # libraries print; the trainer's terminal sends file descriptor 1 to a log
+    # before torch is imported: vLLM makes torch.set_num_threads a no-op
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    # libraries print; the trainer's terminal sends file descriptor 1 to a log
+    terminal = os.fdopen(os.dup(1), "w")
     warnings.simplefilter("ignore")
     console = Console(file=terminal, width=110, highlight=False)
     document: dict[str, Any] = {
@@ -95,7 +97,9 @@ def _failures_told() -> Iterator[None]:
 
 
 def bench_rollout(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
-    """A self-play rollout with both roles, against plain generation of what it asks for: phase by phase, and all in one call."""
+    """A self-play rollout with both roles, against plain generation of what it asks for: phase by
+    phase, and all in one call.
+    """
     trainer = _trainer(_config(options, run_dir, turns=options.turns))
     listener = _Listener(trainer.system.generator)
     seconds: dict[str, list[float]] = {
@@ -210,9 +214,8 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         mark = 0.0
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.mark = (
-                self.mark or time.perf_counter()
-            )  # the first step; later ones are counted from the end of our iteration
+            # the first step; later ones are counted from the end of our iteration
+            self.mark = self.mark or time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             ended = time.perf_counter()
@@ -278,7 +281,9 @@ class _Listener:
 
 
 def _plain(trainer: Trainer, calls: Sequence[Call], seeded: bool = False) -> None:
-    """vLLM alone: token ids in, as many ids out; no seeds and no logprobs unless `seeded`, which asks for what self-play needs."""
+    """vLLM alone: token ids in, as many ids out; no seeds and no logprobs unless `seeded`, which asks
+    for what self-play needs.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -321,7 +326,8 @@ def _config(options: argparse.Namespace, run_dir: Path, turns: int) -> RunConfig
             f"selfplay.max_answer_tokens={options.tokens if turns == 0 else 12}",
             f"selfplay.max_utterance_tokens={options.tokens}",
             "selfplay.real_seed_share=1.0",
-            "algorithm.loss=grpo",  # every sample is trained on, as in TRL; SELF-GRPO would skip groups that rank nothing
+            # every sample is trained on, as in TRL; SELF-GRPO would skip groups that rank nothing
+            "algorithm.loss=grpo",
             f"train.learning_rate={LEARNING_RATE}",
             "train.max_tokens_per_microbatch=8192",
         ],
@@ -377,7 +383,8 @@ def _ratios(slower: Sequence[float], ours: Sequence[float], bar: float) -> dict[
 
 def _rollout_table(result: dict[str, Any]) -> Table:
     title = (
-        f"Self-play rollout: {result['seeds']} episodes x {result['turns']} turns, {result['requests_per_round']:.0f} requests and "
+        f"Self-play rollout: {result['seeds']} episodes x {result['turns']} turns, "
+        f"{result['requests_per_round']:.0f} requests and "
         f"{result['tokens_per_round']:.0f} tokens a round, median of {result['rounds']} rounds"
     )
     table = Table("", "seconds", "tokens/s", title=title, title_justify="left")
@@ -414,7 +421,10 @@ def _machine(threads: int) -> str:
     import psutil
 
     memory_gib = round(psutil.virtual_memory().total / 2**30)
-    return f"{platform.machine()}, {os.cpu_count()} cores, {memory_gib} GiB, {threads} threads, Python {platform.python_version()}"
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores, {memory_gib} GiB, {threads} threads, "
+        f"Python {platform.python_version()}"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

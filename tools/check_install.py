@@ -1,6 +1,7 @@
 """Import what the job needs, in one process: the last step of set-up, and the check of the CPU image.
 
-A package that does not import is told with its error, in one line; the packages after it are tried all the same.
+A package that does not import is told with its error, in one line; the packages after it are tried all
+the same.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Check a finished run's directory: summary.json against its promise, and the export with plain transformers.
 
-Usage: python tools/check_run.py RUN_DIR [--gains]. Prints one line per check and exits with 1 if any fails. --gains also asks for what
-training should bring: SFT above the majority class, and a reward that rises during SELF-GRPO.
+Usage: python tools/check_run.py RUN_DIR [--gains]. Prints one line per check and exits with 1 if any
+fails. --gains also asks for what training should bring: SFT above the majority class, and a reward that
+rises during SELF-GRPO.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Write docs/configuration.md from the dataclasses of selfemo/config/schema.py: every field with its type, default and docstring.
+"""Write docs/configuration.md from the dataclasses of selfemo/config/schema.py: every field with its
+type, default and docstring.
 
-`python tools/config_reference.py` writes it, `--check` exits with 1 if the committed file is not what would be written.
+`python tools/config_reference.py` writes it, `--check` exits with 1 if the committed file is not what
+would be written.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Convert a Hugging Face model directory into a Megatron distributed checkpoint that loads in any TP x PP layout.
+"""Convert a Hugging Face model directory into a Megatron distributed checkpoint that loads in any TP x
+PP layout.
 
     python tools/hf_to_megatron.py --source Qwen3-4B --output checkpoints/qwen3-4b --verify
 
-Streams: memory is bounded by a bucket, not by the model. Exit status 2 and one line on bad input; nothing half written.
+Streams: memory is bounded by a bucket, not by the model. Exit status 2 and one line on bad input;
+nothing half written.
 """
 
 from __future__ import annotations

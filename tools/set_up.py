@@ -1,9 +1,11 @@
-"""Make an environment from the lock: uv, the packages, this checkout in editable form, and a check that all of it imports.
+"""Make an environment from the lock: uv, the packages, this checkout in editable form, and a check that
+all of it imports.
 
     python3.12 tools/set_up.py [.venv]
 
-Called by `make setup` with the Python that tools/find_python.sh found; needs nothing but the standard library. Prints one line per
-step with its seconds. Libraries' own output goes to set-up.log in the environment; its end is shown if a step fails.
+Called by `make setup` with the Python that tools/find_python.sh found; needs nothing but the standard
+library. Prints one line per step with its seconds. Libraries' own output goes to set-up.log in the
+environment; its end is shown if a step fails.
 """
 
 from __future__ import annotations
@@ -92,20 +94,29 @@ def uv_environment(user: Mapping[str, str]) -> dict[str, str]:
 
 
 def torch_source(environment: Mapping[str, str]) -> str:
-    """The line that says, before anything is downloaded, which torch will come and how large the environment gets."""
+    """The line that says, before anything is downloaded, which torch will come and how large the
+    environment gets.
+    """
     if environment.get("UV_TORCH_BACKEND") == "cpu" or PYTORCH_CPU_INDEX in environment.get("UV_INDEX", ""):
         return "torch: PyTorch's CPU build; about 4 GB on disk"
-    return "torch: PyPI's build with CUDA's libraries, 2.9 GB of downloads, 6.9 GB on disk; UV_TORCH_BACKEND=cpu takes the CPU build: 4 GB"
+    return (
+        "torch: PyPI's build with CUDA's libraries, 2.9 GB of downloads, 6.9 GB on disk; "
+        "UV_TORCH_BACKEND=cpu takes the CPU build: 4 GB"
+    )
 
 
 def torch_requirement() -> str:
-    """`torch==X` of requirements/base.txt. The lock leaves torch out: its file, and so its hash, depends on the index."""
+    """`torch==X` of requirements/base.txt. The lock leaves torch out: its file, and so its hash,
+    depends on the index.
+    """
     lines = (ROOT / "requirements" / "base.txt").read_text().splitlines()
     return next(line for line in lines if line.startswith("torch=="))
 
 
 def is_of_this_python(venv: Path) -> bool:
-    """Whether an environment is there already, made by a Python of the same minor version: packages then stay."""
+    """Whether an environment is there already, made by a Python of the same minor version: packages
+    then stay.
+    """
     return (venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}").is_dir() and (
         venv / "bin" / "python"
     ).exists()

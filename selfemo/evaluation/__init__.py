@@ -1,1 +1,3 @@
-"""Evaluation: recognition and expression on held-out dialogues, with intervals, calibration and signs of collapse."""
+"""Evaluation: recognition and expression on held-out dialogues, with intervals, calibration and signs
+of collapse.
+"""

@@ -1,7 +1,8 @@
 """Does confidence mean anything: expected calibration error and the reliability table of the primary label.
 
-Confidence comes from a group's votes (share of samples whose primary label it is) or from label likelihoods (softmax over the closed
-set). Expected calibration error: Guo et al., ICML 2017 (arXiv 1706.04599), equal-width bins.
+Confidence comes from a group's votes (share of samples whose primary label it is) or from label
+likelihoods (softmax over the closed set). Expected calibration error: Guo et al., ICML 2017 (arXiv
+1706.04599), equal-width bins.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def calibrate(confidence: Sequence[float], correct: Sequence[bool], bins: int = 
     """
     if not confidence or len(confidence) != len(correct):
         raise ValueError(
-            f"confidence has {len(confidence)} entries and correct {len(correct)}, expected equal and not empty"
+            f"confidence has {len(confidence)} entries and correct {len(correct)}, expected equal "
+            "and not empty"
         )
     members: list[list[int]] = [[] for _ in range(bins)]
     for i, value in enumerate(confidence):
@@ -62,7 +64,9 @@ def calibrate(confidence: Sequence[float], correct: Sequence[bool], bins: int = 
 
 
 def vote_confidence(readings: Sequence[Reading]) -> tuple[str, float]:
-    """The most frequent primary label of a group and its share of all samples; (NO_ANSWER, share of failures) where nothing parsed."""
+    """The most frequent primary label of a group and its share of all samples; (NO_ANSWER, share of
+    failures) where nothing parsed.
+    """
     primary = Counter(reading.primary for reading in readings if isinstance(reading, Answer))
     if not primary:
         return NO_ANSWER, 1.0

@@ -1,4 +1,6 @@
-"""One model on one split: every figure that `selfemo eval` reports, and the difference of two models on the same turns."""
+"""One model on one split: every figure that `selfemo eval` reports, and the difference of two models on
+the same turns.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,8 @@ def evaluate_model(
     """Evaluate one model.
 
     Args:
-        generator: under the model's weights; None where label likelihoods are scored and no expression is asked for.
+        generator: under the model's weights; None where label likelihoods are scored and no expression
+            is asked for.
         recognizer: reads the model's replies; None leaves expression out.
     """
     prompts = prompts_of(model, task.labels)
@@ -110,7 +113,10 @@ def evaluate_model(
             raise ValueError("generator is None: scoring by generation needs one")
         recognition = evaluate_recognition(generator, prompts, task.turns, model.config.selfplay, task.score)
         calibration = _by_votes(model, generator, prompts, task) if task.votes else None
-        confidence = f"share of {task.votes} sampled answers (temperature {model.config.selfplay.temperature:g}) with the voted label first"
+        confidence = (
+            f"share of {task.votes} sampled answers (temperature "
+            f"{model.config.selfplay.temperature:g}) with the voted label first"
+        )
     expression = None
     if recognizer is not None:
         if generator is None:
@@ -140,7 +146,9 @@ def evaluate_model(
 
 
 def compare_models(first: ModelReport, second: ModelReport, task: Task) -> tuple[Interval, ...]:
-    """Intervals of first - second on the same turns, for accuracy, weighted F1, macro F1, sIoU and exact match."""
+    """Intervals of first - second on the same turns, for accuracy, weighted F1, macro F1, sIoU and
+    exact match.
+    """
     labelled = paired_bootstrap(
         task.gold, first.recognition.predicted, second.recognition.predicted, task.dialogues, task.seed
     )
@@ -166,9 +174,8 @@ def turn_scores(readings: Sequence[Reading], task: Task) -> dict[str, list[float
 def _by_likelihood(
     model: FinishedModel, prompts: PromptBuilder, task: Task
 ) -> tuple[RecognitionReport, Calibration]:
-    from selfemo.evaluation.likelihood import (
-        AnswerScorer,
-    )  # transformers' model: only this way of scoring needs it
+    # transformers' model: only this way of scoring needs it
+    from selfemo.evaluation.likelihood import AnswerScorer
 
     prompts = prompts.without_thinking()
     answers = {label: prompts.answer_ids([label]) for label in task.labels}

@@ -1,7 +1,9 @@
-"""Expression on held-out dialogues: does a reply show the emotion it was asked for, in the eyes of a recognizer that never trained with it?
+"""Expression on held-out dialogues: does a reply show the emotion it was asked for, in the eyes of a
+recognizer that never trained with it?
 
-The model answers each turn that someone else answered in the corpus, aiming at that answer's annotated emotions. A frozen recognizer
-(the SFT model, not the trained one: a pair trained together can agree on a private code) reads the reply without knowing the target.
+The model answers each turn that someone else answered in the corpus, aiming at that answer's annotated
+emotions. A frozen recognizer (the SFT model, not the trained one: a pair trained together can agree on
+a private code) reads the reply without knowing the target.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ def evaluate_expression(
         responder: the evaluated model; samples at config.temperature, one call.
         recognizer: the frozen reader; greedy, one call.
         recognizer_prompts: where the reader has another tokenizer; else `prompts`.
-        recognizer_config: where the reader has other settings, such as thinking and room for it; else `config`.
+        recognizer_config: where the reader has other settings, such as thinking and room for it; else
+            `config`.
 
     Raises:
         UserError: no turn has an annotated answer by another speaker.
@@ -87,7 +90,8 @@ def evaluate_expression(
     ]
     if not pairs:
         raise UserError(
-            "evaluation: no turn of the split has an annotated answer by another speaker, which expression is measured on"
+            "evaluation: no turn of the split has an annotated answer by another speaker, which "
+            "expression is measured on"
         )
     speaking, reading_role = (
         Responder(prompts, config),

@@ -1,8 +1,9 @@
 """Intervals: a paired bootstrap over dialogues.
 
-Two models are compared on the same turns, so each resample draws the same turns for both; turns of one dialogue share a context and are
-not independent, so whole dialogues are drawn (Efron and Tibshirani 1993, ch. 8). Every figure is a function of counts per label, which add
-over dialogues, so a resample is a weighting of per-dialogue counts and thousands of them are one matrix product.
+Two models are compared on the same turns, so each resample draws the same turns for both; turns of one
+dialogue share a context and are not independent, so whole dialogues are drawn (Efron and Tibshirani
+1993, ch. 8). Every figure is a function of counts per label, which add over dialogues, so a resample is
+a weighting of per-dialogue counts and thousands of them are one matrix product.
 """
 
 from __future__ import annotations
@@ -101,13 +102,16 @@ def seeded_bootstrap(
     resamples: int = RESAMPLES,
     level: float = 0.95,
 ) -> tuple[Interval, ...]:
-    """Intervals of a training recipe's figures averaged over its seeds, or of the difference of two recipes, in METRICS' order.
+    """Intervals of a training recipe's figures averaged over its seeds, or of the difference of two
+    recipes, in METRICS' order.
 
-    Seeds are drawn again beside dialogues, the same seeds and dialogues for both recipes: another training run differs from this one
-    as another set of dialogues does, and an interval over dialogues alone would take one lucky seed for an effect.
+    Seeds are drawn again beside dialogues, the same seeds and dialogues for both recipes: another
+    training run differs from this one as another set of dialogues does, and an interval over dialogues
+    alone would take one lucky seed for an effect.
 
     Args:
-        first: predictions of every seed, each n labels. second: of the same seeds under the other recipe; None: no difference is taken.
+        first: predictions of every seed, each n labels. second: of the same seeds under the other
+            recipe; None: no difference is taken.
 
     Raises:
         ValueError: no seed, unequal numbers of seeds, or what `paired_bootstrap` raises.
@@ -140,7 +144,8 @@ def seeded_bootstrap(
 def _count(gold: Sequence[str], predicted: Sequence[str], dialogues: Sequence[str]) -> _Counts:
     if not gold or not len(gold) == len(predicted) == len(dialogues):
         raise ValueError(
-            f"gold, predictions and dialogues have {len(gold)}, {len(predicted)} and {len(dialogues)} entries, expected equal, > 0"
+            f"gold, predictions and dialogues have {len(gold)}, {len(predicted)} and "
+            f"{len(dialogues)} entries, expected equal, > 0"
         )
     column = {label: i for i, label in enumerate(sorted(set(gold)))}
     row = {key: i for i, key in enumerate(dict.fromkeys(dialogues))}
@@ -161,7 +166,9 @@ def _weights(dialogues: Sequence[str], seed: int, resamples: int) -> Any:
 
 
 def _figures(counts: _Counts, weights_RD: Any) -> Any:
-    """METRICS x resamples. A label that a resample lost is left out of its macro average, as it is out of scikit-learn's."""
+    """METRICS x resamples. A label that a resample lost is left out of its macro average, as it is out
+    of scikit-learn's.
+    """
     right_RL, named_RL, gold_RL = (
         weights_RD @ part for part in (counts.right_DL, counts.predicted_DL, counts.gold_DL)
     )
@@ -192,7 +199,8 @@ def mean_interval(
     resamples: int = RESAMPLES,
     level: float = 0.95,
 ) -> Interval:
-    """Percentile interval of the mean of `values`, n figures of n turns; for a paired difference, of first - second per turn.
+    """Percentile interval of the mean of `values`, n figures of n turns; for a paired difference, of
+    first - second per turn.
 
     Args:
         dialogues: n dialogue keys: what is resampled.

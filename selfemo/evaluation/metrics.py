@@ -1,8 +1,10 @@
-"""Figures of a classification: accuracy, F1 in its averages, per label, confusions, and how far the predictions have collapsed.
+"""Figures of a classification: accuracy, F1 in its averages, per label, confusions, and how far the
+predictions have collapsed.
 
-Computed by scikit-learn on primary labels. A completion outside the grammar is a prediction of NO_ANSWER, which is no label: it is
-wrong, it counts among the n turns, and it lowers its gold label's recall. Macro F1 averages over the labels that occur in the gold
-annotation (scikit-learn's average over a given label list), so a stray prediction of an absent label does not add a class of zeros.
+Computed by scikit-learn on primary labels. A completion outside the grammar is a prediction of
+NO_ANSWER, which is no label: it is wrong, it counts among the n turns, and it lowers its gold label's
+recall. Macro F1 averages over the labels that occur in the gold annotation (scikit-learn's average over
+a given label list), so a stray prediction of an absent label does not add a class of zeros.
 """
 
 from __future__ import annotations

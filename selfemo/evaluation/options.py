@@ -30,7 +30,9 @@ class EvaluationOptions:
     """First turns of the split that are evaluated; 0 for all."""
     scoring: Scoring
     votes: int
-    """Sampled answers per turn that calibration is computed from when scoring is "generate"; 0 leaves calibration out."""
+    """Sampled answers per turn that calibration is computed from when scoring is "generate"; 0 leaves
+    calibration out.
+    """
     seed: int
     """Of sampling and resampling."""
 
@@ -38,11 +40,13 @@ class EvaluationOptions:
         """UserError for options that do not go together."""
         if self.votes == 1:
             raise UserError(
-                "--votes 1: a single answer votes for itself; expected 2 or more, or 0 to leave calibration out"
+                "--votes 1: a single answer votes for itself; expected 2 or more, or 0 to leave "
+                "calibration out"
             )
         evaluated = {path.resolve() for path in (self.model, self.against) if path is not None}
         if self.recognizer is not None and self.recognizer.resolve() in evaluated:
             raise UserError(
-                f"--recognizer {self.recognizer}: is an evaluated model, which may read its own private code; "
+                f"--recognizer {self.recognizer}: is an evaluated model, which may read its own "
+                "private code; "
                 "name a frozen one, such as the SFT model"
             )

@@ -1,4 +1,6 @@
-"""Emotion recognition on held-out turns: greedy generation over a whole split in one call, causal context, strict grammar."""
+"""Emotion recognition on held-out turns: greedy generation over a whole split in one call, causal
+context, strict grammar.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +98,9 @@ def report_readings(
 
 
 def read_likeliest(label_logprobs: Sequence[Mapping[str, float]]) -> list[Reading]:
-    """Readings by label likelihood: per turn, the label with the highest logprob (alphabetically first among equals)."""
+    """Readings by label likelihood: per turn, the label with the highest logprob (alphabetically first
+    among equals).
+    """
     return [Answer((min(row, key=lambda label: (-row[label], label)),)) for row in label_logprobs]
 
 

@@ -1,4 +1,6 @@
-"""An evaluation as JSON: everything the terminal shows, and every turn's answer, so that later comparisons need no model."""
+"""An evaluation as JSON: everything the terminal shows, and every turn's answer, so that later
+comparisons need no model.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ class Evaluation:
 
 
 def never_predicted(report: ModelReport) -> tuple[str, ...]:
-    """Labels that occur in the gold annotation and that the model never gave first: the plainest sign of collapse."""
+    """Labels that occur in the gold annotation and that the model never gave first: the plainest sign
+    of collapse.
+    """
     return tuple(
         row.label for row in report.recognition.classification.per_label if row.support and not row.predicted
     )

@@ -48,7 +48,8 @@ def header(evaluation: Evaluation) -> Iterator[Text]:
     first = f" (the first {evaluation.limit})" if evaluation.limit else ""
     dialogues = len(set(task.dialogues))
     yield Text(
-        f"{evaluation.corpus} {evaluation.split}: {len(task.turns)} turns{first} of {dialogues} dialogues, {evaluation.corpus_path}"
+        f"{evaluation.corpus} {evaluation.split}: {len(task.turns)} turns{first} of {dialogues} "
+        f"dialogues, {evaluation.corpus_path}"
     )
     yield Text(f"context {CONTEXT_MEANING}; scored by {SCORING[task.scoring]}")
     for name, report in zip(model_names(evaluation), evaluation.models, strict=True):

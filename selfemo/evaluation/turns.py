@@ -46,6 +46,7 @@ def evaluation_turns(conversations: Sequence[Conversation], limit: int = 0) -> t
                     return tuple(found)
     if not found:
         raise UserError(
-            "evaluation: the split holds no annotated turn; check evaluation.split and the corpus's label column"
+            "evaluation: the split holds no annotated turn; check evaluation.split and the "
+            "corpus's label column"
         )
     return tuple(found)

@@ -1,7 +1,9 @@
-"""Charts as inline SVG by matplotlib. Every colour is a CSS variable of the page, so a chart follows light and dark mode.
+"""Charts as inline SVG by matplotlib. Every colour is a CSS variable of the page, so a chart follows
+light and dark mode.
 
-Text stays text: it can be selected and searched, and takes the page's font. Each chart says in words what it shows, for those who
-cannot see it, and its ids carry its own prefix, since many charts share one document.
+Text stays text: it can be selected and searched, and takes the page's font. Each chart says in words
+what it shows, for those who cannot see it, and its ids carry its own prefix, since many charts share
+one document.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ def line_chart(
     log: bool = False,
     bottom: float | None = None,
 ) -> Chart:
-    """One line per series over `steps`, NaN a gap; `log` for a logarithmic axis, `bottom` where the axis starts."""
+    """One line per series over `steps`, NaN a gap; `log` for a logarithmic axis, `bottom` where the
+    axis starts.
+    """
 
     def draw(axes: Axes) -> None:
         for index, (name, values) in enumerate(series.items()):
@@ -134,7 +138,9 @@ def legend(axes: Axes, columns: int = 3) -> None:
 
 
 def _inline(svg: str, key: str, label: str) -> str:
-    """The <svg> element of matplotlib's file, sized by the page, with CSS variables for colours and ids of its own."""
+    """The <svg> element of matplotlib's file, sized by the page, with CSS variables for colours and ids
+    of its own.
+    """
     attributes, _, content = svg[svg.index("<svg ") :].partition(">")
     view_box = re.search(r'viewBox="[^"]*"', attributes)
     for pattern, replacement in _REWRITES:

@@ -84,7 +84,9 @@ def curves(records: RunRecords) -> list[Chart]:
 
 
 def component_curve(iterations: Sequence[Json]) -> Curve:
-    """One line for each reward component that the run recorded, one that this checkout does not have included."""
+    """One line for each reward component that the run recorded, one that this checkout does not have
+    included.
+    """
     fields = sorted(
         {field for record in iterations for field in record if field.startswith(COMPONENT_PREFIX)}
     )
@@ -101,7 +103,9 @@ def _component_title(name: str) -> str:
 
 
 def _present(curve: Curve, events: Sequence[Json]) -> list[str]:
-    """Fields that some record has: a component that was added before a resume is missing from the records before it."""
+    """Fields that some record has: a component that was added before a resume is missing from the
+    records before it.
+    """
     return [field for field in curve.fields if any(event.get(field) is not None for event in events)]
 
 
@@ -113,9 +117,8 @@ def _chart(curve: Curve, events: Sequence[Json], axis: str, xlabel: str) -> Char
     }
     values = [value for line in series.values() for value in line if math.isfinite(value)]
     log = curve.log and min(values) > 0 and max(values) / min(values) > DECADE
-    bottom = (
-        curve.bottom if curve.bottom is None or min(values) >= curve.bottom else None
-    )  # a penalty lies below 0
+    # a penalty lies below 0
+    bottom = curve.bottom if curve.bottom is None or min(values) >= curve.bottom else None
     return line_chart(curve.title, [event[axis] for event in shown], series, xlabel, log, bottom)
 
 

@@ -1,7 +1,8 @@
-"""Self-play dialogues as the page tells them: turns in order, and under each the candidates that were sampled there.
+"""Self-play dialogues as the page tells them: turns in order, and under each the candidates that were
+sampled there.
 
-A recognizer group stands under the turn it read. A responder group stands under the reply that was chosen from it, or at the end where
-no reply could be chosen and the episode ended.
+A recognizer group stands under the turn it read. A responder group stands under the reply that was
+chosen from it, or at the end where no reply could be chosen and the episode ended.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 from selfemo.records.reading import Json
 
 MAX_DIALOGUES = 40
-"""Dialogues on a page, unless asked otherwise: of more, evenly spaced ones, the first and the last among them."""
+"""Dialogues on a page, unless asked otherwise: of more, evenly spaced ones, the first and the last
+among them.
+"""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,9 @@ class CandidateView:
 
     text: str
     read: tuple[str, ...]
-    """Emotions it answered (recognizer) or was read as showing (responder); empty outside the grammar or behind a gate."""
+    """Emotions it answered (recognizer) or was read as showing (responder); empty outside the grammar
+    or behind a gate.
+    """
     score: float
     rewards: tuple[tuple[str, float], ...]
     total: float | None
@@ -120,9 +125,8 @@ def _dialogue(record: Json) -> DialogueView:
 def _group(record: Json) -> GroupView:
     candidates = record["candidates"]
     admissible = [i for i, c in enumerate(candidates) if c.get("read") and not c["failed_gates"]]
-    best = max(
-        admissible, key=lambda i: (candidates[i]["score"], -i), default=None
-    )  # as selfplay chooses a reply
+    # as selfplay chooses a reply
+    best = max(admissible, key=lambda i: (candidates[i]["score"], -i), default=None)
     return GroupView(
         role=record["role"],
         speaker=record["speaker"],

@@ -72,7 +72,9 @@ def label_rows(records: RunRecords) -> list[LabelRow]:
 
 
 def label_chart(rows: Sequence[LabelRow], algorithm: str) -> Chart | None:
-    """F1 after SFT and after `algorithm`, one line per label between the two; None before the final evaluation."""
+    """F1 after SFT and after `algorithm`, one line per label between the two; None before the final
+    evaluation.
+    """
     pairs = [
         (row.label, row.f1[1], row.f1[2]) for row in rows if row.f1[1] is not None and row.f1[2] is not None
     ]

@@ -1,4 +1,6 @@
-"""The flywheel on the page: what it kept and dropped and why, and how kept dialogues descend from one another."""
+"""The flywheel on the page: what it kept and dropped and why, and how kept dialogues descend from one
+another.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class FlywheelView:
     """(label, kept recognizer records, kept responder records), most first."""
     charts: tuple[Chart, ...]
     generations: tuple[tuple[int, int, int], ...]
-    """(generation, records, of them kept): 0 descends from a real dialogue directly, 1 from a kept record of generation 0..."""
+    """(generation, records, of them kept): 0 descends from a real dialogue directly, 1 from a kept
+    record of generation 0...
+    """
     chains: tuple[tuple[Record, ...], ...]
     """Longest lines of descent, oldest record first."""
     sources: int
@@ -83,7 +87,9 @@ def flywheel_view(records: RunRecords) -> FlywheelView | None:
 
 
 def generations(parents: Mapping[int, int | None]) -> dict[int, int]:
-    """{record: how many kept records it descends from}. A parent is older than its children, so its id is smaller."""
+    """{record: how many kept records it descends from}. A parent is older than its children, so its id
+    is smaller.
+    """
     found: dict[int, int] = {}
     for record_id in sorted(parents):
         parent = parents[record_id]
@@ -94,7 +100,9 @@ def generations(parents: Mapping[int, int | None]) -> dict[int, int]:
 def longest_chains(
     links: Sequence[tuple[int, int | None, bool, str]], generation: Mapping[int, int]
 ) -> list[list[int]]:
-    """Record ids of the longest lines of descent that end in a kept record, no two from the same real dialogue, oldest first."""
+    """Record ids of the longest lines of descent that end in a kept record, no two from the same real
+    dialogue, oldest first.
+    """
     parents = {record_id: parent for record_id, parent, _, _ in links}
     chains: dict[str, list[int]] = {}
     for record_id, _, is_kept, source in sorted(links, key=lambda link: (-generation[link[0]], link[0])):

@@ -1,7 +1,7 @@
 """Headline figures and their changes, each change with the stage that made it.
 
-The supervised start (SFT) and SELF-GRPO are kept apart: a model that cannot answer at all before SFT gains nearly everything there, and a
-single "change" from start to end would credit SELF-GRPO with it.
+The supervised start (SFT) and SELF-GRPO are kept apart: a model that cannot answer at all before SFT
+gains nearly everything there, and a single "change" from start to end would credit SELF-GRPO with it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ FIGURES = (
 )
 """Field, name, and whether more is better (None: neither)."""
 MEANS_OF_TURNS = frozenset({"accuracy", "siou", "exact_match", "format_failure_rate"})
-"""Means over turns of values in [0, 1], whose variance is at most m (1 - m) (equal to it for shares): these get an interval."""
+"""Means over turns of values in [0, 1], whose variance is at most m (1 - m) (equal to it for shares):
+these get an interval.
+"""
 THIRDS = 3
 Z_95 = 1.96
 
@@ -48,7 +50,9 @@ class Headline:
     majority: float | None
     """What always answering the most frequent label scores, where that is known."""
     margin: float | None
-    """Half of the 95% interval of the last value, (normal approximation, turns taken as independent); None for other figures."""
+    """Half of the 95% interval of the last value, (normal approximation, turns taken as independent);
+    None for other figures.
+    """
 
     @property
     def last(self) -> float:
@@ -61,7 +65,9 @@ class Headline:
         return list(zip(self.values, (None, self.by_sft, self.by_play), STAGE_COLOURS, strict=True))
 
     def verdict(self, change: float | None) -> str:
-        """One of better, worse, noise (no larger than two such intervals explain), or "" where nothing can be said."""
+        """One of better, worse, noise (no larger than two such intervals explain), or "" where nothing
+        can be said.
+        """
         if change is None or self.more_is_better is None or self.margin is None:
             return ""
         if abs(change) <= math.sqrt(2) * self.margin:
@@ -79,7 +85,9 @@ class Fact:
 
 
 def stage_names(records: RunRecords) -> tuple[str, str, str]:
-    """What the stages are called, in the order of STAGES; a loss that another checkout has and this one has not goes by its name."""
+    """What the stages are called, in the order of STAGES; a loss that another checkout has and this one
+    has not goes by its name.
+    """
     loss = records.config.algorithm.loss
     return "start", "SFT", PRESETS[loss].title if loss in PRESETS else loss
 
@@ -113,7 +121,9 @@ def _difference(after: float | None, before: float | None) -> float | None:
 
 
 def run_facts(records: RunRecords) -> list[Fact]:
-    """What the run did besides recognising: reward, throughput, agreement of engine and trainer, flywheel, syncs."""
+    """What the run did besides recognising: reward, throughput, agreement of engine and trainer,
+    flywheel, syncs.
+    """
     iterations, syncs = records.of("iteration"), records.of("sync")
     facts = []
     if iterations:

@@ -1,7 +1,8 @@
 """What `selfemo plan` says about the run's configuration, beside what the run measured.
 
-Bytes are compared whatever the device, and those of weights, gradients, optimizer and reference must be equal to the byte. Seconds are
-compared only where the plan is asked for a GPU by name: the planner has no model of a CPU.
+Bytes are compared whatever the device, and those of weights, gradients, optimizer and reference must be
+equal to the byte. Seconds are compared only where the plan is asked for a GPU by name: the planner has
+no model of a CPU.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Row:
 
 
 def planned_rows(records: RunRecords, gpu: str = "") -> list[Row]:
-    """Every figure that is both planned and measured, for a finished run; `gpu` adds seconds, planned for that GPU.
+    """Every figure that is both planned and measured, for a finished run; `gpu` adds seconds, planned
+    for that GPU.
 
     Raises:
         UserError: no GPU of that name is known, or the model directory the run started from is gone.
@@ -106,7 +108,10 @@ def _sync_rows(records: RunRecords, architecture: Architecture, layout: Layout) 
         else:
             traffic = sync_bytes(architecture, layout, config.rollout.dtype, config.train.dtype)
             planned = traffic.checkpoint // layout.weight_copies
-        note = f"{event['path']} path, over the ranks of one model replica; the run's figure is counted from the transfer it carried out"
+        note = (
+            f"{event['path']} path, over the ranks of one model replica; the run's figure is "
+            "counted from the transfer it carried out"
+        )
         yield Row("Weight sync, received", planned, event["received_bytes"], "bytes", exact=True, note=note)
 
 
@@ -158,7 +163,9 @@ def _workload_rows(config: RunConfig, iterations: list[Json]) -> Iterator[Row]:
 
 
 def _measured_workload(config: RunConfig, iterations: list[Json]) -> Workload:
-    """The workload with the lengths and the share of trained samples that this run measured in place of assumed ones."""
+    """The workload with the lengths and the share of trained samples that this run measured in place of
+    assumed ones.
+    """
 
     def measured(field: str) -> float | None:
         return _mean(iterations, field) if all(field in r for r in iterations) else None

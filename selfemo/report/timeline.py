@@ -1,7 +1,8 @@
 """Where the time went: spans of phases per rank, drawn as they followed one another, and their sums.
 
-A rank that waits for others waits inside its phase (a collective ends for all ranks together), so bars show when a rank entered a phase
-late, not how long it worked in it. Between spans lie checkpoints, records, and what a phase does not count.
+A rank that waits for others waits inside its phase (a collective ends for all ranks together), so bars
+show when a rank entered a phase late, not how long it worked in it. Between spans lie checkpoints,
+records, and what a phase does not count.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ MAX_ROWS = 16
 """Ranks that a chart shows; of more, evenly spaced ones."""
 WIDTH_IN = 9.5
 COLUMNS = 300
-"""A rank with more spans than this is drawn in so many columns, each in the colour of the phase that took most of it."""
+"""A rank with more spans than this is drawn in so many columns, each in the colour of the phase that
+took most of it.
+"""
 ZOOMED = 2
 """Iterations that the closer chart shows: the last ones."""
 
@@ -150,7 +153,9 @@ def _chart(title: str, spans: Spans, start_s: float, end_s: float) -> Chart:
 
 
 def coarse_spans(spans: Sequence[Span], start_s: float, end_s: float, columns: int = COLUMNS) -> list[Span]:
-    """Spans of whole columns: each column takes the phase, or the pause, that fills most of it; equal neighbours are one span."""
+    """Spans of whole columns: each column takes the phase, or the pause, that fills most of it; equal
+    neighbours are one span.
+    """
     width_s = (end_s - start_s) / columns
     filled: list[dict[str, float]] = [{} for _ in range(columns)]
     for name, start, end in spans:

@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     outcomes = run_steps(chosen, machine, lambda line: print(line, flush=True))
     failed = [outcome.name for outcome in outcomes if outcome.result in BAD]
     print(
-        f"gpu-check: {'failed: ' + ', '.join(failed) if failed else 'no step failed'}; report: {machine.output / 'report.md'}"
+        f"gpu-check: {'failed: ' + ', '.join(failed) if failed else 'no step failed'}; report: "
+        f"{machine.output / 'report.md'}"
     )
     return 1 if failed else 0
 

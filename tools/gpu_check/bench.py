@@ -1,7 +1,7 @@
 """Step `bench`: tools/kernels/__main__.py, then the predictions of docs/kernels.md beside what was measured.
 
-The predictions are for an H100 at T = 8,192, V = 151,936 in bf16. On another card they are printed all the same and not judged by;
-a missed one never fails the step: it is what the step is for.
+The predictions are for an H100 at T = 8,192, V = 151,936 in bf16. On another card they are printed all
+the same and not judged by; a missed one never fails the step: it is what the step is for.
 """
 
 from __future__ import annotations

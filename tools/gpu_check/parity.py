@@ -1,8 +1,10 @@
-"""Step `parity`: logits and gradients of one small Qwen3 from Megatron's local layer, Transformer Engine's, and transformers.
+"""Step `parity`: logits and gradients of one small Qwen3 from Megatron's local layer, Transformer
+Engine's, and transformers.
 
-transformers in fp32 is the truth. The local layer in the run's dtype sets how much rounding costs; Transformer Engine's, which no other
-test can see, may be at most twice as far from the truth, and so may the layer with shared prompts, whose attention is flash-attn's in
-bf16. On a CPU there is no Transformer Engine: the local layer is compared alone, with and without shared prompts.
+transformers in fp32 is the truth. The local layer in the run's dtype sets how much rounding costs;
+Transformer Engine's, which no other test can see, may be at most twice as far from the truth, and so
+may the layer with shared prompts, whose attention is flash-attn's in bf16. On a CPU there is no
+Transformer Engine: the local layer is compared alone, with and without shared prompts.
 """
 
 from __future__ import annotations
@@ -77,10 +79,11 @@ def _samples() -> list[TrainingSample]:
     # Id 0 pads: its embedding is zero, so a norm's gradient explodes there, and transformers leaves it out.
     ids = [tuple(1 + (7 * i + 3 * j) % 1000 for j in range(20 + 30 * i)) for i in range(4)]
     samples = [TrainingSample(sample[:-8], sample[-8:]) for sample in ids]
+    # the last two share a prompt
     return [
         *samples,
         TrainingSample(samples[-1].prompt_ids, samples[0].completion_ids),
-    ]  # the last two share a prompt
+    ]
 
 
 def _megatron(
@@ -132,14 +135,16 @@ def _told(name: str, found: Computed, truth: Computed, allowed: dict[str, float]
     """Print the differences from the truth, relative to its largest element, by tensor; returns them."""
     if found.gradients.keys() != truth.gradients.keys():
         raise SystemExit(
-            f"{name}: tensors with a gradient differ: {sorted(found.gradients.keys() ^ truth.gradients.keys())}"
+            f"{name}: tensors with a gradient differ: "
+            f"{sorted(found.gradients.keys() ^ truth.gradients.keys())}"
         )
     pairs = {"logits": (found.logits_NV, truth.logits_NV)}
     pairs |= {key: (found.gradients[key], truth.gradients[key]) for key in truth.gradients}
     differences = {key: float((a.to(b) - b).abs().max() / b.abs().max()) for key, (a, b) in pairs.items()}
     worst = max(differences, key=lambda key: differences[key] / allowed[key])
     print(
-        f"{name}: logits off by {differences['logits']:.1e}, nearest its limit {worst}: {differences[worst]:.1e} of {allowed[worst]:.1e}"
+        f"{name}: logits off by {differences['logits']:.1e}, nearest its limit {worst}: "
+        f"{differences[worst]:.1e} of {allowed[worst]:.1e}"
     )
     beyond = [
         f"{key} {differences[key]:.1e} > {allowed[key]:.1e}"

@@ -51,7 +51,9 @@ class Outcome:
 
 
 def run_steps(steps: Sequence[Step], machine: Machine, say: Callable[[str], None]) -> list[Outcome]:
-    """Run every step to its end or its deadline; the report is written anew after each, so that a lost machine leaves one."""
+    """Run every step to its end or its deadline; the report is written anew after each, so that a lost
+    machine leaves one.
+    """
     machine.output.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     for step in steps:
@@ -159,7 +161,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:
-    """Kill what the step left behind, its own children included; its session is its own, so nothing else is hit."""
+    """Kill what the step left behind, its own children included; its session is its own, so nothing
+    else is hit.
+    """
     with contextlib.suppress(ProcessLookupError):  # nobody is left in it
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,4 +1,5 @@
-"""Step `sleep`: a sleeping engine gives its memory back and refuses to generate; woken and sent its weights, it says what it said.
+"""Step `sleep`: a sleeping engine gives its memory back and refuses to generate; woken and sent its
+weights, it says what it said.
 
 On a CPU the engine stays resident: the cycle runs, and memory has nothing to show.
 """
@@ -30,7 +31,8 @@ def main() -> None:
         held = config.rollout.kv_cache_bytes
         if asleep - awake < RETURNED_SHARE * held:
             raise SystemExit(
-                f"rank {layout.rank}: sleep returned {asleep - awake} bytes, expected at least {RETURNED_SHARE:.0%} of {held}"
+                f"rank {layout.rank}: sleep returned {asleep - awake} bytes, expected at least "
+                f"{RETURNED_SHARE:.0%} of {held}"
             )
     system.weight_sync.sync(2)  # wakes the engine
     after = system.engine.generate([request])[0].token_ids

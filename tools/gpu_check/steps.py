@@ -26,7 +26,9 @@ class Machine:
 
     @property
     def processes(self) -> int:
-        """Ranks of the steps that need a world: two where there are two GPUs, so that weights have somewhere to travel."""
+        """Ranks of the steps that need a world: two where there are two GPUs, so that weights have
+        somewhere to travel.
+        """
         return 2 if self.device == "cpu" else min(2, self.gpus)
 
 

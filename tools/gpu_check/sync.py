@@ -1,4 +1,6 @@
-"""Step `sync`: weights from Megatron into vLLM on both paths, each checked by checksums and by the greedy probe (which raise)."""
+"""Step `sync`: weights from Megatron into vLLM on both paths, each checked by checksums and by the
+greedy probe (which raise).
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,9 @@ def small_config(overrides: list[str] | None = None) -> RunConfig:
 
 
 def small_system(config: RunConfig) -> System:
-    """Join torchrun's world and build learner, engine and sync in it. Files go to a directory that rank 0 names."""
+    """Join torchrun's world and build learner, engine and sync in it. Files go to a directory that rank
+    0 names.
+    """
     world = join_world(config)
     name = [tempfile.mkdtemp(prefix="selfemo-gpu-check-") if world.layout.is_main else ""]
     dist.broadcast_object_list(name, src=0)

@@ -1,4 +1,5 @@
-"""Measures the kernels: time and memory beside other implementations, the compiler's resource table, and counted traffic.
+"""Measures the kernels: time and memory beside other implementations, the compiler's resource table,
+and counted traffic.
 
     python -m tools.kernels --device cpu                    # time and peak memory on this machine
     python -m tools.kernels --device cuda --tokens 8192     # milliseconds, bytes/s and share of the card's bandwidth
@@ -106,7 +107,8 @@ def _timing(console: Console, options: argparse.Namespace, workload: str) -> dic
     console.print(_timing_table(sizes, rows, bandwidth))
     if not on_gpu:
         console.print(
-            f"load average at the end: {', '.join(f'{load:.1f}' for load in os.getloadavg())} on {os.cpu_count()} cores"
+            f"load average at the end: {', '.join(f'{load:.1f}' for load in os.getloadavg())} on "
+            f"{os.cpu_count()} cores"
         )
     return {"sizes": asdict(sizes), "rows": [asdict(row) for row in rows], "card_bytes_per_s": bandwidth}
 
@@ -217,7 +219,10 @@ def _machine(threads: int) -> str:
     )
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{model or platform.machine()}, {threads} threads, {capability}, {memory_gib:.0f} GiB, torch {torch.__version__}"
+    return (
+        f"{model or platform.machine()}, {threads} threads, {capability}, {memory_gib:.0f} GiB, "
+        f"torch {torch.__version__}"
+    )
 
 
 def _number(value: float | None) -> str:

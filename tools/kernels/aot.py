@@ -1,10 +1,12 @@
 """Compiles every kernel for GPUs that are not here, and reads what the compiler made of it.
 
-Triton needs no GPU to compile: its wheel carries ptxas, cuobjdump and nvdisasm, and LLVM for AMD. Registers, spills, the width
-of memory accesses and the number of special-function instructions (exp, sqrt) are facts of the binary, so a regression in any
-of them fails in CI. `resources.json` beside this file is the committed table. What this cannot show is time.
+Triton needs no GPU to compile: its wheel carries ptxas, cuobjdump and nvdisasm, and LLVM for AMD.
+Registers, spills, the width of memory accesses and the number of special-function instructions (exp,
+sqrt) are facts of the binary, so a regression in any of them fails in CI. `resources.json` beside this
+file is the committed table. What this cannot show is time.
 
-Kernels compiled here must not come from an interpreting process: Triton reads TRITON_INTERPRET when @triton.jit runs.
+Kernels compiled here must not come from an interpreting process: Triton reads TRITON_INTERPRET when
+@triton.jit runs.
 """
 
 from __future__ import annotations

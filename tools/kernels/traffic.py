@@ -1,9 +1,10 @@
 """Counts bytes, so that "one read forward, one read and one write backward" is an assertion and not a claim.
 
-Two meters. `TorchMeter` watches torch operators on any device: what an operator reads and writes counts if it belongs to a
-tensor too large for the cache, since a chunk that stays in the cache costs no memory traffic; it also tracks the peak of live
-tensors. `interpreted_traffic` watches the Triton kernels themselves in Triton's interpreter: every address that they load from
-or store to within one tensor. Both count per element, so the figures hold for any number of tokens and any vocabulary.
+Two meters. `TorchMeter` watches torch operators on any device: what an operator reads and writes counts
+if it belongs to a tensor too large for the cache, since a chunk that stays in the cache costs no memory
+traffic; it also tracks the peak of live tensors. `interpreted_traffic` watches the Triton kernels
+themselves in Triton's interpreter: every address that they load from or store to within one tensor.
+Both count per element, so the figures hold for any number of tokens and any vocabulary.
 """
 
 from __future__ import annotations
@@ -73,10 +74,12 @@ class Counted:
 
 
 class TorchMeter(TorchDispatchMode):
-    """While active, sums the memory traffic of torch operators and follows the bytes of tensors that they allocate.
+    """While active, sums the memory traffic of torch operators and follows the bytes of tensors that
+    they allocate.
 
-    Operands in storages of at most `cache_bytes` count as traffic-free. Gathers and scatters along one column per row, and
-    boolean assignments, count the elements they touch. It sees the operators of its own thread, so torch gets one meanwhile.
+    Operands in storages of at most `cache_bytes` count as traffic-free. Gathers and scatters along one
+    column per row, and boolean assignments, count the elements they touch. It sees the operators of its
+    own thread, so torch gets one meanwhile.
     """
 
     def __init__(self, cache_bytes: int) -> None:
@@ -155,7 +158,9 @@ class TorchMeter(TorchDispatchMode):
 
 @contextmanager
 def interpreted_traffic(watched: Tensor) -> Iterator[Counted]:
-    """Bytes that Triton kernels load from and store to `watched` while they run in Triton's interpreter (TRITON_INTERPRET=1)."""
+    """Bytes that Triton kernels load from and store to `watched` while they run in Triton's interpreter
+    (TRITON_INTERPRET=1).
+    """
     from triton.runtime import interpreter
 
     builder, counted = interpreter.interpreter_builder, Counted()
@@ -178,7 +183,8 @@ def interpreted_traffic(watched: Tensor) -> Iterator[Counted]:
     try:
         yield counted
     finally:
+        # instance attributes: the class's own remain
         del (
             builder.create_masked_load,
             builder.create_masked_store,
-        )  # instance attributes: the class's own remain
+        )

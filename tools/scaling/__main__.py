@@ -1,10 +1,12 @@
-"""Scaling of a run: measured over local processes, planned over thousands of GPUs, and the cost of the project's own parts.
+"""Scaling of a run: measured over local processes, planned over thousands of GPUs, and the cost of the
+project's own parts.
 
     python -m tools.scaling --output docs/scaling                    # everything: about half an hour on two idle cores
     python -m tools.scaling --output DIR --processes 1 2             # fewer measured runs
     python -m tools.scaling --output DIR --processes 0 --samples 0   # planned curves alone, in seconds
 
-Writes study.csv, study.json, study.png, study.svg and parts.csv. Runs are kept under --runs, and finished ones are not made again.
+Writes study.csv, study.json, study.png, study.svg and parts.csv. Runs are kept under --runs, and
+finished ones are not made again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Real runs over local processes: the whole job under torchrun, read back from its metrics.
 
-The model is untrained (no SFT), so nearly every completion runs to its cap: lengths are alike in all runs, and so is the work per sample.
+The model is untrained (no SFT), so nearly every completion runs to its cap: lengths are alike in all
+runs, and so is the work per sample.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def measure(process_counts: Sequence[int], directory: Path, say: Any = print) ->
 
 
 def overrides(processes: int, seeds: int, output: Path) -> list[str]:
-    """What the runs differ in from the demo: sizes, and nothing that would not be repeated in every iteration."""
+    """What the runs differ in from the demo: sizes, and nothing that would not be repeated in every
+    iteration.
+    """
     return [
         f"output_dir={output}",
         "corpus.name=everyday",

@@ -1,7 +1,9 @@
-"""What the project's own parts cost per sample: planning, self-play around the engine, rewards, flywheel, dealing, packing.
+"""What the project's own parts cost per sample: planning, self-play around the engine, rewards,
+flywheel, dealing, packing.
 
-Groups are fed in batches, as iterations feed them, and dropped again: what is looked for is cost that grows with what was seen before.
-Seconds are the processor's, not the clock's, so that a busy machine does not show.
+Groups are fed in batches, as iterations feed them, and dropped again: what is looked for is cost that
+grows with what was seen before. Seconds are the processor's, not the clock's, so that a busy machine
+does not show.
 """
 
 from __future__ import annotations
@@ -42,12 +44,15 @@ DATA_PARALLEL = 8
 REPEATED = ("self-play of all", "rewards of all", "advantage", "flywheel", "deal")
 """Parts that every rank computes alike over the whole batch (selfemo.trainer)."""
 SHARED = ("self-play", "reward")
-"""Parts that ranks share out, and pack for one another; packing micro-batches is shared out too, and the planner counts it as training."""
+"""Parts that ranks share out, and pack for one another; packing micro-batches is shared out too, and
+the planner counts it as training.
+"""
 SEEDS = 64
 """Of one iteration of self-play."""
 LINEAR_FACTOR = 3.0
-"""A part grows when a sample of the largest study costs more than this times one of a tenth of it: dealing sorts, and caches overflow, but
-quadratic cost would be 10."""
+"""A part grows when a sample of the largest study costs more than this times one of a tenth of it:
+dealing sorts, and caches overflow, but quadratic cost would be 10.
+"""
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,8 @@ def measure_parts(
             if not any((cost.part, cost.samples) == (part, samples) for cost in found):
                 found.append(PartCost(part, samples, measure(corpus, samples)))
                 say(
-                    f"{part}: {samples} samples in {found[-1].seconds:.1f} s of processor time, {found[-1].per_sample_us:.1f} us each"
+                    f"{part}: {samples} samples in {found[-1].seconds:.1f} s of processor time, "
+                    f"{found[-1].per_sample_us:.1f} us each"
                 )
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_text(json.dumps([asdict(cost) for cost in found], indent=1) + "\n")
@@ -151,7 +157,9 @@ def _packing(_: Corpus, samples: int) -> float:
 
 
 class _Engine:
-    """Stands for the engines and for the other ranks: completions of the usual lengths, and time kept of who would do what."""
+    """Stands for the engines and for the other ranks: completions of the usual lengths, and time kept
+    of who would do what.
+    """
 
     def __init__(
         self, answers: Sequence[tuple[int, ...]], utterances: Sequence[tuple[int, ...]], answer_tokens: int
@@ -188,7 +196,9 @@ class _Engine:
 
 
 def _self_play(corpus: Corpus, samples: int) -> tuple[float, float]:
-    """Seconds of what ranks share out in self-play, and of what each does for all: requests, and what the others sent."""
+    """Seconds of what ranks share out in self-play, and of what each does for all: requests, and what
+    the others sent.
+    """
     from selfemo.system import tokenizer_texts
     from selfemo.tokens.encoder import ChatEncoder
     from selfemo.tokens.training import save_tokenizer, train_tokenizer
@@ -239,7 +249,9 @@ def _rewarding(corpus: Corpus, samples: int) -> float:
 
 
 def _receiving(corpus: Corpus, samples: int) -> float:
-    """Unpacking everybody's figures and putting them to their groups; moving the bytes, some 40 a sample, is not counted."""
+    """Unpacking everybody's figures and putting them to their groups; moving the bytes, some 40 a
+    sample, is not counted.
+    """
     rewards = Rewards(RewardConfig(), corpus.split("train"), corpus.labels)
     seconds = 0.0
     for groups in made_groups(corpus, rewards, samples):

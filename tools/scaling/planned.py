@@ -1,8 +1,9 @@
-"""What the planner expects of thousands of GPUs: the best layout at every size, under the example configurations.
+"""What the planner expects of thousands of GPUs: the best layout at every size, under the example
+configurations.
 
-One thing is added to the planner's step: the project's own parts, of which ranks share out the rewards, and repeat advantages, dealing and
-flywheel over the whole batch. They are nothing for one node and what ends weak scaling, so their cost per sample is taken from this
-machine's measurement.
+One thing is added to the planner's step: the project's own parts, of which ranks share out the rewards,
+and repeat advantages, dealing and flywheel over the whole batch. They are nothing for one node and what
+ends weak scaling, so their cost per sample is taken from this machine's measurement.
 """
 
 from __future__ import annotations
@@ -91,7 +92,10 @@ def _row(plan: Plan, workload: Workload, model: str, study: Study, groups: int, 
         other_s=step.other + own_s,
         sync_bytes=moved,
         planned_sync_bytes=moved,
-        note=f"planned, never run; {own.repeated_us:.0f} us per sample on every rank, {own.shared_us:.0f} us shared out"
+        note=(
+            f"planned, never run; {own.repeated_us:.0f} us per sample on every rank, "
+            f"{own.shared_us:.0f} us shared out"
+        )
         if own != OwnCost()
         else "planned, never run; without the project's own parts",
     )

@@ -21,7 +21,9 @@ class Row:
     algorithm: str
     model: str
     policy_lag: int
-    """Optimizer steps between the weights that sampled and those that are trained: 0, this project is on-policy."""
+    """Optimizer steps between the weights that sampled and those that are trained: 0, this project is
+    on-policy.
+    """
     mean_tokens: float
     """Mean completion length."""
     max_tokens: int

@@ -1,1 +1,3 @@
-"""A controlled comparison of training variants: many runs, one evaluation, intervals over seeds and dialogues."""
+"""A controlled comparison of training variants: many runs, one evaluation, intervals over seeds and
+dialogues.
+"""

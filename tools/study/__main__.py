@@ -1,7 +1,9 @@
-"""Train and compare the variants of a study: python -m tools.study STUDY.yaml --output DIR [--at-once 2] [--seed 1] [--test]
+"""Train and compare the variants of a study: python -m tools.study STUDY.yaml --output DIR [--at-once
+2] [--seed 1] [--test]
 
-Training is resumed by the same command. Dev is evaluated every time; --test evaluates the test split too: once, when nothing will be
-changed any more. Writes DIR/report.md, figures, and every model's answers as JSON.
+Training is resumed by the same command. Dev is evaluated every time; --test evaluates the test split
+too: once, when nothing will be changed any more. Writes DIR/report.md, figures, and every model's
+answers as JSON.
 """
 
 from __future__ import annotations

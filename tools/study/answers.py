@@ -1,7 +1,7 @@
 """What every model of a study answers, asked once and kept: statistics and plots need no model after this.
 
-All models of a study share one engine where they share a shape, so twenty models cost one start-up. Replies are read by the seed's
-SFT start, which no variant trained further.
+All models of a study share one engine where they share a shape, so twenty models cost one start-up.
+Replies are read by the seed's SFT start, which no variant trained further.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class ModelAnswers:
     label_entropy: float
     neutral_share: float
     expression: float | None
-    """Mean smoothed IoU of its replies as the SFT start reads them; None for the start itself, which would judge itself."""
+    """Mean smoothed IoU of its replies as the SFT start reads them; None for the start itself, which
+    would judge itself.
+    """
     trained_as: str = ""
     """`StudyRun.trained_as` of the run that was asked."""
 

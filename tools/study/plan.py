@@ -1,7 +1,7 @@
 """What a study compares: a YAML file that names a base configuration, seeds, a shared SFT start and variants.
 
-All variants of a seed continue the same SFT model, so that a difference between them is what they did after it. A
-variant is a name, a sentence, and overrides: an ablation is one line.
+All variants of a seed continue the same SFT model, so that a difference between them is what they did
+after it. A variant is a name, a sentence, and overrides: an ablation is one line.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def read_plan(path: Path) -> StudyPlan:
     """Read a study file.
 
     Raises:
-        UserError: not readable, an unknown or missing field, a repeated name, or a baseline that is no variant.
+        UserError: not readable, an unknown or missing field, a repeated name, or a baseline that is no
+            variant.
     """
     try:
         plan = TypeAdapter(StudyPlan).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -77,7 +78,8 @@ def read_plan(path: Path) -> StudyPlan:
     for name in names:
         if names.count(name) > 1:
             raise UserError(
-                f"{path}: variant {name!r} is named twice ({START!r} is the SFT start itself): give it another name"
+                f"{path}: variant {name!r} is named twice ({START!r} is the SFT start itself): "
+                "give it another name"
             )
     for name in plan.baselines:
         if name not in names:

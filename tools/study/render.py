@@ -1,4 +1,6 @@
-"""A study on a page: a Markdown table per split, and one figure that shows averages and differences with their intervals."""
+"""A study on a page: a Markdown table per split, and one figure that shows averages and differences
+with their intervals.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,14 @@ METRIC_TITLES = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1
 
 
 def render_split(answers: SplitAnswers, plan: StudyPlan) -> str:
-    """The split's two tables: figures by variant, differences by baseline. Figures are in percent, intervals of 95%."""
+    """The split's two tables: figures by variant, differences by baseline. Figures are in percent,
+    intervals of 95%.
+    """
     names = variant_names(plan)
     figures, against = figures_of(answers, names), differences(answers, names, plan.baselines)
     lines = [
-        f"### {answers.corpus} {answers.split}: {len(answers.gold)} turns, {len(set(answers.dialogues))} dialogues",
+        f"### {answers.corpus} {answers.split}: {len(answers.gold)} turns, "
+        f"{len(set(answers.dialogues))} dialogues",
         "",
     ]
     lines += [*_figures_table(figures), ""]
@@ -58,7 +63,9 @@ def variant_names(plan: StudyPlan) -> list[str]:
 
 
 def plot_split(answers: SplitAnswers, plan: StudyPlan, path: Path) -> None:
-    """Weighted and macro F1 of every variant with intervals, and its difference to the first baseline; format by suffix."""
+    """Weighted and macro F1 of every variant with intervals, and its difference to the first baseline;
+    format by suffix.
+    """
     from matplotlib.figure import Figure
 
     names = variant_names(plan)
@@ -97,14 +104,16 @@ def plot_split(answers: SplitAnswers, plan: StudyPlan, path: Path) -> None:
 
 def _figures_table(figures: Sequence[VariantFigures]) -> list[str]:
     lines = [
-        "| variant | accuracy | weighted F1 | macro F1 | sIoU | share of neutral | label entropy, nats | expression sIoU |",
+        "| variant | accuracy | weighted F1 | macro F1 | sIoU | share of neutral | label entropy, "
+        "nats | expression sIoU |",
         "| --- | --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for row in figures:
         cells = [_percent(_metric(row.intervals, name)) for name in METRICS]
         expression = "-" if row.expression is None else f"{row.expression:.3f}"
         lines.append(
-            f"| `{row.variant}` | {' | '.join(cells)} | {row.siou:.3f} | {row.neutral_share:.1%} | {row.label_entropy:.2f} | {expression} |"
+            f"| `{row.variant}` | {' | '.join(cells)} | {row.siou:.3f} | {row.neutral_share:.1%} | "
+            f"{row.label_entropy:.2f} | {expression} |"
         )
     return lines
 

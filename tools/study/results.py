@@ -1,4 +1,6 @@
-"""From answers to figures: every variant's averages over its seeds, and its difference to each baseline, with intervals."""
+"""From answers to figures: every variant's averages over its seeds, and its difference to each
+baseline, with intervals.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Trains every model of a study, a few runs at a time, each in processes of its own.
 
-A run is the ordinary `selfemo train`, so a study that was interrupted is started again with the same command: finished runs are left
-alone and unfinished ones go on as any run does.
+A run is the ordinary `selfemo train`, so a study that was interrupted is started again with the same
+command: finished runs are left alone and unfinished ones go on as any run does.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def starts(plan: StudyPlan, study_file: Path, output: Path) -> list[StudyRun]:
 
 
 def continuations(plan: StudyPlan, study_file: Path, output: Path) -> list[StudyRun]:
-    """The run of every variant and seed, a variant's seeds together: a study that is cut short has whole variants."""
+    """The run of every variant and seed, a variant's seeds together: a study that is cut short has
+    whole variants.
+    """
     return [
         _run(plan, study_file, output, seed, variant.name, _overrides(plan, output, seed, variant))
         for variant in plan.variants
@@ -96,9 +98,8 @@ def _run(
     directory = _directory(output, seed, name)
     base = str(study_file.parent / plan.base)
     settings = [*overrides, f"seed={seed}", f"output_dir={directory}"]
-    RunDirectory.check(
-        load_config(base, settings)
-    )  # before the first run starts: settings, and that what is there was made with them
+    # before the first run starts: settings, and that what is there was made with them
+    RunDirectory.check(load_config(base, settings))
     return StudyRun(seed, name, directory, ("--config", base, *settings))
 
 

@@ -1,4 +1,6 @@
-"""Prints the table of README.md: turns by split and label. Needs nothing but Python: `python examples/data/everyday/counts.py`."""
+"""Prints the table of README.md: turns by split and label. Needs nothing but Python: `python
+examples/data/everyday/counts.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ SPLITS = ("train", "dev", "test")
 
 
 def table() -> str:
-    """Markdown: one row per label with the turns that carry it, as primary label in front, in any place in brackets."""
+    """Markdown: one row per label with the turns that carry it, as primary label in front, in any place
+    in brackets.
+    """
     labels = json.loads((HERE / "labels.json").read_text())
     dialogues = {split: [json.loads(line) for line in (HERE / f"{split}.jsonl").open()] for split in SPLITS}
     turns = {split: [turn for dialogue in dialogues[split] for turn in dialogue["turns"]] for split in SPLITS}

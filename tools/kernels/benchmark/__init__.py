@@ -1,1 +1,3 @@
-"""What tools/kernels/__main__.py measures: this project's kernels beside other implementations of the same mathematics."""
+"""What tools/kernels/__main__.py measures: this project's kernels beside other implementations of the
+same mathematics.
+"""

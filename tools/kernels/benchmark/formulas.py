@@ -1,8 +1,9 @@
 """The formulas that are compared, ours and others', on two workloads with one answer each.
 
-`LOGITS`: log-probability and entropy of existing logits, forward and backward, with random derivatives of both.
-`PROJECTION`: hidden states and output weight to an on-policy GRPO loss (mean over tokens and sequences) and both gradients.
-A formula returns its gradients, so that a fast wrong answer shows in the table.
+`LOGITS`: log-probability and entropy of existing logits, forward and backward, with random derivatives
+of both. `PROJECTION`: hidden states and output weight to an on-policy GRPO loss (mean over tokens and
+sequences) and both gradients. A formula returns its gradients, so that a fast wrong answer shows in the
+table.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Formula:
-    """One implementation. `run` takes leaves (logits, or hidden states and weight) and the batch, and returns their gradients."""
+    """One implementation. `run` takes leaves (logits, or hidden states and weight) and the batch, and
+    returns their gradients.
+    """
 
     name: str
     run: Callable[..., tuple[Tensor, ...]]
@@ -105,7 +108,9 @@ def _ours(logits_TV: Tensor, batch: Batch) -> tuple[Tensor, ...]:
 
 
 def _liger_triton(logits_TV: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-    """Its loss has no entropy, so there is no gradient to compare; of each sequence's rows it leaves the last one out."""
+    """Its loss has no entropy, so there is no gradient to compare; of each sequence's rows it leaves
+    the last one out.
+    """
     triton_grpo_loss = _peer("liger_kernel.transformers.grpo_loss", "triton_grpo_loss")
     sequences, length = len(batch.advantage_S), batch.sequence_length
     logits_BLV, targets_BL = (

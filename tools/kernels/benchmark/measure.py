@@ -1,9 +1,11 @@
-"""Runs the formulas: time in one process, round after round, and peak memory in a process of its own per formula.
+"""Runs the formulas: time in one process, round after round, and peak memory in a process of its own
+per formula.
 
-Interleaved rounds let a noisy neighbour hit every formula alike, and the median of each is what is reported, beside the median of
-the processor time that the process was given: on a shared machine, the wall clock also counts what others did. Peak memory on a
-CPU is the kernel's own figure (VmHWM, reset before the call), with malloc told to return what is freed, so that one call's
-leftovers do not hide the next one's need.
+Interleaved rounds let a noisy neighbour hit every formula alike, and the median of each is what is
+reported, beside the median of the processor time that the process was given: on a shared machine, the
+wall clock also counts what others did. Peak memory on a CPU is the kernel's own figure (VmHWM, reset
+before the call), with malloc told to return what is freed, so that one call's leftovers do not hide the
+next one's need.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ class Row:
 
 
 def inputs(sizes: Sizes) -> tuple[tuple[Tensor, ...], Batch]:
-    """Tensors to differentiate (logits, or hidden states and weight) and the rest; the same numbers at every call."""
+    """Tensors to differentiate (logits, or hidden states and weight) and the rest; the same numbers at
+    every call.
+    """
     generator = torch.Generator().manual_seed(0)
     dtype, tokens = getattr(torch, sizes.dtype), sizes.tokens
     length = min(64, tokens)
@@ -85,7 +89,8 @@ class Call:
 
 
 def run_all(sizes: Sizes, threads: int, names: tuple[str, ...] | None = None) -> list[Row]:
-    """The workload's formulas (those named; None: all) on so many CPU threads: one first call each (compiles, allocates), then rounds.
+    """The workload's formulas (those named; None: all) on so many CPU threads: one first call each
+    (compiles, allocates), then rounds.
 
     What cannot be measured, because a device or a peer is missing or the peer fails, is a row that says so.
     """
@@ -159,9 +164,8 @@ def _call(formula: Formula, tensors: tuple[Tensor, ...], batch: Batch) -> Call:
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
     on_gpu = leaves[0].is_cuda
     if on_gpu:
-        torch.empty(
-            1 << 28, dtype=torch.int8, device=leaves[0].device
-        ).zero_()  # evict the copies from the cache
+        # evict the copies from the cache
+        torch.empty(1 << 28, dtype=torch.int8, device=leaves[0].device).zero_()
         torch.cuda.synchronize()
     begin, cpu_begin = time.perf_counter(), time.process_time()
     gradients = formula.run(*leaves, batch)

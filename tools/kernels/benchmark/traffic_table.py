@@ -1,4 +1,6 @@
-"""Bytes moved and held per logit, counted: eager formulas and the CPU path by their operators, the Triton kernels by address."""
+"""Bytes moved and held per logit, counted: eager formulas and the CPU path by their operators, the
+Triton kernels by address.
+"""
 
 from __future__ import annotations
 
