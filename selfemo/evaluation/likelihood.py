@@ -1,10 +1,10 @@
-"""Label likelihoods: how probable each label is as the model's whole answer, over all of the answer's tokens.
+"""Computes label likelihoods: the probability of each label as the model's whole answer, over all its tokens.
 
 The probability counts the token that ends the turn, so it is that of answering this label and nothing
 more; labels whose tokens begin alike stay apart, and the probabilities of a closed set sum to at most
 one (the rest are answers of several labels, or outside the grammar). transformers runs the model,
-because an engine offers logprobs of what it sampled; selfemo.kernels computes the logprobs from hidden
-states.
+because an engine offers logprobs of its own samples only; selfemo.kernels computes the logprobs from
+hidden states.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class AnswerScorer:
     """A finished model that scores given answers."""
 
     def __init__(self, model: FinishedModel) -> None:
-        """Load the model; UserError where its files do not load."""
+        """Load the model; UserError if its files do not load."""
         with quiet_libraries():
             from transformers import AutoModelForCausalLM
 
@@ -54,7 +54,7 @@ class AnswerScorer:
     def score(
         self, prompts: Sequence[tuple[int, ...]], answers: Mapping[str, tuple[int, ...]]
     ) -> list[dict[str, float]]:
-        """Per prompt, the logprob of each answer in nats, summed over its tokens.
+        """Return, per prompt, the logprob of each answer in nats, summed over its tokens.
 
         Args:
             prompts: token ids, each not empty.
@@ -78,8 +78,8 @@ class AnswerScorer:
     def _score_batch(
         self, prompts: Sequence[tuple[int, ...]], answers: Mapping[str, tuple[int, ...]]
     ) -> list[dict[str, float]]:
-        """B prompts of one length: read once, then continued with the L answers at a time from the
-        cached prompt.
+        """Score B prompts of one length: read them once, then continue the cached prompt with L answers
+        at a time.
         """
         count, longest = len(answers), max(len(ids) for ids in answers.values())
         padded_LA = torch.zeros((count, longest), dtype=torch.long, device=self._device)
