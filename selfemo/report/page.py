@@ -1,6 +1,6 @@
-"""Puts the page together. Jinja escapes whatever a model or a user wrote; only our own charts, style
-and script are markup.
+"""Puts the page together.
 
+Jinja escapes everything that a model or a user wrote; only our own charts, style and script are markup.
 The page's content security policy forbids every request and every script but its own, so that nothing
 in it can load or run.
 """
@@ -40,7 +40,7 @@ SECTIONS = (
 
 
 def render(records: RunRecords, refresh_s: int = 0, gpu: str = "", max_dialogues: int = MAX_DIALOGUES) -> str:
-    """The page; with `refresh_s` it loads itself again every so many seconds.
+    """Render the page. With `refresh_s` it reloads itself every so many seconds.
 
     Raises:
         UserError: see planned_rows and flywheel_view.
@@ -90,8 +90,10 @@ def render(records: RunRecords, refresh_s: int = 0, gpu: str = "", max_dialogues
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write the page under a temporary name, then rename it: a browser that looks on never sees half of
-    it; UserError where it cannot.
+    """Write the page under a temporary name, then rename it, so that an open browser never sees half of it.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
