@@ -1,9 +1,9 @@
-"""Rewards scored by every rank alike against rewards scored in shares and gathered: processor time per
-rank and sample, in turns.
+"""Compares scoring every reward on every rank with scoring shares and gathering them.
 
     torchrun --standalone --nproc-per-node 2 -m tools.bench_dealing [SAMPLES ...]
 
-Prints medians of rank 0, the ratio shares / alike, and whether both give the same rewards.
+Measures processor time per rank and sample, both ways in turns. Prints medians of rank 0, the ratio
+shares / alike, and whether both give the same rewards.
 """
 
 from __future__ import annotations

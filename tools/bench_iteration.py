@@ -1,21 +1,14 @@
-"""Measures what an iteration costs: a self-play rollout beside plain vLLM, and a whole iteration beside
-TRL's GRPOTrainer.
+"""Measures an iteration: a self-play rollout beside plain vLLM, and a whole iteration beside TRL's
+GRPOTrainer.
 
     python tools/bench_iteration.py                         # both, on this machine
     python tools/bench_iteration.py --parts rollout         # needs nothing beyond the project
     python tools/bench_iteration.py --parts trl             # needs requirements/bench.txt
     ... --json FILE                                         # the same, for a machine to read
 
-Both sides of a comparison run in this process on the same threads, in turns, so that whatever else the
-machine does slows both alike; the figure is the median over rounds. Nothing is downloaded: the model is
+Both sides of a comparison run in this process on the same threads, in turns, so that any other load on
+the machine slows both alike; the figure is the median over rounds. Nothing is downloaded: the model is
 initialised here, the dialogues are the bundled corpus.
-
-rollout   selfplay.play (prompts, engine calls, parsing, gates, votes) against LLM.generate
-          of the very prompts and lengths that it asked for; beside it with the seeds and logprobs that
-          self-play needs, and in one call
-trl       rollout, rewards, SELF-GRPO step and weight sync of the trainer's own loop, against GRPOTrainer's step on the same prompts,
-          G, completion cap, loss (GRPO), KL and optimizer rate, in fp32, without gradient checkpointing
-          and with nothing logged
 """
 
 from __future__ import annotations
@@ -50,15 +43,15 @@ if TYPE_CHECKING:
     """Requests of one generator call, and the tokens each was answered with."""
 
 ROLLOUT_BAR = 0.9
-"""Least throughput of a self-play rollout, of plain generation's."""
+"""Least throughput of a self-play rollout, as a share of plain generation's."""
 TRL_BAR = 2.0
-"""Least speed of an iteration, of TRL's."""
+"""Least speed of an iteration, as a multiple of TRL's."""
 LEARNING_RATE = 1e-5
-"""Low: random weights must not drift to short answers on one side alone."""
+"""Low, so that random weights do not drift to short answers on one side alone."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 1 if a bar is missed."""
+    """Return exit status 1 if a bar is missed, else 0."""
     options = _parser().parse_args(arguments)
     # before torch is imported: vLLM makes torch.set_num_threads a no-op
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
@@ -87,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def _failures_told() -> Iterator[None]:
-    """A traceback goes to the terminal, although the trainer's log has file descriptor 2."""
+    """Send a traceback to the terminal, although the trainer's log has file descriptor 2."""
     kept = os.fdopen(os.dup(2), "w", buffering=1)
     try:
         yield
@@ -97,8 +90,12 @@ def _failures_told() -> Iterator[None]:
 
 
 def bench_rollout(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
-    """A self-play rollout with both roles, against plain generation of what it asks for: phase by
-    phase, and all in one call.
+    """Compare a self-play rollout of both roles with plain generation of the very prompts and lengths
+    it asked for.
+
+    The rollout is selfplay.play: prompts, engine calls, parsing, gates, votes. LLM.generate answers the
+    same requests phase by phase; again with the seeds and logprobs that self-play needs; and all in one
+    call.
     """
     trainer = _trainer(_config(options, run_dir, turns=options.turns))
     listener = _Listener(trainer.system.generator)
@@ -142,7 +139,12 @@ def bench_rollout(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
 
 
 def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
-    """Iterations of both, in turns: TRL's training loop hands over after each of its steps."""
+    """Compare an iteration of the trainer's own loop with a step of GRPOTrainer, in turns.
+
+    Ours is rollout, rewards, SELF-GRPO step and weight sync. Both have the same prompts, G, completion
+    cap, loss (GRPO), KL and optimizer rate, in fp32, without gradient checkpointing and with nothing
+    logged. TRL's training loop hands over after each of its steps.
+    """
     try:
         import datasets
         import trl
@@ -214,7 +216,7 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         mark = 0.0
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            # the first step; later ones are counted from the end of our iteration
+            # for the first step; later ones are counted from the end of our iteration
             self.mark = self.mark or time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -268,7 +270,7 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
 
 
 class _Listener:
-    """A generator that notes what it is asked for, and how long the answers are."""
+    """A generator that records its requests and the lengths of the answers."""
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
@@ -281,8 +283,9 @@ class _Listener:
 
 
 def _plain(trainer: Trainer, calls: Sequence[Call], seeded: bool = False) -> None:
-    """vLLM alone: token ids in, as many ids out; no seeds and no logprobs unless `seeded`, which asks
-    for what self-play needs.
+    """Let vLLM alone turn token ids into as many ids as self-play got.
+
+    `seeded` adds the seeds and logprobs that self-play needs.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -311,7 +314,7 @@ def _llm(trainer: Trainer) -> Any:
 
 
 def _config(options: argparse.Namespace, run_dir: Path, turns: int) -> RunConfig:
-    """The default configuration with the sizes asked for."""
+    """Return the default configuration with the sizes asked for."""
     from selfemo.config.load import load_config
 
     return load_config(
@@ -335,7 +338,7 @@ def _config(options: argparse.Namespace, run_dir: Path, turns: int) -> RunConfig
 
 
 def _trainer(config: RunConfig) -> Trainer:
-    """The trainer of a run that has just started: random weights, sent to the engine."""
+    """Build the trainer of a run that has just started, with random weights, and send them to the engine."""
     from selfemo.inference.engines import join_world_of_one
     from selfemo.process.stop import StopSignals
     from selfemo.process.terminal import Terminal
@@ -357,7 +360,7 @@ def _trainer(config: RunConfig) -> Trainer:
 
 
 def _prompts(config: RunConfig, iterations: int) -> tuple[Path, list[list[Opening]], tuple[str, ...]]:
-    """The run's initial model, the seeds of its first iterations, and the label set."""
+    """Return the run's initial model, the seeds of its first iterations, and the label set."""
     from selfemo.records.directory import RunDirectory
     from selfemo.selfplay.openings import OpeningPool
     from selfemo.system import INITIAL_MODEL, load_run_corpus, tokenizer_texts
@@ -371,7 +374,7 @@ def _prompts(config: RunConfig, iterations: int) -> tuple[Path, list[list[Openin
 
 
 def _ratios(slower: Sequence[float], ours: Sequence[float], bar: float) -> dict[str, float]:
-    """Their seconds over ours, round by round: the median, the extremes and the bar."""
+    """Divide their seconds by ours, round by round; return the median, the extremes and the bar."""
     ratios = [theirs / mine for theirs, mine in zip(slower, ours, strict=True)]
     return {
         "ratio": statistics.median(ratios),

@@ -1,7 +1,7 @@
-"""Step `sleep`: a sleeping engine gives its memory back and refuses to generate; woken and sent its
-weights, it says what it said.
+"""Step `sleep`: puts the engine to sleep, then wakes it and sends it its weights.
 
-On a CPU the engine stays resident: the cycle runs, and memory has nothing to show.
+Asleep, it gives its memory back and refuses to generate; awake again, it answers as before. On a CPU
+the engine stays resident: the cycle runs, and memory has nothing to show.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from selfemo.rollout.api import GenerationRequest
 from tools.gpu_check.system import small_config, small_system
 
 RETURNED_SHARE = 0.9
-"""Of weights and cache, that must come back: vLLM keeps CUDA graphs and workspaces."""
+"""Share of weights and cache that must come back: vLLM keeps CUDA graphs and workspaces."""
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
-"""Measures the kernels: time and memory beside other implementations, the compiler's resource table,
-and counted traffic.
+"""Measures the kernels: time and memory beside other implementations, compiled resources, counted traffic.
 
-    python -m tools.kernels --device cpu                    # time and peak memory on this machine
-    python -m tools.kernels --device cuda --tokens 8192     # milliseconds, bytes/s and share of the card's bandwidth
-    python -m tools.kernels --aot [--write]                 # registers, spills, 128-bit accesses for GPUs that are not here
-    python -m tools.kernels --traffic                       # bytes moved and held per logit
-    ... --json FILE                                               # the same, for a machine to read
+    python -m tools.kernels --device cpu                  # time and peak memory on this machine
+    python -m tools.kernels --device cuda --tokens 8192   # milliseconds, bytes/s and share of peak bandwidth
+    python -m tools.kernels --aot [--write]               # registers, spills, 128-bit accesses on absent GPUs
+    python -m tools.kernels --traffic                     # bytes moved and held per logit
+    ... --json FILE                                       # the same, for a machine to read
 
-Every figure is measured in the run that prints it. What cannot be measured here is a row that says why.
+Every figure is measured in the run that prints it. A figure that cannot be measured here is a row with
+the reason.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BYTES_PER_LOGIT = 6
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 1 if --aot finds a spill or a difference from the committed table."""
+    """Return exit status 1 if --aot finds a spill or a difference from the committed table, else 0."""
     options = _parser().parse_args(arguments)
     console = Console(width=150)
     command = shlex.join(
@@ -195,7 +195,7 @@ def _traffic(console: Console) -> list[dict[str, Any]]:
 
 
 def _card_bytes_per_s() -> float:
-    """Peak memory bandwidth of device 0: twice the memory clock times the bus width."""
+    """Return the peak memory bandwidth of device 0: twice the memory clock times the bus width."""
     import pynvml
 
     pynvml.nvmlInit()

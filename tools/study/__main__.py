@@ -1,9 +1,10 @@
-"""Train and compare the variants of a study: python -m tools.study STUDY.yaml --output DIR [--at-once
-2] [--seed 1] [--test]
+"""Trains and compares the variants of a study.
 
-Training is resumed by the same command. Dev is evaluated every time; --test evaluates the test split
-too: once, when nothing will be changed any more. Writes DIR/report.md, figures, and every model's
-answers as JSON.
+Usage: python -m tools.study STUDY.yaml --output DIR [--at-once 2] [--seed 1] [--test]
+
+The same command resumes training. Dev is evaluated every time; --test evaluates the test split too:
+once, when nothing will be changed any more. Writes DIR/report.md, figures, and every model's answers as
+JSON.
 """
 
 from __future__ import annotations
