@@ -42,7 +42,7 @@ the bound they have no gradient.
 """
 
 DEGENERATE = 1e-6
-"""Share of a group's largest reward. A standard deviation of at most that is rounding alone: fp32
+"""A standard deviation of at most this share of the group's largest reward is rounding alone: fp32
 resolves 1.2e-7.
 """
 

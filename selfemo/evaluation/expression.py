@@ -88,8 +88,8 @@ def evaluate_expression(
     ]
     if not pairs:
         raise UserError(
-            "evaluation: no turn of the split has an annotated answer by another speaker, which "
-            "expression is measured on"
+            "evaluation: no turn of the split has an annotated answer by another speaker, so expression "
+            "cannot be measured; choose another split"
         )
     speaking, reading_role = (
         Responder(prompts, config),

@@ -42,7 +42,7 @@ def main() -> None:
         if device.is_cuda:
             print(f"free bytes: awake {awake}, asleep {asleep}, awake again {_free_bytes()}")
         else:
-            print("the CPU engine does not sleep: the cycle ran, its memory was not looked at")
+            print("the CPU engine does not sleep: the cycle ran, its memory was not checked")
         print("the same greedy continuation before and after")
 
 

@@ -24,10 +24,8 @@ from tools.study.runs import continuations, starts, train_all
 
 
 def study(
-    study_file: Annotated[
-        Path, typer.Argument(help="What is compared, such as examples/configs/study_cpu.yaml.")
-    ],
-    output: Annotated[Path, typer.Option(help="Where runs and results go.")],
+    study_file: Annotated[Path, typer.Argument(help="Study file, such as examples/configs/study_cpu.yaml.")],
+    output: Annotated[Path, typer.Option(help="Directory for runs and results.")],
     at_once: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 2,
     test: Annotated[
         bool, typer.Option("--test", help="Evaluate the test split too, once, at the end.")

@@ -99,7 +99,7 @@ def _run(
     directory = _directory(output, seed, name)
     base = str(study_file.parent / plan.base)
     settings = [*overrides, f"seed={seed}", f"output_dir={directory}"]
-    # before the first run starts: settings, and that what is there was made with them
+    # before the first run starts: check the settings, and that existing runs were made with them
     RunDirectory.check(load_config(base, settings))
     return StudyRun(seed, name, directory, ("--config", base, *settings))
 

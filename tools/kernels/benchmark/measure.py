@@ -208,7 +208,7 @@ def peak_of_one_call(sizes: Sizes, name: str) -> int:
         before = torch.cuda.memory_allocated()
         formula.run(*leaves, batch)
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM restarts at the memory that is resident now
     before = _status_bytes("VmRSS")
     formula.run(*leaves, batch)
     return _status_bytes("VmHWM") - before
