@@ -1,8 +1,9 @@
-"""Group-relative advantages over a whole rollout batch.
+"""Computes group-relative advantages over a whole rollout batch.
 
-Computed before micro-batching and the data-parallel split, because groups straddle both. The first reward of a group is
-subtracted before its mean is taken, so that equal rewards give exactly 0: the common (r - mean) / (std + epsilon) turns eight
-rewards of 10.1 into |advantage| = 0.47 in fp32. Arithmetic is fp64: a rollout batch has thousands of rewards, not billions.
+This happens before micro-batching and the data-parallel split, because groups straddle both. The first
+reward of a group is subtracted before its mean is taken, so that equal rewards give exactly 0: the
+common (r - mean) / (std + epsilon) turns eight rewards of 10.1 into |advantage| = 0.47 in fp32.
+Arithmetic is fp64: a rollout batch has thousands of rewards, not billions.
 """
 
 from __future__ import annotations
@@ -34,20 +35,22 @@ def group_advantages(
     impl: Impl = "auto",
     check_values: bool = True,
 ) -> GroupAdvantages:
-    """Advantages of S samples in G groups of any sizes.
+    """Compute the advantages of S samples in G groups of any sizes.
 
     Args:
         rewards_SC: float [S, C], one column per reward component; samples of a group are consecutive.
         group_ptr: int32 or int64 [G + 1]: group g holds samples group_ptr[g] to group_ptr[g + 1] - 1.
         reward_weights_C: float [C], weight of each component; None weighs all 1.
         config: normalisation and range threshold; None takes the defaults.
-        group_weight_G: float [G], multiplied into the groups' weights (SELF-GRPO: their consistency); None is 1.
+        group_weight_G: float [G], multiplied into the groups' weights (SELF-GRPO: their consistency);
+            None is 1.
         impl: "auto", "triton" or "torch".
-        check_values: read values from the device to check them; False skips what needs that.
+        check_values: read values from the device to check them; False skips the checks that need that.
 
     Raises:
-        ValueError: names the argument and the offending index: shapes, dtypes, NaN or infinite rewards, a pointer that does
-            not partition the samples, an empty group, or a range component that does not exist.
+        ValueError: names the argument and the offending index: shapes, dtypes, NaN or infinite rewards,
+            a pointer that does not partition the samples, an empty group, or a range component that
+            does not exist.
 
     Source: Shao et al. 2024 (arXiv 2402.03300) for the group baseline; docs/kernels.md for the gates.
     """
@@ -84,9 +87,8 @@ def group_advantages(
         )
         stats = backend.group_advantages(rewards_SC, group_ptr, reward_weights_C, config)
         advantage_S = stats.advantage_S
-        if (
-            config.per_component
-        ):  # each component alone, then weighted: as many small launches as there are components
+        if config.per_component:
+            # each component by itself, then weighted: as many small launches as there are components
             alone = (
                 backend.group_advantages(rewards_SC, group_ptr, unit_C, config)
                 for unit_C in torch.eye(components, device=device)

@@ -1,7 +1,9 @@
-"""Argument checks, run before any memory is written: each failure is a ValueError that names the argument and the index.
+"""Checks arguments before any memory is written. Each failure is a ValueError with the argument and the
+index.
 
-Shapes and dtypes cost nothing. Values (targets inside the vocabulary, pointers that partition, finite rewards) must be read
-from the device, so they are gathered and read together: one synchronisation per call, none with `check_values=False`.
+Shapes and dtypes cost nothing. Values (targets inside the vocabulary, pointers that partition, finite
+rewards) must be read from the device, so they are gathered and read together: one synchronisation per
+call, none with `check_values=False`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ INTEGERS = (torch.int32, torch.int64)
 
 
 class ValueChecks:
-    """Conditions that no element may meet, read from the device in one go."""
+    """Collects conditions that no element may meet, and reads them from the device all at once."""
 
     def __init__(self) -> None:
         self._found: list[Tensor] = []
@@ -23,7 +25,9 @@ class ValueChecks:
         self._bad: list[Tensor] = []
 
     def forbid(self, bad: Tensor, describe: Callable[[tuple[int, ...]], str]) -> None:
-        """Fail if any element of the boolean tensor `bad` is true; `describe` is given the first such index."""
+        """Fail if any element of the boolean tensor `bad` is true. `describe` turns the first such
+        index into a message.
+        """
         self._bad.append(bad)
         self._found.append(bad.any())
         self._describe.append(describe)
@@ -83,7 +87,7 @@ def check_logits(name: str, logits_TV: Tensor) -> None:
 def check_targets(
     checks: ValueChecks, targets_T: Tensor, tokens: int, vocab_size: int, device: torch.device
 ) -> None:
-    """Shape and dtype now; values (0 <= id < vocab_size) with the other value checks."""
+    """Check shape and dtype now; leave the values (0 <= id < vocab_size) to `checks`."""
     require_shape("targets_T", targets_T, (tokens,))
     require_integers("targets_T", targets_T)
     require_device("targets_T", targets_T, device)
@@ -98,7 +102,9 @@ def check_targets(
 def check_partition(
     checks: ValueChecks, name: str, pointer: Tensor, total: int, what: str, device: torch.device
 ) -> None:
-    """`pointer` must run 0 < ... < total: consecutive, non-empty pieces that cover `total` elements exactly."""
+    """Check that `pointer` runs 0 < ... < total: consecutive, non-empty pieces that cover `total`
+    elements exactly.
+    """
     require_shape(name, pointer, (None,))
     require_integers(name, pointer)
     require_device(name, pointer, device)
@@ -111,7 +117,8 @@ def check_partition(
     checks.forbid(
         pointer[1:] <= pointer[:-1],
         lambda at: (
-            f"{name}[{at[0] + 1}] is {int(pointer[at[0] + 1])} after {int(pointer[at[0]])}: {what} {at[0]} would be empty"
+            f"{name}[{at[0] + 1}] is {int(pointer[at[0] + 1])} after {int(pointer[at[0]])}: {what} "
+            f"{at[0]} would be empty"
         ),
     )
     checks.forbid(
@@ -121,7 +128,7 @@ def check_partition(
 
 
 def check_finite(checks: ValueChecks, name: str, tensor: Tensor) -> None:
-    """No NaN and no infinity in `tensor`."""
+    """Forbid NaN and infinity in `tensor`."""
     checks.forbid(
         ~tensor.isfinite(),
         lambda at: f"{name}[{', '.join(map(str, at))}] is {float(tensor[at])}: expected a finite number",
@@ -129,14 +136,14 @@ def check_finite(checks: ValueChecks, name: str, tensor: Tensor) -> None:
 
 
 def check_vector(name: str, tensor: Tensor, length: int, device: torch.device) -> None:
-    """A float tensor of one number per token, sequence, group or component."""
+    """Check a float tensor that holds one number per token, sequence, group or component."""
     require_shape(name, tensor, (length,))
     require_float(name, tensor)
     require_device(name, tensor, device)
 
 
 def check_main_grad(main_VH: Tensor | None, weight_VH: Tensor | None) -> None:
-    """An optional fp32 tensor shaped like the output weight, which must then be given."""
+    """Check an optional fp32 tensor shaped like the output weight, which must then be given."""
     if main_VH is None:
         return
     if weight_VH is None:
@@ -148,7 +155,7 @@ def check_main_grad(main_VH: Tensor | None, weight_VH: Tensor | None) -> None:
 
 
 def check_mask(mask_T: Tensor | None, tokens: int, device: torch.device) -> None:
-    """An optional boolean tensor with one flag per token."""
+    """Check an optional boolean tensor that holds one flag per token."""
     if mask_T is not None:
         require_shape("mask_T", mask_T, (tokens,))
         require_device("mask_T", mask_T, device)

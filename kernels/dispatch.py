@@ -1,4 +1,4 @@
-"""The choice between the two implementations of `backend.Backend`."""
+"""Chooses between the two implementations of `backend.Backend`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from selfemo.kernels.backend import Backend, Impl
 
 
 def choose(impl: Impl, device: torch.device) -> Backend:
-    """The backend for `impl` on `device`: "auto" takes Triton on a GPU (CUDA or HIP) and torch elsewhere.
+    """Return the backend for `impl` on `device`: "auto" takes Triton on a GPU (CUDA or HIP) and torch
+    elsewhere.
 
     Raises:
         ValueError: an unknown `impl`, or "triton" on a device that Triton cannot run on.
@@ -23,7 +24,9 @@ def choose(impl: Impl, device: torch.device) -> Backend:
 
 @functools.cache
 def load_backend(impl: Impl, device_type: str) -> Backend:
-    """Load once and log once per (impl, device type). Triton is imported only here, when it is chosen."""
+    """Load a backend once, and log it once, per (impl, device type). Triton is imported only here, when
+    it is chosen.
+    """
     use_triton = impl == "triton" or (impl == "auto" and device_type == "cuda")
     logging.getLogger(__name__).info(
         "kernels: %s on %s tensors (impl=%s)", "triton" if use_triton else "torch", device_type, impl

@@ -1,9 +1,9 @@
-"""The loss of SELF-GRPO and its relatives, from logits or hidden states to gradients, in one call.
+"""Computes the loss of SELF-GRPO and its relatives, from logits or hidden states to gradients, in one call.
 
-Forward: `vocab_stats` reduces each row of logits to log-probability and entropy, `sequence_loss` turns those into the loss
-and its derivative in each of them. Backward: `dlogits_` writes the gradient over the logits. The loss is a plain sum of
-weighted token terms; the weights hold the counts of the whole optimizer step, so that losses of micro-batches and
-data-parallel ranks add up to the whole.
+Forward: `vocab_stats` reduces each row of logits to log-probability and entropy, `sequence_loss` turns
+those into the loss and its derivative in each of them. Backward: `dlogits_` writes the gradient over
+the logits. The loss is a plain sum of weighted token terms; the weights hold the counts of the whole
+optimizer step, so that losses of micro-batches and data-parallel ranks add up to the whole.
 """
 
 from __future__ import annotations
@@ -60,34 +60,40 @@ def grpo_loss(
     weight_main_grad_VH: Tensor | None = None,
     check_values: bool = True,
 ) -> LossResult:
-    """Policy-gradient loss of S packed sequences of T tokens in all.
+    """Compute the policy-gradient loss of S packed sequences of T tokens in all.
 
-    Give logits, whose storage the backward pass overwrites with their gradient, or hidden states and the output weight, whose
-    gradients are computed in the forward pass chunk by chunk. Advantages are those of the whole rollout batch
-    (`group_advantages`). Backward may run once, and honours the incoming gradient.
+    Give logits, whose storage the backward pass overwrites with their gradient, or hidden states and
+    the output weight, whose gradients are computed in the forward pass chunk by chunk. Advantages are
+    those of the whole rollout batch (`group_advantages`). Backward may run once, and honours the
+    incoming gradient.
 
     Args:
         logits_TV: this rank's vocabulary shard [T, V / tp], any float dtype, rows contiguous.
         targets_T: int32 or int64 [T], global token ids; row t of the logits predicts targets_T[t].
-        cu_seqlens: int32 or int64 [S + 1], borders of the sequences in T. None is not allowed; one sequence is [0, T].
+        cu_seqlens: int32 or int64 [S + 1], borders of the sequences in T. None is not allowed; one
+            sequence is [0, T].
         hidden_TH: [T, H], instead of logits; whole (not split) under tensor parallelism.
         weight_VH: [V / tp, H], this rank's rows of the output weight; same dtype as `hidden_TH`.
-        config: which loss.
+        config: the loss and its settings.
         advantage_S: float [S], one per sequence.
-        sequence_weight_S: float [S], multiplies all of a sequence's loss (group gates and weights); None is 1.
-        old_logprob_T: float [T], logprob under the policy that the ratio is taken against. None: this pass's own logprob,
-            detached, so the ratio is exactly 1 and only its gradient counts.
+        sequence_weight_S: float [S], multiplies all of a sequence's loss (group gates and weights);
+            None is 1.
+        old_logprob_T: float [T], logprob under the policy that the ratio is taken against. None: this
+            pass's own logprob, detached, so the ratio is exactly 1 and only its gradient counts.
         ref_logprob_T: float [T], logprob under the reference policy; needed if config.kl_beta > 0.
         rollout_logprob_T: float [T], logprob that the rollout engine reported for its sample.
         mask_T: bool [T], completion tokens. Others are neither read nor differentiated. None is all true.
-        counts: sizes of the whole optimizer step. None takes this call's own, which is right for a single micro-batch only.
+        counts: sizes of the whole optimizer step. None takes this call's own, which is right for a
+            single micro-batch only.
         vocab_size: size of the real vocabulary; columns with a global id at or above it are padding.
-        tp_group: tensor-parallel process group; None where the vocabulary is whole.
+        tp_group: tensor-parallel process group; None if the vocabulary is whole.
         impl: "auto", "triton" or "torch".
         chunk_tokens: tokens per chunk with hidden states.
-        weight_main_grad_VH: fp32 [V / tp, H]; the forward pass adds the weight's gradient here, chunk by chunk, and backward
-            returns none. Backward must then run, on the loss as it is: a gradient other than 1 raises RuntimeError.
-        check_values: read values from the device to check them (one synchronisation); False skips what needs that.
+        weight_main_grad_VH: fp32 [V / tp, H]; the forward pass adds the weight's gradient here, chunk
+            by chunk, and backward returns none. Backward must then run, on the loss as it is: a
+            gradient other than 1 raises RuntimeError.
+        check_values: read values from the device to check them (one synchronisation); False skips the
+            checks that need that.
 
     Returns:
         The loss (fp32 scalar), detached logprobs and entropies, and metrics as sums.
@@ -140,7 +146,10 @@ def grpo_loss(
 def _token_weights(
     tokens_S: Tensor, sequence_weight_S: Tensor | None, counts: BatchCounts | None, config: LossConfig
 ) -> Tensor:
-    """fp32 [S]: weight of each of a sequence's tokens. Global counts only: the loss must not depend on how a batch is split."""
+    """Compute the weight of each of a sequence's tokens, fp32 [S].
+
+    It holds global counts only: the loss must not depend on how a batch is split.
+    """
     sequences: float | Tensor = (
         (tokens_S > 0).sum().clamp(min=1) if counts is None else max(counts.sequences, 1)
     )
@@ -165,7 +174,7 @@ def _metrics(sums_SM: Tensor) -> LossMetrics:
 
 
 class _FromLogits(torch.autograd.Function):
-    """Forward `vocab_stats` and `sequence_loss`, backward `dlogits_` in place."""
+    """Runs `vocab_stats` and `sequence_loss` forward, `dlogits_` in place backward."""
 
     @staticmethod
     def forward(
@@ -200,7 +209,7 @@ class _FromLogits(torch.autograd.Function):
 
 
 class _FromHidden(torch.autograd.Function):
-    """Forward computes loss and gradients chunk by chunk; backward only scales the gradients."""
+    """Computes loss and gradients chunk by chunk in the forward pass; backward only scales the gradients."""
 
     @staticmethod
     def forward(
@@ -214,9 +223,8 @@ class _FromHidden(torch.autograd.Function):
         needed: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.gradients = LinearGradients(head, hidden_TH, weight_VH, needed)
-        if (
-            config.ratio_level == "sequence"
-        ):  # a token's derivative depends on the sequence's other tokens: look at all first
+        if config.ratio_level == "sequence":
+            # a token's derivative depends on the sequence's other tokens, so all are read first
             softmax = linear_stats(head, hidden_TH, weight_VH, targets_T, batch.mask_T)
             logprob_T, entropy_T = softmax.logprob_T, softmax.entropy_T
             result = head.backend.sequence_loss(logprob_T, entropy_T, batch, config)
@@ -242,7 +250,10 @@ class _FromHidden(torch.autograd.Function):
 def _one_pass(
     gradients: LinearGradients, targets_T: Tensor, batch: PolicyBatch, config: LossConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities, entropies and sums of a token-level loss; `gradients` grows on the way."""
+    """Compute log-probabilities, entropies and sums of a token-level loss.
+
+    `gradients` receives each chunk's share on the way.
+    """
     backend = gradients.head.backend
     logprob_T, entropy_T = (
         torch.zeros(len(targets_T), dtype=torch.float32, device=targets_T.device) for _ in range(2)

@@ -1,7 +1,8 @@
 """Launches the Triton kernels: the GPU path (CUDA and HIP), and in tests Triton's interpreter.
 
-Grids are one-dimensional: one program per token, sequence or group. Block sizes and warps were chosen from ahead-of-time
-compilation (no spills, 128-bit loads, docs/kernels.md); a GPU run may tune them, nothing else depends on them.
+Grids are one-dimensional: one program per token, sequence or group. Block sizes and warps were chosen
+from ahead-of-time compilation (no spills, 128-bit loads, docs/kernels.md). A GPU run may tune them:
+nothing else depends on them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ KL = {"k2": KL_K2, "k3": KL_K3}
 
 
 def can_run(device_type: str) -> bool:
-    """Whether Triton runs on tensors of this device: GPUs, and anything in Triton's interpreter, which is for tests."""
+    """Whether Triton runs on tensors of this device: on any GPU, and anywhere in Triton's interpreter,
+    which is for tests.
+    """
     return device_type == "cuda" or bool(triton.knobs.runtime.interpret)
 
 
@@ -95,9 +98,8 @@ class TritonBackend:
                 BLOCK=VOCAB_BLOCK,
                 num_warps=VOCAB_WARPS,
             )
-        torch.autograd.graph.increment_version(
-            logits_TV
-        )  # Triton's writes are invisible to autograd: let a second backward fail
+        # Autograd does not see Triton's writes: without this, a second backward would not fail.
+        torch.autograd.graph.increment_version(logits_TV)
 
     def sequence_loss(
         self, logprob_T: Tensor, entropy_T: Tensor, batch: PolicyBatch, config: LossConfig

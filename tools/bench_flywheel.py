@@ -1,10 +1,12 @@
-"""Measures the flywheel's store as it grows: seconds per append and per summary, at a thousand records and at a million.
+"""Measures the flywheel's store as it grows from a thousand records to a million.
 
-    python tools/bench_flywheel.py                     # a million records, about 4 GB in the temporary directory
+    python tools/bench_flywheel.py               # a million records, about 4 GB in the temporary directory
     python tools/bench_flywheel.py --records 100000
 
-A record is one of a run's: a dialogue of 3 turns, a prompt of 80 ids, 8 candidates of 4 ids with their rewards. Every record goes through
-FlywheelStore.append, in transactions of one iteration (64 records), each on disk before the next begins.
+Prints seconds per append and per summary at each size. A record has the size of a run's: a dialogue of
+3 turns, a prompt of 80 ids, 8 candidates of 4 ids with their rewards. Every record goes through
+FlywheelStore.append, in transactions of one iteration (64 records), each on disk before the next
+begins.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ from selfemo.flywheel.store import FlywheelStore
 from selfemo.records.directory import FLYWHEEL_NAME
 
 BATCH = 64
-"""Groups of an iteration: 16 openings, two turns, one of each role."""
+"""Groups of an iteration: 16 openings, two turns, one group of each role."""
 MEASURED = 20
-"""Iterations whose median is taken at each size."""
+"""Iterations measured at each size; their median is reported."""
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 COMMAND = "import sys; from selfemo.commands.main import main; sys.argv[0] = 'selfemo'; main()"
 
@@ -82,12 +84,12 @@ def grow(store: FlywheelStore, size: int) -> None:
 
 
 def iteration(number: int) -> list[Record]:
-    """The records of one iteration."""
+    """Make the records of one iteration."""
     return [record(number, place) for place in range(BATCH)]
 
 
 def record(number: int, place: int) -> Record:
-    """A record with texts of its own."""
+    """Make a record with texts of its own."""
     label, kept = LABELS[place % 7], place % 3 == 0
     text = f"Well, I never thought that number {number} would come to {place}, did you?"
     context = (
@@ -108,7 +110,10 @@ def record(number: int, place: int) -> Record:
 
 
 def list_command(run: str) -> tuple[float, float]:
-    """Seconds of `selfemo flywheel list`, and of CPU: on a busy machine most of the first is waiting."""
+    """Return the seconds of `selfemo flywheel list`, and its seconds of CPU.
+
+    On a busy machine most of the former is waiting.
+    """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-c", COMMAND, "flywheel", "list", run]
     elapsed = seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
@@ -117,7 +122,7 @@ def list_command(run: str) -> tuple[float, float]:
 
 
 def recall(path: Path) -> None:
-    """What Flywheel reads of an existing store when a run resumes."""
+    """Read from an existing store everything that Flywheel reads when a run resumes."""
     store = FlywheelStore(path)
     for _ in store.kept_texts():
         pass
@@ -127,7 +132,7 @@ def recall(path: Path) -> None:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Seconds that some work takes."""
+    """Return the seconds that `work` takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

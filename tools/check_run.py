@@ -1,7 +1,9 @@
-"""Check a finished run's directory: summary.json against its promise, and the export with plain transformers.
+"""Checks a finished run's directory: summary.json keeps its promises, and plain transformers loads the
+export.
 
-Usage: python tools/check_run.py RUN_DIR [--gains]. Prints one line per check and exits with 1 if any fails. --gains also asks for what
-training should bring: SFT above the majority class, and a reward that rises during SELF-GRPO.
+Usage: python tools/check_run.py RUN_DIR [--gains]. Prints one line per check and exits with 1 if any
+fails. --gains also checks the gains that training should bring: SFT above the majority class, and a
+reward that rises during SELF-GRPO.
 """
 
 from __future__ import annotations
@@ -40,11 +42,11 @@ PARTS = {
 EVALUATIONS = ("majority", "start", "sft", "final")
 FIGURES = ("accuracy", "weighted_f1", "macro_f1", "n")
 LOGPROB_GAP_LIMIT = 1e-4
-"""For an fp32 engine and trainer."""
+"""Limit for an engine and a trainer in fp32."""
 
 
 def main() -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     run = Path(sys.argv[1])
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     failed = 0
@@ -56,7 +58,7 @@ def main() -> int:
 
 
 def checks(summary: dict[str, Any]) -> Iterator[tuple[str, bool]]:
-    """(what, passed) for everything summary.json promises, training gains aside."""
+    """Yield (claim, passed) for everything summary.json promises, training gains aside."""
     yield "summary.json has exactly the documented keys", tuple(summary) == SUMMARY_KEYS
     for part, keys in PARTS.items():
         yield f"summary.{part} has {', '.join(keys)}", set(keys) <= set(summary[part])
@@ -74,7 +76,7 @@ def checks(summary: dict[str, Any]) -> Iterator[tuple[str, bool]]:
 
 
 def gain_checks(summary: dict[str, Any], run: Path) -> Iterator[tuple[str, bool]]:
-    """(what, passed) for what training should bring."""
+    """Yield (claim, passed) for the gains that training should bring."""
     majority, sft = summary["eval"]["majority"], summary["eval"]["sft"]
     for figure in ("accuracy", "weighted_f1"):
         yield (
@@ -92,7 +94,7 @@ def gain_checks(summary: dict[str, Any], run: Path) -> Iterator[tuple[str, bool]
 
 
 def export_checks(run: Path) -> Iterator[tuple[str, bool]]:
-    """(what, passed) for the exported model."""
+    """Yield (claim, passed) for the exported model."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,6 +1,7 @@
-"""Write docs/configuration.md from the dataclasses of selfemo/config/schema.py: every field with its type, default and docstring.
+"""Writes docs/configuration.md: every field of selfemo/config/schema.py with its type, default and docstring.
 
-`python tools/config_reference.py` writes it, `--check` exits with 1 if the committed file is not what would be written.
+`python tools/config_reference.py` writes it; `--check` exits with 1 if the committed file differs from
+the one that would be written.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ HEADER = """# Configuration reference
 
 Generated from `selfemo/config/schema.py` by `python tools/config_reference.py`; do not edit.
 
-A run reads one YAML file (`--config FILE`) and dotted overrides (`section.field=value`), and every field below has a default.
-Unknown keys, wrong types and combinations that cannot work are refused before anything starts; `selfemo train --dry-run` checks
-a configuration without running it.
+A run reads one YAML file (`--config FILE`) and dotted overrides (`section.field=value`), and every field
+below has a default. Unknown keys, wrong types and combinations that cannot work are refused before
+anything starts; `selfemo train --dry-run` checks a configuration without running it.
 """
 
 
 def main() -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     text = render(ast.parse(SOURCE.read_text(encoding="utf-8")))
     if "--check" in sys.argv:
         current = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
@@ -41,7 +42,7 @@ def main() -> int:
 
 
 def render(module: ast.Module) -> str:
-    """The whole page: the root's own fields first, then each section under its name in the root."""
+    """Return the whole page: the root's own fields first, then each section under its name in the root."""
     classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
     root = classes["RunConfig"]
     sections = [(name, classes[kind]) for name, kind, _, _ in _fields(root) if kind in classes]
@@ -55,7 +56,10 @@ def render(module: ast.Module) -> str:
 
 
 def _fields(node: ast.ClassDef) -> list[tuple[str, str, str, str]]:
-    """(name, type, default, docstring) of every field; a field's docstring is the string that follows it."""
+    """Return (name, type, default, docstring) of every field.
+
+    A field's docstring is the string that follows it.
+    """
     found = []
     for statement, following in zip(node.body, [*node.body[1:], None]):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):

@@ -1,8 +1,10 @@
-"""Turn a GGUF file of a Llama model into a Hugging Face directory (weights dequantised to fp32, tokenizer and chat template included).
+"""Turns a GGUF file of a Llama model into a Hugging Face directory.
 
     python tools/gguf_to_hf.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
 
-For machines that can reach a package index but no model hub. transformers reads the file, which needs the packages gguf and accelerate.
+Weights are dequantised to fp32; tokenizer and chat template are included. For machines that can reach a
+package index but no model hub. transformers reads the file, which needs the packages gguf and
+accelerate.
 """
 
 from __future__ import annotations

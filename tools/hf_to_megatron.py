@@ -1,8 +1,9 @@
-"""Convert a Hugging Face model directory into a Megatron distributed checkpoint that loads in any TP x PP layout.
+"""Converts a Hugging Face model directory into a Megatron distributed checkpoint.
 
     python tools/hf_to_megatron.py --source Qwen3-4B --output checkpoints/qwen3-4b --verify
 
-Streams: memory is bounded by a bucket, not by the model. Exit status 2 and one line on bad input; nothing half written.
+The checkpoint loads in any TP x PP layout. Tensors are streamed, so memory is bounded by a bucket, not
+by the model. On bad input: exit status 2, one line, and nothing half written.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Convert a Megatron distributed checkpoint into a Hugging Face directory that transformers and `vllm serve` load as it is.
+"""Converts a Megatron distributed checkpoint into a Hugging Face directory.
 
     python tools/megatron_to_hf.py --checkpoint checkpoints/qwen3-4b --output exported --verify
 
-Reads checkpoints of hf_to_megatron.py and of training runs (--source then names the directory with config and tokenizer), saved in any
-layout. Streams; exit status 2 and one line on bad input; nothing half written.
+transformers and `vllm serve` load the directory as it is. Reads checkpoints of hf_to_megatron.py and of
+training runs (--source then names the directory with config and tokenizer), saved in any layout.
+Tensors are streamed. On bad input: exit status 2, one line, and nothing half written.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An evaluation from options to result: every input is checked before the first model is loaded."""
+"""Runs an evaluation from options to result. Every input is checked before the first model is loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run_evaluation(
 
     Args:
         open_engines: called once, after all input was checked.
-        tell: is given a line as each model's turn comes.
+        tell: is given a line when each model's turn comes.
 
     Raises:
         UserError: a model, corpus, split or option that cannot be used.
@@ -66,7 +66,9 @@ def run_evaluation(
 
 
 def corpus_of(named: str, model: FinishedModel) -> tuple[CorpusFormat, Path]:
-    """The corpus a command line names, else that of the model's run; UserError where there is none."""
+    """Return the corpus that a command line names, else that of the model's run; UserError if there is
+    none.
+    """
     if named:
         return locate_corpus(named)
     configured = model.config.corpus

@@ -1,4 +1,4 @@
-"""An evaluation in the terminal: tables of at most 100 columns for the public corpora."""
+"""Prints an evaluation in the terminal: tables of at most 100 columns for the public corpora."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCORING = {"generate": "greedy generation", "likelihood": "likelihood of each la
 
 
 def render(evaluation: Evaluation) -> Iterator[RenderableType]:
-    """What is printed, from top to bottom."""
+    """Yield everything that is printed, from top to bottom."""
     yield from header(evaluation)
     yield figures_table(evaluation)
     if evaluation.differences:
@@ -43,12 +43,13 @@ def render(evaluation: Evaluation) -> Iterator[RenderableType]:
 
 
 def header(evaluation: Evaluation) -> Iterator[Text]:
-    """What was evaluated, and under which settings."""
+    """Name the evaluated turns, and the settings."""
     task = evaluation.task
     first = f" (the first {evaluation.limit})" if evaluation.limit else ""
     dialogues = len(set(task.dialogues))
     yield Text(
-        f"{evaluation.corpus} {evaluation.split}: {len(task.turns)} turns{first} of {dialogues} dialogues, {evaluation.corpus_path}"
+        f"{evaluation.corpus} {evaluation.split}: {len(task.turns)} turns{first} of {dialogues} "
+        f"dialogues, {evaluation.corpus_path}"
     )
     yield Text(f"context {CONTEXT_MEANING}; scored by {SCORING[task.scoring]}")
     for name, report in zip(model_names(evaluation), evaluation.models, strict=True):
@@ -57,12 +58,12 @@ def header(evaluation: Evaluation) -> Iterator[Text]:
 
 
 def model_names(evaluation: Evaluation) -> tuple[str, ...]:
-    """Column headings: paths are too long for them."""
+    """Return short column headings for the models: paths are too long for a table."""
     return ("model", "against")[: len(evaluation.models)]
 
 
 def figures_table(evaluation: Evaluation) -> Group:
-    """The main figures of each model, with intervals, beside the majority class."""
+    """Tabulate the main figures of each model, with intervals, beside the majority class."""
     level = evaluation.models[0].intervals[0].level
     title, table = _table(
         f"Emotion recognition, {level:.0%} intervals over dialogues",
@@ -83,7 +84,7 @@ def figures_table(evaluation: Evaluation) -> Group:
 
 
 def differences_table(differences: Sequence[Interval]) -> Group:
-    """Model minus against, paired."""
+    """Tabulate the first model minus the one it is compared with, paired."""
     told = f"model minus against, paired bootstrap over dialogues ({differences[0].level:.0%})"
     title, table = _table(told, "figure", "difference", "excludes 0")
     for interval in differences:
@@ -94,7 +95,7 @@ def differences_table(differences: Sequence[Interval]) -> Group:
 
 
 def collapse_table(evaluation: Evaluation) -> Group:
-    """Signs of collapse, beside the gold annotation."""
+    """Tabulate signs of collapse, beside the gold annotation."""
     title, table = _table("Collapse", "figure", "gold", *model_names(evaluation))
     figures = [report.recognition.classification for report in evaluation.models]
     table.add_row(
@@ -123,7 +124,7 @@ def collapse_table(evaluation: Evaluation) -> Group:
 
 
 def per_label_table(name: str, figures: Classification) -> Group:
-    """Precision, recall and F1 by label."""
+    """Tabulate precision, recall and F1 by label."""
     title, table = _table(f"{name}: by label", "label", "precision", "recall", "F1", "gold", "predicted")
     for row in figures.per_label:
         table.add_row(
@@ -138,7 +139,7 @@ def per_label_table(name: str, figures: Classification) -> Group:
 
 
 def confusion_table(name: str, figures: Classification) -> Group:
-    """Turns by gold and predicted primary label."""
+    """Tabulate turns by gold and predicted primary label."""
     labels = [row.label for row in figures.per_label]
     title, table = _table(
         f"{name}: gold (rows) read as (columns)",
@@ -152,7 +153,7 @@ def confusion_table(name: str, figures: Classification) -> Group:
 
 
 def calibration_table(name: str, calibration: Calibration, confidence: str) -> Group:
-    """The reliability table; empty bins are left out."""
+    """Tabulate confidence and accuracy by bin; empty bins are left out."""
     told = f"{name}: calibration error {calibration.ece:.3f}; confidence: {confidence}"
     title, table = _table(told, "confidence", "turns", "mean", "right")
     for row in calibration.bins:
@@ -167,7 +168,7 @@ def calibration_table(name: str, calibration: Calibration, confidence: str) -> G
 
 
 def expression_table(name: str, report: ExpressionReport, recognizer: str) -> Group:
-    """Replies by target emotion, as the recognizer read them."""
+    """Tabulate replies by target emotion, as the recognizer read them."""
     failed = ", ".join(f"{gate} {count}" for gate, count in report.gate_failures) or "none"
     told = f"{name}: expression, {report.n} replies read by {recognizer}; failed gates: {failed}"
     title, table = _table(told, "target", "replies", "sIoU")
@@ -187,7 +188,9 @@ def _short(label: str) -> str:
 
 
 def _table(title: str, *headings: str) -> tuple[Text, Table]:
-    """A title, which unlike rich's own is not broken at the width of the table, and an empty table."""
+    """Return a title and an empty table. Rich's own titles are broken at the table's width; this one is
+    not.
+    """
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i else "left")

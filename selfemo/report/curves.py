@@ -1,4 +1,4 @@
-"""The curves of a run: what supervised steps, iterations and rewards recorded."""
+"""Draws the curves of a run: the records of supervised steps, iterations and rewards."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from selfemo.records.reading import Json, RunRecords
 from selfemo.report.charts import Chart, line_chart
 
 DECADE = 10.0
-"""A logarithmic axis has nothing to mark within less."""
+"""Least ratio of the largest to the smallest value for a logarithmic axis: less spans no power of ten
+to mark.
+"""
 MAX_POINTS = 400
-"""Points of a curve: a longer one is thinned evenly, its last point kept."""
+"""Most points of a curve. A longer one is thinned evenly, and its last point kept."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One chart: title, the fields it shows under which names, and its axis."""
+    """One chart: its title, its fields with their names, and its axis."""
 
     title: str
     fields: Mapping[str, str]
@@ -68,12 +70,12 @@ ITERATION_CURVES = (
     ),
 )
 COMPONENT_PREFIX = "reward_"
-"""Before a component's name in an iteration's record."""
+"""Stands before a component's name in an iteration's record."""
 SFT_CURVE = Curve("Loss of the supervised start", {"loss": "loss, nats per token"})
 
 
 def curves(records: RunRecords) -> list[Chart]:
-    """Every curve of which the run recorded a figure."""
+    """Draw every curve of which the run recorded a figure."""
     sft, iterations = records.of("sft"), records.of("iteration")
     charts = [_chart(SFT_CURVE, sft, "step", "SFT step")] if sft else []
     reward, *others = ITERATION_CURVES
@@ -84,7 +86,10 @@ def curves(records: RunRecords) -> list[Chart]:
 
 
 def component_curve(iterations: Sequence[Json]) -> Curve:
-    """One line for each reward component that the run recorded, one that this checkout does not have included."""
+    """Define one line for each reward component that the run recorded.
+
+    Components that this checkout does not have are included.
+    """
     fields = sorted(
         {field for record in iterations for field in record if field.startswith(COMPONENT_PREFIX)}
     )
@@ -101,7 +106,10 @@ def _component_title(name: str) -> str:
 
 
 def _present(curve: Curve, events: Sequence[Json]) -> list[str]:
-    """Fields that some record has: a component that was added before a resume is missing from the records before it."""
+    """List the fields that some record has.
+
+    A component added before a resume is missing from the records before it.
+    """
     return [field for field in curve.fields if any(event.get(field) is not None for event in events)]
 
 
@@ -113,13 +121,14 @@ def _chart(curve: Curve, events: Sequence[Json], axis: str, xlabel: str) -> Char
     }
     values = [value for line in series.values() for value in line if math.isfinite(value)]
     log = curve.log and min(values) > 0 and max(values) / min(values) > DECADE
-    bottom = (
-        curve.bottom if curve.bottom is None or min(values) >= curve.bottom else None
-    )  # a penalty lies below 0
+    # a penalty lies below 0
+    bottom = curve.bottom if curve.bottom is None or min(values) >= curve.bottom else None
     return line_chart(curve.title, [event[axis] for event in shown], series, xlabel, log, bottom)
 
 
 def _value(event: Json, field: str) -> float:
-    """A gap in the line where a record lacks the field, or has null for a figure that was not finite."""
+    """Return NaN, a gap in the line, if a record lacks the field or has null for a figure that was not
+    finite.
+    """
     value = event.get(field)
     return math.nan if value is None else float(value)

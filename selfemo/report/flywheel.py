@@ -1,4 +1,6 @@
-"""The flywheel on the page: what it kept and dropped and why, and how kept dialogues descend from one another."""
+"""Shows the flywheel on the page: kept and dropped groups with the reasons, and lines of descent of
+kept dialogues.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,18 @@ from selfemo.records.reading import RunRecords
 from selfemo.report.charts import SERIES, SIZE_IN, SOFT, Chart, legend, make_chart
 
 MAX_CHAINS = 3
-"""Longest lines of descent that are told in full."""
+"""Longest lines of descent that the page shows in full."""
 MAX_BARS = 60
-"""Iterations that are drawn as bars; of more, areas."""
+"""Most iterations that are drawn as bars. More are drawn as areas."""
 MAX_REASONS = 5
-"""Reasons for dropping that have a colour of their own, the most frequent ones; the others are summed."""
+"""Most reasons for dropping that have a colour of their own: the most frequent ones. The others are
+summed.
+"""
 
 
 @dataclass(frozen=True)
 class ReasonRow:
-    """Groups of one outcome."""
+    """Number of groups of one outcome, by role."""
 
     kept: bool
     reason: str
@@ -35,30 +39,32 @@ class ReasonRow:
 
     @property
     def count(self) -> int:
-        """Of both roles."""
+        """Groups of both roles."""
         return self.recognizer + self.responder
 
 
 @dataclass(frozen=True)
 class FlywheelView:
-    """What the page shows of the flywheel."""
+    """The flywheel's figures and charts on the page."""
 
     offered: int
     kept: int
     reasons: tuple[ReasonRow, ...]
     labels: tuple[tuple[str, int, int], ...]
-    """(label, kept recognizer records, kept responder records), most first."""
+    """(label, kept recognizer records, kept responder records), most frequent first."""
     charts: tuple[Chart, ...]
     generations: tuple[tuple[int, int, int], ...]
-    """(generation, records, of them kept): 0 descends from a real dialogue directly, 1 from a kept record of generation 0..."""
+    """(generation, records, of them kept). Generation 0 descends from a real dialogue directly, 1 from
+    a kept record of generation 0, and so on.
+    """
     chains: tuple[tuple[Record, ...], ...]
     """Longest lines of descent, oldest record first."""
     sources: int
-    """Real dialogues that kept records descend from."""
+    """Number of real dialogues that kept records descend from."""
 
 
 def flywheel_view(records: RunRecords) -> FlywheelView | None:
-    """Read a run's flywheel; None where it has none."""
+    """Read a run's flywheel; None if it has none."""
     path = records.root / FLYWHEEL_NAME
     if not path.is_file():
         return None
@@ -83,7 +89,10 @@ def flywheel_view(records: RunRecords) -> FlywheelView | None:
 
 
 def generations(parents: Mapping[int, int | None]) -> dict[int, int]:
-    """{record: how many kept records it descends from}. A parent is older than its children, so its id is smaller."""
+    """Return {record: number of records that it descends from}.
+
+    A parent is older than its children, so its id is smaller.
+    """
     found: dict[int, int] = {}
     for record_id in sorted(parents):
         parent = parents[record_id]
@@ -94,7 +103,10 @@ def generations(parents: Mapping[int, int | None]) -> dict[int, int]:
 def longest_chains(
     links: Sequence[tuple[int, int | None, bool, str]], generation: Mapping[int, int]
 ) -> list[list[int]]:
-    """Record ids of the longest lines of descent that end in a kept record, no two from the same real dialogue, oldest first."""
+    """Return the record ids of the longest lines of descent that end in a kept record, oldest record first.
+
+    No two come from the same real dialogue.
+    """
     parents = {record_id: parent for record_id, parent, _, _ in links}
     chains: dict[str, list[int]] = {}
     for record_id, _, is_kept, source in sorted(links, key=lambda link: (-generation[link[0]], link[0])):

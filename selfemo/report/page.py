@@ -1,6 +1,8 @@
-"""Puts the page together. Jinja escapes whatever a model or a user wrote; only our own charts, style and script are markup.
+"""Puts the page together.
 
-The page's content security policy forbids every request and every script but its own, so that nothing in it can load or run.
+Jinja escapes everything that a model or a user wrote; only our own charts, style and script are markup.
+The page's content security policy forbids every request and every script but its own, so that nothing
+in it can load or run.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ SECTIONS = (
 
 
 def render(records: RunRecords, refresh_s: int = 0, gpu: str = "", max_dialogues: int = MAX_DIALOGUES) -> str:
-    """The page; with `refresh_s` it loads itself again every so many seconds.
+    """Render the page. With `refresh_s` it reloads itself every so many seconds.
 
     Raises:
         UserError: see planned_rows and flywheel_view.
@@ -88,7 +90,11 @@ def render(records: RunRecords, refresh_s: int = 0, gpu: str = "", max_dialogues
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write the page under a temporary name, then rename it: a browser that looks on never sees half of it; UserError where it cannot."""
+    """Write the page under a temporary name, then rename it, so that an open browser never sees half of it.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -110,7 +116,10 @@ def _about(records: RunRecords) -> list[tuple[str, str]]:
     ]
     if summary is not None:
         context = f"context {config.parallel.context} × " if config.parallel.context > 1 else ""
-        sizes = f"tensor {summary['tensor_parallel']} × pipeline {summary['pipeline_parallel']} × {context}data {summary['data_parallel']}"
+        sizes = (
+            f"tensor {summary['tensor_parallel']} × pipeline {summary['pipeline_parallel']} × "
+            f"{context}data {summary['data_parallel']}"
+        )
         about += [
             ("corpus", summary["corpus"]),
             ("processes", f"{summary['world_size']} = {sizes}, {summary['backend']}"),

@@ -1,7 +1,8 @@
-"""What `selfemo plan` says about the run's configuration, beside what the run measured.
+"""Compares the figures of `selfemo plan` for the run's configuration with those that the run measured.
 
-Bytes are compared whatever the device, and those of weights, gradients, optimizer and reference must be equal to the byte. Seconds are
-compared only where the plan is asked for a GPU by name: the planner has no model of a CPU.
+Bytes are compared whatever the device, and those of weights, gradients, optimizer and reference must be
+equal to the byte. Seconds are compared only if the plan is asked for a GPU by name: the planner has no
+model of a CPU.
 """
 
 from __future__ import annotations
@@ -39,17 +40,18 @@ class Row:
 
     @property
     def difference(self) -> float | None:
-        """(measured - planned) / planned; None where nothing was planned."""
+        """(measured - planned) / planned; None if nothing was planned."""
         return (self.measured - self.planned) / self.planned if self.planned else None
 
     @property
     def is_met(self) -> bool:
-        """An exact figure was measured exactly."""
         return self.exact and self.planned == self.measured
 
 
 def planned_rows(records: RunRecords, gpu: str = "") -> list[Row]:
-    """Every figure that is both planned and measured, for a finished run; `gpu` adds seconds, planned for that GPU.
+    """Return every figure that is both planned and measured, for a finished run.
+
+    `gpu` adds seconds, planned for that GPU.
 
     Raises:
         UserError: no GPU of that name is known, or the model directory the run started from is gone.
@@ -77,7 +79,7 @@ def _architecture(root: Path, config: RunConfig) -> Architecture:
 
 
 def _trainer_rows(records: RunRecords, architecture: Architecture, layout: Layout) -> Iterator[Row]:
-    """One row per kind, and one more for ranks that planned or hold something else."""
+    """Return one row per kind of bytes, and a further one for ranks whose planned or held bytes differ."""
     ranks: dict[tuple[str, int, int], list[int]] = {}
     for event in records.of("memory")[-1:]:
         for rank, measured in event["ranks"].items():
@@ -106,7 +108,10 @@ def _sync_rows(records: RunRecords, architecture: Architecture, layout: Layout) 
         else:
             traffic = sync_bytes(architecture, layout, config.rollout.dtype, config.train.dtype)
             planned = traffic.checkpoint // layout.weight_copies
-        note = f"{event['path']} path, over the ranks of one model replica; the run's figure is counted from the transfer it carried out"
+        note = (
+            f"{event['path']} path, over the ranks of one model replica; the run's figure is "
+            "counted from the transfer it carried out"
+        )
         yield Row("Weight sync, received", planned, event["received_bytes"], "bytes", exact=True, note=note)
 
 
@@ -158,7 +163,9 @@ def _workload_rows(config: RunConfig, iterations: list[Json]) -> Iterator[Row]:
 
 
 def _measured_workload(config: RunConfig, iterations: list[Json]) -> Workload:
-    """The workload with the lengths and the share of trained samples that this run measured in place of assumed ones."""
+    """Return the workload with measured lengths and measured share of trained samples in place of
+    assumed ones.
+    """
 
     def measured(field: str) -> float | None:
         return _mean(iterations, field) if all(field in r for r in iterations) else None

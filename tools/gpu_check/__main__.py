@@ -1,4 +1,6 @@
-"""The command: `python -m tools.gpu_check [--device cpu] [--only STEP ...] [--output DIR] [--model DIR]`.
+"""Runs the steps, or those named, and writes the report.
+
+    python -m tools.gpu_check [--device cpu] [--only STEP ...] [--output DIR] [--model DIR]
 
 Exit status: 0 every step passed, 1 a step failed, 2 wrong arguments, 3 there is no GPU and nothing was run.
 """
@@ -15,7 +17,7 @@ from tools.gpu_check.steps import Machine, steps
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     options = _parser().parse_args(arguments)
     gpus = len(read_driver().gpus)
     root = Path.cwd()
@@ -40,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     outcomes = run_steps(chosen, machine, lambda line: print(line, flush=True))
     failed = [outcome.name for outcome in outcomes if outcome.result in BAD]
     print(
-        f"gpu-check: {'failed: ' + ', '.join(failed) if failed else 'no step failed'}; report: {machine.output / 'report.md'}"
+        f"gpu-check: {'failed: ' + ', '.join(failed) if failed else 'no step failed'}; report: "
+        f"{machine.output / 'report.md'}"
     )
     return 1 if failed else 0
 

@@ -1,4 +1,4 @@
-"""Runs the steps one after another, whatever becomes of each, and writes report.md and report.json."""
+"""Runs the steps one after another, whether they pass or not, and writes report.md and report.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tools.gpu_check.steps import Machine, Step
 SCHEMA = 1
 TAIL_LINES = 40
 SKIPPED_STATUS = 3
-"""A step that cannot run on this device ends with it, and with one line that says why."""
+"""Exit status of a step that cannot run on this device; one line of its output gives the reason."""
 VERSIONS = (
     "torch",
     "triton",
@@ -35,7 +35,7 @@ VERSIONS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step."""
+    """The result of one step."""
 
     name: str
     question: str
@@ -44,14 +44,17 @@ class Outcome:
     seconds: float
     status: int | None
     log: str
-    """Path of everything it printed; empty when it did not run."""
+    """Path of everything the step printed; empty if it did not run."""
     tail: tuple[str, ...]
     send_back: str = field(default="")
-    """Empty unless it failed or timed out."""
+    """Files and facts that a maintainer needs; empty unless the step failed or timed out."""
 
 
 def run_steps(steps: Sequence[Step], machine: Machine, say: Callable[[str], None]) -> list[Outcome]:
-    """Run every step to its end or its deadline; the report is written anew after each, so that a lost machine leaves one."""
+    """Run every step to its end or its deadline.
+
+    The report is written anew after each step, so that a machine that is lost leaves one.
+    """
     machine.output.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     for step in steps:
@@ -115,7 +118,7 @@ BAD = ("failed", "timed out")
 
 
 def write_report(outcomes: Sequence[Outcome], machine: Machine) -> None:
-    """report.json for tools, report.md for people; each under a temporary name first."""
+    """Write report.json for tools and report.md for people, each under a temporary name first."""
     driver, installed = read_driver(), installed_versions()
     facts = {
         "schema": SCHEMA,
@@ -159,8 +162,11 @@ def _write(path: Path, text: str) -> None:
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:
-    """Kill what the step left behind, its own children included; its session is its own, so nothing else is hit."""
-    with contextlib.suppress(ProcessLookupError):  # nobody is left in it
+    """Kill the step's remaining processes, its own children included.
+
+    The step's session is its own, so no other process is hit.
+    """
+    with contextlib.suppress(ProcessLookupError):  # no process is left in it
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

@@ -1,4 +1,7 @@
-"""The steps, in order of what they cost: a broken installation shows in seconds, the method in minutes."""
+"""Lists the steps in order of their cost.
+
+A broken installation shows in seconds, an error of the method in minutes.
+"""
 
 from __future__ import annotations
 
@@ -12,39 +15,42 @@ ENVIRONMENT = "report.json, which holds `selfemo doctor`'s findings and the vers
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the steps run."""
+    """The machine that the steps run on, and its directories."""
 
     device: str
     """"cuda" or "cpu"."""
     gpus: int
     root: Path
-    """The checkout: tests/ and tools/ stand there."""
+    """The checkout, which holds tests/ and tools/."""
     output: Path
-    """Logs, figures and the report go here."""
+    """Directory of logs, figures and the report."""
     model_dir: str = ""
-    """A Qwen3 directory for the last step; empty: a small one is initialised."""
+    """A Qwen3 directory for the last step; if empty, a small one is initialised."""
 
     @property
     def processes(self) -> int:
-        """Ranks of the steps that need a world: two where there are two GPUs, so that weights have somewhere to travel."""
+        """Ranks of the steps that need a world.
+
+        Two if there are two GPUs, so that weights travel between them.
+        """
         return 2 if self.device == "cpu" else min(2, self.gpus)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to find out."""
+    """One check, as a command with a deadline."""
 
     name: str
     question: str
     command: tuple[str, ...]
     deadline_s: int
     send_back: str
-    """What a maintainer needs to act on a failure."""
+    """Files and facts that a maintainer needs to act on a failure."""
     environment: tuple[tuple[str, str], ...] = ()
 
 
 def steps(machine: Machine) -> tuple[Step, ...]:
-    """All of them, as commands for this machine."""
+    """List all steps, as commands for this machine."""
     python, device = sys.executable, machine.device
     bench = machine.output / "bench.json"
     torchrun = (

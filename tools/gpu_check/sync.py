@@ -1,4 +1,7 @@
-"""Step `sync`: weights from Megatron into vLLM on both paths, each checked by checksums and by the greedy probe (which raise)."""
+"""Step `sync`: sends weights from Megatron into vLLM on both paths.
+
+Checksums and the greedy probe verify each transfer, and raise if it went wrong.
+"""
 
 from __future__ import annotations
 

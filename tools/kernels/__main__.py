@@ -1,12 +1,13 @@
-"""Measures the kernels: time and memory beside other implementations, the compiler's resource table, and counted traffic.
+"""Measures the kernels: time and memory beside other implementations, compiled resources, counted traffic.
 
-    python -m tools.kernels --device cpu                    # time and peak memory on this machine
-    python -m tools.kernels --device cuda --tokens 8192     # milliseconds, bytes/s and share of the card's bandwidth
-    python -m tools.kernels --aot [--write]                 # registers, spills, 128-bit accesses for GPUs that are not here
-    python -m tools.kernels --traffic                       # bytes moved and held per logit
-    ... --json FILE                                               # the same, for a machine to read
+    python -m tools.kernels --device cpu                  # time and peak memory on this machine
+    python -m tools.kernels --device cuda --tokens 8192   # milliseconds, bytes/s and share of peak bandwidth
+    python -m tools.kernels --aot [--write]               # registers, spills, 128-bit accesses on absent GPUs
+    python -m tools.kernels --traffic                     # bytes moved and held per logit
+    ... --json FILE                                       # the same, for a machine to read
 
-Every figure is measured in the run that prints it. What cannot be measured here is a row that says why.
+Every figure is measured in the run that prints it. A figure that cannot be measured here is a row with
+the reason.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ BYTES_PER_LOGIT = 6
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 1 if --aot finds a spill or a difference from the committed table."""
+    """Return exit status 1 if --aot finds a spill or a difference from the committed table, else 0."""
     options = _parser().parse_args(arguments)
     console = Console(width=150)
     command = shlex.join(
@@ -106,7 +107,8 @@ def _timing(console: Console, options: argparse.Namespace, workload: str) -> dic
     console.print(_timing_table(sizes, rows, bandwidth))
     if not on_gpu:
         console.print(
-            f"load average at the end: {', '.join(f'{load:.1f}' for load in os.getloadavg())} on {os.cpu_count()} cores"
+            f"load average at the end: {', '.join(f'{load:.1f}' for load in os.getloadavg())} on "
+            f"{os.cpu_count()} cores"
         )
     return {"sizes": asdict(sizes), "rows": [asdict(row) for row in rows], "card_bytes_per_s": bandwidth}
 
@@ -193,7 +195,7 @@ def _traffic(console: Console) -> list[dict[str, Any]]:
 
 
 def _card_bytes_per_s() -> float:
-    """Peak memory bandwidth of device 0: twice the memory clock times the bus width."""
+    """Return the peak memory bandwidth of device 0: twice the memory clock times the bus width."""
     import pynvml
 
     pynvml.nvmlInit()
@@ -217,7 +219,10 @@ def _machine(threads: int) -> str:
     )
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{model or platform.machine()}, {threads} threads, {capability}, {memory_gib:.0f} GiB, torch {torch.__version__}"
+    return (
+        f"{model or platform.machine()}, {threads} threads, {capability}, {memory_gib:.0f} GiB, "
+        f"torch {torch.__version__}"
+    )
 
 
 def _number(value: float | None) -> str:

@@ -1,10 +1,12 @@
-"""Compiles every kernel for GPUs that are not here, and reads what the compiler made of it.
+"""Compiles every kernel for GPUs that are not here, and reads the resources of each binary.
 
-Triton needs no GPU to compile: its wheel carries ptxas, cuobjdump and nvdisasm, and LLVM for AMD. Registers, spills, the width
-of memory accesses and the number of special-function instructions (exp, sqrt) are facts of the binary, so a regression in any
-of them fails in CI. `resources.json` beside this file is the committed table. What this cannot show is time.
+Triton needs no GPU to compile: its wheel carries ptxas, cuobjdump and nvdisasm, and LLVM for AMD.
+Registers, spills, the width of memory accesses and the number of special-function instructions (exp,
+sqrt) are facts of the binary, so a regression in any of them fails in CI. `resources.json` beside this
+file is the committed table. It says nothing about time.
 
-Kernels compiled here must not come from an interpreting process: Triton reads TRITON_INTERPRET when @triton.jit runs.
+Kernels compiled here must not come from an interpreting process: Triton reads TRITON_INTERPRET when
+@triton.jit runs.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ INT32 = {"row_stride", "columns", "real_columns", "vocab_start", "components", "
 INT64_POINTERS = {"targets_T", "cu_seqlens", "group_ptr"}
 BYTE_POINTERS = {"live_T", "mask_T"}
 MULTIPLES_OF_16 = {"row_stride", "columns"}
-"""What the launcher can promise of a padded vocabulary; the real vocabulary's size is promised nothing."""
+"""Arguments of which the launcher can promise a multiple of 16: a padded vocabulary. A real vocabulary
+may have any size.
+"""
 
 
 @dataclass(frozen=True)
@@ -68,30 +72,32 @@ class Variant:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one binary uses, per thread unless said otherwise."""
+    """Resources of one binary, per thread unless said otherwise."""
 
     target: str
     kernel: str
     registers: int
-    """Vector registers on AMD."""
+    """Registers; on AMD, vector registers."""
     spills: int
     """NVIDIA: bytes of stack and local memory. AMD: spilled vector and scalar registers."""
     shared_bytes: int
-    """Per program."""
+    """Shared memory, per program."""
     loads: int
     """Global load instructions in the code."""
     wide_loads: int
-    """Those of 128 bits."""
+    """Global load instructions of 128 bits."""
     stores: int
     """Global store instructions in the code."""
     wide_stores: int
-    """Those of 128 bits."""
+    """Global store instructions of 128 bits."""
     special: int
     """Special-function instructions: exp, log, sqrt, reciprocal."""
 
 
 def variants() -> list[Variant]:
-    """Every kernel as the launcher runs it on bf16 logits, with every optional part of its code switched on."""
+    """List every kernel as the launcher runs it on bf16 logits, with all optional parts of its code
+    switched on.
+    """
     vocab = {"BLOCK": launch.VOCAB_BLOCK}
     full = {
         "KL": KL_K3,
@@ -148,7 +154,7 @@ def measure(variant: Variant, target: str) -> Resources:
 
 
 def committed() -> list[Resources]:
-    """The table in the repository."""
+    """Read the table in the repository."""
     rows = json.loads(TABLE.read_text())["kernels"]
     return [Resources(**row) for row in rows]
 
@@ -162,7 +168,9 @@ def write_table(rows: list[Resources]) -> None:
 
 
 def differences(measured: list[Resources], expected: list[Resources]) -> list[str]:
-    """One line per number that differs from the committed table, and per row that one of the two lacks."""
+    """Return one line per number that differs from the committed table, and per row that only one of
+    the two has.
+    """
     ours, theirs = ({(row.target, row.kernel): row for row in rows} for rows in (measured, expected))
     lines = [
         f"{target} {kernel}: only in the {where}"

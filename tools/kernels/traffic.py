@@ -1,9 +1,11 @@
 """Counts bytes, so that "one read forward, one read and one write backward" is an assertion and not a claim.
 
-Two meters. `TorchMeter` watches torch operators on any device: what an operator reads and writes counts if it belongs to a
-tensor too large for the cache, since a chunk that stays in the cache costs no memory traffic; it also tracks the peak of live
-tensors. `interpreted_traffic` watches the Triton kernels themselves in Triton's interpreter: every address that they load from
-or store to within one tensor. Both count per element, so the figures hold for any number of tokens and any vocabulary.
+There are two meters. `TorchMeter` watches torch operators on any device: the bytes that an operator
+reads and writes count if they belong to a tensor too large for the cache, since a chunk that stays in
+the cache costs no memory traffic; it also tracks the peak of live tensors. `interpreted_traffic`
+watches the Triton kernels themselves in Triton's interpreter: every address that they load from or
+store to within one tensor. Both count per element, so the figures hold for any number of tokens and any
+vocabulary.
 """
 
 from __future__ import annotations
@@ -54,29 +56,31 @@ FILLS = frozenset(
         "new_full",
     }
 )
-"""Operators that read no tensor: one they are given only lends its shape, or is overwritten."""
+"""Operators that read no tensor: a tensor argument only lends its shape, or is overwritten."""
 OVERWRITES = frozenset({"copy_", "index_put_", "scatter_", "masked_fill_"})
 """Operators that read every argument but the first, which they overwrite."""
 
 
 @dataclass
 class Counted:
-    """Bytes loaded and stored."""
+    """Bytes loaded and bytes stored."""
 
     read_bytes: int = 0
     written_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        """Both directions."""
+        """Bytes in both directions."""
         return self.read_bytes + self.written_bytes
 
 
 class TorchMeter(TorchDispatchMode):
-    """While active, sums the memory traffic of torch operators and follows the bytes of tensors that they allocate.
+    """Sums, while active, the memory traffic of torch operators, and follows the bytes of tensors that
+    they allocate.
 
-    Operands in storages of at most `cache_bytes` count as traffic-free. Gathers and scatters along one column per row, and
-    boolean assignments, count the elements they touch. It sees the operators of its own thread, so torch gets one meanwhile.
+    Operands in storages of at most `cache_bytes` count as traffic-free. Gathers and scatters along one
+    column per row, and boolean assignments, count the elements they touch. It sees the operators of its
+    own thread, so torch gets one thread meanwhile.
     """
 
     def __init__(self, cache_bytes: int) -> None:
@@ -115,7 +119,9 @@ class TorchMeter(TorchDispatchMode):
         return result
 
     def _elements_by_index(self, name: str, args: tuple[Any, ...]) -> int | None:
-        """Elements of the large tensor that an indexed operator touches; None for any other operator."""
+        """Count the elements of the large tensor that an indexed operator touches; None for any other
+        operator.
+        """
         if name in ("gather", "scatter_add", "scatter_add_"):
             return int(args[2].numel())
         if name in ("index", "index_put_", "index_put", "index_select"):
@@ -155,7 +161,10 @@ class TorchMeter(TorchDispatchMode):
 
 @contextmanager
 def interpreted_traffic(watched: Tensor) -> Iterator[Counted]:
-    """Bytes that Triton kernels load from and store to `watched` while they run in Triton's interpreter (TRITON_INTERPRET=1)."""
+    """Count the bytes that Triton kernels load from and store to `watched` in Triton's interpreter.
+
+    The process must have TRITON_INTERPRET=1.
+    """
     from triton.runtime import interpreter
 
     builder, counted = interpreter.interpreter_builder, Counted()
@@ -178,7 +187,8 @@ def interpreted_traffic(watched: Tensor) -> Iterator[Counted]:
     try:
         yield counted
     finally:
+        # instance attributes hide the class's own, which stay as they are
         del (
             builder.create_masked_load,
             builder.create_masked_store,
-        )  # instance attributes: the class's own remain
+        )

@@ -1,10 +1,11 @@
-"""Scaling of a run: measured over local processes, planned over thousands of GPUs, and the cost of the project's own parts.
+"""Makes the scaling study: runs over local processes, plans for thousands of GPUs, and the cost of own parts.
 
-    python -m tools.scaling --output docs/scaling                    # everything: about half an hour on two idle cores
-    python -m tools.scaling --output DIR --processes 1 2             # fewer measured runs
-    python -m tools.scaling --output DIR --processes 0 --samples 0   # planned curves alone, in seconds
+    python -m tools.scaling --output docs/scaling                   # everything: half an hour, two idle cores
+    python -m tools.scaling --output DIR --processes 1 2            # fewer measured runs
+    python -m tools.scaling --output DIR --processes 0 --samples 0  # planned curves alone, in seconds
 
-Writes study.csv, study.json, study.png, study.svg and parts.csv. Runs are kept under --runs, and finished ones are not made again.
+Writes study.csv, study.json, study.png, study.svg and parts.csv. Runs are kept under --runs, and
+finished ones are not made again.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ SHOWN = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 1 when a part's cost per sample grows."""
+    """Return the exit status: 1 if a part's cost per sample grows."""
     options = _parser().parse_args(arguments)
     try:
         rows = measure([n for n in options.processes if n], options.runs)

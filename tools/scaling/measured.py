@@ -1,6 +1,7 @@
-"""Real runs over local processes: the whole job under torchrun, read back from its metrics.
+"""Measures real runs over local processes: the whole job under torchrun, read back from its metrics.
 
-The model is untrained (no SFT), so nearly every completion runs to its cap: lengths are alike in all runs, and so is the work per sample.
+The model is untrained (no SFT), so nearly every completion runs to its cap: lengths are alike in all
+runs, and so is the work per sample.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ ITERATIONS = 4
 WARM_UP_ITERATIONS = 1
 STRONG_OPENINGS = 16
 WEAK_OPENINGS = 8
-"""Per process."""
+"""Openings per process."""
 RUN_TIMEOUT_S = 3600
 
 
 def measure(process_counts: Sequence[int], directory: Path, say: Any = print) -> list[Row]:
-    """Both studies; a run that serves both is made once.
+    """Measure both studies. A run that serves both is made once.
 
     Raises:
         UserError: a run failed; quotes the end of its output.
@@ -53,7 +54,10 @@ def measure(process_counts: Sequence[int], directory: Path, say: Any = print) ->
 
 
 def overrides(processes: int, openings: int, output: Path) -> list[str]:
-    """What the runs differ in from the demo: sizes, and nothing that would not be repeated in every iteration."""
+    """Return the settings in which the runs differ from the demo.
+
+    They are sizes, and they switch off the work that is not repeated in every iteration.
+    """
     return [
         f"output_dir={output}",
         "corpus.name=everyday",
@@ -69,7 +73,7 @@ def overrides(processes: int, openings: int, output: Path) -> list[str]:
 
 
 def run(processes: int, openings: int, output: Path) -> Path:
-    """One run under torchrun, one thread per process; a finished one is not run again."""
+    """Run the job under torchrun, one thread per process. A finished run is not run again."""
     if (output / "summary.json").exists():
         return output
     torchrun = [
@@ -107,7 +111,7 @@ def run(processes: int, openings: int, output: Path) -> Path:
 
 
 def row_of(output: Path, processes: int, study: Study) -> Row:
-    """The medians of a run's iterations, the first of which warms up."""
+    """Return the medians of a run's iterations, without the first, which warms up."""
     config = load_config(output / "config.yaml")
     events = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     iterations = [event for event in events if event["event"] == "iteration"][WARM_UP_ITERATIONS:]
@@ -156,12 +160,12 @@ def row_of(output: Path, processes: int, study: Study) -> Row:
 
 
 def training_label(layout: Layout) -> str:
-    """Such as "TP2 DP2", without the engine."""
+    """Return the training layout, such as "TP2 DP2", without the engine."""
     return layout.label.split(",")[0]
 
 
 def _reason(output: str) -> str:
-    """A run's own line about a failure; torchrun's report around it says less."""
+    """Return a run's own line about a failure; torchrun's report around it says less."""
     lines = output.strip().splitlines() or ["no output"]
     return next((line.removeprefix("selfemo: ") for line in lines if line.startswith("selfemo: ")), lines[-1])
 

@@ -1,4 +1,7 @@
-"""The study on disk: one CSV and one JSON of all rows, and one plot in which measured and planned cannot be taken for each other."""
+"""Writes the study: a CSV and a JSON of all rows, and a plot.
+
+In the plot, measured and planned points cannot be taken for each other.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ PHASES = ("generate_s", "logprob_s", "train_s", "sync_s", "other_s")
 def write_study(
     directory: Path, rows: Sequence[Row], parts: Sequence[PartCost], facts: dict[str, Any]
 ) -> list[Path]:
-    """study.csv, study.json, study.png, study.svg, and parts.csv where parts were measured; each under a temporary name first."""
+    """Write study.csv, study.json, study.png, study.svg, and parts.csv if parts were measured.
+
+    Each is written under a temporary name first.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     rows = in_order(rows)
     document = {
@@ -54,9 +60,10 @@ def write_study(
 
 
 def draw(rows: Sequence[Row], parts: Sequence[PartCost]) -> Any:
-    """Throughput and efficiency by size, the share of each phase, and the parts' cost per sample.
+    """Draw throughput and efficiency by size, the share of each phase, and the parts' cost per sample.
 
-    Measured points are filled and joined by solid lines; planned ones are hollow and dashed, on the same axes, over a shaded ground.
+    Measured points are filled and joined by solid lines; planned ones are hollow and dashed, on the
+    same axes, over a shaded ground.
     """
     from matplotlib.figure import Figure
 

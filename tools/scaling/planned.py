@@ -1,8 +1,8 @@
-"""What the planner expects of thousands of GPUs: the best layout at every size, under the example configurations.
+"""Plans thousands of GPUs: the best layout at every size, under the example configurations.
 
-One thing is added to the planner's step: the project's own parts, of which ranks share out the rewards, and repeat advantages, dealing and
-flywheel over the whole batch. They are nothing for one node and what ends weak scaling, so their cost per sample is taken from this
-machine's measurement.
+One thing is added to the planner's step: the project's own parts. Ranks share out the rewards, but
+repeat advantages, dealing and flywheel over the whole batch. These parts cost next to nothing on one
+node and are what ends weak scaling, so their cost per sample is taken from this machine's measurement.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SIZES = tuple(8 << doubling for doubling in range(10))
 """8 to 4,096 GPUs."""
 STRONG_OPENINGS = 2048
 WEAK_OPENINGS = 32
-"""Per GPU."""
+"""Openings per GPU."""
 
 
 def plan_studies(config_path: Path, model: str, own: OwnCost, sizes: Sequence[int] = SIZES) -> list[Row]:
-    """Strong and weak curves of one example configuration; a size at which no layout fits has no row.
+    """Plan strong and weak curves of one example configuration. A size at which no layout fits has no row.
 
     Args:
-        own: what the project's own parts cost (parts.own_cost); OwnCost() leaves it out.
+        own: cost of the project's own parts (parts.own_cost); OwnCost() leaves it out.
     """
     config = load_config(config_path, [f"model.path={model}"])
     rows = []
@@ -91,7 +91,10 @@ def _row(plan: Plan, workload: Workload, model: str, study: Study, groups: int, 
         other_s=step.other + own_s,
         sync_bytes=moved,
         planned_sync_bytes=moved,
-        note=f"planned, never run; {own.repeated_us:.0f} us per sample on every rank, {own.shared_us:.0f} us shared out"
+        note=(
+            f"planned, never run; {own.repeated_us:.0f} us per sample on every rank, "
+            f"{own.shared_us:.0f} us shared out"
+        )
         if own != OwnCost()
         else "planned, never run; without the project's own parts",
     )

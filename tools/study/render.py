@@ -1,4 +1,4 @@
-"""A study on a page: a Markdown table per split, and one figure that shows averages and differences with their intervals."""
+"""Renders a study: a Markdown table per split, and one figure of averages and differences with intervals."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ METRIC_TITLES = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1
 
 
 def render_split(answers: SplitAnswers, plan: StudyPlan) -> str:
-    """The split's two tables: figures by variant, differences by baseline. Figures are in percent, intervals of 95%."""
+    """Return the split's two tables: figures by variant, differences by baseline.
+
+    Figures are in percent, intervals of 95%.
+    """
     names = variant_names(plan)
     figures, against = figures_of(answers, names), differences(answers, names, plan.baselines)
     lines = [
-        f"### {answers.corpus} {answers.split}: {len(answers.gold)} turns, {len(set(answers.dialogues))} dialogues",
+        f"### {answers.corpus} {answers.split}: {len(answers.gold)} turns, "
+        f"{len(set(answers.dialogues))} dialogues",
         "",
     ]
     lines += [*_figures_table(figures), ""]
@@ -34,7 +38,7 @@ def render_split(answers: SplitAnswers, plan: StudyPlan) -> str:
 
 
 def describe_variants(plan: StudyPlan) -> str:
-    """What each variant is, with the overrides that make it."""
+    """Describe each variant in a line, with the overrides that make it."""
     rows = [
         "| variant | what | settings |",
         "| --- | --- | --- |",
@@ -53,12 +57,15 @@ def describe_variants(plan: StudyPlan) -> str:
 
 
 def variant_names(plan: StudyPlan) -> list[str]:
-    """The start and every variant, in order."""
+    """Return the names of the start and of every variant, in order."""
     return [START, *(variant.name for variant in plan.variants)]
 
 
 def plot_split(answers: SplitAnswers, plan: StudyPlan, path: Path) -> None:
-    """Weighted and macro F1 of every variant with intervals, and its difference to the first baseline; format by suffix."""
+    """Draw weighted and macro F1 of every variant with intervals, and its difference from the first baseline.
+
+    The suffix of `path` decides the format.
+    """
     from matplotlib.figure import Figure
 
     names = variant_names(plan)
@@ -97,14 +104,16 @@ def plot_split(answers: SplitAnswers, plan: StudyPlan, path: Path) -> None:
 
 def _figures_table(figures: Sequence[VariantFigures]) -> list[str]:
     lines = [
-        "| variant | accuracy | weighted F1 | macro F1 | sIoU | share of neutral | label entropy, nats | expression sIoU |",
+        "| variant | accuracy | weighted F1 | macro F1 | sIoU | share of neutral | label entropy, "
+        "nats | expression sIoU |",
         "| --- | --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for row in figures:
         cells = [_percent(_metric(row.intervals, name)) for name in METRICS]
         expression = "-" if row.expression is None else f"{row.expression:.3f}"
         lines.append(
-            f"| `{row.variant}` | {' | '.join(cells)} | {row.siou:.3f} | {row.neutral_share:.1%} | {row.label_entropy:.2f} | {expression} |"
+            f"| `{row.variant}` | {' | '.join(cells)} | {row.siou:.3f} | {row.neutral_share:.1%} | "
+            f"{row.label_entropy:.2f} | {expression} |"
         )
     return lines
 

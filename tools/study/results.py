@@ -1,4 +1,6 @@
-"""From answers to figures: every variant's averages over its seeds, and its difference to each baseline, with intervals."""
+"""Turns answers into averages over each variant's seeds and differences from each baseline, with
+intervals.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,12 @@ BOOTSTRAP_SEED = 1
 
 @dataclass(frozen=True)
 class VariantFigures:
-    """One variant on one split, averaged over seeds."""
+    """One variant's figures on one split, averaged over seeds."""
 
     variant: str
     seeds: tuple[int, ...]
     intervals: tuple[Interval, ...]
-    """Of accuracy, weighted F1 and macro F1."""
+    """Intervals of accuracy, weighted F1 and macro F1."""
     siou: float
     neutral_share: float
     label_entropy: float
@@ -28,7 +30,7 @@ class VariantFigures:
 
 @dataclass(frozen=True)
 class Difference:
-    """A variant minus a baseline."""
+    """The difference of a variant from a baseline."""
 
     variant: str
     baseline: str
@@ -36,7 +38,7 @@ class Difference:
 
 
 def figures_of(answers: SplitAnswers, variants: Sequence[str]) -> list[VariantFigures]:
-    """Averages of every variant, in the given order."""
+    """Average the figures of every variant, in the given order."""
     found = []
     for name in variants:
         models = answers.of(name)
@@ -58,7 +60,7 @@ def figures_of(answers: SplitAnswers, variants: Sequence[str]) -> list[VariantFi
 
 
 def differences(answers: SplitAnswers, variants: Sequence[str], baselines: Sequence[str]) -> list[Difference]:
-    """Every variant against every baseline but itself."""
+    """Compare every variant with every baseline but itself."""
     return [
         Difference(
             name,

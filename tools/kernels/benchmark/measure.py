@@ -1,9 +1,10 @@
-"""Runs the formulas: time in one process, round after round, and peak memory in a process of its own per formula.
+"""Measures the formulas: time in one process, round after round, and peak memory in a process per formula.
 
-Interleaved rounds let a noisy neighbour hit every formula alike, and the median of each is what is reported, beside the median of
-the processor time that the process was given: on a shared machine, the wall clock also counts what others did. Peak memory on a
-CPU is the kernel's own figure (VmHWM, reset before the call), with malloc told to return what is freed, so that one call's
-leftovers do not hide the next one's need.
+Interleaved rounds let a noisy neighbour hit every formula alike. The report has the median time of
+each, beside the median of the processor time that the process was given: on a shared machine, the wall
+clock also counts the work of others. Peak memory on a CPU is the kernel's own figure (VmHWM, reset
+before the call), with malloc told to return freed memory, so that one call's leftovers do not hide the
+next one's need.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tools.kernels.benchmark.formulas import WORKLOADS, Batch, Formula
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured."""
+    """Sizes of the inputs, and their dtype and device."""
 
     workload: str
     tokens: int
@@ -39,7 +40,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Row:
-    """One formula's figures; None where nothing was measured, with the reason in `note`."""
+    """One formula's figures. None if nothing was measured; `note` has the reason."""
 
     formula: str
     median_ms: float | None = None
@@ -54,7 +55,10 @@ class Row:
 
 
 def inputs(sizes: Sizes) -> tuple[tuple[Tensor, ...], Batch]:
-    """Tensors to differentiate (logits, or hidden states and weight) and the rest; the same numbers at every call."""
+    """Make the tensors to differentiate (logits, or hidden states and weight) and the rest.
+
+    The numbers are the same at every call.
+    """
     generator = torch.Generator().manual_seed(0)
     dtype, tokens = getattr(torch, sizes.dtype), sizes.tokens
     length = min(64, tokens)
@@ -85,9 +89,10 @@ class Call:
 
 
 def run_all(sizes: Sizes, threads: int, names: tuple[str, ...] | None = None) -> list[Row]:
-    """The workload's formulas (those named; None: all) on so many CPU threads: one first call each (compiles, allocates), then rounds.
+    """Measure the workload's formulas (those named; None: all) on so many CPU threads.
 
-    What cannot be measured, because a device or a peer is missing or the peer fails, is a row that says so.
+    Each gets one first call, which compiles and allocates, then rounds. A formula that cannot be
+    measured, because a device or a peer is missing or the peer fails, gets a row with the reason.
     """
     formulas = tuple(
         formula for formula in WORKLOADS[sizes.workload] if names is None or formula.name in names
@@ -155,13 +160,12 @@ def _measure(sizes: Sizes, formulas: tuple[Formula, ...]) -> list[Row]:
 
 
 def _call(formula: Formula, tensors: tuple[Tensor, ...], batch: Batch) -> Call:
-    """One forward and backward pass over fresh copies of the inputs."""
+    """Run one forward and backward pass over fresh copies of the inputs."""
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
     on_gpu = leaves[0].is_cuda
     if on_gpu:
-        torch.empty(
-            1 << 28, dtype=torch.int8, device=leaves[0].device
-        ).zero_()  # evict the copies from the cache
+        # evict the copies from the cache
+        torch.empty(1 << 28, dtype=torch.int8, device=leaves[0].device).zero_()
         torch.cuda.synchronize()
     begin, cpu_begin = time.perf_counter(), time.process_time()
     gradients = formula.run(*leaves, batch)
@@ -180,7 +184,7 @@ def _difference(gradients: tuple[Tensor, ...], reference: tuple[Tensor, ...]) ->
 
 
 def _peak_in_own_process(sizes: Sizes, name: str) -> int:
-    """Extra peak bytes of one call, inputs not counted, after a warm-up call."""
+    """Return the extra peak bytes of one call in a new process, inputs not counted, after a warm-up call."""
     threads = str(torch.get_num_threads())
     environment = {
         **os.environ,
@@ -194,7 +198,7 @@ def _peak_in_own_process(sizes: Sizes, name: str) -> int:
 
 
 def peak_of_one_call(sizes: Sizes, name: str) -> int:
-    """In this process: peak memory of a second call above what was resident before it."""
+    """Return the peak memory of a second call in this process, above the resident memory before it."""
     (formula,) = (formula for formula in WORKLOADS[sizes.workload] if formula.name == name)
     tensors, batch = inputs(sizes)
     _call(formula, tensors, batch)
@@ -204,7 +208,7 @@ def peak_of_one_call(sizes: Sizes, name: str) -> int:
         before = torch.cuda.memory_allocated()
         formula.run(*leaves, batch)
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM restarts at the memory that is resident now
     before = _status_bytes("VmRSS")
     formula.run(*leaves, batch)
     return _status_bytes("VmHWM") - before
