@@ -1,6 +1,7 @@
-"""`selfemo eval`, `chat` and `flywheel replay` with a real vLLM engine, on a tiny model that a few steps taught the answer format.
+"""Test `selfemo eval` with a real vLLM engine, on a tiny model that a few steps taught the answer
+format.
 
-One engine serves every test of this file. The run directory around the model is written by hand, in the form a run leaves.
+conftest.py builds the model and its run directory, and the one engine that serves every test.
 """
 
 from __future__ import annotations
@@ -84,7 +85,11 @@ CHECKPOINT_VERSION = 4
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with an initial and a trained model, a checkpoint of the initial weights, a reference, and the sync records of all."""
+    """Write a run by hand, in the form that a run leaves.
+
+    It holds an initial and a trained model, a checkpoint of the initial weights, a reference, and
+    the sync events of all.
+    """
     run = tmp_path_factory.mktemp("finished") / "run"
     run.mkdir()
     (run / "config.yaml").write_text(as_yaml(CONFIG))
@@ -114,7 +119,9 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def teach(start: Path, target: Path) -> None:
-    """Fit the answers of the first dev turns, so that generation and likelihood have something to say."""
+    """Train on the answers of the first dev turns, so that generation and likelihood have something
+    to measure.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
@@ -155,7 +162,7 @@ def trained(run_dir: Path) -> FinishedModel:
 
 
 def evaluate(engines: StandaloneEngines, run_dir: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
-    """Run the command; returns its output and its JSON."""
+    """Run `selfemo eval`; returns its output and its JSON."""
     app = typer.Typer()
     app.command()(build_command(lambda: engines))
     target = run_dir.parent / "report.json"
@@ -195,11 +202,12 @@ def test_settings_come_from_the_run_and_overrides_win(
     assert trained.settings_from != DEFAULTS
     assert find_model(run_dir / "model", ["corpus.history_turns=3"]).config.corpus.history_turns == 3
     (tmp_path / "alone").symlink_to(run_dir / "model")
-    assert find_model(tmp_path / "alone").settings_from != DEFAULTS  # a link does not lose the run
+    # The model's run is found through a symbolic link.
+    assert find_model(tmp_path / "alone").settings_from != DEFAULTS
     init_model(tmp_path / "new", SHAPE, ["some words"] * 9, seed=1)
     alone = find_model(tmp_path / "new", ["selfplay.thinking=true"])
     assert alone.settings_from == DEFAULTS
-    assert alone.config.model.max_length == 320  # no longer than the model itself allows
+    assert alone.config.model.max_length == 320  # a model without a run has its own limit on length
     assert alone.config.corpus.history_turns == CorpusConfig().history_turns
 
 
@@ -251,13 +259,14 @@ def test_the_report_says_what_the_evaluation_functions_say(
 def test_likelihoods_are_those_of_the_whole_answer(
     trained: FinishedModel, engines: StandaloneEngines
 ) -> None:
-    """Against a plain forward pass over prompt and answer, and against the logprobs of what the engine generates."""
+    """Compare scores with a plain forward pass over prompt and answer, and with the engine's logprobs."""
     from transformers import AutoModelForCausalLM
 
     prompts = prompts_of(trained, CORPUS.labels)
     asked = [prompts.recognize(turn.context) for turn in dev_turns()]
     answers = {label: prompts.answer_ids([label]) for label in CORPUS.labels}
-    assert len({len(ids) for ids in answers.values()}) > 1  # padding is exercised
+    # Answers differ in length, so that some are padded.
+    assert len({len(ids) for ids in answers.values()}) > 1
     rows = AnswerScorer(trained).score(asked, answers)
     plain = AutoModelForCausalLM.from_pretrained(trained.path).eval()
     with torch.no_grad():
@@ -280,7 +289,10 @@ def test_likelihoods_are_those_of_the_whole_answer(
 
 
 def test_with_thinking_likelihoods_are_still_those_of_the_bare_answer(run_dir: Path) -> None:
-    """Right after a turn that is open for thoughts no label is likely: answers are scored behind a closed block."""
+    """Score answers behind a closed thinking block.
+
+    Directly after a prompt that is open for thoughts, no label would be likely.
+    """
     arguments = ("--scoring", "likelihood", "model.path=a/thinker", "selfplay.thinking=true")
     models = [
         evaluate(StandaloneEngines(), run_dir, *more)[1]["models"][0] for more in (arguments[:2], arguments)
@@ -315,7 +327,7 @@ def test_expression_is_read_by_the_frozen_recognizer(run_dir: Path, engines: Sta
     )
     assert report["models"][0]["calibration"] is None
     assert "distinct replies" in output
-    assert evaluate(engines, run_dir, *arguments)[1] == report  # a seed decides everything
+    assert evaluate(engines, run_dir, *arguments)[1] == report  # the seed determines every figure
 
 
 def test_a_prompt_that_cannot_fit_is_named_before_it_is_sent(
@@ -329,17 +341,15 @@ def test_a_prompt_that_cannot_fit_is_named_before_it_is_sent(
 
 def test_the_interval_of_a_mean_resamples_dialogues() -> None:
     spread = mean_interval("siou", [0.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"], seed=0)
-    assert (spread.value, spread.low, spread.high) == (
-        0.5,
-        0.0,
-        1.0,
-    )  # two dialogues: some resamples hold one of them twice
+    # There are two dialogues: some resamples hold one of them twice.
+    assert (spread.value, spread.low, spread.high) == (0.5, 0.0, 1.0)
     same = mean_interval("siou", [0.0, 1.0] * 20, [str(i // 2) for i in range(40)], seed=0)
-    assert (same.low, same.high) == (0.5, 0.5)  # every dialogue has the mean of the whole: nothing varies
+    # Every dialogue has the mean of the whole, so that resampling varies nothing.
+    assert (same.low, same.high) == (0.5, 0.5)
 
 
 def record_of(run_dir: Path, engines: StandaloneEngines, version: int, weights: str) -> Record:
-    """What self-play would have recorded under these weights."""
+    """Make the record that self-play would have written under these weights."""
     model = find_model(run_dir / weights)
     prompts = prompts_of(model, CORPUS.labels)
     prompt = prompts.recognize(dev_turns()[0].context)
@@ -366,7 +376,10 @@ def record_of(run_dir: Path, engines: StandaloneEngines, version: int, weights: 
 
 @pytest.fixture(scope="module")
 def recorded_run(run_dir: Path, engines: StandaloneEngines) -> Path:
-    """The run with four records: of the checkpoint's weights, of the final ones, of the reference's, and of weights that are gone."""
+    """Add four records to the run, one for each kind of weights.
+
+    Theirs are the checkpoint's, the final, the reference's, and weights that are no longer on disk.
+    """
     made = [
         (CHECKPOINT_VERSION, "model-initial"),
         (FINAL_VERSION, "model"),
@@ -408,13 +421,16 @@ def test_other_weights_differ_and_absent_ones_are_refused(
     assert "differs from token" in output
     with pytest.raises(
         UserError,
-        match=r"version 3 are not on disk, there are: 2 \(.*reference\), 4 \(.*iteration-000001\), 5 \(.*model\)",
+        match=r"version 3 are not on disk, there are: "
+        r"2 \(.*reference\), 4 \(.*iteration-000001\), 5 \(.*model\)",
     ):
         replayed(recorded_run, engines, monkeypatch, "4")
 
 
 def test_a_run_that_was_killed_in_a_line_still_names_its_versions(tmp_path: Path) -> None:
-    """A torn last line is left alone; any other that is no record is told with its place."""
+    """Read a journal whose last line is torn: that line is ignored, any other bad line is an error
+    with its place.
+    """
     (tmp_path / "model").mkdir()
     (tmp_path / "checkpoints" / "reference").mkdir(parents=True)
     lines = [
@@ -517,7 +533,7 @@ def test_damaged_weights_are_named_before_an_engine_starts(run_dir: Path, tmp_pa
 
 @pytest.fixture
 def study_runs(run_dir: Path, tmp_path: Path) -> list[StudyRun]:
-    """A study's start and one variant that continued it."""
+    """Write a study's starting run and one variant that continued it."""
     runs = [StudyRun(1, variant, tmp_path / "seed-1" / variant, ()) for variant in (START, "grpo")]
     for run, weights in zip(runs, ("model-initial", "model"), strict=True):
         run.directory.mkdir(parents=True)
@@ -538,9 +554,8 @@ def test_a_study_asks_a_model_once_and_again_after_it_was_trained_again(
 
     ask(study_runs[:1])
     answers = ask(study_runs)
-    assert [line.split()[1] for line in told] == [
-        str(study_runs[1].directory)
-    ]  # the start's answers were kept
+    # The answers of the start were kept and are not asked again.
+    assert [line.split()[1] for line in told] == [str(study_runs[1].directory)]
     start, trained = answers.models
     assert start.predicted != trained.predicted
     assert (start.expression, trained.expression is None) == (None, False)
@@ -549,7 +564,6 @@ def test_a_study_asks_a_model_once_and_again_after_it_was_trained_again(
     (study_runs[1].directory / "summary.json").write_text(json.dumps({"variant": "grpo", "seconds": 2}))
     assert ask(study_runs).models[1].predicted == trained.predicted
     assert len(told) == 1
-    assert (
-        len(ask(study_runs, LIMIT - 1).models[0].predicted) == LIMIT - 1
-    )  # other turns: nothing that was kept answers them
+    # The turns differ: no kept answer fits them.
+    assert len(ask(study_runs, LIMIT - 1).models[0].predicted) == LIMIT - 1
     assert len(told) == 2
