@@ -1,4 +1,4 @@
-"""Converters: bitwise round trips, checkpoints that megatron-core itself loads and saves in other layouts, and named refusals."""
+"""Test converters: bitwise round trips, checkpoints of megatron-core in other layouts, and the commands."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.helpers.megatron_rank import megatron_chunks, weight_groups
 from tests.helpers.tiny_model import save_tiny
 
 SMALL_BUCKET = 3000
-"""Bytes: every matrix is cut into many pieces."""
+"""Bytes; cuts every matrix into many pieces."""
 MLP = "model.layers.1.mlp.up_proj.weight"
 
 
@@ -98,7 +98,9 @@ def test_tensors_of_mixed_dtype_keep_theirs(tmp_path: Path) -> None:
 
 
 def _megatron_loads(checkpoint: str, hf_dir: str, parallel: ParallelConfig) -> list[str]:
-    """Load a converted checkpoint with megatron-core; names of gathered tensors that differ from the file."""
+    """Load a converted checkpoint with megatron-core; returns names of gathered tensors that differ
+    from the file.
+    """
     stored = load_file(Path(hf_dir) / "model.safetensors")
     with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout):
         state = {f"model{index}": chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}
@@ -158,7 +160,7 @@ def test_a_checkpoint_that_megatron_saved_in_a_layout_is_exported_without_optimi
 
 
 def _edited(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    """A corruption that edits the shard which holds a certain tensor."""
+    """Make a corruption that edits the shard which holds a certain tensor."""
 
     def apply(directory: Path) -> None:
         file = next(file for file in directory.glob("*.safetensors") if MLP in load_file(file))
@@ -305,7 +307,9 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_with_tensors_beyond_the_model_is_refused(
     tmp_path: Path, stored: tuple[str, bool], described: tuple[str, bool], message: str
 ) -> None:
-    """The rest has the right names and shapes, so that an export would be a smaller model, and verified."""
+    """Refuse it: all expected names and shapes are there, so that an export would be a smaller
+    model, and verified.
+    """
     hf_to_megatron(save_tiny(tmp_path / "source", *stored), tmp_path / "megatron", _quiet)
     other = save_tiny(tmp_path / "other", *described)
     with pytest.raises(UserError, match=message):
@@ -381,7 +385,9 @@ def test_an_output_in_proc_is_one_line(tmp_path: Path) -> None:
 
 @contextmanager
 def _small_disk(file_bytes: int) -> Iterator[None]:
-    """A limit on file size stands in for a full disk: writes fail in the same places, with the same kind of error."""
+    """Limit the size of files: writes fail where they fail on a full disk, with an error of the
+    same kind.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, hard))
     try:
@@ -407,7 +413,8 @@ from pathlib import Path
 from selfemo.weights.convert import hf_to_megatron, megatron_to_hf
 
 def peak_bytes():
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
 
 source, megatron, back, warm = sys.argv[1:]
@@ -420,7 +427,7 @@ there = peak_bytes()
 megatron_to_hf(megatron, back, quiet, verify=True)
 print(there - begin, peak_bytes() - there)
 """
-"""After a conversion of a tiny model, so that libraries are not counted."""
+"""Converts a tiny model first, so that libraries are not counted."""
 
 
 def test_memory_is_bounded_by_buffers_and_not_by_the_model(tmp_path: Path) -> None:
