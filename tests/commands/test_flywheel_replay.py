@@ -114,8 +114,9 @@ def test_other_weights_differ_and_absent_ones_are_refused(
 
 
 def test_a_run_that_was_killed_in_a_line_still_names_its_versions(tmp_path: Path) -> None:
-    """Read a journal whose last line is torn: that line is ignored, any other bad line is an error
-    with its place.
+    """Read a journal whose last line is torn.
+
+    That line is ignored, any other bad line is an error with its place.
     """
     (tmp_path / "model").mkdir()
     (tmp_path / "checkpoints" / "reference").mkdir(parents=True)

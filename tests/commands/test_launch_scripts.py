@@ -68,8 +68,9 @@ def model_dir(tmp_path: Path, model: str) -> str:
 
 @pytest.fixture(scope="session")
 def whole_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Write a small model with weights and tokenizer, as a launch needs it; its sizes divide in
-    every layout tested.
+    """Write a small model with weights and tokenizer, as a launch needs it.
+
+    Its sizes divide in every layout tested.
     """
     shape = ModelConfig(
         vocab_size=300,
@@ -247,8 +248,9 @@ def test_what_is_wrong_is_one_line_before_torchrun(environment, tmp_path, overri
 
 
 def test_torchrun_runs_the_file_and_its_dry_run_plans_for_the_world_it_is_in(environment, tmp_path):
-    """Run the real torchrun with two processes: they are the world that is planned for, and one of
-    them prints.
+    """Run the real torchrun with two processes.
+
+    They are the world that is planned for, and one of them prints.
     """
     own = Path(sys.executable).with_name("torchrun")
     told = {**environment, "MODEL_DIR": model_dir(tmp_path, "4b"), "OMP_NUM_THREADS": "1"}

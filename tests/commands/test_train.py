@@ -1,5 +1,6 @@
-"""Test the messages of a run that fails: an error on one rank is reported, and one on all ranks is
-reported once.
+"""Test the messages of a run that fails.
+
+An error on one rank is reported, and one on all ranks is reported once.
 """
 
 from __future__ import annotations
