@@ -90,8 +90,9 @@ def test_tensors_of_mixed_dtype_keep_theirs(tmp_path: Path) -> None:
 
 
 def _megatron_loads(checkpoint: str, hf_dir: str, parallel: ParallelConfig) -> list[str]:
-    """Load a converted checkpoint with megatron-core; returns names of gathered tensors that differ
-    from the file.
+    """Load a converted checkpoint with megatron-core.
+
+    Returns names of gathered tensors that differ from the file.
     """
     stored = load_file(Path(hf_dir) / "model.safetensors")
     with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout):

@@ -172,8 +172,9 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_with_tensors_beyond_the_model_is_refused(
     tmp_path: Path, stored: tuple[str, bool], described: tuple[str, bool], message: str
 ) -> None:
-    """Refuse it: all expected names and shapes are there, so that an export would be a smaller
-    model, and verified.
+    """Refuse to export a part of a checkpoint as a smaller model.
+
+    All names and shapes that it expects are there, so that even the verification would pass.
     """
     hf_to_megatron(save_tiny(tmp_path / "source", *stored), tmp_path / "megatron", quiet)
     other = save_tiny(tmp_path / "other", *described)
@@ -216,8 +217,9 @@ def test_an_output_in_proc_is_one_line(tmp_path: Path) -> None:
 
 @contextmanager
 def _small_disk(file_bytes: int) -> Iterator[None]:
-    """Limit the size of files: writes fail where they fail on a full disk, with an error of the
-    same kind.
+    """Limit the size of files.
+
+    Writes fail where they fail on a full disk, with an error of the same kind.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, hard))
