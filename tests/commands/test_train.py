@@ -1,4 +1,7 @@
-"""What a run tells of its end: a mistake that one rank alone can see is told too, and one that all see is told once."""
+"""Test the messages of a run that fails.
+
+An error on one rank is reported, and one on all ranks is reported once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file that a command writes is there whole, or what was there before; nothing else stays behind."""
+"""Test that a command's file is written whole or not at all, and that no temporary is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration: what is written is what is read, and its reference page is up to date."""
+"""Test that a written configuration reads back equal, and that its reference page is up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Every malformed MELD, EmoryNLP or JSONL file is refused with its file, its line and a remedy; nothing else can come out."""
+"""Test that every malformed MELD, EmoryNLP or JSONL file is refused with its file, its line and a
+remedy.
+
+Whatever a file holds, a reader returns conversations or raises UserError.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +105,8 @@ UTTERANCE = {"text": "Hi", "speaker": "Ana", "label": "Mad"}
         ('{"episodes": [\n{"scenes": 3}]}', 2, "has no list 'scenes'"),
         ('{"episodes": [{"scenes": [\n{"utterances": []}]}]}', 2, "scene_id is None"),
         (
-            '{"episodes": [{"scenes": [{"scene_id": "s", "utterances": [\n\n{"transcript": "a", "speakers": "A", "emotion": "Mad"}]}]}]}',
+            '{"episodes": [{"scenes": [{"scene_id": "s", "utterances": ['
+            '\n\n{"transcript": "a", "speakers": "A", "emotion": "Mad"}]}]}]}',
             3,
             "expected a list of names",
         ),
@@ -249,7 +254,7 @@ FILES = (
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=FILES)
-@example(content=b"[null, false]")  # names that neither sort nor hash, after one that is null
+@example(content=b"[null, false]")  # null first, then names that neither sort nor hash
 @example(content=b"[null, []]")
 def test_readers_raise_only_user_errors(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "fuzz"
@@ -265,5 +270,6 @@ def test_readers_raise_only_user_errors(tmp_path: Path, content: bytes) -> None:
             read()
     collected: list[Problem] = []
     for conversation in read_jsonl_split(path, "train", LABELS, collected.append, "jsonl"):
-        assert conversation.turns  # collecting carries on past every fault and keeps no empty dialogue
+        # A reader that collects problems goes on after each and keeps no empty dialogue.
+        assert conversation.turns
     assert not [problem for problem in collected if "\n" in problem.message]

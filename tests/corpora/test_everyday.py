@@ -1,4 +1,4 @@
-"""The bundled corpus as data: its form, its splits, and the counts that its README states."""
+"""Test the bundled corpus as data: its form, its splits, and the counts that its README states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""IEMOCAP from files in the official layout: codes, votes, context turns, splits, and each kind of damage."""
+"""Test IEMOCAP from files in the official layout: codes, votes, context turns, splits, and each
+kind of damage.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,13 @@ def test_six_way_labels_votes_and_context(iemocap_root: Path) -> None:
         (),
         ("excited", "happy"),
     ]
-    assert turns[0].votes == (("neutral", 3),)  # the actor's own "Anger" is no vote
+    assert turns[0].votes == (("neutral", 3),)  # the actor's own "Anger" is not a vote
+    # Surprise is outside the label set; the agreed code stays primary.
     assert turns[1].votes == (
         ("angry", 2),
         ("frustrated", 2),
-    )  # surprise is outside the set; the agreed code stays primary
-    assert turns[2].votes == ()  # no agreement: context only
+    )
+    assert turns[2].votes == ()  # raters did not agree: the turn is context only
     assert turns[5].text == "Who told you to get in this line?"
 
 

@@ -1,4 +1,7 @@
-"""The public corpora are read whole: every count of their published description, and equal content from both EmoryNLP forms."""
+"""Test that the public corpora are read whole.
+
+Every count equals that of the published description, and both forms of EmoryNLP have equal content.
+"""
 
 from __future__ import annotations
 

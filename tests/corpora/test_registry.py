@@ -1,4 +1,4 @@
-"""Corpora by name: the order in which places are tried, and one clear line where there is nothing to read."""
+"""Test corpora by name: the order in which places are tried, and the error if none has the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Figures and commands: baselines agree with scikit-learn and the published values, checks collect every fault, overlap as stated."""
+"""Test the corpus report and its commands.
+
+Baselines agree with scikit-learn and with published values, checks collect every problem, and
+overlap follows its definition.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +98,7 @@ def test_stats_and_transitions(corpus_dir: Path) -> None:
     train, _, test = corpus_stats(corpus)
     assert (train.dialogues, train.turns, train.labelled_turns, train.multi_label_turns) == (2, 5, 4, 1)
     assert train.label_counts == (("anger", 1), ("joy", 1), ("neutral", 2))
-    assert test.majority.label == "neutral"  # train's most frequent label, though test ties
+    assert test.majority.label == "neutral"  # train's most frequent label, though labels tie in test
     assert test.majority.accuracy == 0.5
     # joy -> neutral and neutral -> neutral; the unlabelled turn before "anger" starts no transition
     assert transition_shares(corpus.split("train"), corpus.labels) == [[0, 0, 0], [0, 0, 1], [0, 0, 1]]
@@ -128,7 +132,7 @@ def test_overlap_keys_ignore_case_accents_and_punctuation() -> None:
     assert overlap_key("  Fiancé's\u2014 DON'T 2!") == "fiancesdont2"
     held_out = HeldOutTexts([LONG, "Oh my God!"])
     assert held_out.matches("we were on a break... and EVERYBODY knows it")
-    assert not held_out.matches("Oh my God!")  # short: it is everywhere
+    assert not held_out.matches("Oh my God!")  # too short to be held out: such a text occurs in every split
     assert not held_out.matches(LONG + " Really.")
 
 

@@ -1,4 +1,7 @@
-"""Text normalisation: every known damage of the public copies is undone, and a second pass changes nothing."""
+"""Test text normalisation.
+
+It repairs every known damage of the public copies, and a second pass changes nothing.
+"""
 
 from __future__ import annotations
 

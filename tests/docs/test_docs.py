@@ -1,4 +1,8 @@
-"""The documentation against the program: commands exist and parse, messages stand in the source, links lead somewhere, examples run."""
+"""Test the documentation against the program.
+
+Commands exist and parse, quoted messages stand in the source, links lead to something, and examples
+run.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +30,17 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GPU_ONLY = "GPU-only"
 ELSEWHERE = ("sbatch", "pip", "docker", "nvidia-smi", "vllm", "wandb", "tensorboard")
-"""Other projects' programs: what they are given is not ours to check."""
+"""Programs of other projects; the tests do not check their arguments."""
 KNOWN = tuple(f"{name} " for name in ("selfemo", "torchrun", "make", "bash", "python", *ELSEWHERE))
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 
 
 def commands(page: Path) -> Iterator[tuple[str, str]]:
-    """(where, command) of every command in an indented or fenced block, or in backticks, that begins with a program's name."""
+    """Find every command as (where, command).
+
+    It stands in an indented or fenced block, or in backticks, and begins with the name of a
+    program.
+    """
     paragraph = ""
     fenced = False
     for number, line in enumerate(page.read_text(encoding="utf-8").split("\n"), start=1):
@@ -66,7 +74,7 @@ def test_a_command_exists_and_its_options_parse(where: str, command: str) -> Non
 
 
 def check(words: list[str]) -> None:
-    """One command line, without running it."""
+    """Check one command line without running it."""
     program, *rest = words
     if program == "torchrun":
         while rest and rest[0].startswith("-") and rest[0] != "-m":
@@ -98,8 +106,11 @@ def check(words: list[str]) -> None:
 
 
 def parse(command: Any, words: list[str]) -> None:
-    """Options and subcommands as click reads them, and overrides as the configuration does; paths need not exist."""
-    if hasattr(command, "commands"):  # a group; typer brings a click of its own
+    """Parse options and subcommands as click does, and overrides as the configuration does.
+
+    Paths need not exist.
+    """
+    if hasattr(command, "commands"):  # a group; isinstance fails, since typer brings its own click
         if not words or words[0] == "--help":
             return
         assert words[0] in command.commands, f"no command {words[0]}"
@@ -118,7 +129,7 @@ def parse(command: Any, words: list[str]) -> None:
 
 
 def templates() -> list[str]:
-    """Every text in the source, with … for what is filled in."""
+    """Find every text in the source, with … for each value that is filled in."""
     found = []
     for room in ("selfemo", "tools", "kernels"):
         for path in sorted((ROOT / room).rglob("*.py")):

@@ -1,4 +1,4 @@
-"""The grammar is strict: everything it writes it reads back, and nothing else is an answer."""
+"""Test the answer grammar: it reads back everything it writes, and nothing else is an answer."""
 
 from __future__ import annotations
 

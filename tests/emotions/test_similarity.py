@@ -1,4 +1,4 @@
-"""The invariants of the smoothed IoU, for the identity, the circumplex and any admissible matrix."""
+"""Test the invariants of the smoothed IoU for the identity, the circumplex and any admissible matrix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Evaluation figures: against scikit-learn and by hand; failures count as wrong; intervals cover and pair."""
+"""Test evaluation figures against scikit-learn and by hand.
+
+Format failures count as wrong, and intervals have their coverage and are paired.
+"""
 
 from __future__ import annotations
 
@@ -214,7 +217,11 @@ def test_expression_is_read_by_the_frozen_model_without_the_target() -> None:
 
 
 def test_the_reader_of_replies_thinks_where_it_was_trained_to() -> None:
-    """Its settings and not the evaluated model's: with those of one that does not think, its thoughts would be cut and score 0."""
+    """Prompt the reader of replies by its own settings, not by those of the evaluated model.
+
+    If that model does not think, the limits of its settings would cut the reader's thoughts, and
+    every reply would score 0.
+    """
     responder = ScriptedGenerator(lambda prompt, _: "fine by me then")
     recognizer = ScriptedGenerator(lambda prompt, _: "<think>a long thought about this</think>\n\nneutral")
     thinker = replace(CONFIG, thinking=True, max_thinking_tokens=50)

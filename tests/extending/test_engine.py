@@ -1,4 +1,7 @@
-"""An engine from outside serves a finished model through the protocol alone; the marks on private names of megatron-core are complete."""
+"""Test that an engine from outside serves a finished model through the protocol alone.
+
+Also test that the marks on private names of megatron-core are complete.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ MARK = "megatron-private"
 
 
 class TransformersEngine:
-    """Greedy decoding by transformers: an engine that shares no code with vLLM's."""
+    """Decode greedily by transformers: an engine that shares no code with vLLM's."""
 
     def __init__(self, model_dir: Path, max_length: int) -> None:
         self._model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir)).float().eval()

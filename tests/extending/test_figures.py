@@ -1,4 +1,8 @@
-"""A number that an iteration's record holds is in TensorBoard, and a curve that names it is in the report, with gaps where it lacks."""
+"""Test a new figure of an iteration's record.
+
+It appears in TensorBoard, and in the report if a curve names it. The curve has gaps where the
+record lacks the figure.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,11 @@ from tests.helpers.made_run import ITERATIONS, make_run
 from tests.run.test_tracking import tensorboard_points
 
 SPREADS = {iteration: None if iteration == 1 else iteration / 8 for iteration in range(ITERATIONS)}
-"""The second was not finite, which a record writes as null."""
+"""The second value was not finite, which a record writes as null."""
 
 
 def recorded(run: Path) -> Path:
-    """A made run whose journal records one figure more."""
+    """Make a run whose journal has one figure more."""
     metrics = make_run(run) / "metrics.jsonl"
     events = [json.loads(line) for line in metrics.read_text().splitlines()]
     more = [

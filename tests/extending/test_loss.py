@@ -1,4 +1,7 @@
-"""A loss preset that is added by the book can be named, trains as it says, and has its title in the report; nobody asks for its name."""
+"""Test a loss preset that is added as docs/extending.md says.
+
+It can be named, trains, and has a title in the report.
+"""
 
 from __future__ import annotations
 
@@ -42,14 +45,18 @@ def test_a_name_that_no_registry_holds_is_refused_in_one_line_with_the_choices(f
     wrong = choice[:-1]
     with pytest.raises(
         UserError,
-        match=rf"^configuration: {field}='{wrong}': expected one of .*{choice}.*\(did you mean '{choice}'\?\)",
+        match=rf"^configuration: {field}='{wrong}': "
+        rf"expected one of .*{choice}.*\(did you mean '{choice}'\?\)",
     ) as refused:
         load_config(None, [f"{field}={wrong}"])
     assert "\n" not in str(refused.value)
 
 
 def test_its_gradient_is_that_of_its_settings(rloo):
-    """DAPO without its clip and with the same baseline: on policy nothing is clipped, so the two must be one."""
+    """Compare the new preset with DAPO without its clip and with the same baseline.
+
+    On policy nothing is clipped, so that the two must have one gradient.
+    """
     found = gradients(UNEQUAL, with_loss(rloo))
     same = gradients(UNEQUAL, with_loss("dapo", normalise="leave_one_out"))
     assert all(torch.equal(a, b) for a, b in zip(found, same, strict=True))
@@ -90,7 +97,10 @@ def test_a_preset_that_divides_by_a_length_is_given_one(monkeypatch: pytest.Monk
 
 
 def test_no_code_outside_the_table_looks_at_a_presets_name():
-    """Defaults, documentation and the kernels' own table apart: a name in quotes elsewhere is a special case."""
+    """Search for the preset's name in quotes: any hit is a special case.
+
+    Defaults, documentation and the table of the kernels are left out.
+    """
     found = []
     for path in [*(ROOT / "selfemo").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]:
         place = path.relative_to(ROOT)

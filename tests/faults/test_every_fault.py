@@ -1,6 +1,7 @@
-"""Every fault but the kills of test_every_kill.py: each ends as promised, and the same command finishes the run to the same bits.
+"""Test every fault but the kills of test_every_kill.py.
 
-Two processes of Megatron and vLLM are launched for each: `make test-faults`.
+Each ends as documented, and the run can be finished. After each, the same command must finish the
+run to the same bits. Two processes of Megatron and vLLM are launched for each: `make test-faults`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ def test_a_signal_that_cannot_be_followed_in_time_ends_the_run(launcher, tmp_pat
 
 
 def test_a_signal_in_set_up_is_followed_when_set_up_is_done(launcher, untouched, tmp_path):
-    """In a run that resumes: the engine is not built yet when the signal comes, and nothing is trained or written after it."""
+    """Send a signal to a resuming run before its engine is built.
+
+    It must train and write nothing after set-up.
+    """
     run = tmp_path / "run"
     ended = launcher.run(run, *TP2, faults=[{"at": "sft", "count": 30, "rank": 0, "do": "kill"}])
     assert -9 in ended.codes, ended.output
@@ -88,7 +92,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_finishes_the_run(lau
 
 @pytest.fixture
 def file_system(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, which can be full or read-only: permissions alone would not stop root."""
+    """Mount a file system that can be full or read-only: permissions would not stop root."""
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True, text=True, check=False
     )
@@ -106,7 +110,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(launcher
     run = file_system / "run"
     ended = launcher.run(run, *TP2, faults=[{"at": "sft", "count": 30, "rank": 0, "do": "kill"}])
     assert -9 in ended.codes, ended.output
-    resize(file_system, shutil.disk_usage(file_system).used + 200_000)  # logs fit, a checkpoint does not
+    resize(file_system, shutil.disk_usage(file_system).used + 200_000)  # room for logs, not for a checkpoint
     ended = launcher.run(run, *TP2)
     assert ended.codes == [2, 2], ended.output
     assert "a checkpoint cannot be written (No space left on device)" in ended.output
@@ -139,7 +143,10 @@ OTHER = {
 
 @pytest.mark.parametrize("layout", OTHER)
 def test_another_layout_goes_on_with_the_same_curve(launcher, untouched, tmp_path, layout):
-    """Through the rest of SFT; sampled tokens of self-play may then part ways on a rounding error, and are not compared."""
+    """Compare the curves up to the end of SFT.
+
+    In self-play a rounding error may change a sampled token, so that it is not compared.
+    """
     world_size, overrides, told = OTHER[layout]
     ended = launcher.run(tmp_path / "run", *TP2, faults=[{"at": "sft", "count": 30, "rank": 0, "do": "kill"}])
     assert -9 in ended.codes, ended.output

@@ -1,4 +1,4 @@
-"""A run killed at every point in turn, in both layouts: `make test-faults`, which prints a line per point."""
+"""Kill a run at every point in turn, in both layouts: `make test-faults`, which prints a line per point."""
 
 from __future__ import annotations
 

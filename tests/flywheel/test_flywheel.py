@@ -1,4 +1,6 @@
-"""The flywheel of a run: provenance, openings, resume, agreement of ranks; replay, export and the commands."""
+"""Test the flywheel of a run: provenance, openings, resume, agreement of ranks; replay, export and the
+commands.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,10 @@ CONFIG = SelfPlayConfig(
 
 
 def speak(prompt: str, request: GenerationRequest) -> str:
-    """Mostly joy, read with some disagreement; replies vary with their seed and sometimes repeat a held-out line."""
+    """Answer mostly joy, with some disagreement.
+
+    Replies vary with their seed and sometimes repeat a held-out line.
+    """
     if prompt.startswith("Write"):
         if request.seed % 7 == 0:
             return "The copper kettle sings at noon!"
@@ -60,7 +65,7 @@ def speak(prompt: str, request: GenerationRequest) -> str:
 
 
 class Run:
-    """A run's rooms, wired as the trainer wires them."""
+    """Connect the parts of a run as the trainer does."""
 
     def __init__(self, path: Path, config: FlywheelConfig | None = None, is_writer: bool = True) -> None:
         self.generator = ScriptedGenerator(speak)
@@ -100,7 +105,7 @@ def test_every_group_is_recorded_with_its_provenance(path: Path) -> None:
         assert [c.rewards for c in record.candidates] == list(scored.rewards)
         assert [c.text for c in record.candidates] == [s.text for s in scored.group.samples]
     assert list(FlywheelStore(path).find(Filter())) == records
-    run.iterate(range(1, 2))  # its records are not counted among the first iteration's
+    run.iterate(range(1, 2))  # a call of its own: its records do not count among the first iteration's
     assert run.flywheel.outcomes(0) == Counter((r.kept, r.reason) for r in records)
 
 
@@ -169,7 +174,7 @@ def test_a_resumed_flywheel_goes_on_as_if_it_had_not_stopped(
     first.iterate(range(4))
     first.flywheel.close()
     second = Run(path, is_writer=is_writer)
-    second.iterate(range(2, 6))  # iterations 2 and 3 had been recorded before the stop
+    second.iterate(range(2, 6))  # iterations 2 and 3 were recorded before the stop
     assert second.flywheel.counts == whole.flywheel.counts
     assert second.flywheel.kept_dialogues() == whole.flywheel.kept_dialogues()
     if is_writer:

@@ -1,4 +1,6 @@
-"""A rewound store is the store of that moment, still refuses to lose a record, and takes the same records again."""
+"""Test that a rewound store equals the store of that moment, loses no record silently, and takes
+the same records again.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,7 @@ from selfemo.common.errors import UserError
 from selfemo.flywheel.store import FlywheelStore
 from tests.flywheel.test_rewind import records
 store = FlywheelStore(Path(sys.argv[1]), writable=True)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # of the log of what is not in the file itself yet
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # bounds the log of pages not yet in the file
 try:
     WORK
 except UserError as error:

@@ -1,4 +1,4 @@
-"""The selection rule, its caps, its duplicates, and the texts that may never enter."""
+"""Test the selection rule: its caps, its duplicates, and the texts that may never enter."""
 
 from __future__ import annotations
 
@@ -86,7 +86,10 @@ def test_no_label_ever_exceeds_its_share_of_what_passed(stream: list[str], floor
 
 
 def test_the_cap_does_not_starve_when_a_label_is_missing() -> None:
-    """Relative to what was kept, a stream without anger would stop at a handful."""
+    """Select from a stream without anger.
+
+    If caps were relative to the kept records, it would stop at a handful.
+    """
     shares, kept = {"anger": 0.1, "joy": 0.3, "neutral": 0.6}, {"joy": 0, "neutral": 0}
     for passed in range(1000):
         label = "neutral" if passed % 10 < 8 else "joy"

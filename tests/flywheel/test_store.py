@@ -1,4 +1,8 @@
-"""The store: what goes in comes out, nothing changes or vanishes, one writer, crash-safe, and as fast at the end as at the start."""
+"""Test the store.
+
+Records read back equal, never change or vanish, have one writer, and survive a crash. An operation
+costs as little in a large store as in a small one.
+"""
 
 from __future__ import annotations
 
@@ -168,7 +172,7 @@ def test_a_killed_writer_leaves_whole_batches_and_no_lock(tmp_path: Path) -> Non
 
 
 def steps_to(store: FlywheelStore, work: Callable[[], object]) -> int:
-    """Instructions of SQLite's virtual machine that some work takes."""
+    """Count the instructions of SQLite's virtual machine that some work takes."""
     steps = 0
 
     def count() -> int:
@@ -183,7 +187,10 @@ def steps_to(store: FlywheelStore, work: Callable[[], object]) -> int:
 
 
 def test_neither_an_append_nor_a_summary_costs_more_in_a_larger_store(tmp_path: Path) -> None:
-    """Instructions, not seconds: a scan of the records anywhere would show as one per record. Seconds: docs/measurements.md."""
+    """Compare instructions, not seconds: any scan of the records would cost one or more per record.
+
+    Seconds are in docs/measurements.md.
+    """
     store = FlywheelStore(tmp_path / "f.sqlite", writable=True)
     store.append(records(60))
     before = [

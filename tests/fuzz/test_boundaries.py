@@ -1,4 +1,7 @@
-"""What no file from elsewhere can reach: code, paths, the terminal, secrets. The product's source is part of the evidence."""
+"""Test the limits of any file from elsewhere: it cannot reach code, paths, the terminal or secrets.
+
+Some tests read the product's source for calls that would break such a limit.
+"""
 
 from __future__ import annotations
 
@@ -57,12 +60,15 @@ OWN_CONSOLE = {
     Path(f"selfemo/{name}.py")
     for name in ("process/plain_console", "commands/doctor", "commands/plan", "commands/eval")
 }
-"""Files, beside tools/, that may make a rich console with markup: they print no dialogue, answer or label of a file as a plain string."""
+"""Files, beside tools/, that may make a rich console with markup.
+
+They print no dialogue, answer or label of a file as a plain string.
+"""
 HOSTILE = "\x1b]0;owned\x07\x1b[2J[red]x[/red] :joy: \u202egnp.exe\r\nfake: line"
 
 
 def calls() -> Iterator[tuple[Path, ast.Call]]:
-    """Every call in the product's source."""
+    """Find every call in the product's source."""
     for path, tree in PRODUCT.items():
         yield from ((path, node) for node in ast.walk(tree) if isinstance(node, ast.Call))
 
@@ -100,7 +106,9 @@ def test_pickle_is_read_in_one_place() -> None:
 
 
 class _LooksUpATorchFunction:
-    """What a list of modules instead of a list of names let through: `_get_device_module("load")` is torch.load, unrestricted."""
+    """Reaches torch.load by `_get_device_module("load")`, which a list of modules instead of names
+    would permit.
+    """
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         from torch.distributed.checkpoint.filesystem import _get_device_module
@@ -171,7 +179,10 @@ def test_flywheel_commands_show_hostile_text_as_text(tmp_path: Path) -> None:
 
 
 def test_no_setting_is_a_secret() -> None:
-    """What a run writes down is its configuration; keys and tokens stay in the environment, where the libraries that use them look."""
+    """Check that no setting is a secret, since a run writes its configuration down.
+
+    Keys and tokens stay in the environment, where the libraries that use them find them.
+    """
     fields = [
         name
         for section in dataclasses.asdict(RunConfig()).values()
@@ -186,7 +197,9 @@ def test_no_setting_is_a_secret() -> None:
 
 
 def test_the_environment_is_read_by_name_and_never_written_down() -> None:
-    """Whole environments go to child processes and to doctor's checks, which look up names in them."""
+    """Allow whole environments only for child processes and for doctor's checks, which look up
+    names in them.
+    """
     for path, call in calls():
         whole = [
             argument

@@ -1,4 +1,7 @@
-"""A model directory's tokenizer, chat template and stop ids that another hand touched: what is accepted keeps text from control tokens."""
+"""Fuzz a model directory's tokenizer, chat template and stop ids.
+
+If accepted, text never becomes control tokens.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,7 @@ TOKENS = {
 
 
 def use(directory: Path) -> ChatEncoder:
-    """What every command does with a directory: prompts that hold markers, answers and their texts."""
+    """Use a directory as every command does: prompts that hold markers, answers and their texts."""
     encoder = ChatEncoder(directory)
     prompt, bare = (encoder.encode_prompt([Message("user", text)]) for text in (TEXT, "a"))
     assert [i for i in prompt if i in encoder.control_ids] == [i for i in bare if i in encoder.control_ids]

@@ -1,4 +1,4 @@
-"""A checkpoint's manifest that another hand has touched, its digest made to fit again so that the fields behind it are reached."""
+"""Fuzz a checkpoint's manifest, with a digest that fits again so that the fields behind it are read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TOKENS = [f'"{field.name}": '.encode() for field in dataclasses.fields(Manifest)
 
 
 def read(content: bytes) -> Manifest:
-    """As selfemo.run.checkpoints reads it: the documented exception is ValueError, which it tells as a damaged checkpoint."""
+    """Read a manifest as selfemo.run.checkpoints does, which turns ValueError into a damaged checkpoint."""
     try:
         return decode_manifest(content)
     except ValueError as error:

@@ -1,4 +1,7 @@
-"""Corpus files of every format: what a reader lets through is printable and labelled from its set; all else is one line."""
+"""Fuzz corpus files of every format.
+
+Accepted text is printable and has labels of its set; all else is one line.
+"""
 
 from __future__ import annotations
 
@@ -64,9 +67,13 @@ DIALOGUE = {
 JSONL_TOKENS = [
     f'"{key}": '.encode() for key in ("id", "turns", "speaker", "text", "labels", "votes", "joy", "meta")
 ]
-TRANSCRIPT = b"Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.\nM: [BREATHING]\nSes01F_impro01_M000 [007.5650-011.3250]: Do you?\n"
+TRANSCRIPT = (
+    b"Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.\nM: [BREATHING]\n"
+    b"Ses01F_impro01_M000 [007.5650-011.3250]: Do you?\n"
+)
 EVALUATION = (
-    b"% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n[6.2901 - 8.2357]\tSes01F_impro01_F000\tneu\t[2.5000, 2.5000, 2.5000]\n"
+    b"% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
+    b"[6.2901 - 8.2357]\tSes01F_impro01_F000\tneu\t[2.5000, 2.5000, 2.5000]\n"
     b"C-E2:\tNeutral; Anger;\t()\nA-E3:\tval 3; act 2; dom  2;\t()\nC-F1:\tAnger;\t()\n"
 )
 IEMOCAP_TOKENS = [
@@ -82,7 +89,7 @@ IEMOCAP_TOKENS = [
 def run(
     tally: Tally, read: Callable[[], list[Conversation]], content: object, labels: tuple[str, ...]
 ) -> None:
-    """One input, and what holds for whatever was accepted."""
+    """Read one input, and check the properties of all that was accepted."""
     found = tally.try_input(read, content)
     for conversation in [] if isinstance(found, UserError) else found:  # type: ignore[union-attr]
         assert conversation.turns
@@ -95,7 +102,7 @@ def run(
 
 
 def collects(read: Callable[[Callable[[Problem], None]], object]) -> None:
-    """With a sink that returns, a reader comes to the end of any file."""
+    """Read with a sink that returns: the reader must come to the end of any file."""
     problems: list[Problem] = []
     read(problems.append)
     assert all(str(problem).isprintable() for problem in problems)
@@ -179,11 +186,11 @@ def test_iemocap_files(seed: int, tally: Tally, scratch: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b'"' + b'\\"' * 500_000,  # a string that is not closed
+        b'"' + b'\\"' * 500_000,  # an unclosed string
         b'{"id": "a", "turns": [' + b",".join(b'{"k": 1}' for _ in range(100_000)) + b"]}",
         b"{"
         + b",".join(b'"k%d": 0' % i for i in range(70_000))
-        + b', "k69999": 1}',  # the last of many keys twice
+        + b', "k69999": 1}',  # the last of many keys stands twice
         b"a" + b" " * 1_000_000 + b"b",
         b"a[" * 500_000,
         b"[1.0 - 2.0]\tSes01F_impro01_F000\tneu\t[2, 2, 2]\n" + b"C-E1:\tAnger;\t()\n" * 100_000,

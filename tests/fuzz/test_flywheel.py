@@ -1,4 +1,4 @@
-"""A flywheel that another hand has touched: bytes of the file, or values in its tables. Records or one line come out."""
+"""Fuzz a flywheel's bytes and the values in its tables: the result is sound records or one line."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ DETAIL_TOKENS = [
 
 
 def record(number: int) -> Record:
-    """A small sound record."""
+    """Make a small sound record."""
     candidate = Candidate(7, "Oh good.", (5, 6), True, "joy", (), (1.0, 0.5), 1.0)
     place = {
         "record_id": number,
@@ -102,15 +102,18 @@ def record(number: int) -> Record:
 
 
 def sound_store(path: Path) -> bytes:
-    """The bytes of a store of three records."""
+    """Make the bytes of a store of three records."""
     with closing(FlywheelStore(path, writable=True, labels=("joy", "sadness"))) as store:
         store.append([record(number) for number in (1, 2, 3)])
-        store._connection.execute("pragma journal_mode = delete")  # one file holds everything
+        store._connection.execute("pragma journal_mode = delete")  # keep everything in one file
     return path.read_bytes()
 
 
 def read_all(path: Path, shown: bool) -> None:
-    """Everything that commands and a run ask of a store; where `shown`, also what is printed and exported, which takes most of the time."""
+    """Call everything that commands and a run ask of a store.
+
+    If `shown`, also print and export, which takes most of the time.
+    """
     with closing(FlywheelStore(path)) as store:
         (
             store.labels(),
@@ -132,7 +135,7 @@ def read_all(path: Path, shown: bool) -> None:
                 console.print(part)
             assert "\x1b" not in output.getvalue()
             assert all(line.isprintable() for found in records for line in commands.provenance_lines(found))
-            with contextlib.suppress(UserError):  # nothing was kept, or what was exported before is there
+            with contextlib.suppress(UserError):  # nothing was kept, or an earlier export is there
                 export_jsonl(store, path.with_name("export.jsonl"))
 
 
@@ -161,7 +164,7 @@ def test_flywheel_values(seed: int, tally: Tally, scratch: Path) -> None:
 
 
 def _tamper(path: Path, rng: random.Random, detail: bytes) -> object:
-    """Change one value; the schema stays what it was."""
+    """Change one value and leave the schema as it was."""
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript("pragma synchronous = off; pragma journal_mode = memory")
         triggers = connection.execute("select name, sql from sqlite_master where type = 'trigger'").fetchall()
@@ -181,7 +184,7 @@ def _tamper(path: Path, rng: random.Random, detail: bytes) -> object:
             value = rng.choice(ODD)
             try:
                 connection.execute(f"update or ignore {table} set {column} = ?", (value,))
-            except sqlite3.Error:  # a constraint: the value cannot be there
+            except sqlite3.Error:  # a constraint forbids the value there
                 value = "unchanged"
         for _, sql in triggers:
             connection.execute(sql)

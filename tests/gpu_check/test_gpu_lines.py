@@ -1,4 +1,4 @@
-"""docs/gpu.md lists every place that only a GPU reaches, and no place that is gone."""
+"""Test that docs/gpu.md lists every place that only a GPU reaches, and no place that is gone."""
 
 from __future__ import annotations
 

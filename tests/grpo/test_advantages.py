@@ -1,4 +1,7 @@
-"""From scored groups to training samples: what a group's weight is, and that weights never leak into the ranking inside a group."""
+"""Test the way from scored groups to training samples.
+
+The weight of a group never changes ranks inside it.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +105,10 @@ def test_the_loss_gets_every_choice_of_the_configuration():
 
 
 def test_components_can_be_normalised_by_themselves():
-    """By hand: each component's deviations in units of its own spread, then the weighted sum; a constant component counts for nothing."""
+    """Compute by hand: each component's deviation over its own spread, then the weighted sum.
+
+    A constant component counts for nothing.
+    """
     (group,) = scored(recognizer_group([*RANKED, ""], (RARE,)))
     weight_of = {"alignment": 1.0, "consistency": 0.2, "format": 0.1}
     wanted = [0.0] * len(group.rewards)
@@ -118,7 +124,11 @@ def test_components_can_be_normalised_by_themselves():
 
 
 def of_one_matrix(groups: list[ScoredGroup], config: RunConfig) -> list[tuple[float, float]]:
-    """(advantage, weight) of every sample from one matrix with a column for each component of either role, 0 where a role lacks it."""
+    """Compute (advantage, weight) of every sample from one matrix with a column for each component
+    of either role.
+
+    A column is 0 where a role lacks the component.
+    """
     names = ("alignment", "consistency", "expression", "format")
     reward, advantage = config.reward, loss_config(config).advantage
     weights = (
@@ -149,7 +159,7 @@ def of_one_matrix(groups: list[ScoredGroup], config: RunConfig) -> list[tuple[fl
 
 @pytest.mark.parametrize("loss", PRESETS)
 def test_each_roles_own_columns_give_what_one_matrix_of_all_gives_to_the_bit(loss):
-    """Groups of both roles, mixed, of sizes and rewards at random: 300 of each loss."""
+    """Compare random groups of both roles, mixed, of random sizes and rewards: 300 for each loss."""
     rng = random.Random(7)
     config = RunConfig(
         algorithm=AlgorithmConfig(loss=loss), reward=RewardConfig(consistency_weight=0.37, format_weight=0.11)

@@ -1,4 +1,4 @@
-"""Groups made by hand."""
+"""Make groups by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONTEXT = turns("Ann: how was it", "Bo: we finally won the cup")
 
 
 def reading(text: str) -> Reading:
-    """An answer, or a format failure for the empty text."""
+    """Make an answer, or a format failure from the empty text."""
     return Answer(tuple(text.split(", "))) if text else FormatFailure("empty")
 
 
@@ -41,7 +41,7 @@ def responder_group(
     turn: int = 0,
     context: Sequence[Turn] = CONTEXT,
 ) -> Group:
-    """(text, what was read in it); None stands for a reply that a gate stopped."""
+    """Make a group from (text, the emotions read in it); None stands for a reply that a gate stopped."""
     readings = [None if read is None else reading(read) for _, read in replies]
     samples = [
         _sample(i, text, readings[i], () if readings[i] is not None else ("leak",))

@@ -1,6 +1,8 @@
-"""A run directory made in a second: scripted self-play through the real rooms, and records in the form the journal writes.
+"""Make a run directory in a second: scripted self-play through the real code, and records as the
+journal writes them.
 
-Names and texts are hostile on purpose: whatever a corpus or a model writes must come out as text.
+Names and texts contain markup on purpose: everything that a corpus or a model writes must come out
+as text.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.transitions import TransitionPrior
 from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator, conversation
 
-HOSTILE = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'> {{ 7 * 7 }} </style> &amp; \"quoted\""
+HOSTILE = (
+    "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'> "
+    '{{ 7 * 7 }} </style> &amp; "quoted"'
+)
 SPEAKER = "<b>Ann</b>"
 ITERATIONS = 5
 PLAY = SelfPlayConfig(
@@ -72,11 +77,11 @@ TRAIN = [
 ]
 CORPUS = Corpus("toy", LABELS, tuple(TRAIN))
 STAGE_FIGURES = {"start": (0.0, 1.0), "sft": (0.5, 0.0), "final": (0.48, 0.02)}
-"""Accuracy and format failures by stage: SFT brings everything, self-play takes a little."""
+"""(accuracy, format failures) by stage: SFT brings nearly everything, self-play costs a little."""
 
 
 def make_run(root: Path, finished: bool = True, config: RunConfig = CONFIG) -> Path:
-    """Write a run's records to `root`: all of them, or those of a live run in the middle of a line."""
+    """Write a run's records to `root`: a finished run's, or those of a live run in the middle of a line."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "config.yaml").write_text(as_yaml(replace(config, output_dir="runs/made")))
     events, dialogues = _self_play(root)
@@ -195,7 +200,7 @@ def _evaluation(stage: str) -> dict[str, Any]:
 
 
 def _phases(start_s: float, *names: str) -> dict[str, Any]:
-    """Spans of two ranks, 25 s each; rank 1 is a second late."""
+    """Make spans of two ranks, 25 s each; rank 1 is a second late."""
     return {
         "event": "phases",
         "ranks": {

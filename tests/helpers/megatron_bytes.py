@@ -1,4 +1,7 @@
-"""What tests of the planner run on a rank: real Megatron chunks, DDP, optimizer and weight transfers, and the bytes they take."""
+"""Run real Megatron chunks, DDP, optimizer and weight transfers on a rank, and count their bytes.
+
+Tests of the planner compare them with its figures.
+"""
 
 from __future__ import annotations
 
@@ -42,15 +45,18 @@ class Measured:
     optimizer: int
     reference: int
     direct_by_source: dict[int, int]
-    """Received on the direct path from each other rank."""
+    """Bytes received on the direct path from each other rank."""
     checkpoint: int
-    """Received on the checkpoint path from all of them."""
+    """Bytes received on the checkpoint path from all other ranks."""
 
 
 def measure(
     architecture: Architecture, parallel: ParallelConfig, engine: EngineLayout, dtype: str
 ) -> Measured:
-    """Build the real thing, send its weights both ways, take a real optimizer step; count what this rank allocates and receives."""
+    """Build a real learner, send its weights both ways, take an optimizer step.
+
+    Count bytes allocated and received.
+    """
     device = select_device()
     init_distributed(device, 120)
     layout = init_parallel(parallel, device, seed=1)
@@ -105,7 +111,11 @@ def _transferred(
 
 @contextmanager
 def _counted() -> Iterator[dict[int, int]]:
-    """Counts, per source, what this rank receives through the three calls that transfers use; the calls themselves go through."""
+    """Count per source the bytes that this rank receives through the three calls that transfers
+    use.
+
+    The calls themselves are made.
+    """
     received: dict[int, int] = {}
     originals = {
         name: getattr(dist, name) for name in ("batch_isend_irecv", "broadcast", "all_gather_into_tensor")

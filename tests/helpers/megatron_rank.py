@@ -1,4 +1,4 @@
-"""What tests run on a rank: this rank's Megatron chunks of a Hugging Face directory, in a layout."""
+"""Build this rank's Megatron chunks of a Hugging Face directory, in a layout."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ TIMEOUT_S = 120
 def megatron_chunks(
     hf_dir: Path, parallel: ParallelConfig, dtype: torch.dtype = torch.float32
 ) -> Iterator[tuple[list[CompletionGPTModel], Architecture, Layout]]:
-    """Uninitialised chunks of this rank (NaN, so that a parameter nobody fills shows), and the layout; leaves it at the end."""
+    """Build uninitialised chunks of this rank and the layout; leaves the layout at the end.
+
+    Parameters are NaN, so that one that nobody fills shows.
+    """
     device = select_device()
     architecture = read_architecture(hf_dir)
     init_distributed(device, TIMEOUT_S)
@@ -48,7 +51,7 @@ def megatron_chunks(
 
 
 def weight_groups(layout: Layout) -> WeightGroups:
-    """The groups that `hf_tensors` communicates over."""
+    """Name the groups over which `hf_tensors` communicates."""
     return WeightGroups(
         tensor_group(),
         pipeline_group(),

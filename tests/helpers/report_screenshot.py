@@ -1,4 +1,4 @@
-"""Writes the README's picture of a report, top in light mode and emotions and time in dark mode side by side:
+"""Write the README's picture of a report: top in light mode beside emotions and time in dark mode.
 
 python -m tests.helpers.report_screenshot RUN_DIR docs/img/report.png
 """
@@ -20,7 +20,7 @@ WIDTH, HEIGHT, SHOWN_WIDTH = 1180, 1460, 1600
 
 
 def main(run_dir: Path, target: Path) -> None:
-    """Render, photograph, join."""
+    """Render the page, photograph it, and join the pictures."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page_path = Path(folder) / "report.html"
         write_page(page_path, render(read_run(run_dir)))

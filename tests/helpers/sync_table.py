@@ -1,8 +1,11 @@
-"""Measures both ways of bringing weights into vLLM and prints a Markdown table: `python -m tests.helpers.sync_table`.
+"""Measure both ways of loading weights into vLLM and print a Markdown table.
 
-Two CPU ranks, a random Qwen3 in bf16, a live engine. Seconds are the best of several syncs into the engine on the slower rank. Extra
-memory is the peak of tensors alive, on the worse rank: ours while the stream is drained, and during a sync, with what vLLM's own loader
-holds until a layer is complete.
+python -m tests.helpers.sync_table
+
+Two CPU ranks, a random Qwen3 in bf16, a live engine. Seconds are the best of several syncs into the
+engine on the slower rank. Extra memory is the peak of tensors alive, on the worse rank: ours while
+the stream is drained, and during a sync, with the tensors that vLLM's own loader holds until a
+layer is complete.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ LAYOUTS = {"TP2": ParallelConfig(tensor=2), "PP2": ParallelConfig(pipeline=2), "
 def measure(
     hf_dir: str, parallel: ParallelConfig, engine_tensor: int, mode: str
 ) -> tuple[int, int, float, int, int]:
-    """On a rank: bytes moved, least bytes possible, seconds, extra bytes of ours, extra bytes of a whole sync."""
+    """Measure on a rank: bytes moved, least bytes possible, seconds, extra bytes of ours and of a
+    whole sync.
+    """
     rank, engine = dist.get_rank(), engine_for(hf_dir, engine_tensor)
     with megatron_chunks(Path(hf_dir), parallel, torch.bfloat16) as (chunks, architecture, layout):
         load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
@@ -86,9 +91,8 @@ def main() -> None:
             for name, parallel in LAYOUTS.items():
                 for mode in ("checkpoint", "direct"):
                     rows = runner(2, measure, str(source), parallel, engine_tensor, mode, timeout_s=900)
-                    replicas = (
-                        rows if name == "DP2" else rows[:1]
-                    )  # a report covers the ranks of one data-parallel replica
+                    # A report covers the ranks of one data-parallel replica.
+                    replicas = rows if name == "DP2" else rows[:1]
                     moved, least = (sum(row[index] for row in replicas) for index in (0, 1))
                     seconds, extra, whole = (max(row[index] for row in rows) for index in (2, 3, 4))
                     megabytes = [f"{size / 1e6:.1f}" for size in (moved, least, extra, whole)]
@@ -101,8 +105,7 @@ def _print_row(*cells: str) -> None:
 
 
 if __name__ == "__main__":
-    from tests.helpers.sync_table import (
-        main as imported_main,
-    )  # ranks find `measure` by its module's name, which is not __main__
+    # Ranks find `measure` by its module's name, which is not __main__.
+    from tests.helpers.sync_table import main as imported_main
 
     imported_main()

@@ -1,4 +1,4 @@
-"""Group advantages: exact zeros, invariances, gates."""
+"""Test group advantages: exact zeros, invariances, gates."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def test_equal_rewards_give_exactly_zero(size: int, config: AdvantageConfig) -> 
 
 
 def test_equal_totals_from_different_components_give_no_phantom_advantage() -> None:
-    """0.1 + 0.2 + 0.3 in two orders differs by one bit in fp32; divided by its own spread that would be +-0.7."""
+    """Sum 0.1 + 0.2 + 0.3 in two orders, which differs by one bit in fp32: divided by its own
+    spread, +-0.7.
+    """
     rewards_SC = torch.tensor([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.2, 0.3, 0.1]])
     got = group_advantages(rewards_SC, torch.tensor([0, 3]))
     assert float(got.advantage_S.abs().max()) == 0.0
@@ -64,7 +66,10 @@ def test_tiny_spread_on_a_large_reward_is_resolved() -> None:
 def test_affine_rewards_and_member_order_change_nothing(
     rewards: list[int], log2_scale: int, offset: int, order: object
 ) -> None:
-    """Dyadic rewards, so that scaling and shifting them is itself exact; the std's epsilon is what limits the comparison."""
+    """Shift, scale and permute rewards that are dyadic, so that this is exact.
+
+    The std's epsilon limits the comparison.
+    """
     config = AdvantageConfig(epsilon=0.0)
     ptr = torch.tensor([0, len(rewards)])
     base_S = group_advantages(
@@ -100,7 +105,10 @@ def test_advantages_of_a_group_sum_to_zero_and_have_unit_spread() -> None:
 
 
 def test_range_threshold_gates_on_the_chosen_component() -> None:
-    """Group 0: the alignment (component 0) is flat and only a bonus differs; group 1 ranks by alignment."""
+    """Gate two groups: in group 0 the alignment (component 0) is flat and only a bonus differs.
+
+    Group 1 ranks by alignment.
+    """
     rewards_SC = torch.tensor([[0.50, 0.0], [0.52, 1.0], [0.51, 0.5], [0.2, 0.0], [0.9, 0.0], [0.4, 0.0]])
     config = AdvantageConfig(range_threshold=0.05, range_component=0)
     got = group_advantages(

@@ -1,4 +1,4 @@
-"""Bad input is refused by name and index, before anything is written."""
+"""Test that bad input is refused by name and index, before anything is written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from selfemo.kernels import (
 
 
 def arguments() -> dict[str, Any]:
-    """A sound call of the loss: 6 tokens, 2 sequences, 10 columns."""
+    """Make a sound call of the loss: 6 tokens, 2 sequences, 10 columns."""
     generator = torch.Generator().manual_seed(0)
     return {
         "logits_TV": torch.randn(6, 10, generator=generator),

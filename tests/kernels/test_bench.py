@@ -1,4 +1,6 @@
-"""The benchmark measures what is here and says why it does not measure the rest."""
+"""Test that the benchmark measures what this machine allows, and gives a reason for each row that
+it leaves out.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""The kernels on the device that SELFEMO_DEVICE names ("cuda" or "cpu"), against the fp64 oracle; gpu-check runs them.
+"""Test the kernels on the device that SELFEMO_DEVICE names ("cuda" or "cpu"), against the fp64
+oracle.
 
-On a GPU these are the compiled Triton kernels, which no other test sees: layout, races, rounding of bf16 stores, real sizes. On a CPU
-they are the torch path, which says only that the cases themselves are right.
+gpu-check runs these tests. On a GPU they see the compiled Triton kernels, as no other test does:
+layout, races, rounding of bf16 stores, real sizes. On a CPU they see the torch path, which shows
+only that the cases are right.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ LOGPROB_TOLERANCE = 1e-6 if DEVICE == "cpu" else 5e-6
 
 
 def on_device(case: Case) -> Case:
-    """The same case with its tensors on the device; the oracle keeps the original."""
+    """Copy the case's tensors to the device; the oracle keeps the original."""
     tensors = {field.name: getattr(case, field.name) for field in fields(case)}
     return replace(
         case, **{name: value.to(DEVICE) for name, value in tensors.items() if isinstance(value, torch.Tensor)}
@@ -33,7 +35,7 @@ def on_device(case: Case) -> Case:
 
 
 def check_loss(case: Case, config: LossConfig, on_policy: bool = False) -> torch.Tensor:
-    """Loss, logprobs, entropies and gradient against the oracle; returns the gradient."""
+    """Compare loss, logprobs, entropies and gradient with the oracle; returns the gradient."""
     expected, moved = truth(case, config, on_policy), on_device(case)
     logits_TV = moved.logits_TV.clone().requires_grad_()
     result = run(moved, config, logits_TV, on_policy)

@@ -1,8 +1,10 @@
-"""The Triton kernels themselves, run in Triton's interpreter on CPU tensors; test_interpreter.py starts their process.
+"""Run the Triton kernels in Triton's interpreter on CPU tensors.
 
-Triton decides between compiling and interpreting when @triton.jit runs, so these cases need TRITON_INTERPRET=1 before the first
-import and a process of their own. The interpreter runs the kernels' own arithmetic in numpy: what it cannot show is layout,
-races and time. It cuts bf16 stores off where a GPU rounds them, which doubles their rounding error to 2^-7.
+test_interpreter.py starts their process. Triton decides between compiling and interpreting when
+@triton.jit runs, so these cases need TRITON_INTERPRET=1 before the first import and a process of
+their own. The interpreter runs the kernels' own arithmetic in numpy: it cannot show layout, races
+or time. It truncates bf16 stores where a GPU rounds them, which doubles their rounding error to
+2^-7.
 """
 
 from __future__ import annotations
@@ -54,7 +56,10 @@ def test_loss_and_gradient_match_the_oracle(name: str, dtype: torch.dtype, on_po
 def test_real_vocabulary_with_logits_around_minus_ten(
     columns: int, vocab_size: int, dtype: torch.dtype
 ) -> None:
-    """151,936 is no multiple of the block: what fills the last block must weigh exp(-inf), not exp(0)."""
+    """Use 151,936 columns, no multiple of the block.
+
+    Fill values of the last one must weigh exp(-inf), not exp(0).
+    """
     case = make_case(
         lengths=(2, 1),
         columns=columns,
@@ -121,7 +126,10 @@ def test_forbidden_tokens_and_a_shard_of_padding_make_no_nan() -> None:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_shards_combine_to_the_whole(size: int) -> None:
-    """`vocab_stats` and `dlogits_` per shard, the two reductions done here; the last shard of four is all padding."""
+    """Call `vocab_stats` and `dlogits_` per shard and reduce here.
+
+    The last shard of four is all padding.
+    """
     from selfemo.kernels.triton_backend import TritonBackend
     from selfemo.kernels.vocab_parallel import ShardStats, SoftmaxStats, VocabShard
 
@@ -211,7 +219,10 @@ def test_microbatches_add_up_and_two_runs_agree_bitwise() -> None:
 
 
 def test_long_sequence_spans_several_blocks() -> None:
-    """A program walks 256 tokens at a time; 1,100 need five blocks, the last one partly filled."""
+    """Use 1,100 tokens.
+
+    A program walks 256 at a time, so that there are five blocks, the last one partly filled.
+    """
     generator = torch.Generator().manual_seed(5)
     tokens = 1100
     case = make_case(lengths=(tokens,), columns=3, vocab_size=3)
@@ -270,7 +281,9 @@ def test_second_backward_raises() -> None:
 
 @pytest.mark.parametrize("columns", [1000, 4096])
 def test_traffic_is_two_bytes_forward_and_six_in_all(columns: int) -> None:
-    """Every address in the logits that the two kernels touch, counted; beside them only the one logit of the target."""
+    """Count every address in the logits that the two kernels touch; beside them, only the one logit
+    of the target.
+    """
     tokens = 8
     logits_TV = torch.randn(tokens, columns).bfloat16().requires_grad_()
     with interpreted_traffic(logits_TV) as forward:
@@ -284,7 +297,7 @@ def test_traffic_is_two_bytes_forward_and_six_in_all(columns: int) -> None:
 
 
 def test_masked_and_clipped_rows_are_not_read() -> None:
-    """Two of four tokens are masked, one has zero advantage: forward reads two rows, backward one."""
+    """Mask two of four tokens, give one zero advantage: forward reads two rows, backward one."""
     logits_TV = torch.randn(4, 1000).bfloat16().requires_grad_()
     mask_T = torch.tensor([True, False, False, True])
     with interpreted_traffic(logits_TV) as forward:

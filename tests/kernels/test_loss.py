@@ -1,4 +1,4 @@
-"""The loss on the CPU path against the fp64 oracle, and what must stay exactly true of it."""
+"""Test the loss on the CPU path against the fp64 oracle, and the properties that must hold exactly."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(
 
 
 def part_of(case: Case, begin: int, end: int) -> Case:
-    """Sequences begin to end - 1 as a micro-batch of their own; the counts stay those of the whole."""
+    """Cut sequences begin to end - 1 out as a micro-batch; the counts stay those of the whole batch."""
     first, last = int(case.cu_seqlens[begin]), int(case.cu_seqlens[end])
     per_token = {
         name: getattr(case, name)[first:last]
@@ -130,7 +130,9 @@ def test_fully_masked_dummy_has_zero_loss_and_zero_gradient() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_on_policy_ratio_is_exactly_one_and_kl_exactly_zero(name: str) -> None:
-    """With old and reference logprobs of the same weights; the loss is then minus the weighted advantages, whatever is clipped."""
+    """Take old and reference logprobs of the same weights: the loss is minus the weighted
+    advantages, clipped or not.
+    """
     config = PRESETS[name]
     case = make_case(lengths=(3, 1, 20, 9), columns=3000, vocab_size=2999)
     own_T = token_logprobs(
@@ -160,7 +162,10 @@ def test_on_policy_ratio_is_exactly_one_and_kl_exactly_zero(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_gradient_matches_finite_differences(name: str) -> None:
-    """Along random directions, of the oracle's loss value in fp64: no derivative formula, and no autograd, on either side."""
+    """Take finite differences of the oracle's loss in fp64 along random directions.
+
+    That side uses neither a formula nor autograd.
+    """
     config = PRESETS[name]
     case = make_case(lengths=(4, 2, 6), columns=40, vocab_size=37, temperature=config.temperature)
     logits_TV = case.logits_TV.clone().requires_grad_()
@@ -182,7 +187,10 @@ def test_gradient_matches_finite_differences(name: str) -> None:
 @pytest.mark.parametrize("borders", [(0, 1, 2, 4), (0, 1, 2, 3, 4)], ids=["some together", "one by one"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_microbatches_add_up_to_the_whole(name: str, borders: tuple[int, ...]) -> None:
-    """Loss, gradient and metrics, with a fully masked dummy as one micro-batch, as an empty data-parallel rank runs it."""
+    """Add up loss, gradient and metrics of micro-batches, of which one is a fully masked dummy.
+
+    An empty data-parallel rank runs such a dummy.
+    """
     config = PRESETS[name]
     case = make_case(lengths=(5, 1, 14, 17), temperature=config.temperature)
     logits_TV = case.logits_TV.clone().requires_grad_()
@@ -207,7 +215,10 @@ def test_microbatches_add_up_to_the_whole(name: str, borders: tuple[int, ...]) -
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_packed_equals_padded(name: str) -> None:
-    """Right-padding every sequence to one length and masking the padding is the same batch; so is each sequence alone (above)."""
+    """Pad every sequence on the right to one length and mask the padding: the batch is the same.
+
+    The test above has each sequence alone.
+    """
     config = PRESETS[name]
     case = make_case(lengths=(5, 1, 14, 17), temperature=config.temperature)
     packed_TV = case.logits_TV.clone().requires_grad_()
@@ -249,7 +260,7 @@ def test_two_runs_agree_bitwise(name: str) -> None:
 
 @pytest.mark.parametrize("entropy_weight", [0.0, 0.1])
 def test_gradient_sums_to_zero_over_the_vocabulary(entropy_weight: float) -> None:
-    """Adding a constant to a row of logits changes no probability."""
+    """Check that the gradient has no component along a constant, which changes no probability."""
     case = make_case(shift=300.0)
     config = replace(PRESETS["grpo"], entropy_weight=entropy_weight)
     logits_TV = case.logits_TV.clone().requires_grad_()
@@ -262,7 +273,7 @@ def test_gradient_sums_to_zero_over_the_vocabulary(entropy_weight: float) -> Non
 @pytest.mark.parametrize("on_policy", [False, True], ids=["off_policy", "on_policy"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_fused_projection_equals_the_loss_of_its_logits(name: str, on_policy: bool, masked: bool) -> None:
-    """Chunks of 7 tokens cut through sequences."""
+    """Use chunks of 7 tokens, which cut through sequences."""
     config = PRESETS[name]
     case = make_case(temperature=config.temperature)
     case = case if masked else replace(case, mask_T=torch.ones_like(case.mask_T))
@@ -312,7 +323,10 @@ def test_fused_projection_adds_to_the_main_gradient() -> None:
 
 
 def test_a_scaled_loss_cannot_go_with_a_main_gradient() -> None:
-    """The main gradient has its share before backward: a scale that came later would be missing from it."""
+    """Refuse a loss scale together with a main gradient.
+
+    The main gradient gets its share before backward: a later scale would be missing from it.
+    """
     case = make_case(lengths=(4, 3), columns=30, vocab_size=30)
     hidden_TH, weight_VH = torch.randn(7, 5), torch.randn(30, 5).requires_grad_()
     main_VH = torch.zeros(30, 5)
@@ -324,7 +338,7 @@ def test_a_scaled_loss_cannot_go_with_a_main_gradient() -> None:
 
 
 def test_a_broken_logprob_cannot_make_the_loss_infinite() -> None:
-    """A log-ratio of 200 is clamped, and gives no gradient."""
+    """Clamp a log-ratio of 200, which gives no gradient."""
     logits_TV = torch.randn(4, 30).requires_grad_()
     result = grpo_loss(
         logits_TV,
@@ -351,15 +365,14 @@ def test_a_broken_logprob_cannot_make_the_loss_infinite() -> None:
 def test_any_packing_matches_the_oracle(
     lengths: list[int], name: str, on_policy: bool, chunk_tokens: int, seed: int
 ) -> None:
-    """Random lengths and masks, from logits and from hidden states cut anywhere."""
+    """Draw lengths and masks at random, from logits and from hidden states with any chunk size."""
     config = PRESETS[name]
     case = make_case(
         lengths=tuple(lengths), columns=23, vocab_size=21, seed=seed, temperature=config.temperature
     )
     expected = truth(case, config, on_policy)
-    hidden_TH = (
-        case.logits_TV.clone().requires_grad_()
-    )  # the identity as output weight: the logits are the hidden states
+    # The output weight is the identity: the logits are the hidden states.
+    hidden_TH = case.logits_TV.clone().requires_grad_()
     fused = run(
         case, config, None, on_policy, hidden_TH=hidden_TH, weight_VH=torch.eye(23), chunk_tokens=chunk_tokens
     )

@@ -1,4 +1,7 @@
-"""Chunks on threads: each taken once, operators serial inside, nothing left changed, and the same bits for any number of threads."""
+"""Test chunks on threads: each is taken once, and the bits are the same for any number of threads.
+
+Operators inside are serial, and torch's settings are left as they were.
+"""
 
 from __future__ import annotations
 

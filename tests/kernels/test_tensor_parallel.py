@@ -1,4 +1,4 @@
-"""Vocabulary split over real processes: every rank gets the loss of the whole vocabulary and its own columns' gradient."""
+"""Split the vocabulary over real processes: every rank has the whole loss and its own columns' gradient."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def _shard_of(case: Case, group: dist.ProcessGroup) -> torch.Tensor:
 
 
 def _errors(dtype: torch.dtype) -> dict[str, float]:
-    """On a rank: the largest errors of loss, logprobs, entropies and gradient against the oracle, over cases and presets."""
+    """Find on a rank the largest errors against the oracle, over cases and presets.
+
+    They are those of loss, logprobs, entropies and gradient.
+    """
     worst: dict[str, float] = {}
     group = dist.group.WORLD
     assert group is not None
@@ -81,7 +84,7 @@ def _same_on_every_rank() -> list[torch.Tensor]:
 
 
 def test_ranks_agree_bitwise(distributed: DistributedRunner) -> None:
-    """Ranks that disagree in the last bit drift apart: optimizer steps are replicated."""
+    """Compare ranks bit by bit: optimizer steps are replicated, so that any difference would grow."""
     first, *others = distributed(4, _same_on_every_rank)
     for other in others:
         assert all(torch.equal(one, two) for one, two in zip(first, other))
@@ -90,7 +93,7 @@ def test_ranks_agree_bitwise(distributed: DistributedRunner) -> None:
 def _fused(
     preset: str, vocab_size: int
 ) -> tuple[LossResult, torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """Sharded output weight; the results of the loss and of token_logprobs."""
+    """Compute the loss and token_logprobs from a sharded output weight."""
     group = dist.group.WORLD
     assert group is not None
     case, hidden_TH, weight_VH = _projection_case(vocab_size)
@@ -126,7 +129,9 @@ def _projection_case(vocab_size: int) -> tuple[Case, torch.Tensor, torch.Tensor]
 def test_fused_projection_with_a_sharded_weight(
     distributed: DistributedRunner, preset: str, vocab_size: int
 ) -> None:
-    """Three ways to the gradient: `dlogits_` in the same pass, in a second one, and exp(d) kept by `vocab_stats`."""
+    """Compare three ways to the gradient: `dlogits_` in the same pass, in a second one, and exp(d)
+    kept by `vocab_stats`.
+    """
     case, hidden_TH, weight_VH = _projection_case(vocab_size)
     hidden_TH.requires_grad_()
     weight_VH.requires_grad_()
@@ -146,7 +151,7 @@ def test_fused_projection_with_a_sharded_weight(
 
 
 def _group_of_one() -> bool:
-    """TP 1 inside a larger world: a group of one rank gives bit for bit what no group gives."""
+    """Use TP 1 inside a larger world: a group of one rank gives the same bits as no group."""
     group, _ = dist.new_subgroups(group_size=1)
     case = make_case(columns=300, vocab_size=299)
     config = LossConfig.preset("grpo", kl_beta=0.1)

@@ -1,4 +1,7 @@
-"""The CPU path touches each logit once forward and twice backward; its two scratches a thread stay 1 MiB whatever the batch is."""
+"""Test the CPU path's memory traffic: it touches each logit once forward and twice backward.
+
+Its two scratch buffers a thread stay 1 MiB for any batch.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,12 @@ def loss(logits_TV: torch.Tensor, config: LossConfig) -> torch.Tensor:
 
 
 def test_eager_log_softmax_moves_many_times_as_much() -> None:
-    """The meter itself, on a formula whose traffic can be added up by hand."""
+    """Measure a formula whose traffic can be added up by hand, to test the meter itself."""
     x_TV = logits()
     with TorchMeter(CACHE_BYTES) as meter:
         torch.log_softmax(x_TV.float(), -1)
-    assert meter.counted.total_bytes == TOKENS * COLUMNS * (
-        2 + 4 + 4 + 4
-    )  # widen: read 2, write 4; log_softmax: read 4, write 4
+    # widen: read 2, write 4; log_softmax: read 4, write 4
+    assert meter.counted.total_bytes == TOKENS * COLUMNS * (2 + 4 + 4 + 4)
     assert meter.peak_bytes == TOKENS * COLUMNS * 8
 
 

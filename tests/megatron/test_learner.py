@@ -1,4 +1,7 @@
-"""What the learner promises beyond parity: exact on-policy figures, an untouched model after a bad step, checkpoints for any layout."""
+"""Test the learner beyond parity: exact on-policy figures, bad steps, checkpoints for any layout.
+
+A bad step must leave the model untouched.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from tests.helpers.parity import LEARNING_RATE, Options, learner, samples
 from tests.helpers.tiny_model import save_tiny
 
 OVERFLOWING = 3e38
-"""A finite fp32 number (the kernels refuse others) that no gradient survives."""
+"""A finite fp32 number (the kernels refuse others) so large that every gradient overflows."""
 LOSS = LossConfig.preset("self_grpo", kl_beta=0.1)
 
 
@@ -54,7 +57,7 @@ def test_the_cpu_adam_takes_torchs_steps():
 
 
 def _on_policy(hf_dir: str) -> tuple[float, float, bool]:
-    """KL to an equal reference, mean ratio, and whether `weights_of` put every bit back."""
+    """Return the KL to an equal reference, the mean ratio, and whether `weights_of` restored every bit."""
     with learner(hf_dir, ParallelConfig(tensor=2)) as model:
         batch, reference = samples(model.architecture.vocab_size), model.snapshot()
         before = [tensor.clone() for _, tensor in model.hf_tensors(1 << 20)]
@@ -73,7 +76,10 @@ def test_on_policy_kl_is_exactly_zero_and_the_ratio_exactly_one(distributed, hf_
 
 
 def _bad_step(hf_dir: str) -> tuple[bool, bool, bool]:
-    """(applied, every weight unchanged, the next good step is applied) where one rank's data-parallel share is poisoned."""
+    """Poison one rank's data-parallel share.
+
+    Returns (applied, every weight unchanged, the next good step is applied).
+    """
     with learner(hf_dir, ParallelConfig()) as model:
         good = samples(model.architecture.vocab_size)
         poisoned = [
@@ -95,7 +101,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_on_any_rank(distributed, 
 def _steps_then_save(
     hf_dir: str, directory: str, parallel: ParallelConfig, background: bool
 ) -> dict[str, torch.Tensor]:
-    """Two steps, a checkpoint, a third step; the weights after it."""
+    """Take two steps, write a checkpoint, take a third step; returns the weights after it."""
     with learner(hf_dir, parallel) as model:
         batch = samples(model.architecture.vocab_size)
         for step in range(3):
@@ -169,7 +175,10 @@ def _refused(hf_dir: str, directory: str) -> str:
 def _with_offload(
     hf_dir: str, parallel: ParallelConfig, options: Options
 ) -> tuple[list[torch.Tensor], set[int]]:
-    """Weights after two steps with everything moved out between them, and the bytes of gradient buffers while it was out."""
+    """Take two steps with everything moved out between them.
+
+    Returns the weights, and the bytes of gradient buffers while they were out.
+    """
     with learner(hf_dir, parallel, options) as model:
         batch = samples(model.architecture.vocab_size)
         held = set()
@@ -194,7 +203,10 @@ def _with_offload(
     ids=["tp2-fp32", "dp2-do-bf16"],
 )
 def test_offloading_between_steps_frees_gradients_and_changes_no_bit(distributed, hf_dir, parallel, dtype):
-    """On CPU the optimizer's state is in host memory already; gradient buffers are freed and allocated again as on a GPU."""
+    """Offload on CPU: gradient buffers are freed and allocated again as on a GPU.
+
+    The optimizer's state is in host memory already.
+    """
     runs = [
         distributed(2, _with_offload, hf_dir, parallel, Options(offload=offload, dtype=dtype), timeout_s=240)
         for offload in (True, False)

@@ -1,4 +1,6 @@
-"""SELF-GRPO gives the same loss, gradient norm and parameters in every layout, within fp32 rounding."""
+"""Test that SELF-GRPO has the same loss, gradient norm and parameters in every layout, within fp32
+rounding.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,16 @@ from tests.helpers.tiny_model import VOCAB_SIZE, save_tiny
 
 BOUND = 1e-6
 LAYERS = 4
-"""Two per stage, so that a virtual pipeline has chunks."""
+"""Two layers per stage, so that a virtual pipeline has chunks."""
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def one_process(request, tmp_path_factory, distributed):
-    """(directory, whether embeddings are tied, trace of the one-process run in which every sample has its own prompt).
+    """Run one process: (directory, whether embeddings are tied, trace with a prompt of its own for
+    every sample).
 
-    Hooks of Megatron's DDP keep each learner's groups, whose threads never sleep long: ranks that have seen a dozen layouts are ended.
+    Ranks that have seen a dozen layouts are ended: hooks of Megatron's DDP keep each learner's
+    groups, whose threads wake often.
     """
     hf_dir = save_tiny(tmp_path_factory.mktemp("parity") / "model", "qwen3", request.param, layers=LAYERS)
     yield hf_dir, request.param, distributed(1, three_steps, str(hf_dir), ParallelConfig(), timeout_s=240)[0]
@@ -44,7 +48,9 @@ def one_process(request, tmp_path_factory, distributed):
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LAYOUTS]
 )
 def test_every_layout_takes_the_same_three_steps(distributed, one_process, name):
-    """Each sample with a prompt of its own where embeddings are tied, groups behind a shared prompt where they are not."""
+    """Compare steps: own prompts for samples if embeddings are tied, else a prompt that the group
+    shares.
+    """
     hf_dir, tied, one = one_process
     processes, parallel = LAYOUTS[name]
     for trace in distributed(
@@ -68,7 +74,7 @@ def test_how_samples_are_packed_changes_nothing(distributed, one_process, option
 
 
 def test_the_steps_were_worth_comparing(one_process):
-    """The losses move, gradients are clipped, and no parameter stays where it was."""
+    """Check that the losses move, gradients are clipped, and every parameter changes."""
     hf_dir, _, one = one_process
     start = AutoModelForCausalLM.from_pretrained(hf_dir)
     assert all(not one.tensors[name].equal(parameter) for name, parameter in start.named_parameters())
@@ -81,8 +87,11 @@ def test_the_steps_were_worth_comparing(one_process):
     ("options", "expected"), [(DEFAULT, GROUPS), (SHARED, GROUPS // 2)], ids=["own prompts", "shared"]
 )
 def test_the_batch_is_one_that_hurts(data_size, options, expected):
-    """Lengths differ by an order of magnitude; all groups (half, where what shares a prompt stays together as far as it fits) straddle
-    micro-batches and data-parallel ranks."""
+    """Check that lengths differ by an order of magnitude and groups straddle micro-batches and
+    data-parallel ranks.
+
+    All groups do, or half of them if samples that share a prompt stay together as far as they fit.
+    """
     batch = samples(VOCAB_SIZE)
     lengths = [sample.length_tokens for sample in batch]
     assert max(lengths) > 10 * min(lengths)

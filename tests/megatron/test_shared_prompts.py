@@ -1,4 +1,4 @@
-"""A prompt that several samples share is computed once, and nothing else changes."""
+"""Test that a prompt of several samples is computed once, and that nothing else changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _batch(drawn: list[tuple[list[int], list[list[int]]]]) -> list[TrainingSampl
 
 
 def _reads(batch: MicroBatch) -> list[tuple[list[int], list[int], int]]:
-    """(token ids, positions, predictions) that each predicting segment attends to, in order."""
+    """List (token ids, positions, predictions) that each predicting segment attends to, in order."""
     params = batch.packed_seq_params
     rows = params.key_rows if params.key_rows is not None else torch.arange(batch.token_ids_T.numel())
     keys = rows.split(params.key_bounds.diff().tolist())
@@ -48,7 +48,9 @@ def _reads(batch: MicroBatch) -> list[tuple[list[int], list[int], int]]:
 
 @given(groups, st.sampled_from([1, 2]))
 def test_every_sample_reads_its_own_prompt_and_completion(drawn, multiple_of):
-    """Fails if a segment reads another group's prompt, starts at a wrong position, or predicts too few tokens."""
+    """Fail if a segment reads another group's prompt, starts at a wrong position, or predicts too
+    few tokens.
+    """
     batch = _batch(drawn)
     packed = pack(batch, range(len(batch)), multiple_of, CPU, share_prompts=True)
     whole = [(s.prompt_ids + s.completion_ids)[:-1] for s in batch]

@@ -1,4 +1,4 @@
-"""Samples of weight 0 may be left out: with the whole batch's counts the step is the one that reads them all."""
+"""Test that samples of weight 0 may be left out: with the whole batch's counts the step is the same."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.helpers.parity import learner, samples
 from tests.helpers.tiny_model import save_tiny
 
 TINY_WEIGHT = 1e-30
-"""Read by the model, and far below rounding in every sum."""
+"""Seen by the model, and far below rounding in every sum."""
 
 
 def _step(hf_dir: str, zero_weight: float | None, count_all: bool) -> tuple[float, float, list[torch.Tensor]]:
-    """One step; `zero_weight` replaces the weight 0 of a group, None leaves that group out."""
+    """Take one step; `zero_weight` replaces the weight 0 of a group, None leaves that group out."""
     with learner(hf_dir, ParallelConfig()) as model:
         whole = samples(model.architecture.vocab_size)
         batch = [
@@ -47,7 +47,7 @@ def test_leaving_samples_of_weight_zero_out_changes_nothing(distributed, hf_dir)
 
 
 def test_without_the_batchs_counts_it_would_be_another_loss(distributed, hf_dir):
-    """What the test above would miss if counts were ignored."""
+    """Show that the test above depends on the counts."""
     loss, _, _ = distributed(1, _step, hf_dir, None, False, timeout_s=240)[0]
     all_loss, _, _ = distributed(1, _step, hf_dir, TINY_WEIGHT, True, timeout_s=240)[0]
     assert loss != pytest.approx(all_loss, abs=1e-4)

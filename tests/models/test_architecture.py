@@ -1,4 +1,6 @@
-"""config.json as transformers 4 and 5 write it, published models by name, and refusals that name the field."""
+"""Test config.json as transformers 4 and 5 write it, published models by name, and errors that name
+the field.
+"""
 
 from __future__ import annotations
 

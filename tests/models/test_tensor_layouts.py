@@ -1,4 +1,7 @@
-"""Hugging Face -> shards -> Hugging Face is the identity for every family, and a shard holds what Megatron and vLLM expect where."""
+"""Test that Hugging Face -> shards -> Hugging Face is the identity for every family.
+
+A shard holds its rows where Megatron and vLLM expect them.
+"""
 
 from __future__ import annotations
 
@@ -128,7 +131,9 @@ def test_published_qwen3_vocabulary_needs_no_padding_up_to_tensor_parallel_8() -
 
 
 def _chunk(names: list[str], first_layer: int) -> nn.Module:
-    """A module with parameters of these names, as a pipeline stage counts them: its own layers from 0."""
+    """Make a module with parameters of these names, numbered as a pipeline stage does: its own
+    layers from 0.
+    """
     chunk = nn.Module()
     chunk.decoder = nn.Module()
     chunk.decoder.layers = nn.ModuleList()

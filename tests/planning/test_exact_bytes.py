@@ -1,4 +1,6 @@
-"""Planned bytes of weights, gradients, optimizer state and sync equal what real Megatron ranks allocate and receive, to the byte."""
+"""Compare planned bytes of weights, gradients, optimizer state and sync with those of real Megatron
+ranks, exactly.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,7 @@ CASES = {
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=list(CASES))
 def run(request: pytest.FixtureRequest, distributed: DistributedRunner) -> tuple[Case, list[Measured]]:
-    """A case and what its ranks measured, by rank."""
+    """Run a case; returns it and the measured bytes by rank."""
     case: Case = request.param
     engine = EngineLayout(case.layout.engine_tensor, case.layout.replicas)
     return case, distributed(case.world_size, measure, case.architecture, case.parallel, engine, case.dtype)

@@ -1,4 +1,4 @@
-"""The decode simulation against stepping token by token, and the properties a batch's time must have."""
+"""Compare the decode simulation with stepping token by token, and test the properties of a batch's time."""
 
 from __future__ import annotations
 
@@ -73,6 +73,5 @@ def test_a_call_takes_longer_with_more_samples_and_less_with_more_engines() -> N
 
     assert seconds(256, 8) < seconds(2048, 8) < seconds(32_768, 8)
     assert seconds(32_768, 16) < seconds(32_768, 8)
-    assert seconds(65_536, 8) == pytest.approx(
-        2 * seconds(32_768, 8), rel=0.1
-    )  # far beyond the slots, time is linear
+    # Time is linear far beyond the slots.
+    assert seconds(65_536, 8) == pytest.approx(2 * seconds(32_768, 8), rel=0.1)

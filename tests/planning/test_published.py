@@ -1,4 +1,4 @@
-"""Step times that others published are met: one run fits the rates, the others are held out."""
+"""Compare with step times that others published: one run fits the rates, the others are held out."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ def test_the_fitted_run_is_met_phase_by_phase() -> None:
     assert wanted is not None
     for phase in ("train", "sync", "other"):
         assert getattr(predicted, phase) == pytest.approx(getattr(wanted, phase), rel=1e-6)
-    assert predicted.generate == pytest.approx(
-        wanted.generate, rel=0.02
-    )  # not quite linear: some steps are compute-bound
+    # Not quite linear: some steps are compute-bound.
+    assert predicted.generate == pytest.approx(wanted.generate, rel=0.02)
     assert predicted.total == pytest.approx(FITTED.step_s, rel=0.05)
 
 

@@ -1,4 +1,4 @@
-"""Length distributions keep their mean and cap, and the planned calls are those that self-play makes."""
+"""Test that length distributions keep their mean and cap, and that planned calls are those of self-play."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ def test_lengths_keep_mean_and_cap(count: int, mean: float, cap: int) -> None:
     assert max(lengths) <= cap
     assert min(lengths) >= 1
     run_on = round(count * 0.01)
-    reachable = max(
-        mean, (run_on * cap + (count - run_on)) / count
-    )  # run-on samples alone may exceed a small mean
+    # Run-on samples alone may exceed a small mean.
+    reachable = max(mean, (run_on * cap + (count - run_on)) / count)
     assert statistics.fmean(lengths) == pytest.approx(reachable, rel=0.02, abs=0.6)
 
 
@@ -56,9 +55,8 @@ def test_calls_are_those_that_self_play_makes(turns: int) -> None:
     )
     episodes, generator = play([SEED] * 3, play_config)
     workload = workload_of(RunConfig(selfplay=play_config))
-    assert [call.samples for call in workload.calls] == [
-        len(call) for call in generator.calls
-    ]  # no reply fails a gate in this script
+    # No reply fails a gate in this script.
+    assert [call.samples for call in workload.calls] == [len(call) for call in generator.calls]
     assert [call.lengths.max_completion for call in workload.calls] == [
         call[0].max_tokens for call in generator.calls
     ]

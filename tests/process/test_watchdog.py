@@ -1,4 +1,4 @@
-"""The watchdog ends what takes too long, says what that was, and takes stopped peers with it."""
+"""Test that the watchdog ends a phase that takes too long, names it, and ends stopped peers too."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ def test_native_code_that_holds_the_lock_is_ended_too():
 
 
 def test_a_failure_leaves_the_status_for_the_report():
-    failing = "sys.excepthook = lambda _, error, __: print(watchdog.status(error), flush=True)\n        raise ValueError"
+    failing = (
+        "sys.excepthook = lambda _, error, __: print(watchdog.status(error), flush=True)\n"
+        "        raise ValueError"
+    )
     assert run(failing).stdout.strip().endswith("in phase rollout, iteration 7, engine call of 3 requests")
 
 

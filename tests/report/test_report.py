@@ -1,4 +1,6 @@
-"""What the page says of a run: changes credited to the stage that made them, groups under their turns, plans beside measurements."""
+"""Test the content of the report: changes credited to their stage, groups under their turns, plans
+beside measurements.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,7 @@ def page(finished: Path) -> Page:
 
 
 def test_a_change_is_credited_to_the_stage_that_made_it(finished: Path):
-    """From start to end accuracy gains 0.48; SFT brought 0.5 of it and SELF-GRPO lost 0.02."""
+    """Credit 0.5 to SFT and -0.02 to SELF-GRPO, where accuracy gains 0.48 from start to end."""
     accuracy = next(h for h in headlines(read_run(finished)) if h.name == "Accuracy")
     assert accuracy.values == (0.0, 0.5, 0.48)
     assert (accuracy.by_sft, accuracy.by_play) == (pytest.approx(0.5), pytest.approx(-0.02))
@@ -137,16 +139,20 @@ def test_spans_of_all_records_stand_on_one_axis(finished: Path):
     assert line.ranks == 2
     assert line.total_s == 950.0
     assert sums["train"].spans == 5
+    # Rank 1 is a second late every time.
     assert (sums["train"].least_s, sums["train"].most_s) == (
         5 * 24.0,
         5 * 25.0,
-    )  # rank 1 is a second late every time
+    )
     assert sums["train"].share == pytest.approx(125 / 950)
     assert [chart.title for chart in line.charts] == ["Whole run", "Last 2 iterations"]
 
 
 def test_a_long_run_is_drawn_in_columns_that_take_their_longest_phase():
-    """Each of 10 columns is 10 s: 6 s of rollout, 3 s of train, 1 s pause; then two columns of save; then nothing."""
+    """Draw 10 columns of 10 s.
+
+    Each has 6 s of rollout, 3 s of train, 1 s pause; then two columns of save; then nothing.
+    """
     spans = [
         span
         for i in range(5)
@@ -179,9 +185,10 @@ def test_seconds_are_planned_for_a_gpu_that_is_named(finished: Path):
     assert rows["Seconds, train"].measured == 60.0
     assert 0 < rows["Seconds, train"].planned < 60.0
     assert rows["Samples trained"].measured == rows["Training samples"].measured / 2
+    # Records of an older run.
     untold = tuple(
         {k: v for k, v in event.items() if k != "samples_trained"} for event in read_run(finished).events
-    )  # an older run
+    )
     older = {row.name: row for row in planned_rows(replace(read_run(finished), events=untold), "h100-80g")}
     assert "Samples trained" not in older
     assert rows["Seconds, train"].planned < older["Seconds, train"].planned
@@ -302,7 +309,7 @@ def test_a_run_that_has_recorded_nothing_has_a_page(tmp_path: Path):
 
 
 def test_watch_follows_a_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """While the run is live the page reloads itself; the page of the finished run does not, and has what was recorded last."""
+    """Follow a live run: its page reloads itself; the finished one does not, and has the last record."""
     whole = make_run(tmp_path / "whole")
     run = make_run(tmp_path / "run", finished=False)
     seen: list[str] = []

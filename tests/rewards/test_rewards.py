@@ -1,4 +1,4 @@
-"""Rewards: components by hand and by property, gates, label weights, and what a group reports."""
+"""Test rewards: components by hand and by property, gates, label weights, and the report of a group."""
 
 from __future__ import annotations
 
@@ -131,7 +131,10 @@ def test_agreement_is_paid_only_where_it_means_something(
 
 
 def test_collapsing_to_the_majority_label_pays_only_without_the_gate() -> None:
-    """The pull that the gate is there to remove: on a sad turn, everyone saying neutral beats disagreeing."""
+    """Show the incentive that the gate removes.
+
+    On a sad turn, if everyone says neutral, that beats disagreeing.
+    """
     collapsed, mixed = (
         recognizer_group(["neutral"] * 4, ("sadness",)),
         recognizer_group(["neutral", "sadness", "joy", "anger"], ("sadness",)),

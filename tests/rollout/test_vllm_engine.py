@@ -1,6 +1,7 @@
-"""The colocated engine against transformers: same weights, same tokens, same logprobs, and no tokens at all without weights.
+"""Compare the colocated engine with transformers: same weights, same tokens, same logprobs; no
+tokens without weights.
 
-One engine per rank of the shared two-process group, kept between tests.
+There is one engine per rank of the shared two-process group, kept between tests.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from selfemo.tokens.init_model import init_model
 MAX_LENGTH = 256
 STOP_ID = 7
 STATE: dict[str, Any] = {}
-"""Lives in the worker processes: the engine and a transformers model of the same shape."""
+"""Of the worker processes: the engine and a transformers model of the same shape."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,10 @@ def _engine(model_dir: str) -> RolloutEngine:
 
 
 def _weights(seed: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Random weights, large enough that greedy choices are far apart; also loaded into the transformers model."""
+    """Draw random weights, so large that greedy choices are far apart.
+
+    Also load them into the transformers model.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in STATE["model"].named_parameters():
@@ -104,7 +108,10 @@ def test_an_engine_without_whole_weights_refuses_to_generate(distributed, model_
 
 
 def _greedy_after_two_syncs(model_dir: str) -> tuple[float, int]:
-    """Largest shortfall of a greedily chosen token's logit below transformers' best, over two sets of weights and the same prompts."""
+    """Find by how much the logit of a greedily chosen token falls below transformers' best.
+
+    The largest over two sets of weights and the same prompts.
+    """
     engine, worst, tokens = _engine(model_dir), 0.0, 0
     for version in (1, 2):
         engine.receive_checkpoint_tensors(_weights(version), version)
@@ -169,11 +176,15 @@ def test_replicas_together_answer_like_one_engine(distributed, model_dir):
 
 
 def test_on_a_gpu_vllm_starts_beside_the_trainer(monkeypatch):
-    """vLLM's own check of free memory, given an H100 on which Megatron holds the larger part; its default would want 92%."""
+    """Run vLLM's own check of free memory on a simulated H100 of which Megatron holds the larger
+    part.
+
+    vLLM's default would require 92%.
+    """
     from vllm.config import CacheConfig
     from vllm.v1.worker.utils import request_memory
 
-    for name, value in ENVIRONMENT.items():  # which the engine sets: restored after the test
+    for name, value in ENVIRONMENT.items():  # the engine sets them; they are restored after the test
         monkeypatch.setenv(name, value)
     given: dict[str, Any] = {}
     stand_in = ModuleType("vllm")

@@ -1,4 +1,6 @@
-"""Which checkpoint a run goes on from: the newest that is whole, and what is said of those that are not."""
+"""Test the choice of the checkpoint to resume from: the newest that is whole, and the messages on
+the others.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ EMPTY = Manifest(
 
 
 def write(root: Path, step: int, reference: str = "") -> Path:
-    """A checkpoint of two files that no model needs to read."""
+    """Write a checkpoint of two files that no model needs to read."""
     import hashlib
 
     progress = Progress("self-play", step, step + 2)
@@ -49,7 +51,7 @@ def write(root: Path, step: int, reference: str = "") -> Path:
 
 
 def _find(root: str, refused: str = "") -> Found | str | None:
-    """In a process group of one."""
+    """Search in a process group of one."""
     try:
         return find_checkpoint(Path(root), lambda manifest: refused if manifest.progress.step == 3 else "")
     except UserError as error:
@@ -126,7 +128,10 @@ def test_none_good_is_an_error_and_not_a_fresh_start(found, tmp_path):
 
 
 def test_latest_decides_which_are_complete(tmp_path):
-    """Renamed, but `latest` has not moved: the run was interrupted there, and the older one stands."""
+    """Rename a directory without moving `latest`.
+
+    The run was interrupted there, and the older checkpoint counts.
+    """
     for step in (1, 2, 3):
         write(tmp_path, step)
     (tmp_path / "latest").write_text("iteration-000002\n")
@@ -136,7 +141,7 @@ def test_latest_decides_which_are_complete(tmp_path):
 
 
 class WrittenTensors:
-    """In the place of the learner's."""
+    """Takes the place of the learner's tensors."""
 
     def __init__(self, learner: object, directory: Path, common: object, **options: object) -> None:
         (directory / "weights.distcp").write_bytes(b"weights")

@@ -1,4 +1,7 @@
-"""Skipped steps are counted and end a run that learns nothing; rewards and ratios out of bounds are errors."""
+"""Test the guards.
+
+Skipped steps are counted and end a run that learns nothing; figures out of bounds are errors.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an iteration's records say, against groups made by hand; and the spans of ranks."""
+"""Compare an iteration's records with groups made by hand; test the spans of ranks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_every_figure_of_the_last_update_is_recorded_and_the_gap_to_the_engine_i
     ]
     figures = policy_figures(updates)
     assert figures["learning_rate"] == 1e-4
-    assert not figures["step_applied"]  # the first was not
+    assert not figures["step_applied"]  # the first step was not applied
     assert {name: figures[name] for name in POLICY_FIGURES} == {
         name: 0.0 if name.startswith("logprob_gap") else 1.0 for name in POLICY_FIGURES
     }

@@ -1,4 +1,4 @@
-"""What a resume says has changed since its checkpoint was made."""
+"""Test the message of a resume about changes since its checkpoint was made."""
 
 from __future__ import annotations
 

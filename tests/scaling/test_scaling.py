@@ -1,4 +1,6 @@
-"""The scaling study: rows from a run's records and from plans, what is told apart, and the cost of the project's own parts."""
+"""Test the scaling study: rows from a run's records and from plans, and the cost of the project's
+own parts.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def planned() -> list[Row]:
 
 
 def finished_run(directory: Path, processes: int) -> Path:
-    """What `row_of` reads of a run, with figures made by hand: iteration 0 warms up."""
+    """Make the records that `row_of` reads, with figures made by hand: iteration 0 warms up."""
     config = load_config(ROOT / CONFIG, overrides(processes, 16, directory))
     architecture = initialised_architecture(config.model)
     (directory / "model-initial").mkdir(parents=True)
@@ -100,7 +102,11 @@ def test_planned_curves_reach_4096_gpus_in_both_studies(planned: list[Row]) -> N
 
 
 def test_what_every_rank_repeats_ends_weak_scaling_and_what_ranks_share_does_not(planned: list[Row]) -> None:
-    """4.7 million samples at 50 us on every rank are minutes that no further GPU takes away; 6 us shared over 4,096 are nothing."""
+    """Compare replicated with shared work on 4,096 GPUs.
+
+    4.7 million samples at 50 us on every rank are minutes that no further GPU removes; 6 us shared
+    are nothing.
+    """
     without = plan_studies(
         ROOT / "examples" / "configs" / "qwen3_8b.yaml", "qwen3-8b", OwnCost(), sizes=(4096,)
     )
@@ -131,9 +137,8 @@ def test_the_files_hold_every_row_and_say_what_was_measured(planned: list[Row], 
         "study.png",
         "study.svg",
     ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        path.name for path in written
-    )  # no temporary is left
+    # No temporary is left.
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in written)
     table = list(csv.DictReader((tmp_path / "study.csv").open()))
     assert set(table[0]) >= COLUMNS
     assert [row["kind"] for row in table] == ["measured"] + ["planned"] * len(planned)

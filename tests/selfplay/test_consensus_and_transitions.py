@@ -1,4 +1,4 @@
-"""The vote of a group, and the prior that targets are drawn from."""
+"""Test the vote of a group, and the prior from which targets are drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The episode loop: phases, roles, targets, seeds; with a generator that answers from a script."""
+"""Test the episode loop with a generator that answers from a script: phases, roles, targets, seeds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OPENING = Opening(
 
 
 def respond_or_recognise(prompt: str, request: GenerationRequest) -> str:
-    """The first sample writes a reply that reads as intended; others write one that reads as neutral."""
+    """Answer as a responder whose first sample reads as intended and whose others read as neutral."""
     last = prompt.splitlines()[-1]
     if prompt.startswith("Write"):
         wanted = prompt.split("showing ")[1].split(".")[0]

@@ -1,4 +1,4 @@
-"""Each gate closes its way to a cheap reward, and ordinary lines pass."""
+"""Test that each gate stops its kind of cheap reward, and that ordinary lines pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts show what they should, and text in them stays data."""
+"""Test that prompts show the context, and that text in them stays data."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_sampled_control_token_cannot_hide_in_an_answer() -> None:
 
 
 def test_the_longest_prompts_of_a_corpus_are_refused_where_they_do_not_fit() -> None:
-    """What the generator would be asked at the longest window, for both roles; one token less is too few."""
+    """Ask for the longest window of both roles; one token less is too few."""
     train = [
         conversation("1", "A[joy]: hm", "B[joy]: a long line, far longer than any", "A[joy]: no"),
         conversation("2", "A[joy]: yes"),
@@ -97,7 +97,7 @@ def test_the_longest_prompts_of_a_corpus_are_refused_where_they_do_not_fit() -> 
 
 
 def test_replicas_refuse_what_does_not_fit_before_any_is_asked() -> None:
-    """On every rank, whose shares differ: a refusal by the engine of one would leave the others waiting."""
+    """Refuse on every rank, though shares differ: if one rank's engine refused, the others would wait."""
 
     class Engine:
         max_length = 10

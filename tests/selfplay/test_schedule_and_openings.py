@@ -1,4 +1,6 @@
-"""Stateless schedules cover everything; openings are real often enough; supervised examples teach what self-play asks."""
+"""Test that stateless schedules cover everything, real openings have their share, and SFT uses
+self-play's prompts.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +128,11 @@ PLANTED = "The copper kettle sings at noon, Mary!"
 
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_planted_dev_and_test_texts_enter_no_opening(split: str) -> None:
-    """Long ones nowhere, short ones neither as the turn that is read nor as the one that follows."""
+    """Plant held-out texts in the training split.
+
+    Long ones enter no opening, short ones neither as the turn that is read nor as the one that
+    follows.
+    """
     lines = [
         *(f"A[joy]: start {i}" for i in range(3)),
         f"B[joy]: {PLANTED}",
@@ -199,7 +205,10 @@ def test_examples_ask_as_self_play_does_and_answer_as_people_did() -> None:
 
 
 def test_with_thinking_the_supervised_start_still_teaches_answers_after_a_closed_block() -> None:
-    """Nobody wrote thoughts down: taught right after an open turn, a bare answer would unlearn thinking."""
+    """Put answers behind a closed thinking block, as nobody wrote thoughts down.
+
+    Directly after an open turn, a bare answer would unlearn thinking.
+    """
     prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80, thinking=True)
     taught = SftExamples(TRAIN, prompts, SelfPlayConfig(), run_seed=5, expression_share=0.25, max_length=1000)
     assert taught.batch(0, 27) == examples().batch(0, 27)

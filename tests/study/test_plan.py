@@ -1,4 +1,4 @@
-"""Study files: every run is checked before one starts, and what each trains is what the file says."""
+"""Test study files: every run is checked before one starts, and each trains with the file's settings."""
 
 from __future__ import annotations
 
@@ -92,7 +92,10 @@ def test_the_studies_of_this_project_are_valid(name, seeds, tmp_path):
 
 
 def test_a_run_that_was_trained_with_other_settings_is_not_taken_for_this_studys(study_file, tmp_path):
-    """A finished run is reused: after an edit of the study file it would stand in the table under settings it never had."""
+    """Edit the study file after a run.
+
+    If the run were reused, the table would give it settings it never had.
+    """
     (run,) = starts(only_seeds(read_plan(study_file), [1]), study_file, tmp_path / "out")
     RunDirectory.claim(settings_of(run)).write_json("summary.json", {})
     assert starts(read_plan(study_file), study_file, tmp_path / "out")[0].is_complete

@@ -1,4 +1,7 @@
-"""Intervals over seeds and dialogues: wider than over dialogues alone where seeds differ, paired, and what the tables show."""
+"""Test intervals over seeds and dialogues, which are paired and wider than over dialogues alone.
+
+Test the tables.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ DIALOGUES = tuple(str(i // 5) for i in range(300))
 
 
 def noisy(accuracy: float, seed: int) -> tuple[str, ...]:
-    """Predictions that are right with this probability."""
+    """Draw predictions that are right with this probability."""
     rng = random.Random(seed)
     return tuple(
         label if rng.random() < accuracy else rng.choice([other for other in LABELS if other != label])
@@ -44,7 +47,7 @@ def test_the_value_is_the_mean_over_seeds():
 
 
 def test_seeds_that_disagree_widen_the_interval():
-    """A recipe that helps by luck of the seed must not look certain: its interval reaches 0, that of its lucky run does not."""
+    """Give a recipe one lucky seed: its interval must reach 0, though that of the lucky run does not."""
     base = [noisy(0.6, i) for i in range(3)]
     lucky = [noisy(0.9, 11), noisy(0.6, 12), noisy(0.45, 13)]
     accuracy, *_ = seeded_bootstrap(GOLD, lucky, base, DIALOGUES, 3)

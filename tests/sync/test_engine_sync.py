@@ -1,7 +1,9 @@
-"""Weights into live vLLM engines: every Megatron layout with engines of one rank and of two and with replicas, on both paths.
+"""Load weights into live vLLM engines: every Megatron layout, engines of one and two ranks,
+replicas, both paths.
 
-Proven three ways: live parameters are compared with the trainer by checksum, the two paths with each other by their greedy continuations,
-and these with transformers: in fp32 token for token, in bf16 no token may be worse than the best by more than rounding explains.
+There are three proofs: live parameters equal the trainer's by checksum, the greedy continuations of
+the two paths are equal, and they agree with transformers': in fp32 token for token, in bf16 within
+rounding of the best token.
 """
 
 from __future__ import annotations
@@ -40,13 +42,13 @@ BUCKET_BYTES = 30_000
 BF16_SHORTFALL = 0.25
 """Logits that bf16 rounding may cost a greedy token against fp32 transformers."""
 TIMEOUT_S = 600
-"""For a call: on a busy machine importing vLLM takes minutes."""
+"""Seconds for a call: on a busy machine importing vLLM takes minutes."""
 PROMPTS = tuple(tuple((7 * i + 3 * j) % VOCAB_SIZE for j in range(20)) for i in range(4))
 Tokens = list[tuple[int, ...]]
 
 
 class _Engine(RolloutEngine):
-    """A real engine that can lose one tensor on the way in."""
+    """A real engine that can damage one tensor on the way in."""
 
     damaged = ""
     """Part of the name of tensors that arrive negated."""
@@ -74,7 +76,7 @@ _engines: dict[tuple[int, Dtype], _Engine] = {}
 
 
 def engine_for(hf_dir: str, tensor_parallel: int, dtype: Dtype = "bfloat16") -> _Engine:
-    """This rank's engine, built at the first call; bf16 ones keep their matrices in plain layout."""
+    """Get this rank's engine, built at the first call; bf16 ones keep their matrices in plain layout."""
     keep_bf16_matrices_plain()
     if (tensor_parallel, dtype) not in _engines:
         config = RolloutConfig(
@@ -87,7 +89,10 @@ def engine_for(hf_dir: str, tensor_parallel: int, dtype: Dtype = "bfloat16") -> 
 def _sync(
     hf_dir: str, parallel: ParallelConfig, engine_tensor: int, mode: str, dtype: Dtype
 ) -> tuple[str, int, int, int, Tokens]:
-    """Path taken, tensors compared by checksum, bytes moved, least bytes possible, greedy continuations."""
+    """Sync the weights into the engine.
+
+    Returns path taken, tensors compared, bytes moved, least bytes possible, greedy continuations.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     engine = engine_for(hf_dir, engine_tensor, dtype)
     with megatron_chunks(Path(hf_dir), parallel, getattr(torch, dtype)) as (chunks, architecture, layout):
@@ -118,7 +123,7 @@ class _Ranks:
 
 @pytest.fixture(scope="module")
 def ranks(request: pytest.FixtureRequest) -> Iterator[_Ranks]:
-    """Ranks of their own, so that no other test shares a process with vLLM."""
+    """Start ranks of their own, so that no other test shares a process with vLLM."""
     runner = DistributedRunner()
     yield _Ranks(runner, *request.param)
     runner.close()
@@ -127,11 +132,14 @@ def ranks(request: pytest.FixtureRequest) -> Iterator[_Ranks]:
 ALONE, ACROSS, REPLICAS = (2, 1), (2, 2), (4, 2)
 TP2, PP2, DP2 = ParallelConfig(tensor=2), ParallelConfig(pipeline=2), ParallelConfig()
 LAYOUTS = {2: (TP2, PP2, DP2), 4: (TP2, PP2, ParallelConfig(tensor=2, pipeline=2))}
-"""Of Megatron, by the number of processes; what remains of four is data parallel."""
+"""Megatron layouts by the number of processes; the rest of four is data parallel."""
 
 
 def per_combination(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test for every kind of engine and every layout; the engines live from one layout to the next."""
+    """Run a test for every kind of engine and every layout.
+
+    The engines live from one layout to the next.
+    """
     engines = {
         "engine-per-rank": ALONE,
         "engine-over-two-ranks": ACROSS,
@@ -146,7 +154,7 @@ per_rank = pytest.mark.parametrize("ranks", [ALONE], ids=["engine-per-rank"], in
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two models of one shape, whose weights bf16 holds exactly."""
+    """Write two models of one shape, whose weights are exact in bf16."""
     root = tmp_path_factory.mktemp("models")
     first, second = (
         save_tiny(
@@ -186,7 +194,7 @@ def test_both_paths_bring_the_same_right_weights(
 def test_an_fp32_engine_on_cpu_takes_checkpoint_tensors_and_equals_transformers(
     models: tuple[Path, Path], ranks: _Ranks, layout: int
 ) -> None:
-    """Its matrices are prepacked: their checksums cannot be read, and greedy equality is the proof."""
+    """Compare greedy answers, since the checksums of prepacked matrices cannot be read."""
     parallel = LAYOUTS[ranks.processes][layout]
     for model in models:
         for path, compared, _, _, tokens in ranks(
@@ -210,7 +218,9 @@ def _refuses_direct(hf_dir: str, parallel: ParallelConfig, engine_tensor: int) -
 def _weight_sync(
     hf_dir: str, parallel: ParallelConfig, dtype: Dtype, damaged: str, damaged_rank: int
 ) -> tuple[list[tuple[bool, bool]], str]:
-    """(probed, checksummed) of four syncs, then what a fifth says whose stream is damaged on one rank."""
+    """Return (probed, checksummed) of four syncs, then the error of a fifth whose stream is damaged
+    on one rank.
+    """
     config = run_config(parallel, Options(dtype=dtype))
     config = replace(
         config, rollout=RolloutConfig(dtype=dtype), sync=SyncConfig(verify_every=3, checksum_every=2)
@@ -241,7 +251,8 @@ def test_a_wrong_tensor_in_one_engine_stops_every_rank_and_is_named(
     for cadence, text in ranks(_weight_sync, str(models[0]), PP2, "bfloat16", "layers.1.mlp.down_proj", 1):
         assert cadence == CADENCE
         assert text.startswith(
-            "WeightMismatch: tensor model.layers.1.mlp.down_proj.weight differs between the trainer and the engine on rank 1"
+            "WeightMismatch: tensor model.layers.1.mlp.down_proj.weight "
+            "differs between the trainer and the engine on rank 1"
         )
 
 
@@ -255,7 +266,7 @@ def test_a_wrong_tensor_that_no_checksum_can_read_fails_the_greedy_probe(
 
 
 def _sleep_and_wake(hf_dir: str) -> list[str]:
-    """Refusals of an engine that sleeps, then of one that woke without weights."""
+    """Collect the refusals of an engine that sleeps, then of one that woke without weights."""
     engine, refusals = engine_for(hf_dir, 1), []
     engine._can_sleep = True  # as on a GPU; vLLM's CPU worker accepts the calls and keeps its memory
     engine.sleep()
@@ -285,7 +296,7 @@ QUESTION = [{"role": "user", "content": "how do you feel about the quick brown f
 
 
 def _serve(hf_dir: str) -> tuple[list[int], list[int]]:
-    """Prompt and greedy answer of vLLM given nothing but the directory."""
+    """Return prompt and greedy answer of vLLM, which gets nothing but the directory."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -303,7 +314,7 @@ def _serve(hf_dir: str) -> tuple[list[int], list[int]]:
 
 @per_rank
 def test_an_exported_directory_loads_as_it_is(tmp_path: Path, ranks: _Ranks) -> None:
-    """Tokenizer, chat template and generation config included, in vLLM and transformers."""
+    """Load tokenizer, chat template and generation config too, in vLLM and in transformers."""
     shape = ModelConfig(
         vocab_size=400,
         hidden_size=64,
@@ -353,12 +364,12 @@ def _reference(hf_dir: Path) -> PreTrainedModel:
 
 @torch.no_grad()
 def _next_logits(hf_dir: Path, prompt: tuple[int, ...], answer: tuple[int, ...]) -> torch.Tensor:
-    """Transformers' logits [N, V] at every place of an answer."""
+    """Compute transformers' logits [N, V] at every place of an answer."""
     return _reference(hf_dir)(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
 
 
 def _greedy_choices(hf_dir: Path, continuations: Tokens) -> Tokens:
-    """What transformers takes at every place of the continuations: equal to them where they are its own."""
+    """Take transformers' choice at every place of the continuations: equal to them if they are its own."""
     return [
         tuple(_next_logits(hf_dir, prompt, answer).argmax(-1).tolist())
         for prompt, answer in zip(PROMPTS, continuations)
@@ -366,7 +377,7 @@ def _greedy_choices(hf_dir: Path, continuations: Tokens) -> Tokens:
 
 
 def _worst_shortfall(hf_dir: Path, continuations: Tokens) -> float:
-    """How many logits the worst token is below transformers' best."""
+    """Find by how many logits the worst token is below transformers' best."""
     worst = 0.0
     for prompt, answer in zip(PROMPTS, continuations):
         logits = _next_logits(hf_dir, prompt, answer)

@@ -1,4 +1,7 @@
-"""The reshard plan: exact for every pair of layouts, never more bytes than the least possible, and a check that catches a wrong one."""
+"""Test the reshard plan: exact for every pair of layouts, with the least bytes possible.
+
+Its own check detects a wrong plan.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ def _cases(draw: st.DrawFn) -> Case:
 @settings(max_examples=60, deadline=None)
 @given(_cases())
 def test_executing_the_moves_fills_every_live_parameter_with_the_right_elements(case: Case) -> None:
-    """By brute force on numbered elements, which shares nothing with the plan's own check."""
+    """Move numbered elements by brute force, which shares nothing with the plan's own check."""
     plan = build_plan(*case)
     check_plan(plan)
     first = 1
@@ -144,9 +147,9 @@ def test_with_a_pipeline_each_rank_receives_the_other_stages_once() -> None:
     moved = traffic(build_plan(architecture, TrainerLayout(tensor=2, pipeline=2), EngineLayout(2, 2)))
     norms = 4 * (2 * 16 + 2 * 4) + 16
     split = sum(tensor.elements for tensor in hf_tensor_list(architecture)) - norms
-    assert (
-        moved.direct == split + norms * 2
-    )  # two engines: each lacks half of the split tensors twice over two ranks; norms are whole on both
+    # There are two engines of two ranks: each lacks half of the split tensors twice; norms are
+    # whole on both.
+    assert moved.direct == split + norms * 2
 
 
 def test_ranks_exchange_weights_within_their_own_replica() -> None:

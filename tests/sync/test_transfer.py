@@ -1,4 +1,7 @@
-"""The reshard plan executed in real processes: every rank ends with exactly the parameters vLLM would cut from the checkpoint."""
+"""Execute the reshard plan in real processes.
+
+Every rank has the parameters that vLLM would cut from the checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def _trainer(parallel: ParallelConfig) -> TrainerLayout:
 def _expected(
     hf_dir: str, architecture: Architecture, engine: EngineLayout, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """This rank's live vLLM parameters, cut from the file."""
+    """Cut this rank's live vLLM parameters from the file."""
     stored = {
         name: tensor.to(dtype) for name, tensor in load_file(Path(hf_dir) / "model.safetensors").items()
     }
@@ -57,7 +60,10 @@ def _expected(
 def _transfer(
     hf_dir: str, parallel: ParallelConfig, engine: EngineLayout, dtype: torch.dtype
 ) -> tuple[list[str], int, int]:
-    """Names that differ or are missing after a direct transfer; tensors whose checksums agree; peak extra bytes."""
+    """Transfer directly.
+
+    Returns names that differ or are missing, tensors with equal checksums, peak extra bytes.
+    """
     rank = dist.get_rank()
     with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout):
         load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
@@ -126,7 +132,7 @@ def test_direct_transfer_over_four_ranks(distributed: DistributedRunner, tmp_pat
 
 
 def _spoil(hf_dir: str, name: str, row: int, other: int) -> None:
-    """Two rows of one live parameter exchanged on rank 1: the values are all there, in other places."""
+    """Exchange two rows of one live parameter on rank 1: all values are there, in other places."""
     rank, engine, trainer = dist.get_rank(), EngineLayout(2, 1), TrainerLayout(data=2)
     with megatron_chunks(Path(hf_dir), ParallelConfig()) as (chunks, architecture, _):
         load_hf_weights(chunks, hf_dir, architecture, 0, 1)

@@ -1,4 +1,4 @@
-"""The wall between text and control tokens holds for every text, and benign prompts are exactly the tokenizer's own."""
+"""Test that no text becomes control tokens, and that ordinary prompts are exactly the tokenizer's own."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_truncation_keeps_whole_tokens_and_characters(own: ChatEncoder) -> None:
 
 
 def test_thinking_leaves_the_block_to_the_model(own: ChatEncoder, own_dir: Path) -> None:
-    """As Qwen3's template does: the empty block is written where thinking is off, and nothing where it is on."""
+    """Follow Qwen3's template: the empty block is written if thinking is off, nothing if it is on."""
     messages = [Message("user", "Ana: what? <think>")]
     off, on = own.encode_prompt(messages), own.encode_prompt(messages, thinking=True)
     assert off[: len(on)] == on
@@ -165,7 +165,10 @@ def _variant(directory: Path, template: str) -> Path:
 
 
 def test_a_template_that_looks_into_contents_sees_none(tmp_path: Path) -> None:
-    """Qwen3's template cuts an answer at </think> and treats a <tool_response> as no question: text must not reach that logic."""
+    """Hide texts from the template's logic.
+
+    Qwen3's cuts an answer at </think> and skips a <tool_response>.
+    """
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}"
         "{% if m.content.startswith('<tool_response>') %} tool{% endif %}<|im_end|>{% endfor %}"
@@ -239,7 +242,11 @@ def test_damaged_files_of_a_directory_are_told_in_one_line(
 
 
 def test_a_control_token_with_the_id_of_an_ordinary_one_is_refused(tmp_path: Path) -> None:
-    """Found by `make fuzz`: the library gives a new token the id len(vocabulary), which an ordinary one has where ids have a hole."""
+    """Refuse a tokenizer whose control token shares an ordinary token's id.
+
+    The library gives a new token the id len(vocabulary), which is taken if ids have a hole. Found
+    by `make fuzz`.
+    """
     save_tokenizer(train_tokenizer(["plain words of a corpus"] * 2, 300), tmp_path, max_length=64)
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     del content["model"]["vocab"]["<|im_start|>"]

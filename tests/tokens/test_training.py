@@ -1,4 +1,6 @@
-"""The trained tokenizer and the initialised model: deterministic, loadable by transformers alone, never half written."""
+"""Test the trained tokenizer and the initialised model: deterministic, loadable by transformers
+alone, written whole.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Model directories, read and written: bitwise round trips, and a named error for each way a download can be wrong."""
+"""Read and write model directories: bitwise round trips, and a named error for each kind of damaged
+download.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ SHARDED = "60KB"
 
 def _stored(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     source = HfDirectory(directory)
-    for name in reversed(source.tensors):  # any order must do
+    for name in reversed(source.tensors):  # any order must work
         yield name, source.read(name)
 
 
@@ -96,7 +98,7 @@ def test_an_existing_output_and_a_foreign_source_are_refused(tmp_path: Path) -> 
 
 
 def _rewrite(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    """A corruption that edits the tensors of the single file."""
+    """Make a corruption that edits the tensors of the single file."""
 
     def apply(directory: Path) -> None:
         tensors = load_file(directory / "model.safetensors")

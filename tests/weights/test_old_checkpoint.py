@@ -1,8 +1,10 @@
-"""A checkpoint that megatron-core 0.16.1 wrote (two tensor-parallel ranks, two steps) is read by the trainer and by the converter.
+"""Read a checkpoint of megatron-core 0.16.1 (two tensor-parallel ranks, two steps), by trainer and
+converter.
 
-megatron_0_16_1/ was written on Python 3.12 by the project's commit 7c02281: the model that tests save, its checkpoint with
-optimizer moments, and what that version made of both: digests of the weights, loss and gradient norm of the third step.
-0.16 kept plain values in common.pt, 0.19 keeps them among the tensors.
+megatron_0_16_1/ was written on Python 3.12 by the project's commit 7c02281: the model that tests
+save, its checkpoint with optimizer moments, and the results of that version: digests of the
+weights, loss and gradient norm of the third step. 0.16 kept plain values in common.pt, 0.19 keeps
+them among the tensors.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ def test_the_trainer_goes_on_from_it_in_any_layout(distributed, tmp_path, layout
             assert (step, digests) == (2, EXPECTED["digests"])
             assert loss == pytest.approx(EXPECTED["loss"], abs=1e-6)
             assert grad_norm == pytest.approx(EXPECTED["grad_norm"], rel=1e-6)
-    assert not (tmp_path / "again" / COMMON_NAME).exists()  # what 0.19 wrote is read from its own place
+    assert not (tmp_path / "again" / COMMON_NAME).exists()  # a checkpoint of 0.19 is read from its own place
     assert (
         read_common(tmp_path / "again")["common"]["step"]
         == read_common(OLD / "checkpoint")["common"]["step"]
