@@ -39,7 +39,7 @@ types: $(STAMP)
 
 # What can differ between Pythons: imports (set-up ends with them), weights, checkpoints, corpora, kernels in the interpreter, one short run.
 # CI runs it on 3.13: make test-portable VENV=.venv-3.13 PYTHON=3.13
-PORTABLE := tests/weights/test_convert.py tests/weights/test_old_checkpoint.py tests/weights/test_hf_files.py tests/run/test_checkpoints.py \
+PORTABLE := tests/weights/test_convert.py tests/weights/test_convert_refusals.py tests/weights/test_old_checkpoint.py tests/weights/test_hf_files.py tests/run/test_checkpoints.py \
     tests/corpora tests/kernels/test_interpreter.py tests/fuzz/test_weights.py
 test-portable: $(STAMP)
 	$(BIN)/python -m pytest $(PORTABLE)

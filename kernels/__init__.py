@@ -1,8 +1,11 @@
-"""The fused SELF-GRPO kernels: logits (or hidden states), sampled ids and rewards in; loss, logprobs, entropies and gradients out.
+"""Computes log-probabilities, entropies, advantages and the losses of SELF-GRPO in fused kernels.
 
-The only place in this project that computes log-probabilities, entropies, advantages and losses. docs/kernels.md explains what
-is fused, the mathematics of each gradient, and how it is verified without a GPU. Importing this needs neither CUDA nor Triton.
-Operations are imported when they are first asked for, because planner and report read `PRESETS` and do without torch.
+Logits (or hidden states), sampled ids and rewards go in; loss, logprobs, entropies and gradients come
+out. Nothing else in this project computes them. docs/kernels.md explains the operations that are fused,
+the mathematics of each gradient, and how it is verified without a GPU.
+
+Importing this package needs neither CUDA nor Triton. An operation is imported when it is first asked
+for, because planner and report read `PRESETS` and do without torch.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ _WITH_TORCH = {
     "LossResult": "results",
     "TokenLogprobs": "results",
 }
-"""Name to the module that defines it."""
+"""Names that need torch, each with the module that defines it."""
 
 __all__ = [
     "PRESETS",

@@ -1,7 +1,8 @@
-"""The four operations that a device must offer, and the choice between the two implementations.
+"""Declares the four operations that a device must offer, and the tensors that they exchange.
 
-Everything above this interface (checks, tensor parallelism, autograd, chunking) is written once. Below it, `torch_backend`
-is the CPU path, chunked and in place, and `triton_backend` launches the Triton kernels of the same names.
+Everything above this interface (checks, tensor parallelism, autograd, chunking) is written once. Below
+it, `torch_backend` is the CPU path, chunked and in place, and `triton_backend` launches the Triton
+kernels of the same names.
 """
 
 from __future__ import annotations
@@ -36,18 +37,26 @@ SEQUENCE_SUMS = (
 MAXIMUM_COLUMN = SEQUENCE_SUMS.index("rollout_gap_max")
 
 LOG_RATIO_BOUND = 20.0
-"""Log-ratios are clamped to +-20 before exp (and have no gradient beyond), so that one broken token cannot make the loss inf."""
+"""Log-ratios are clamped to +-20 before exp, so that one broken token cannot make the loss inf. Beyond
+the bound they have no gradient.
+"""
 
 DEGENERATE = 1e-6
-"""A group whose standard deviation is at most this share of its largest reward differs by rounding alone: fp32 resolves 1.2e-7."""
+"""A standard deviation of at most this share of the group's largest reward is rounding alone: fp32
+resolves 1.2e-7.
+"""
 
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """What the loss needs beside the logits: per-token references and per-sequence weights of packed sequences."""
+    """Per-token references and per-sequence weights of packed sequences: everything the loss needs
+    beside the logits.
+    """
 
     old_T: Tensor | None
-    """fp32 [T]: logprob under the policy of the rollout; None: this pass is that policy, and the ratio is exactly 1."""
+    """fp32 [T]: logprob under the policy of the rollout. None: this pass is that policy, and the ratio
+    is exactly 1.
+    """
     ref_T: Tensor | None
     """fp32 [T]: logprob under the reference policy."""
     rollout_T: Tensor | None
@@ -59,20 +68,29 @@ class PolicyBatch:
     advantage_S: Tensor
     """fp32 [S]."""
     token_weight_S: Tensor
-    """fp32 [S]: weight of each of the sequence's tokens in the loss; holds aggregation, global counts and group weight."""
+    """fp32 [S]: weight in the loss of each of the sequence's tokens; holds aggregation, global counts
+    and group weight.
+    """
     tokens_S: Tensor
-    """fp32 [S]: unmasked tokens of the whole sequence, of which a chunk may show only some."""
+    """fp32 [S]: unmasked tokens of the whole sequence; a chunk may show only some of them."""
 
     def chunk(self, rows: Rows) -> PolicyBatch:
-        """The same for a chunk of tokens: borders are counted inside it, weights and counts stay those of whole sequences."""
-        old_T, ref_T, rollout_T = (None if x is None else x[rows] for x in (self.old_T, self.ref_T, self.rollout_T))
+        """Return the part of the batch that belongs to a chunk of tokens.
+
+        Borders are counted inside the chunk. Weights and token counts stay those of whole sequences.
+        """
+        old_T, ref_T, rollout_T = (
+            None if x is None else x[rows] for x in (self.old_T, self.ref_T, self.rollout_T)
+        )
         borders = borders_inside(rows, self.cu_seqlens)
-        return replace(self, old_T=old_T, ref_T=ref_T, rollout_T=rollout_T, mask_T=self.mask_T[rows], cu_seqlens=borders)
+        return replace(
+            self, old_T=old_T, ref_T=ref_T, rollout_T=rollout_T, mask_T=self.mask_T[rows], cu_seqlens=borders
+        )
 
 
 @dataclass(frozen=True)
 class SequenceLoss:
-    """Output of the sequence loss."""
+    """The sequence loss and its derivatives."""
 
     sums_SM: Tensor
     """fp32 [S, M]: columns as in SEQUENCE_SUMS."""
@@ -84,7 +102,7 @@ class SequenceLoss:
 
 @dataclass(frozen=True)
 class GroupStats:
-    """Output of the group advantage."""
+    """Advantages of the samples, and statistics of their groups."""
 
     advantage_S: Tensor
     """fp32 [S]."""
@@ -93,14 +111,16 @@ class GroupStats:
     std_G: Tensor
     """fp32 [G]: of the weighted reward."""
     range_G: Tensor
-    """fp32 [G]: of the component that the threshold looks at."""
+    """fp32 [G]: of the component whose range the threshold is compared with."""
 
 
 class Backend(Protocol):
     """One implementation of the four operations."""
 
     can_keep_exp: bool
-    """Whether `vocab_stats` takes `keep_exp`: it needs a row's maximum before it writes, so a single pass over memory cannot."""
+    """Whether `vocab_stats` takes `keep_exp`. A single pass over memory cannot: it would need a row's
+    maximum before it writes.
+    """
 
     def vocab_stats(
         self,
@@ -111,9 +131,11 @@ class Backend(Protocol):
         inv_temperature: float,
         keep_exp: bool = False,
     ) -> ShardStats:
-        """Softmax statistics: one read of the shard. Rows where `live_T` is false are not read; their statistics are (0, 1, 0, 0).
+        """Compute softmax statistics, reading the shard once.
 
-        With `keep_exp` (fp32 logits), exp((logit - max) / temperature) is left in their place, 0 in padded columns.
+        Rows where `live_T` is false are not read; their statistics are (0, 1, 0, 0). With `keep_exp`
+        (fp32 logits), each logit is replaced by exp((logit - max) / temperature), and a padded column
+        by 0.
         """
         ...
 
@@ -127,13 +149,24 @@ class Backend(Protocol):
         shard: VocabShard,
         inv_temperature: float,
     ) -> None:
-        """Overwrite the logits with their gradient. Rows whose two derivatives are 0 are written, not read."""
+        """Overwrite the logits with their gradient. Rows whose two derivatives are 0 are written
+        without being read.
+        """
         ...
 
-    def sequence_loss(self, logprob_T: Tensor, entropy_T: Tensor, batch: PolicyBatch, config: LossConfig) -> SequenceLoss:
-        """Ratio, clips, KL and importance weight per token; sums per sequence; derivatives per token."""
+    def sequence_loss(
+        self, logprob_T: Tensor, entropy_T: Tensor, batch: PolicyBatch, config: LossConfig
+    ) -> SequenceLoss:
+        """Compute ratio, clips, KL and importance weight per token; return sums per sequence and
+        derivatives per token.
+        """
         ...
 
-    def group_advantages(self, rewards_SC: Tensor, group_ptr: Tensor, reward_weights_C: Tensor, config: AdvantageConfig) -> GroupStats:
-        """Advantages of the weighted total inside each group, and the group's statistics (`per_component` is above this)."""
+    def group_advantages(
+        self, rewards_SC: Tensor, group_ptr: Tensor, reward_weights_C: Tensor, config: AdvantageConfig
+    ) -> GroupStats:
+        """Compute the advantages of the weighted total inside each group, and the group's statistics.
+
+        `AdvantageConfig.per_component` is handled above this interface, one call per component.
+        """
         ...

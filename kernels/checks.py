@@ -1,7 +1,9 @@
-"""Argument checks, run before any memory is written: each failure is a ValueError that names the argument and the index.
+"""Checks arguments before any memory is written. Each failure is a ValueError with the argument and the
+index.
 
-Shapes and dtypes cost nothing. Values (targets inside the vocabulary, pointers that partition, finite rewards) must be read
-from the device, so they are gathered and read together: one synchronisation per call, none with `check_values=False`.
+Shapes and dtypes cost nothing. Values (targets inside the vocabulary, pointers that partition, finite
+rewards) must be read from the device, so they are gathered and read together: one synchronisation per
+call, none with `check_values=False`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ INTEGERS = (torch.int32, torch.int64)
 
 
 class ValueChecks:
-    """Conditions that no element may meet, read from the device in one go."""
+    """Collects conditions that no element may meet, and reads them from the device all at once."""
 
     def __init__(self) -> None:
         self._found: list[Tensor] = []
@@ -23,7 +25,9 @@ class ValueChecks:
         self._bad: list[Tensor] = []
 
     def forbid(self, bad: Tensor, describe: Callable[[tuple[int, ...]], str]) -> None:
-        """Fail if any element of the boolean tensor `bad` is true; `describe` is given the first such index."""
+        """Fail if any element of the boolean tensor `bad` is true. `describe` turns the first such
+        index into a message.
+        """
         self._bad.append(bad)
         self._found.append(bad.any())
         self._describe.append(describe)
@@ -41,7 +45,9 @@ class ValueChecks:
 def require_shape(name: str, tensor: Tensor, expected: tuple[int | None, ...]) -> None:
     """Raise ValueError unless `tensor` has the expected shape; None in `expected` allows any size."""
     shape = tuple(tensor.shape)
-    if len(shape) != len(expected) or any(want is not None and want != got for want, got in zip(expected, shape)):
+    if len(shape) != len(expected) or any(
+        want is not None and want != got for want, got in zip(expected, shape)
+    ):
         wanted = ", ".join("any" if size is None else str(size) for size in expected)
         raise ValueError(f"{name} has shape {list(shape)}: expected [{wanted}]")
 
@@ -69,40 +75,60 @@ def check_logits(name: str, logits_TV: Tensor) -> None:
     require_shape(name, logits_TV, (None, None))
     require_float(name, logits_TV)
     if 0 in logits_TV.shape:
-        raise ValueError(f"{name} has shape {list(logits_TV.shape)}: expected at least one token and one column")
+        raise ValueError(
+            f"{name} has shape {list(logits_TV.shape)}: expected at least one token and one column"
+        )
     if logits_TV.stride(1) != 1:
-        raise ValueError(f"{name} has stride {logits_TV.stride(1)} along the vocabulary: expected 1 (call .contiguous())")
+        raise ValueError(
+            f"{name} has stride {logits_TV.stride(1)} along the vocabulary: expected 1 (call .contiguous())"
+        )
 
 
-def check_targets(checks: ValueChecks, targets_T: Tensor, tokens: int, vocab_size: int, device: torch.device) -> None:
-    """Shape and dtype now; values (0 <= id < vocab_size) with the other value checks."""
+def check_targets(
+    checks: ValueChecks, targets_T: Tensor, tokens: int, vocab_size: int, device: torch.device
+) -> None:
+    """Check shape and dtype now; leave the values (0 <= id < vocab_size) to `checks`."""
     require_shape("targets_T", targets_T, (tokens,))
     require_integers("targets_T", targets_T)
     require_device("targets_T", targets_T, device)
     checks.forbid(
         (targets_T < 0) | (targets_T >= vocab_size),
-        lambda at: f"targets_T[{at[0]}] is {int(targets_T[at])}: expected a token id from 0 to {vocab_size - 1}",
+        lambda at: (
+            f"targets_T[{at[0]}] is {int(targets_T[at])}: expected a token id from 0 to {vocab_size - 1}"
+        ),
     )
 
 
-def check_partition(checks: ValueChecks, name: str, pointer: Tensor, total: int, what: str, device: torch.device) -> None:
-    """`pointer` must run 0 < ... < total: consecutive, non-empty pieces that cover `total` elements exactly."""
+def check_partition(
+    checks: ValueChecks, name: str, pointer: Tensor, total: int, what: str, device: torch.device
+) -> None:
+    """Check that `pointer` runs 0 < ... < total: consecutive, non-empty pieces that cover `total`
+    elements exactly.
+    """
     require_shape(name, pointer, (None,))
     require_integers(name, pointer)
     require_device(name, pointer, device)
     if pointer.numel() < 2:
-        raise ValueError(f"{name} has {pointer.numel()} entries: expected at least 2, the borders of one {what}")
+        raise ValueError(
+            f"{name} has {pointer.numel()} entries: expected at least 2, the borders of one {what}"
+        )
     last = pointer.numel() - 1
     checks.forbid(pointer[:1] != 0, lambda _: f"{name}[0] is {int(pointer[0])}: expected 0")
     checks.forbid(
         pointer[1:] <= pointer[:-1],
-        lambda at: f"{name}[{at[0] + 1}] is {int(pointer[at[0] + 1])} after {int(pointer[at[0]])}: {what} {at[0]} would be empty",
+        lambda at: (
+            f"{name}[{at[0] + 1}] is {int(pointer[at[0] + 1])} after {int(pointer[at[0]])}: {what} "
+            f"{at[0]} would be empty"
+        ),
     )
-    checks.forbid(pointer[-1:] != total, lambda _: f"{name}[{last}] is {int(pointer[-1])}: expected {total}, so that all is covered")
+    checks.forbid(
+        pointer[-1:] != total,
+        lambda _: f"{name}[{last}] is {int(pointer[-1])}: expected {total}, so that all is covered",
+    )
 
 
 def check_finite(checks: ValueChecks, name: str, tensor: Tensor) -> None:
-    """No NaN and no infinity in `tensor`."""
+    """Forbid NaN and infinity in `tensor`."""
     checks.forbid(
         ~tensor.isfinite(),
         lambda at: f"{name}[{', '.join(map(str, at))}] is {float(tensor[at])}: expected a finite number",
@@ -110,14 +136,14 @@ def check_finite(checks: ValueChecks, name: str, tensor: Tensor) -> None:
 
 
 def check_vector(name: str, tensor: Tensor, length: int, device: torch.device) -> None:
-    """A float tensor of one number per token, sequence, group or component."""
+    """Check a float tensor that holds one number per token, sequence, group or component."""
     require_shape(name, tensor, (length,))
     require_float(name, tensor)
     require_device(name, tensor, device)
 
 
 def check_main_grad(main_VH: Tensor | None, weight_VH: Tensor | None) -> None:
-    """An optional fp32 tensor shaped like the output weight, which must then be given."""
+    """Check an optional fp32 tensor shaped like the output weight, which must then be given."""
     if main_VH is None:
         return
     if weight_VH is None:
@@ -129,7 +155,7 @@ def check_main_grad(main_VH: Tensor | None, weight_VH: Tensor | None) -> None:
 
 
 def check_mask(mask_T: Tensor | None, tokens: int, device: torch.device) -> None:
-    """An optional boolean tensor with one flag per token."""
+    """Check an optional boolean tensor that holds one flag per token."""
     if mask_T is not None:
         require_shape("mask_T", mask_T, (tokens,))
         require_device("mask_T", mask_T, device)

@@ -1,6 +1,7 @@
-"""Walking over tokens in chunks, masked ones left out.
+"""Walks over tokens in chunks and leaves masked ones out.
 
-A chunk is a slice where every row is live, and a tensor of row indices otherwise; both index a tensor's first dimension.
+A chunk is a slice if every row of it is live, and a tensor of row indices otherwise; both index a
+tensor's first dimension.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ type Rows = slice | Tensor
 
 
 def row_chunks(live_T: Tensor | None, tokens: int, rows: int) -> Iterator[Rows]:
-    """Chunks of at most `rows` of the rows where `live_T` is true (None: all), in order."""
+    """Yield chunks of at most `rows` of the rows where `live_T` is true (None: all), in order."""
     if live_T is None or bool(live_T.all()):
         yield from (slice(begin, min(begin + rows, tokens)) for begin in range(0, tokens, rows))
     else:
@@ -22,7 +23,10 @@ def row_chunks(live_T: Tensor | None, tokens: int, rows: int) -> Iterator[Rows]:
 
 
 def borders_inside(rows: Rows, cu_seqlens: Tensor) -> Tensor:
-    """Sequence borders inside a chunk: cu_seqlens counted in the chunk's own rows. Sequences outside become empty."""
+    """Return the borders of sequences in a chunk: cu_seqlens counted in the chunk's own rows.
+
+    A sequence outside the chunk becomes empty.
+    """
     if isinstance(rows, slice):
         return cu_seqlens.clamp(rows.start, rows.stop) - rows.start
     return torch.searchsorted(rows, cu_seqlens)

@@ -1,9 +1,11 @@
-"""What the loss computes: one frozen configuration, of which GRPO, Dr.GRPO, DAPO, GSPO and SELF-GRPO are settings.
+"""Defines the loss as one frozen configuration, of which GRPO, Dr.GRPO, DAPO, GSPO and SELF-GRPO are
+settings.
 
-The variants differ in four independent choices: how rewards become advantages, whether the ratio is per token or per
-sequence, how tokens are averaged, and how the ratio is clipped. Each choice is a field, so a comparison between two variants
-is a comparison between two values. Averages are taken with *global* counts (`BatchCounts`): a loss divided by its own
-micro-batch's token count depends on how the batch was split, which is a silent change of the objective.
+The variants differ in four independent choices: how rewards become advantages, whether the ratio is per
+token or per sequence, how tokens are averaged, and how the ratio is clipped. Each choice is a field, so
+a comparison between two variants is a comparison between two values. Averages are taken with *global*
+counts (`BatchCounts`): a loss divided by its own micro-batch's token count depends on how the batch was
+split, which is a silent change of the objective.
 """
 
 from __future__ import annotations
@@ -23,14 +25,19 @@ class AdvantageConfig:
     """How the rewards of one group become advantages."""
 
     normalise: Normalise = "std"
-    """"std": (r - mean) / (std + epsilon), std with n - 1 below; "none": r - mean (Dr.GRPO); "leave_one_out": r minus the mean
-    of the others (RLOO, Ahmadian et al. 2024)."""
+    """"std": (r - mean) / (std + epsilon), std with n - 1 below the line. "none": r - mean (Dr.GRPO).
+    "leave_one_out": r minus the mean of the others (RLOO, Ahmadian et al. 2024).
+    """
     per_component: bool = False
-    """Normalise every reward component alone and sum the results with the weights, instead of summing first."""
+    """Normalise every reward component by itself and sum the results with the weights, instead of
+    summing first.
+    """
     epsilon: float = 1e-6
     """Added to the standard deviation."""
     range_threshold: float = 0.0
-    """A group whose reward range (largest minus smallest) is below this has weight 0: its ranking is noise. 0 gates nothing."""
+    """A group whose reward range (largest minus smallest) is below this has weight 0, because its
+    ranking is noise. 0 gates nothing.
+    """
     range_component: int | None = None
     """Component whose range is compared; None takes the weighted sum."""
 
@@ -39,39 +46,52 @@ class AdvantageConfig:
         _at_least("epsilon", self.epsilon, 0.0)
         _at_least("range_threshold", self.range_threshold, 0.0)
         if self.range_component is not None and self.range_component < 0:
-            raise ValueError(f"range_component is {self.range_component}: expected a component index from 0, or None")
+            raise ValueError(
+                f"range_component is {self.range_component}: expected a component index from 0, or None"
+            )
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The policy-gradient loss; `LossConfig.preset` names the published variants."""
+    """The policy-gradient loss. `LossConfig.preset` names the published variants."""
 
     ratio_level: RatioLevel = "token"
-    """"sequence" uses the length-normalised ratio of the whole completion for each of its tokens (GSPO, Zheng et al. 2025)."""
+    """"token": one ratio per token. "sequence": every token of a completion has the completion's
+    length-normalised ratio (GSPO, Zheng et al. 2025).
+    """
     aggregation: Aggregation = "sequence_mean"
-    """"sequence_mean": mean over tokens, then over sequences; "token_mean": over all tokens (DAPO); "sequence_sum": sum over
-    tokens divided by `max_length`, then mean over sequences (Dr.GRPO)."""
+    """"sequence_mean": mean over tokens, then over sequences. "token_mean": mean over all tokens
+    (DAPO). "sequence_sum": sum over tokens divided by `max_length`, then mean over sequences (Dr.GRPO).
+    """
     max_length: int | None = None
     """The constant divisor of "sequence_sum", in tokens."""
     clip_low: float = 0.2
-    """The ratio is clipped below at 1 - clip_low. math.inf with clip_high = math.inf turns clipping off."""
+    """The ratio is clipped below at 1 - clip_low. math.inf here and in clip_high turns clipping off."""
     clip_high: float = 0.2
     """The ratio is clipped above at 1 + clip_high."""
     dual_clip: float | None = None
-    """For negative advantages the token's policy loss is at most -advantage * dual_clip (Ye et al. 2020); above 1, or None."""
+    """For negative advantages the token's policy loss is at most -advantage * dual_clip (Ye et al.
+    2020). Above 1, or None for no such limit.
+    """
     kl_beta: float = 0.0
     """Weight of the KL divergence to the reference; above 0 needs `ref_logprob_T`."""
     kl_estimator: Literal["k2", "k3"] = "k3"
-    """Per-token estimator (Schulman 2020): k2 = (logp - ref)^2 / 2, k3 = exp(ref - logp) - (ref - logp) - 1. His k1 = logp - ref
-    is none for a loss: its gradient, that of logp, has mean 0 (Tang and Munos 2025, arXiv 2506.09477): it holds nothing back."""
+    """Per-token estimator of the KL divergence (Schulman 2020): k2 = (logp - ref)^2 / 2, k3 = exp(ref -
+    logp) - (ref - logp) - 1.
+
+    His k1 = logp - ref is left out, because as a loss it holds nothing back: its gradient, that of
+    logp, has mean 0 (Tang and Munos 2025, arXiv 2506.09477).
+    """
     truncated_importance_cap: float | None = None
-    """Multiply a token's policy loss by min(exp(old - rollout), cap), detached; needs `rollout_logprob_T` to have an effect."""
+    """Multiply a token's policy loss by min(exp(old - rollout), cap), detached. Has no effect without
+    `rollout_logprob_T`.
+    """
     entropy_weight: float = 0.0
     """Weight of the entropy bonus, averaged like the policy loss."""
     temperature: float = 1.0
-    """Logits are divided by this first: the temperature that the completions were sampled with."""
+    """Logits are divided by this first. It is the temperature that the completions were sampled with."""
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
-    """How rewards become advantages: what `group_advantages` takes."""
+    """The configuration of `group_advantages`."""
 
     def __post_init__(self) -> None:
         _one_of("ratio_level", self.ratio_level, ("token", "sequence"))
@@ -84,9 +104,15 @@ class LossConfig:
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ValueError(f"dual_clip is {self.dual_clip}: expected a number above 1, or None")
         if self.truncated_importance_cap is not None and not self.truncated_importance_cap > 0:
-            raise ValueError(f"truncated_importance_cap is {self.truncated_importance_cap}: expected a number above 0, or None")
+            raise ValueError(
+                f"truncated_importance_cap is {self.truncated_importance_cap}: expected a number "
+                "above 0, or None"
+            )
         if self.aggregation == "sequence_sum" and (self.max_length is None or self.max_length < 1):
-            raise ValueError(f"max_length is {self.max_length}: aggregation 'sequence_sum' divides by it, so expected at least 1")
+            raise ValueError(
+                f"max_length is {self.max_length}: aggregation 'sequence_sum' divides by it, so "
+                "expected at least 1"
+            )
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> LossConfig:
@@ -102,29 +128,40 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named variant of the loss, with everything this program asks of a variant: no other code looks at its name."""
+    """A named variant of the loss, with everything this program asks of a variant: no other code looks
+    at its name.
+    """
 
     title: str
     """Its name in reports."""
     settings: Mapping[str, Any]
     """Fields of LossConfig that differ from their defaults."""
     gated: bool = False
-    """Give weight 0 to a group whose scores range less than `algorithm.range_threshold`, and obey `algorithm.weight_by_*`."""
+    """Give weight 0 to a group whose scores range less than `algorithm.range_threshold`, and obey
+    `algorithm.weight_by_*`.
+    """
 
     @property
     def ratio_level(self) -> RatioLevel:
-        """One ratio per token, or per sequence; the latter cannot be computed by a rank that holds part of a sequence."""
+        """One ratio per token, or per sequence. A rank that holds part of a sequence cannot compute the
+        latter.
+        """
         return self.settings.get("ratio_level", LossConfig.ratio_level)
 
     @property
     def needs_max_length(self) -> bool:
-        """Whether the loss divides by the longest completion's length, which `LossConfig.max_length` then has to give."""
+        """Whether the loss divides by the longest completion's length, which `LossConfig.max_length`
+        then has to give.
+        """
         return self.settings.get("aggregation") == "sequence_sum"
 
 
 @dataclass(frozen=True)
 class BatchCounts:
-    """Sizes of the whole optimizer step: every micro-batch on every data-parallel rank. They make the loss a plain sum."""
+    """Sizes of the whole optimizer step: every micro-batch on every data-parallel rank.
+
+    With them the losses of micro-batches and ranks are terms of a plain sum.
+    """
 
     sequences: int
     """Completions with at least one unmasked token."""
@@ -158,12 +195,15 @@ PRESETS: dict[str, Preset] = {
         gated=True,
     ),
     "grpo": Preset("GRPO", {"kl_beta": 0.04}),
-    "dr_grpo": Preset("Dr. GRPO", {"aggregation": "sequence_sum", "advantage": AdvantageConfig(normalise="none")}),
+    "dr_grpo": Preset(
+        "Dr. GRPO", {"aggregation": "sequence_sum", "advantage": AdvantageConfig(normalise="none")}
+    ),
     "dapo": Preset("DAPO", {"aggregation": "token_mean", "clip_high": 0.28}),
     "gspo": Preset("GSPO", {"ratio_level": "sequence", "clip_low": 3e-4, "clip_high": 4e-4}),
 }
-"""The variants by the name that a configuration writes in `algorithm.loss`.
+"""The variants, by the name that a configuration writes in `algorithm.loss`.
 
-grpo: Shao et al. 2024 (DeepSeekMath). dr_grpo: Liu et al. 2025. dapo: Yu et al. 2025. gspo: Zheng et al. 2025.
-self_grpo: this project's reading of SELF-EMO (arXiv 2604.18003); docs/method.md says what is theirs and what is ours.
+grpo: Shao et al. 2024 (DeepSeekMath). dr_grpo: Liu et al. 2025. dapo: Yu et al. 2025. gspo: Zheng et
+al. 2025. self_grpo: this project's reading of SELF-EMO (arXiv 2604.18003); docs/method.md tells the
+paper's part from ours.
 """

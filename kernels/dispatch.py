@@ -1,4 +1,4 @@
-"""The choice between the two implementations of `backend.Backend`."""
+"""Chooses between the two implementations of `backend.Backend`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from selfemo.kernels.backend import Backend, Impl
 
 
 def choose(impl: Impl, device: torch.device) -> Backend:
-    """The backend for `impl` on `device`: "auto" takes Triton on a GPU (CUDA or HIP) and torch elsewhere.
+    """Return the backend for `impl` on `device`: "auto" takes Triton on a GPU (CUDA or HIP) and torch
+    elsewhere.
 
     Raises:
         ValueError: an unknown `impl`, or "triton" on a device that Triton cannot run on.
@@ -23,9 +24,13 @@ def choose(impl: Impl, device: torch.device) -> Backend:
 
 @functools.cache
 def load_backend(impl: Impl, device_type: str) -> Backend:
-    """Load once and log once per (impl, device type). Triton is imported only here, when it is chosen."""
+    """Load a backend once, and log it once, per (impl, device type). Triton is imported only here, when
+    it is chosen.
+    """
     use_triton = impl == "triton" or (impl == "auto" and device_type == "cuda")
-    logging.getLogger(__name__).info("kernels: %s on %s tensors (impl=%s)", "triton" if use_triton else "torch", device_type, impl)
+    logging.getLogger(__name__).info(
+        "kernels: %s on %s tensors (impl=%s)", "triton" if use_triton else "torch", device_type, impl
+    )
     if not use_triton:
         from selfemo.kernels.torch_backend import TorchBackend
 
@@ -33,5 +38,7 @@ def load_backend(impl: Impl, device_type: str) -> Backend:
     from selfemo.kernels.triton_backend import TritonBackend, can_run
 
     if not can_run(device_type):
-        raise ValueError(f"impl='triton' cannot run on {device_type} tensors: move them to a GPU, or use impl='auto'")
+        raise ValueError(
+            f"impl='triton' cannot run on {device_type} tensors: move them to a GPU, or use impl='auto'"
+        )
     return TritonBackend()

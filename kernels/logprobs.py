@@ -1,7 +1,9 @@
-"""Log-probability and entropy of sampled tokens, differentiable: the supervised loss, old and reference logprobs, evaluation.
+"""Computes log-probability and entropy of sampled tokens, differentiably.
 
-From logits, the backward pass writes the gradient over the logits themselves: nothing of size [T, V] is ever allocated. From
-hidden states and the output weight, not even the logits exist: they are made in chunks of tokens, and made again backward.
+The supervised loss, old and reference logprobs and evaluation use it. From logits, the backward pass
+writes the gradient over the logits themselves: nothing of size [T, V] is ever allocated. From hidden
+states and the output weight, not even the logits exist: they are made in chunks of tokens, and made
+again in the backward pass.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from selfemo.kernels.vocab_parallel import SoftmaxStats, VocabShard, combine, vo
 
 @dataclass(frozen=True)
 class Distribution:
-    """Where the logits come from and how they become probabilities: what both public losses share."""
+    """The source of the logits, and how they become probabilities. Both public losses share it."""
 
     logits_TV: Tensor | None
     hidden_TH: Tensor | None
@@ -54,27 +56,33 @@ def distribution(
     tp_group: ProcessGroup | None,
     impl: Impl,
 ) -> Distribution:
-    """Check the source of the logits and settle shard and backend; reads no values."""
+    """Check the source of the logits, and choose shard and backend. Reads no values."""
     if (logits_TV is None) == (hidden_TH is None) or (hidden_TH is None) != (weight_VH is None):
-        raise ValueError("logits_TV or both hidden_TH and weight_VH are needed: give exactly one of the two sources")
+        raise ValueError(
+            "logits_TV or both hidden_TH and weight_VH are needed: give exactly one of the two sources"
+        )
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature is {temperature}: expected a finite number above 0")
     if logits_TV is not None:
         check_logits("logits_TV", logits_TV)
         (tokens, columns), device = logits_TV.shape, logits_TV.device
     else:
-        assert hidden_TH is not None  # the check above
+        assert hidden_TH is not None  # checked above
         assert weight_VH is not None
         check_logits("hidden_TH", hidden_TH)
         check_logits("weight_VH", weight_VH)
         require_shape("weight_VH", weight_VH, (None, hidden_TH.shape[1]))
         require_device("weight_VH", weight_VH, hidden_TH.device)
         if weight_VH.dtype != hidden_TH.dtype:
-            raise ValueError(f"weight_VH is {weight_VH.dtype}: expected {hidden_TH.dtype}, the dtype of hidden_TH")
+            raise ValueError(
+                f"weight_VH is {weight_VH.dtype}: expected {hidden_TH.dtype}, the dtype of hidden_TH"
+            )
         tokens, columns, device = hidden_TH.shape[0], weight_VH.shape[0], hidden_TH.device
     shard = vocab_shard(columns, vocab_size, tp_group)
     total = vocab_size or columns * (tp_group.size() if tp_group is not None else 1)
-    return Distribution(logits_TV, hidden_TH, weight_VH, tokens, total, shard, 1 / temperature, choose(impl, device), device)
+    return Distribution(
+        logits_TV, hidden_TH, weight_VH, tokens, total, shard, 1 / temperature, choose(impl, device), device
+    )
 
 
 def token_logprobs(
@@ -92,29 +100,35 @@ def token_logprobs(
     weight_main_grad_VH: Tensor | None = None,
     check_values: bool = True,
 ) -> TokenLogprobs:
-    """log p(target) and entropy per token; both differentiable in the logits, or in hidden states and weight.
+    """Compute log p(target) and entropy per token, differentiable in the logits, or in hidden states
+    and weight.
 
-    The backward pass overwrites `logits_TV` with its gradient: the caller may not read the logits afterwards, nor run backward
-    twice (autograd raises then). Under tensor parallelism every rank calls this with its shard and gets the same result.
+    The backward pass overwrites `logits_TV` with its gradient: the caller may not read the logits
+    afterwards, nor run backward twice (autograd then raises). Under tensor parallelism every rank calls
+    this with its shard and gets the same result.
 
     Args:
         logits_TV: this rank's vocabulary shard [T, V / tp], any float dtype, rows contiguous.
         targets_T: int32 or int64 [T], global token ids; row t of the logits predicts targets_T[t].
         hidden_TH: [T, H], instead of logits; whole (not split) under tensor parallelism.
         weight_VH: [V / tp, H], this rank's rows of the output weight; same dtype as `hidden_TH`.
-        mask_T: bool [T]; where false, the row is neither read nor differentiated, and the results are 0. None is all true.
-        vocab_size: size of the real vocabulary; columns with a global id at or above it are padding. None: all are real.
+        mask_T: bool [T]; if false, the row is neither read nor differentiated, and its results are 0.
+            None is all true.
+        vocab_size: size of the real vocabulary; columns with a global id at or above it are padding.
+            None: all are real.
         temperature: logits are divided by it.
-        tp_group: tensor-parallel process group; None where the vocabulary is whole.
+        tp_group: tensor-parallel process group; None if the vocabulary is whole.
         impl: "auto", "triton" or "torch".
         chunk_tokens: tokens per chunk with hidden states; a chunk's logits are all that ever exists.
-        weight_main_grad_VH: fp32 [V / tp, H]; the weight's gradient is added here instead of being returned to autograd.
+        weight_main_grad_VH: fp32 [V / tp, H]; the weight's gradient is added here instead of being
+            returned to autograd.
         check_values: check that targets are inside the vocabulary, which reads the device.
 
     Raises:
         ValueError: names the argument and the offending index, before anything is written.
 
-    Source: Milakov & Gimelshein 2018 (arXiv 1805.02867) for the running maximum; docs/kernels.md for the derivatives.
+    Source: Milakov & Gimelshein 2018 (arXiv 1805.02867) for the running maximum; docs/kernels.md for
+    the derivatives.
     """
     source = distribution(logits_TV, hidden_TH, weight_VH, vocab_size, temperature, tp_group, impl)
     if targets_T is None:
@@ -132,17 +146,21 @@ def token_logprobs(
     return TokenLogprobs(*_FromHidden.apply(hidden_TH, weight_VH, targets_T, mask_T, head))
 
 
-def softmax_stats(logits_TV: Tensor, targets_T: Tensor, mask_T: Tensor | None, source: Distribution) -> SoftmaxStats:
-    """`vocab_stats` and its reduction over ranks; logprob and entropy are 0 for masked tokens."""
+def softmax_stats(
+    logits_TV: Tensor, targets_T: Tensor, mask_T: Tensor | None, source: Distribution
+) -> SoftmaxStats:
+    """Run `vocab_stats` and reduce it over ranks. Logprob and entropy are 0 for masked tokens."""
     stats = source.backend.vocab_stats(logits_TV, targets_T, mask_T, source.shard, source.inv_temperature)
     return combine(stats, targets_T, mask_T, source.shard, source.inv_temperature)
 
 
 class _FromLogits(torch.autograd.Function):
-    """Forward `vocab_stats`, backward `dlogits_` in place."""
+    """Runs `vocab_stats` forward and `dlogits_` in place backward."""
 
     @staticmethod
-    def forward(ctx: Any, logits_TV: Tensor, targets_T: Tensor, mask_T: Tensor | None, source: Distribution) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits_TV: Tensor, targets_T: Tensor, mask_T: Tensor | None, source: Distribution
+    ) -> tuple[Tensor, Tensor]:
         softmax = softmax_stats(logits_TV, targets_T, mask_T, source)
         ctx.save_for_backward(logits_TV, targets_T, mask_T, *softmax.tensors())
         ctx.shard, ctx.inv_temperature, ctx.backend = source.shard, source.inv_temperature, source.backend
@@ -153,12 +171,17 @@ class _FromLogits(torch.autograd.Function):
     def backward(ctx: Any, dlogprob_T: Tensor, dentropy_T: Tensor) -> tuple[Tensor, None, None, None]:
         logits_TV, targets_T, mask_T, *stats = ctx.saved_tensors
         dlogprob_T, dentropy_T = _masked(dlogprob_T, mask_T), _masked(dentropy_T, mask_T)
-        ctx.backend.dlogits_(logits_TV, targets_T, SoftmaxStats(*stats), dlogprob_T, dentropy_T, ctx.shard, ctx.inv_temperature)
+        ctx.backend.dlogits_(
+            logits_TV, targets_T, SoftmaxStats(*stats), dlogprob_T, dentropy_T, ctx.shard, ctx.inv_temperature
+        )
         return logits_TV.detach(), None, None, None
 
 
 class _FromHidden(torch.autograd.Function):
-    """Forward and backward make each chunk's logits anew: 8 T H V operations, and never more than one chunk of logits."""
+    """Makes each chunk's logits in the forward pass and again in the backward pass.
+
+    That costs 8 T H V operations, and never holds more than one chunk of logits.
+    """
 
     @staticmethod
     def forward(
@@ -171,7 +194,9 @@ class _FromHidden(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dlogprob_T: Tensor, dentropy_T: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(
+        ctx: Any, dlogprob_T: Tensor, dentropy_T: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         hidden_TH, weight_VH, targets_T, mask_T, *stats = ctx.saved_tensors
         gradients = LinearGradients(ctx.head, hidden_TH, weight_VH, ctx.needs_input_grad[:2])
         dlogprob_T, dentropy_T = _masked(dlogprob_T, mask_T), _masked(dentropy_T, mask_T)

@@ -1,6 +1,7 @@
-"""What the public functions return: frozen dataclasses of tensors.
+"""Defines the results of the public functions: frozen dataclasses of tensors.
 
-Metrics are sums, not means, because only sums can be added over micro-batches and ranks; whoever shows them divides at the end.
+Metrics are sums, not means, because only sums can be added over micro-batches and ranks. A reader that
+shows them divides at the end.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class GroupAdvantages:
-    """Group-relative advantages and the statistics they came from."""
+    """Group-relative advantages, and the statistics they were computed from."""
 
     advantage_S: Tensor
     """fp32 [S]. Exactly 0 for a group of one and for a group of equal rewards."""
     mean_G: Tensor
     """fp32 [G]: mean weighted reward."""
     std_G: Tensor
-    """fp32 [G]: standard deviation of the weighted reward, n - 1 below; 0 for a group of one."""
+    """fp32 [G]: standard deviation of the weighted reward, n - 1 below the line; 0 for a group of one."""
     range_G: Tensor
-    """fp32 [G]: largest minus smallest of the component that the range threshold looks at."""
+    """fp32 [G]: largest minus smallest of the component whose range the threshold is compared with."""
     weight_G: Tensor
-    """fp32 [G]: weight of the group in the loss; 0 where the range threshold gates it."""
+    """fp32 [G]: weight of the group in the loss; 0 if the range threshold gates it."""
     weight_S: Tensor
-    """fp32 [S]: `weight_G` of each sample's group, as `grpo_loss(sequence_weight_S=...)` takes it."""
+    """fp32 [S]: `weight_G` of each sample's group, in the form of `grpo_loss(sequence_weight_S=...)`."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class LossMetrics:
     clipped_high: Tensor
     """Tokens with a positive advantage and a ratio above 1 + clip_high: no policy gradient."""
     dual_clipped: Tensor
-    """Tokens held by the dual clip: no policy gradient."""
+    """Tokens whose loss the dual clip limits: no policy gradient."""
     kl: Tensor
     """KL estimate to the reference; 0 without `ref_logprob_T`."""
     entropy: Tensor
@@ -61,13 +62,15 @@ class LossMetrics:
     logprob: Tensor
     """Log-probability of the targets."""
     importance_weight: Tensor
-    """Importance weight between rollout engine and trainer, after truncation; the token count without `rollout_logprob_T`."""
+    """Importance weight between rollout engine and trainer, after truncation. Without
+    `rollout_logprob_T`, the token count.
+    """
     importance_truncated: Tensor
     """Tokens whose importance weight was above the cap."""
     rollout_gap: Tensor
     """|old - rollout| log-probability; 0 without `rollout_logprob_T`."""
     rollout_gap_max: Tensor
-    """The one maximum: the largest |old - rollout|."""
+    """Largest |old - rollout|: a maximum, not a sum."""
 
 
 SUM_FIELDS = tuple(entry.name for entry in fields(LossMetrics) if entry.name != "rollout_gap_max")
@@ -75,7 +78,7 @@ SUM_FIELDS = tuple(entry.name for entry in fields(LossMetrics) if entry.name != 
 
 @dataclass(frozen=True)
 class LossResult:
-    """The loss of one micro-batch and what was computed on the way."""
+    """The loss of one micro-batch, and the values computed on the way."""
 
     loss: Tensor
     """fp32 scalar; differentiable in the logits, or in the hidden states and the weight."""

@@ -1,7 +1,8 @@
 """Launches the Triton kernels: the GPU path (CUDA and HIP), and in tests Triton's interpreter.
 
-Grids are one-dimensional: one program per token, sequence or group. Block sizes and warps were chosen from ahead-of-time
-compilation (no spills, 128-bit loads, docs/kernels.md); a GPU run may tune them, nothing else depends on them.
+Grids are one-dimensional: one program per token, sequence or group. Block sizes and warps were chosen
+from ahead-of-time compilation (no spills, 128-bit loads, docs/kernels.md). A GPU run may tune them:
+nothing else depends on them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from torch import Tensor
 
 from selfemo.kernels.backend import DEGENERATE, SEQUENCE_SUMS, GroupStats, PolicyBatch, SequenceLoss
 from selfemo.kernels.config import AdvantageConfig, LossConfig
-from selfemo.kernels.triton_group import NORMALISE_LEAVE_ONE_OUT, NORMALISE_NONE, NORMALISE_STD, group_advantage_kernel
+from selfemo.kernels.triton_group import (
+    NORMALISE_LEAVE_ONE_OUT,
+    NORMALISE_NONE,
+    NORMALISE_STD,
+    group_advantage_kernel,
+)
 from selfemo.kernels.triton_sequence import KL_K2, KL_K3, KL_NONE, sequence_loss_kernel
 from selfemo.kernels.triton_vocab import dlogits_kernel, vocab_stats_kernel
 from selfemo.kernels.vocab_parallel import ShardStats, SoftmaxStats, VocabShard
@@ -25,7 +31,9 @@ KL = {"k2": KL_K2, "k3": KL_K3}
 
 
 def can_run(device_type: str) -> bool:
-    """Whether Triton runs on tensors of this device: GPUs, and anything in Triton's interpreter, which is for tests."""
+    """Whether Triton runs on tensors of this device: on any GPU, and anywhere in Triton's interpreter,
+    which is for tests.
+    """
     return device_type == "cuda" or bool(triton.knobs.runtime.interpret)
 
 
@@ -90,9 +98,12 @@ class TritonBackend:
                 BLOCK=VOCAB_BLOCK,
                 num_warps=VOCAB_WARPS,
             )
-        torch.autograd.graph.increment_version(logits_TV)  # Triton's writes are invisible to autograd: let a second backward fail
+        # Autograd does not see Triton's writes: without this, a second backward would not fail.
+        torch.autograd.graph.increment_version(logits_TV)
 
-    def sequence_loss(self, logprob_T: Tensor, entropy_T: Tensor, batch: PolicyBatch, config: LossConfig) -> SequenceLoss:
+    def sequence_loss(
+        self, logprob_T: Tensor, entropy_T: Tensor, batch: PolicyBatch, config: LossConfig
+    ) -> SequenceLoss:
         sequences = batch.cu_seqlens.numel() - 1
         sums_SM = torch.empty(sequences, len(SEQUENCE_SUMS), dtype=torch.float32, device=logprob_T.device)
         dlogprob_T, dentropy_T = torch.empty_like(logprob_T), torch.empty_like(logprob_T)
@@ -126,7 +137,9 @@ class TritonBackend:
             )
         return SequenceLoss(sums_SM, dlogprob_T, dentropy_T)
 
-    def group_advantages(self, rewards_SC: Tensor, group_ptr: Tensor, reward_weights_C: Tensor, config: AdvantageConfig) -> GroupStats:
+    def group_advantages(
+        self, rewards_SC: Tensor, group_ptr: Tensor, reward_weights_C: Tensor, config: AdvantageConfig
+    ) -> GroupStats:
         samples, components = rewards_SC.shape
         groups = group_ptr.numel() - 1
         advantage_S = torch.empty(samples, dtype=torch.float32, device=rewards_SC.device)

@@ -1,9 +1,10 @@
 # mypy: allow-untyped-defs, no-check-untyped-defs
-"""Group-relative advantages, one Triton program per group of any size.
+"""Computes group-relative advantages, one Triton program per group of any size.
 
-fp64 throughout: a rollout batch holds thousands of rewards, so precision costs nothing here, and totals that should be equal
-then are, whatever components they are made of. The first total is subtracted before the mean, so that equal totals give
-exactly 0; the variance takes a second pass over the group, so that it does not cancel.
+fp64 throughout: a rollout batch holds thousands of rewards, so precision costs nothing here, and totals
+that should be equal are equal, whatever components they are made of. The first total is subtracted
+before the mean, so that equal totals give exactly 0; the variance takes a second pass over the group,
+so that it does not cancel.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _LEAVE_ONE_OUT: tl.constexpr = tl.constexpr(NORMALISE_LEAVE_ONE_OUT)
 
 @triton.jit
 def _total(rewards_SC, weights_C, sample, keep, components):
-    """Weighted sum of each sample's components, fp64; 0 where not kept."""
+    """Sum each sample's components by weight, in fp64; 0 for rows that are not kept."""
     total = tl.zeros(sample.shape, tl.float64)
     for component in range(components):
         reward = tl.load(rewards_SC + sample * components + component, mask=keep, other=0.0).to(tl.float64)
@@ -49,7 +50,8 @@ def group_advantage_kernel(
     count = (end - begin).to(tl.float64)
 
     head_B = begin + tl.zeros([BLOCK], tl.int64)
-    first = tl.max(_total(rewards_SC, weights_C, head_B, head_B < end, components), 0)  # every lane holds the same number
+    # every lane holds the same number
+    first = tl.max(_total(rewards_SC, weights_C, head_B, head_B < end, components), 0)
 
     sum_B = tl.zeros([BLOCK], tl.float64)
     largest_B = tl.zeros([BLOCK], tl.float64)
@@ -63,7 +65,9 @@ def group_advantage_kernel(
         largest_B = tl.maximum(largest_B, tl.abs(total))
         watched = total
         if range_component >= 0:
-            watched = tl.load(rewards_SC + sample * components + range_component, mask=keep, other=0.0).to(tl.float64)
+            watched = tl.load(rewards_SC + sample * components + range_component, mask=keep, other=0.0).to(
+                tl.float64
+            )
         high_B = tl.maximum(high_B, tl.where(keep, watched, float("-inf")))
         low_B = tl.minimum(low_B, tl.where(keep, watched, float("inf")))
     mean = tl.sum(sum_B, 0) / count  # relative to the first total
@@ -72,7 +76,9 @@ def group_advantage_kernel(
     for start in range(begin, end, BLOCK):
         sample = start + tl.arange(0, BLOCK)
         keep = sample < end
-        deviation = tl.where(keep, (_total(rewards_SC, weights_C, sample, keep, components) - first) - mean, 0.0)
+        deviation = tl.where(
+            keep, (_total(rewards_SC, weights_C, sample, keep, components) - first) - mean, 0.0
+        )
         square_B += deviation * deviation
     std = tl.sqrt(tl.sum(square_B, 0) / tl.maximum(count - 1.0, 1.0))
 
@@ -81,7 +87,7 @@ def group_advantage_kernel(
     elif NORMALISE == _LEAVE_ONE_OUT:
         scale = count / tl.maximum(count - 1.0, 1.0)
     else:
-        scale = count / count  # 1, in fp64
+        scale = count / count  # the number 1, in fp64
     for start in range(begin, end, BLOCK):
         sample = start + tl.arange(0, BLOCK)
         keep = sample < end

@@ -1,9 +1,10 @@
 # mypy: allow-untyped-defs, no-check-untyped-defs
-"""The policy-gradient loss of packed sequences, one Triton program per sequence.
+"""Computes the policy-gradient loss of packed sequences, one Triton program per sequence.
 
-It reads a handful of numbers per token where vocab_stats and dlogits read a vocabulary, so it is written for clarity and
-exact sums, not for speed: blocks of tokens, sums in a fixed order, no atomics. A sequence-level ratio needs the sequence
-twice (first its mean log-ratio, then the terms) and once more to give every token its equal share of the ratio's derivative.
+It reads a handful of numbers per token while vocab_stats and dlogits read a vocabulary, so it is
+written for clarity and exact sums, not for speed: blocks of tokens, sums in a fixed order, no atomics.
+A sequence-level ratio needs the sequence twice (first its mean log-ratio, then the terms) and once more
+to give every token its equal share of the ratio's derivative.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ COLUMNS: tl.constexpr = tl.constexpr(len(SEQUENCE_SUMS))
 
 
 def _column(name: str) -> tl.constexpr:
-    """Where the sum stands in a row of sums_SM, as a constant that a kernel may read."""
+    """Return a sum's column in a row of sums_SM, as a constant that a kernel may read."""
     return tl.constexpr(SEQUENCE_SUMS.index(name))
 
 
@@ -48,9 +49,11 @@ def _bounded(x):
 
 @triton.jit
 def _log_ratio(logprob_T, old_T, token, keep, HAS_OLD: tl.constexpr):
-    """logprob - old of the kept tokens; exactly 0 where this pass is its own old policy."""
+    """Compute logprob - old of the kept tokens; exactly 0 if this pass is its own old policy."""
     if HAS_OLD:
-        log_ratio = tl.load(logprob_T + token, mask=keep, other=0.0) - tl.load(old_T + token, mask=keep, other=0.0)
+        log_ratio = tl.load(logprob_T + token, mask=keep, other=0.0) - tl.load(
+            old_T + token, mask=keep, other=0.0
+        )
     else:
         log_ratio = tl.zeros(token.shape, tl.float32)
     return log_ratio
@@ -58,7 +61,10 @@ def _log_ratio(logprob_T, old_T, token, keep, HAS_OLD: tl.constexpr):
 
 @triton.jit
 def _kl(gap, KL: tl.constexpr):
-    """KL estimate and its derivative in logprob; gap = ref - logprob. Near gap = 0 a series replaces exp(gap) - 1, which cancels."""
+    """Compute the KL estimate and its derivative in logprob; gap = ref - logprob.
+
+    Near gap = 0 a series replaces exp(gap) - 1, which cancels.
+    """
     if KL == _K2:
         kl = 0.5 * gap * gap
         dkl = -gap
@@ -99,7 +105,9 @@ def sequence_loss_kernel(
     HAS_DUAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Per token: derivative of the loss in log-probability and entropy. Per sequence: the sums named in SEQUENCE_SUMS."""
+    """Compute, per token, the derivative of the loss in log-probability and entropy; per sequence, the
+    sums named in SEQUENCE_SUMS.
+    """
     sequence = tl.program_id(0).to(tl.int64)
     begin = tl.load(cu_seqlens + sequence)
     end = tl.load(cu_seqlens + sequence + 1)
@@ -147,7 +155,8 @@ def sequence_loss_kernel(
         free = -advantage * ratio
         held = -advantage * tl.minimum(tl.maximum(ratio, 1.0 - clip_low), 1.0 + clip_high)
         policy = tl.maximum(free, held)
-        dpolicy = tl.where(free >= held, tl.where(tl.abs(log_ratio) <= BOUND, free, 0.0), 0.0)  # d ratio / d log-ratio = ratio
+        # d ratio / d log-ratio = ratio
+        dpolicy = tl.where(free >= held, tl.where(tl.abs(log_ratio) <= BOUND, free, 0.0), 0.0)
         if HAS_DUAL:
             ceiling = tl.where(advantage < 0.0, -advantage * dual_clip, float("inf"))
             dual_clipped_B += tl.where(ceiling < policy, one, 0.0)

@@ -1,11 +1,12 @@
 # mypy: allow-untyped-defs, no-check-untyped-defs
-"""vocab_stats and dlogits: the two Triton kernels that touch the logits.
+"""The two Triton kernels that touch the logits: vocab_stats and dlogits.
 
-Both run one program per row and walk along the vocabulary in blocks, in fp32. vocab_stats reads every logit once, dlogits
-reads and writes it once: with bf16 logits that is 2 bytes forward and 4 backward, the least an exact softmax over an existing
-matrix can move.
-Rows are found with 64-bit offsets (8,192 tokens of 151,936 logits pass 2^30), nothing about length or vocabulary is a
-compile-time constant, and no program writes where another does, so results repeat bit for bit.
+Both run one program per row and walk along the vocabulary in blocks, in fp32. vocab_stats reads every
+logit once, dlogits reads and writes it once: with bf16 logits that is 2 bytes forward and 4 backward,
+the least an exact softmax over an existing matrix can move.
+Rows are found with 64-bit offsets (8,192 tokens of 151,936 logits pass 2^30), nothing about length or
+vocabulary is a compile-time constant, and no program writes where another does, so results repeat bit
+for bit.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ def vocab_stats_kernel(
     HAS_LIVE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Per row: largest logit, sum of exp(d), sum of exp(d) d with d = (logit - largest) / temperature, and the target's logit.
+    """Reduce each row to its largest logit, sum of exp(d), sum of exp(d) d, and the target's logit.
 
-    `columns` bounds the loads and `real_columns` the softmax: a padded width is a multiple of 16, a real vocabulary need not
-    be, and only a bound that is known to be one lets the loads be 128 bits wide.
+    d = (logit - largest) / temperature. `columns` bounds the loads and `real_columns` the softmax: a
+    padded width is a multiple of 16, a real vocabulary need not be, and only a bound that is known to
+    be one lets the loads be 128 bits wide.
     """
     row = tl.program_id(0).to(tl.int64)
     if HAS_LIVE and tl.load(live_T + row) == 0:
@@ -60,8 +62,9 @@ def vocab_stats_kernel(
             scale = tl.exp(shift)
             d_B = (x_B - grown) * inv_temperature
             e_B = tl.exp(d_B)
-            # Lanes keep their own sums, so that the maximum is the only reduction across the block in this loop. The weighted
-            # sum is about the running maximum: moving it by `shift` adds shift * sum, then both are rescaled.
+            # Lanes keep their own sums, so that the maximum is the only reduction across the block in
+            # this loop. The weighted sum is about the running maximum: moving it by `shift` adds
+            # shift * sum, then both are rescaled.
             weighted_B = scale * (weighted_B + shift * sum_B) + e_B * tl.where(e_B > 0.0, d_B, 0.0)
             sum_B = scale * sum_B + e_B
             largest = grown
@@ -90,10 +93,10 @@ def dlogits_kernel(
     inv_temperature,
     BLOCK: tl.constexpr,
 ):
-    """Overwrites each row with its gradient: (g 1[v = target] - p_v (g + h (log p_v + H))) / temperature.
+    """Overwrite each row with its gradient: (g 1[v = target] - p_v (g + h (log p_v + H))) / temperature.
 
-    g and h are the derivatives of the loss in the token's log-probability and entropy, H is the entropy. Rows with g = h = 0
-    (masked, clipped, of zero advantage) are written without being read.
+    g and h are the derivatives of the loss in the token's log-probability and entropy, H is the
+    entropy. Rows with g = h = 0 (masked, clipped, of zero advantage) are written without being read.
     """
     row = tl.program_id(0).to(tl.int64)
     first = logits_TV + row * row_stride
@@ -113,6 +116,8 @@ def dlogits_kernel(
             x_B = tl.load(first + column_B, mask=column_B < columns, other=float("-inf")).to(tl.float32)
             log_p_B = (x_B - largest) * inv_temperature - log_sum
             p_B = tl.exp(log_p_B)
-            d_B = tl.where(column_B == column, g, 0.0) - p_B * (g + h * (tl.where(p_B > 0.0, log_p_B, 0.0) + entropy))
+            d_B = tl.where(column_B == column, g, 0.0) - p_B * (
+                g + h * (tl.where(p_B > 0.0, log_p_B, 0.0) + entropy)
+            )
             d_B = tl.where(column_B < real_columns, d_B, 0.0)
             tl.store(first + column_B, d_B.to(logits_TV.dtype.element_ty), mask=column_B < columns)

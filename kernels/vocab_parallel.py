@@ -1,8 +1,9 @@
-"""The softmax over a vocabulary that is split across tensor-parallel ranks.
+"""Computes the softmax over a vocabulary that is split across tensor-parallel ranks.
 
-Every rank reduces its own columns to four numbers per token; two small all-reduces (a MAX, then a SUM of three rows) join
-them. The log-sum-exp is kept as the pair (max, log of the sum of exp(x - max)) and never added up: log p = (x - max) - log_sum
-loses nothing when the logits are large, where x - lse would lose one bit for every doubling of |x|.
+Every rank reduces its own columns to four numbers per token; two small all-reduces (a MAX, then a SUM
+of three rows) join them. The log-sum-exp is kept as the pair (max, log of the sum of exp(x - max)) and
+never added up: log p = (x - max) - log_sum loses nothing if the logits are large, while x - lse would
+lose one bit for every doubling of |x|.
 """
 
 from __future__ import annotations
@@ -15,21 +16,24 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 LOWEST = -1e30
-"""Where a running maximum starts. Finite, so that a shard that is all padding (sum 0) makes no NaN; a logit below it counts as -inf."""
+"""Start of a running maximum. Finite, so that a shard that is all padding (sum 0) makes no NaN; a logit
+below it counts as -inf.
+"""
 
 
 @dataclass(frozen=True)
 class VocabShard:
-    """Which columns of the vocabulary this rank holds."""
+    """The columns of the vocabulary that this rank holds."""
 
     start: int
     """Global id of the first local column."""
     columns: int
     """Local columns, padding included."""
     real_columns: int
-    """Leading local columns that are real vocabulary entries; the others are padding and take no probability."""
+    """Leading local columns that are real vocabulary entries. The others are padding and take no probability.
+    """
     group: ProcessGroup | None
-    """Tensor-parallel group; None where the vocabulary is whole."""
+    """Tensor-parallel group; None if the vocabulary is whole."""
 
     @property
     def vocab_end(self) -> int:
@@ -37,23 +41,25 @@ class VocabShard:
         return self.start + self.real_columns
 
     def local_columns(self, targets_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether this rank holds each target, bool [T], and the target's local column, int64 [T] (0 where it does not)."""
+        """Tell which targets this rank holds, bool [T], and their local columns, int64 [T] (0 for the
+        others).
+        """
         held_T = (targets_T >= self.start) & (targets_T < self.vocab_end)
         return held_T, torch.where(held_T, targets_T - self.start, 0).long()
 
 
 @dataclass(frozen=True)
 class ShardStats:
-    """What one rank knows of each token's softmax, fp32 [T] each; d = (logit - max) / temperature."""
+    """One rank's share of each token's softmax, fp32 [T] each; d = (logit - max) / temperature."""
 
     max_T: Tensor
-    """Largest logit; LOWEST where the shard is all padding."""
+    """Largest logit; LOWEST if the shard is all padding."""
     sum_T: Tensor
     """Sum of exp(d)."""
     weighted_T: Tensor
     """Sum of exp(d) * d: about the maximum, so that the entropy does not cancel."""
     target_T: Tensor
-    """Logit of the target; 0 where another rank holds it."""
+    """Logit of the target; 0 if another rank holds it."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +76,13 @@ class SoftmaxStats:
     """Entropy, in nats."""
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four tensors, in the order of the fields, for autograd to save."""
+        """Return the four tensors in the order of the fields, for autograd to save."""
         return self.max_T, self.log_sum_T, self.logprob_T, self.entropy_T
 
 
 def vocab_shard(columns: int, vocab_size: int | None, group: ProcessGroup | None) -> VocabShard:
-    """This rank's columns, `columns` wide; ranks hold equal widths in rank order, as Megatron splits them.
+    """Describe this rank's columns, `columns` wide. Ranks hold equal widths in rank order, as Megatron
+    splits them.
 
     Raises:
         ValueError: `vocab_size` is not within the columns of all ranks.
@@ -83,14 +90,20 @@ def vocab_shard(columns: int, vocab_size: int | None, group: ProcessGroup | None
     rank, size = (group.rank(), group.size()) if group is not None else (0, 1)
     total = columns * size
     if vocab_size is not None and not 0 < vocab_size <= total:
-        raise ValueError(f"vocab_size is {vocab_size}: expected 1 to {total}, the {columns} columns of each of {size} ranks")
+        raise ValueError(
+            f"vocab_size is {vocab_size}: expected 1 to {total}, the {columns} columns of each of "
+            f"{size} ranks"
+        )
     start = rank * columns
     real = min(max((vocab_size or total) - start, 0), columns)
     return VocabShard(start, columns, real, group if size > 1 else None)
 
 
-def combine(stats: ShardStats, targets_T: Tensor, mask_T: Tensor | None, shard: VocabShard, inv_temperature: float) -> SoftmaxStats:
-    """Join the ranks' statistics: one MAX all-reduce [T] and one SUM all-reduce [3, T] (none for a whole vocabulary).
+def combine(
+    stats: ShardStats, targets_T: Tensor, mask_T: Tensor | None, shard: VocabShard, inv_temperature: float
+) -> SoftmaxStats:
+    """Join the ranks' statistics: one MAX all-reduce [T] and one SUM all-reduce [3, T] (none for a
+    whole vocabulary).
 
     Log-probability and entropy are 0 where `mask_T` is false.
     """

@@ -1,8 +1,10 @@
-"""Builds the parts of a run: corpus, model directory, tokenizer, learner, engine. The trainer only uses what stands here.
+"""Builds the parts of a run: corpus, model directory, tokenizer, learner, engine.
 
-Order matters and is fixed: the process group exists first, so that what one rank alone cannot read ends every rank with one line that
-names it; the user's input is read and checked before anything is built from it; Megatron's model is built before the engine, which takes
-its weights from it.
+The trainer uses no other parts.
+
+The order is fixed. The process group comes first: a file that one rank alone cannot read then ends every
+rank, with one line that names it. The user's input is read and checked before anything is built from it.
+Megatron's model is built before the engine, which takes its weights from it.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ PROBE_PROMPTS = 4
 
 @dataclass(frozen=True)
 class World:
-    """The process group and this process's place in it."""
+    """The process group, and the place of this process in it."""
 
     device: Device
     layout: Layout
@@ -44,12 +46,12 @@ class World:
 
 @dataclass(frozen=True)
 class System:
-    """Everything a run computes with."""
+    """Everything that a run computes with."""
 
     world: World
     corpus: Corpus
     model_dir: Path
-    """Where tokenizer and config come from: the user's model, or the one initialised for this run."""
+    """Directory of tokenizer and config: the user's model, or the model initialised for this run."""
     encoder: ChatEncoder
     prompts: PromptBuilder
     learner: Learner
@@ -59,9 +61,10 @@ class System:
 
 
 def join_world(config: RunConfig) -> World:
-    """Enter torchrun's process group and Megatron's layout, and let the watchdog know the other ranks.
+    """Enter torchrun's process group and Megatron's layout, and tell the watchdog the other ranks.
 
-    Collectives of the default group also belong to rare, long phases; the watchdog ends the others in time.
+    The default group's timeout is the long one, because its collectives also serve rare, long phases. The
+    watchdog ends the short ones in time.
     """
     import torch.distributed as dist
 
@@ -74,12 +77,17 @@ def join_world(config: RunConfig) -> World:
 
 
 def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Corpus) -> System:
-    """Build model, engine and what connects them; the engine holds no weights until the first sync. Collective."""
+    """Build the model, the engine and the parts that connect them.
+
+    Collective. The engine holds no weights until the first sync.
+    """
     model_dir = model_directory(config, run, corpus)
     encoder, prompts, probes, architecture = all_or_none(lambda: _read_model(model_dir, config, corpus))
     learner = Learner(architecture, config, world.layout, world.device)
     learner.load_hf(str(model_dir))
-    engine = RolloutEngine(str(model_dir), config.rollout, config.model.max_length, encoder.end_of_turn_ids, world.device.kind)
+    engine = RolloutEngine(
+        str(model_dir), config.rollout, config.model.max_length, encoder.end_of_turn_ids, world.device.kind
+    )
     weight_sync = WeightSync(learner, engine, str(model_dir), config, probes)
     generator = ReplicatedGenerator(engine, config.rollout.tensor_parallel)
     return System(world, corpus, model_dir, encoder, prompts, learner, engine, generator, weight_sync)
@@ -88,9 +96,18 @@ def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Cor
 def _read_model(
     model_dir: Path, config: RunConfig, corpus: Corpus
 ) -> tuple[ChatEncoder, PromptBuilder, list[tuple[int, ...]], Architecture]:
-    """What this rank reads of a model before its weights, and the probe prompts: a template that cannot do what is asked refuses here."""
+    """Read a model's config and tokenizer on this rank, and make the probe prompts.
+
+    A chat template that cannot express the prompts is refused here, before any weights are read.
+    """
     encoder = ChatEncoder(model_dir)
-    prompts = PromptBuilder(encoder, corpus.labels, config.corpus.history_turns, config.corpus.max_turn_tokens, config.selfplay.thinking)
+    prompts = PromptBuilder(
+        encoder,
+        corpus.labels,
+        config.corpus.history_turns,
+        config.corpus.max_turn_tokens,
+        config.selfplay.thinking,
+    )
     starts = [c.turns[: config.corpus.history_turns + 1] for c in corpus.split("train")[:PROBE_PROMPTS]]
     shown = [*corpus.split("train"), *corpus.split(config.evaluation.split)]
     check_room(longest_requests(prompts, shown, config.selfplay), config.model.max_length)
@@ -98,7 +115,10 @@ def _read_model(
 
 
 def model_directory(config: RunConfig, run: RunDirectory, corpus: Corpus) -> Path:
-    """The Hugging Face directory to start from; a small model is initialised by rank 0 when the configuration names none."""
+    """Return the Hugging Face directory to start from.
+
+    If the configuration names none, rank 0 initialises a small model.
+    """
     if config.model.path:
         return Path(config.model.path)
     target = run.path(INITIAL_MODEL)
@@ -114,15 +134,20 @@ def model_directory(config: RunConfig, run: RunDirectory, corpus: Corpus) -> Pat
 
 
 def tokenizer_texts(corpus: Corpus) -> Iterator[str]:
-    """What a tokenizer for this corpus should know: prompts of both roles, answers and utterances of the training split."""
+    """Return the texts to train a tokenizer on.
+
+    They are the prompts of both roles, and the answers and utterances of the training split.
+    """
     for conversation in corpus.split("train"):
         for index, turn in enumerate(conversation.turns):
             yield turn.text
             if turn.labels:
                 yield recognizer_text(conversation.turns[max(0, index - 1) : index + 1], corpus.labels)
-                yield responder_text(conversation.turns[max(0, index - 1) : index + 1], turn.speaker, turn.labels)
+                yield responder_text(
+                    conversation.turns[max(0, index - 1) : index + 1], turn.speaker, turn.labels
+                )
 
 
 def load_run_corpus(config: RunConfig) -> Corpus:
-    """The configured corpus, read and checked."""
+    """Read and check the configured corpus."""
     return load_training_corpus(config.corpus.name, config.corpus.path, config.corpus.hold_out)

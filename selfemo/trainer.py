@@ -1,11 +1,11 @@
-"""The whole method, top to bottom: SFT start, then self-play, rewards, flywheel, SELF-GRPO step, weight sync, again.
+"""Trains a model: SFT start, then iterations of self-play, rewards, flywheel, SELF-GRPO step, weight sync.
 
-Every rank runs this file with the same data. Generation is dealt over the engines, prompts, readings and rewards
-over the ranks, all are gathered, and a step is dealt over Megatron's layout and reduced; the rest (flywheel rule,
-advantages) is computed alike on every rank.
+Every rank runs this file with the same data. Three kinds of work are shared out: generation over the engines;
+prompts, readings and rewards over the ranks; a training step over Megatron's layout. Their results are
+gathered or reduced. The rest (flywheel rule, advantages) is computed alike on every rank.
 
-`state.reached` says how far the run has come; a checkpoint may be written there, and a run that was interrupted
-starts with what its newest checkpoint says is done.
+`state.reached` records how far the run has come, and may write a checkpoint there. An interrupted run starts
+at the place that its newest checkpoint records.
 """
 
 from __future__ import annotations
@@ -41,14 +41,20 @@ from selfemo.system import System, build_system, join_world, load_run_corpus
 
 
 def train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: StopSignals) -> None:
-    """Run the configured training to its end, from its newest checkpoint where it has one. Collective; every rank calls it.
+    """Run the configured training to its end, from its newest checkpoint if it has one.
+
+    Collective: every rank calls it.
 
     Raises:
-        UserError: the model, corpus or layout does not fit the configuration, or no checkpoint of several is good.
+        UserError: the model, corpus or layout does not fit the configuration, or checkpoints exist and none
+            is good.
     """
     world = join_world(config)
     corpus = all_or_none(lambda: load_run_corpus(config))
-    terminal.say(f"{run.root}: {world.layout.world_size} processes, corpus {corpus.name}; libraries write to {terminal.log_path.parent}")
+    terminal.say(
+        f"{run.root}: {world.layout.world_size} processes, corpus {corpus.name}; "
+        f"libraries write to {terminal.log_path.parent}"
+    )
     journal, stop = Journal(config, run, terminal, world), StopRequest(world.device.torch_device, signals)
     with journal.phase("setup"):
         system = build_system(config, world, run, corpus)
@@ -57,21 +63,25 @@ def train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: Sto
         if found:
             trainer.state.load(found)
     try:
-        stop.check()  # signals have been listened to since the process began
+        stop.check()  # signals have been received since the process began
         trainer.run()
     except Stopped as stopped:
         trainer.state.stop(str(stopped))
 
 
 class Trainer:
-    """One run: holds what the stages share."""
+    """Runs the stages of one training run, and holds the parts that they share."""
 
-    def __init__(self, config: RunConfig, system: System, run: RunDirectory, journal: Journal, stop: StopRequest) -> None:
+    def __init__(
+        self, config: RunConfig, system: System, run: RunDirectory, journal: Journal, stop: StopRequest
+    ) -> None:
         self.config, self.system, self.journal = config, system, journal
         self.generator = GuardedGenerator(system.generator, stop)
         train_split = system.corpus.split("train")
         self.rewards = Rewards(config.reward, train_split, system.corpus.labels)
-        self.seed_pool = OpeningPool(system.corpus, config.selfplay, config.seed, config.corpus.history_turns)
+        self.opening_pool = OpeningPool(
+            system.corpus, config.selfplay, config.seed, config.corpus.history_turns
+        )
         self.selfplay = SelfPlay(
             generator=self.generator,
             prompts=system.prompts,
@@ -84,11 +94,13 @@ class Trainer:
         is_main, path = system.world.layout.is_main, run.path(FLYWHEEL_NAME)
         self.flywheel = Flywheel(config.flywheel, system.corpus, self.rewards, path, is_writer=is_main)
         self.loss_config = loss_config(config)
-        self.held_out = evaluation_turns(system.corpus.split(config.evaluation.split), config.evaluation.limit)
+        self.held_out = evaluation_turns(
+            system.corpus.split(config.evaluation.split), config.evaluation.limit
+        )
         self.state = RunState(config, system, run, journal, self.flywheel, stop)
 
     def run(self) -> None:
-        """All stages in order, from the one that the run is in."""
+        """Run the stages in order, starting with the one that `state.progress` names."""
         if self.state.progress.stage == "start":
             self.sync()
             self.evaluate("start")
@@ -108,7 +120,7 @@ class Trainer:
         self.journal.finish(self.system, self.flywheel.counts, majority_baseline(self.held_out))
 
     def self_play(self) -> None:
-        """Self-play and SELF-GRPO, iteration by iteration."""
+        """Run the self-play iterations that are left; after each one the run can be interrupted."""
         with self.journal.stage("self-play", self.config.iterations) as bar:
             bar.skip(self.state.progress.step)
             for iteration in range(self.state.progress.step, self.config.iterations):
@@ -117,13 +129,20 @@ class Trainer:
                 self.state.reached("self-play", iteration + 1)
 
     def iterate(self, iteration: int) -> str:
-        """One turn of the method; returns a line of figures for the progress bar."""
+        """Run one iteration: rollout, rewards, policy update, sync.
+
+        Returns its figures as one line for the progress bar.
+        """
         with self.journal.phase("rollout"):
-            seeds = self.seed_pool.draw(iteration, self.flywheel.kept_dialogues(before_iteration=iteration))
-            episodes = self.selfplay.play(seeds, iteration)
+            openings = self.opening_pool.draw(
+                iteration, self.flywheel.kept_dialogues(before_iteration=iteration)
+            )
+            episodes = self.selfplay.play(openings, iteration)
             self.system.engine.sleep()
         with self.journal.phase("reward"):
-            groups = self.rewards.score_groups([group for episode in episodes for group in episode.groups], map_over_ranks)
+            groups = self.rewards.score_groups(
+                [group for episode in episodes for group in episode.groups], map_over_ranks
+            )
             check_rewards(groups, self.config.reward)
             self.flywheel.offer(groups, self.state.progress.weight_version)
             groups = with_advantages(groups, self.config)
@@ -131,28 +150,51 @@ class Trainer:
         with self.journal.phase("train"):
             stats = self.policy_update(iteration, samples)
         self.sync()
-        return self.journal.iteration(iteration, episodes, groups, samples, stats, self.flywheel.outcomes(iteration))
+        return self.journal.iteration(
+            iteration, episodes, groups, samples, stats, self.flywheel.outcomes(iteration)
+        )
 
     def policy_update(self, iteration: int, samples: list[TrainingSample]) -> list[PolicyStats]:
-        """SELF-GRPO: optimizer steps over the rollout batch, against the frozen SFT model as reference."""
-        learner, updates, settings = self.system.learner, self.config.algorithm.updates_per_rollout, self.config.train
+        """Take the optimizer steps of SELF-GRPO on one rollout batch.
+
+        The reference of the KL term is the frozen SFT model.
+
+        Args:
+            samples: this iteration's samples of all ranks, the same list on every rank; cut into
+                `algorithm.updates_per_rollout` batches.
+        """
+        learner, updates, settings = (
+            self.system.learner,
+            self.config.algorithm.updates_per_rollout,
+            self.config.train,
+        )
         bounds = [len(samples) * i // updates for i in range(updates + 1)]
         counts = [batch_counts(samples[start:end]) for start, end in pairwise(bounds)]
-        # A sample of weight 0 adds exactly nothing to loss or gradient: the model does not read it, the batch's counts still hold it.
-        batches = [[sample for sample in samples[start:end] if sample.weight != 0] for start, end in pairwise(bounds)]
+        # A sample of weight 0 adds exactly nothing to loss or gradient, so the model does not read it. The
+        # batch's counts still include it.
+        batches = [
+            [sample for sample in samples[start:end] if sample.weight != 0] for start, end in pairwise(bounds)
+        ]
         plans = [learner.plan(batch) for batch in batches]
         reference: list[list] = [[] for _ in plans]
         if self.loss_config.kl_beta > 0:
             with learner.weights_of(self.state.reference):
                 reference = [learner.logprobs(plan) for plan in plans]
-        # With one update per rollout the policy that is trained is the one that sampled: the ratio is exactly 1.
+        # With one update per rollout the policy in training is the one that sampled, so the ratio is exactly
+        # 1 and needs no old logprobs.
         old = [learner.logprobs(plan) for plan in plans] if updates > 1 else [[] for _ in plans]
         rate = warmup_linear(
-            iteration, self.config.iterations, settings.warmup_steps, settings.learning_rate, settings.final_learning_rate_share
+            iteration,
+            self.config.iterations,
+            settings.warmup_steps,
+            settings.learning_rate,
+            settings.final_learning_rate_share,
         )
         steps = []
         for batch, plan, ref, previous, whole in zip(batches, plans, reference, old, counts, strict=True):
-            stats = learner.policy_step(batch, plan, self.loss_config, rate, reference=ref, old=previous, counts=whole)
+            stats = learner.policy_step(
+                batch, plan, self.loss_config, rate, reference=ref, old=previous, counts=whole
+            )
             self.state.count_step(f"iteration {iteration}", stats.step, batch)
             if batch:
                 check_ratio(stats, on_policy=updates == 1)
@@ -160,14 +202,19 @@ class Trainer:
         return steps
 
     def sync(self) -> None:
-        """Send the current weights to every engine."""
+        """Send the current weights to every engine, under the next version number."""
         version = self.state.count_sync()
         self.system.learner.offload()
         with self.journal.phase("sync"):
             self.journal.synced(self.system.weight_sync.sync(version))
 
     def evaluate(self, stage: str) -> None:
-        """Greedy recognition on the held-out split, causal context."""
+        """Measure recognition on the held-out split, greedily.
+
+        Each answer sees the turns up to the one it names, and none after it.
+        """
         with self.journal.phase("eval"):
-            report = evaluate_recognition(self.generator, self.system.prompts, self.held_out, self.config.selfplay, self.rewards.score)
+            report = evaluate_recognition(
+                self.generator, self.system.prompts, self.held_out, self.config.selfplay, self.rewards.score
+            )
         self.journal.evaluated(stage, report)

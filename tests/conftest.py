@@ -10,19 +10,22 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = str(Path(__file__).resolve().parents[1])
-if ROOT not in sys.path:  # `pytest` alone does not add it, and importlib mode leaves sys.path as it is
+if ROOT not in sys.path:  # plain `pytest` does not add it, and importlib mode leaves sys.path alone
     sys.path.insert(0, ROOT)
 
 from tests.helpers.distributed import DistributedRunner  # noqa: E402
 
-# Seconds of wall time, of an example or of drawing it, say more about the machine than about the code.
+# The seconds that an example or its drawing takes depend on the machine more than on the code.
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")
 def distributed() -> Iterator[DistributedRunner]:
-    """`distributed(world_size, function, *args, timeout_s=120)` -> results by rank; see tests/helpers/distributed.py."""
+    """`distributed(world_size, function, *args, timeout_s=120)` -> results by rank.
+
+    See tests/helpers/distributed.py.
+    """
     runner = DistributedRunner()
     yield runner
     runner.close()

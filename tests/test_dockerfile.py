@@ -1,4 +1,4 @@
-"""The Dockerfile cannot be built where tests run; what can be checked is: its pins, its form, and the promises of its header."""
+"""Test the Dockerfile, which cannot be built here: its pins, its form, and the statements of its header."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "Dockerfile").read_text()
 ARGS = dict(re.findall(r"^ARG (\w+)_VERSION=(\S+)$", TEXT, re.MULTILINE))
-STAGES = {match[1]: match[2] for match in re.finditer(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", TEXT, re.MULTILINE | re.DOTALL)}
+STAGES = {
+    match[1]: match[2]
+    for match in re.finditer(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", TEXT, re.MULTILINE | re.DOTALL)
+}
 
 FLASH_ATTN_BOUNDS = ("2.7.3", "2.8.4")
-"""What Transformer Engine 2.20.2 compares flash-attn's version with: `version_required_blackwell` and `max_version` of FlashAttentionUtils,
-transformer_engine/pytorch/attention/dot_product_attention/utils.py in its wheel; the newer bound is excluded. Outside of them its
-FlashAttention path is off."""
+"""Bounds on flash-attn's version in Transformer Engine 2.20.2; the newer bound is excluded.
+
+They are `version_required_blackwell` and `max_version` of FlashAttentionUtils in
+transformer_engine/pytorch/attention/dot_product_attention/utils.py of its wheel. Outside of them
+its FlashAttention path is off.
+"""
 
 
 def _requirements(distribution: str, extra: str) -> dict[str, Requirement]:
@@ -40,24 +46,29 @@ def _requirements(distribution: str, extra: str) -> dict[str, Requirement]:
     ],
 )
 def test_pins_are_those_of_setup_py(argument: str, package: str) -> None:
-    """Equal where setup.py pins; within its bounds where it does not."""
+    """Compare pins: equal if setup.py pins a version, else within its bounds."""
     assert _requirements("selfemo", "gpu")[package].specifier.contains(ARGS[argument])
 
 
 def test_transformer_engine_is_one_that_megatron_core_names() -> None:
-    """0.19.2 names it without a range."""
-    assert _requirements("megatron-core", "te")["transformer-engine"].specifier.contains(ARGS["TRANSFORMER_ENGINE"])
+    """Look the version up: megatron-core 0.19.2 names it without a range."""
+    assert _requirements("megatron-core", "te")["transformer-engine"].specifier.contains(
+        ARGS["TRANSFORMER_ENGINE"]
+    )
 
 
 def test_flash_attn_is_one_that_transformer_engine_takes() -> None:
-    assert ARGS["TRANSFORMER_ENGINE"] == "2.20.2"  # another one: read its bounds
+    assert ARGS["TRANSFORMER_ENGINE"] == "2.20.2"  # for another version, read its bounds
     oldest, newest = map(Version, FLASH_ATTN_BOUNDS)
     assert oldest <= Version(ARGS["FLASH_ATTN"]) < newest
 
 
 def test_the_commands_in_the_documentation_install_the_same_versions() -> None:
     page = (ROOT / "docs" / "gpu.md").read_text().split("## Installing\n")[1].split("\n## ")[0]
-    named = {(r.name, str(r.specifier)) for r in map(Requirement, re.findall(r"[\w-]+(?:\[[\w,]+\])?==[\w.]+", page))}
+    named = {
+        (r.name, str(r.specifier))
+        for r in map(Requirement, re.findall(r"[\w-]+(?:\[[\w,]+\])?==[\w.]+", page))
+    }
     assert named == {
         ("torch", f"=={ARGS['TORCH']}"),
         ("triton", f"=={ARGS['TRITON']}"),
@@ -69,7 +80,7 @@ def test_the_commands_in_the_documentation_install_the_same_versions() -> None:
 def test_the_python_is_the_one_setup_py_asks_for() -> None:
     wanted = SpecifierSet(importlib.metadata.metadata("selfemo")["Requires-Python"])
     assert wanted.contains(f"{ARGS['PYTHON']}.13")
-    assert sys.version.startswith(ARGS["PYTHON"])  # and the one these tests run with
+    assert sys.version.startswith(ARGS["PYTHON"])  # and of the Python that runs these tests
 
 
 @pytest.mark.parametrize("stage", ["cpu", "gpu"])
@@ -112,12 +123,17 @@ def test_every_copied_path_exists() -> None:
 
 @pytest.mark.parametrize("stage", ["cpu", "gpu-build"])
 def test_both_images_can_run_the_tests_their_header_speaks_of(stage: str) -> None:
-    """`make gpu-check` runs pytest on the GPU image; the CPU image is for demo and tests."""
+    """Check the packages.
+
+    `make gpu-check` runs pytest on the GPU image; the CPU image is for demo and tests.
+    """
     assert "-r requirements/dev.txt" in STAGES[stage]
     assert "pytest" in (ROOT / "requirements" / "dev.txt").read_text()
 
 
 def test_hadolint_finds_nothing() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
-    result = subprocess.run([str(hadolint), str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [str(hadolint), str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False
+    )
     assert (result.returncode, result.stdout) == (0, "")

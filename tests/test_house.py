@@ -1,4 +1,7 @@
-"""The house keeps its rules: few doors at the top, short files. Which room may import which is the import contract's business."""
+"""Test the rules of the house: few modules at the top, short files.
+
+Import rules between packages are the import contract's.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,19 @@ MEDIAN_LINES = 120
 
 
 def lines_by_file() -> dict[str, int]:
-    """{path: lines} of the product's source and its tools."""
+    """Count {path: lines} of the product's source and its tools."""
     paths = [path for room in ("selfemo", "kernels", "tools") for path in (ROOT / room).rglob("*.py")]
-    ours = [path.relative_to(ROOT) for path in paths if not path.is_relative_to(ROOT / "selfemo" / "kernels")]  # a link to kernels/
+    # selfemo/kernels is a link to kernels/.
+    ours = [path.relative_to(ROOT) for path in paths if not path.is_relative_to(ROOT / "selfemo" / "kernels")]
     return {str(path): len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in ours}
 
 
 def test_a_stranger_finds_few_doors() -> None:
-    entries = [path for path in (ROOT / "selfemo").iterdir() if not path.is_symlink() and not path.name.startswith("__")]
+    entries = [
+        path
+        for path in (ROOT / "selfemo").iterdir()
+        if not path.is_symlink() and not path.name.startswith("__")
+    ]
     doors = sorted(path.name for path in entries if path.suffix == ".py" or any(path.glob("*.py")))
     assert len(doors) <= DOORS, doors
 

@@ -1,7 +1,9 @@
-"""The main job as a user runs it: the quickstart script under torchrun with real Megatron and real vLLM, on the bundled corpus.
+"""Run the main job as a user does: the quickstart script under torchrun with real Megatron and
+vLLM, on the bundled corpus.
 
-One run of a shortened configuration is shared by all tests. That a seed decides every figure is proven by a second run, with
-`make test-slow`; tests/faults/test_resume.py compares runs to the bit in `make test`.
+All tests share one run of a shortened configuration. A second run, with `make test-slow`, proves
+that the seed determines every figure; tests/faults/test_resume.py compares runs to the bit in `make
+test`.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ SHORT = (
     "evaluation.limit=40",
     "tracking.wandb=offline",
 )
-SECRETS = {name: f"never-written-{name.lower()}" for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY")}
-SECRETS["WANDB_API_KEY"] = "0123456789abcdef" * 2 + "01234567"  # W&B looks at a key's length
+SECRETS = {
+    name: f"never-written-{name.lower()}" for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY")
+}
+SECRETS["WANDB_API_KEY"] = "0123456789abcdef" * 2 + "01234567"  # W&B checks a key's length
 
 
 def quickstart(output: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -38,7 +42,9 @@ def quickstart(output: Path, *overrides: str) -> subprocess.CompletedProcess[str
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, **SECRETS, "PATH": path, "RUN_DIR": str(output), "OMP_NUM_THREADS": "1"}
     command = ["bash", "examples/quickstart_cpu.sh", *overrides]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,28 +74,55 @@ def test_metrics_follow_the_stages(run_dir):
 
 
 def test_the_report_is_made_of_what_the_run_recorded(run_dir):
-    """Every section has its records, whatever the made-up runs of tests/report say; and planned bytes are those that were held."""
+    """Check that a real run fills every section of the report, as the made-up runs of tests/report
+    do.
+
+    Planned bytes are those that were held.
+    """
     records = read_run(run_dir)
     page = render(records)
     assert "has been recorded yet" not in page
     assert page.count("<caption>Confusions") == 3
     exact = [row for row in planned_rows(records) if row.exact]
-    assert {row.name for row in exact} == {"Weights", "Gradients", "Optimizer", "Reference", "Weight sync, received"}
+    assert {row.name for row in exact} == {
+        "Weights",
+        "Gradients",
+        "Optimizer",
+        "Reference",
+        "Weight sync, received",
+    }
     assert all(row.is_met for row in exact)
 
 
 def test_trackers_show_the_rewards_of_metrics_jsonl(run_dir):
     events = EventAccumulator(str(run_dir / "tensorboard"))
     events.Reload()
-    assert [e.value for e in events.Scalars("reward/reward")] == pytest.approx([r["reward"] for r in read_run(run_dir).of("iteration")])
+    assert [e.value for e in events.Scalars("reward/reward")] == pytest.approx(
+        [r["reward"] for r in read_run(run_dir).of("iteration")]
+    )
     assert len(list(run_dir.glob("wandb/offline-run-*/*.wandb"))) == 1
 
 
 def test_no_file_of_a_run_holds_a_secret(run_dir):
-    """Configuration, logs, metrics, trackers (W&B's own files among them), checkpoints, report."""
+    """Search configuration, logs, metrics, trackers (W&B's own files among them), checkpoints and
+    report.
+    """
     files = [path for path in run_dir.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} >= {".yaml", ".log", ".wandb", ".jsonl", ".sqlite", ".safetensors", ".distcp"}
-    held = [(path.name, name) for path in files for name, secret in SECRETS.items() if secret.encode() in path.read_bytes()]
+    assert {path.suffix for path in files} >= {
+        ".yaml",
+        ".log",
+        ".wandb",
+        ".jsonl",
+        ".sqlite",
+        ".safetensors",
+        ".distcp",
+    }
+    held = [
+        (path.name, name)
+        for path in files
+        for name, secret in SECRETS.items()
+        if secret.encode() in path.read_bytes()
+    ]
     assert held == []
 
 
@@ -102,12 +135,16 @@ def test_samples_show_dialogues_with_candidates_and_rewards(run_dir):
 
 
 def test_the_export_is_what_was_trained(run_dir):
-    """Plain transformers loads it, and it is not the model the run started from."""
+    """Load the export by plain transformers: it differs from the model with which the run started."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     trained = AutoModelForCausalLM.from_pretrained(run_dir / "model")
     initial = AutoModelForCausalLM.from_pretrained(run_dir / "model-initial")
-    moved = [name for (name, a), (_, b) in zip(trained.named_parameters(), initial.named_parameters()) if not a.equal(b)]
+    moved = [
+        name
+        for (name, a), (_, b) in zip(trained.named_parameters(), initial.named_parameters())
+        if not a.equal(b)
+    ]
     assert len(moved) == len(list(trained.named_parameters()))
     assert AutoTokenizer.from_pretrained(run_dir / "model").chat_template
 

@@ -1,4 +1,6 @@
-"""Set-up: the Python it finds, what it says where there is none, its lock, and a wheel that works away from the checkout."""
+"""Test set-up: the Python it finds, its message if there is none, its lock, and a wheel away from
+the checkout.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,14 @@ def set_up_module():
 
 
 def python(path: Path, version: str, has_venv: bool = True, runs: bool = True) -> Path:
-    """A program that answers as a Python of this version does: find_python.sh asks for nothing else."""
+    """Write a program that answers as a Python of this version does: find_python.sh asks for
+    nothing else.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     minor = int(version.split(".")[1])
-    answer = f'case "$3" in *platform*) echo {version} ;; *) {f"echo {path}" if has_venv else "exit 1"} ;; esac'
+    answer = (
+        f'case "$3" in *platform*) echo {version} ;; *) {f"echo {path}" if has_venv else "exit 1"} ;; esac'
+    )
     if not 12 <= minor <= 13:
         answer = f'case "$3" in *platform*) echo {version} ;; *) exit 3 ;; esac'
     path.write_text(f"#!/bin/sh\n{answer if runs else 'exit 127'}\n")
@@ -38,9 +44,14 @@ def python(path: Path, version: str, has_venv: bool = True, runs: bool = True) -
 
 
 def find(home: Path, *arguments: str) -> tuple[int, str]:
-    """Status and the one line of find_python.sh with `home`/bin as PATH and `home` as HOME."""
+    """Run find_python.sh with `home`/bin as PATH and `home` as HOME.
+
+    Returns its status and its one line.
+    """
     environment = {"PATH": str(home / "bin"), "HOME": str(home)}
-    result = subprocess.run(["/bin/sh", str(FIND), *arguments], env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        ["/bin/sh", str(FIND), *arguments], env=environment, capture_output=True, text=True, check=False
+    )
     (line,) = (result.stdout + result.stderr).splitlines()
     return result.returncode, line
 
@@ -59,7 +70,8 @@ def find(home: Path, *arguments: str) -> tuple[int, str]:
 )
 def test_a_suitable_python_is_found_beside_ones_that_are_not(tmp_path, place):
     python(tmp_path / "bin" / "python3", "3.11.7")
-    python(tmp_path / "bin" / "python3.12", "3.12.1", runs=False)  # the shim of a pyenv version that is not selected
+    # The shim of a pyenv version that is not selected.
+    python(tmp_path / "bin" / "python3.12", "3.12.1", runs=False)
     wanted = python(tmp_path / place, "3.12.1")
     assert find(tmp_path) == (0, str(wanted))
 
@@ -88,14 +100,18 @@ def test_a_named_python_is_taken_or_refused(tmp_path):
 
 @pytest.mark.parametrize("target", ["demo", "test"])
 def test_make_ends_with_that_line_and_status_2(tmp_path, target):
-    """In a copy of the checkout without an environment, on a machine that has Python 3.11 alone."""
+    """Run make in a copy of the checkout without an environment, on a machine that has only Python 3.11."""
     for name in ("Makefile", "tools", "requirements", "setup.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     python(tmp_path / "bin" / "python3", "3.11.7")
     environment = {"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)}
     for tool in ("sh", "make", "touch"):
-        (tmp_path / "bin" / tool).symlink_to(next(p for d in os.environ["PATH"].split(":") if (p := Path(d) / tool).exists()))
-    result = subprocess.run(["make", target], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        (tmp_path / "bin" / tool).symlink_to(
+            next(p for d in os.environ["PATH"].split(":") if (p := Path(d) / tool).exists())
+        )
+    result = subprocess.run(
+        ["make", target], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 2
     told = [line for line in result.stderr.splitlines() if not line.startswith("make:")]
     assert [line.partition(" (only 3.11.7)")[0] for line in told] == ["set-up: no Python 3.12 or 3.13 found"]
@@ -103,8 +119,10 @@ def test_make_ends_with_that_line_and_status_2(tmp_path, target):
 
 
 def locked() -> dict[str, list[Requirement]]:
-    """The lock's requirements by name; a line each, before its hashes."""
-    lines = re.findall(r"^([a-z0-9][^\\\n]*?) \\\n", (ROOT / "requirements" / "cpu.lock").read_text(), re.MULTILINE)
+    """Read the lock's requirements by name; a line each, before its hashes."""
+    lines = re.findall(
+        r"^([a-z0-9][^\\\n]*?) \\\n", (ROOT / "requirements" / "cpu.lock").read_text(), re.MULTILINE
+    )
     found: dict[str, list[Requirement]] = {}
     for requirement in map(Requirement, lines):
         found.setdefault(requirement.name, []).append(requirement)
@@ -124,7 +142,9 @@ def test_the_lock_holds_every_pin_with_hashes():
     for requirements in lock.values():
         for requirement in requirements:
             assert [s.operator for s in requirement.specifier] == ["=="]
-    assert len(re.findall(r"^    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)) > sum(map(len, lock.values()))
+    assert len(re.findall(r"^    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)) > sum(
+        map(len, lock.values())
+    )
     assert not {"torch", "torchvision", "torchaudio", "torchcodec"} & set(lock)
     assert not [name for name in lock if name.startswith("nvidia-") and name != "nvidia-ml-py"]
 
@@ -132,9 +152,17 @@ def test_the_lock_holds_every_pin_with_hashes():
 def test_what_points_pip_at_a_mirror_points_uv_there():
     environment = set_up_module().uv_environment
     assert environment({"PIP_INDEX_URL": "https://mirror"})["UV_DEFAULT_INDEX"] == "https://mirror"
-    assert environment({"PIP_INDEX_URL": "https://mirror", "UV_DEFAULT_INDEX": "https://own"})["UV_DEFAULT_INDEX"] == "https://own"
+    assert (
+        environment({"PIP_INDEX_URL": "https://mirror", "UV_DEFAULT_INDEX": "https://own"})[
+            "UV_DEFAULT_INDEX"
+        ]
+        == "https://own"
+    )
     extra = environment({"PIP_EXTRA_INDEX_URL": "https://download.pytorch.org/whl/cpu"})
-    assert (extra["UV_INDEX"], extra["UV_INDEX_STRATEGY"]) == ("https://download.pytorch.org/whl/cpu", "unsafe-best-match")
+    assert (extra["UV_INDEX"], extra["UV_INDEX_STRATEGY"]) == (
+        "https://download.pytorch.org/whl/cpu",
+        "unsafe-best-match",
+    )
     assert "UV_INDEX_STRATEGY" not in environment({})
 
 
@@ -146,30 +174,66 @@ def test_which_torch_will_come_is_said():
 
 
 def test_a_wheel_works_away_from_the_checkout(tmp_path):
-    """Installed into an environment of its own; the packages it needs come from this one, without what is editable here."""
+    """Install the wheel into an environment of its own.
+
+    Packages that it needs come from this environment, but for those that are editable here.
+    """
     uv = str(Path(sys.executable).with_name("uv"))
-    source = tmp_path / "source"  # a build leaves files in its tree, which the next one would put into its wheel
-    shutil.copytree(ROOT, source, symlinks=True, ignore=shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "tests"))
-    subprocess.run([uv, "build", "--quiet", "--wheel", "--no-build-isolation", "--out-dir", str(tmp_path), str(source)], check=True)
+    # A build leaves files in its tree, which the next one would put into its wheel.
+    source = tmp_path / "source"
+    shutil.copytree(
+        ROOT,
+        source,
+        symlinks=True,
+        ignore=shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "tests"),
+    )
+    subprocess.run(
+        [uv, "build", "--quiet", "--wheel", "--no-build-isolation", "--out-dir", str(tmp_path), str(source)],
+        check=True,
+    )
     (wheel,) = tmp_path.glob("selfemo-*.whl")
     fresh = tmp_path / "fresh"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(fresh)], check=True)
-    install = [uv, "pip", "install", "--quiet", "--offline", "--no-deps", "--python", str(fresh / "bin" / "python"), str(wheel)]
+    install = [
+        uv,
+        "pip",
+        "install",
+        "--quiet",
+        "--offline",
+        "--no-deps",
+        "--python",
+        str(fresh / "bin" / "python"),
+        str(wheel),
+    ]
     subprocess.run(install, check=True)
     (site_packages,) = fresh.glob("lib/python*/site-packages")
-    (site_packages / "packages.pth").write_text(next(entry for entry in sys.path if entry.endswith("site-packages")) + "\n")
+    (site_packages / "packages.pth").write_text(
+        next(entry for entry in sys.path if entry.endswith("site-packages")) + "\n"
+    )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "SELFEMO_DATA")}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "SELFEMO_DATA")
+    }
 
     def selfemo(*arguments: str) -> str:
         command = [str(fresh / "bin" / "selfemo"), *arguments]
-        result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False
+        )
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 
     configs = ROOT / "examples" / "configs"
     assert "no problems" in selfemo("corpus", "check", "everyday")
-    assert "memory" in selfemo("plan", "--config", str(configs / "qwen3_8b.yaml"), "--nodes", "2", "--gpus-per-node", "8")
-    demo = ["--config", str(configs / "quickstart_cpu.yaml"), "--processes-per-node", "2", "corpus.name=everyday"]
+    assert "memory" in selfemo(
+        "plan", "--config", str(configs / "qwen3_8b.yaml"), "--nodes", "2", "--gpus-per-node", "8"
+    )
+    demo = [
+        "--config",
+        str(configs / "quickstart_cpu.yaml"),
+        "--processes-per-node",
+        "2",
+        "corpus.name=everyday",
+    ]
     assert "everyday" in selfemo("train", "--dry-run", *demo, f"output_dir={tmp_path / 'run'}")

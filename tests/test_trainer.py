@@ -1,4 +1,4 @@
-"""The order of a run's parts, where a wrong one costs memory or correctness and no figure shows it."""
+"""Test the order of a run's parts: a wrong one costs memory or correctness, and no figure shows it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS = ["sft.steps=2", "sft.warmup_steps=0", "iterations=0", "evaluation.lim
 
 
 class _Terminal:
-    """Shows nothing."""
+    """A terminal that shows nothing."""
 
     def __init__(self, root: Path) -> None:
         self.log_path = root / "logs" / "rank-0.log"
@@ -42,15 +42,18 @@ class _Terminal:
 
 
 def _events(root: str, stop_in_step: int) -> list[str]:
-    """What a run does with its engine and its learner, in order; all of it is real but the engine.
+    """Run with everything real but the engine; returns the calls to engine and learner in order.
 
-    `stop_in_step`: the SFT step, counted from 1, in which SIGTERM arrives; 0 for a run that nobody stops.
+    `stop_in_step`: the SFT step, counted from 1, in which SIGTERM arrives; 0 for a run that nobody
+    stops.
     """
     events: list[str] = []
     signals = StopSignals()
 
     class Engine:
-        def __init__(self, model_dir: str, config: Any, max_length: int, stop_ids: Sequence[int], kind: str) -> None:
+        def __init__(
+            self, model_dir: str, config: Any, max_length: int, stop_ids: Sequence[int], kind: str
+        ) -> None:
             self.max_length = max_length
 
         def sleep(self) -> None:
@@ -86,7 +89,7 @@ def _events(root: str, stop_in_step: int) -> list[str]:
 
 
 def test_the_engine_sleeps_through_sft_and_wakes_with_the_sync_after_it(distributed, tmp_path):
-    """Memory plans count on it; `WeightSync.sync` wakes the engine."""
+    """Check the order on which memory plans rely; `WeightSync.sync` wakes the engine."""
     (found,) = distributed(1, _events, str(tmp_path), 0)
     assert found == ["sync", "generate", "sleep", "SFT step", "sync", "generate"]
 

@@ -1,1 +1,4 @@
-"""Programs about the product: run from a checkout as `python -m tools.NAME` or `python tools/NAME.py`; never installed."""
+"""Programs that measure, check and convert: run from a checkout, never installed.
+
+Run one as `python -m tools.NAME` or `python tools/NAME.py`.
+"""

@@ -1,8 +1,9 @@
-"""Rewards scored by every rank alike against rewards scored in shares and gathered: processor time per rank and sample, in turns.
+"""Compares scoring every reward on every rank with scoring shares and gathering them.
 
     torchrun --standalone --nproc-per-node 2 -m tools.bench_dealing [SAMPLES ...]
 
-Prints medians of rank 0, the ratio shares / alike, and whether both give the same rewards.
+Measures processor time per rank and sample, both ways in turns. Prints medians of rank 0, the ratio
+shares / alike, and whether both give the same rewards.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ def main() -> None:
         if dist.get_rank() == 0:
             where = f"{len(groups) * GROUP_SIZE} samples, {dist.get_world_size()} ranks"
             same = "same rewards" if scored[0] == scored[1] else "REWARDS DIFFER"
-            print(f"{where}: alike {alike_us:.2f} us, in shares {shares_us:.2f} us, ratio {shares_us / alike_us:.2f}, {same}", flush=True)
+            print(
+                f"{where}: alike {alike_us:.2f} us, in shares {shares_us:.2f} us, ratio "
+                f"{shares_us / alike_us:.2f}, {same}",
+                flush=True,
+            )
     dist.destroy_process_group()
 
 

@@ -1,7 +1,9 @@
-"""Check a finished run's directory: summary.json against its promise, and the export with plain transformers.
+"""Checks a finished run's directory: summary.json keeps its promises, and plain transformers loads the
+export.
 
-Usage: python tools/check_run.py RUN_DIR [--gains]. Prints one line per check and exits with 1 if any fails. --gains also asks for what
-training should bring: SFT above the majority class, and a reward that rises during SELF-GRPO.
+Usage: python tools/check_run.py RUN_DIR [--gains]. Prints one line per check and exits with 1 if any
+fails. --gains also checks the gains that training should bring: SFT above the majority class, and a
+reward that rises during SELF-GRPO.
 """
 
 from __future__ import annotations
@@ -40,11 +42,11 @@ PARTS = {
 EVALUATIONS = ("majority", "start", "sft", "final")
 FIGURES = ("accuracy", "weighted_f1", "macro_f1", "n")
 LOGPROB_GAP_LIMIT = 1e-4
-"""For an fp32 engine and trainer."""
+"""Limit for an engine and a trainer in fp32."""
 
 
 def main() -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     run = Path(sys.argv[1])
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     failed = 0
@@ -56,39 +58,56 @@ def main() -> int:
 
 
 def checks(summary: dict[str, Any]) -> Iterator[tuple[str, bool]]:
-    """(what, passed) for everything summary.json promises, training gains aside."""
+    """Yield (claim, passed) for everything summary.json promises, training gains aside."""
     yield "summary.json has exactly the documented keys", tuple(summary) == SUMMARY_KEYS
     for part, keys in PARTS.items():
         yield f"summary.{part} has {', '.join(keys)}", set(keys) <= set(summary[part])
     for stage in EVALUATIONS:
-        yield f"summary.eval.{stage} has finite {', '.join(FIGURES)}", all(math.isfinite(summary["eval"][stage][key]) for key in FIGURES)
+        yield (
+            f"summary.eval.{stage} has finite {', '.join(FIGURES)}",
+            all(math.isfinite(summary["eval"][stage][key]) for key in FIGURES),
+        )
     yield "engine and trainer agree on logprobs", summary["logprob_gap_max"] <= LOGPROB_GAP_LIMIT
     yield "greedy probe matched after every sync", summary["weight_sync"]["greedy_match"] is True
-    yield "one sync per iteration, and two before", summary["weight_sync"]["count"] == summary["iterations"] + 2
+    yield (
+        "one sync per iteration, and two before",
+        summary["weight_sync"]["count"] == summary["iterations"] + 2,
+    )
 
 
 def gain_checks(summary: dict[str, Any], run: Path) -> Iterator[tuple[str, bool]]:
-    """(what, passed) for what training should bring."""
+    """Yield (claim, passed) for the gains that training should bring."""
     majority, sft = summary["eval"]["majority"], summary["eval"]["sft"]
     for figure in ("accuracy", "weighted_f1"):
-        yield f"after SFT, {figure} {sft[figure]:.3f} exceeds the majority class's {majority[figure]:.3f}", sft[figure] > majority[figure]
+        yield (
+            f"after SFT, {figure} {sft[figure]:.3f} exceeds the majority class's {majority[figure]:.3f}",
+            sft[figure] > majority[figure],
+        )
     events = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     rewards = [event["reward"] for event in events if event["event"] == "iteration"]
     third = max(1, len(rewards) // 3)
     first, last = (sum(part) / third for part in (rewards[:third], rewards[-third:]))
-    yield f"reward rises from {first:.3f} in the first third of iterations to {last:.3f} in the last", last > first
+    yield (
+        f"reward rises from {first:.3f} in the first third of iterations to {last:.3f} in the last",
+        last > first,
+    )
 
 
 def export_checks(run: Path) -> Iterator[tuple[str, bool]]:
-    """(what, passed) for the exported model."""
+    """Yield (claim, passed) for the exported model."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(run / "model")
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], add_generation_prompt=True, return_tensors="pt")
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hello"}], add_generation_prompt=True, return_tensors="pt"
+    )
     ids = prompt if isinstance(prompt, torch.Tensor) else prompt["input_ids"]
-    yield "transformers loads the export and generates", model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1]
+    yield (
+        "transformers loads the export and generates",
+        model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1],
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Write docs/configuration.md from the dataclasses of selfemo/config/schema.py: every field with its type, default and docstring.
+"""Writes docs/configuration.md: every field of selfemo/config/schema.py with its type, default and docstring.
 
-`python tools/config_reference.py` writes it, `--check` exits with 1 if the committed file is not what would be written.
+`python tools/config_reference.py` writes it; `--check` exits with 1 if the committed file differs from
+the one that would be written.
 """
 
 from __future__ import annotations
@@ -19,37 +20,46 @@ HEADER = """# Configuration reference
 
 Generated from `selfemo/config/schema.py` by `python tools/config_reference.py`; do not edit.
 
-A run reads one YAML file (`--config FILE`) and dotted overrides (`section.field=value`), and every field below has a default.
-Unknown keys, wrong types and combinations that cannot work are refused before anything starts; `selfemo train --dry-run` checks
-a configuration without running it.
+A run reads one YAML file (`--config FILE`) and dotted overrides (`section.field=value`), and every field
+below has a default. Unknown keys, wrong types and combinations that cannot work are refused before
+anything starts; `selfemo train --dry-run` checks a configuration without running it.
 """
 
 
 def main() -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     text = render(ast.parse(SOURCE.read_text(encoding="utf-8")))
     if "--check" in sys.argv:
         current = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
         if current != text:
-            print(f"{TARGET.relative_to(ROOT)} is out of date: run python tools/config_reference.py", file=sys.stderr)
+            print(
+                f"{TARGET.relative_to(ROOT)} is out of date: run python tools/config_reference.py",
+                file=sys.stderr,
+            )
         return int(current != text)
     TARGET.write_text(text, encoding="utf-8")
     return 0
 
 
 def render(module: ast.Module) -> str:
-    """The whole page: the root's own fields first, then each section under its name in the root."""
+    """Return the whole page: the root's own fields first, then each section under its name in the root."""
     classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
     root = classes["RunConfig"]
     sections = [(name, classes[kind]) for name, kind, _, _ in _fields(root) if kind in classes]
     own = [entry for entry in _fields(root) if entry[1] not in classes]
     parts = [HEADER, _table("Run", ast.get_docstring(root) or "", "", own)]
-    parts += [_table(f"`{name}`", ast.get_docstring(node) or "", f"{name}.", _fields(node)) for name, node in sections]
+    parts += [
+        _table(f"`{name}`", ast.get_docstring(node) or "", f"{name}.", _fields(node))
+        for name, node in sections
+    ]
     return "\n".join(parts)
 
 
 def _fields(node: ast.ClassDef) -> list[tuple[str, str, str, str]]:
-    """(name, type, default, docstring) of every field; a field's docstring is the string that follows it."""
+    """Return (name, type, default, docstring) of every field.
+
+    A field's docstring is the string that follows it.
+    """
     found = []
     for statement, following in zip(node.body, [*node.body[1:], None]):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
@@ -61,8 +71,21 @@ def _fields(node: ast.ClassDef) -> list[tuple[str, str, str, str]]:
 
 
 def _table(title: str, intro: str, prefix: str, fields: list[tuple[str, str, str, str]]) -> str:
-    rows = [f"| `{prefix}{name}` | {_type(kind)} | `{default}` | {text} |" for name, kind, default, text in fields]
-    return "\n".join([f"## {title}", "", intro, "", "| field | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""])
+    rows = [
+        f"| `{prefix}{name}` | {_type(kind)} | `{default}` | {text} |" for name, kind, default, text in fields
+    ]
+    return "\n".join(
+        [
+            f"## {title}",
+            "",
+            intro,
+            "",
+            "| field | type | default | meaning |",
+            "| --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
 
 
 def _type(annotation: str) -> str:

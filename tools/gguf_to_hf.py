@@ -1,8 +1,10 @@
-"""Turn a GGUF file of a Llama model into a Hugging Face directory (weights dequantised to fp32, tokenizer and chat template included).
+"""Turns a GGUF file of a Llama model into a Hugging Face directory.
 
     python tools/gguf_to_hf.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
 
-For machines that can reach a package index but no model hub. transformers reads the file, which needs the packages gguf and accelerate.
+Weights are dequantised to fp32; tokenizer and chat template are included. For machines that can reach a
+package index but no model hub. transformers reads the file, which needs the packages gguf and
+accelerate.
 """
 
 from __future__ import annotations
@@ -32,9 +34,13 @@ def convert(gguf: Path, output: Path) -> None:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            quantised = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            )
         except ImportError as error:
-            raise UserError(f"{gguf}: {str(error).strip().splitlines()[0]}: pip install gguf accelerate") from None
+            raise UserError(
+                f"{gguf}: {str(error).strip().splitlines()[0]}: pip install gguf accelerate"
+            ) from None
         fields = quantised.config.to_dict()
         for name in ("quantization_config", "_name_or_path"):
             fields.pop(name, None)

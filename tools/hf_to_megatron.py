@@ -1,8 +1,9 @@
-"""Convert a Hugging Face model directory into a Megatron distributed checkpoint that loads in any TP x PP layout.
+"""Converts a Hugging Face model directory into a Megatron distributed checkpoint.
 
     python tools/hf_to_megatron.py --source Qwen3-4B --output checkpoints/qwen3-4b --verify
 
-Streams: memory is bounded by a bucket, not by the model. Exit status 2 and one line on bad input; nothing half written.
+The checkpoint loads in any TP x PP layout. Tensors are streamed, so memory is bounded by a bucket, not
+by the model. On bad input: exit status 2, one line, and nothing half written.
 """
 
 from __future__ import annotations
@@ -19,11 +20,17 @@ from selfemo.weights.hf_directory import HfDirectory
 
 
 def main(
-    source: Annotated[Path, typer.Option(help="Hugging Face directory: config.json and safetensors, single or sharded")],
+    source: Annotated[
+        Path, typer.Option(help="Hugging Face directory: config.json and safetensors, single or sharded")
+    ],
     output: Annotated[Path, typer.Option(help="checkpoint directory to create")],
-    verify: Annotated[bool, typer.Option(help="read both sides again and compare every tensor bitwise")] = False,
+    verify: Annotated[
+        bool, typer.Option(help="read both sides again and compare every tensor bitwise")
+    ] = False,
     check_finite: Annotated[bool, typer.Option(help="refuse NaN and infinite values")] = False,
-    bucket_bytes: Annotated[int, typer.Option(min=1, help="bytes of weights held in memory at a time")] = DEFAULT_BUCKET_BYTES,
+    bucket_bytes: Annotated[
+        int, typer.Option(min=1, help="bytes of weights held in memory at a time")
+    ] = DEFAULT_BUCKET_BYTES,
 ) -> None:
     """Convert a Hugging Face model directory into a Megatron distributed checkpoint."""
 
@@ -32,7 +39,10 @@ def main(
         weights.check(architecture)
         return source_bytes(weights, architecture) * (2 if verify else 1)
 
-    run_conversion(lambda progress: hf_to_megatron(source, output, progress, verify, check_finite, bucket_bytes), total_bytes)
+    run_conversion(
+        lambda progress: hf_to_megatron(source, output, progress, verify, check_finite, bucket_bytes),
+        total_bytes,
+    )
 
 
 if __name__ == "__main__":

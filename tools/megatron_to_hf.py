@@ -1,9 +1,10 @@
-"""Convert a Megatron distributed checkpoint into a Hugging Face directory that transformers and `vllm serve` load as it is.
+"""Converts a Megatron distributed checkpoint into a Hugging Face directory.
 
     python tools/megatron_to_hf.py --checkpoint checkpoints/qwen3-4b --output exported --verify
 
-Reads checkpoints of hf_to_megatron.py and of training runs (--source then names the directory with config and tokenizer), saved in any
-layout. Streams; exit status 2 and one line on bad input; nothing half written.
+transformers and `vllm serve` load the directory as it is. Reads checkpoints of hf_to_megatron.py and of
+training runs (--source then names the directory with config and tokenizer), saved in any layout.
+Tensors are streamed. On bad input: exit status 2, one line, and nothing half written.
 """
 
 from __future__ import annotations
@@ -21,14 +22,22 @@ from selfemo.weights.safetensors_writer import DEFAULT_SHARD_BYTES
 def main(
     checkpoint: Annotated[Path, typer.Option(help="Megatron distributed checkpoint (torch_dist)")],
     output: Annotated[Path, typer.Option(help="Hugging Face directory to create")],
-    source: Annotated[str, typer.Option(help="directory with config.json and tokenizer; default: the checkpoint's own hf/")] = "",
-    verify: Annotated[bool, typer.Option(help="read both sides again and compare every tensor bitwise")] = False,
+    source: Annotated[
+        str, typer.Option(help="directory with config.json and tokenizer; default: the checkpoint's own hf/")
+    ] = "",
+    verify: Annotated[
+        bool, typer.Option(help="read both sides again and compare every tensor bitwise")
+    ] = False,
     check_finite: Annotated[bool, typer.Option(help="refuse NaN and infinite values")] = False,
-    max_shard_bytes: Annotated[int, typer.Option(min=1, help="largest safetensors file")] = DEFAULT_SHARD_BYTES,
+    max_shard_bytes: Annotated[
+        int, typer.Option(min=1, help="largest safetensors file")
+    ] = DEFAULT_SHARD_BYTES,
 ) -> None:
     """Convert a Megatron distributed checkpoint into a Hugging Face directory."""
     run_conversion(
-        lambda progress: megatron_to_hf(checkpoint, output, progress, source, verify, check_finite, max_shard_bytes),
+        lambda progress: megatron_to_hf(
+            checkpoint, output, progress, source, verify, check_finite, max_shard_bytes
+        ),
         lambda: stored_bytes(checkpoint, source) * (2 if verify else 1),
     )
 

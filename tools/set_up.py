@@ -1,9 +1,11 @@
-"""Make an environment from the lock: uv, the packages, this checkout in editable form, and a check that all of it imports.
+"""Makes an environment from the lock, and checks that everything in it imports.
 
     python3.12 tools/set_up.py [.venv]
 
-Called by `make setup` with the Python that tools/find_python.sh found; needs nothing but the standard library. Prints one line per
-step with its seconds. Libraries' own output goes to set-up.log in the environment; its end is shown if a step fails.
+It installs uv, the packages, and this checkout in editable form. `make setup` calls it with the Python
+that tools/find_python.sh found; it needs nothing but the standard library. Prints one line per step
+with its seconds. Libraries' own output goes to set-up.log in the environment; its end is shown if a
+step fails.
 """
 
 from __future__ import annotations
@@ -20,22 +22,38 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 UV = "uv==0.13.9"
 PYTORCH_CPU_INDEX = "download.pytorch.org/whl/cpu"
-PIP_TO_UV = {"PIP_INDEX_URL": "UV_DEFAULT_INDEX", "PIP_EXTRA_INDEX_URL": "UV_INDEX", "PIP_FIND_LINKS": "UV_FIND_LINKS"}
-"""Variables with which users point pip at a mirror. uv reads none of them."""
+PIP_TO_UV = {
+    "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
+    "PIP_EXTRA_INDEX_URL": "UV_INDEX",
+    "PIP_FIND_LINKS": "UV_FIND_LINKS",
+}
+"""Variables with which users point pip at a mirror, and uv's names for them. uv reads none of pip's."""
 LOG_LINES = 15
 
 
 def main() -> int:
-    """Returns the exit status: 0, or 1 after the end of the failed step's output."""
+    """Return the exit status: 0, or 1 after the end of the failed step's output."""
     venv = ROOT / (sys.argv[1] if len(sys.argv) > 1 else ".venv")
     python = venv / "bin" / "python"
     environment = uv_environment(os.environ)
     say(f"Python {sys.version.split()[0]} ({sys.executable}) into {venv}")
     say(torch_source(environment))
     uv = [str(venv / "bin" / "uv"), "pip", "install", "--python", str(python)]
-    packages = ["--compile-bytecode", "--override", "requirements/overrides.txt", "-r", "requirements/cpu.lock"]
+    packages = [
+        "--compile-bytecode",
+        "--override",
+        "requirements/overrides.txt",
+        "-r",
+        "requirements/cpu.lock",
+    ]
     steps = {
-        "environment": [sys.executable, "-m", "venv", *([] if is_of_this_python(venv) else ["--clear"]), str(venv)],
+        "environment": [
+            sys.executable,
+            "-m",
+            "venv",
+            *([] if is_of_this_python(venv) else ["--clear"]),
+            str(venv),
+        ],
         "uv": [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV],
         "packages (some minutes on a slow line)": [*uv, *packages, torch_requirement()],
         "this checkout": [*uv, "--no-deps", "--no-build-isolation", "--editable", "."],
@@ -43,7 +61,14 @@ def main() -> int:
     }
     for number, (name, command) in enumerate(steps.items(), start=1):
         with progress(f"{number}/{len(steps)} {name}"):
-            result = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            result = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         if venv.is_dir():
             with (venv / "set-up.log").open("a") as log:
                 log.write(f"$ {' '.join(command)}\n{result.stdout}")
@@ -56,37 +81,52 @@ def main() -> int:
 
 
 def uv_environment(user: Mapping[str, str]) -> dict[str, str]:
-    """The user's environment, with pip's index variables under uv's names where those are not set."""
+    """Return the user's environment, with pip's index variables copied to uv's names unless those are set."""
     environment = dict(user)
     for pip_name, uv_name in PIP_TO_UV.items():
         if pip_name in user:
             environment.setdefault(uv_name, user[pip_name])
-    if "UV_INDEX" in environment:  # versions of all indexes are compared, as pip does; uv would take a package's first index alone
+    if "UV_INDEX" in environment:
+        # Compare versions of all indexes, as pip does; uv would take the first index that has a package.
         environment.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
     return environment
 
 
 def torch_source(environment: Mapping[str, str]) -> str:
-    """The line that says, before anything is downloaded, which torch will come and how large the environment gets."""
+    """Return a line about the torch build to come and the size of the environment.
+
+    It is printed before anything is downloaded.
+    """
     if environment.get("UV_TORCH_BACKEND") == "cpu" or PYTORCH_CPU_INDEX in environment.get("UV_INDEX", ""):
         return "torch: PyTorch's CPU build; about 4 GB on disk"
-    return "torch: PyPI's build with CUDA's libraries, 2.9 GB of downloads, 6.9 GB on disk; UV_TORCH_BACKEND=cpu takes the CPU build: 4 GB"
+    return (
+        "torch: PyPI's build with CUDA's libraries, 2.9 GB of downloads, 6.9 GB on disk; "
+        "UV_TORCH_BACKEND=cpu takes the CPU build: 4 GB"
+    )
 
 
 def torch_requirement() -> str:
-    """`torch==X` of requirements/base.txt. The lock leaves torch out: its file, and so its hash, depends on the index."""
+    """Return `torch==X` from requirements/base.txt.
+
+    The lock leaves torch out: its file, and so its hash, depends on the index.
+    """
     lines = (ROOT / "requirements" / "base.txt").read_text().splitlines()
     return next(line for line in lines if line.startswith("torch=="))
 
 
 def is_of_this_python(venv: Path) -> bool:
-    """Whether an environment is there already, made by a Python of the same minor version: packages then stay."""
-    return (venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}").is_dir() and (venv / "bin" / "python").exists()
+    """Whether an environment exists that a Python of the same minor version made.
+
+    Its packages then stay.
+    """
+    return (venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}").is_dir() and (
+        venv / "bin" / "python"
+    ).exists()
 
 
 @contextmanager
 def progress(step: str) -> Iterator[None]:
-    """Print a step's name with its seconds: counting on a terminal, once it is over elsewhere."""
+    """Print a step's name with its seconds: counting on a terminal, elsewhere once the step is over."""
     started, over = time.monotonic(), threading.Event()
 
     def count() -> None:
@@ -107,7 +147,7 @@ def progress(step: str) -> Iterator[None]:
 
 
 def say(line: str, file: object = None) -> None:
-    """One line of set-up's own."""
+    """Print one line of set-up's own."""
     print(f"set-up: {line}", file=file, flush=True)  # type: ignore[call-overload]
 
 

@@ -1,1 +1,1 @@
-"""The `selfemo` command: the only room that knows the terminal's arguments, on top of all others."""
+"""Define the `selfemo` command. Only this room, on top of all others, reads the terminal's arguments."""

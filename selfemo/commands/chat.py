@@ -1,9 +1,13 @@
-"""`selfemo chat`: talk with a trained model. It shows what it reads in you, and answers in an emotion.
+"""Talk with a trained model (`selfemo chat`): it shows the emotions it reads in you, and answers in
+an emotion.
 
-A turn is a turn of self-play with you in it: the recognizer samples answers for your line and their vote is what it reads; the responder
-samples replies for the target emotion; the recognizer reads every admissible reply without knowing the target, and the one that is
-read closest to it is said. The target is the emotion you chose, or else what was read in you (it mirrors you).
-What you type is data: it goes through the encoder that keeps chat-template markers plain text, and so does every reply.
+A turn is a turn of self-play with you as one speaker. The recognizer samples answers for your line,
+and their vote is its reading. The responder samples replies for the target emotion. The recognizer
+reads every admissible reply without knowing the target, and the reply that is read closest to it is
+said. The target is the emotion you chose, or else the model's reading of your line.
+
+Your input is data: like every reply, it goes through the encoder that keeps chat-template markers
+plain text.
 """
 
 from __future__ import annotations
@@ -38,38 +42,48 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model said."""
+    """A reply of the model, with its aim and its reading."""
 
     text: str
     target: tuple[str, ...]
     gates: tuple[Gate, ...]
-    """Gates it failed: not empty only where every candidate failed one."""
+    """Gates that the reply failed. Not empty only if every candidate failed one."""
     reading: Reading | None
-    """What the recognizer reads in it; None where a gate failed."""
+    """The recognizer's reading of the reply; None if a gate failed."""
 
 
 class Dialogue:
-    """A conversation under way."""
+    """A conversation in progress."""
 
     def __init__(
-        self, generator: Generator, prompts: PromptBuilder, config: SelfPlayConfig, score: SmoothedIoU, you: str, speaker: str, seed: int
+        self,
+        generator: Generator,
+        prompts: PromptBuilder,
+        config: SelfPlayConfig,
+        score: SmoothedIoU,
+        you: str,
+        speaker: str,
+        seed: int,
     ) -> None:
-        """`you` and `speaker`: names of the two sides, distinct."""
+        """Start a conversation between `you` and `speaker`, whose names must differ."""
         self._generator, self._prompts, self._config, self._score = generator, prompts, config, score
         self._recognizer, self._responder = Recognizer(prompts, config), Responder(prompts, config)
         self._you, self._speaker, self._seed = you, speaker, seed
         self._turns: list[Turn] = []
 
     def hear(self, text: str) -> Consensus:
-        """Add your line and read it: the vote of `recognizer_group_size` sampled answers."""
+        """Add your line and read it by the vote of `recognizer_group_size` sampled answers."""
         self._turns.append(Turn(self._you, text))
         prompt, size = self._prompts.recognize(self._turns), self._config.recognizer_group_size
         requests = [self._recognizer.request(prompt, self._sampling_seed("read", i)) for i in range(size)]
         return vote(self._recognizer.read_all(self._generator, requests), self._score)
 
     def answer(self, target: tuple[str, ...]) -> Reply:
-        """Say the best of `responder_group_size` replies to the last line, and add it."""
-        prompt, size = self._prompts.respond(self._turns, self._speaker, target), self._config.responder_group_size
+        """Sample `responder_group_size` replies to the last line, add the best one and return it."""
+        prompt, size = (
+            self._prompts.respond(self._turns, self._speaker, target),
+            self._config.responder_group_size,
+        )
         requests = [self._responder.request(prompt, self._sampling_seed("reply", i)) for i in range(size)]
         candidates = []
         for completion in self._generator.generate(requests):
@@ -83,7 +97,7 @@ class Dialogue:
         return reply
 
     def _closest(self, texts: Sequence[str], target: tuple[str, ...]) -> Reply | None:
-        """The text that is read closest to the target, the first of equals."""
+        """Choose the text that is read closest to the target, the first of equals."""
         if not texts:
             return None
         dialogues = [[*self._turns, Turn(self._speaker, text)] for text in texts]
@@ -98,30 +112,46 @@ class Dialogue:
 
 def chat(
     model: Annotated[Path, typer.Option(help="Hugging Face directory, such as runs/demo/model.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, such as selfplay.temperature=0.7.")] = None,
-    emotion: Annotated[str, typer.Option(help="Answer in this emotion (or up to three: joy,surprise); auto mirrors yours.")] = AUTO,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings to change, such as selfplay.temperature=0.7.")
+    ] = None,
+    emotion: Annotated[
+        str, typer.Option(help="Answer in this emotion (or up to three: joy,surprise); auto mirrors yours.")
+    ] = AUTO,
     speaker: Annotated[str, typer.Option(help="The model's name in the dialogue.")] = "Sam",
     you: Annotated[str, typer.Option(help="Your name in the dialogue.")] = "Alex",
-    labels: Annotated[str, typer.Option(help="Label set, separated by commas; by default that of --corpus.")] = "",
-    corpus: Annotated[str, typer.Option(help="Corpus whose label set is used; by default the one of the model's run.")] = "",
+    labels: Annotated[
+        str, typer.Option(help="Label set, separated by commas; by default that of --corpus.")
+    ] = "",
+    corpus: Annotated[
+        str, typer.Option(help="Corpus whose label set is used; by default the one of the model's run.")
+    ] = "",
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 1,
 ) -> None:
-    """Talk with a finished model: it shows what it reads in you and answers in an emotion. Reads a pipe too."""
+    """Talk with a finished model: it shows what it reads in you and answers in an emotion. Reads a
+    pipe too."""
     from selfemo.evaluation.evaluate import prompts_of, smoothed_iou
     from selfemo.inference.engines import StandaloneEngines
 
     names = clean_speaker(you), clean_speaker(speaker)
     if names[0].lower() == names[1].lower():
-        raise UserError(f"--you and --speaker are both {names[0]!r}: expected two names, since prompts tell the two sides apart by them")
+        raise UserError(
+            f"--you and --speaker are both {names[0]!r}: expected two names, "
+            "since prompts tell the two sides apart by them"
+        )
     found = find_model(model, overrides or [])
     label_set = _label_set(labels, corpus, found)
     target = None if emotion == AUTO else parse_target(emotion, label_set, "--emotion")
     prompts = prompts_of(found, label_set)
     console = plain_console(soft_wrap=True)
-    console.print(f"{model}, settings from {found.settings_from}; emotions: {SEPARATOR.join(label_set)}", style="dim")
+    console.print(
+        f"{model}, settings from {found.settings_from}; emotions: {SEPARATOR.join(label_set)}", style="dim"
+    )
     console.print(f"{names[1]} answers in {_rule(target)}.  {HELP}", style="dim")
     generator = StandaloneEngines().generator(found)
-    dialogue = Dialogue(generator, prompts, found.config.selfplay, smoothed_iou(found, label_set), *names, seed)
+    dialogue = Dialogue(
+        generator, prompts, found.config.selfplay, smoothed_iou(found, label_set), *names, seed
+    )
     try:
         converse(dialogue, _lines(names[0]), label_set, target, names[1], console)
     except KeyboardInterrupt:
@@ -129,9 +159,15 @@ def chat(
 
 
 def converse(
-    dialogue: Dialogue, lines: Iterator[str], labels: tuple[str, ...], target: tuple[str, ...] | None, name: str, console: Console
+    dialogue: Dialogue,
+    lines: Iterator[str],
+    labels: tuple[str, ...],
+    target: tuple[str, ...] | None,
+    name: str,
+    console: Console,
 ) -> None:
-    """Answer line after line until /quit or the end of input; a mistyped command is told and changes nothing."""
+    """Answer line after line until /quit or the end of input. A mistyped command is reported and
+    changes nothing."""
     for line in lines:
         text = clean_line(line)
         if text == "/quit":
@@ -150,10 +186,11 @@ def converse(
 
 
 def parse_target(text: str, labels: tuple[str, ...], where: str) -> tuple[str, ...]:
-    """Target emotions as typed: "joy", or "joy, surprise".
+    """Parse target emotions as typed: "joy", or "joy, surprise".
 
     Raises:
-        UserError: an unknown label, with the nearest known one; a repeated label, or more than three.
+        UserError: an unknown label, with the nearest known one; a repeated label, or more than
+            three.
     """
     parts = [part.strip().lower() for part in text.split(",")]
     check_labels(parts, labels, where)
@@ -164,11 +201,13 @@ def parse_target(text: str, labels: tuple[str, ...], where: str) -> tuple[str, .
 
 
 def fallback_emotion(labels: tuple[str, ...]) -> str:
-    """What to answer in where nothing could be read: neutral where the set has it."""
+    """Choose the emotion to answer in if nothing could be read: neutral if the set has it."""
     return NEUTRAL if NEUTRAL in labels else labels[0]
 
 
-def _command(text: str, labels: tuple[str, ...], target: tuple[str, ...] | None, console: Console) -> tuple[str, ...] | None:
+def _command(
+    text: str, labels: tuple[str, ...], target: tuple[str, ...] | None, console: Console
+) -> tuple[str, ...] | None:
     word, _, rest = text.partition(" ")
     if word != "/emotion" or not rest:
         console.print(HELP, style="dim")
@@ -179,11 +218,14 @@ def _command(text: str, labels: tuple[str, ...], target: tuple[str, ...] | None,
 
 
 def _lines(name: str) -> Iterator[str]:
-    """What you type, or a pipe's lines, echoed so that the output reads as a dialogue. Bytes that are no text become U+FFFD."""
+    """Yield the lines you type, or a pipe's lines, which are echoed so that the output reads as a dialogue.
+
+    Bytes that are not text become U+FFFD.
+    """
     if sys.stdin.isatty():
         import readline
 
-        readline.set_auto_history(True)  # importing it is what gives input() line editing
+        readline.set_auto_history(True)  # importing it gives input() line editing
         while True:
             try:
                 yield input(f"{name}: ")
@@ -222,4 +264,9 @@ def _outcome(reply: Reply) -> str:
     aim = f"meant as {SEPARATOR.join(reply.target)}"
     if reply.gates:
         return f"{aim}; no sampled reply passed the gates, this one failed: {', '.join(reply.gates)}"
-    return f"{aim}, read back as {SEPARATOR.join(reply.reading.labels) if isinstance(reply.reading, Answer) else 'nothing in the grammar'}"
+    reading = (
+        SEPARATOR.join(reply.reading.labels)
+        if isinstance(reply.reading, Answer)
+        else "nothing in the grammar"
+    )
+    return f"{aim}, read back as {reading}"

@@ -1,4 +1,5 @@
-"""What the two conversion commands share: a progress bar in bytes with the tensor's name, and errors as one line with status 2."""
+"""Run the two conversion commands: a progress bar in bytes with the tensor's name, and one line
+with status 2 for an error."""
 
 from __future__ import annotations
 
@@ -7,7 +8,14 @@ import time
 from collections.abc import Callable
 
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from selfemo.common.errors import EXIT_USER_ERROR, UserError
 from selfemo.process.plain_console import plain_console
@@ -19,10 +27,17 @@ def run_conversion(convert: Callable[[Report], Conversion], total_bytes: Callabl
     """Run a conversion under a progress bar on stderr and print one line about it.
 
     Args:
-        total_bytes: bytes the bar runs to; asked for first, so that it may raise UserError as well.
+        total_bytes: returns the bytes at which the bar ends. It is called first, so that it may
+            raise UserError as well.
     """
     console = plain_console(stderr=True)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    columns = (
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     started = time.perf_counter()
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -33,4 +48,7 @@ def run_conversion(convert: Callable[[Report], Conversion], total_bytes: Callabl
         sys.exit(EXIT_USER_ERROR)
     seconds = time.perf_counter() - started
     verified = ", every tensor verified bitwise" if done.verified else ""
-    print(f"{done.tensors} tensors, {done.bytes:,} bytes in {seconds:.1f} s ({done.bytes / seconds / 1e9:.2f} GB/s){verified}")
+    print(
+        f"{done.tensors} tensors, {done.bytes:,} bytes in {seconds:.1f} s "
+        f"({done.bytes / seconds / 1e9:.2f} GB/s){verified}"
+    )

@@ -1,4 +1,4 @@
-"""`selfemo corpus`: check a corpus, show its figures, measure what two corpora share."""
+"""Check a corpus, show its figures, or measure the texts that two corpora share (`selfemo corpus`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Annotated
 
 import typer
 
-from selfemo.commands.corpus_tables import counts_table, labels_table, lengths_table, overlap_table, transitions_table
+from selfemo.commands.corpus_tables import (
+    counts_table,
+    labels_table,
+    lengths_table,
+    overlap_table,
+    transitions_table,
+)
 from selfemo.common.errors import UserError
 from selfemo.common.files import check_target, new_file
 from selfemo.corpora.check import check_corpus
@@ -22,9 +28,14 @@ from selfemo.process.plain_console import plain_console
 app = typer.Typer(help="Look at the dialogues a run reads.", no_args_is_help=True)
 
 CorpusArgument = Annotated[
-    str, typer.Argument(help="A corpus's name (meld, emorynlp, everyday, ...) or the path of its directory or file.")
+    str,
+    typer.Argument(
+        help="A corpus's name (meld, emorynlp, everyday, ...) or the path of its directory or file."
+    ),
 ]
-FormatOption = Annotated[str, typer.Option("--format", help="Format of a path, where its files do not show it.")]
+FormatOption = Annotated[
+    str, typer.Option("--format", help="Format of a path, where its files do not show it.")
+]
 
 
 @app.command()
@@ -34,7 +45,8 @@ def check(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here as JSON.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Problems shown; 0 shows all.")] = 50,
 ) -> None:
-    """Validate a corpus: counts, label shares, majority baselines and every problem with its line (exit status 2 where there is one)."""
+    """Validate a corpus: counts, label shares, majority baselines and every problem with its line
+    (exit status 2 if there is one)."""
     if json_file is not None:
         check_target(json_file, "--json")
     report = check_corpus(corpus, name)
@@ -54,7 +66,9 @@ def check(
     if len(shown) < len(report.problems):
         console.print(f"... and {len(report.problems) - len(shown)} more (--limit 0 shows all)")
     if report.problems:
-        raise UserError(f"{report.path}: {len(report.problems)} problems, listed above: mend them and check again")
+        raise UserError(
+            f"{report.path}: {len(report.problems)} problems, listed above: correct them and check again"
+        )
     console.print("no problems")
 
 
@@ -62,9 +76,12 @@ def check(
 def stats(
     corpus: CorpusArgument = AUTO,
     name: FormatOption = AUTO,
-    plot: Annotated[Path | None, typer.Option(help="Draw label shares, lengths and transitions into this .png, .svg or .pdf.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw label shares, lengths and transitions into this .png, .svg or .pdf."),
+    ] = None,
 ) -> None:
-    """Lengths of turns and dialogues per split, and how one emotion follows another in train."""
+    """Show lengths of turns and dialogues per split, and how one emotion follows another in train."""
     if plot is not None:
         if plot.suffix not in (".png", ".svg", ".pdf"):
             raise UserError(f"--plot {plot}: expected a .png, .svg or .pdf file: name one")
@@ -81,13 +98,21 @@ def stats(
 @app.command()
 def overlap(
     corpus: CorpusArgument,
-    other: Annotated[str, typer.Argument(help="The corpus whose training split is compared: a name or a path.")],
+    other: Annotated[
+        str, typer.Argument(help="The corpus whose training split is compared: a name or a path.")
+    ],
 ) -> None:
-    """Long texts of CORPUS, per split, that also occur in the training split of OTHER."""
+    """Count the long texts of CORPUS, per split, that also occur in the training split of OTHER."""
     loaded, compared = _read(corpus, AUTO), _read(other, AUTO)
     train_texts = texts_of(compared.split("train"))
-    found = {name: measure_overlap(texts_of(loaded.split(name)), train_texts) for name in SPLITS if loaded.split(name)}
-    plain_console().print(overlap_table(f"Long texts of {loaded.name} that occur in {compared.name} train", found))
+    found = {
+        name: measure_overlap(texts_of(loaded.split(name)), train_texts)
+        for name in SPLITS
+        if loaded.split(name)
+    }
+    plain_console().print(
+        overlap_table(f"Long texts of {loaded.name} that occur in {compared.name} train", found)
+    )
 
 
 def _read(corpus: str, name: str) -> Corpus:

@@ -1,4 +1,4 @@
-"""A corpus's figures as terminal tables, at most 80 columns wide for the public corpora."""
+"""Show a corpus's figures as terminal tables, at most 80 columns wide for the public corpora."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from selfemo.corpora.stats import corpus_stats, transition_shares
 
 
 def counts_table(report: CorpusCheck) -> Table:
-    """Dialogues, turns and the majority baseline per split."""
+    """Show dialogues, turns and the majority baseline per split."""
     headings = ("split", "dialogues", "turns", "labelled", "majority", "accuracy", "weighted F1", "macro F1")
     table = _table("Counts, and the scores of always answering train's most frequent label", *headings)
     for s in report.splits:
         scores = (s.majority.accuracy, s.majority.weighted_f1, s.majority.macro_f1)
         counts = (s.dialogues, s.turns, s.labelled_turns)
-        table.add_row(s.split, *(f"{count:,}" for count in counts), s.majority.label, *(f"{score:.4f}" for score in scores))
+        table.add_row(
+            s.split,
+            *(f"{count:,}" for count in counts),
+            s.majority.label,
+            *(f"{score:.4f}" for score in scores),
+        )
     return table
 
 
 def labels_table(report: CorpusCheck) -> Table:
-    """Turns by primary label and split."""
+    """Show turns by primary label and split."""
     table = _table("Primary labels: turns (% of labelled)", "label", *(s.split for s in report.splits))
     for i, label in enumerate(report.labels):
         cells = [(s.label_counts[i][1], s.labelled_turns) for s in report.splits]
@@ -32,17 +37,28 @@ def labels_table(report: CorpusCheck) -> Table:
 
 
 def lengths_table(corpus: Corpus) -> Table:
-    """Turns per dialogue, words per turn, and how many turns carry more than one label."""
+    """Show turns per dialogue, words per turn, and how many turns carry more than one label."""
     headings = ("split", "dialogues", "turns", "turns each", "most", "words each", "95%", "multi", "votes")
     table = _table(f"{corpus.name}: turns of a dialogue and words of a turn (medians)", *headings)
     for s in corpus_stats(corpus):
-        figures = (s.dialogues, s.turns, s.turns_median, s.turns_max, s.words_median, s.words_p95, s.multi_label_turns, s.voted_turns)
-        table.add_row(s.split, *(f"{figure:,g}" if isinstance(figure, float) else f"{figure:,}" for figure in figures))
+        figures = (
+            s.dialogues,
+            s.turns,
+            s.turns_median,
+            s.turns_max,
+            s.words_median,
+            s.words_p95,
+            s.multi_label_turns,
+            s.voted_turns,
+        )
+        table.add_row(
+            s.split, *(f"{figure:,g}" if isinstance(figure, float) else f"{figure:,}" for figure in figures)
+        )
     return table
 
 
 def transitions_table(corpus: Corpus) -> Table:
-    """The training split's emotion transitions."""
+    """Show how one emotion follows another in the training split."""
     table = _table("Next turn's emotion in train, % of a row", "this turn", *corpus.labels)
     for label, row in zip(corpus.labels, transition_shares(corpus.split("train"), corpus.labels)):
         table.add_row(label, *(f"{100 * share:.0f}" for share in row))
@@ -50,10 +66,15 @@ def transitions_table(corpus: Corpus) -> Table:
 
 
 def overlap_table(title: str, overlaps: dict[str, Overlap]) -> Table:
-    """Shared long texts by split."""
+    """Show the number of shared long texts by split."""
     table = _table(title, "split", "long texts", "shared", "%")
     for split, found in overlaps.items():
-        table.add_row(split, f"{found.long_texts:,}", f"{found.shared:,}", f"{100 * found.shared / max(1, found.long_texts):.1f}")
+        table.add_row(
+            split,
+            f"{found.long_texts:,}",
+            f"{found.shared:,}",
+            f"{100 * found.shared / max(1, found.long_texts):.1f}",
+        )
     return table
 
 

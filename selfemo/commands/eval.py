@@ -1,6 +1,7 @@
-"""`selfemo eval`: one model, or two on the same turns, on a split of a corpus.
+"""Evaluate one model, or two on the same turns, on a split of a corpus (`selfemo eval`).
 
-Generating needs engines, which this room must not know: whoever assembles the command line passes in how to get them.
+Generating needs engines, which this room must not know: the code that assembles the command line
+passes in a way to open them.
 """
 
 from __future__ import annotations
@@ -18,30 +19,52 @@ from selfemo.evaluation.options import EvaluationOptions, Scoring, Split
 from selfemo.inference.finished_model import Engines
 
 REDIRECTED_WIDTH = 110
-"""Columns of a report that goes to a file or pipe, which has no width of its own."""
+"""Width in columns of a report that goes to a file or pipe, which has no width of its own."""
 
 
 def build_command(open_engines: Callable[[], Engines]) -> Callable[..., None]:
-    """The command; `open_engines` is called once, after all input was checked."""
+    """Build the command. It calls `open_engines` once, after checking all input."""
 
     def evaluate(
         model: Annotated[Path, typer.Option(help="Hugging Face directory, such as runs/demo/model.")],
-        overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change, such as corpus.history_turns=2.")] = None,
-        corpus: Annotated[str, typer.Option(help="A corpus's name or path; by default the one of the model's run.")] = "",
+        overrides: Annotated[
+            list[str] | None, typer.Argument(help="Settings to change, such as corpus.history_turns=2.")
+        ] = None,
+        corpus: Annotated[
+            str, typer.Option(help="A corpus's name or path; by default the one of the model's run.")
+        ] = "",
         split: Annotated[Split, typer.Option(help="Split to evaluate.")] = "dev",
-        json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure and answer here.")] = None,
-        against: Annotated[Path | None, typer.Option(help="A second model: paired intervals of the difference.")] = None,
-        scoring: Annotated[Scoring, typer.Option(help="Greedy generation, or the likelihood of each label.")] = "generate",
-        votes: Annotated[int, typer.Option(min=0, help="Sampled answers per turn for calibration (generate); 0 for none.")] = 8,
+        json_file: Annotated[
+            Path | None, typer.Option("--json", help="Write every figure and answer here.")
+        ] = None,
+        against: Annotated[
+            Path | None, typer.Option(help="A second model: paired intervals of the difference.")
+        ] = None,
+        scoring: Annotated[
+            Scoring, typer.Option(help="Greedy generation, or the likelihood of each label.")
+        ] = "generate",
+        votes: Annotated[
+            int, typer.Option(min=0, help="Sampled answers per turn for calibration (generate); 0 for none.")
+        ] = 8,
         limit: Annotated[int, typer.Option(min=0, help="Only the first N turns; 0 for all.")] = 0,
-        expression: Annotated[bool, typer.Option("--expression", help="Also let the model answer at given emotions.")] = False,
-        recognizer: Annotated[Path | None, typer.Option(help="With --expression: the frozen model that reads the answers.")] = None,
+        expression: Annotated[
+            bool, typer.Option("--expression", help="Also let the model answer at given emotions.")
+        ] = False,
+        recognizer: Annotated[
+            Path | None, typer.Option(help="With --expression: the frozen model that reads the answers.")
+        ] = None,
         seed: Annotated[int, typer.Option(help="Of sampling and of the bootstrap.")] = 1,
     ) -> None:
-        """Evaluate a finished model: recognition with intervals, calibration, expression, signs of collapse."""
+        """Evaluate a finished model: recognition with intervals, calibration, expression, signs of
+        collapse."""
         if expression != (recognizer is not None):
-            raise UserError("--expression and --recognizer DIR go together: the frozen model that reads the replies, such as the SFT model")
-        options = EvaluationOptions(model, against, recognizer, tuple(overrides or ()), corpus, split, limit, scoring, votes, seed)
+            raise UserError(
+                "--expression and --recognizer DIR go together: the frozen model that reads the replies, "
+                "such as the SFT model"
+            )
+        options = EvaluationOptions(
+            model, against, recognizer, tuple(overrides or ()), corpus, split, limit, scoring, votes, seed
+        )
         from selfemo.evaluation.results import as_json, write_json
         from selfemo.evaluation.run import run_evaluation
         from selfemo.evaluation.tables import render

@@ -1,4 +1,4 @@
-"""`selfemo flywheel list`, `show`, `export` and `replay`: what self-play recorded, and the same turn generated again."""
+"""Show and export the records of self-play, and generate a recorded turn again (`selfemo flywheel`)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ RecordArgument = Annotated[int, typer.Argument(help="Record id, as `list` shows 
 
 def list_records(
     run: RunArgument,
-    kept: Annotated[bool | None, typer.Option("--kept/--dropped", help="Only records that were kept, or dropped.")] = None,
+    kept: Annotated[
+        bool | None, typer.Option("--kept/--dropped", help="Only records that were kept, or dropped.")
+    ] = None,
     role: Annotated[RoleName | None, typer.Option(help="Only records of this role.")] = None,
     label: Annotated[str | None, typer.Option(help="Only records with this primary label.")] = None,
-    reason: Annotated[str | None, typer.Option(help='Only records with this reason, such as "near duplicate".')] = None,
+    reason: Annotated[
+        str | None, typer.Option(help='Only records with this reason, such as "near duplicate".')
+    ] = None,
     after: Annotated[int, typer.Option(min=0, help="Only records with a greater id.")] = 0,
     limit: Annotated[int, typer.Option(min=0, help="Most records to show; 0 shows the summary alone.")] = 20,
 ) -> None:
@@ -58,25 +62,25 @@ def export_records(
     out: Annotated[Path, typer.Argument(help="New .jsonl file; labels.json is written beside it.")],
     role: Annotated[RoleName | None, typer.Option(help="Only records of this role.")] = None,
 ) -> None:
-    """Write what was kept as a training corpus in the project's JSONL."""
+    """Write the kept records as a training corpus in the project's JSONL."""
     with closing(open_store(run)) as store:
         count = export_jsonl(store, out, role)
     plain_console().print(printable(f"{out}: {count} dialogues"))
 
 
 def open_store(run: Path) -> FlywheelStore:
-    """The store of a run directory, or the file itself; UserError where there is none."""
+    """Open the store of a run directory, or the file itself; UserError if there is none."""
     return FlywheelStore(run / FLYWHEEL_NAME if run.is_dir() else run)
 
 
 def summary_line(totals: list[Total]) -> str:
-    """How many groups were offered and kept."""
+    """Say how many groups were offered and kept."""
     offered, kept = sum(t.count for t in totals), sum(t.count for t in totals if t.kept)
     return f"{offered} groups offered, {kept} kept" + (f" ({kept / offered:.1%})" if offered else "")
 
 
 def summary_table(totals: list[Total]) -> Table:
-    """Counts by outcome, and for what was kept by label."""
+    """Count records by outcome, and the kept ones also by label."""
     table = Table("outcome", "reason", "role", "label", "records")
     merged: dict[tuple[str, str, str, str], int] = {}
     for t in totals:
@@ -88,29 +92,42 @@ def summary_table(totals: list[Total]) -> Table:
 
 
 def records_table(records: list[Record]) -> Table:
-    """One line per record."""
+    """Show one line per record."""
     table = Table("id", "iter", "role", "labels", "sIoU", "agree", "outcome", "text")
     for r in records:
         outcome = f"{'kept' if r.kept else 'dropped'}: {r.reason}"
-        row = [str(r.record_id), str(r.iteration), r.role, ", ".join(r.labels), f"{r.score:.2f}", f"{r.agreement:.2f}", outcome]
+        row = [
+            str(r.record_id),
+            str(r.iteration),
+            r.role,
+            ", ".join(r.labels),
+            f"{r.score:.2f}",
+            f"{r.agreement:.2f}",
+            outcome,
+        ]
         table.add_row(*map(printable, row), _cut(r.text, 60))
     return table
 
 
 def provenance_lines(r: Record) -> list[str]:
-    """A record in words."""
+    """Describe a record in words, one line per element."""
     parent = f", continues record {r.parent}" if r.parent is not None else ""
     lines = [
         f"record {r.record_id}: {r.role}, {'kept' if r.kept else 'dropped'} ({r.reason})",
-        f"iteration {r.iteration}, episode {r.episode}, turn {r.turn}, weights {r.weight_version}, from {r.source}{parent}",
-        f"gold {', '.join(r.gold) or '-'}; target {', '.join(r.target) or '-'}; sIoU {r.score:.3f}; agreement {r.agreement:.3f}",
+        f"iteration {r.iteration}, episode {r.episode}, turn {r.turn}, "
+        f"weights {r.weight_version}, from {r.source}{parent}",
+        f"gold {', '.join(r.gold) or '-'}; target {', '.join(r.target) or '-'}; "
+        f"sIoU {r.score:.3f}; agreement {r.agreement:.3f}",
     ]
-    lines += [f"  {turn.speaker}: {turn.text}" + (f"  [{', '.join(turn.labels)}]" if turn.labels else "") for turn in r.dialogue]
+    lines += [
+        f"  {turn.speaker}: {turn.text}" + (f"  [{', '.join(turn.labels)}]" if turn.labels else "")
+        for turn in r.dialogue
+    ]
     return list(map(printable, lines))
 
 
 def candidates_table(r: Record) -> Table:
-    """Every candidate with its rewards."""
+    """Show every candidate with its rewards."""
     table = Table("seed", "text", "read as", "gates", "sIoU", *map(printable, r.components))
     for c in r.candidates:
         rewards = [f"{value:.3f}" for value in c.rewards]
@@ -120,8 +137,14 @@ def candidates_table(r: Record) -> Table:
 
 
 def replay_table(result: Replay) -> Table:
-    """Every candidate, recorded against replayed."""
-    table = Table("seed", "tokens", "replayed", "result", title=f"record {result.record.record_id}, weights {result.record.weight_version}")
+    """Show every candidate, recorded against replayed."""
+    table = Table(
+        "seed",
+        "tokens",
+        "replayed",
+        "result",
+        title=f"record {result.record.record_id}, weights {result.record.weight_version}",
+    )
     for c in result.candidates:
         outcome = "equal" if c.equal else f"differs from token {c.first_difference}"
         table.add_row(str(c.seed), str(len(c.recorded_ids)), str(len(c.replayed_ids)), outcome)
@@ -129,7 +152,7 @@ def replay_table(result: Replay) -> Table:
 
 
 def _cut(text: str, width: int) -> str:
-    """Text for a table cell."""
+    """Cut a text to the width of a table cell."""
     return printable(text if len(text) <= width else text[: width - 3] + "...")
 
 
@@ -144,10 +167,15 @@ def replay_record(
     run: RunArgument,
     record: RecordArgument,
     model: Annotated[
-        Path | None, typer.Option(help="Hugging Face directory with the record's weights; by default they are looked for in the run.")
+        Path | None,
+        typer.Option(
+            help=(
+                "Hugging Face directory with the record's weights; by default they are looked for in the run."
+            )
+        ),
     ] = None,
 ) -> None:
-    """Generate a recorded turn again from its seeds and compare; exit status 1 where anything differs."""
+    """Generate a recorded turn again from its seeds and compare; exit status 1 if anything differs."""
     with closing(open_store(run)) as store:
         found = store.read(record)
     run_dir = run if run.is_dir() else run.parent

@@ -1,6 +1,8 @@
-"""The `selfemo` command. Commands import what they need when they run: `--help` and checks of input stay fast.
+"""Assemble the `selfemo` command. Commands import their libraries when they run, so `--help` and
+input checks stay fast.
 
-A UserError is printed as one line and exits with status 2; anything else is a bug and keeps its traceback.
+A UserError is printed as one line and exits with status 2. Any other error is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -21,9 +23,14 @@ from selfemo.commands.report import report
 from selfemo.common.errors import EXIT_USER_ERROR, UserError
 from selfemo.inference.engines import StandaloneEngines
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
+)
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML file; every field has a default (docs/configuration.md).")]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML file; every field has a default (docs/configuration.md)."),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.learning_rate=1e-4.")]
 
 
@@ -32,15 +39,27 @@ def train(
     config: ConfigOption = None,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything that can be checked without a process group, then stop.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Check everything that can be checked without a process group, then stop."
+        ),
     ] = False,
-    nodes: Annotated[int, typer.Option(min=1, envvar="GROUP_WORLD_SIZE", help="With --dry-run: machines the run will have.")] = 1,
+    nodes: Annotated[
+        int,
+        typer.Option(min=1, envvar="GROUP_WORLD_SIZE", help="With --dry-run: machines the run will have."),
+    ] = 1,
     processes_per_node: Annotated[
-        int, typer.Option(min=1, envvar="LOCAL_WORLD_SIZE", help="With --dry-run: processes on each (one per GPU).")
+        int,
+        typer.Option(
+            min=1, envvar="LOCAL_WORLD_SIZE", help="With --dry-run: processes on each (one per GPU)."
+        ),
     ] = 1,
     gpu: Annotated[
         str,
-        typer.Option(help="With --dry-run: print the plan for this kind of GPU, such as h100-80g; weights and corpus may be missing yet."),
+        typer.Option(
+            help="With --dry-run: print the plan for this kind of GPU, such as h100-80g; "
+            "weights and corpus may be missing yet."
+        ),
     ] = "",
 ) -> None:
     """Train: SFT start, then SELF-GRPO by self-play. Run it under torchrun."""

@@ -1,4 +1,4 @@
-"""`selfemo plan`: what a run will need and take, before any GPU is allocated."""
+"""Print the memory, traffic and time of a run before any GPU is allocated (`selfemo plan`)."""
 
 from __future__ import annotations
 
@@ -21,27 +21,44 @@ from selfemo.planning.sync import distinct_pair_bytes
 from selfemo.planning.workload import workload_of
 
 MAX_GPUS = 16_384
-"""The search for layouts and the table of rank pairs grow with the world: beyond this the command would not answer in seconds."""
+"""Largest world that is planned for. The search for layouts and the table of rank pairs grow with
+the world: beyond this the command would not answer in seconds."""
 
 
 def plan(
-    overrides: Annotated[list[str] | None, typer.Argument(help="Overrides such as parallel.tensor=4.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Overrides such as parallel.tensor=4.")
+    ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of the run.")] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs in each.")] = 8,
-    gpu: Annotated[str, typer.Option(help="a100-40g, a100-80g, h100-80g, h200-141g or b200-180g.")] = "h100-80g",
-    model: Annotated[str, typer.Option(help="A published model by name (qwen3-8b), instead of the configuration's.")] = "",
-    prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Mean prompt length, where measured.")] = None,
-    answer_tokens: Annotated[float | None, typer.Option(min=1, help="Mean recognizer answer, where measured.")] = None,
-    utterance_tokens: Annotated[float | None, typer.Option(min=1, help="Mean responder utterance, where measured.")] = None,
-    accuracy: Annotated[bool, typer.Option("--accuracy", help="Print published step times beside the planner's, and stop.")] = False,
+    gpu: Annotated[
+        str, typer.Option(help="a100-40g, a100-80g, h100-80g, h200-141g or b200-180g.")
+    ] = "h100-80g",
+    model: Annotated[
+        str, typer.Option(help="A published model by name (qwen3-8b), instead of the configuration's.")
+    ] = "",
+    prompt_tokens: Annotated[
+        float | None, typer.Option(min=1, help="Mean prompt length, where measured.")
+    ] = None,
+    answer_tokens: Annotated[
+        float | None, typer.Option(min=1, help="Mean recognizer answer, where measured.")
+    ] = None,
+    utterance_tokens: Annotated[
+        float | None, typer.Option(min=1, help="Mean responder utterance, where measured.")
+    ] = None,
+    accuracy: Annotated[
+        bool, typer.Option("--accuracy", help="Print published step times beside the planner's, and stop.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Memory per rank and phase, sync bytes, step time, checkpoint size, and the best layouts. Needs no GPU."""
+    """Memory per rank and phase, sync bytes, step time, checkpoint size, and the best layouts.
+    Needs no GPU."""
     if accuracy:
         print_accuracy(Console())
         return
-    # As model.path, so that the configuration is not checked against the model it would initialise.
+    # The name is set as model.path, so that the configuration is not checked against the model it would
+    # initialise.
     settings = read_config(config, [*(overrides or []), *([f"model.path={model}"] if model else [])])
     _refuse_beyond_bounds(settings, nodes * gpus_per_node, prompt_tokens, answer_tokens, utterance_tokens)
     hardware = gpu_by_name(gpu)
@@ -62,16 +79,30 @@ def plan(
 
 
 def _refuse_beyond_bounds(
-    settings: RunConfig, gpus: int, prompt_tokens: float | None, answer_tokens: float | None, utterance_tokens: float | None
+    settings: RunConfig,
+    gpus: int,
+    prompt_tokens: float | None,
+    answer_tokens: float | None,
+    utterance_tokens: float | None,
 ) -> None:
-    """UserError where the world is larger than is planned for, or a measured mean is above the most there can be."""
+    """Raise UserError if the world is larger than MAX_GPUS, or a measured mean is above its maximum."""
     if gpus > MAX_GPUS:
-        raise UserError(f"--nodes x --gpus-per-node is {gpus:,} GPUs; expected at most {MAX_GPUS:,}: plan for fewer")
+        raise UserError(
+            f"--nodes x --gpus-per-node is {gpus:,} GPUs; expected at most {MAX_GPUS:,}: plan for fewer"
+        )
     play = settings.selfplay
     for option, value, most, limit in (
         ("--prompt-tokens", prompt_tokens, settings.model.max_length, "model.max_length"),
-        ("--answer-tokens", answer_tokens, play.max_recognizer_tokens, "the caps of selfplay on the recognizer"),
+        (
+            "--answer-tokens",
+            answer_tokens,
+            play.max_recognizer_tokens,
+            "the caps of selfplay on the recognizer",
+        ),
         ("--utterance-tokens", utterance_tokens, play.max_utterance_tokens, "selfplay.max_utterance_tokens"),
     ):
         if value is not None and value > most:
-            raise UserError(f"{option}={value:g} is above {limit}, {most}: a mean cannot be; lower it or raise the limit")
+            raise UserError(
+                f"{option}={value:g} is above {limit}, {most}: a mean cannot exceed it; "
+                "lower it or raise the limit"
+            )

@@ -1,7 +1,7 @@
-"""Everything a user can get wrong, checked in seconds, before processes start.
+"""Check a run's settings, files and packages in seconds, before processes start.
 
-torchrun turns any failure of a worker into a traceback of its own, so launch scripts call `selfemo train --dry-run` first and
-start torchrun only when it passes.
+torchrun turns any failure of a worker into a traceback of its own. Launch scripts therefore call
+`selfemo train --dry-run` first and start torchrun only if it passes.
 """
 
 from __future__ import annotations
@@ -28,24 +28,36 @@ DEPENDENCIES = (
 
 
 def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str:
-    """Check dependencies, layout, model directory, output directory and corpus; returns one line that says what will run.
+    """Check dependencies, layout, model directory, output directory and corpus.
 
     Args:
-        planning: nothing is about to start: a published model's weights and a corpus may be missing yet, and a line more names each.
+        planning: nothing is about to start. A published model's weights and a corpus may be missing
+            yet; one more line names each.
+
+    Returns:
+        One line that describes the run.
 
     Raises:
-        UserError: the first thing that is wrong.
+        UserError: the first problem found.
     """
     check_dependencies()
     if config.tracking.wandb != "none" and importlib.util.find_spec("wandb") is None:
-        raise UserError(f"tracking.wandb={config.tracking.wandb}, but package wandb is not installed: pip install 'selfemo[wandb]'")
+        raise UserError(
+            f"tracking.wandb={config.tracking.wandb}, but package wandb is not installed: "
+            "pip install 'selfemo[wandb]'"
+        )
     check_layout(config, world_size, by_name=planning)
     missing = []
     if config.model.path and not Path(config.model.path).is_dir():
-        missing.append(f"model.path={config.model.path} is not there yet: planned as the published {Path(config.model.path).name}")
+        missing.append(
+            f"model.path={config.model.path} is not there yet: "
+            f"planned as the published {Path(config.model.path).name}"
+        )
     run = RunDirectory.check(config)
     try:
-        told_corpus = _summary(load_training_corpus(config.corpus.name, config.corpus.path, config.corpus.hold_out))
+        told_corpus = _summary(
+            load_training_corpus(config.corpus.name, config.corpus.path, config.corpus.hold_out)
+        )
     except CorpusAbsent as error:
         if not planning:
             raise
@@ -57,7 +69,8 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str
     data_parallel = world_size // (parallel.tensor * parallel.pipeline * parallel.context)
     context = f"context {parallel.context} x " if parallel.context > 1 else ""
     summary = (
-        f"{run.root}: {world_size} processes = tensor {parallel.tensor} x pipeline {parallel.pipeline} x {context}data {data_parallel}; "
+        f"{run.root}: {world_size} processes = tensor {parallel.tensor} "
+        f"x pipeline {parallel.pipeline} x {context}data {data_parallel}; "
         f"{told_corpus}; {config.sft.steps} SFT steps, {config.iterations} SELF-GRPO iterations"
     )
     return "\n".join([summary, *(f"missing for a launch: {what}" for what in missing)])
@@ -67,27 +80,35 @@ def check_layout(config: RunConfig, world_size: int, by_name: bool = False) -> N
     """Refuse a layout that does not divide the world or the model.
 
     Args:
-        by_name: where model.path is no directory, its last part may name a published model.
+        by_name: if model.path is no directory, its last part may name a published model.
 
     Raises:
-        UserError: every violation at once, each with its fields and sizes; or the model directory cannot be read.
+        UserError: every violation at once, each with its fields and sizes; or the model directory
+            cannot be read.
     """
     path = config.model.path
     if path and not Path(path).is_dir() and not (by_name and is_known_by_name(Path(path).name)):
         raise UserError(
-            f"model.path={path}: no such directory; expected a Hugging Face model directory: name one with model.path (MODEL_DIR for the "
+            f"model.path={path}: no such directory; expected a Hugging Face model directory: "
+            "name one with model.path (MODEL_DIR for the "
             "launch scripts), or fetch one, as in `hf download Qwen/Qwen3-8B --local-dir models/Qwen3-8B`"
         )
-    violations = list(run_violations(config, layout_of(config, 1, world_size), planned_architecture(config.model)))
+    violations = list(
+        run_violations(config, layout_of(config, 1, world_size), planned_architecture(config.model))
+    )
     if violations:
-        raise UserError("; ".join(violations) + ": choose sizes that fit, or torchrun's --nproc-per-node to match")
+        raise UserError(
+            "; ".join(violations) + ": choose sizes that fit, or torchrun's --nproc-per-node to match"
+        )
 
 
 def check_model_files(path: str) -> None:
-    """Refuse a model directory whose weights or tokenizer a run could not read: every rank would find out minutes later.
+    """Refuse a model directory whose weights or tokenizer a run could not read; otherwise every
+    rank would fail minutes later.
 
     Raises:
-        UserError: a tensor is missing, damaged or of another shape, or there is no tokenizer with a usable chat template.
+        UserError: a tensor is missing, damaged or of another shape, or there is no tokenizer with a
+            usable chat template.
     """
     from selfemo.tokens.encoder import ChatEncoder  # both import torch
     from selfemo.weights.hf_directory import HfDirectory
@@ -102,11 +123,14 @@ def _summary(corpus: Corpus) -> str:
 
 
 def check_dependencies() -> None:
-    """Refuse to start without a package the run needs; names the package and the remedy."""
+    """Refuse to start without a package the run needs; the error names the package and the remedy."""
     for module, package in DEPENDENCIES:
         try:
             found = importlib.util.find_spec(module)
         except ModuleNotFoundError:
             found = None
         if found is None:
-            raise UserError(f"package {package} is not installed: run `make setup`, or pip install -r requirements/cpu.txt")
+            raise UserError(
+                f"package {package} is not installed: run `make setup`, "
+                "or pip install -r requirements/cpu.txt"
+            )

@@ -1,1 +1,1 @@
-"""Errors, files and random seeds, for every room; it knows none of them."""
+"""Errors, files and random seeds. Every room may use them, and they import no room."""

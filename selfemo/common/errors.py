@@ -1,8 +1,9 @@
-"""The one exception a user may see without a traceback.
+"""Defines UserError, the one exception that a user sees without a traceback.
 
-Anything a user can cause and mend (a missing file, a malformed row, an unknown key, a layout that does not divide) raises
-UserError with one line: the thing (file:line, field, tensor, rank), what was expected, and the remedy. `selfemo.commands.main` prints
-that line and exits with EXIT_USER_ERROR; every other exception is a bug of ours and keeps its traceback.
+Anything that a user can cause and mend (a missing file, a malformed row, an unknown key, a layout that does
+not divide) raises UserError with one line: the thing (file:line, field, tensor, rank), the expectation, and
+the remedy. `selfemo.commands.main` prints that line and exits with EXIT_USER_ERROR. Every other exception is
+a bug of selfemo and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -16,24 +17,33 @@ EXIT_USER_ERROR = 2
 
 
 class UserError(Exception):
-    """A mistake in input or environment; str() is one printable line that names the thing, what was expected, and the remedy."""
+    """A mistake in input or environment.
+
+    str() is one printable line that names the thing, the expectation and the remedy.
+    """
 
     shared = False
-    """Every rank of a run raises it, so that rank 0 tells it for all; see `on_all_ranks`."""
+    """True if every rank of a run raises it, so that rank 0 prints it for all; see `on_all_ranks`."""
 
     def __init__(self, message: str) -> None:
-        """What the message quotes may come from a hostile file: what is not printable is shown escaped."""
+        """Escape characters that are not printable, since the message may quote a hostile file."""
         super().__init__(one_line(message))
 
 
 def on_all_ranks[E: BaseException](error: E) -> E:
-    """The same error, marked where it is a UserError: the caller knows that every rank raises it."""
+    """Mark a UserError as raised on every rank, and return the error.
+
+    The caller must know that every rank raises it.
+    """
     if isinstance(error, UserError):
         error.shared = True
     return error
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """A hint for a mistyped name: " (did you mean 'x'?)" for the closest of `valid`, or "" when none is close."""
+    """Return a hint for a mistyped name: " (did you mean 'x'?)", with the closest of `valid`.
+
+    "" if none is close.
+    """
     close = difflib.get_close_matches(word, list(valid), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

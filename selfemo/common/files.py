@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all: what records and checkpoints are written with, and what commands write where a user says."""
+"""Writes files that appear whole or not at all.
+
+Records, checkpoints and the outputs of commands are written so.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,23 @@ from selfemo.common.errors import UserError
 
 
 def check_target(path: Path, option: str) -> None:
-    """UserError where a command cannot write the file that `option` names: found before its work, not after."""
+    """Check that a command can write the file that `option` names, before the command does its work.
+
+    Raises:
+        UserError: the directory does not exist, or the path is a directory.
+    """
     if path.is_dir() or not path.resolve().parent.is_dir():
-        raise UserError(f"{option} {path}: expected a file in an existing directory: create the directory, or name another")
+        raise UserError(
+            f"{option} {path}: expected a file in an existing directory: "
+            "create the directory, or name another"
+        )
 
 
 @contextmanager
 def new_file(target: Path, option: str = "") -> Iterator[Path]:
-    """A temporary path beside `target`, of its suffix: renamed to it where the block succeeds, removed where it fails.
+    """Yield a temporary path beside `target`, with its suffix.
+
+    It is renamed to `target` if the block succeeds, removed if it fails.
 
     Args:
         option: the command line's name for the target, such as "--json".
@@ -32,14 +44,16 @@ def new_file(target: Path, option: str = "") -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
-        raise UserError(f"{option} {target}: cannot be written ({error.strerror}): name another file".strip()) from None
+        raise UserError(
+            f"{option} {target}: cannot be written ({error.strerror}): name another file".strip()
+        ) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
 def os_error_behind(error: BaseException) -> OSError | None:
-    """The OSError that an exception is or was raised from, or while handling; None where there is none."""
+    """Find the OSError that an exception is, or was raised from, or while handling; None if there is none."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, OSError):
         found = found.__cause__ or found.__context__
@@ -47,7 +61,10 @@ def os_error_behind(error: BaseException) -> OSError | None:
 
 
 def replace_text(target: Path, text: str) -> None:
-    """Write a file under a temporary name, flush it to disk and rename it: `target` holds the old text or the new, never less."""
+    """Write a file under a temporary name, flush it to disk and rename it.
+
+    `target` holds the old text or the new at any moment, never a part.
+    """
     temporary = target.with_name(f".{target.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -66,7 +83,10 @@ def fsync_directory(directory: Path) -> None:
 
 
 def truncate(path: Path, size_bytes: int) -> None:
-    """Cut a file back to its first `size_bytes` bytes (0 for one that does not exist); `path` must hold at least that many."""
+    """Cut a file back to its first `size_bytes` bytes; `path` must hold at least that many.
+
+    A file that does not exist counts as one of 0 bytes.
+    """
     if size_bytes == 0 and not path.exists():
         return
     with path.open("r+b") as file:
@@ -75,7 +95,7 @@ def truncate(path: Path, size_bytes: int) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes in a file; 0 where there is none."""
+    """Return a file's size in bytes; 0 if there is none."""
     try:
         return path.stat().st_size
     except FileNotFoundError:

@@ -1,4 +1,7 @@
-"""A JSON object from a file that came with a download, under a limit and with one line for each way it can be wrong."""
+"""Reads a JSON object from a downloaded file, under a size limit.
+
+Each kind of damage has its own one-line error.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,31 @@ MAX_JSON_BYTES = 16 << 20
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a file.
+    """Read the object in a file.
 
     Raises:
-        FileNotFoundError: there is no such file; the caller knows what that means.
+        FileNotFoundError: there is no such file; the caller knows the consequence.
         UserError: it is too large, cannot be read, or is no JSON object; names the file.
     """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_JSON_BYTES + 1)
         if len(data) > MAX_JSON_BYTES:
-            raise UserError(f"{path}: larger than {MAX_JSON_BYTES} bytes, which no such file is; download the file again")
+            raise UserError(
+                f"{path}: larger than {MAX_JSON_BYTES} bytes, which no such file is; download the file again"
+            )
         value = json.loads(data.decode())
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check that it is a readable file") from None
-    except (ValueError, RecursionError) as error:  # ValueError: JSON's own, bytes that are not UTF-8, integers of thousands of digits
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); check that it is a readable file"
+        ) from None
+    # ValueError: JSON's own, bytes that are not UTF-8, integers of thousands of digits
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); download the file again") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}; download the file again")
+        raise UserError(
+            f"{path}: expected a JSON object, found {type(value).__name__}; download the file again"
+        )
     return value

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Writes directories that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from pathlib import Path
 from selfemo.common.errors import UserError
 
 WRITE_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
-"""What a write into the new directory fails with; anything else there may come from what is read meanwhile."""
+"""Errors of a write into the new directory. Any other error may come from files that are read meanwhile."""
 
 
 @contextmanager
 def new_directory(final: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
-    """A temporary directory beside `final`, renamed to it when the block ends well and removed when it does not.
+    """Yield a temporary directory beside `final`.
+
+    It is renamed to `final` if the block succeeds, removed if it fails.
 
     Args:
         final: the directory to create; it must not exist, or be empty.
-        needed_bytes: what will be written, checked against the free space before anything is.
+        needed_bytes: size of the files to write, checked against the free space before the block.
 
     Raises:
         UserError: `final` exists, cannot be made, or the disk is (or becomes) full; names the path.
@@ -37,7 +39,9 @@ def new_directory(final: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
     except OSError as error:
         if begun and error.errno not in WRITE_ERRORS:
             raise
-        raise UserError(f"{final}: cannot be written ({error.strerror}); free space or choose another output") from None
+        raise UserError(
+            f"{final}: cannot be written ({error.strerror}); free space or choose another output"
+        ) from None
     finally:
         shutil.rmtree(pending, ignore_errors=True)
 
@@ -48,5 +52,7 @@ def _make(final: Path, pending: Path, needed_bytes: int) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     free_bytes = shutil.disk_usage(final.parent).free
     if free_bytes < needed_bytes:
-        raise UserError(f"{final}: needs {needed_bytes:,} bytes, but {free_bytes:,} are free there; choose another disk")
+        raise UserError(
+            f"{final}: needs {needed_bytes:,} bytes, but {free_bytes:,} are free there; choose another disk"
+        )
     pending.mkdir()

@@ -1,7 +1,8 @@
-"""Every random number of a run derives from what it is for, never from a process-wide generator.
+"""Derives every random number of a run from its purpose, never from a process-wide generator.
 
-A seed is a hash of (run seed, purpose, coordinates such as iteration, group, sample, turn, role), so any turn can be generated
-again alone, a resume stores no in-flight decode, and adding a draw in one place moves no other.
+A seed is a hash of (run seed, purpose, coordinates such as iteration, group, sample, turn, role). So any turn
+can be generated again alone, a resume stores no decode in flight, and a new draw in one place moves no other
+draw.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ SEED_BITS = 63
 
 
 def derive_seed(run_seed: int, *coordinates: int | str) -> int:
-    """A seed in [0, 2**63) that depends on every coordinate and on their order."""
+    """Derive a seed in [0, 2**63) that depends on every coordinate and on their order."""
     text = "\x1f".join([str(run_seed), *(f"{type(part).__name__}:{part}" for part in coordinates)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> (64 - SEED_BITS)
 
 
 def derive_rng(run_seed: int, *coordinates: int | str) -> random.Random:
-    """A private generator for draws that have no seed parameter of their own (shuffles, choices)."""
+    """Make a private generator, for draws that have no seed parameter of their own (shuffles, choices)."""
     return random.Random(derive_seed(run_seed, *coordinates))

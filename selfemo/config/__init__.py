@@ -1,1 +1,1 @@
-"""Settings: what there is to set, how a file is read, how ranks are laid out, and every check over them."""
+"""Define a run's settings, read them from a file, lay out the ranks, and check it all together."""

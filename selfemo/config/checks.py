@@ -1,6 +1,7 @@
-"""Every check over a configuration: its fields against each other, and against the model and the world it is to run on.
+"""Check a configuration: its fields against each other, and against the model and the world it is to run on.
 
-All violations are told together, so that a configuration is mended once, not once per launch.
+All violations are reported together, so that one edit fixes a configuration, not one edit per
+launch.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from selfemo.models.architecture import Architecture, architecture_by_name, read
 
 
 def run_violations(config: RunConfig, layout: Layout, architecture: Architecture) -> Iterator[str]:
-    """Everything in which a configuration does not fit its world or its model, one sentence each."""
+    """Find every way in which a configuration does not fit its world or its model, one sentence each."""
     yield from layout_violations(layout, architecture)
     preset = PRESETS.get(config.algorithm.loss)
     if layout.context > 1 and preset is not None and preset.ratio_level == "sequence":
         yield (
-            f"algorithm.loss={config.algorithm.loss} takes one ratio per sequence, and parallel.context={layout.context} leaves each rank "
+            f"algorithm.loss={config.algorithm.loss} takes one ratio per sequence, "
+            f"and parallel.context={layout.context} leaves each rank "
             "a part of it: set parallel.context=1, or another algorithm.loss"
         )
     if layout.context > 1 and config.train.dtype == "float32":
         yield (
-            f"parallel.context={layout.context} needs Transformer Engine's attention over split sequences, on a GPU and in bf16, "
-            "but train.dtype=float32: set train.dtype=bfloat16, or parallel.context=1"
+            f"parallel.context={layout.context} needs Transformer Engine's attention over split sequences, "
+            "on a GPU and in bf16, but train.dtype=float32: set train.dtype=bfloat16, or parallel.context=1"
         )
     longest, limit = config.model.max_length, architecture.max_position_embeddings
     if longest > limit:
@@ -43,60 +45,110 @@ def run_violations(config: RunConfig, layout: Layout, architecture: Architecture
 
 
 def cache_tokens(config: RunConfig, layout: Layout, architecture: Architecture) -> int:
-    """Tokens whose keys and values an engine can hold at once."""
-    return int(config.rollout.kv_cache_bytes / architecture.kv_bytes_per_token(config.rollout.dtype, layout.engine_tensor))
+    """Count the tokens whose keys and values one engine can hold at once."""
+    return int(
+        config.rollout.kv_cache_bytes
+        / architecture.kv_bytes_per_token(config.rollout.dtype, layout.engine_tensor)
+    )
 
 
 def violations(config: RunConfig) -> Iterator[str]:
-    """Every name that no registry holds and every combination of fields that cannot work, one sentence each."""
-    for field, name, known in (("corpus.name", config.corpus.name, corpus_names()), ("algorithm.loss", config.algorithm.loss, PRESETS)):
+    """Find every name that no registry holds and every combination of fields that cannot work, one
+    sentence each."""
+    for field, name, known in (
+        ("corpus.name", config.corpus.name, corpus_names()),
+        ("algorithm.loss", config.algorithm.loss, PRESETS),
+    ):
         if name not in known:
             yield f"{field}={quote(name)}: expected one of {', '.join(known)}{nearest(name, known)}"
     model, play = config.model, config.selfplay
     if config.reward.consistency_low > config.reward.consistency_high:
-        yield f"reward.consistency_low={config.reward.consistency_low} is above reward.consistency_high={config.reward.consistency_high}"
+        yield (
+            f"reward.consistency_low={config.reward.consistency_low} is above "
+            f"reward.consistency_high={config.reward.consistency_high}"
+        )
     if config.flywheel.keep_low > config.flywheel.keep_high:
-        yield f"flywheel.keep_low={config.flywheel.keep_low} is above flywheel.keep_high={config.flywheel.keep_high}"
+        yield (
+            f"flywheel.keep_low={config.flywheel.keep_low} is above "
+            f"flywheel.keep_high={config.flywheel.keep_high}"
+        )
     if play.min_utterance_words > play.max_utterance_words:
-        yield f"selfplay.min_utterance_words={play.min_utterance_words} is above selfplay.max_utterance_words={play.max_utterance_words}"
+        yield (
+            f"selfplay.min_utterance_words={play.min_utterance_words} is above "
+            f"selfplay.max_utterance_words={play.max_utterance_words}"
+        )
     longest = max(play.max_recognizer_tokens, play.max_utterance_tokens)
     if longest >= model.max_length:
-        yield f"a completion of {longest} tokens leaves no room for a prompt in model.max_length={model.max_length}"
+        yield (
+            f"a completion of {longest} tokens leaves no room for a prompt in "
+            f"model.max_length={model.max_length}"
+        )
     if play.thinking and not model.path:
-        yield "selfplay.thinking=true needs a model that can think: set model.path to one (Qwen3), a model initialised here never learns to"
+        yield (
+            "selfplay.thinking=true needs a model that can think: set model.path to one (Qwen3), "
+            "a model initialised here does not learn to think"
+        )
     if config.train.offload_during_rollout and config.train.dtype == "float32":
-        yield "train.offload_during_rollout=true would move the fp32 weights themselves: set train.dtype=bfloat16"
+        yield (
+            "train.offload_during_rollout=true would move the fp32 weights themselves: "
+            "set train.dtype=bfloat16"
+        )
     if config.train.max_tokens_per_microbatch < model.max_length:
-        yield f"train.max_tokens_per_microbatch={config.train.max_tokens_per_microbatch} cannot hold model.max_length={model.max_length}"
+        yield (
+            f"train.max_tokens_per_microbatch={config.train.max_tokens_per_microbatch} cannot hold "
+            f"model.max_length={model.max_length}"
+        )
     if not model.path and model.num_heads % model.num_kv_heads:
         yield f"model.num_kv_heads={model.num_kv_heads} does not divide model.num_heads={model.num_heads}"
 
 
 def layout_violations(layout: Layout, architecture: Architecture) -> Iterator[str]:
-    """Everything in which the layout does not divide the world or the model, one sentence each."""
+    """Find every way in which the layout does not divide the world or the model, one sentence each."""
     model_parallel = layout.tensor * layout.pipeline * layout.context
     if layout.world_size % model_parallel:
         yield (
-            f"parallel.tensor={layout.tensor} x parallel.pipeline={layout.pipeline} x parallel.context={layout.context} = {model_parallel} "
+            f"parallel.tensor={layout.tensor} x parallel.pipeline={layout.pipeline} x "
+            f"parallel.context={layout.context} = {model_parallel} "
             f"does not divide the world of {layout.world_size} processes"
         )
     if layout.world_size % layout.engine_tensor:
-        yield f"rollout.tensor_parallel={layout.engine_tensor} does not divide the world of {layout.world_size} processes"
-    for name, size in (("attention heads", architecture.num_heads), ("key-value heads", architecture.num_kv_heads)):
+        yield (
+            f"rollout.tensor_parallel={layout.engine_tensor} does not divide the world of "
+            f"{layout.world_size} processes"
+        )
+    for name, size in (
+        ("attention heads", architecture.num_heads),
+        ("key-value heads", architecture.num_kv_heads),
+    ):
         if size % layout.tensor:
             yield f"parallel.tensor={layout.tensor} does not divide the model's {size} {name}"
     if architecture.intermediate_size % layout.tensor:
-        yield f"parallel.tensor={layout.tensor} does not divide the model's intermediate size {architecture.intermediate_size}"
+        yield (
+            f"parallel.tensor={layout.tensor} does not divide the model's intermediate size "
+            f"{architecture.intermediate_size}"
+        )
     if architecture.num_heads % layout.engine_tensor:
-        yield f"rollout.tensor_parallel={layout.engine_tensor} does not divide the model's {architecture.num_heads} attention heads"
+        yield (
+            f"rollout.tensor_parallel={layout.engine_tensor} does not divide the model's "
+            f"{architecture.num_heads} attention heads"
+        )
     kv_heads, engine = architecture.num_kv_heads, layout.engine_tensor
     if max(kv_heads, engine) % min(kv_heads, engine):
-        yield f"rollout.tensor_parallel={engine} is neither a divisor nor a multiple of the model's {kv_heads} key-value heads"
+        yield (
+            f"rollout.tensor_parallel={engine} is neither a divisor nor a multiple of the model's "
+            f"{kv_heads} key-value heads"
+        )
     if architecture.intermediate_size % layout.engine_tensor:
-        yield f"rollout.tensor_parallel={engine} does not divide the model's intermediate size {architecture.intermediate_size}"
+        yield (
+            f"rollout.tensor_parallel={engine} does not divide the model's intermediate size "
+            f"{architecture.intermediate_size}"
+        )
     stages = layout.pipeline * layout.virtual_pipeline
     if architecture.num_layers % stages:
-        yield f"parallel.pipeline x parallel.virtual_pipeline = {stages} does not divide the model's {architecture.num_layers} layers"
+        yield (
+            f"parallel.pipeline x parallel.virtual_pipeline = {stages} does not divide the model's "
+            f"{architecture.num_layers} layers"
+        )
     if layout.virtual_pipeline > 1 and layout.pipeline == 1:
         yield f"parallel.virtual_pipeline={layout.virtual_pipeline} needs parallel.pipeline > 1"
     if layout.sequence_parallel and layout.tensor == 1:
@@ -104,7 +156,8 @@ def layout_violations(layout: Layout, architecture: Architecture) -> Iterator[st
 
 
 def planned_architecture(model: ModelConfig) -> Architecture:
-    """The model to plan for: the directory or published name in `model.path`, or the shape a run would initialise.
+    """Find the model to plan for: the directory or published name in `model.path`, or the shape a
+    run would initialise.
 
     Raises:
         UserError: the name or the directory is not known.
@@ -117,7 +170,7 @@ def planned_architecture(model: ModelConfig) -> Architecture:
 
 
 def initialised_architecture(model: ModelConfig) -> Architecture:
-    """The small Qwen3 that a run without model.path initialises."""
+    """Describe the small Qwen3 that a run without model.path initialises."""
     return Architecture(
         family="qwen3",
         vocab_size=model.vocab_size,

@@ -1,7 +1,8 @@
-"""A whole world laid out: Megatron's parallel sizes, the engines', and which rank stands where.
+"""Lay out a whole world: Megatron's parallel sizes, the engines' sizes, and the place of every rank in both.
 
-Rank order is megatron-core's default, innermost first: tensor, context, data, pipeline. vLLM's external launcher makes engines of
-consecutive ranks. Context-parallel ranks hold equal weights, so weights and sync see them as data-parallel ones.
+Rank order is megatron-core's default, innermost first: tensor, context, data, pipeline. vLLM's
+external launcher makes engines of consecutive ranks. Context-parallel ranks hold equal weights, so
+weights and sync see them as data-parallel ones.
 """
 
 from __future__ import annotations
@@ -31,53 +32,68 @@ class Layout:
 
     @property
     def world_size(self) -> int:
-        """Ranks in all."""
         return self.nodes * self.gpus_per_node
 
     @property
     def data(self) -> int:
-        """Data-parallel size."""
         return max(1, self.world_size // (self.tensor * self.pipeline * self.context))
 
     @property
     def weight_copies(self) -> int:
-        """Ranks that hold the same shard: data-parallel times context-parallel; what the distributed optimizer shards over."""
+        """Number of ranks that hold the same shard: data-parallel times context-parallel.
+
+        The distributed optimizer shards over them.
+        """
         return self.data * self.context
 
     @property
     def replicas(self) -> int:
-        """vLLM engines."""
+        """Number of vLLM engines."""
         return max(1, self.world_size // self.engine_tensor)
 
     def rank(self, tensor: int, copy: int, stage: int) -> int:
-        """The global rank with this tensor-parallel rank, among the weight copies, on this pipeline stage."""
+        """Return the global rank with this tensor-parallel rank, this place among the weight
+        copies, and this pipeline stage."""
         return tensor + self.tensor * (copy + self.weight_copies * stage)
 
     def stage_ranks(self, stage: int) -> range:
-        """The global ranks of a pipeline stage."""
+        """Return the global ranks of a pipeline stage."""
         return range(self.rank(0, 0, stage), self.rank(0, 0, stage + 1))
 
     def coordinates(self, rank: int) -> tuple[int, int, int]:
-        """(tensor, copy, stage) of a global rank."""
+        """Return (tensor, copy, stage) of a global rank."""
         rest, tensor = divmod(rank, self.tensor)
         stage, copy = divmod(rest, self.weight_copies)
         return tensor, copy, stage
 
     def spans_nodes(self, group_size: int, stride: int) -> bool:
-        """Whether a group of `group_size` ranks, `stride` apart, has members on more than one node."""
+        """Return True if a group of `group_size` ranks, `stride` apart, has members on more than one node."""
         return (group_size - 1) * stride >= self.gpus_per_node
 
     @property
     def label(self) -> str:
-        """Such as "TP2 PP2 DP4 +DO, engine TP1 x 16"."""
-        sizes = [("TP", self.tensor), ("PP", self.pipeline), ("VPP", self.virtual_pipeline), ("CP", self.context), ("DP", self.data)]
+        """A short name such as "TP2 PP2 DP4 +DO, engine TP1 x 16"."""
+        sizes = [
+            ("TP", self.tensor),
+            ("PP", self.pipeline),
+            ("VPP", self.virtual_pipeline),
+            ("CP", self.context),
+            ("DP", self.data),
+        ]
         parts = [f"{name}{size}" for name, size in sizes if size > 1 or name in ("TP", "DP")]
-        flags = [("SP", self.sequence_parallel), ("DO", self.distributed_optimizer), ("recompute", self.recompute)]
-        return " ".join([*parts, *(f"+{name}" for name, on in flags if on)]) + f", engine TP{self.engine_tensor} x {self.replicas}"
+        flags = [
+            ("SP", self.sequence_parallel),
+            ("DO", self.distributed_optimizer),
+            ("recompute", self.recompute),
+        ]
+        return (
+            " ".join([*parts, *(f"+{name}" for name, on in flags if on)])
+            + f", engine TP{self.engine_tensor} x {self.replicas}"
+        )
 
 
 def layout_of(config: RunConfig, nodes: int, gpus_per_node: int) -> Layout:
-    """The layout that a configuration asks for on a cluster."""
+    """Return the layout that a configuration asks for on a cluster."""
     parallel = config.parallel
     return Layout(
         nodes=nodes,
@@ -95,7 +111,8 @@ def layout_of(config: RunConfig, nodes: int, gpus_per_node: int) -> Layout:
 
 @dataclass(frozen=True)
 class TrainerLayout:
-    """Sizes of Megatron's parallelism; context-parallel ranks hold equal weights and count as data-parallel ones."""
+    """Sizes of Megatron's parallelism. Context-parallel ranks hold equal weights and count as
+    data-parallel ones."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -104,43 +121,52 @@ class TrainerLayout:
 
     @property
     def world_size(self) -> int:
-        """Ranks in all."""
         return self.tensor * self.pipeline * self.data
 
     def rank(self, tensor: int, pipeline: int, data: int) -> int:
-        """The global rank at these coordinates."""
+        """Return the global rank at these coordinates."""
         return tensor + self.tensor * (data + self.data * pipeline)
 
     def coordinates(self, rank: int) -> tuple[int, int, int]:
-        """(tensor, pipeline, data) of a global rank."""
+        """Return (tensor, pipeline, data) of a global rank."""
         rest, tensor = divmod(rank, self.tensor)
         pipeline, data = divmod(rest, self.data)
         return tensor, pipeline, data
 
     def replica_of(self, rank: int) -> tuple[int, ...]:
-        """Global ranks that hold the whole model together with this one."""
+        """Return the global ranks that hold the whole model together with this one."""
         data = self.coordinates(rank)[2]
         return tuple(sorted(self.rank(t, p, data) for t in range(self.tensor) for p in range(self.pipeline)))
 
     def parameters(self, architecture: Architecture) -> tuple[Parameter, ...]:
-        """What this layout allocates: a tied model has an output layer of its own only where a pipeline parts it from the embedding."""
-        return tuple(parameter for parameter in model_parameters(architecture) if self.pipeline > 1 or not parameter.is_tied_copy)
+        """List the parameters that this layout allocates.
+
+        A tied model has an output layer of its own only if a pipeline separates it from the
+        embedding.
+        """
+        return tuple(
+            parameter
+            for parameter in model_parameters(architecture)
+            if self.pipeline > 1 or not parameter.is_tied_copy
+        )
 
     def stage(self, parameter: Parameter, num_layers: int) -> int:
-        """The pipeline stage that holds a parameter; virtual chunks are dealt to the stages in turn."""
+        """Return the pipeline stage that holds a parameter. Virtual chunks are dealt to the stages
+        in turn."""
         if parameter.layer is not None:
             return parameter.layer // (num_layers // (self.pipeline * self.virtual_pipeline)) % self.pipeline
-        return 0 if parameter.tensors[0].name == EMBEDDING and not parameter.is_tied_copy else self.pipeline - 1
+        return (
+            0 if parameter.tensors[0].name == EMBEDDING and not parameter.is_tied_copy else self.pipeline - 1
+        )
 
 
 @dataclass(frozen=True)
 class EngineLayout:
-    """vLLM: `replicas` engines of `tensor` ranks each."""
+    """Sizes of vLLM: `replicas` engines of `tensor` ranks each."""
 
     tensor: int = 1
     replicas: int = 1
 
     @property
     def world_size(self) -> int:
-        """Ranks in all."""
         return self.tensor * self.replicas

@@ -1,8 +1,8 @@
-"""From a YAML file and dotted overrides to a RunConfig, with one line for whatever is wrong.
+"""Read a YAML file and dotted overrides into a RunConfig; report everything wrong in one line.
 
-Every problem is found before anything is built: unknown keys with the nearest valid one, values of a wrong type or out of
-bounds, and combinations of fields that cannot work. What depends on the model or the world (heads, layers, ranks) is checked
-by selfemo.config.checks, where those are known.
+Every problem is found before anything is built: unknown keys with the nearest valid one, values of
+a wrong type or out of bounds, and combinations of fields that cannot work. Checks that need the
+model or the world (heads, layers, ranks) are made by selfemo.config.checks, where those are known.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from selfemo.config.schema import RunConfig
 
 MAX_CONFIG_BYTES = 100_000
 MAX_INTEGER = 2**63 - 1
-"""Largest value of a whole number: more digits are no number of anything."""
+"""Largest value of a whole number. No setting is meaningful beyond 64 bits."""
 UNKNOWN_KEY = "unexpected_keyword_argument"
 """pydantic's name for a key that a dataclass has no field for."""
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read `path` (None: all defaults), apply overrides such as "train.learning_rate=1e-4", validate the whole.
+    """Read `path` (None for all defaults), apply overrides such as "train.learning_rate=1e-4", and
+    validate the whole.
 
     Raises:
-        UserError: names the file or override, the field, what was expected.
+        UserError: names the file or override, the field, and the expected value.
     """
     config = read_config(path, overrides)
     problems = list(violations(config))
@@ -42,7 +43,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 
 
 def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """As `load_config`, but fields are checked one by one only: for a caller that has more to say than `violations`.
+    """Read as `load_config` does, but check each field only by itself: for a caller that reports
+    more than `violations`.
 
     Raises:
         UserError: every unknown key and every value of a wrong type or out of bounds.
@@ -54,8 +56,12 @@ def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     try:
         config = TypeAdapter(RunConfig).validate_python(tree)
     except ValidationError as error:
-        wrong = (e for e in error.errors() if e["type"] != UNKNOWN_KEY)  # told above, with the nearest valid one
-        problems += [f"{'.'.join(map(str, e['loc']))}={quote(e['input'])}: {e['msg'][0].lower()}{e['msg'][1:]}" for e in wrong]
+        # unknown keys are reported above, with the nearest valid key
+        wrong = (e for e in error.errors() if e["type"] != UNKNOWN_KEY)
+        problems += [
+            f"{'.'.join(map(str, e['loc']))}={quote(e['input'])}: {e['msg'][0].lower()}{e['msg'][1:]}"
+            for e in wrong
+        ]
         raise UserError(f"{path or 'configuration'}: " + "; ".join(problems)) from None
     unusable = list(_unusable(dataclasses.asdict(config)))
     if unusable:
@@ -64,7 +70,8 @@ def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 
 
 def as_yaml(config: RunConfig) -> str:
-    """The whole configuration as YAML, field order kept; `load_config` of it gives the same configuration."""
+    """Write the whole configuration as YAML, field order kept. `load_config` of it gives the same
+    configuration."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
@@ -73,7 +80,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
         if len(data) > MAX_CONFIG_BYTES:
-            raise UserError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes, which no configuration is: name the right file")
+            raise UserError(
+                f"{path}: larger than {MAX_CONFIG_BYTES} bytes, which no configuration is: "
+                "name the right file"
+            )
         tree = _parse_yaml(data.decode())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; examples/configs has ready ones") from None
@@ -81,7 +91,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except _NotYaml as error:
         place = f"{path}:{error.line}" if error.line else str(path)
-        raise UserError(f"{place}: not valid YAML ({error}); expected `section:` and `key: value` lines") from None
+        raise UserError(
+            f"{place}: not valid YAML ({error}); expected `section:` and `key: value` lines"
+        ) from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -90,21 +102,24 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _NotYaml(Exception):
-    """Text that is not YAML, or that asks for more than plain values."""
+    """Raised for text that is not YAML, or that holds more than plain values."""
 
     def __init__(self, reason: str, line: int) -> None:
         super().__init__(reason)
         self.line = line
-        """1-based; 0 where it is not known."""
+        """1-based; 0 if it is not known."""
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: a few lines of them stand for a value of any size (and no configuration of ours needs them)."""
+    """Loads YAML without aliases, which no configuration of ours needs: a few lines of them expand
+    to a value of any size."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "an alias (*name) is not read here: write the value out", mark)
+            raise yaml.composer.ComposerError(
+                None, None, "an alias (*name) is not read here: write the value out", mark
+            )
         return super().compose_node(parent, index)
 
 
@@ -112,13 +127,13 @@ def _parse_yaml(text: str) -> Any:
     try:
         return _PlainLoader(text).get_single_data()
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
-        # besides its own errors, PyYAML lets through those of int(), float() and date() on values such as 2026-99-99
+        # PyYAML also lets through the errors of int(), float() and date(), on values such as 2026-99-99
         line = getattr(getattr(error, "problem_mark", None), "line", -1)
         raise _NotYaml(str(getattr(error, "problem", None) or error), line + 1) from None
 
 
 def _unusable(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Values of the right type that nothing can be done with."""
+    """Find values of the right type that no setting can use, such as unprintable text."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _unusable(value, f"{name}.")
@@ -131,7 +146,9 @@ def _unusable(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
-        raise UserError(f"override {override!r}: expected section.field=value, such as train.learning_rate=1e-4")
+        raise UserError(
+            f"override {override!r}: expected section.field=value, such as train.learning_rate=1e-4"
+        )
     try:
         value = _parse_yaml(text)
     except _NotYaml:

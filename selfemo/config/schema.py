@@ -1,8 +1,10 @@
-"""The whole configuration: one tree of frozen dataclasses, each field documented where it stands.
+"""Define the whole configuration: a tree of frozen dataclasses, each field documented below it.
 
-A run is described by one YAML file plus dotted overrides (`train.learning_rate=1e-4`). Values are checked by pydantic (types,
-bounds, unknown keys) as the file is read, and what concerns several fields at once by `validate`, which reports every
-violation together, so that nobody mends a config one error per launch. No torch here: planning a run must not import it.
+A run is described by one YAML file plus dotted overrides (`train.learning_rate=1e-4`). pydantic
+checks types, bounds and unknown keys as the file is read. `violations` (selfemo.config.checks)
+checks several fields against each other and reports all problems together, so that one edit fixes a
+configuration, not one edit per launch. Nothing here imports torch, since planning a run must not
+load it.
 """
 
 from __future__ import annotations
@@ -21,25 +23,25 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 FUSE_FROM_BYTES = 2**30
-"""Logits of a micro-batch on a rank, in bytes, above which `train.fuse_output_layer=auto` does without them. A policy step
-takes the same matrix products either way, and on a CPU they are 98% of the fused time (docs/kernels.md; a GPU is unmeasured):
-memory decides."""
+"""Bytes of a micro-batch's logits on a rank above which `train.fuse_output_layer=auto` never
+creates them. Memory decides, because a policy step takes the same matrix products either way: on a
+CPU they are 98% of the fused time (docs/kernels.md; a GPU is unmeasured)."""
 CorpusName = str
-"""A reader of selfemo.corpora.readers, or "auto". Registries know their names, this file does not: config_file compares."""
+"""A reader of selfemo.corpora.readers, or "auto". selfemo.config.checks compares it with the registry."""
 LossName = str
-"""A preset of selfemo.kernels.config."""
+"""Name of a preset of selfemo.kernels.config."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class ModelConfig:
-    """Which model: an existing Hugging Face directory, or the shape of a small one to initialise."""
+    """The model to start from: a Hugging Face directory, or the shape of a small one to initialise."""
 
     path: str = ""
-    """Hugging Face directory to start from. Empty: initialise a small Qwen3 of the shape below, with its own tokenizer."""
+    """Hugging Face directory. Empty: initialise a small Qwen3 of the shape below, with its own tokenizer."""
     vocab_size: Positive = 4096
     """Entries of the BPE tokenizer trained on the corpus (initialised models only)."""
     hidden_size: Positive = 256
-    """Width (initialised models only)."""
+    """Width of the hidden states (initialised models only)."""
     intermediate_size: Positive = 768
     """Width of the gated MLP (initialised models only)."""
     num_layers: Positive = 4
@@ -58,7 +60,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class ParallelConfig:
-    """How Megatron lays the model over ranks; data parallelism takes what remains of the world."""
+    """How Megatron lays the model over ranks. Data parallelism takes the ranks that remain of the world."""
 
     tensor: Positive = 1
     """Tensor-parallel size: heads and MLP columns are split over this many ranks."""
@@ -67,7 +69,8 @@ class ParallelConfig:
     virtual_pipeline: Positive = 1
     """Model chunks per stage (interleaved schedule); 1 is the plain schedule."""
     context: Positive = 1
-    """Ranks that share each sequence; above 1 needs Transformer Engine, so a GPU, and bf16 (unmeasured); not with sequence ratios."""
+    """Ranks that share each sequence. Above 1 it needs Transformer Engine, so a GPU, and bf16
+    (unmeasured); not with sequence ratios."""
     sequence_parallel: bool = False
     """Split activations along the sequence between tensor-parallel regions; needs tensor > 1."""
     distributed_optimizer: bool = False
@@ -78,23 +81,24 @@ class ParallelConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class CorpusConfig:
-    """Which dialogues."""
+    """Which dialogues to train and evaluate on."""
 
     name: CorpusName = "auto"
-    """Corpus reader; "auto" takes MELD where the data directory holds it, else the bundled corpus `everyday`."""
+    """Corpus reader. "auto" takes MELD if the data directory holds it, else the bundled corpus `everyday`."""
     path: str = ""
-    """Corpus directory or file. Empty: the corpus's usual place under $SELFEMO_DATA, or the bundled files for `everyday`."""
+    """Corpus directory or file. Empty: its usual place under $SELFEMO_DATA, or the bundled `everyday`."""
     hold_out: str = ""
-    """Other corpora (names or paths, separated by commas) whose dev and test texts training must not meet: MELD and EmoryNLP overlap."""
+    """Other corpora (names or paths, separated by commas) whose dev and test texts training must
+    not meet: MELD and EmoryNLP overlap."""
     history_turns: Count = 4
     """Earlier turns shown to both roles."""
     max_turn_tokens: Positive = 64
-    """A turn longer than this is cut in a prompt, at a token border."""
+    """Tokens at which a longer turn is cut in a prompt, at a token border."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class SftConfig:
-    """The supervised start: without it the model does not follow the answer format and every reward is equal."""
+    """The supervised start. Without it no answer has the answer format, and every reward is equal."""
 
     steps: Count = 150
     """Optimizer steps; 0 skips the stage."""
@@ -107,7 +111,7 @@ class SftConfig:
     expression_share: Share = 0.25
     """Share of examples that teach the responder's task; the others teach the recognizer's."""
     label_balance: Share = 0.0
-    """How far rare labels are shown more often: a label's share of examples is proportional to (its share of turns) ** (1 - this)."""
+    """Show rare labels more often: each in proportion to (its share of turns) ** (1 - this)."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -117,7 +121,7 @@ class SelfPlayConfig:
     seeds_per_iteration: Positive = 16
     """Dialogue prefixes that start an episode, per iteration over all ranks."""
     turns: Count = 2
-    """Turns generated per episode; 0 trains understanding alone on the seed's last turn."""
+    """Turns generated per episode. 0 trains only the recognizer, on the seed's last turn."""
     recognizer_group_size: AtLeastTwo = 8
     """G: label sets sampled per turn to recognise."""
     responder_group_size: AtLeastTwo = 4
@@ -133,15 +137,16 @@ class SelfPlayConfig:
     max_utterance_words: Positive = 40
     """A longer utterance earns no expression reward."""
     real_seed_share: Share = 0.5
-    """At least this share of an iteration's seeds are real dialogues; the others continue kept flywheel records."""
+    """Least share of an iteration's seeds that are real dialogues; others continue kept flywheel records."""
     seed_label_balance: Share = 0.0
-    """How far real seeds favour rare labels: 0 follows the training split's shares, 1 draws every label equally often."""
+    """How much real seeds favour rare labels: 0 follows the training split, 1 draws all labels equally."""
     target_flattening: Share = 0.0
-    """Same for the target emotions drawn beyond the seed: 0 follows the transition prior, 1 draws every label set alike."""
+    """The same for targets beyond the seed: 0 follows the transition prior, 1 draws all sets equally."""
     thinking: bool = False
-    """Let the recognizer think before it answers (a model whose template switches it, such as Qwen3); the answer is parsed after that."""
+    """Let the recognizer think before it answers, which needs a model whose template switches
+    thinking, such as Qwen3. The answer is parsed after the thoughts."""
     max_thinking_tokens: Positive = 256
-    """With thinking: room for it, in tokens, beside max_answer_tokens; thoughts that are not closed by then are a format failure."""
+    """Room for thinking, in tokens, beside max_answer_tokens; thoughts cut there are a format failure."""
 
     @property
     def max_recognizer_tokens(self) -> int:
@@ -154,15 +159,16 @@ class RewardConfig:
     """Weights and gates of the reward components (docs/method.md)."""
 
     alignment_weight: NonNegative = 1.0
-    """w_a: smoothed IoU with the gold set, or with the group's consensus where nothing is annotated."""
+    """w_a: smoothed IoU with the gold set, or with the group's consensus if the turn has no annotation."""
     consistency_weight: NonNegative = 0.2
     """w_c: mean smoothed IoU with the other samples of the group, behind the gate."""
     format_weight: NonNegative = 0.1
     """w_f: 1 for an answer in the grammar, 0 otherwise."""
     expression_weight: NonNegative = 1.0
-    """w_e: smoothed IoU between the target emotions and those the recognizer reads in the reply, behind the gates."""
+    """w_e: smoothed IoU of the targets and the emotions the recognizer reads in the reply, behind
+    the gates."""
     consistency_gate: bool = True
-    """False pays consistency ungated, which rewards collapse to the majority label: for the ablation alone."""
+    """False pays consistency ungated, which rewards collapse to the majority label: for the ablation only."""
     consistency_low: Share = 0.5
     """tau_low: an unannotated group pays consistency only above this mean pairwise sIoU."""
     consistency_high: Share = 0.95
@@ -188,26 +194,30 @@ class AlgorithmConfig:
     clip_high: PositiveFloat | None = None
     """Ratio clip above 1; null takes the preset's."""
     kl_beta: NonNegative | None = None
-    """Weight of the KL to the reference policy (the SFT model); 0 needs no reference pass; null takes the preset's."""
+    """Weight of the KL to the reference policy (the SFT model). 0 needs no reference pass; null
+    takes the preset's."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Bound for samples below their group's mean: a token's policy loss is at most -advantage * this, so that a ratio far
-    above 1 cannot pull without limit (Ye et al. 2020, who take 3); null is off. Acts where updates_per_rollout > 1: ratios are
-    1 otherwise."""
+    """Bound for samples below their group's mean: a token's policy loss is at most -advantage *
+    this, so that a ratio far above 1 cannot pull without limit (Ye et al. 2020, who take 3). null
+    is off. It acts only if updates_per_rollout > 1, since ratios are 1 otherwise."""
     kl_estimator: Literal["k2", "k3"] = "k3"
-    """KL per token (Schulman 2020), x = log p - log p_ref: k3 = exp(-x) + x - 1, the value without bias; k2 = x^2 / 2, whose
-    gradient is on-policy that of the KL in the mean (Tang and Munos 2025, arXiv 2506.09477)."""
+    """Estimator of the KL per token (Schulman 2020), with x = log p - log p_ref. k3 = exp(-x) + x -
+    1 is the value without bias. k2 = x^2 / 2 has, on-policy, the gradient of the KL in the mean
+    (Tang and Munos 2025, arXiv 2506.09477)."""
     range_threshold: NonNegative = 0.05
-    """tau_range: a group of a gated loss (SELF-GRPO) whose alignment range is smaller carries no ranking and gets weight 0."""
+    """tau_range: below this alignment range a group of a gated loss carries no ranking and gets weight 0."""
     weight_by_consistency: bool = False
     """Scale a group's weight by its mean pairwise sIoU (gated losses)."""
     weight_by_frequency: bool = False
-    """Scale a group's weight by its gold label's inverse-frequency weight (reward.frequency_exponent; gated losses), which dividing
-    by the group's standard deviation would cancel."""
+    """Scale a group's weight by its gold label's inverse-frequency weight
+    (reward.frequency_exponent; gated losses). In the reward itself, dividing by the group's
+    standard deviation would cancel that weight."""
     normalise: Literal["none", "std", "leave_one_out"] | None = None
     """How a group's rewards become advantages; null takes the preset's."""
     normalise_per_component: bool = False
-    """Normalise every reward component by itself and add the results with the reward weights, so that a component with a small
-    spread counts as much as its weight says; False normalises the weighted sum."""
+    """Normalise every reward component by itself and add the results with the reward weights, so
+    that a component with a small spread counts as much as its weight says. False normalises the
+    weighted sum."""
     entropy_weight: NonNegative = 0.0
     """Entropy bonus per token."""
     truncated_importance_cap: PositiveFloat | None = None
@@ -227,20 +237,20 @@ class FlywheelConfig:
     keep_low: Share = 0.5
     """Keep a self-generated sample at or above this mean pairwise sIoU..."""
     keep_high: Share = 0.95
-    """...and at or below this one (above it, everything agrees and nothing is learned)."""
+    """...and at or below this one (above it, all answers agree and nothing is learned)..."""
     keep_expression: Share = 0.5
     """...whose expression sIoU is at least this."""
     trust_labels: bool = True
-    """A kept record's labels count as annotation when its dialogue seeds an episode; False: the group's consensus stands in."""
+    """Count a kept record's labels as annotation when it seeds an episode. False: the consensus stands in."""
     rare_label_share: Share = 0.0
-    """A label's share of what is kept is capped at its share of the training split, or at this where that is smaller."""
+    """Cap on a label's share of kept records: its share of the training split, or this if smaller."""
     near_duplicate: Share = 0.9
     """Token-set Jaccard similarity from which a kept text counts as a repeat."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class RolloutConfig:
-    """The colocated vLLM engine."""
+    """The vLLM engine, which shares the trainer's GPUs."""
 
     tensor_parallel: Positive = 1
     """Ranks per engine; the world holds world_size / tensor_parallel replicas."""
@@ -251,7 +261,7 @@ class RolloutConfig:
     kv_cache_bytes: Positive = 268_435_456
     """Key-value cache per rank, in bytes."""
     sleep: bool = True
-    """Free the engine's memory during training (GPU; the CPU engine stays resident and this does nothing)."""
+    """Free the engine's memory during training. This acts on a GPU only; the CPU engine stays resident."""
     enforce_eager: bool = True
     """Skip CUDA graph capture; set false on GPUs for speed."""
 
@@ -267,7 +277,7 @@ class TrainConfig:
     warmup_steps: Count = 0
     """Steps of linear warm-up."""
     final_learning_rate_share: Share = 1.0
-    """Rate of the last iteration as a share of the peak, approached on a straight line; 1 keeps the rate constant."""
+    """Rate of the last iteration over the peak, approached on a straight line; 1 keeps the rate constant."""
     weight_decay: NonNegative = 0.01
     """Decoupled decay, not applied to norms."""
     adam_beta1: Share = 0.9
@@ -279,21 +289,25 @@ class TrainConfig:
     clip_grad: PositiveFloat = 1.0
     """Global gradient norm is scaled down to this."""
     max_skipped_steps: Positive = 5
-    """Steps whose loss or gradient is not finite are skipped; this many in a row stop the run, with the batch in output_dir/bad_batch."""
+    """Steps in a row whose loss or gradient is not finite that end the run, with the batch in
+    output_dir/bad_batch. Fewer are skipped."""
     max_tokens_per_microbatch: Positive = 4096
-    """Cap on a micro-batch's packed tokens, over the context ranks that share it and before padding; must hold the longest sample."""
+    """Cap on a micro-batch's packed tokens, over the context ranks that share it and before
+    padding. It must hold the longest sample."""
     share_prompts: bool = True
-    """Pack a group's samples behind one copy of their prompt: its tokens are computed once per micro-batch, not once per sample. Without
-    effect where parallel.context > 1. On a GPU it takes flash-attn's attention in place of Transformer Engine's."""
+    """Pack a group's samples behind one copy of their prompt: its tokens are computed once per
+    micro-batch, not once per sample. Without effect if parallel.context > 1. On a GPU it takes
+    flash-attn's attention in place of Transformer Engine's."""
     offload_during_rollout: bool = False
     """Move gradients and optimizer state to host memory while the engine generates (GPU)."""
     fuse_output_layer: Literal["auto", "on", "off"] = "auto"
-    """Take the loss from hidden states, 512 tokens at a time, so that a micro-batch's logits never exist. "auto" does it for a
-    micro-batch whose logits would take more than 1 GiB on a rank (completion tokens x vocabulary / parallel.tensor x bytes of
-    train.dtype): long completions, as with thinking. Loss and gradients are the same; SFT and gspo then make logits twice."""
+    """Take the loss from hidden states, 512 tokens at a time, so that a micro-batch's logits never
+    exist. "auto" does it for a micro-batch whose logits would take more than 1 GiB on a rank
+    (completion tokens x vocabulary / parallel.tensor x bytes of train.dtype), as with long
+    completions and thinking. Loss and gradients are the same; SFT and gspo then make logits twice."""
 
     def fuses_output_layer(self, logits_bytes: int) -> bool:
-        """Whether a micro-batch whose logits would take `logits_bytes` on a rank does without them."""
+        """Return True if a micro-batch with `logits_bytes` of logits on a rank never creates them."""
         if self.fuse_output_layer == "auto":
             return logits_bytes > FUSE_FROM_BYTES
         return self.fuse_output_layer == "on"
@@ -301,14 +315,15 @@ class TrainConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class SyncConfig:
-    """Weights from Megatron into vLLM."""
+    """How weights go from Megatron into vLLM."""
 
     mode: Literal["auto", "checkpoint", "direct"] = "auto"
-    """Full tensors through vLLM's loader, or direct copies into its live parameters; auto: direct where the engine allows it."""
+    """"checkpoint": full tensors through vLLM's loader. "direct": copies into its live parameters.
+    "auto": direct if the engine allows it."""
     bucket_bytes: Positive = 268_435_456
-    """Gathered per round, in bytes: bounds the extra memory of a sync."""
+    """Bytes gathered per round, which bounds the extra memory of a sync."""
     verify_every: Count = 1
-    """Compare greedy probes with transformers every N syncs (0: only the first and after a resume)."""
+    """Compare greedy probes with transformers every N syncs; 0: only at the first and after a resume."""
     checksum_every: Count = 1
     """Compare checksums of every tensor in trainer and engine every N syncs; 0 never does."""
     probe_tokens: Positive = 16
@@ -317,17 +332,17 @@ class SyncConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class EvaluationConfig:
-    """Emotion recognition on a held-out split."""
+    """Which held-out turns emotion recognition is evaluated on."""
 
     split: Literal["dev", "test"] = "dev"
-    """Split that the run reports."""
+    """Split that the run reports on."""
     limit: Count = 0
     """Evaluate the first N turns of the split; 0 is all of them."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class CheckpointConfig:
-    """When state is written."""
+    """How often state is written, and how much of it stays on disk."""
 
     every: Count = 10
     """Iterations between checkpoints; 0 writes one, at the end."""
@@ -338,18 +353,20 @@ class CheckpointConfig:
     background: bool = True
     """Write tensors from a forked process while training goes on."""
     grace_s: Positive = 25
-    """From SIGTERM or SIGUSR1 to the end of the process: without a checkpoint by then, it ends with an error. torchrun itself kills
-    30 s after a SIGTERM (TORCH_ELASTIC_SHUTDOWN_TIMEOUT)."""
+    """Seconds from SIGTERM or SIGUSR1 to the end of the process; without a checkpoint by then, it
+    ends with an error. torchrun itself kills 30 s after a SIGTERM (TORCH_ELASTIC_SHUTDOWN_TIMEOUT)."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class TrackingConfig:
-    """Where metrics.jsonl is shown besides `selfemo report`. TensorBoard's files are always written, to output_dir/tensorboard."""
+    """Where metrics.jsonl is shown besides `selfemo report`. TensorBoard's files are always
+    written, to output_dir/tensorboard."""
 
     wandb: Literal["none", "offline", "online"] = "none"
-    """Weights & Biases (pip install 'selfemo[wandb]'): not at all, into output_dir/wandb for `wandb sync`, or to the service."""
+    """Weights & Biases (pip install 'selfemo[wandb]'): not at all, into output_dir/wandb for `wandb
+    sync`, or to the service."""
     wandb_project: str = "selfemo"
-    """Project that the run appears in."""
+    """Weights & Biases project that the run appears in."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -357,15 +374,15 @@ class RunConfig:
     """Everything that decides a run."""
 
     output_dir: str = "runs/demo"
-    """Where results go; must be new, or hold this very run, which then goes on from its newest checkpoint."""
+    """Directory for results: new, or of this very run, which then goes on from its newest checkpoint."""
     seed: int = 1
-    """Every random draw of the run derives from this."""
+    """Seed from which every random draw of the run derives."""
     iterations: Count = 12
     """SELF-GRPO iterations (rollout, rewards, step, sync)."""
     timeout_s: Positive = 300
-    """Deadline of a collective, an engine call, a training step or a wait, in seconds: a rank that exceeds it ends the run."""
+    """Deadline of a collective, engine call, training step or wait, in seconds; exceeding it ends the run."""
     startup_timeout_s: Positive = 1800
-    """The same for what a run does once or rarely: building model and engine, writing and reading checkpoints, exporting."""
+    """The same for rare work: building model and engine, writing and reading checkpoints, exporting."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)

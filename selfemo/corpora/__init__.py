@@ -1,4 +1,5 @@
-"""Dialogues with emotion labels: MELD, EmoryNLP, IEMOCAP and the project's JSONL, read into one Conversation type.
+"""Read dialogues with emotion labels (MELD, EmoryNLP, IEMOCAP and the project's JSONL) into one
+Conversation type.
 
-`selfemo.corpora.registry.load_corpus` is the way in. Nothing here needs torch.
+Start at `selfemo.corpora.registry.load_corpus`. Nothing here needs torch.
 """

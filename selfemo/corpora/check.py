@@ -1,4 +1,5 @@
-"""Validation of a whole corpus: every fault at once, the figures to compare with its paper, and what its splits share."""
+"""Validate a whole corpus: every fault at once, the figures to compare with its paper, and the
+texts its splits share."""
 
 from __future__ import annotations
 
@@ -13,44 +14,47 @@ from selfemo.corpora.registry import AUTO, locate_corpus
 from selfemo.corpora.stats import SplitStats, corpus_stats
 
 MAX_PROBLEMS = 10_000
-"""Faults that are collected before reading stops: a file of another kind has one on every line."""
+"""Number of faults at which reading stops: a file of another kind has one on every line."""
 
 
 class _TooManyProblems(Exception):
-    """Stops a reader."""
+    """Raised by the sink to stop a reader."""
 
 
 @dataclass(frozen=True)
 class CorpusCheck:
-    """What is known of a corpus after reading it to the end."""
+    """Results of reading a corpus to its end."""
 
     name: str
     path: Path
     labels: tuple[str, ...]
     splits: tuple[SplitStats, ...]
-    """Figures of the rows that are sound."""
+    """Figures of the rows without a fault."""
     shared_with_train: tuple[tuple[str, Overlap], ...]
     """(split, its long texts that also occur in train), for dev and test."""
     problems: tuple[Problem, ...] = field(repr=False)
-    """Every fault, in the order of reading; past MAX_PROBLEMS of them the last says so, and there are no figures."""
+    """Every fault, in the order of reading. If there are more than MAX_PROBLEMS, the last one says
+    so and there are no figures."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
+        """Return plain values for a JSON file."""
         values = dataclasses.asdict(self)
         values["path"] = str(self.path)
         values["problems"] = [str(problem) for problem in self.problems]
-        values["shared_with_train"] = {split: dataclasses.asdict(overlap) for split, overlap in self.shared_with_train}
+        values["shared_with_train"] = {
+            split: dataclasses.asdict(overlap) for split, overlap in self.shared_with_train
+        }
         for split in values["splits"]:
             split["label_counts"] = dict(split["label_counts"])
         return values
 
 
 def check_corpus(corpus: str, name: str = AUTO) -> CorpusCheck:
-    """Read a corpus to its end and report.
+    """Read a corpus to its end and report its faults and figures.
 
     Args:
         corpus: a corpus's name (its usual place is read) or the path of its directory or file.
-        name: the format, where a path does not show it.
+        name: the format, if a path does not show it.
 
     Raises:
         UserError: there is nothing to read at all; faults inside files become `problems`.
@@ -66,8 +70,18 @@ def check_corpus(corpus: str, name: str = AUTO) -> CorpusCheck:
     try:
         loaded = fmt.read(path, collect)
     except _TooManyProblems:
-        problems.append(Problem(path, 0, f"has more problems than these {MAX_PROBLEMS}: is it a corpus of the format {fmt.name}?"))
+        problems.append(
+            Problem(
+                path,
+                0,
+                f"has more problems than these {MAX_PROBLEMS}: is it a corpus of the format {fmt.name}?",
+            )
+        )
         return CorpusCheck(fmt.name, path, (), (), (), tuple(problems))
     train_texts = texts_of(loaded.split("train"))
-    shared = tuple((split, measure_overlap(texts_of(loaded.split(split)), train_texts)) for split in ("dev", "test") if loaded.split(split))
+    shared = tuple(
+        (split, measure_overlap(texts_of(loaded.split(split)), train_texts))
+        for split in ("dev", "test")
+        if loaded.split(split)
+    )
     return CorpusCheck(fmt.name, path, loaded.labels, corpus_stats(loaded), shared, tuple(problems))

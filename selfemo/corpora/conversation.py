@@ -1,4 +1,5 @@
-"""What every corpus becomes: conversations of turns, each with the emotion labels its annotators gave."""
+"""Represent every corpus in one way: conversations of turns, each with the emotion labels its
+annotators gave."""
 
 from __future__ import annotations
 
@@ -7,14 +8,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance."""
+    """One utterance, with its speaker and annotations."""
 
     speaker: str
     text: str
     labels: tuple[str, ...] = ()
-    """Gold labels, primary first; empty where nobody annotated the turn."""
+    """Gold labels, primary first; empty if nobody annotated the turn."""
     votes: tuple[tuple[str, int], ...] = ()
-    """(label, annotators who chose it), most votes first; empty where the corpus records none."""
+    """(label, annotators who chose it), most votes first; empty if the corpus records none."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Conversation:
 
     @property
     def key(self) -> str:
-        """Unique across corpora: "corpus/split/dialogue_id"."""
+        """Name that is unique across corpora: "corpus/split/dialogue_id"."""
         return f"{self.corpus}/{self.split}/{self.dialogue_id}"
 
 
@@ -46,5 +47,5 @@ class Corpus:
     """Dev and test texts of other corpora, which training must not meet either."""
 
     def split(self, name: str) -> tuple[Conversation, ...]:
-        """The conversations of one split, in file order."""
+        """Return the conversations of one split, in file order."""
         return tuple(c for c in self.conversations if c.split == name)

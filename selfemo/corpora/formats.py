@@ -1,6 +1,7 @@
-"""What a corpus reader offers to the registry.
+"""Define the value that a corpus reader offers to the registry.
 
-A module in `selfemo.corpora.readers` that holds a tuple named FORMATS is found by discovery: adding a corpus is one file.
+Discovery finds every module in `selfemo.corpora.readers` that holds a tuple named FORMATS, so that
+adding a corpus takes one file.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from selfemo.corpora.problems import ProblemSink
 
 @dataclass(frozen=True)
 class CorpusFormat:
-    """One corpus name and how to read it."""
+    """Name of a corpus, and the functions that find and read it."""
 
     name: str
-    """What a configuration writes in corpus.name."""
+    """Value of corpus.name that selects this format."""
     read: Callable[[Path, ProblemSink], Corpus]
-    """Reads the corpus at a path; with a sink that returns, faulty rows are left out."""
+    """Read the corpus at a path. If the sink returns, faulty rows are left out."""
     recognises: Callable[[Path], bool]
-    """Whether a path looks like this corpus, by the names of its files alone."""
+    """Return True if a path looks like this corpus, by the names of its files alone."""
     default_path: Callable[[Path | None], Path | None]
-    """Its usual place given the data root (None where there is none); None where it has no usual place."""
+    """Return its usual place, given the data root (None if there is none); None if it has no usual place."""
     what: str
-    """What its path must hold, for messages."""
+    """Description of the files its path must hold, for messages."""

@@ -1,8 +1,8 @@
-"""What is wrong with a corpus file, and who decides what happens then.
+"""Describe a fault in a corpus file, and let the caller decide the consequence.
 
-A reader hands every fault it meets to a sink and carries on with the next row. `raise_first` makes that "stop at the first
-fault" (training must not start on a damaged corpus); `list.append` makes it "collect them all" (`selfemo corpus check`). So
-there is one reader per format, not a strict one and a lenient one.
+A reader hands every fault to a sink and goes on with the next row. `raise_first` stops at the first
+fault, because training must not start on a damaged corpus; `list.append` collects them all for
+`selfemo corpus check`. Each format therefore has one reader, not a strict one and a lenient one.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ class Problem:
 
     path: Path
     line: int
-    """1-based line, 0 where the fault is the file's as a whole."""
+    """1-based line, 0 if the fault concerns the file as a whole."""
     message: str
-    """What was found, what was expected, and the remedy, in one line."""
+    """The value found, the value expected, and the remedy, in one line."""
 
     def __str__(self) -> str:
-        return printable(f"{self.path}:{self.line}: {self.message}" if self.line else f"{self.path}: {self.message}")
+        return printable(
+            f"{self.path}:{self.line}: {self.message}" if self.line else f"{self.path}: {self.message}"
+        )
 
 
 ProblemSink = Callable[[Problem], None]
-"""Takes a fault; raises to stop the reader, returns to let it skip the row."""
+"""Takes a fault. It raises to stop the reader, or returns to let it skip the row."""
 
 
 def raise_first(problem: Problem) -> NoReturn:
-    """The sink of a strict reading.
+    """Raise on the first problem, for a strict reading.
 
     Raises:
         UserError: always, with the problem as its line.

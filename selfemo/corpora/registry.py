@@ -1,7 +1,8 @@
-"""Corpora by name: `load_corpus("meld")`.
+"""Find and load corpora by name, as in `load_corpus("meld")`.
 
-Formats are found by looking through `selfemo.corpora.readers`, so a new corpus is one new file there. Data lives outside the
-repository (licences): under $SELFEMO_DATA, or in `shared/data` beside the checkout where that exists.
+Every module of `selfemo.corpora.readers` is searched for formats, so a new corpus is one new file
+there. Licences keep the data out of the repository: it lies under $SELFEMO_DATA, or in
+`shared/data` beside the checkout if that exists.
 """
 
 from __future__ import annotations
@@ -25,24 +26,27 @@ _DEFAULT_ROOT = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
 class CorpusAbsent(UserError):
-    """A known corpus that is not at its usual place: nothing is wrong with the configuration."""
+    """Raised if a known corpus is not at its usual place, though the configuration is correct."""
 
 
 @functools.cache
 def formats() -> dict[str, CorpusFormat]:
-    """Every known format by name, in alphabetical order."""
-    modules = [importlib.import_module(f"{readers.__name__}.{info.name}") for info in pkgutil.iter_modules(readers.__path__)]
+    """Return every known format by name, in alphabetical order."""
+    modules = [
+        importlib.import_module(f"{readers.__name__}.{info.name}")
+        for info in pkgutil.iter_modules(readers.__path__)
+    ]
     found = {fmt.name: fmt for module in modules for fmt in getattr(module, "FORMATS", ())}
     return dict(sorted(found.items()))
 
 
 def corpus_names() -> list[str]:
-    """What a configuration may write in corpus.name."""
+    """List the values that corpus.name may have."""
     return [AUTO, *formats()]
 
 
 def default_data_root() -> Path | None:
-    """$SELFEMO_DATA, else `shared/data` beside the checkout where it exists, else None.
+    """Return $SELFEMO_DATA, else `shared/data` beside the checkout if it exists, else None.
 
     Raises:
         UserError: $SELFEMO_DATA names no directory.
@@ -51,30 +55,40 @@ def default_data_root() -> Path | None:
     if not named:
         return _DEFAULT_ROOT if _DEFAULT_ROOT.is_dir() else None
     if not Path(named).is_dir():
-        raise UserError(f"${DATA_VARIABLE} is {named!r}, expected a directory that holds corpora: correct or unset it")
+        raise UserError(
+            f"${DATA_VARIABLE} is {named!r}, expected a directory that holds corpora: correct or unset it"
+        )
     return Path(named)
 
 
-def resolve_corpus(name: str, path: str | Path = "", data_root: str | Path | None = None) -> tuple[CorpusFormat, Path]:
-    """The format and the place that `load_corpus` reads.
+def resolve_corpus(
+    name: str, path: str | Path = "", data_root: str | Path | None = None
+) -> tuple[CorpusFormat, Path]:
+    """Find the format and the place that `load_corpus` reads.
 
     Args:
-        name: a format's name, or "auto": the format that `path` looks like, or without a path MELD where the data root holds
-            it and the bundled `everyday` otherwise.
+        name: a format's name, or "auto": the format that `path` looks like, or without a path MELD
+            if the data root holds it and the bundled `everyday` otherwise.
         path: the corpus's directory or file; empty for its usual place.
         data_root: directory of corpora; None for `default_data_root()`.
 
     Raises:
-        UserError: the name is unknown, the path absent or not recognised; CorpusAbsent: the corpus is not at its usual place.
+        UserError: the name is unknown, the path absent or not recognised; CorpusAbsent: the corpus
+            is not at its usual place.
     """
     known = formats()
     if name != AUTO and name not in known:
         valid = corpus_names()
-        raise UserError(f"corpus {name!r} is unknown, expected one of {', '.join(valid)}{nearest(name, valid)}")
+        raise UserError(
+            f"corpus {name!r} is unknown, expected one of {', '.join(valid)}{nearest(name, valid)}"
+        )
     if path:
         place = Path(path)
         if not place.exists():
-            raise UserError(f"{place}: does not exist, expected {known[name].what if name != AUTO else 'a corpus'}: check the path")
+            raise UserError(
+                f"{place}: does not exist, expected {known[name].what if name != AUTO else 'a corpus'}: "
+                "check the path"
+            )
         return (known[name] if name != AUTO else _recognise(place)), place
     root = Path(data_root) if data_root is not None else default_data_root()
     if name == AUTO:
@@ -83,26 +97,30 @@ def resolve_corpus(name: str, path: str | Path = "", data_root: str | Path | Non
     if usual is None or not usual.exists():
         place_text = f"{usual}: does not exist" if usual else "no place is known for it"
         raise CorpusAbsent(
-            f"corpus {name}: {place_text}, expected {known[name].what}: set corpus.path, or ${DATA_VARIABLE} to the directory above it"
+            f"corpus {name}: {place_text}, expected {known[name].what}: set corpus.path, "
+            f"or ${DATA_VARIABLE} to the directory above it"
         )
     return known[name], usual
 
 
-def load_corpus(name: str, path: str | Path = "", data_root: str | Path | None = None, report: ProblemSink = raise_first) -> Corpus:
-    """Read a corpus; arguments as in `resolve_corpus`.
+def load_corpus(
+    name: str, path: str | Path = "", data_root: str | Path | None = None, report: ProblemSink = raise_first
+) -> Corpus:
+    """Read a corpus; the other arguments are those of `resolve_corpus`.
 
     Args:
-        report: what to do with a fault; the default stops at the first.
+        report: sink for faults; the default stops at the first.
 
     Raises:
-        UserError: as `resolve_corpus`; a file is absent or malformed ("file:line: what, expected, remedy").
+        UserError: as `resolve_corpus`; a file is absent or malformed ("file:line: found, expected,
+            remedy").
     """
     fmt, place = resolve_corpus(name, path, data_root)
     return fmt.read(place, report)
 
 
 def load_training_corpus(name: str, path: str = "", held_out: str = "") -> Corpus:
-    """The corpus that a run trains on, without what it shares with dev and test of others.
+    """Read the corpus that a run trains on, without the dialogues it shares with dev and test of others.
 
     Args:
         held_out: names or paths of those others, separated by commas.
@@ -116,12 +134,16 @@ def load_training_corpus(name: str, path: str = "", held_out: str = "") -> Corpu
         return corpus
     left = hold_out(corpus, [fmt.read(place, raise_first) for fmt, place in map(locate_corpus, named)])
     if not left.split("train"):
-        raise UserError(f"corpus.hold_out={held_out}: every training dialogue of {corpus.name} holds a text of theirs: leave one out")
+        raise UserError(
+            f"corpus.hold_out={held_out}: every training dialogue of {corpus.name} "
+            "holds a dev or test text of one of them: name fewer corpora"
+        )
     return left
 
 
 def locate_corpus(corpus: str, name: str = AUTO) -> tuple[CorpusFormat, Path]:
-    """What a command line means by `corpus`: a corpus's name or "auto" (its usual place), else a path of format `name`.
+    """Find the corpus that a command line names: by name or "auto" (its usual place), else by a
+    path of format `name`.
 
     Raises:
         UserError: as `resolve_corpus`.
@@ -130,7 +152,10 @@ def locate_corpus(corpus: str, name: str = AUTO) -> tuple[CorpusFormat, Path]:
         return resolve_corpus(corpus)
     if not Path(corpus).exists() and name == AUTO:
         valid = list(formats())
-        raise UserError(f"{corpus!r} is neither a path nor a corpus, expected one of {', '.join(valid)} or a path{nearest(corpus, valid)}")
+        raise UserError(
+            f"{corpus!r} is neither a path nor a corpus, expected one of {', '.join(valid)} "
+            f"or a path{nearest(corpus, valid)}"
+        )
     return resolve_corpus(name, corpus)
 
 

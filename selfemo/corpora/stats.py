@@ -1,4 +1,5 @@
-"""Figures of a corpus: labels, lengths and how one emotion follows another, per split; as data, and as one picture."""
+"""Compute figures of a corpus per split: labels, lengths and how one emotion follows another; plot
+them in one picture."""
 
 from __future__ import annotations
 
@@ -18,13 +19,13 @@ SPLITS = ("train", "dev", "test")
 
 @dataclass(frozen=True)
 class Majority:
-    """What answering the training split's most frequent label everywhere scores on a split."""
+    """Scores on a split of always answering the training split's most frequent label."""
 
     label: str
     accuracy: float
     weighted_f1: float
     macro_f1: float
-    """Over the whole label set; a label that a split lacks counts as 0."""
+    """Mean over the whole label set; a label that a split lacks counts as 0."""
 
 
 @dataclass(frozen=True)
@@ -35,40 +36,45 @@ class SplitStats:
     dialogues: int
     turns: int
     label_counts: tuple[tuple[str, int], ...]
-    """Turns by primary label, every label of the set, in its order."""
+    """(label, turns with that primary label) of every label of the set, in its order."""
     multi_label_turns: int
     voted_turns: int
     words_median: float
-    """Of a turn, words separated by blanks."""
+    """Words of a turn, separated by blanks."""
     words_p95: float
     turns_median: float
-    """Of a dialogue."""
+    """Turns of a dialogue."""
     turns_max: int
     majority: Majority
 
     @property
     def labelled_turns(self) -> int:
-        """Turns with at least one label."""
+        """Number of turns with at least one label."""
         return sum(count for _, count in self.label_counts)
 
 
 def corpus_stats(corpus: Corpus) -> tuple[SplitStats, ...]:
-    """Figures of every split that has dialogues, train first."""
+    """Compute the figures of every split that has dialogues, train first."""
     train_counts = primary_counts(corpus.split("train"), corpus.labels)
     splits = [(name, corpus.split(name)) for name in SPLITS]
-    return tuple(_split_stats(name, conversations, corpus.labels, train_counts) for name, conversations in splits if conversations)
+    return tuple(
+        _split_stats(name, conversations, corpus.labels, train_counts)
+        for name, conversations in splits
+        if conversations
+    )
 
 
 def primary_counts(conversations: Sequence[Conversation], labels: Sequence[str]) -> dict[str, int]:
-    """Turns by primary label, in the order of `labels`."""
+    """Count turns by primary label, in the order of `labels`."""
     counts = Counter(turn.labels[0] for c in conversations for turn in c.turns if turn.labels)
     return {label: counts[label] for label in labels}
 
 
 def majority_baseline(label: str, counts: dict[str, int]) -> Majority:
-    """The scores of answering `label` everywhere, in closed form.
+    """Compute the scores of always answering `label`, in closed form.
 
-    Its precision is its share p and its recall 1, so its F1 is 2p / (1 + p); every other label's F1 is 0.
+    Its precision is its share p and its recall 1, so its F1 is 2p / (1 + p); every other label's F1
+    is 0.
     """
     total = sum(counts.values())
     share = counts[label] / total if total else 0.0
@@ -77,7 +83,11 @@ def majority_baseline(label: str, counts: dict[str, int]) -> Majority:
 
 
 def transition_shares(conversations: Sequence[Conversation], labels: Sequence[str]) -> list[list[float]]:
-    """P(primary label of the next turn | that of this one), rows and columns in the order of `labels`; a row of zeros where unseen."""
+    """Estimate P(primary label of the next turn | that of this one), rows and columns in the order
+    of `labels`.
+
+    The row of a label that never occurs is all zeros.
+    """
     counts = Counter(
         (before.labels[0], after.labels[0])
         for conversation in conversations
@@ -89,7 +99,8 @@ def transition_shares(conversations: Sequence[Conversation], labels: Sequence[st
 
 
 def write_plot(corpus: Corpus, path: Path) -> None:
-    """A PNG, SVG or PDF (by suffix) of label shares per split, turn lengths and the training split's transitions.
+    """Write a PNG, SVG or PDF (by suffix) of label shares per split, turn lengths and the training
+    split's transitions.
 
     Raises:
         ValueError: the suffix names no format.
@@ -104,10 +115,12 @@ def write_plot(corpus: Corpus, path: Path) -> None:
     _draw_lengths(lengths, corpus)
     _draw_transitions(transitions, corpus)
     with new_file(path, "--plot") as temporary:
-        figure.savefig(temporary, dpi=120)  # its suffix decides the format
+        figure.savefig(temporary, dpi=120)  # the suffix decides the format
 
 
-def _split_stats(split: str, conversations: Sequence[Conversation], labels: Sequence[str], train_counts: dict[str, int]) -> SplitStats:
+def _split_stats(
+    split: str, conversations: Sequence[Conversation], labels: Sequence[str], train_counts: dict[str, int]
+) -> SplitStats:
     turns = [turn for conversation in conversations for turn in conversation.turns]
     counts = primary_counts(conversations, labels)
     words = sorted(len(turn.text.split()) for turn in turns)
@@ -144,7 +157,11 @@ def _draw_shares(axes: Any, corpus: Corpus) -> None:
 
 def _draw_lengths(axes: Any, corpus: Corpus) -> None:
     for split in SPLITS:
-        words = [min(40, len(turn.text.split())) for conversation in corpus.split(split) for turn in conversation.turns]
+        words = [
+            min(40, len(turn.text.split()))
+            for conversation in corpus.split(split)
+            for turn in conversation.turns
+        ]
         if words:
             axes.hist(words, bins=range(1, 42), density=True, histtype="step", label=split)
     axes.set_xlabel("words in a turn (40: 40 or more)")
@@ -161,7 +178,15 @@ def _draw_transitions(axes: Any, corpus: Corpus) -> None:
     peak = max((value for row in matrix for value in row), default=0.0)
     for i, row in enumerate(matrix):
         for j, value in enumerate(row):
-            axes.text(j, i, f"{100 * value:.0f}", ha="center", va="center", color="white" if value > 0.6 * peak else "black", fontsize=8)
+            axes.text(
+                j,
+                i,
+                f"{100 * value:.0f}",
+                ha="center",
+                va="center",
+                color="white" if value > 0.6 * peak else "black",
+                fontsize=8,
+            )
     axes.set_xlabel("next turn")
     axes.set_ylabel("this turn")
     axes.set_title("Transitions in train, % of a row")

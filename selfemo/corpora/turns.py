@@ -1,4 +1,4 @@
-"""Raw values of a row into a Turn: the checks that every format shares."""
+"""Check the raw values of a row and build a Turn from them; every format shares these checks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ MAX_TEXT_CHARS = 10_000
 MAX_SPEAKER_CHARS = 200
 """Longest speaker name, in characters."""
 MAX_VOTES = 1_000_000
-"""Most annotators who chose a label: a count with thousands of digits is no number to compute with."""
+"""Largest count of annotators who chose a label. Larger counts are refused, since Python computes
+slowly with thousands of digits."""
 
 
 class TurnChecker:
-    """Builds the turns of one file, reporting what is wrong with each."""
+    """Builds the turns of one file and reports every fault in them."""
 
     def __init__(self, path: Path, labels: Iterable[str], report: ProblemSink) -> None:
         self._path = path
@@ -33,7 +34,7 @@ class TurnChecker:
 
     @property
     def example_label(self) -> str:
-        """Some valid label, for messages that show a correct value."""
+        """A valid label, for messages that show a correct value."""
         return self._labels[0]
 
     def turn(
@@ -45,12 +46,12 @@ class TurnChecker:
         votes: Mapping[str, object] | None = None,
         where: str = "",
     ) -> Turn | None:
-        """A checked turn, texts cleaned and labels lower-case, or None after a reported problem.
+        """Build a checked turn, texts cleaned and labels lower-case; None after a reported problem.
 
-        Labels given by votes alone are derived from them (`labels_from_votes`).
+        A turn with votes but no labels gets the labels that the votes imply (`labels_from_votes`).
 
         Args:
-            where: which turn of the line this is, for messages, where a line holds several.
+            where: which turn of the line this is, for messages, if a line holds several.
         """
         self._where = f"{where}: " if where else ""
         spoken = self._text(line, "text", text, MAX_TEXT_CHARS)
@@ -71,7 +72,10 @@ class TurnChecker:
             self.fault(line, f"{field} is {quote(value)}, expected a text")
             return None
         if len(value) > max_chars:
-            self.fault(line, f"{field} has {len(value)} characters, expected at most {max_chars}: shorten or split it")
+            self.fault(
+                line,
+                f"{field} has {len(value)} characters, expected at most {max_chars}: shorten or split it",
+            )
             return None
         if any("\ud800" <= char <= "\udfff" for char in value):
             self.fault(line, f"{field} holds half of a surrogate pair: write the character itself, in UTF-8")
@@ -86,7 +90,11 @@ class TurnChecker:
         name = clean_text(value).lower() if isinstance(value, str) else ""
         if name in self._labels:
             return name
-        self.fault(line, f"label {quote(value)} is unknown, expected one of {', '.join(self._labels)}{nearest(name, self._labels)}")
+        self.fault(
+            line,
+            f"label {quote(value)} is unknown, expected one of "
+            f"{', '.join(self._labels)}{nearest(name, self._labels)}",
+        )
         return None
 
     def _label_set(self, line: int, values: Iterable[object]) -> tuple[str, ...] | None:
@@ -95,10 +103,16 @@ class TurnChecker:
         if len(known) < len(checked):
             return None
         if len(set(known)) < len(known):
-            self.fault(line, f"labels {', '.join(known)} name one twice, expected distinct labels: remove the repeat")
+            self.fault(
+                line, f"labels {', '.join(known)} name one twice, expected distinct labels: remove the repeat"
+            )
             return None
         if len(known) > MAX_LABELS:
-            self.fault(line, f"has {len(known)} labels, expected at most {MAX_LABELS}: keep the strongest, or give votes instead")
+            self.fault(
+                line,
+                f"has {len(known)} labels, expected at most {MAX_LABELS}: keep the strongest, "
+                "or give votes instead",
+            )
             return None
         return known
 
@@ -109,18 +123,23 @@ class TurnChecker:
             if label is None:
                 return None
             if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_VOTES:
-                self.fault(line, f"votes for {label} are {quote(count)}, expected a whole number of at least 1 and at most {MAX_VOTES}")
+                self.fault(
+                    line,
+                    f"votes for {label} are {quote(count)}, "
+                    f"expected a whole number of at least 1 and at most {MAX_VOTES}",
+                )
                 return None
             counts[label] += count
         return sort_votes(counts)
 
 
 def sort_votes(counts: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
-    """Votes as Turn holds them: most first, then by name."""
+    """Sort votes as Turn holds them: most first, then by name."""
     return tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def labels_from_votes(votes: tuple[tuple[str, int], ...], primary: str = "") -> tuple[str, ...]:
-    """The gold set that votes imply: `primary` where given, then every other voted label, at most MAX_LABELS."""
+    """Return the gold set that votes imply: `primary` if given, then every other voted label, at
+    most MAX_LABELS."""
     voted = [label for label, _ in votes if label != primary]
     return tuple(([primary] if primary else []) + voted)[:MAX_LABELS]

@@ -1,1 +1,5 @@
-"""Emotions as sets of labels: the closed label sets, the answer grammar, label affinity and the smoothed IoU. No torch here."""
+"""Represent emotions as sets of labels: closed label sets, the answer grammar, label affinity and
+the smoothed IoU.
+
+Nothing here imports torch.
+"""

@@ -1,8 +1,10 @@
-"""How alike two labels are: nothing at all (identity), or by their distance on the valence-arousal circumplex.
+"""Measure how alike two labels are: not at all (identity), or by their distance on the
+valence-arousal circumplex.
 
-An affinity matrix is fixed before training, never learnt. Off the diagonal no entry exceeds 1/2. The bound is what makes
-the smoothed IoU well behaved under any matrix: adding a gold label y to a prediction raises the best matching's weight by at least
-1 - max affinity >= 1/2 (match y with itself, drop y's old partner), and a gain of 1/2 is enough for the score never to fall
+An affinity matrix is fixed before training, never learnt. Off the diagonal no entry exceeds 1/2.
+With this bound the smoothed IoU is well behaved under any matrix: adding a gold label y to a
+prediction raises the best matching's weight by at least 1 - max affinity >= 1/2 (match y with
+itself, drop y's old partner), and a gain of 1/2 is enough for the score never to fall
 (docs/method.md has the two lines of algebra). A near miss is thus worth at most half a hit.
 """
 
@@ -35,13 +37,14 @@ RUSSELL_ANGLE_DEG = {
     "glad": 349.0,
     "pleased": 353.2,
 }
-"""Angle of an affect word on the circumplex, 0 = pleasure, 90 = arousal. Source: J. A. Russell, "A circumplex model of affect",
-J. Pers. Soc. Psychol. 39 (1980), direct circular scaling."""
+"""Angle of an affect word on the circumplex, 0 = pleasure, 90 = arousal. Source: J. A. Russell, "A
+circumplex model of affect", J. Pers. Soc. Psychol. 39 (1980), direct circular scaling."""
 
 DISGUST_DEG = 130.0
-"""Not among Russell's words. This project's reading: between annoyed and distressed."""
+"""Not among Russell's words. This project places it between annoyed and distressed."""
 POWERFUL_DEG = 36.0
-"""Not among Russell's words. This project's reading of EmoryNLP's "powerful" (proud, confident, hopeful): between delighted and excited."""
+"""Not among Russell's words. EmoryNLP's "powerful" covers proud, confident and hopeful; this
+project places it between delighted and excited."""
 
 _WORD_OF_LABEL = {
     "anger": "angry",
@@ -91,18 +94,20 @@ class Affinity:
 
 
 def identity_affinity(labels: Sequence[str]) -> Affinity:
-    """Labels are equal or they are not: the smoothed IoU's default."""
+    """Build the identity matrix, the smoothed IoU's default: two labels are equal or have nothing
+    in common."""
     size = len(labels)
     return Affinity(tuple(labels), tuple(tuple(float(i == j) for j in range(size)) for i in range(size)))
 
 
 def circumplex_affinity(labels: Sequence[str]) -> Affinity:
-    """Half credit at most, falling linearly with the distance of two labels on the unit circle, 0 from distance 1 (60 degrees) on.
+    """Build a matrix that falls linearly with the distance of two labels on the unit circle.
 
-    Neutral lies at the centre, at distance 1 from every emotion, so it is like none of them.
+    Two different labels get at most 1/2, and 0 from distance 1 (60 degrees) on. Neutral lies at the
+    centre, at distance 1 from every emotion, so it is like none of them.
 
     Raises:
-        UserError: a label that has no place on the circumplex.
+        UserError: a label has no place on the circumplex.
     """
     points = [_place(label) for label in labels]
 
@@ -110,15 +115,17 @@ def circumplex_affinity(labels: Sequence[str]) -> Affinity:
         return 1.0 if i == j else MAX_AFFINITY * max(0.0, 1.0 - round(math.dist(points[i], points[j]), 9))
 
     size = len(labels)
-    return Affinity(tuple(labels), tuple(tuple(affinity(min(i, j), max(i, j)) for j in range(size)) for i in range(size)))
+    return Affinity(
+        tuple(labels), tuple(tuple(affinity(min(i, j), max(i, j)) for j in range(size)) for i in range(size))
+    )
 
 
 def build_affinity(name: str, labels: Sequence[str]) -> Affinity:
-    """The matrix that `reward.affinity` names: "identity" or "circumplex".
+    """Build the matrix that `reward.affinity` names: "identity" or "circumplex".
 
     Raises:
         ValueError: another name.
-        UserError: a label that has no place on the circumplex.
+        UserError: a label has no place on the circumplex.
     """
     if name == "identity":
         return identity_affinity(labels)
@@ -128,13 +135,14 @@ def build_affinity(name: str, labels: Sequence[str]) -> Affinity:
 
 
 def _place(label: str) -> tuple[float, float]:
-    """(valence, arousal) of a label, on the unit circle or, for neutral, at its centre."""
+    """Return (valence, arousal) of a label: on the unit circle or, for neutral, at its centre."""
     if label == "neutral":
         return (0.0, 0.0)
     angle_deg = _PLACED_DEG.get(label, RUSSELL_ANGLE_DEG.get(_WORD_OF_LABEL.get(label, label)))
     if angle_deg is None:
         known = sorted({*_WORD_OF_LABEL, *_PLACED_DEG, *RUSSELL_ANGLE_DEG, "neutral"})
         raise UserError(
-            f"reward.affinity=circumplex: label {label!r} has no place on it{nearest(label, known)}; use reward.affinity=identity"
+            f"reward.affinity=circumplex: label {label!r} has no place on it{nearest(label, known)}; "
+            "use reward.affinity=identity"
         )
     return (math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg)))

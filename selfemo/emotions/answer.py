@@ -1,10 +1,11 @@
-"""The recognizer's answer: a strict grammar, read and written in one place.
+"""Read and write the recognizer's answer, whose strict grammar is defined here alone.
 
-    answer = label { ", " label }        one line, 1 to 3 distinct labels of the closed set, the first one primary
+    answer = label { ", " label }        one line, 1 to 3 distinct labels of the closed set, primary first
 
-Nothing around it is tolerated, neither a full stop nor a blank nor a capital: reward and metrics rest on what is read here, and a
-lenient reader would pay for text that only resembles an answer. Where thinking is on, one closed block `<think>...</think>`
-may precede the answer. What does not parse becomes a FormatFailure, which scores exactly 0 everywhere.
+Nothing else is tolerated, neither a full stop nor a blank nor a capital. Reward and metrics rest on
+the labels read here, and a lenient reader would pay for text that only resembles an answer. If
+thinking is on, one closed block `<think>...</think>` may precede the answer. Any other completion
+becomes a FormatFailure, which scores exactly 0 everywhere.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ SEPARATOR = ", "
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
 
-FailureReason = Literal["empty", "cut", "thinking", "several lines", "unknown label", "repeated label", "too many labels"]
+FailureReason = Literal[
+    "empty", "cut", "thinking", "several lines", "unknown label", "repeated label", "too many labels"
+]
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class FormatFailure:
-    """A completion outside the grammar."""
+    """A completion outside the grammar, and the reason."""
 
     reason: FailureReason
     detail: str = ""
@@ -44,17 +47,20 @@ class FormatFailure:
 
 
 type Reading = Answer | FormatFailure
-"""What a completion turned out to be."""
+"""Result of reading a completion."""
 
 
-def parse_answer(text: str, labels: Collection[str], *, thinking: bool = False, finished: bool = True) -> Reading:
-    """Read a completion.
+def parse_answer(
+    text: str, labels: Collection[str], *, thinking: bool = False, finished: bool = True
+) -> Reading:
+    """Read a completion as an answer, or as a format failure with its reason.
 
     Args:
         text: the decoded completion without its end-of-turn token.
         labels: the closed label set.
         thinking: allow one thinking block, and blanks before and after it, before the answer.
-        finished: False when the length cap cut the completion: an answer that did not end by itself is not one.
+        finished: False if the length cap cut the completion; an answer that did not end by itself
+            is a format failure.
     """
     if not finished:
         return FormatFailure("cut", text[-40:])
@@ -79,7 +85,8 @@ def parse_answer(text: str, labels: Collection[str], *, thinking: bool = False, 
 
 
 def _after_thinking(text: str) -> str | None:
-    """What follows the thinking block; the text itself where it has none; None where the block is not closed."""
+    """Return the text after the thinking block, all of the text if it has none, None if the block
+    is not closed."""
     body = text.lstrip()
     if not body.startswith(THINK_OPEN):
         return text
@@ -88,7 +95,7 @@ def _after_thinking(text: str) -> str | None:
 
 
 def format_answer(labels: Sequence[str]) -> str:
-    """The answer text for 1 to 3 distinct labels, primary first; `parse_answer` reads it back.
+    """Write the answer text for 1 to 3 distinct labels, primary first; `parse_answer` reads it back.
 
     Raises:
         ValueError: no label, more than 3, or a repeated one.

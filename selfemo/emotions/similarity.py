@@ -1,13 +1,18 @@
-"""The smoothed IoU: one number for how well two emotion sets agree, graded where exact match is all or nothing.
+"""Compute the smoothed IoU: one number for how well two emotion sets agree. It is graded; an exact
+match is all or nothing.
 
-    sIoU(P, Y) = (m + e) / (|P| + |Y| - m + e),     m = weight of the best matching between P and Y under the affinity matrix
+    sIoU(P, Y) = (m + e) / (|P| + |Y| - m + e)
 
-With the identity matrix and e = 0 this is the intersection over union. e in [0, 0.1] gives a wrong answer in the grammar a little
-more than a format failure (which is exactly 0), and a longer wrong answer less than a short one. It is symmetric, lies in
-[0, 1], is 1 only for equal sets, does not rise when a label without affinity to the reference is added, and does not fall when a
-reference label is. The formula of SELF-EMO (arXiv 2604.18003) is not published; this is the project's reading (docs/method.md).
+Here m is the weight of the best matching between P and Y under the affinity matrix. With the
+identity matrix and e = 0 this is the intersection over union. With e in [0, 0.1], a wrong answer in
+the grammar scores a little more than a format failure (which is exactly 0), and a longer wrong
+answer less than a short one. The score is symmetric, lies in [0, 1], and is 1 only for equal sets.
+It does not rise when a label without affinity to the reference is added, and does not fall when a
+reference label is added. The formula of SELF-EMO (arXiv 2604.18003) is not published; this is the
+project's reading (docs/method.md).
 
-An iteration asks for some 10^5 of these over a few hundred distinct pairs, so an instance remembers what it has computed.
+An iteration computes some 10^5 scores over a few hundred distinct pairs, so an instance caches its
+results.
 """
 
 from __future__ import annotations
@@ -23,10 +28,15 @@ _CACHE_LIMIT = 1 << 16
 
 
 class SmoothedIoU:
-    """sIoU under one affinity matrix and one e; call it with two label sets."""
+    """Computes sIoU under one affinity matrix and one e; call an instance with two label sets."""
 
     def __init__(self, affinity: Affinity, smoothing: float) -> None:
-        """Args: affinity: matrix over the closed label set; smoothing: e, in [0, 0.1], else ValueError."""
+        """Set the matrix and e.
+
+        Args:
+            affinity: matrix over the closed label set.
+            smoothing: e, in [0, 0.1], else ValueError.
+        """
         if not 0.0 <= smoothing <= MAX_SMOOTHING:
             raise ValueError(f"smoothing is {smoothing}, expected a value in [0, {MAX_SMOOTHING}]")
         self.affinity = affinity
@@ -35,7 +45,7 @@ class SmoothedIoU:
         self._known: dict[tuple[frozenset[str], frozenset[str]], float] = {}
 
     def __call__(self, predicted: Collection[str], reference: Collection[str]) -> float:
-        """The smoothed IoU of two non-empty sets of labels, in [0, 1].
+        """Compute the smoothed IoU of two non-empty sets of labels, in [0, 1].
 
         Raises:
             ValueError: an empty set, or a label outside the closed set.
@@ -50,18 +60,21 @@ class SmoothedIoU:
         return score
 
     def of_reading(self, reading: Reading, reference: Collection[str]) -> float:
-        """The smoothed IoU of an answer with `reference`; exactly 0 for a format failure."""
+        """Compute the smoothed IoU of an answer with `reference`; exactly 0 for a format failure."""
         return self(reading.labels, reference) if isinstance(reading, Answer) else 0.0
 
     def mean_pairwise(self, readings: Sequence[Reading]) -> float:
-        """Mean over all pairs of a group's answers; a pair with a format failure counts 0. 1 for a single answer, 0 for nothing.
+        """Average the score over all pairs of a group's answers: the group's consistency.
 
-        Called a group's consistency: how far its samples agree.
+        A pair with a format failure counts 0. A single answer gives 1; a single format failure, or
+        an empty group, gives 0.
         """
         if len(readings) < 2:
             return float(bool(readings) and isinstance(readings[0], Answer))
         pairs = list(combinations(readings, 2))
-        return sum(self.of_reading(a, b.labels) if isinstance(b, Answer) else 0.0 for a, b in pairs) / len(pairs)
+        return sum(self.of_reading(a, b.labels) if isinstance(b, Answer) else 0.0 for a, b in pairs) / len(
+            pairs
+        )
 
     def _compute(self, predicted: frozenset[str], reference: frozenset[str]) -> float:
         for name, labels in (("predicted", predicted), ("reference", reference)):
@@ -69,19 +82,24 @@ class SmoothedIoU:
                 raise ValueError(f"{name} is empty: a smoothed IoU needs two non-empty label sets")
             unknown = sorted(labels - self._index.keys())
             if unknown:
-                raise ValueError(f"{name} holds {unknown[0]!r}, which is not in the label set {list(self._index)}")
+                raise ValueError(
+                    f"{name} holds {unknown[0]!r}, which is not in the label set {list(self._index)}"
+                )
         rows = [self._index[label] for label in sorted(predicted)]
         columns = [self._index[label] for label in sorted(reference)]
-        if (len(rows), rows) < (len(columns), columns):  # sums of both directions round alike: symmetric to the bit
+        # A fixed order of the two sets makes sums of both directions round alike: symmetric to the bit.
+        if (len(rows), rows) < (len(columns), columns):
             rows, columns = columns, rows
         matched = best_matching(self.affinity.matrix, rows, columns)
         return (matched + self.smoothing) / (len(rows) + len(columns) - matched + self.smoothing)
 
 
 def best_matching(matrix: Sequence[Sequence[float]], rows: Sequence[int], columns: Sequence[int]) -> float:
-    """Largest total weight of a matching between `rows` and `columns` of a non-negative matrix (exact).
+    """Compute the largest total weight of a matching between `rows` and `columns` of a non-negative
+    matrix, exactly.
 
-    Dynamic programme over subsets of `columns`: rows x 2^columns steps, so `columns` should be the shorter side (<= 4 here).
+    A dynamic programme over subsets of `columns` takes rows x 2^columns steps, so `columns` should
+    be the shorter side (<= 4 here).
     """
     best = {0: 0.0}
     for row in rows:

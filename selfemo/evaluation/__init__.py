@@ -1,1 +1,3 @@
-"""Evaluation: recognition and expression on held-out dialogues, with intervals, calibration and signs of collapse."""
+"""Evaluates models on held-out dialogues: recognition, expression, intervals, calibration, signs of
+collapse.
+"""

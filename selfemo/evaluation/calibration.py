@@ -1,7 +1,8 @@
-"""Does confidence mean anything: expected calibration error and the reliability table of the primary label.
+"""Compares confidence with accuracy: expected calibration error and reliability table of the primary label.
 
-Confidence comes from a group's votes (share of samples whose primary label it is) or from label likelihoods (softmax over the closed
-set). Expected calibration error: Guo et al., ICML 2017 (arXiv 1706.04599), equal-width bins.
+Confidence comes from a group's votes (share of samples whose primary label it is) or from label
+likelihoods (softmax over the closed set). Expected calibration error: Guo et al., ICML 2017 (arXiv
+1706.04599), equal-width bins.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far confidence is from accuracy."""
+    """The distance between confidence and accuracy."""
 
     ece: float
     """Mean absolute gap between a bin's confidence and accuracy, weighted by count."""
@@ -44,7 +45,10 @@ def calibrate(confidence: Sequence[float], correct: Sequence[bool], bins: int = 
         ValueError: no prediction, unequal lengths, or a confidence outside [0, 1].
     """
     if not confidence or len(confidence) != len(correct):
-        raise ValueError(f"confidence has {len(confidence)} entries and correct {len(correct)}, expected equal and not empty")
+        raise ValueError(
+            f"confidence has {len(confidence)} entries and correct {len(correct)}, expected equal "
+            "and not empty"
+        )
     members: list[list[int]] = [[] for _ in range(bins)]
     for i, value in enumerate(confidence):
         if not 0.0 <= value <= 1.0 + 1e-9:
@@ -60,7 +64,10 @@ def calibrate(confidence: Sequence[float], correct: Sequence[bool], bins: int = 
 
 
 def vote_confidence(readings: Sequence[Reading]) -> tuple[str, float]:
-    """The most frequent primary label of a group and its share of all samples; (NO_ANSWER, share of failures) where nothing parsed."""
+    """Return the most frequent primary label of a group, and its share of all samples.
+
+    If nothing parsed, (NO_ANSWER, share of failures).
+    """
     primary = Counter(reading.primary for reading in readings if isinstance(reading, Answer))
     if not primary:
         return NO_ANSWER, 1.0
@@ -69,6 +76,8 @@ def vote_confidence(readings: Sequence[Reading]) -> tuple[str, float]:
 
 
 def likelihood_confidence(label_logprobs: Mapping[str, float]) -> tuple[str, float]:
-    """The likeliest label and its probability after renormalising over the closed set; logprobs in nats."""
+    """Return the likeliest label and its probability after renormalising over the closed set; logprobs
+    in nats.
+    """
     label = min(label_logprobs, key=lambda name: (-label_logprobs[name], name))
     return label, 1.0 / sum(math.exp(value - label_logprobs[label]) for value in label_logprobs.values())

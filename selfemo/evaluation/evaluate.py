@@ -1,4 +1,7 @@
-"""One model on one split: every figure that `selfemo eval` reports, and the difference of two models on the same turns."""
+"""Evaluates one model on one split, and compares two models on the same turns.
+
+The result holds every figure that `selfemo eval` reports.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,13 @@ from selfemo.evaluation.calibration import Calibration, calibrate, likelihood_co
 from selfemo.evaluation.expression import ExpressionReport, evaluate_expression
 from selfemo.evaluation.intervals import Interval, bootstrap, mean_interval, paired_bootstrap
 from selfemo.evaluation.options import Scoring
-from selfemo.evaluation.recognition import RecognitionReport, evaluate_recognition, read_likeliest, report_readings, sample_readings
+from selfemo.evaluation.recognition import (
+    RecognitionReport,
+    evaluate_recognition,
+    read_likeliest,
+    report_readings,
+    sample_readings,
+)
 from selfemo.evaluation.turns import EvaluationTurn
 from selfemo.inference.finished_model import FinishedModel
 from selfemo.rollout.api import Generator
@@ -22,12 +31,14 @@ from selfemo.tokens.encoder import ChatEncoder
 
 @dataclass(frozen=True)
 class Task:
-    """What every model of an evaluation is asked; fields without a word as in EvaluationOptions."""
+    """The questions that every model of an evaluation is asked. Fields without a docstring: see
+    EvaluationOptions.
+    """
 
     turns: tuple[EvaluationTurn, ...] = field(repr=False)
     labels: tuple[str, ...]
     score: SmoothedIoU = field(repr=False)
-    """One score for all models, whatever each was rewarded with."""
+    """One score for all models, whatever reward each was trained with."""
     scoring: Scoring
     votes: int
     seed: int
@@ -53,37 +64,46 @@ class Recognizer:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """Everything about one model."""
+    """Every figure of one model."""
 
     model: FinishedModel
     recognition: RecognitionReport
     intervals: tuple[Interval, ...]
-    """Of accuracy, weighted F1, macro F1, sIoU and exact match."""
+    """Intervals of accuracy, weighted F1, macro F1, sIoU and exact match."""
     calibration: Calibration | None
     confidence: str
-    """What the confidence in `calibration` is."""
+    """Definition of the confidence in `calibration`, for readers."""
     expression: ExpressionReport | None
     read_by: FinishedModel | None
-    """The recognizer of `expression`."""
+    """The recognizer that read the replies of `expression`."""
 
 
 def smoothed_iou(model: FinishedModel, labels: Sequence[str]) -> SmoothedIoU:
-    """The smoothed IoU of a model's settings over a label set."""
+    """Build the smoothed IoU of a model's settings over a label set."""
     reward = model.config.reward
     return SmoothedIoU(build_affinity(reward.affinity, labels), reward.smoothing)
 
 
 def prompts_of(model: FinishedModel, labels: tuple[str, ...]) -> PromptBuilder:
-    """Prompts as the model was trained on them; UserError where its tokenizer cannot be used."""
+    """Build prompts as the model was trained on them. UserError if its tokenizer cannot be used."""
     corpus = model.config.corpus
-    return PromptBuilder(ChatEncoder(model.path), labels, corpus.history_turns, corpus.max_turn_tokens, model.config.selfplay.thinking)
+    return PromptBuilder(
+        ChatEncoder(model.path),
+        labels,
+        corpus.history_turns,
+        corpus.max_turn_tokens,
+        model.config.selfplay.thinking,
+    )
 
 
-def evaluate_model(model: FinishedModel, generator: Generator | None, task: Task, recognizer: Recognizer | None) -> ModelReport:
+def evaluate_model(
+    model: FinishedModel, generator: Generator | None, task: Task, recognizer: Recognizer | None
+) -> ModelReport:
     """Evaluate one model.
 
     Args:
-        generator: under the model's weights; None where label likelihoods are scored and no expression is asked for.
+        generator: holds the model's weights; None if label likelihoods are scored and no expression is
+            asked for.
         recognizer: reads the model's replies; None leaves expression out.
     """
     prompts = prompts_of(model, task.labels)
@@ -96,7 +116,10 @@ def evaluate_model(model: FinishedModel, generator: Generator | None, task: Task
             raise ValueError("generator is None: scoring by generation needs one")
         recognition = evaluate_recognition(generator, prompts, task.turns, model.config.selfplay, task.score)
         calibration = _by_votes(model, generator, prompts, task) if task.votes else None
-        confidence = f"share of {task.votes} sampled answers (temperature {model.config.selfplay.temperature:g}) with the voted label first"
+        confidence = (
+            f"share of {task.votes} sampled answers (temperature "
+            f"{model.config.selfplay.temperature:g}) with the voted label first"
+        )
     expression = None
     if recognizer is not None:
         if generator is None:
@@ -114,15 +137,25 @@ def evaluate_model(model: FinishedModel, generator: Generator | None, task: Task
         )
     intervals = (
         *bootstrap(task.gold, recognition.predicted, task.dialogues, task.seed),
-        *(mean_interval(name, values, task.dialogues, task.seed) for name, values in turn_scores(recognition.readings, task).items()),
+        *(
+            mean_interval(name, values, task.dialogues, task.seed)
+            for name, values in turn_scores(recognition.readings, task).items()
+        ),
     )
     reader = recognizer.model if recognizer else None
-    return ModelReport(model, recognition, intervals, calibration, confidence if calibration else "", expression, reader)
+    return ModelReport(
+        model, recognition, intervals, calibration, confidence if calibration else "", expression, reader
+    )
 
 
 def compare_models(first: ModelReport, second: ModelReport, task: Task) -> tuple[Interval, ...]:
-    """Intervals of first - second on the same turns, for accuracy, weighted F1, macro F1, sIoU and exact match."""
-    labelled = paired_bootstrap(task.gold, first.recognition.predicted, second.recognition.predicted, task.dialogues, task.seed)
+    """Compute intervals of first - second on the same turns.
+
+    Figures: accuracy, weighted F1, macro F1, sIoU and exact match.
+    """
+    labelled = paired_bootstrap(
+        task.gold, first.recognition.predicted, second.recognition.predicted, task.dialogues, task.seed
+    )
     ours, theirs = (turn_scores(report.recognition.readings, task) for report in (first, second))
     means = []
     for name, values in ours.items():
@@ -132,16 +165,21 @@ def compare_models(first: ModelReport, second: ModelReport, task: Task) -> tuple
 
 
 def turn_scores(readings: Sequence[Reading], task: Task) -> dict[str, list[float]]:
-    """sIoU and exact match of every turn."""
+    """Compute sIoU and exact match of every turn."""
     pairs = [(reading, turn.gold) for reading, turn in zip(readings, task.turns, strict=True)]
     return {
         "siou": [task.score.of_reading(reading, gold) for reading, gold in pairs],
-        "exact_match": [float(isinstance(reading, Answer) and set(reading.labels) == set(gold)) for reading, gold in pairs],
+        "exact_match": [
+            float(isinstance(reading, Answer) and set(reading.labels) == set(gold)) for reading, gold in pairs
+        ],
     }
 
 
-def _by_likelihood(model: FinishedModel, prompts: PromptBuilder, task: Task) -> tuple[RecognitionReport, Calibration]:
-    from selfemo.evaluation.likelihood import AnswerScorer  # transformers' model: only this way of scoring needs it
+def _by_likelihood(
+    model: FinishedModel, prompts: PromptBuilder, task: Task
+) -> tuple[RecognitionReport, Calibration]:
+    # loads transformers' model, which only this way of scoring needs
+    from selfemo.evaluation.likelihood import AnswerScorer
 
     prompts = prompts.without_thinking()
     answers = {label: prompts.answer_ids([label]) for label in task.labels}

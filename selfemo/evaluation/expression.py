@@ -1,7 +1,8 @@
-"""Expression on held-out dialogues: does a reply show the emotion it was asked for, in the eyes of a recognizer that never trained with it?
+"""Measures expression on held-out dialogues: whether a reply shows the emotion it was asked for.
 
-The model answers each turn that someone else answered in the corpus, aiming at that answer's annotated emotions. A frozen recognizer
-(the SFT model, not the trained one: a pair trained together can agree on a private code) reads the reply without knowing the target.
+The model answers each turn that someone else answered in the corpus, aiming at that answer's annotated
+emotions. A frozen recognizer that never trained with the model reads the reply without knowing the
+target. It is the SFT model, not the trained one: a pair trained together can agree on a private code.
 """
 
 from __future__ import annotations
@@ -26,20 +27,18 @@ from selfemo.selfplay.roles import Recognizer, Responder
 
 @dataclass(frozen=True)
 class Reply:
-    """One evaluated reply."""
-
     target: tuple[str, ...]
     text: str
     gates: tuple[Gate, ...]
     reading: Reading | None
-    """None where a gate failed."""
+    """Emotions that the recognizer read; None if a gate failed."""
     score: float
-    """Smoothed IoU of reading and target; 0 behind a failed gate."""
+    """Smoothed IoU of reading and target; 0 if a gate failed."""
 
 
 @dataclass(frozen=True)
 class ExpressionReport:
-    """How consistently a model expresses what it is asked for."""
+    """How consistently a model expresses the emotions it is asked for."""
 
     n: int
     siou: float
@@ -47,11 +46,11 @@ class ExpressionReport:
     primary_hit_rate: float
     """Share of replies read with the target's primary label first."""
     gate_failures: tuple[tuple[str, int], ...]
-    """(gate, replies that failed it), most first."""
+    """(gate, replies that failed it), most frequent first."""
     per_target: tuple[tuple[str, int, float], ...]
     """(primary target label, replies, mean score), alphabetical."""
     distinct_replies: float
-    """Share of different texts among the replies: near 0, the model has one answer for everything."""
+    """Share of different texts among the replies. Near 0, the model has one answer for everything."""
     distinct_bigrams: float
     """Share of different word pairs among all word pairs of the replies (distinct-2, Li et al. 2016)."""
     replies: tuple[Reply, ...] = field(repr=False)
@@ -68,24 +67,39 @@ def evaluate_expression(
     recognizer_prompts: PromptBuilder | None = None,
     recognizer_config: SelfPlayConfig | None = None,
 ) -> ExpressionReport:
-    """Answer every turn that has an annotated answer by another speaker, and have the replies read.
+    """Let the model answer every turn that has an annotated answer by another speaker, and have the
+    replies read.
 
     Args:
         responder: the evaluated model; samples at config.temperature, one call.
         recognizer: the frozen reader; greedy, one call.
-        recognizer_prompts: where the reader has another tokenizer; else `prompts`.
-        recognizer_config: where the reader has other settings, such as thinking and room for it; else `config`.
+        recognizer_prompts: the reader's prompts if it has another tokenizer; else `prompts`.
+        recognizer_config: the reader's settings if they differ, such as thinking and room for it; else
+            `config`.
 
     Raises:
         UserError: no turn has an annotated answer by another speaker.
     """
     asked = [(turn, turn.next_turn) for turn in turns]
-    pairs = [(turn, reply) for turn, reply in asked if reply is not None and reply.labels and reply.speaker != turn.context[-1].speaker]
+    pairs = [
+        (turn, reply)
+        for turn, reply in asked
+        if reply is not None and reply.labels and reply.speaker != turn.context[-1].speaker
+    ]
     if not pairs:
-        raise UserError("evaluation: no turn of the split has an annotated answer by another speaker, which expression is measured on")
-    speaking, reading_role = Responder(prompts, config), Recognizer(recognizer_prompts or prompts, recognizer_config or config)
+        raise UserError(
+            "evaluation: no turn of the split has an annotated answer by another speaker, so expression "
+            "cannot be measured; choose another split"
+        )
+    speaking, reading_role = (
+        Responder(prompts, config),
+        Recognizer(recognizer_prompts or prompts, recognizer_config or config),
+    )
     requests = [
-        speaking.request(prompts.respond(turn.context, reply.speaker, reply.labels[:MAX_LABELS]), derive_seed(run_seed, "expression", i))
+        speaking.request(
+            prompts.respond(turn.context, reply.speaker, reply.labels[:MAX_LABELS]),
+            derive_seed(run_seed, "expression", i),
+        )
         for i, (turn, reply) in enumerate(pairs)
     ]
     gated = [
@@ -101,15 +115,21 @@ def evaluate_expression(
     replies = []
     for (_, reply), (text, failed) in zip(pairs, gated, strict=True):
         target, reading = reply.labels[:MAX_LABELS], None if failed else readings.pop(0)
-        replies.append(Reply(target, text, failed, reading, 0.0 if reading is None else score.of_reading(reading, target)))
+        replies.append(
+            Reply(
+                target, text, failed, reading, 0.0 if reading is None else score.of_reading(reading, target)
+            )
+        )
     return summarise(replies)
 
 
 def summarise(replies: Sequence[Reply]) -> ExpressionReport:
-    """The report of replies already read; ValueError for none."""
+    """Make the report of replies already read; ValueError if there are none."""
     if not replies:
         raise ValueError("replies is empty: there is nothing to report")
-    hits = [isinstance(reply.reading, Answer) and reply.reading.primary == reply.target[0] for reply in replies]
+    hits = [
+        isinstance(reply.reading, Answer) and reply.reading.primary == reply.target[0] for reply in replies
+    ]
     by_target: dict[str, list[float]] = {}
     for reply in replies:
         by_target.setdefault(reply.target[0], []).append(reply.score)
@@ -120,7 +140,9 @@ def summarise(replies: Sequence[Reply]) -> ExpressionReport:
         siou=sum(reply.score for reply in replies) / len(replies),
         primary_hit_rate=sum(hits) / len(hits),
         gate_failures=tuple(Counter(gate for reply in replies for gate in reply.gates).most_common()),
-        per_target=tuple((label, len(scores), sum(scores) / len(scores)) for label, scores in sorted(by_target.items())),
+        per_target=tuple(
+            (label, len(scores), sum(scores) / len(scores)) for label, scores in sorted(by_target.items())
+        ),
         distinct_replies=len({tuple(line) for line in spoken}) / len(replies),
         distinct_bigrams=len(set(bigrams)) / len(bigrams) if bigrams else 0.0,
         replies=tuple(replies),

@@ -1,8 +1,9 @@
-"""Intervals: a paired bootstrap over dialogues.
+"""Computes intervals by a paired bootstrap over dialogues.
 
-Two models are compared on the same turns, so each resample draws the same turns for both; turns of one dialogue share a context and are
-not independent, so whole dialogues are drawn (Efron and Tibshirani 1993, ch. 8). Every figure is a function of counts per label, which add
-over dialogues, so a resample is a weighting of per-dialogue counts and thousands of them are one matrix product.
+Two models are compared on the same turns, so each resample draws the same turns for both; turns of one
+dialogue share a context and are not independent, so whole dialogues are drawn (Efron and Tibshirani
+1993, ch. 8). Every figure is a function of counts per label, which add over dialogues, so a resample is
+a weighting of per-dialogue counts and thousands of them are one matrix product.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ class Interval:
 
     metric: str
     value: float
-    """On the turns themselves."""
+    """The figure on the turns themselves, without resampling."""
     low: float
     high: float
     level: float
-    """Coverage aimed at, 0.95 for 95%."""
+    """Intended coverage, 0.95 for 95%."""
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether 0 lies outside: for a difference, the models differ at this level."""
+        """Whether 0 lies outside: for a difference, whether the models differ at this level."""
         return self.low > 0.0 or self.high < 0.0
 
 
@@ -45,11 +46,18 @@ class _Counts:
 
 
 def bootstrap(
-    gold: Sequence[str], predicted: Sequence[str], dialogues: Sequence[str], seed: int, resamples: int = RESAMPLES, level: float = 0.95
+    gold: Sequence[str],
+    predicted: Sequence[str],
+    dialogues: Sequence[str],
+    seed: int,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
 ) -> tuple[Interval, ...]:
-    """Intervals of one model's figures, in METRICS' order; arguments as for `paired_bootstrap`."""
+    """Compute intervals of one model's figures, in METRICS' order; arguments as for `paired_bootstrap`."""
     counts, weights_RD = _count(gold, predicted, dialogues), _weights(dialogues, seed, resamples)
-    return _intervals(_figures(counts, np.ones((1, weights_RD.shape[1])))[:, 0], _figures(counts, weights_RD), level)
+    return _intervals(
+        _figures(counts, np.ones((1, weights_RD.shape[1])))[:, 0], _figures(counts, weights_RD), level
+    )
 
 
 def paired_bootstrap(
@@ -61,20 +69,28 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     level: float = 0.95,
 ) -> tuple[Interval, ...]:
-    """Intervals of the difference first - second of each figure, in METRICS' order.
+    """Compute intervals of the difference first - second of each figure, in METRICS' order.
 
     Args:
         gold: n primary gold labels.
         first: n predictions of one model (labels or metrics.NO_ANSWER); second: of the other.
-        dialogues: n dialogue keys: what is resampled.
+        dialogues: n dialogue keys, one per turn: whole dialogues are resampled.
         seed: of the resampling.
 
     Raises:
         ValueError: no turn, or unequal lengths.
     """
-    a, b, weights_RD = _count(gold, first, dialogues), _count(gold, second, dialogues), _weights(dialogues, seed, resamples)
+    a, b, weights_RD = (
+        _count(gold, first, dialogues),
+        _count(gold, second, dialogues),
+        _weights(dialogues, seed, resamples),
+    )
     once = np.ones((1, weights_RD.shape[1]))
-    return _intervals((_figures(a, once) - _figures(b, once))[:, 0], _figures(a, weights_RD) - _figures(b, weights_RD), level)
+    return _intervals(
+        (_figures(a, once) - _figures(b, once))[:, 0],
+        _figures(a, weights_RD) - _figures(b, weights_RD),
+        level,
+    )
 
 
 def seeded_bootstrap(
@@ -86,19 +102,23 @@ def seeded_bootstrap(
     resamples: int = RESAMPLES,
     level: float = 0.95,
 ) -> tuple[Interval, ...]:
-    """Intervals of a training recipe's figures averaged over its seeds, or of the difference of two recipes, in METRICS' order.
+    """Compute intervals of a training recipe's figures averaged over its seeds, in METRICS' order.
 
-    Seeds are drawn again beside dialogues, the same seeds and dialogues for both recipes: another training run differs from this one
-    as another set of dialogues does, and an interval over dialogues alone would take one lucky seed for an effect.
+    With a second recipe, of the difference of the two. Seeds are resampled beside dialogues, the same
+    seeds and dialogues for both recipes: another training run differs from this one as another set of
+    dialogues does, and an interval over dialogues alone would take one lucky seed for an effect.
 
     Args:
-        first: predictions of every seed, each n labels. second: of the same seeds under the other recipe; None: no difference is taken.
+        first: predictions of every seed, each n labels. second: of the same seeds under the other
+            recipe; None: no difference is taken.
 
     Raises:
-        ValueError: no seed, unequal numbers of seeds, or what `paired_bootstrap` raises.
+        ValueError: no seed, unequal numbers of seeds, or any error of `paired_bootstrap`.
     """
     if not first or (second is not None and len(second) != len(first)):
-        raise ValueError(f"first has {len(first)} seeds, second has {len(second or ())}: expected as many of both, > 0")
+        raise ValueError(
+            f"first has {len(first)} seeds, second has {len(second or ())}: expected as many of both, > 0"
+        )
     weights_RD = _weights(dialogues, seed, resamples)
     once = np.ones((1, weights_RD.shape[1]))
     value_SM, figure_SMR = [], []
@@ -111,14 +131,20 @@ def seeded_bootstrap(
         value_SM.append(value)
         figure_SMR.append(figure)
     count = len(first)
-    share_RS = np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count), size=resamples) / count
-    return _intervals(np.mean(value_SM, axis=0), np.einsum("smr,rs->mr", np.stack(figure_SMR), share_RS), level)
+    share_RS = (
+        np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count), size=resamples)
+        / count
+    )
+    return _intervals(
+        np.mean(value_SM, axis=0), np.einsum("smr,rs->mr", np.stack(figure_SMR), share_RS), level
+    )
 
 
 def _count(gold: Sequence[str], predicted: Sequence[str], dialogues: Sequence[str]) -> _Counts:
     if not gold or not len(gold) == len(predicted) == len(dialogues):
         raise ValueError(
-            f"gold, predictions and dialogues have {len(gold)}, {len(predicted)} and {len(dialogues)} entries, expected equal, > 0"
+            f"gold, predictions and dialogues have {len(gold)}, {len(predicted)} and "
+            f"{len(dialogues)} entries, expected equal, > 0"
         )
     column = {label: i for i, label in enumerate(sorted(set(gold)))}
     row = {key: i for i, key in enumerate(dict.fromkeys(dialogues))}
@@ -133,15 +159,25 @@ def _count(gold: Sequence[str], predicted: Sequence[str], dialogues: Sequence[st
 
 
 def _weights(dialogues: Sequence[str], seed: int, resamples: int) -> Any:
-    """How often each dialogue occurs in each resample: resamples x dialogues."""
+    """Count each dialogue in each resample: resamples x dialogues."""
     count = len(set(dialogues))
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
 
 
 def _figures(counts: _Counts, weights_RD: Any) -> Any:
-    """METRICS x resamples. A label that a resample lost is left out of its macro average, as it is out of scikit-learn's."""
-    right_RL, named_RL, gold_RL = (weights_RD @ part for part in (counts.right_DL, counts.predicted_DL, counts.gold_DL))
-    f1_RL = np.divide(2 * right_RL, named_RL + gold_RL, out=np.zeros_like(right_RL, dtype=float), where=named_RL + gold_RL > 0)
+    """Compute the figures of every resample: METRICS x resamples.
+
+    A label that a resample lost is left out of its macro average, as in scikit-learn's.
+    """
+    right_RL, named_RL, gold_RL = (
+        weights_RD @ part for part in (counts.right_DL, counts.predicted_DL, counts.gold_DL)
+    )
+    f1_RL = np.divide(
+        2 * right_RL,
+        named_RL + gold_RL,
+        out=np.zeros_like(right_RL, dtype=float),
+        where=named_RL + gold_RL > 0,
+    )
     present_RL, n_R = gold_RL > 0, gold_RL.sum(axis=1)
     macro = (f1_RL * present_RL).sum(axis=1) / present_RL.sum(axis=1)
     return np.stack([right_RL.sum(axis=1) / n_R, (f1_RL * gold_RL).sum(axis=1) / n_R, macro])
@@ -149,27 +185,41 @@ def _figures(counts: _Counts, weights_RD: Any) -> Any:
 
 def _intervals(values_M: Any, samples_MR: Any, level: float) -> tuple[Interval, ...]:
     lows, highs = np.quantile(samples_MR, [(1 - level) / 2, (1 + level) / 2], axis=1)
-    return tuple(Interval(name, float(values_M[i]), float(lows[i]), float(highs[i]), level) for i, name in enumerate(METRICS))
+    return tuple(
+        Interval(name, float(values_M[i]), float(lows[i]), float(highs[i]), level)
+        for i, name in enumerate(METRICS)
+    )
 
 
 def mean_interval(
-    metric: str, values: Sequence[float], dialogues: Sequence[str], seed: int, resamples: int = RESAMPLES, level: float = 0.95
+    metric: str,
+    values: Sequence[float],
+    dialogues: Sequence[str],
+    seed: int,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
 ) -> Interval:
-    """Percentile interval of the mean of `values`, n figures of n turns; for a paired difference, of first - second per turn.
+    """Compute the percentile interval of the mean of `values`, n figures of n turns.
+
+    For a paired difference, the values are first - second per turn.
 
     Args:
-        dialogues: n dialogue keys: what is resampled.
+        dialogues: n dialogue keys, one per turn: whole dialogues are resampled.
 
     Raises:
         ValueError: no value, or unequal lengths.
     """
     if not values or len(values) != len(dialogues):
-        raise ValueError(f"values has {len(values)} entries and dialogues {len(dialogues)}, expected equal and not empty")
+        raise ValueError(
+            f"values has {len(values)} entries and dialogues {len(dialogues)}, expected equal and not empty"
+        )
     row = {key: i for i, key in enumerate(dict.fromkeys(dialogues))}
     places = [row[key] for key in dialogues]
     sums_D = np.bincount(places, weights=list(values), minlength=len(row))
     turns_D = np.bincount(places, minlength=len(row))
-    drawn_RD = np.random.default_rng(seed).multinomial(len(row), np.full(len(row), 1 / len(row)), size=resamples)
+    drawn_RD = np.random.default_rng(seed).multinomial(
+        len(row), np.full(len(row), 1 / len(row)), size=resamples
+    )
     means_R = (drawn_RD @ sums_D) / (drawn_RD @ turns_D)
     low, high = (float(np.quantile(means_R, share)) for share in ((1 - level) / 2, (1 + level) / 2))
     return Interval(metric, sum(values) / len(values), low, high, level)

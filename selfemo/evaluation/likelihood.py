@@ -1,8 +1,10 @@
-"""Label likelihoods: how probable each label is as the model's whole answer, over all of the answer's tokens.
+"""Computes label likelihoods: the probability of each label as the model's whole answer, over all its tokens.
 
-The probability counts the token that ends the turn, so it is that of answering this label and nothing more; labels whose tokens begin
-alike stay apart, and the probabilities of a closed set sum to at most one (the rest are answers of several labels, or outside the grammar).
-transformers runs the model, because an engine offers logprobs of what it sampled; selfemo.kernels computes the logprobs from hidden states.
+The probability counts the token that ends the turn, so it is that of answering this label and nothing
+more; labels whose tokens begin alike stay apart, and the probabilities of a closed set sum to at most
+one (the rest are answers of several labels, or outside the grammar). transformers runs the model,
+because an engine offers logprobs of its own samples only; selfemo.kernels computes the logprobs from
+hidden states.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class AnswerScorer:
     """A finished model that scores given answers."""
 
     def __init__(self, model: FinishedModel) -> None:
-        """Load the model; UserError where its files do not load."""
+        """Load the model; UserError if its files do not load."""
         with quiet_libraries():
             from transformers import AutoModelForCausalLM
 
@@ -34,35 +36,51 @@ class AnswerScorer:
         try:
             with quiet_libraries():
                 loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    str(model.path), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+                    str(model.path),
+                    dtype=dtype,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
                 )
         except OSError as error:
-            raise UserError(f"{model.path}: its weights do not load ({str(error).splitlines()[0]}): copy the directory again") from None
+            raise UserError(
+                f"{model.path}: its weights do not load ({str(error).splitlines()[0]}): copy the "
+                "directory again"
+            ) from None
         self._model = loaded.eval().to(device)
         self._device = device
         self._vocab_size = model.architecture.vocab_size
 
-    def score(self, prompts: Sequence[tuple[int, ...]], answers: Mapping[str, tuple[int, ...]]) -> list[dict[str, float]]:
-        """Per prompt, the logprob of each answer in nats, summed over its tokens.
+    def score(
+        self, prompts: Sequence[tuple[int, ...]], answers: Mapping[str, tuple[int, ...]]
+    ) -> list[dict[str, float]]:
+        """Return, per prompt, the logprob of each answer in nats, summed over its tokens.
 
         Args:
             prompts: token ids, each not empty.
             answers: token ids by label, each not empty; the token that ends the turn is one of them.
         """
         found: list[dict[str, float]] = [{} for _ in prompts]
-        by_length: dict[int, list[int]] = {}  # prompts of one length need no padding, so nothing has to be masked
+        # prompts of one length need no padding, so nothing has to be masked
+        by_length: dict[int, list[int]] = {}
         for index, prompt in enumerate(prompts):
             by_length.setdefault(len(prompt), []).append(index)
         for members in by_length.values():
             remaining = iter(members)
             while batch := list(islice(remaining, PROMPTS_PER_BATCH)):
-                for index, row in zip(batch, self._score_batch([prompts[i] for i in batch], answers), strict=True):
+                for index, row in zip(
+                    batch, self._score_batch([prompts[i] for i in batch], answers), strict=True
+                ):
                     found[index] = row
         return found
 
     @torch.no_grad()
-    def _score_batch(self, prompts: Sequence[tuple[int, ...]], answers: Mapping[str, tuple[int, ...]]) -> list[dict[str, float]]:
-        """B prompts of one length: read once, then continued with the L answers at a time from the cached prompt."""
+    def _score_batch(
+        self, prompts: Sequence[tuple[int, ...]], answers: Mapping[str, tuple[int, ...]]
+    ) -> list[dict[str, float]]:
+        """Score B prompts of one length: read them once, then continue the cached prompt with L answers
+        at a time.
+        """
         count, longest = len(answers), max(len(ids) for ids in answers.values())
         padded_LA = torch.zeros((count, longest), dtype=torch.long, device=self._device)
         mask_LA = torch.zeros((count, longest), dtype=torch.bool, device=self._device)
@@ -71,12 +89,15 @@ class AnswerScorer:
             mask_LA[row, : len(ids)] = True
         prompt_BP = torch.tensor(prompts, device=self._device)
         read = self._model.base_model(prompt_BP, use_cache=True)
-        hidden_NAH = read.last_hidden_state[:, -1:].repeat_interleave(count, dim=0)  # N = B * L; predicts each answer's first token
+        # N = B * L; predicts each answer's first token
+        hidden_NAH = read.last_hidden_state[:, -1:].repeat_interleave(count, dim=0)
         answer_NA = padded_LA.repeat(len(prompts), 1)
         if longest > 1:
             read.past_key_values.batch_repeat_interleave(count)
             # Padding stands after the answer, where a causal model's earlier rows cannot see it.
-            rest = self._model.base_model(answer_NA[:, :-1], past_key_values=read.past_key_values, use_cache=True)
+            rest = self._model.base_model(
+                answer_NA[:, :-1], past_key_values=read.past_key_values, use_cache=True
+            )
             hidden_NAH = torch.cat([hidden_NAH, rest.last_hidden_state], dim=1)
         logprob_T = token_logprobs(
             hidden_TH=hidden_NAH.flatten(0, 1).contiguous(),

@@ -1,8 +1,10 @@
-"""Figures of a classification: accuracy, F1 in its averages, per label, confusions, and how far the predictions have collapsed.
+"""Computes the figures of a classification: accuracy, averages of F1, figures per label, confusions,
+collapse.
 
-Computed by scikit-learn on primary labels. A completion outside the grammar is a prediction of NO_ANSWER, which is no label: it is
-wrong, it counts among the n turns, and it lowers its gold label's recall. Macro F1 averages over the labels that occur in the gold
-annotation (scikit-learn's average over a given label list), so a stray prediction of an absent label does not add a class of zeros.
+scikit-learn computes them on primary labels. A completion outside the grammar is a prediction of
+NO_ANSWER, which is no label: it is wrong, it counts among the n turns, and it lowers its gold label's
+recall. Macro F1 averages over the labels that occur in the gold annotation (scikit-learn's average over
+a given label list), so a stray prediction of an absent label does not add a class of zeros.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from selfemo.emotions.labels import NEUTRAL
 from selfemo.evaluation.turns import EvaluationTurn
 
 NO_ANSWER = "(no answer)"
-"""Stands for a format failure among predictions; brackets keep it apart from any label."""
+"""Stands for a format failure among predictions. Brackets keep it apart from any label."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Classification:
     macro_f1: float
     format_failure_rate: float
     label_entropy: float
-    """Entropy of the predicted primary labels, in nats; 0 when one label is predicted throughout."""
+    """Entropy of the predicted primary labels, in nats; 0 if every prediction is the same label."""
     neutral_share: float
     """Share of neutral among predicted labels (answers in the grammar)."""
     per_label: tuple[LabelFigures, ...]
@@ -55,7 +57,7 @@ class Classification:
 
 
 def classify(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> Classification:
-    """The figures of `predicted` against `gold`.
+    """Compute the figures of `predicted` against `gold`.
 
     Args:
         gold: primary gold labels, n of them.
@@ -68,7 +70,9 @@ def classify(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str
     _check(gold, predicted, labels)
     gold, predicted, columns = list(gold), list(predicted), [*labels, NO_ANSWER]
     present = [label for label in labels if label in set(gold)]
-    precision, recall, f1, support = precision_recall_fscore_support(gold, predicted, labels=list(labels), zero_division=0)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        gold, predicted, labels=list(labels), zero_division=0
+    )
     answers = Counter(label for label in predicted if label != NO_ANSWER)
     return Classification(
         n=len(gold),
@@ -79,16 +83,21 @@ def classify(gold: Sequence[str], predicted: Sequence[str], labels: Sequence[str
         label_entropy=entropy(list(answers.values())),
         neutral_share=answers[NEUTRAL] / answers.total() if answers else 0.0,
         per_label=tuple(
-            LabelFigures(label, float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]), answers[label])
+            LabelFigures(
+                label, float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]), answers[label]
+            )
             for i, label in enumerate(labels)
         ),
-        confusion=tuple(tuple(int(count) for count in row) for row in confusion_matrix(gold, predicted, labels=columns)[: len(labels)]),
+        confusion=tuple(
+            tuple(int(count) for count in row)
+            for row in confusion_matrix(gold, predicted, labels=columns)[: len(labels)]
+        ),
     )
 
 
 @dataclass(frozen=True)
 class MajorityBaseline:
-    """What answering every turn with its most frequent gold label would score."""
+    """Score of answering every turn with the most frequent gold label."""
 
     label: str
     n: int
@@ -98,7 +107,7 @@ class MajorityBaseline:
 
 
 def majority_baseline(turns: Sequence[EvaluationTurn]) -> MajorityBaseline:
-    """The majority class of these turns, alphabetically first among equals.
+    """Compute the baseline of these turns; among equally frequent labels, the alphabetically first.
 
     Raises:
         ValueError: no turn.
@@ -111,7 +120,7 @@ def majority_baseline(turns: Sequence[EvaluationTurn]) -> MajorityBaseline:
 
 
 def entropy(counts: Sequence[int]) -> float:
-    """Entropy of a distribution given by counts, in nats; 0 for no counts."""
+    """Compute the entropy of a distribution given by counts, in nats; 0 for no counts."""
     total = sum(counts)
     return -sum(count / total * math.log(count / total) for count in counts if count) + 0.0
 

@@ -1,4 +1,8 @@
-"""Emotion recognition on held-out turns: greedy generation over a whole split in one call, causal context, strict grammar."""
+"""Evaluates emotion recognition on held-out turns.
+
+Generation is greedy, over a whole split in one call. A model sees earlier turns only, and an answer
+outside the grammar is a failure.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +33,12 @@ class RecognitionReport:
     exact_match: float
     """Share of turns whose answered set equals the gold set."""
     readings: tuple[Reading, ...] = field(repr=False)
-    """What the model answered, per turn."""
+    """The model's answers, one per turn."""
     context: str = CONTEXT
 
     @property
     def n(self) -> int:
-        """Turns evaluated."""
+        """Number of turns evaluated."""
         return self.classification.n
 
     @property
@@ -49,7 +53,7 @@ class RecognitionReport:
 
     @property
     def macro_f1(self) -> float:
-        """F1 averaged over labels alike."""
+        """F1 averaged over labels, each with the same weight."""
         return self.classification.macro_f1
 
     @property
@@ -64,7 +68,11 @@ class RecognitionReport:
 
 
 def evaluate_recognition(
-    generator: Generator, prompts: PromptBuilder, turns: Sequence[EvaluationTurn], config: SelfPlayConfig, score: SmoothedIoU
+    generator: Generator,
+    prompts: PromptBuilder,
+    turns: Sequence[EvaluationTurn],
+    config: SelfPlayConfig,
+    score: SmoothedIoU,
 ) -> RecognitionReport:
     """Read every turn greedily and compare with the annotation.
 
@@ -80,23 +88,36 @@ def evaluate_recognition(
 def report_readings(
     readings: Sequence[Reading], turns: Sequence[EvaluationTurn], labels: Sequence[str], score: SmoothedIoU
 ) -> RecognitionReport:
-    """The report of given readings, one per turn: for label likelihoods, votes, or readings stored earlier."""
+    """Make the report of given readings, one per turn.
+
+    They may come from label likelihoods, from votes, or from an earlier evaluation.
+    """
     gold = [turn.gold for turn in turns]
     scores = [score.of_reading(reading, truth) for reading, truth in zip(readings, gold, strict=True)]
-    exact = [isinstance(reading, Answer) and set(reading.labels) == set(truth) for reading, truth in zip(readings, gold, strict=True)]
+    exact = [
+        isinstance(reading, Answer) and set(reading.labels) == set(truth)
+        for reading, truth in zip(readings, gold, strict=True)
+    ]
     figures = classify([truth[0] for truth in gold], primary_of(readings), labels)
     return RecognitionReport(figures, sum(scores) / len(scores), sum(exact) / len(exact), tuple(readings))
 
 
 def read_likeliest(label_logprobs: Sequence[Mapping[str, float]]) -> list[Reading]:
-    """Readings by label likelihood: per turn, the label with the highest logprob (alphabetically first among equals)."""
+    """Read by label likelihood: per turn, the label with the highest logprob.
+
+    Among equals, the alphabetically first.
+    """
     return [Answer((min(row, key=lambda label: (-row[label], label)),)) for row in label_logprobs]
 
 
 def sample_readings(
-    generator: Generator, prompts: PromptBuilder, turns: Sequence[EvaluationTurn], config: SelfPlayConfig, run_seed: int
+    generator: Generator,
+    prompts: PromptBuilder,
+    turns: Sequence[EvaluationTurn],
+    config: SelfPlayConfig,
+    run_seed: int,
 ) -> list[list[Reading]]:
-    """G sampled readings per turn, in one call: what vote confidences and calibration are computed from."""
+    """Sample G readings per turn, in one call. Vote confidences and calibration are computed from them."""
     size, recognizer = config.recognizer_group_size, Recognizer(prompts, config)
     requests = [
         recognizer.request(prompt, derive_seed(run_seed, "evaluation", i, sample))
@@ -108,5 +129,5 @@ def sample_readings(
 
 
 def primary_of(readings: Sequence[Reading]) -> tuple[str, ...]:
-    """Primary label per reading; NO_ANSWER for a format failure."""
+    """Return the primary label of each reading; NO_ANSWER for a format failure."""
     return tuple(NO_ANSWER if isinstance(reading, FormatFailure) else reading.primary for reading in readings)

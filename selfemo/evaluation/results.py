@@ -1,4 +1,7 @@
-"""An evaluation as JSON: everything the terminal shows, and every turn's answer, so that later comparisons need no model."""
+"""Writes an evaluation as JSON: everything the terminal shows, and every turn's answer.
+
+With the answers, later comparisons need no model.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +34,13 @@ class Evaluation:
     """First turns of the split that were evaluated; 0 for all."""
     task: Task
     models: tuple[ModelReport, ...]
-    """The model, and the one it is compared with where there is one."""
+    """The model, and the one it is compared with if there is one."""
     differences: tuple[Interval, ...]
-    """Of the first model minus the second; empty for one model."""
+    """Figures of the first model minus those of the second; empty for one model."""
 
     @property
     def majority(self) -> MajorityBaseline:
-        """What always answering the split's most frequent label scores."""
+        """Score of always answering the split's most frequent label."""
         return majority_baseline(self.task.turns)
 
     @property
@@ -52,12 +55,17 @@ class Evaluation:
 
 
 def never_predicted(report: ModelReport) -> tuple[str, ...]:
-    """Labels that occur in the gold annotation and that the model never gave first: the plainest sign of collapse."""
-    return tuple(row.label for row in report.recognition.classification.per_label if row.support and not row.predicted)
+    """List labels that occur in the gold annotation and that the model never gave first.
+
+    They are the plainest sign of collapse.
+    """
+    return tuple(
+        row.label for row in report.recognition.classification.per_label if row.support and not row.predicted
+    )
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Plain values, in a readable order."""
+    """Convert to plain values, in a readable order."""
     task = evaluation.task
     return {
         "schema": SCHEMA,
@@ -71,7 +79,10 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "dialogues": len(set(task.dialogues)),
         "labels": list(task.labels),
         "scoring": task.scoring,
-        "siou": {"smoothing": task.score.smoothing, "affinity": evaluation.models[0].model.config.reward.affinity},
+        "siou": {
+            "smoothing": task.score.smoothing,
+            "affinity": evaluation.models[0].model.config.reward.affinity,
+        },
         "seed": task.seed,
         "resamples": RESAMPLES,
         "gold": {"label_entropy": evaluation.gold_entropy, "neutral_share": evaluation.gold_neutral_share},
@@ -83,9 +94,11 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write under a temporary name, then rename; UserError where that fails."""
+    """Write under a temporary name, then rename; UserError if that fails."""
     with new_file(path, "--json") as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 def _model(report: ModelReport) -> dict[str, Any]:
@@ -112,8 +125,12 @@ def _model(report: ModelReport) -> dict[str, Any]:
             "predicted": [*(row.label for row in figures.per_label), NO_ANSWER],
             "counts": [list(row) for row in figures.confusion],
         },
-        "calibration": {"confidence": report.confidence, **asdict(report.calibration)} if report.calibration else None,
-        "expression": _expression(report.expression, str(report.read_by.path)) if report.expression and report.read_by else None,
+        "calibration": {"confidence": report.confidence, **asdict(report.calibration)}
+        if report.calibration
+        else None,
+        "expression": _expression(report.expression, str(report.read_by.path))
+        if report.expression and report.read_by
+        else None,
     }
 
 
@@ -141,10 +158,15 @@ def _expression(report: ExpressionReport, recognizer: str) -> dict[str, Any]:
 
 
 def _answers(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Per turn: its place, the gold set, and each model's set (null for a format failure)."""
+    """List, per turn, its place, the gold set, and each model's set (null for a format failure)."""
     columns = [report.recognition.readings for report in evaluation.models]
     return [
-        {"dialogue": turn.dialogue, "turn": turn.index, "gold": list(turn.gold), "predicted": [_labels(column[i]) for column in columns]}
+        {
+            "dialogue": turn.dialogue,
+            "turn": turn.index,
+            "gold": list(turn.gold),
+            "predicted": [_labels(column[i]) for column in columns],
+        }
         for i, turn in enumerate(evaluation.task.turns)
     ]
 

@@ -1,4 +1,4 @@
-"""An evaluation from options to result: every input is checked before the first model is loaded."""
+"""Runs an evaluation from options to result. Every input is checked before the first model is loaded."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ from selfemo.evaluation.turns import evaluation_turns
 from selfemo.inference.finished_model import Engines, FinishedModel, find_model
 
 
-def run_evaluation(options: EvaluationOptions, open_engines: Callable[[], Engines], tell: Callable[[str], None]) -> Evaluation:
+def run_evaluation(
+    options: EvaluationOptions, open_engines: Callable[[], Engines], tell: Callable[[str], None]
+) -> Evaluation:
     """Evaluate the model, and the one it is compared with.
 
     Args:
         open_engines: called once, after all input was checked.
-        tell: is given a line as each model's turn comes.
+        tell: is given a line when each model's turn comes.
 
     Raises:
         UserError: a model, corpus, split or option that cannot be used.
     """
     options.check()
-    models = [find_model(path, options.overrides) for path in (options.model, options.against) if path is not None]
+    models = [
+        find_model(path, options.overrides) for path in (options.model, options.against) if path is not None
+    ]
     reader = find_model(options.recognizer, options.overrides) if options.recognizer else None
     fmt, place = corpus_of(options.corpus, models[0])
     corpus = fmt.read(place, raise_first)
@@ -38,20 +42,33 @@ def run_evaluation(options: EvaluationOptions, open_engines: Callable[[], Engine
     turns = evaluation_turns(conversations, options.limit)
     for found in [*models, *([reader] if reader else [])]:
         found.check_weights()
-    task = Task(turns, corpus.labels, smoothed_iou(models[0], corpus.labels), options.scoring, options.votes, options.seed)
+    task = Task(
+        turns,
+        corpus.labels,
+        smoothed_iou(models[0], corpus.labels),
+        options.scoring,
+        options.votes,
+        options.seed,
+    )
     engines = open_engines()
     recognizer = Recognizer(reader, engines.generator(reader)) if reader else None
     generates = options.scoring == "generate" or recognizer is not None
     reports = []
     for model in models:
         tell(f"{model.path}: {len(turns)} turns of {corpus.name} {options.split}, scoring: {options.scoring}")
-        reports.append(evaluate_model(model, engines.generator(model) if generates else None, task, recognizer))
+        reports.append(
+            evaluate_model(model, engines.generator(model) if generates else None, task, recognizer)
+        )
     differences = compare_models(reports[0], reports[1], task) if len(reports) == 2 else ()
-    return Evaluation(corpus.name, str(place), options.split, options.limit, task, tuple(reports), differences)
+    return Evaluation(
+        corpus.name, str(place), options.split, options.limit, task, tuple(reports), differences
+    )
 
 
 def corpus_of(named: str, model: FinishedModel) -> tuple[CorpusFormat, Path]:
-    """The corpus a command line names, else that of the model's run; UserError where there is none."""
+    """Return the corpus that a command line names, else that of the model's run; UserError if there is
+    none.
+    """
     if named:
         return locate_corpus(named)
     configured = model.config.corpus

@@ -1,4 +1,4 @@
-"""Which turns are evaluated, and what a model may see of each: causal context, never a later turn."""
+"""Lists the turns that are evaluated, each with the context that a model may see: never a later turn."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class EvaluationTurn:
     """One annotated turn of a held-out split."""
 
     dialogue: str
-    """Conversation key; intervals resample whole dialogues."""
+    """Conversation key. Intervals resample whole dialogues."""
     index: int
     """Place of the turn in its dialogue."""
     context: tuple[Turn, ...] = field(repr=False)
     """The dialogue up to and including the turn."""
     next_turn: Turn | None = field(repr=False, default=None)
-    """What came next: the target of an expression evaluation; never shown to a model."""
+    """The following turn: the target of an expression evaluation. No model sees it."""
 
     @property
     def gold(self) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ class EvaluationTurn:
 
 
 def evaluation_turns(conversations: Sequence[Conversation], limit: int = 0) -> tuple[EvaluationTurn, ...]:
-    """Every annotated turn in file order; the first `limit` of them where it is positive.
+    """List every annotated turn in file order; the first `limit` of them if it is positive.
 
     Raises:
         UserError: the split holds no annotated turn.
@@ -39,9 +39,14 @@ def evaluation_turns(conversations: Sequence[Conversation], limit: int = 0) -> t
         for index, turn in enumerate(conversation.turns):
             if turn.labels:
                 following = conversation.turns[index + 1] if index + 1 < len(conversation.turns) else None
-                found.append(EvaluationTurn(conversation.key, index, conversation.turns[: index + 1], following))
+                found.append(
+                    EvaluationTurn(conversation.key, index, conversation.turns[: index + 1], following)
+                )
                 if len(found) == limit:
                     return tuple(found)
     if not found:
-        raise UserError("evaluation: the split holds no annotated turn; check evaluation.split and the corpus's label column")
+        raise UserError(
+            "evaluation: the split holds no annotated turn; check evaluation.split and the "
+            "corpus's label column"
+        )
     return tuple(found)

@@ -1,1 +1,1 @@
-"""The data flywheel: which self-play samples are kept, where they are recorded, and how they are shown, replayed and exported."""
+"""The data flywheel: self-play samples that are kept, stored, shown, replayed and exported."""

@@ -1,4 +1,7 @@
-"""Kept records as a training corpus in the project's JSONL: one dialogue per record, its last turn labelled."""
+"""Exports kept records as a training corpus in the project's JSONL.
+
+Each record is one dialogue, with its last turn labelled.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,16 @@ LABELS_FILE = "labels.json"
 
 
 def export_jsonl(store: FlywheelStore, path: Path, role: str | None = None) -> int:
-    """Write every kept record as a dialogue; returns how many. The file appears whole or not at all.
+    """Write every kept record as a dialogue; returns their number. The file appears whole or not at all.
 
     Args:
-        path: a new file; the closed label set is written beside it as labels.json, which a reader of the corpus needs.
+        path: a new file; the closed label set is written beside it as labels.json, which a reader of the
+            corpus needs.
         role: only records of this role; None for both.
 
     Raises:
-        UserError: the target or a different labels.json exists already or cannot be written, or nothing was kept.
+        UserError: the target or a different labels.json exists already or cannot be written, or nothing was
+            kept.
     """
     label_path = path.parent / LABELS_FILE
     label_text = json.dumps(store.labels()) + "\n"
@@ -38,7 +43,10 @@ def export_jsonl(store: FlywheelStore, path: Path, role: str | None = None) -> i
                 file.write(json.dumps(dialogue_row(record), ensure_ascii=False) + "\n")
                 count += 1
         if not count:
-            raise UserError(f"{store.path}: nothing was kept, so there is nothing to export (selfemo flywheel list shows why)")
+            raise UserError(
+                f"{store.path}: nothing was kept, so there is nothing to export "
+                "(selfemo flywheel list shows why)"
+            )
         if not label_path.exists():
             with new_file(label_path) as temporary_labels:
                 temporary_labels.write_text(label_text, encoding="utf-8")
@@ -46,7 +54,10 @@ def export_jsonl(store: FlywheelStore, path: Path, role: str | None = None) -> i
 
 
 def dialogue_row(record: Record) -> dict[str, Any]:
-    """A record as one line of the project's JSONL; its provenance stands under "meta", which a reader of the corpus leaves alone."""
+    """Make a record one line of the project's JSONL.
+
+    Its provenance stands under "meta", which readers of the corpus ignore.
+    """
     turns: list[dict[str, Any]] = []
     for turn in record.dialogue[:-1]:
         turns.append({"speaker": turn.speaker, "text": turn.text})

@@ -1,6 +1,7 @@
-"""The flywheel of a run: judges every group, records it with its provenance, and offers what was kept as seeds.
+"""Judges every group of a run, records it with its provenance, and offers the kept dialogues as openings.
 
-Every rank holds one and offers it the same groups, so every rank knows the same kept dialogues without talking; one of them writes.
+Every rank holds a flywheel and offers it the same groups, so every rank knows the same kept dialogues without
+communicating. One rank writes the store.
 """
 
 from __future__ import annotations
@@ -22,26 +23,30 @@ from selfemo.rewards.scoring import Rewards, ScoredGroup
 from selfemo.selfplay.openings import KeptDialogue
 from selfemo.selfplay.prompts import clean_line
 
-SEED_RECORDS = 4096
-"""Newest kept recognizer records that can seed an episode: bounds memory, and leaves the oldest weights' samples behind."""
+OPENING_RECORDS = 4096
+"""Number of kept recognizer records, the newest, that openings are drawn from. Bounds memory, and drops the
+samples of the oldest weights."""
 
 
 @dataclass(frozen=True)
 class FlywheelCounts:
-    """Groups judged and groups kept, over the whole run."""
+    """Numbers of groups judged and groups kept, over the whole run."""
 
     offered: int
     kept: int
 
 
 class Flywheel:
-    """Judges, remembers and (on the writing rank) stores."""
+    """Judges groups, remembers the kept ones and, on the writing rank, stores all of them."""
 
-    def __init__(self, config: FlywheelConfig, corpus: Corpus, rewards: Rewards, path: Path, is_writer: bool) -> None:
-        """Open the flywheel, with everything a store at `path` already holds.
+    def __init__(
+        self, config: FlywheelConfig, corpus: Corpus, rewards: Rewards, path: Path, is_writer: bool
+    ) -> None:
+        """Open the flywheel, and load the records that a store at `path` already holds.
 
         Args:
-            corpus: its dev and test texts, and those it bars, never enter; its training texts fix which words are rare.
+            corpus: its dev and test texts, and those it bars, never enter; its training texts fix which words
+                are rare.
             path: the SQLite file; every rank reads an existing one, the writer alone creates and appends.
 
         Raises:
@@ -51,19 +56,23 @@ class Flywheel:
         self._shares = rewards.label_shares
         self._held_out = HeldOutTexts(held_out_texts(corpus))
         known = [turn.text for c in corpus.split("train") for turn in c.turns]
-        self._duplicates = {role: NearDuplicates(config.near_duplicate, known) for role in ("recognizer", "responder")}
+        self._duplicates = {
+            role: NearDuplicates(config.near_duplicate, known) for role in ("recognizer", "responder")
+        }
         self._passed: Counter[str] = Counter()
         self._kept: Counter[tuple[str, str]] = Counter()
         self._offered = self._last_id = 0
-        self._seeds: deque[tuple[int, KeptDialogue]] = deque(maxlen=SEED_RECORDS)
+        self._continuable: deque[tuple[int, KeptDialogue]] = deque(maxlen=OPENING_RECORDS)
         self._recorded: set[int] = set()
-        self._store = FlywheelStore(path, writable=True, labels=corpus.labels) if config.enabled and is_writer else None
+        self._store = (
+            FlywheelStore(path, writable=True, labels=corpus.labels) if config.enabled and is_writer else None
+        )
         if config.enabled and path.is_file():
             self._recall(self._store or FlywheelStore(path))
 
     @property
     def counts(self) -> FlywheelCounts:
-        """Groups judged and kept so far, those of an earlier part of a resumed run included."""
+        """Numbers of groups judged and kept so far, with those of an earlier part of a resumed run."""
         return FlywheelCounts(self._offered, self._kept.total())
 
     @property
@@ -75,19 +84,25 @@ class Flywheel:
     def role_counts(self) -> dict[str, dict[str, int]]:
         """Per role: groups that passed the rule (some of them over a label's cap), and groups kept."""
         return {
-            role: {"passed": self._passed[role], "kept": sum(n for (of, _), n in self._kept.items() if of == role)}
+            role: {
+                "passed": self._passed[role],
+                "kept": sum(n for (of, _), n in self._kept.items() if of == role),
+            }
             for role in self._duplicates
         }
 
     def outcomes(self, iteration: int) -> dict[tuple[bool, str], int]:
-        """Decisions on an iteration's groups, counted by (kept, reason), whichever part of a resumed run took them; {} off the writer."""
+        """Count the decisions on an iteration's groups by (kept, reason).
+
+        Decisions of an earlier part of a resumed run are counted too. {} on ranks that do not write.
+        """
         return self._store.outcomes(iteration) if self._store is not None else {}
 
     def offer(self, groups: Sequence[ScoredGroup], weight_version: int) -> list[Record]:
         """Judge one iteration's groups and record them all; returns the new records, in order.
 
-        An iteration is offered once, whole; one that is recorded already (it ran before a resume) is passed over. Nothing happens while
-        the flywheel is disabled.
+        An iteration is offered once, whole. If it is recorded already (it ran before a resume), nothing is
+        recorded again. Nothing happens if the flywheel is disabled.
         """
         if not self._config.enabled:
             return []
@@ -106,16 +121,23 @@ class Flywheel:
         return records
 
     def kept_dialogues(self, before_iteration: int | None = None) -> list[KeptDialogue]:
-        """What can seed an episode, oldest first; only records of earlier iterations where one is named, as a resumed run needs."""
-        return [kept for iteration, kept in self._seeds if before_iteration is None or iteration < before_iteration]
+        """Return the dialogues that openings may continue, oldest first.
+
+        Args:
+            before_iteration: only records of earlier iterations, as a resumed run needs; None for all.
+        """
+        return [
+            kept
+            for iteration, kept in self._continuable
+            if before_iteration is None or iteration < before_iteration
+        ]
 
     def close(self) -> None:
-        """Close the store."""
         if self._store is not None:
             self._store.close()
 
     def _admit(self, record: Record) -> Record:
-        """A record that passed the rule, against held-out texts, kept texts and the label's cap."""
+        """Decide on a record that passed the rule, by held-out texts, kept texts and the label's cap."""
         if not record.kept:
             return record
         if self._held_out.bars(record.text, record.context):
@@ -123,12 +145,14 @@ class Flywheel:
         if self._duplicates[record.role].holds(record.text):
             return replace(record, kept=False, reason="near duplicate")
         label, role = record.labels[0], record.role
-        if not within_cap(label, self._kept[role, label], self._passed[role], self._shares, self._config.rare_label_share):
+        if not within_cap(
+            label, self._kept[role, label], self._passed[role], self._shares, self._config.rare_label_share
+        ):
             return replace(record, kept=False, reason="label cap")
         return record
 
     def _remember(self, record: Record) -> None:
-        """Update what later decisions depend on."""
+        """Update the state that later decisions depend on."""
         self._offered += 1
         self._last_id = record.record_id
         if record.kept or record.reason == "label cap":
@@ -137,17 +161,19 @@ class Flywheel:
             return
         self._kept[record.role, record.labels[0]] += 1
         self._duplicates[record.role].add(record.text)
-        self._seed_from(record)
+        self._offer_as_opening(record)
 
-    def _seed_from(self, record: Record) -> None:
+    def _offer_as_opening(self, record: Record) -> None:
         if record.role == "recognizer":
             *before, last = record.dialogue
             labels = last.labels if self._config.trust_labels else ()
             turns = (*before, Turn(last.speaker, last.text, labels))
-            self._seeds.append((record.iteration, KeptDialogue(record.record_id, record.source, turns, _speakers(turns))))
+            self._continuable.append(
+                (record.iteration, KeptDialogue(record.record_id, record.source, turns, _speakers(turns)))
+            )
 
     def _recall(self, store: FlywheelStore) -> None:
-        """Restore the state from a store."""
+        """Rebuild the state from a store."""
         for total in store.totals():
             self._offered += total.count
             if total.kept:
@@ -156,8 +182,8 @@ class Flywheel:
                 self._passed[total.role] += total.count
         for role, text in store.kept_texts():
             self._duplicates[role].add(text)
-        for record in store.newest_kept("recognizer", SEED_RECORDS):
-            self._seed_from(record)
+        for record in store.newest_kept("recognizer", OPENING_RECORDS):
+            self._offer_as_opening(record)
         self._recorded = store.iterations()
         self._last_id = store.last_id()
         if store is not self._store:
@@ -165,7 +191,7 @@ class Flywheel:
 
 
 def make_record(scored: ScoredGroup, record_id: int, weight_version: int, agreement: float) -> Record:
-    """The record of a group before it is judged: not kept, no reason.
+    """Make the record of a group before it is judged: not kept, no reason.
 
     Args:
         agreement: of the group that read the turn.

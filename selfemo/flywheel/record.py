@@ -1,4 +1,4 @@
-"""One flywheel record: a group, what was decided about it, and everything needed to generate it again."""
+"""Defines a flywheel record: a group, the decision on it, and everything needed to generate it again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class Candidate:
     completion_ids: tuple[int, ...] = field(repr=False)
     finished: bool
     reading: str
-    """Labels as answered (recognizer) or as read in the reply (responder); "" for a format failure or a gated reply."""
+    """Labels as answered (recognizer) or as read in the reply (responder); "" for a format failure, or if a
+    gate stopped the reply."""
     gates: tuple[str, ...]
     rewards: tuple[float, ...]
     """One entry per name in the record's `components`."""
@@ -29,7 +30,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Record:
-    """A group's record. `record_id` grows by one from 1."""
+    """A group's record. `record_id` counts up by one from 1."""
 
     record_id: int
     iteration: int
@@ -37,22 +38,23 @@ class Record:
     turn: int
     role: Role
     source: str
-    """Conversation key of the real dialogue the episode descends from."""
+    """Conversation key of the real dialogue that the episode descends from."""
     parent: int | None
-    """Record the episode was seeded from."""
+    """Record that the episode's opening continues; None if it is a real dialogue."""
     weight_version: int
-    """Version of the weights that sampled: a replay equals the record only under them."""
+    """Version of the weights that sampled. Only under them does a replay equal the record."""
     speaker: str
     text: str
-    """The turn: what was read (recognizer) or the best reply (responder)."""
+    """The turn: the one that was read (recognizer), or the best reply (responder)."""
     labels: tuple[str, ...]
-    """Labels the best sample gives the turn (recognizer), or the target it was written for (responder); primary first."""
+    """Labels that the best sample gives the turn (recognizer), or the target it was written for (responder);
+    primary first."""
     gold: tuple[str, ...]
     target: tuple[str, ...]
     score: float
     """Smoothed IoU of the best sample."""
     agreement: float
-    """Mean pairwise smoothed IoU of the group that read the turn; 0 where none did."""
+    """Mean pairwise smoothed IoU of the group that read the turn; 0 if no group read it."""
     kept: bool
     reason: str
     """Why it was kept or dropped (selfemo.flywheel.rule)."""
@@ -66,13 +68,13 @@ class Record:
 
     @property
     def dialogue(self) -> tuple[Turn, ...]:
-        """The context with the recorded turn at its end, carrying `labels`."""
+        """The context with the recorded turn at its end, which carries `labels`."""
         before = self.context if self.role == "responder" else self.context[:-1]
         return (*before, Turn(self.speaker, self.text, self.labels))
 
 
 def candidates_of(scored: ScoredGroup) -> tuple[Candidate, ...]:
-    """The group's samples as a record holds them."""
+    """Convert the group's samples to a record's candidates."""
     return tuple(
         Candidate(s.seed, s.text, s.completion_ids, s.finished, reading_text(s), s.gates, rewards, score)
         for s, rewards, score in zip(scored.group.samples, scored.rewards, scored.scores, strict=True)
@@ -80,5 +82,5 @@ def candidates_of(scored: ScoredGroup) -> tuple[Candidate, ...]:
 
 
 def reading_text(sample: Sample) -> str:
-    """A sample's reading as an answer; "" for a format failure, or where nothing was read."""
+    """Write a sample's reading as an answer; "" for a format failure, or if nothing was read."""
     return ", ".join(sample.reading.labels) if isinstance(sample.reading, Answer) else ""

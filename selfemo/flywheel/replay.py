@@ -1,4 +1,8 @@
-"""Generate a recorded turn again and compare: a record holds the prompt's ids, the seed of every sample and the sampling settings."""
+"""Generates a recorded turn again and compares the two.
+
+A record holds the prompt's ids, the seed of every sample and the sampling settings, so nothing else is needed
+but the weights.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from selfemo.rollout.api import GenerationRequest, Generator
 
 @dataclass(frozen=True)
 class ReplayedCandidate:
-    """One candidate, recorded and regenerated."""
+    """One candidate as recorded, and as generated again."""
 
     seed: int
     recorded_ids: tuple[int, ...]
@@ -23,7 +27,7 @@ class ReplayedCandidate:
 
     @property
     def first_difference(self) -> int | None:
-        """Position of the first id that differs; None where all are equal."""
+        """Position of the first id that differs; None if all are equal."""
         if self.equal:
             return None
         pairs = enumerate(zip(self.recorded_ids, self.replayed_ids))
@@ -39,13 +43,22 @@ class Replay:
 
     @property
     def equal(self) -> bool:
-        """Whether every candidate came out as recorded: expected under the weights of `record.weight_version` alone."""
+        """Whether every candidate came out as recorded.
+
+        Expected only under the weights of `record.weight_version`.
+        """
         return all(candidate.equal for candidate in self.candidates)
 
 
 def replay(record: Record, generator: Generator) -> Replay:
-    """Sample the record's prompt again with its seeds, in one call."""
-    requests = [GenerationRequest(record.prompt_ids, c.seed, record.max_tokens, record.temperature) for c in record.candidates]
+    """Sample the record's prompt again with the seeds of its candidates, in one call."""
+    requests = [
+        GenerationRequest(record.prompt_ids, c.seed, record.max_tokens, record.temperature)
+        for c in record.candidates
+    ]
     completions = generator.generate(requests)
     pairs = zip(record.candidates, completions, strict=True)
-    return Replay(record, tuple(ReplayedCandidate(c.seed, c.completion_ids, completion.token_ids) for c, completion in pairs))
+    return Replay(
+        record,
+        tuple(ReplayedCandidate(c.seed, c.completion_ids, completion.token_ids) for c, completion in pairs),
+    )

@@ -1,9 +1,12 @@
-"""The selection rule: why a group's best sample is kept or dropped. Pure functions of scored groups; the state is the caller's.
+"""Decides whether a group's best sample is kept, and names the reason.
+
+These are pure functions of scored groups; the caller holds the state.
 
 Kept
     annotated        the best sample's smoothed IoU with the gold set is at least keep_annotated
-    self-generated   a turn the model wrote: the samples that read it agree enough and not too much (mean pairwise smoothed IoU in
-                     [keep_low, keep_high]), and as a reply it was read as intended (expression score at least keep_expression)
+    self-generated   a turn the model wrote: the samples that read it agree enough and not too much (mean
+                     pairwise smoothed IoU in [keep_low, keep_high]), and as a reply it was read as intended
+                     (expression score at least keep_expression)
     expression       the reply itself, under the same two conditions
 Dropped, first reason that applies
     no answer, low score, not read, low agreement, full agreement, low expression    the rule above
@@ -40,31 +43,43 @@ Place = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a turn the model wrote."""
+    """The figures on a turn that the model wrote."""
 
     expression: float | None
-    """Score of the reply; None where this batch holds no such reply."""
+    """Score of the reply; None if this batch holds no such reply."""
     agreement: float | None
-    """Mean pairwise smoothed IoU of the samples that read it; None where the episode ended before."""
+    """Mean pairwise smoothed IoU of the samples that read it; None if the episode ended before."""
 
 
 def gather_evidence(groups: Sequence[ScoredGroup]) -> dict[Place, Evidence]:
-    """Evidence on every generated turn of a batch, by the place where it is read (one turn after it was written)."""
+    """Collect the evidence on every generated turn of a batch.
+
+    The key is the place where the turn is read, one turn after it was written.
+    """
     written = {_place(g, 1): g.scores[g.best] for g in groups if g.group.role == "responder"}
-    read = {_place(g, 0): g.group.consensus.agreement for g in groups if g.group.role == "recognizer" and g.group.turn > 0}
+    read = {
+        _place(g, 0): g.group.consensus.agreement
+        for g in groups
+        if g.group.role == "recognizer" and g.group.turn > 0
+    }
     return {place: Evidence(written.get(place), read.get(place)) for place in {*written, *read}}
 
 
 def agreement_on(scored: ScoredGroup, evidence: Mapping[Place, Evidence]) -> float:
-    """How far the samples that read a group's turn agree: a recognizer's own; for a reply, those that read it, 0 where none did."""
+    """Return the agreement (mean pairwise smoothed IoU) of the samples that read a group's turn.
+
+    They are a recognizer's own samples; for a reply, the samples that read it, and 0 if there are none.
+    """
     if scored.group.role == "recognizer":
         return scored.group.consensus.agreement
     known = evidence.get(_place(scored, 1))
     return known.agreement or 0.0 if known is not None else 0.0
 
 
-def judge(scored: ScoredGroup, evidence: Mapping[Place, Evidence], config: FlywheelConfig) -> tuple[bool, KeepReason | DropReason]:
-    """Whether a group's best sample is good enough, and why or why not."""
+def judge(
+    scored: ScoredGroup, evidence: Mapping[Place, Evidence], config: FlywheelConfig
+) -> tuple[bool, KeepReason | DropReason]:
+    """Decide whether a group's best sample is good enough, and name the reason."""
     best = scored.scores[scored.best]
     if best == 0.0:
         return False, "no answer"
@@ -83,9 +98,10 @@ def judge(scored: ScoredGroup, evidence: Mapping[Place, Evidence], config: Flywh
 
 
 def within_cap(label: str, kept: int, passed: int, shares: Mapping[str, float], floor: float) -> bool:
-    """Whether one more record of this label fits: at most its share of all records that passed the other rules, this one included.
+    """Tell whether one more record of this label fits under its cap.
 
-    The cap is relative to what passed and not to what was kept: relative to what was kept, one label that the model never
+    A label may have its share of all records that passed the other rules, this one included. The cap is
+    relative to the records that passed, not to those that were kept: otherwise one label that the model never
     predicts would bring the flywheel to a halt.
 
     Args:

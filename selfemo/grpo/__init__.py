@@ -1,1 +1,1 @@
-"""From scored groups to what a training step consumes: advantages over the whole rollout batch, and training samples."""
+"""SELF-GRPO's input: advantages over the whole rollout batch, and training samples."""

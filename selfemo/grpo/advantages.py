@@ -1,7 +1,8 @@
-"""Scored groups into training samples: advantages are computed here, once, over the whole rollout batch.
+"""Computes advantages, once over the whole rollout batch, and turns scored groups into training samples.
 
-Groups straddle micro-batches and data-parallel ranks, so a loss that normalised inside a micro-batch would depend on the
-layout. Every rank computes the advantages of every group from the same rewards; they are a few floats per sample.
+Groups straddle micro-batches and data-parallel ranks, so a loss that normalised inside a micro-batch would
+depend on the layout. Every rank computes the advantages of every group from the same rewards; they are a few
+floats per sample.
 """
 
 from __future__ import annotations
@@ -19,32 +20,48 @@ from selfemo.kernels import PRESETS, GroupAdvantages, LossConfig, group_advantag
 from selfemo.rewards.scoring import ScoredGroup
 
 SCORE_COLUMN = 0
-"""Column of the plain scores, before the components' columns: it has weight 0 in rewards, and the range gate looks at it."""
+"""Column of the plain scores, before the components' columns. Its weight in rewards is 0; the range gate
+reads it."""
 
 
 def loss_config(config: RunConfig) -> LossConfig:
-    """The kernels' configuration of `algorithm`: a preset with this run's clips, KL, temperature and range threshold."""
+    """Build the kernels' configuration of `algorithm`.
+
+    It is a preset with this run's clips, KL, temperature and range threshold.
+    """
     algorithm, preset = config.algorithm, PRESETS[config.algorithm.loss]
     changes: dict[str, Any] = {
         name: getattr(algorithm, name)
-        for name in ("clip_low", "clip_high", "dual_clip", "kl_beta", "kl_estimator", "truncated_importance_cap")
+        for name in (
+            "clip_low",
+            "clip_high",
+            "dual_clip",
+            "kl_beta",
+            "kl_estimator",
+            "truncated_importance_cap",
+        )
         if getattr(algorithm, name) is not None
     }
     changes |= {"entropy_weight": algorithm.entropy_weight, "temperature": config.selfplay.temperature}
     if preset.needs_max_length:
-        changes["max_length"] = max(config.selfplay.max_recognizer_tokens, config.selfplay.max_utterance_tokens)
+        changes["max_length"] = max(
+            config.selfplay.max_recognizer_tokens, config.selfplay.max_utterance_tokens
+        )
     loss = LossConfig.preset(algorithm.loss, **changes)
     normalise, alone = algorithm.normalise or loss.advantage.normalise, algorithm.normalise_per_component
     advantage = replace(loss.advantage, normalise=normalise, per_component=alone)
     if preset.gated:
-        advantage = replace(advantage, range_threshold=algorithm.range_threshold, range_component=SCORE_COLUMN)
+        advantage = replace(
+            advantage, range_threshold=algorithm.range_threshold, range_component=SCORE_COLUMN
+        )
     return replace(loss, advantage=advantage)
 
 
 def with_advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> list[ScoredGroup]:
-    """The groups, in order, each with the group-relative advantages of its samples and its weight in the loss.
+    """Compute the advantages of every group's samples, and the group's weight in the loss; the order stays.
 
-    Groups that have the same components are computed together, so a component that only some have is a column only of theirs.
+    Groups that have the same components are computed together, so a component that only some groups have is a
+    column of those groups alone.
     """
     found = list(groups)
     alike: dict[tuple[object, ...], list[int]] = {}
@@ -60,7 +77,11 @@ def with_advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> list[Sc
 
 
 def _advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> GroupAdvantages:
-    rows = [(score, *rewards) for group in groups for score, rewards in zip(group.scores, group.rewards, strict=True)]
+    rows = [
+        (score, *rewards)
+        for group in groups
+        for score, rewards in zip(group.scores, group.rewards, strict=True)
+    ]
     return group_advantages(
         torch.tensor(rows, dtype=torch.float32),
         torch.tensor([0, *accumulate(len(group.rewards) for group in groups)]),
@@ -71,7 +92,7 @@ def _advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> GroupAdvant
 
 
 def group_weight(group: ScoredGroup, config: RunConfig) -> float:
-    """How much a group counts, before the range threshold: 1, or what a gated loss scales it by."""
+    """Weigh a group before the range threshold: 1, or the scale that a gated loss gives it."""
     algorithm, weight = config.algorithm, 1.0
     if not PRESETS[algorithm.loss].gated:
         return weight
@@ -83,13 +104,15 @@ def group_weight(group: ScoredGroup, config: RunConfig) -> float:
 
 
 def training_samples(groups: Sequence[ScoredGroup]) -> list[TrainingSample]:
-    """One training sample per rollout sample, in order, with its advantage and its group's weight.
+    """Make one training sample per rollout sample, in order, with its advantage and its group's weight.
 
     Args:
         groups: from `with_advantages`.
     """
     return [
-        TrainingSample(sample.prompt_ids, sample.completion_ids, sample.rollout_logprobs, advantage, group.loss_weight)
+        TrainingSample(
+            sample.prompt_ids, sample.completion_ids, sample.rollout_logprobs, advantage, group.loss_weight
+        )
         for group in groups
         for sample, advantage in zip(group.group.samples, group.advantages, strict=True)
     ]

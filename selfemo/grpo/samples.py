@@ -1,7 +1,8 @@
-"""One training sample: the ids the engine sampled, and what the loss needs to know about them.
+"""Defines one training sample: the ids that the engine sampled, and the figures that the loss needs.
 
-The same dataclass serves SFT (no advantage, no rollout logprobs) and SELF-GRPO. It holds token ids and Python floats, no
-tensors: packing into tensors is the learner's business, and a sample can be logged, stored and compared as it is.
+The same dataclass serves SFT (no advantage, no rollout logprobs) and SELF-GRPO. It holds token ids and Python
+floats, and no tensors: the learner packs samples into tensors, and a sample can be logged, stored and
+compared as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ class TrainingSample:
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
-    """What the loss is taken over; never empty."""
+    """The tokens that the loss is taken over; never empty."""
     rollout_logprobs: tuple[float, ...] = ()
     """The engine's logprob of each completion id; empty for SFT."""
     advantage: float = 0.0
@@ -25,5 +26,8 @@ class TrainingSample:
 
     @property
     def length_tokens(self) -> int:
-        """Tokens the model reads: the last completion id is only predicted, yet counted, as engines count it."""
+        """Tokens of prompt and completion.
+
+        The model only predicts the last completion id, yet it counts, as in engines.
+        """
         return len(self.prompt_ids) + len(self.completion_ids)

@@ -1,1 +1,1 @@
-"""A finished model outside training: found on disk, loaded into an engine, asked."""
+"""Finished models outside training: find one on disk, load it into an engine, generate with it."""

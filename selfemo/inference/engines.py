@@ -1,9 +1,12 @@
-"""Engines for finished models in one process, without Megatron: what evaluation, chat and replay generate with.
+"""Runs engines for finished models in one process, without Megatron.
 
-The rollout engine is the one a run uses, so that a model is judged by what it was trained with: it starts with dummy weights and is
-sent the directory's tensors, as a trainer would send them. Models of one shape share an engine, whose weights are exchanged when the
-other one speaks: comparing two checkpoints takes the memory of one. vLLM's external launcher wants a process group, so the process
-becomes a world of one, over an in-memory store that needs no port.
+Evaluation, chat and replay generate with them.
+
+The engine is the one that a run uses, so that a model is judged by the engine it was trained with. It starts
+with dummy weights and is sent the directory's tensors, as a trainer sends them. Models of one shape share an
+engine, whose weights are exchanged when the other model generates: a comparison of two checkpoints takes the
+memory of one. vLLM's external launcher needs a process group, so the process becomes a world of one, over an
+in-memory store that needs no port.
 """
 
 from __future__ import annotations
@@ -29,31 +32,39 @@ ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": 
 
 
 class StandaloneEngines:
-    """The engines of this process: selfemo.inference.finished_model.Engines."""
+    """The engines of this process; implements selfemo.inference.finished_model.Engines."""
 
     def __init__(self) -> None:
         self._engines: dict[tuple[Architecture, RolloutConfig, int, tuple[int, ...]], _SharedEngine] = {}
 
     def generator(self, model: FinishedModel) -> ModelGenerator:
-        """A generator under the weights of `model`: the engine starts here, weights are sent when the generator is used.
+        """Make a generator for the weights of `model`.
+
+        The engine starts here; weights are sent when the generator is used.
 
         Raises:
-            UserError: the directory's weights or tokenizer are absent, damaged or unsupported; this is one of torchrun's many processes.
+            UserError: the directory's weights or tokenizer are absent, damaged or unsupported; or this is one
+                of torchrun's many processes.
         """
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UserError("this command runs in one process: start it without torchrun")
         from selfemo.tokens.encoder import ChatEncoder
 
         model.check_weights()
-        # One process is one rank; weights that are gone while the engine sleeps could not be sent again.
+        # One process is one rank. No sleep: weights that are gone while the engine sleeps could not be sent
+        # again.
         rollout = replace(model.config.rollout, tensor_parallel=1, sleep=False)
         stop_ids = ChatEncoder(model.path).end_of_turn_ids
         key = (model.architecture, rollout, model.config.model.max_length, stop_ids)
         if key not in self._engines:
-            self._engines[key] = _SharedEngine(self._start(str(model.path), rollout, model.config.model.max_length, stop_ids))
+            self._engines[key] = _SharedEngine(
+                self._start(str(model.path), rollout, model.config.model.max_length, stop_ids)
+            )
         return ModelGenerator(self._engines[key], model)
 
-    def _start(self, model_dir: str, rollout: RolloutConfig, max_length: int, stop_ids: tuple[int, ...]) -> Engine:
+    def _start(
+        self, model_dir: str, rollout: RolloutConfig, max_length: int, stop_ids: tuple[int, ...]
+    ) -> Engine:
         with quiet_libraries():
             import torch
 
@@ -65,14 +76,14 @@ class StandaloneEngines:
 
 
 class _SharedEngine:
-    """An engine, and whose weights it holds."""
+    """An engine, and the model whose weights it holds."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._holds: Path | None = None
 
     def under(self, model: FinishedModel) -> Engine:
-        """The engine with this model's weights."""
+        """Return the engine with this model's weights; they are sent if it holds another's."""
         if self._holds != model.path:
             self._holds = None
             self._engine.receive_checkpoint_tensors(directory_tensors(model), self._engine.weight_version + 1)
@@ -81,13 +92,13 @@ class _SharedEngine:
 
 
 class ModelGenerator:
-    """rollout.request.Generator for one finished model."""
+    """Generates with one finished model; implements rollout.api.Generator."""
 
     def __init__(self, shared: _SharedEngine, model: FinishedModel) -> None:
         self._shared, self._model = shared, model
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """One completion per request, in order.
+        """Generate one completion per request, in order.
 
         Raises:
             UserError: a prompt leaves no room for its completion in the model's longest sequence.
@@ -98,7 +109,10 @@ class ModelGenerator:
 
 
 def directory_tensors(model: FinishedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a model directory in the stored dtype; a tied model's embedding once more, as lm_head.weight."""
+    """Yield every tensor of a model directory in the stored dtype.
+
+    A tied model's embedding comes once more, as lm_head.weight.
+    """
     from selfemo.models.parameters import EMBEDDING, LM_HEAD, hf_tensor_list
     from selfemo.weights.hf_directory import HfDirectory
 
@@ -111,7 +125,10 @@ def directory_tensors(model: FinishedModel) -> Iterator[tuple[str, torch.Tensor]
 
 
 def join_world_of_one(backend: str) -> None:
-    """Become a world of one, unless this process is in one already. vLLM's own shutdown destroys the group."""
+    """Enter a process group of one, unless this process is in a group already.
+
+    vLLM's own shutdown destroys the group.
+    """
     import torch.distributed as dist
 
     if not dist.is_initialized():

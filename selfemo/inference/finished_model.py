@@ -1,8 +1,8 @@
-"""A finished Hugging Face directory together with the settings it was trained under.
+"""Finds a finished Hugging Face directory, and the settings that it was trained under.
 
-A model reads the prompts it was trained on and no others: a different history length or turn cap is a different task. A model that
-stands inside a run directory therefore brings that run's config.yaml; any other takes the defaults. Overrides go on top of either,
-and what was used is part of every report.
+A model can answer only the prompts it was trained on: with a different history length or turn cap, the task
+is a different one. A model inside a run directory therefore uses that run's config.yaml; any other uses the
+defaults. Overrides are applied on top of either, and every report names the settings that were used.
 """
 
 from __future__ import annotations
@@ -25,29 +25,37 @@ DEFAULTS = "defaults (no run around the model)"
 
 @dataclass(frozen=True)
 class FinishedModel:
-    """A model directory that was looked at, but not loaded."""
+    """A model directory that was examined, but not loaded."""
 
     path: Path
     architecture: Architecture = field(repr=False)
     config: RunConfig = field(repr=False)
     """Settings to use the model with."""
     settings_from: str
-    """Where they come from: a config.yaml, or DEFAULTS; overrides are not named here."""
+    """Source of the settings: a config.yaml, or DEFAULTS; overrides are not named here."""
 
     def check_weights(self) -> None:
-        """Read the weights' headers; UserError where a tensor is missing, damaged or of another shape."""
-        from selfemo.weights.hf_directory import HfDirectory  # imports torch
+        """Read the headers of the weights.
+
+        Raises:
+            UserError: a tensor is missing, damaged or of another shape.
+        """
+        from selfemo.weights.hf_directory import HfDirectory  # imported here, since it imports torch
 
         HfDirectory(self.path).check(self.architecture)
 
     def prompt_settings(self) -> dict[str, int | float | str]:
-        """What decides prompts and answers, by field of the configuration."""
+        """Return the settings that decide prompts and answers, by field of the configuration."""
         config = self.config
         return {
             "corpus.history_turns": config.corpus.history_turns,
             "corpus.max_turn_tokens": config.corpus.max_turn_tokens,
             "selfplay.max_answer_tokens": config.selfplay.max_answer_tokens,
-            **({"selfplay.max_thinking_tokens": config.selfplay.max_thinking_tokens} if config.selfplay.thinking else {}),
+            **(
+                {"selfplay.max_thinking_tokens": config.selfplay.max_thinking_tokens}
+                if config.selfplay.thinking
+                else {}
+            ),
             "selfplay.max_utterance_tokens": config.selfplay.max_utterance_tokens,
             "selfplay.temperature": config.selfplay.temperature,
             "rollout.dtype": config.rollout.dtype,
@@ -56,25 +64,27 @@ class FinishedModel:
 
 
 class Engines(Protocol):
-    """Gives finished models a voice; selfemo.inference.engines does, and tests may."""
+    """Makes generators for finished models; implemented by selfemo.inference.engines and by tests."""
 
     def generator(self, model: FinishedModel) -> Generator:
-        """A generator under this model's weights and settings."""
+        """Make a generator under this model's weights and settings."""
         ...
 
 
 def find_model(path: Path, overrides: Sequence[str] = (), config_file: Path | None = None) -> FinishedModel:
-    """Look at a model directory: its architecture, and the settings of the run around it.
+    """Examine a model directory: its architecture, and the settings of the run around it.
 
     Args:
         overrides: such as "corpus.history_turns=2", on top of the run's settings or the defaults.
-        config_file: settings of the run that the model comes from, where it does not stand in its directory.
+        config_file: settings of the run that the model comes from, if the model is not inside its directory.
 
     Raises:
         UserError: no such directory, an unsupported model, or a setting that does not fit.
     """
     if not path.is_dir():
-        raise UserError(f"{path}: no such directory; expected a Hugging Face model directory, such as runs/demo/model")
+        raise UserError(
+            f"{path}: no such directory; expected a Hugging Face model directory, such as runs/demo/model"
+        )
     architecture = read_architecture(path)
     stored = config_file or path.resolve().parent / CONFIG_NAME
     if stored.is_file():
@@ -88,5 +98,5 @@ def find_model(path: Path, overrides: Sequence[str] = (), config_file: Path | No
 
 
 def _readable(path: Path) -> str:
-    """The path from the working directory, where it lies below it."""
+    """Shorten a path to one from the working directory, if it lies below it."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

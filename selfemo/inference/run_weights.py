@@ -1,9 +1,10 @@
-"""Finds the weights that sampled a flywheel record, among those a run left on disk, so that it can be replayed.
+"""Finds the weights that sampled a flywheel record, among those that a run left on disk, for a replay.
 
-A record names its weight version. Version V of a run is the content of sync V. On disk are those of the checkpoints of its iterations, the
-last one as `model/`, and the one that self-play began with, which a run keeps as its reference. The last is sent after the last rollout, so
-the weights of a later iteration's records are those of a checkpoint: a run keeps them all with checkpoint.every=1 and a checkpoint.keep
-above its iterations. Other versions are refused, since no comparison could come out equal.
+A record names its weight version. Version V of a run is the content of sync V. On disk are the weights of the
+checkpoints of its iterations, the last ones as `model/`, and those that self-play began with, which a run
+keeps as its reference. The last are sent after the last rollout, so the weights of a later iteration's
+records are those of a checkpoint. A run keeps all of them with checkpoint.every=1 and a checkpoint.keep above
+its iterations. Other versions are refused, since no comparison could come out equal.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from selfemo.records.reading import read_jsonl
 
 INITIAL_MODEL = "model-initial"
 CHECKPOINTS = f"{CHECKPOINTS_NAME}/iteration-*"
-"""A checkpoint made during SFT holds weights that no engine was sent."""
+"""Checkpoints with weights that an engine was sent; a checkpoint made during SFT holds others."""
 REFERENCE = f"{CHECKPOINTS_NAME}/reference"
 
 
 @contextmanager
 def weights_of(run_dir: Path, version: int, model: Path | None = None) -> Iterator[FinishedModel]:
-    """The model with the weights of one version of a run, with the run's settings.
+    """Find the model with the weights of one version of a run, with the run's settings.
 
     Args:
         model: a directory that the user says holds them; its version cannot be checked.
@@ -44,8 +45,9 @@ def weights_of(run_dir: Path, version: int, model: Path | None = None) -> Iterat
     if version not in on_disk:
         listed = ", ".join(f"{number} ({path})" for number, path in sorted(on_disk.items())) or "none"
         raise UserError(
-            f"{run_dir}: weights of version {version} are not on disk, there are: {listed}; checkpoint.every=1 keeps those "
-            "of a run's newest iterations (checkpoint.keep); weights that you have elsewhere are named with --model"
+            f"{run_dir}: weights of version {version} are not on disk, there are: {listed}; "
+            "checkpoint.every=1 keeps those of a run's newest iterations (checkpoint.keep); "
+            "weights that you have elsewhere are named with --model"
         )
     place = on_disk[version]
     if place.name == MODEL_NAME:
@@ -60,7 +62,7 @@ def weights_of(run_dir: Path, version: int, model: Path | None = None) -> Iterat
 
 
 def versions_on_disk(run_dir: Path) -> dict[int, Path]:
-    """Weight versions whose weights the run left on disk: `model/` in preference to a checkpoint of the same version."""
+    """List the weight versions on disk: `model/` in preference to a checkpoint of the same version."""
     found: dict[int, Path] = {}
     first, last = _synced(run_dir / METRICS_NAME)
     if first is not None and (run_dir / REFERENCE).is_dir():
@@ -75,7 +77,7 @@ def versions_on_disk(run_dir: Path) -> dict[int, Path]:
 
 
 def _checkpoint_version(checkpoint: Path) -> int | None:
-    """What the trainer stored beside the weights; None for a checkpoint that it did not write."""
+    """Read the version stored beside the weights; None for a checkpoint that the trainer did not write."""
     from selfemo.weights.torch_dist import FORMAT_NAME, read_common
 
     if not (checkpoint / FORMAT_NAME).is_file():
@@ -86,14 +88,20 @@ def _checkpoint_version(checkpoint: Path) -> int | None:
 
 
 def _synced(metrics: Path) -> tuple[int | None, int | None]:
-    """Versions of the sync that self-play began with, and of the last one that the run recorded; None where there is none."""
+    """Find the versions of two syncs: the one that self-play began with, and the last that the run recorded.
+
+    None for a sync that does not exist.
+    """
     first: int | None = None
     last: int | None = None
     for event in read_jsonl(metrics, "event"):
         if event["event"] == "sync":
             version = event.get("version")
             if not isinstance(version, int):
-                raise UserError(f"{metrics}: a sync has version {quote(version)}, expected a number: restore the file as the run wrote it")
+                raise UserError(
+                    f"{metrics}: a sync has version {quote(version)}, expected a number: "
+                    "restore the file as the run wrote it"
+                )
             last = version
         elif event["event"] == "eval" and event.get("stage") == "sft":
             first = last
@@ -101,7 +109,10 @@ def _synced(metrics: Path) -> tuple[int | None, int | None]:
 
 
 def _companions(run_dir: Path) -> Path:
-    """A directory with the model's config and tokenizer: the export, the model initialised for the run, or where it started from."""
+    """Find a directory with the model's config and tokenizer.
+
+    The export, else the model initialised for the run, else the model it started from.
+    """
     for name in (MODEL_NAME, INITIAL_MODEL):
         if (run_dir / name).is_dir():
             return run_dir / name

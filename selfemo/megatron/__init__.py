@@ -1,1 +1,3 @@
-"""Everything that imports megatron-core: device, parallel layout, model, packed batches, learner, checkpoints."""
+"""Everything that imports megatron-core: device, parallel layout, model, packed batches, learner,
+checkpoints.
+"""

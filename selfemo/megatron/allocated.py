@@ -1,6 +1,7 @@
-"""Bytes that a rank's trainer holds, counted from the allocations themselves: what a plan is compared with.
+"""Count the bytes of memory that a rank's trainer holds, for comparison with the planned bytes.
 
-A tensor counts with the whole allocation behind it, once: Megatron lays many parameters into one buffer, padding included.
+A tensor counts with the whole allocation behind it, and each allocation counts once: Megatron lays
+many parameters into one buffer, padding included.
 """
 
 from __future__ import annotations
@@ -14,9 +15,15 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 def allocated_bytes(
     parameters: Sequence[torch.nn.Parameter], optimizer: MegatronOptimizer, reference: Sequence[torch.Tensor]
 ) -> dict[str, int]:
-    """{"weights", "gradients", "optimizer", "reference"}: bytes on this rank; the optimizer has state after its first step."""
-    inner = [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]  # megatron-private
-    state = [v for o in inner for entry in o.state.values() for v in entry.values() if isinstance(v, torch.Tensor)]
+    """Return {"weights", "gradients", "optimizer", "reference"}: bytes on this rank.
+
+    The optimizer has state only after its first step.
+    """
+    # megatron-private
+    inner = [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]
+    state = [
+        v for o in inner for entry in o.state.values() for v in entry.values() if isinstance(v, torch.Tensor)
+    ]
     main = [p for o in inner for group in o.param_groups for p in group["params"]]
     weights = _storages(parameters)
     return {
@@ -28,5 +35,5 @@ def allocated_bytes(
 
 
 def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    """{address: bytes} of the distinct allocations behind some tensors."""
+    """Return {address: bytes} of the distinct allocations behind some tensors."""
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}

@@ -1,11 +1,13 @@
-"""The learner's tensors on disk, through megatron-core's dist_checkpointing: written in one layout, read in any.
+"""Write the learner's tensors in one parallel layout and read them in any, through megatron-core's
+dist_checkpointing.
 
-A write has two halves. `TensorWrite` begins it; with `in_background` the weights of this moment are written by a forked process
-while training goes on. `is_done` ends it on all ranks alike. Names, digests and what makes a directory a checkpoint of a run are
-selfemo.run.checkpoints' business.
+A write has two halves. `TensorWrite` begins it; with `in_background` a forked process writes the
+weights of that moment while training goes on. `TensorWrite.is_done` ends it on all ranks alike.
+selfemo.run.checkpoints decides names, digests and which directories are checkpoints of a run.
 
-megatron-core reads its metadata with pickle, and empty per-module states with torch.load(weights_only=False). Nothing of that is reached
-unchecked: `read_tensors` first reads both with readers that build tensors' records and plain values alone, and refuses the rest.
+megatron-core reads its metadata with pickle, and empty per-module states with
+torch.load(weights_only=False), either of which can run code. `read_tensors` therefore first reads
+both with readers that build only tensor records and plain values, and refuses anything else.
 """
 
 from __future__ import annotations
@@ -28,9 +30,14 @@ from selfemo.megatron.checkpoint_writer import ForkedResult, write_refusal
 from selfemo.megatron.learner import Learner
 from selfemo.weights.torch_dist import FORMAT_NAME, LOAD_ERRORS, CheckpointReader, read_common
 
-SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "distrib_optim_fully_reshardable_mem_efficient": True}  # megatron-private
-"""A sharded optimizer is gathered over gloo into the host memory of each first data-parallel rank, which writes it. Without the second
-setting NCCL gathers it on every GPU, where the engine is awake: a bucket of all gradients in fp32, twice, and a shard."""
+SHARDING = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "distrib_optim_fully_reshardable_mem_efficient": True,
+}  # megatron-private
+"""Gather a sharded optimizer over gloo into the host memory of each first data-parallel rank, which
+writes it. Without the second setting NCCL gathers it on every GPU, where the engine is awake, and
+needs memory for a bucket of all gradients in fp32, twice, and a shard.
+"""
 READ_ERRORS = (
     CheckpointException,
     CheckpointingException,
@@ -42,25 +49,47 @@ READ_ERRORS = (
     AssertionError,
     pickle.UnpicklingError,
 )
-"""What megatron-core and torch raise for a checkpoint that is damaged or of another model."""
+"""Exceptions that megatron-core and torch raise for a checkpoint that is damaged or of another
+model.
+"""
 
 
 class TensorWrite:
-    """One write of weights (and optimizer state, once a step has been taken) into an existing, empty directory. Collective."""
+    """One write of weights (and optimizer state, once a step has been taken) into an existing,
+    empty directory. Collective.
+    """
 
     def __init__(
-        self, learner: Learner, directory: Path, common: dict[str, Any], *, weights_only: bool = False, in_background: bool = False
+        self,
+        learner: Learner,
+        directory: Path,
+        common: dict[str, Any],
+        *,
+        weights_only: bool = False,
+        in_background: bool = False,
     ) -> None:
-        """`common`: plain values, the same on every rank. Raises UserError where a file cannot be written."""
+        """Begin the write; without `in_background` also finish it.
+
+        Args:
+            common: plain values, the same on every rank.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
         learner.restore()
         self._directory, self._calls = directory, AsyncCallsQueue()
-        # megatron-private
-        filesystem_async._results_queue = ForkedResult()  # the default is a manager process, spawned: seconds, and it outlives a kill
+        # The default is a spawned manager process: it takes seconds to start and outlives a kill.
+        filesystem_async._results_queue = ForkedResult()  # megatron-private
         with_optimizer = not weights_only and learner.has_optimizer_state
-        state = {**_sharded_state(learner, with_optimizer, is_loading=False), "common": {**common, "optimizer": with_optimizer}}
+        state = {
+            **_sharded_state(learner, with_optimizer, is_loading=False),
+            "common": {**common, "optimizer": with_optimizer},
+        }
         try:
-            # "nvrx", the default, is a package of its own that needs a GPU.
-            request = dist_checkpointing.save(state, str(directory), async_sharded_save=True, async_strategy="mcore")
+            # The default, "nvrx", is a separate package that needs a GPU.
+            request = dist_checkpointing.save(
+                state, str(directory), async_sharded_save=True, async_strategy="mcore"
+            )
             if in_background:
                 self._calls.schedule_async_request(request)
             else:
@@ -68,11 +97,15 @@ class TensorWrite:
         except (CheckpointException, OSError, RuntimeError) as error:
             raise write_refusal(error, self._directory.parent) from error
         finally:
-            # megatron-private
-            filesystem_async._results_queue = None  # the request holds ours, which serves once; another save makes its own
+            # The request holds this queue, which serves once; another save makes its own.
+            filesystem_async._results_queue = None  # megatron-private
 
     def is_done(self, blocking: bool = False) -> bool:
-        """Whether every rank has written its part; `blocking` waits for it. Raises as the constructor does."""
+        """Return whether every rank has written its part; `blocking` waits until it has.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
         try:
             self._calls.maybe_finalize_async_calls(blocking)
         except (CheckpointException, OSError, RuntimeError) as error:
@@ -81,22 +114,31 @@ class TensorWrite:
 
 
 def read_tensors(learner: Learner, directory: Path, *, weights_only: bool = False) -> dict[str, Any]:
-    """Read weights and, where they were written, optimizer moments and step into `learner`, whatever layout wrote them. Collective.
+    """Read weights and, if they were written, optimizer moments and step into `learner`.
+    Collective.
+
+    The layout that wrote the checkpoint may differ from the learner's.
 
     Returns:
         The `common` values.
 
     Raises:
-        UserError: the checkpoint is damaged, holds something other than tensors and plain values, or is of another model.
+        UserError: the checkpoint is damaged, holds something other than tensors and plain values,
+            or is of another model.
     """
     common = _vetted_common(directory)
     with_optimizer = not weights_only and bool(common["optimizer"])
     learner.restore()
     try:
-        state = dist_checkpointing.load(_sharded_state(learner, with_optimizer, is_loading=True), str(directory))
+        state = dist_checkpointing.load(
+            _sharded_state(learner, with_optimizer, is_loading=True), str(directory)
+        )
     except READ_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{directory}: cannot be loaded into this model ({reason}): damaged, or a checkpoint of another model") from error
+        raise UserError(
+            f"{directory}: cannot be loaded into this model ({reason}): damaged, or a checkpoint of "
+            "another model"
+        ) from error
     for index, chunk in enumerate(learner.chunks):
         chunk.load_state_dict(state[_model_key(learner, index)])
     if with_optimizer:
@@ -113,7 +155,11 @@ def write_snapshot(learner: Learner, snapshot: Sequence[torch.Tensor], directory
 
 
 def read_snapshot(learner: Learner, directory: Path) -> list[torch.Tensor]:
-    """What `write_snapshot` wrote, in this layout's shards. Collective; raises as `read_tensors`."""
+    """Read the weights that `write_snapshot` wrote, in this layout's shards. Collective.
+
+    Raises:
+        UserError: as `read_tensors`.
+    """
     snapshot = learner.snapshot()
     with learner.weights_of(snapshot):
         read_tensors(learner, directory, weights_only=True)
@@ -121,12 +167,17 @@ def read_snapshot(learner: Learner, directory: Path) -> list[torch.Tensor]:
 
 
 def _sharded_state(learner: Learner, with_optimizer: bool, is_loading: bool) -> dict[str, Any]:
-    model = {_model_key(learner, index): chunk.sharded_state_dict() for index, chunk in enumerate(learner.chunks)}
+    model = {
+        _model_key(learner, index): chunk.sharded_state_dict() for index, chunk in enumerate(learner.chunks)
+    }
     if not with_optimizer:
         return model
     flat = model if len(model) > 1 else model["model"]
     metadata = {"metadata": SHARDING} if learner.config.parallel.distributed_optimizer else {}
-    return {**model, "optimizer": learner.optimizer.sharded_state_dict(flat, is_loading=is_loading, **metadata)}
+    return {
+        **model,
+        "optimizer": learner.optimizer.sharded_state_dict(flat, is_loading=is_loading, **metadata),
+    }
 
 
 def _model_key(learner: Learner, index: int) -> str:
@@ -134,16 +185,25 @@ def _model_key(learner: Learner, index: int) -> str:
 
 
 def _vetted_common(directory: Path) -> dict[str, Any]:
-    """`common`, once everything that megatron-core will unpickle has been read with readers that cannot run code."""
+    """Return `common`, after reading everything that megatron-core will unpickle with readers that
+    cannot run code.
+    """
     if not (directory / FORMAT_NAME).is_file():
-        raise UserError(f"{directory}: not a checkpoint (no {FORMAT_NAME}): name a directory that a run wrote")
+        raise UserError(
+            f"{directory}: not a checkpoint (no {FORMAT_NAME}): name a directory that a run wrote"
+        )
     try:
         for blob in CheckpointReader(directory).byte_blobs():
             torch.load(io.BytesIO(blob), weights_only=True)
         common = read_common(directory)["common"]
     except LOAD_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{directory}: not a readable checkpoint ({reason}): damaged, or not written by a run") from None
+        raise UserError(
+            f"{directory}: not a readable checkpoint ({reason}): damaged, or not written by a run"
+        ) from None
     if not isinstance(common, dict) or not isinstance(common.get("optimizer"), bool):
-        raise UserError(f"{directory}: its plain values are not those of a run's checkpoint: name a directory that a run wrote")
+        raise UserError(
+            f"{directory}: its plain values are not those of a run's checkpoint: name a directory that a "
+            "run wrote"
+        )
     return common

@@ -1,9 +1,11 @@
-"""What a forked checkpoint writer returns, and errors of writing with their cause.
+"""Return a forked checkpoint writer's result to the trainer, and name the cause if writing failed.
 
-The cause tells a full disk from a read-only directory or a lost mount. megatron-core loses it twice: the writer turns an exception into a
-RuntimeError that names its class alone (0.19.2, dist_checkpointing/strategies/filesystem_async.py, `write_preloaded_data_multithread`), and
-rank 0 alone learns what failed (state_dict_saver.py, `save_state_dict_async_finalize`). Here the writer returns the exception itself, its
-errno is read from the text that reaches rank 0, and rank 0 tells the others.
+The cause tells a full disk from a read-only directory or a lost mount. megatron-core loses it
+twice: the writer turns an exception into a RuntimeError that names only its class (0.19.2,
+dist_checkpointing/strategies/filesystem_async.py, `write_preloaded_data_multithread`), and only
+rank 0 learns of the failure (state_dict_saver.py, `save_state_dict_async_finalize`). Here the
+writer returns the exception itself, its errno is read from the text that reaches rank 0, and rank 0
+tells the others.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 _write_file = FileSystemWriterAsync.write_preloaded_data  # megatron-private
 _failed_writes: list[OSError] = []
-"""What failed in this process: the forked writer's own, since it is a copy."""
+"""Write errors of this process. The forked writer has a copy of its own."""
 
 
 class ForkedResult:
-    """A writer's result in anonymous memory: no third process, and no pipe that a long result could fill."""
+    """Holds a writer's result in anonymous memory: no third process, and no pipe that a long result
+    could fill.
+    """
 
     def __init__(self) -> None:
         self._fd = os.memfd_create("selfemo-checkpoint")
@@ -60,19 +64,23 @@ class ForkedResult:
 
 
 def write_refusal(error: BaseException, directory: Path) -> BaseException:
-    """UserError for what the user can mend, with the system's reason and the remedy; any other error as it is.
+    """Return a UserError with the system's reason and a remedy if the user can mend the cause, else
+    `error` itself.
 
     Collective if `error` is a CheckpointException, which megatron-core raises on every rank.
 
     Args:
-        directory: where the run's checkpoints are.
+        directory: the directory that holds the run's checkpoints.
     """
     number = _errno_behind(error)
     if isinstance(error, CheckpointException):
         number = on_rank0(lambda: number)
     if number is None:
         return error
-    refusal = UserError(f"{directory}: a checkpoint cannot be written ({os.strerror(number)}): {_remedy(number)}, then run again")
+    refusal = UserError(
+        f"{directory}: a checkpoint cannot be written ({os.strerror(number)}): {_remedy(number)}, then "
+        "run again"
+    )
     return on_all_ranks(refusal) if isinstance(error, CheckpointException) else refusal
 
 
@@ -85,8 +93,15 @@ def _remedy(number: int) -> str:
 
 
 def _errno_behind(error: BaseException) -> int | None:
-    """The error number of the OSError that an exception came from, or that its text holds after a journey between processes."""
-    causes = [failure[0] for failure in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+    """Return the number of the OSError that caused an exception.
+
+    The exception may have passed between processes, which leaves the number in its text only.
+    """
+    causes = (
+        [failure[0] for failure in error.failures.values()]
+        if isinstance(error, CheckpointException)
+        else [error]
+    )
     for cause in causes:
         if (found := os_error_behind(cause)) and found.errno:
             return found.errno
@@ -96,8 +111,12 @@ def _errno_behind(error: BaseException) -> int | None:
 
 
 def _write_file_noting_errors(*args: Any, **kwargs: Any) -> Any:
-    """megatron-core's `write_preloaded_data`, whose result holds an exception in place of raising it."""
+    """Call megatron-core's `write_preloaded_data` and note a failed write.
+
+    It returns an exception in its result instead of raising it.
+    """
     result = _write_file(*args, **kwargs)
-    if isinstance(result[1], Exception) and (found := os_error_behind(result[1])):  # torch.save raises a RuntimeError on top
+    # torch.save raises a RuntimeError from the OSError
+    if isinstance(result[1], Exception) and (found := os_error_behind(result[1])):
         _failed_writes.append(found)
     return result

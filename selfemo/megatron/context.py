@@ -1,8 +1,10 @@
-"""Which positions of a packed sequence a context-parallel rank holds.
+"""Decide which positions of a packed sequence each context-parallel rank holds.
 
-Causal attention gives late positions more work than early ones. Transformer Engine therefore cuts a sequence into twice as many equal
-pieces as there are ranks and gives rank r the pieces r and 2 * size - 1 - r, early and late together; megatron-core's rotary embedding
-counts on the same cut. Sequences are padded at the end to divide into pieces: causal attention never looks there.
+Causal attention gives late positions more work than early ones. Transformer Engine therefore cuts a
+sequence into twice as many equal pieces as there are ranks and gives rank r the pieces r and
+`2 * size - 1 - r`, one early and one late; megatron-core's rotary embedding relies on the same cut.
+Sequences are padded at the end until they divide into pieces; no earlier position attends to the
+padding, because attention is causal.
 """
 
 from __future__ import annotations
@@ -20,15 +22,17 @@ class ContextShare:
 
     @property
     def pieces(self) -> int:
-        """Pieces that a sequence is cut into; its padded length is a multiple of it."""
+        """Number of pieces a sequence is cut into; its padded length is a multiple of it."""
         return 1 if self.size == 1 else 2 * self.size
 
     def padded(self, length_tokens: int) -> int:
-        """Length of a sequence with the padding at its end."""
+        """Return the length of a sequence with the padding at its end, in tokens."""
         return length_tokens + -length_tokens % self.pieces
 
     def positions(self, padded_tokens: int) -> list[int]:
-        """This rank's positions in a sequence of `padded_tokens`, in the order in which it holds them."""
+        """Return this rank's positions in a sequence of `padded_tokens`, in the order in which it
+        holds them.
+        """
         if self.size == 1:
             return list(range(padded_tokens))
         piece = padded_tokens // self.pieces

@@ -1,7 +1,9 @@
-"""AdamW on CPU with the state layout of Transformer Engine's FusedAdam: `step` in the parameter group, two moments in the state.
+"""Run AdamW on CPU with the state layout of Transformer Engine's FusedAdam: `step` in the parameter
+group, two moments in the state.
 
-torch's own AdamW keeps a step tensor per parameter, which megatron-core's DistributedOptimizer cannot reshard on load. With
-FusedAdam's layout a checkpoint written on CPU has the keys of one written on GPU and loads into any layout.
+torch's own AdamW keeps a step tensor per parameter, which megatron-core's DistributedOptimizer
+cannot reshard on load. With FusedAdam's layout a checkpoint written on CPU has the keys of one
+written on GPU and loads into any layout.
 """
 
 from __future__ import annotations
@@ -14,7 +16,12 @@ import torch
 
 
 class CpuFusedAdam(torch.optim.Optimizer):
-    """Decoupled weight decay Adam (Loshchilov and Hutter 2019), vectorised over the parameters of a group."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), vectorised over the parameters
+    of a group.
+
+    Raises:
+        ValueError: adam_w_mode=False.
+    """
 
     def __init__(
         self,
@@ -28,11 +35,14 @@ class CpuFusedAdam(torch.optim.Optimizer):
     ) -> None:
         if not adam_w_mode:
             raise ValueError("adam_w_mode=False (coupled L2 decay) is not implemented on CPU")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "bias_correction": True})
+        super().__init__(
+            params,
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "bias_correction": True},
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient, once."""
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
             params = [p for p in group["params"] if p.grad is not None]
@@ -58,7 +68,9 @@ class CpuFusedAdam(torch.optim.Optimizer):
 
 
 def install() -> None:
-    """Make megatron-core's optimizer factory build CpuFusedAdam where it would build Transformer Engine's."""
+    """Make megatron-core's optimizer factory build CpuFusedAdam in place of Transformer Engine's
+    FusedAdam.
+    """
     factory: Any = importlib.import_module("megatron.core.optimizer")
     distributed: Any = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
     factory.Adam = distributed.Adam = CpuFusedAdam  # megatron-private

@@ -1,10 +1,12 @@
-"""megatron-core 0.19.2 on CPU and gloo: the one module that changes megatron-core and torch.cuda.
+"""Run megatron-core 0.19.2 on CPU and gloo. This is the only module that changes megatron-core and
+torch.cuda.
 
-megatron-core has no CPU path: it asks torch.cuda for "the current device", keeps CUDA RNG states, and writes the literal
-"cuda" (and "torch.cuda.FloatTensor") where it allocates. `install` answers the queries with the CPU, points the RNG tracker
-at torch's CPU generator and rewrites those literals in the code objects of ten modules, so that every line of megatron-core
-that runs is its own. A version it was not written for, or another count of rewritten functions, is refused: a missed literal
-would fail much later and less clearly. On a machine with CUDA nothing here runs.
+megatron-core has no CPU path: it asks torch.cuda for "the current device", keeps CUDA RNG states,
+and writes the literal "cuda" (and "torch.cuda.FloatTensor") where it allocates. `install` answers
+the queries with the CPU, points the RNG tracker at torch's CPU generator and rewrites those
+literals in the code objects of ten modules, so that every line of megatron-core that runs is its
+own. It refuses another version, or another count of rewritten functions: a missed literal would
+fail much later and less clearly. On a machine with CUDA nothing here runs.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ _LITERAL_MODULES = (  # megatron-private
     "dist_checkpointing.exchange_utils",
     "dist_checkpointing.strategies.state_dict_saver",
 )
-_LITERALS = {"cuda": "cpu"} | {f"torch.cuda.{kind}Tensor": f"torch.{kind}Tensor" for kind in ("Float", "Half", "BFloat16")}
+_LITERALS = {"cuda": "cpu"} | {
+    f"torch.cuda.{kind}Tensor": f"torch.{kind}Tensor" for kind in ("Float", "Half", "BFloat16")
+}
 _installed = False
 
 
@@ -42,7 +46,8 @@ def install() -> None:
     """Make megatron-core run on CPU tensors, once per process.
 
     Raises:
-        UserError: another megatron-core version is installed than this was written for.
+        UserError: the installed megatron-core is not version 0.19.2, or the rewritten functions are
+            not 22.
     """
     global _installed
     if _installed:
@@ -55,7 +60,9 @@ def install() -> None:
         )
     _answer_device_queries()
     _use_cpu_generator()
-    count = sum(_rewrite_literals(importlib.import_module(f"megatron.core.{name}")) for name in _LITERAL_MODULES)  # megatron-private
+    count = sum(
+        _rewrite_literals(importlib.import_module(f"megatron.core.{name}")) for name in _LITERAL_MODULES
+    )  # megatron-private
     if count != REWRITTEN_FUNCTIONS:
         raise UserError(
             f"the CPU backend rewrote {count} functions of megatron-core, expected {REWRITTEN_FUNCTIONS}: "
@@ -68,7 +75,8 @@ def _answer_device_queries() -> None:
     cpu = torch.device("cpu")
     torch.cuda.current_device = lambda: cpu
     torch.cuda.set_device = lambda device: None
-    torch.cuda.current_stream = lambda device=None: None  # DDP asks for it, and has it wait for CUDA graphs' events: none here
+    # DDP makes the current stream wait for CUDA graphs' events; on CPU there are none.
+    torch.cuda.current_stream = lambda device=None: None
     torch.cuda.synchronize = lambda device=None: None
     torch.cuda.manual_seed = torch.default_generator.manual_seed
     torch.cuda.get_rng_state = lambda device=None: torch.get_rng_state()
@@ -78,12 +86,18 @@ def _answer_device_queries() -> None:
 
 def _use_cpu_generator() -> None:
     tracker: Any = importlib.import_module("megatron.core.tensor_parallel.random")
-    tracker._get_cuda_rng_state = lambda device="cpu", clone=False, graph_safe=False: torch.get_rng_state()  # megatron-private
-    tracker._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)  # megatron-private
+    # megatron-private
+    tracker._get_cuda_rng_state = lambda device="cpu", clone=False, graph_safe=False: torch.get_rng_state()
+    # megatron-private
+    tracker._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
 
 
 def _rewrite_literals(owner: Any, module_name: str = "") -> int:
-    """Rewrite the literals in every function and method that `owner` (a module or class) defines; returns how many changed."""
+    """Rewrite the literals in every function and method that `owner` (a module or class) defines.
+
+    Returns:
+        The number of functions that changed.
+    """
     module_name = module_name or owner.__name__
     changed = 0
     for member in list(vars(owner).values()):

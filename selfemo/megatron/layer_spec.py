@@ -1,14 +1,19 @@
-"""Which modules a transformer layer is built from: Transformer Engine's on GPU, megatron-core's local ones on CPU.
+"""Choose the modules of a transformer layer: Transformer Engine's on GPU, megatron-core's local
+ones on CPU.
 
-Both specs describe the same mathematics. The local one differs from megatron-core's default in two slots: packed attention
-(Transformer Engine's spec too, where prompts are shared),
-and an RMSNorm that allows sequence parallelism (WrappedTorchNorm refuses it, though all it needs is a mark on its weight).
+Both specs describe the same mathematics. The local one differs from megatron-core's default in two
+slots: packed attention (which replaces Transformer Engine's too if prompts are shared), and an
+RMSNorm that allows sequence parallelism. WrappedTorchNorm refuses sequence parallelism, though it
+only needs a mark on the norm's weight.
 """
 
 from __future__ import annotations
 
 import torch
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -18,7 +23,9 @@ from selfemo.megatron.device import Device
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm; under sequence parallelism its gradient is summed over tensor-parallel ranks by finalize_model_grads."""
+    """torch's RMSNorm, marked for sequence parallelism: finalize_model_grads then sums its gradient
+    over tensor-parallel ranks.
+    """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
@@ -28,7 +35,11 @@ class RMSNorm(torch.nn.RMSNorm):
 def block_spec(
     config: TransformerConfig, device: Device, vp_stage: int | None = None, share_prompts: bool = False
 ) -> TransformerBlockSubmodules | ModuleSpec:
-    """The decoder's spec for this rank's pipeline stage (and virtual stage); `share_prompts` needs this project's attention everywhere."""
+    """Return the decoder's spec for this rank's pipeline stage (and virtual stage).
+
+    `share_prompts` puts PackedCausalAttention into Transformer Engine's layer as well: no other
+    attention lets segments share keys.
+    """
     if device.is_cuda:
         layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
         if share_prompts:
@@ -41,4 +52,6 @@ def block_spec(
     attention.core_attention = PackedCausalAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=vp_stage), layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(
+        layer_specs=[layer] * get_num_layers_to_build(config, vp_stage=vp_stage), layer_norm=RMSNorm
+    )

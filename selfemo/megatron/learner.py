@@ -1,8 +1,9 @@
-"""The trainable model: one object that packs samples, runs Megatron's schedule and takes optimizer steps.
+"""Train the model: pack samples, run Megatron's schedule and take optimizer steps.
 
-Callers see samples in and statistics out; layouts, micro-batches and process groups stay inside. Every rank calls every
-method with the same samples: each takes its data-parallel share of the micro-batches and its context-parallel part of each, and
-results that concern the whole batch are reduced to every rank.
+Callers see samples in and statistics out; layouts, micro-batches and process groups stay inside.
+Every rank calls every method with the same samples: each takes its data-parallel share of the
+micro-batches and its context-parallel part of each, and results that concern the whole batch are
+reduced to every rank.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class StepStats:
     grad_norm: float
     """Before clipping."""
     applied: bool
-    """False: the gradient was not finite and the step was skipped on all ranks."""
+    """False: the gradient was not finite, so all ranks skipped the step."""
     tokens: int
     """Completion tokens in the batch, over all ranks."""
     learning_rate: float
@@ -54,7 +55,7 @@ class StepStats:
 class PolicyStats:
     """A SELF-GRPO step: the step itself, and means over the tokens that the loss saw.
 
-    metrics.jsonl holds every figure under the name it has here.
+    metrics.jsonl holds each figure under the name it has here.
     """
 
     step: StepStats
@@ -64,41 +65,45 @@ class PolicyStats:
     entropy: float
     ratio_mean: float
     logprob_gap_max: float
-    """Largest |trainer - engine| logprob of a sampled token."""
+    """Largest |trainer - engine| logprob of a sampled token, in nats."""
     logprob_gap_mean: float
-    """Mean |trainer - engine| logprob, of the weights that sampled."""
+    """Mean |trainer - engine| logprob under the weights that sampled, in nats."""
     clipped_low_share: float
     """Tokens with a negative advantage and a ratio below the clip."""
     clipped_high_share: float
     """Tokens with a positive advantage and a ratio above the clip."""
     importance_weight_mean: float
-    """Weight between engine and trainer after truncation; 1 without algorithm.truncated_importance_cap."""
+    """Weight between engine and trainer after truncation; 1 without
+    algorithm.truncated_importance_cap.
+    """
     importance_truncated_share: float
     """Tokens whose importance weight was above the cap."""
     logprob_mean: float
-    """Of the sampled tokens, in nats."""
+    """Mean logprob of the sampled tokens, in nats."""
 
 
 def batch_counts(samples: Sequence[TrainingSample]) -> BatchCounts:
-    """Sizes of a batch, over all ranks."""
+    """Count a batch's sequences and completion tokens, over all ranks."""
     return BatchCounts(sequences=len(samples), tokens=sum(len(s.completion_ids) for s in samples))
 
 
 class Learner:
-    """Megatron model, DDP and optimizer in one layout."""
+    """The model, Megatron's DDP around it and the optimizer, in one parallel layout."""
 
     def __init__(self, architecture: Architecture, config: RunConfig, layout: Layout, device: Device) -> None:
         self.architecture, self.config, self.layout, self.device = architecture, config, layout, device
         dtype = DTYPES[config.train.dtype]
-        # Context ranks share a sequence by cutting it, which a prompt that several sequences continue does not survive.
+        # Context ranks cut every sequence; a prompt that several sequences continue cannot be cut.
         self.share_prompts = share = config.train.share_prompts and layout.context_size == 1
         self.transformer_config = transformer_config(architecture, config.parallel, dtype, device, share)
         self.chunks: list[CompletionGPTModel] = build_chunks(
             architecture, self.transformer_config, layout, config.model.max_length, device, share
         )
         self.wrapped = wrap_chunks(self.chunks, self.transformer_config, config.parallel)
-        # Losses are sums with their own weights, so gradients are summed and never divided by a token count.
-        self.transformer_config.finalize_model_grads_func = lambda chunks, _tokens, **kwargs: finalize_model_grads(chunks, None, **kwargs)
+        # Losses are weighted sums, so gradients are summed and never divided by a token count.
+        self.transformer_config.finalize_model_grads_func = lambda chunks, _tokens, **kwargs: (
+            finalize_model_grads(chunks, None, **kwargs)
+        )
         self.context = losses.LossContext(
             vocab_size=architecture.vocab_size,
             tensor_group=tensor_group() if layout.tensor_size > 1 else None,
@@ -108,19 +113,23 @@ class Learner:
         self.begin_stage()
 
     def begin_stage(self) -> None:
-        """A fresh optimizer: SFT and SELF-GRPO share weights, not moments."""
+        """Build a fresh optimizer: SFT and SELF-GRPO share weights, not moments."""
         self.restore()
-        self.optimizer = build_optimizer(self.wrapped, self.config.train, self.config.parallel, self.transformer_config.bf16)
+        self.optimizer = build_optimizer(
+            self.wrapped, self.config.train, self.config.parallel, self.transformer_config.bf16
+        )
         self.transformer_config.grad_scale_func = self.optimizer.scale_loss
 
     @property
     def has_optimizer_state(self) -> bool:
-        """A step has been taken in this stage: there are moments."""
+        """True once a step has been taken in this stage, so that there are moments."""
         parts = getattr(self.optimizer, "chained_optimizers", [self.optimizer])  # megatron-private
         return any(len(part.optimizer.state) > 0 for part in parts)
 
     def offload(self) -> None:
-        """Free gradient buffers and move optimizer state to host memory until the next step, where train.offload_during_rollout says so."""
+        """Free gradient buffers and move optimizer state to host memory until the next step, if
+        train.offload_during_rollout is set.
+        """
         if self.config.train.offload_during_rollout and not self._offloaded:
             for chunk in self.wrapped:
                 chunk.offload_grad_buffers()
@@ -128,7 +137,7 @@ class Learner:
             self._offloaded = True
 
     def restore(self) -> None:
-        """Bring back what `offload` moved; does nothing otherwise."""
+        """Bring back the state that `offload` moved, if it did."""
         if self._offloaded:
             for chunk in self.wrapped:
                 chunk.restore_grad_buffers()
@@ -136,39 +145,61 @@ class Learner:
             self._offloaded = False
 
     def plan(self, samples: Sequence[TrainingSample]) -> list[MicroBatch]:
-        """This rank's share of the batch, packed; every rank gets the same number of micro-batches.
+        """Pack this rank's share of the batch; every rank gets the same number of micro-batches.
 
-        train.max_tokens_per_microbatch caps a whole micro-batch, over the context ranks that share it, before padding.
+        train.max_tokens_per_microbatch caps a whole micro-batch, over the context ranks that share
+        it, before padding.
+
+        Raises:
+            UserError: a sample is longer than train.max_tokens_per_microbatch.
         """
-        multiple_of = self.layout.data_size * (self.layout.pipeline_size if self.layout.virtual_size > 1 else 1)
+        multiple_of = self.layout.data_size * (
+            self.layout.pipeline_size if self.layout.virtual_size > 1 else 1
+        )
         max_tokens = self.config.train.max_tokens_per_microbatch
         dealt = units(samples, self.share_prompts, max_tokens, multiple_of)
         bins = balance_by_tokens([unit.length_tokens for unit in dealt], max_tokens, multiple_of)
         mine = [
-            [i for place in places for i in dealt[place].sample_indices] for places in bins[self.layout.data_rank :: self.layout.data_size]
+            [i for place in places for i in dealt[place].sample_indices]
+            for places in bins[self.layout.data_rank :: self.layout.data_size]
         ]
         context = ContextShare(self.layout.context_size, self.layout.context_rank)
         tensor_size, device = self.layout.tensor_size, self.device.torch_device
 
         def packed(min_tokens: int) -> list[MicroBatch]:
-            return [pack(samples, indices, tensor_size, device, min_tokens, context, self.share_prompts) for indices in mine]
+            return [
+                pack(samples, indices, tensor_size, device, min_tokens, context, self.share_prompts)
+                for indices in mine
+            ]
 
         batches = packed(0)
         if self.layout.virtual_size == 1:
             return batches
-        return packed(max(batch.token_ids_T.numel() for batch in batches))  # the interleaved schedule exchanges one fixed shape
+        # The interleaved schedule exchanges tensors of one fixed shape.
+        return packed(max(batch.token_ids_T.numel() for batch in batches))
 
     def sft_step(self, samples: Sequence[TrainingSample], learning_rate: float) -> StepStats:
-        """One step of next-token loss on the completions; the loss is the mean over completions of their token means."""
+        """Take one step of next-token loss on the completions.
+
+        The loss is the mean over completions of their token means.
+        """
         tokens = sum(len(s.completion_ids) for s in samples)
-        collected = self._forward_backward(self.plan(samples), lambda batch, _: losses.sft_loss(batch, self.context, len(samples)))
+        collected = self._forward_backward(
+            self.plan(samples), lambda batch, _: losses.sft_loss(batch, self.context, len(samples))
+        )
         sums = self._reduce(collected, losses.SUMS, width=2)
         return self._optimizer_step(float(sums[0]), learning_rate, tokens)
 
     def logprobs(self, plan: Sequence[MicroBatch]) -> list[torch.Tensor]:
-        """logprob_N of this rank's completion tokens of each micro-batch under the current weights; empty list off the last stage."""
+        """Compute logprob_N of this rank's completion tokens under the current weights.
+
+        Returns:
+            One tensor per micro-batch; an empty list off the last pipeline stage.
+        """
         with torch.no_grad():
-            collected = self._forward_backward(plan, lambda batch, _: losses.logprob_pass(batch, self.context), forward_only=True)
+            collected = self._forward_backward(
+                plan, lambda batch, _: losses.logprob_pass(batch, self.context), forward_only=True
+            )
         return [entry[losses.LOGPROBS] for entry in collected]
 
     def policy_step(
@@ -181,17 +212,22 @@ class Learner:
         old: Sequence[torch.Tensor] = (),
         counts: BatchCounts | None = None,
     ) -> PolicyStats:
-        """One SELF-GRPO step.
+        """Take one SELF-GRPO step.
 
         Args:
             reference, old: logprobs(plan) under the reference and the rollout weights; empty: none.
-            counts: of the whole batch, where `samples` leaves out those of weight 0; None counts `samples`.
+            counts: of the whole batch, if `samples` leaves out those of weight 0; None counts
+                `samples`.
 
         Raises:
-            ValueError: a ratio per sequence, where context ranks see a part of a sequence each.
+            ValueError: loss_config asks for a ratio per sequence, but context ranks each see only a
+                part of a sequence.
         """
         if loss_config.ratio_level == "sequence" and self.layout.context_size > 1:
-            raise ValueError(f"ratio_level='sequence' needs whole sequences, but {self.layout.context_size} context ranks share each")
+            raise ValueError(
+                f"ratio_level='sequence' needs whole sequences, but {self.layout.context_size} context "
+                "ranks share each"
+            )
         tokens = sum(len(s.completion_ids) for s in samples)
         counts = counts or batch_counts(samples)
 
@@ -220,7 +256,11 @@ class Learner:
 
     @contextmanager
     def weights_of(self, snapshot: list[torch.Tensor]) -> Iterator[None]:
-        """Compute with `snapshot` (from `snapshot()`) instead of the current weights; pointers are exchanged, nothing is copied."""
+        """Compute with `snapshot` (from `snapshot()`) instead of the current weights inside the
+        block.
+
+        Pointers are exchanged, nothing is copied.
+        """
         parameters = self._parameters()
         current = [p.data for p in parameters]
         try:
@@ -231,8 +271,13 @@ class Learner:
             for parameter, data in zip(parameters, current):
                 parameter.data = data
 
-    def hf_tensors(self, bucket_bytes: int, include_tied_head: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-        """Full Hugging Face tensors of the current weights, on every rank, bucket by bucket. Collective: all ranks must exhaust it."""
+    def hf_tensors(
+        self, bucket_bytes: int, include_tied_head: bool = False
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield full Hugging Face tensors of the current weights, on every rank, bucket by bucket.
+
+        Collective: all ranks must exhaust the iterator.
+        """
         return hf_tensors(self.chunks, self.architecture, self.weight_groups, bucket_bytes, include_tied_head)
 
     @property
@@ -249,15 +294,19 @@ class Learner:
 
     def load_hf(self, model_dir: str) -> None:
         """Fill this rank's shard from a Hugging Face directory."""
-        load_hf_weights(self.chunks, model_dir, self.architecture, self.layout.tensor_rank, self.layout.tensor_size)
+        load_hf_weights(
+            self.chunks, model_dir, self.architecture, self.layout.tensor_rank, self.layout.tensor_size
+        )
         self.optimizer.reload_model_params()
 
     def snapshot(self) -> list[torch.Tensor]:
-        """A copy of this rank's weights: the reference policy."""
+        """Copy this rank's weights, to serve as the reference policy."""
         return [p.detach().clone() for p in self._parameters()]
 
     def allocated(self, reference: Sequence[torch.Tensor]) -> dict[str, int]:
-        """Bytes that this rank holds for training, by kind; `reference` from `snapshot()`."""
+        """Count the bytes that this rank holds for training, by kind; `reference` comes from
+        `snapshot()`.
+        """
         self.restore()
         return allocated_bytes(self._parameters(), self.optimizer, reference)
 
@@ -270,7 +319,11 @@ class Learner:
         loss: Callable[[MicroBatch, int], losses.LossFunction],
         forward_only: bool = False,
     ) -> list[dict[str, torch.Tensor]]:
-        """Megatron's schedule over this rank's micro-batches; on the last stage returns what each loss collected, in order."""
+        """Run Megatron's schedule over this rank's micro-batches.
+
+        Returns:
+            On the last stage, the tensors that each loss collected, in order.
+        """
 
         def forward_step(
             batches: Iterator[tuple[int, MicroBatch]], model: torch.nn.Module
@@ -298,21 +351,33 @@ class Learner:
         with watchdog.doing(f"micro-batch 1 of {len(plan)}"):
             return get_forward_backward_func()(
                 forward_step_func=forward_step,
-                data_iterator=[iter(list(enumerate(plan))) for _ in self.wrapped] if interleaved else iter(list(enumerate(plan))),
+                data_iterator=[iter(list(enumerate(plan))) for _ in self.wrapped]
+                if interleaved
+                else iter(list(enumerate(plan))),
                 model=self.wrapped if interleaved else self.wrapped[0],
                 num_microbatches=len(plan),
-                # Read by the interleaved schedule alone, which divides it by the context size; others exchange
-                # shapes.
+                # Only the interleaved schedule reads it, and divides it by the context size; others
+                # exchange shapes.
                 seq_length=plan[0].token_ids_T.numel() * self.layout.context_size,
                 micro_batch_size=1,
                 forward_only=forward_only,
             )
 
     def _reduce(
-        self, collected: list[dict[str, torch.Tensor]], key: str, width: int, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
+        self,
+        collected: list[dict[str, torch.Tensor]],
+        key: str,
+        width: int,
+        op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
     ) -> torch.Tensor:
-        """Reduce a collected vector over micro-batches, data- and context-parallel ranks and stages (only the last one collects)."""
-        rows = [entry[key].float() for entry in collected] or [torch.zeros(width, device=self.device.torch_device)]
+        """Reduce a collected vector over micro-batches, data- and context-parallel ranks and
+        stages.
+
+        Only the last stage collects; the others contribute zeros.
+        """
+        rows = [entry[key].float() for entry in collected] or [
+            torch.zeros(width, device=self.device.torch_device)
+        ]
         stacked = torch.stack(rows)
         total = stacked.sum(0) if op == dist.ReduceOp.SUM else stacked.amax(0)
         with watchdog.doing(f"reduction of {key}"):

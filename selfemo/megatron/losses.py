@@ -1,8 +1,9 @@
-"""The losses, which are taken where the model ends, on the last stage, and computed by selfemo.kernels.
+"""Take the losses at the output layer on the last stage; selfemo.kernels computes them.
 
-Each takes what predicts a micro-batch's completion tokens and returns a plain sum: weights come from counts of the whole
-batch, so that micro-batches, data-parallel and context-parallel ranks add up to the batch's loss whatever the layout. A rank
-that holds no completion token of a micro-batch contributes exactly nothing, and keeps the schedule in step.
+Each takes the predictions of a micro-batch's completion tokens and returns a plain sum. Its weights
+come from counts of the whole batch, so that the sums of micro-batches, data-parallel and
+context-parallel ranks add up to the batch's loss in any layout. A rank that holds no completion
+token of a micro-batch contributes exactly 0, so that it still takes part in the schedule.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from selfemo.megatron.packing import MicroBatch
 
 
 class Source(TypedDict, total=False):
-    """The arguments that tell a kernel where logits come from."""
+    """The keyword arguments that give a kernel its logits, or the tensors to compute them from."""
 
     logits_TV: torch.Tensor | None
     hidden_TH: torch.Tensor | None
@@ -31,31 +32,41 @@ class Source(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What predicts the N completion tokens of a micro-batch on this rank: logits, or what makes them."""
+    """Predictions of the N completion tokens of a micro-batch on this rank: logits, or the hidden
+    states and weight that make them.
+    """
 
     hidden_NH: torch.Tensor
     """[N, H], the same on every tensor-parallel rank."""
     logits_NV: torch.Tensor | None = None
-    """[N, V/tp]; None where they never exist as a whole."""
+    """[N, V/tp]; None if they never exist as a whole."""
     weight_VH: torch.Tensor | None = None
-    """This rank's rows [V/tp, H] of the output weight, where there are no logits."""
+    """This rank's rows [V/tp, H] of the output weight, if there are no logits."""
     weight_main_grad_VH: torch.Tensor | None = None
-    """fp32; Megatron's DDP collects the weight's gradient here. None: there are logits, or no gradient is wanted."""
+    """fp32 [V/tp, H]: the buffer in which Megatron's DDP collects the weight's gradient. None:
+    there are logits, or no gradient is wanted.
+    """
 
     def zero(self) -> torch.Tensor:
-        """fp32 0 that depends on the model, so that a backward pass can start from it and change nothing."""
+        """Return an fp32 0 that depends on the model: a backward pass can start from it and changes
+        nothing.
+        """
         return self.hidden_NH.sum(dtype=torch.float32) * 0
 
     @property
     def source(self) -> Source:
-        """The arguments by which the kernels take them."""
+        """The keyword arguments in which the kernels take these predictions."""
         if self.logits_NV is not None:
             return {"logits_TV": self.logits_NV}
-        return {"hidden_TH": self.hidden_NH, "weight_VH": self.weight_VH, "weight_main_grad_VH": self.weight_main_grad_VH}
+        return {
+            "hidden_TH": self.hidden_NH,
+            "weight_VH": self.weight_VH,
+            "weight_main_grad_VH": self.weight_main_grad_VH,
+        }
 
 
 LossFunction = Callable[[Predictions], tuple[torch.Tensor, dict[str, torch.Tensor]]]
-"""Returns the loss and what the step collects."""
+"""Returns the loss (fp32 scalar) and the tensors that the step collects, by name."""
 
 SUMS = "sums"
 MAXIMA = "maxima"
@@ -64,23 +75,25 @@ LOGPROBS = "logprobs"
 
 @dataclass(frozen=True)
 class LossContext:
-    """What every loss needs beside the micro-batch."""
+    """Vocabulary, tensor-parallel group and temperature, the same for every micro-batch."""
 
     vocab_size: int
-    """Real entries; padded ones are masked out of softmax and entropy."""
+    """Entries without padding; padded ones are masked out of softmax and entropy."""
     tensor_group: dist.ProcessGroup | None
     temperature: float
 
 
 def _gap_max(logprob_N: torch.Tensor, rollout_N: torch.Tensor) -> torch.Tensor:
-    """Largest |trainer - engine| logprob."""
+    """Return the largest |trainer - engine| logprob."""
     return (logprob_N - rollout_N).abs().amax()
 
 
 def sft_loss(batch: MicroBatch, context: LossContext, batch_sequences: int) -> LossFunction:
-    """Negative logprob, mean over each completion's tokens, then over the batch's sequences. sums: loss, tokens.
+    """Build the SFT loss: negative logprob, mean over each completion's tokens, then over the
+    batch's sequences.
 
-    Sequences weigh alike because the two tasks differ in length: by the token, a reply would drown the few tokens of a label.
+    Sequences weigh alike because the two tasks differ in length: if tokens weighed alike, a reply
+    would outweigh the few tokens of a label. The loss collects sums: loss, tokens.
     """
 
     def loss(predictions: Predictions) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -88,7 +101,10 @@ def sft_loss(batch: MicroBatch, context: LossContext, batch_sequences: int) -> L
             zero = predictions.zero()
             return zero, {SUMS: zero.detach().expand(2)}
         out = token_logprobs(
-            targets_T=batch.target_ids_N, vocab_size=context.vocab_size, tp_group=context.tensor_group, **predictions.source
+            targets_T=batch.target_ids_N,
+            vocab_size=context.vocab_size,
+            tp_group=context.tensor_group,
+            **predictions.source,
         )
         weight_S = 1.0 / (batch.completion_tokens_S * batch_sequences)
         weight_N = weight_S.repeat_interleave(batch.completion_bounds.diff())
@@ -99,7 +115,9 @@ def sft_loss(batch: MicroBatch, context: LossContext, batch_sequences: int) -> L
 
 
 def logprob_pass(batch: MicroBatch, context: LossContext) -> LossFunction:
-    """No loss: collects logprob_N of the completion tokens at the rollout temperature."""
+    """Build a pass without a loss that collects logprob_N of the completion tokens at the rollout
+    temperature.
+    """
 
     def collect(predictions: Predictions) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         zero = predictions.zero()
@@ -118,7 +136,9 @@ def logprob_pass(batch: MicroBatch, context: LossContext) -> LossFunction:
 
 
 POLICY_SUMS = ("loss", *(name for name in SUM_FIELDS if name != "sequences"))
-"""What `policy_loss` collects as sums, in order. Sequences are left out: several context ranks may count the same one."""
+"""Names of the sums that `policy_loss` collects, in order. Sequences are left out: several context
+ranks may count the same one.
+"""
 
 
 def policy_loss(
@@ -130,7 +150,13 @@ def policy_loss(
     ref_logprob_N: torch.Tensor | None,
     old_logprob_N: torch.Tensor | None,
 ) -> LossFunction:
-    """SELF-GRPO (or one of its variants) over a micro-batch; see selfemo.kernels.grpo_loss. Logprobs are of this rank's N tokens."""
+    """Build the SELF-GRPO loss (or one of its variants) of a micro-batch; see
+    selfemo.kernels.grpo_loss.
+
+    Args:
+        ref_logprob_N, old_logprob_N: logprobs of this rank's N tokens under the reference and the
+            rollout weights; None: not used.
+    """
     chosen = [samples[i] for i in batch.sample_indices]
 
     def loss(predictions: Predictions) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -140,9 +166,12 @@ def policy_loss(
         if not chosen:
             zero = predictions.zero()
             return zero, {SUMS: zero.detach().expand(len(POLICY_SUMS)), MAXIMA: zero.detach()[None]}
-        rollout_N = tensor([s.rollout_logprobs[place] for s, places in zip(chosen, batch.target_places) for place in places])
+        rollout_N = tensor(
+            [s.rollout_logprobs[place] for s, places in zip(chosen, batch.target_places) for place in places]
+        )
         weight_S = tensor([s.weight for s in chosen])
-        if config.aggregation == "sequence_mean":  # the kernel divides by the tokens it sees, the mean is over the whole completion
+        if config.aggregation == "sequence_mean":
+            # The kernel divides by the tokens it sees; the mean is over the whole completion.
             weight_S *= batch.completion_bounds.diff() / batch.completion_tokens_S
         out = grpo_loss(
             targets_T=batch.target_ids_N,

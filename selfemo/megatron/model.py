@@ -1,7 +1,8 @@
-"""megatron-core GPT models from an Architecture: the config, and this rank's chunks.
+"""Build megatron-core GPT models from an Architecture: the config, and this rank's chunks.
 
-Callers pass GPTModel.forward an `output_processor` from selfemo.megatron.output_layer, so that logits are those of
-completion tokens alone: on a 151,936-entry vocabulary that is most of the logits' memory and time.
+Callers pass GPTModel.forward an `output_processor` from selfemo.megatron.output_layer, so that
+logits are computed for completion tokens alone: with a vocabulary of 151,936 entries this saves
+most of the logits' memory and time.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class CompletionGPTModel(GPTModel):
-    """GPTModel in which segments that continue a shared prompt (selfemo.megatron.attention) have positions of their own.
+    """GPTModel that rotates each token by its position id if segments share a prompt
+    (selfemo.megatron.attention).
 
     Its output layer takes rows of whole sequences, which selfemo.megatron.output_layer selects.
     """
@@ -31,24 +33,35 @@ class CompletionGPTModel(GPTModel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.post_process and self.config.sequence_parallel:
-            # The output processor gathers and selects rows first: the output layer sees whole sequences.
+            # The output processor gathers and selects rows first, so the output layer sees whole sequences.
             self.output_layer.sequence_parallel = False  # megatron-private
             self.output_layer.allreduce_dgrad = True  # megatron-private
 
     # megatron-private: positions of tokens enter here and nowhere else.
-    def _preprocess(self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def _preprocess(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Any, ...]:
         decoder_input, rotary, *rest = super()._preprocess(input_ids, position_ids, *args, **kwargs)
         packed = kwargs.get("packed_seq_params")
         if rotary is not None and packed is not None and packed.cu_seqlens_q is None:
-            rotary = rotary[position_ids[0]].squeeze(1)  # [T, 1, D]: each token by its position, whichever segment it is in
+            # [T, 1, D]: each token by its position, whichever segment it is in
+            rotary = rotary[position_ids[0]].squeeze(1)
         return decoder_input, rotary, *rest
 
 
 def transformer_config(
-    architecture: Architecture, parallel: ParallelConfig, dtype: torch.dtype, device: Device, share_prompts: bool = False
+    architecture: Architecture,
+    parallel: ParallelConfig,
+    dtype: torch.dtype,
+    device: Device,
+    share_prompts: bool = False,
 ) -> TransformerConfig:
-    """megatron-core's configuration of a dense decoder in this layout."""
-    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1} if parallel.recompute else {}
+    """Return megatron-core's configuration of a dense decoder in this layout."""
+    recompute = (
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        if parallel.recompute
+        else {}
+    )
     return TransformerConfig(
         num_layers=architecture.num_layers,
         hidden_size=architecture.hidden_size,
@@ -71,11 +84,14 @@ def transformer_config(
         bf16=dtype == torch.bfloat16,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline
+        if parallel.virtual_pipeline > 1
+        else None,
         context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence_parallel,
-        variable_seq_lengths=parallel.pipeline > 1 and parallel.virtual_pipeline == 1,  # the interleaved schedule has one shape
-        moe_token_dispatcher_type="alltoall",  # asked for by variable_seq_lengths even in a dense model
+        # The interleaved schedule exchanges tensors of one fixed shape.
+        variable_seq_lengths=parallel.pipeline > 1 and parallel.virtual_pipeline == 1,
+        moe_token_dispatcher_type="alltoall",  # variable_seq_lengths requires it even in a dense model
         calculate_per_token_loss=True,  # gradients are plain sums: the losses carry their own weights
         **recompute,
         **transformer_options(device, share_prompts),
@@ -83,9 +99,16 @@ def transformer_config(
 
 
 def build_chunks(
-    architecture: Architecture, config: TransformerConfig, layout: Layout, max_length: int, device: Device, share_prompts: bool = False
+    architecture: Architecture,
+    config: TransformerConfig,
+    layout: Layout,
+    max_length: int,
+    device: Device,
+    share_prompts: bool = False,
 ) -> list[CompletionGPTModel]:
-    """This rank's model chunks (one, or one per virtual stage), uninitialised weights, on the device."""
+    """Build this rank's model chunks (one, or one per virtual stage) on the device, with
+    uninitialised weights.
+    """
     chunks = []
     for stage in range(layout.virtual_size):
         vp_stage = stage if layout.virtual_size > 1 else None

@@ -1,7 +1,7 @@
-"""Megatron's DDP wrapper and optimizer from a TrainConfig.
+"""Wrap the model in Megatron's DDP and build its optimizer from a TrainConfig.
 
-Gradients are reduced and kept in fp32. The learning rate is a pure function of the step, set from outside before each step:
-there is no scheduler state to save or lose.
+Gradients are reduced and kept in fp32. The learning rate is a pure function of the step, set before
+each step, so there is no scheduler state to save or lose.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ from selfemo.common.errors import UserError
 from selfemo.config.schema import ParallelConfig, TrainConfig
 
 
-def wrap_chunks(chunks: Sequence[torch.nn.Module], config: TransformerConfig, parallel: ParallelConfig) -> list[DistributedDataParallel]:
-    """Each chunk in Megatron's DDP (and Float16Module in bf16), with contiguous fp32 gradient buffers."""
+def wrap_chunks(
+    chunks: Sequence[torch.nn.Module], config: TransformerConfig, parallel: ParallelConfig
+) -> list[DistributedDataParallel]:
+    """Wrap each chunk in Megatron's DDP (and Float16Module in bf16), with contiguous fp32 gradient
+    buffers.
+    """
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=parallel.distributed_optimizer,
@@ -29,7 +33,12 @@ def wrap_chunks(chunks: Sequence[torch.nn.Module], config: TransformerConfig, pa
         check_for_nan_in_grad=False,  # the learner checks once per step, on all ranks alike
     )
     return [
-        DistributedDataParallel(config, ddp_config, Float16Module(config, chunk) if config.bf16 else chunk, disable_bucketing=index > 0)
+        DistributedDataParallel(
+            config,
+            ddp_config,
+            Float16Module(config, chunk) if config.bf16 else chunk,
+            disable_bucketing=index > 0,
+        )
         for index, chunk in enumerate(chunks)
     ]
 
@@ -37,14 +46,20 @@ def wrap_chunks(chunks: Sequence[torch.nn.Module], config: TransformerConfig, pa
 def build_optimizer(
     wrapped: Sequence[DistributedDataParallel], config: TrainConfig, parallel: ParallelConfig, bf16: bool
 ) -> MegatronOptimizer:
-    """A fresh AdamW over the wrapped chunks; with parallel.distributed_optimizer its state is sharded over data-parallel ranks.
+    """Build a fresh AdamW over the wrapped chunks.
+
+    With parallel.distributed_optimizer its state is sharded over data-parallel ranks.
 
     Raises:
-        UserError: train.offload_during_rollout on a GPU in fp32, where the optimizer holds the weights themselves: they would leave too.
+        UserError: train.offload_during_rollout is set on a GPU in fp32. There the optimizer holds
+            the weights themselves, so offloading would move them too.
     """
     is_cuda = next(wrapped[0].parameters()).is_cuda
     if config.offload_during_rollout and not bf16 and is_cuda:
-        raise UserError("train.offload_during_rollout moves an fp32 model's weights off the GPU as well: set train.dtype=bfloat16")
+        raise UserError(
+            "train.offload_during_rollout moves an fp32 model's weights off the GPU as well: set "
+            "train.dtype=bfloat16"
+        )
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -59,23 +74,31 @@ def build_optimizer(
             use_distributed_optimizer=parallel.distributed_optimizer,
         ),
         list(wrapped),
-        use_gloo_process_groups=is_cuda and parallel.distributed_optimizer,  # what a checkpoint gathers the shards over
+        # A checkpoint gathers the shards over the gloo groups.
+        use_gloo_process_groups=is_cuda and parallel.distributed_optimizer,
     )
     if parallel.distributed_optimizer and not is_cuda:
         for part in optimizer.chained_optimizers:  # megatron-private
-            part.data_parallel_group_gloo = part.data_parallel_group  # megatron-private: on CPU every group is gloo already
+            # On CPU every group is gloo already.
+            part.data_parallel_group_gloo = part.data_parallel_group  # megatron-private
     return optimizer
 
 
 def set_hyperparameters(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:
-    """Set rate and decay of every parameter group for the next step; norms and biases (wd_mult 0) do not decay."""
+    """Set learning rate and weight decay of every parameter group for the next step.
+
+    Norms and biases (wd_mult 0) do not decay.
+    """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_mult", 1.0)
         group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
-    """Linear warm-up to `peak`, then cosine decay to a tenth of it; `step` counts from 0."""
+    """Return the learning rate of a linear warm-up to `peak`, then cosine decay to a tenth of it.
+
+    `step` counts from 0.
+    """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
@@ -83,7 +106,11 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float) -
 
 
 def warmup_linear(step: int, total_steps: int, warmup_steps: int, peak: float, final_share: float) -> float:
-    """Linear warm-up to `peak`, then a straight line to `final_share * peak` at the last step; `step` counts from 0."""
+    """Return the learning rate of a linear warm-up to `peak`, then a straight line to
+    `final_share * peak` at the last step.
+
+    `step` counts from 0.
+    """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)

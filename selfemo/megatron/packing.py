@@ -1,12 +1,15 @@
-"""Samples into packed micro-batches: no padding between sequences, one cap on tokens, the same count on every rank.
+"""Pack samples into micro-batches: no padding between sequences, one cap on tokens, the same count
+on every rank.
 
-A pipeline schedule hangs when ranks run unequal numbers of micro-batches, so the count is decided once from the lengths of
-the whole batch. Samples are dealt longest first to the lightest micro-batch (LPT, Graham 1969). A micro-batch without
-samples, and the filler that sequence parallelism needs, are a masked dummy sequence. Under context parallelism every rank packs its
-own part of the same micro-batch.
+A pipeline schedule hangs if ranks run unequal numbers of micro-batches, so the count is decided
+once from the lengths of the whole batch. Samples are dealt longest first, each to the lightest
+micro-batch (LPT, Graham 1969). A masked dummy sequence stands in for a micro-batch without samples,
+and fills T up to the multiple that sequence parallelism needs. Under context parallelism every rank
+packs its own part of the same micro-batch.
 
-The samples of a group differ in their completions alone, and a prompt is usually much longer: with `share_prompts` a group is dealt
-as one unit and packed behind one copy of its prompt, which every completion attends to.
+The samples of a group differ only in their completions, and a prompt is usually much longer than a
+completion. With `share_prompts` a group is therefore dealt as one unit and packed behind one copy
+of its prompt, to which every completion attends.
 """
 
 from __future__ import annotations
@@ -32,27 +35,30 @@ WHOLE = ContextShare()
 class MicroBatch:
     """Packed sequences, ready for the model and the loss: this context rank's part of them.
 
-    T tokens held here, N completion tokens that they predict, S sequences with at least one of those: without context parallelism
-    all of them, with it perhaps none.
+    T tokens held here, N completion tokens that they predict, S sequences with at least one of
+    those N. Without context parallelism S counts every sample of the micro-batch; with it S may be
+    smaller, or 0.
     """
 
     sample_indices: tuple[int, ...]
     """Index in the global batch of each of the S sequences."""
     token_ids_T: torch.Tensor
     position_ids_T: torch.Tensor
-    """Positions in the whole sequence."""
+    """Positions in the whole sequence, prompt included."""
     loss_mask_T: torch.Tensor
     """bool: this position predicts a completion token; N are true."""
     target_ids_N: torch.Tensor
     """The completion tokens, sequence by sequence."""
     target_places: tuple[tuple[int, ...], ...]
-    """For each of the S sequences, where its tokens of `target_ids_N` stand in its completion."""
+    """For each of the S sequences, the places in its completion of its tokens in `target_ids_N`."""
     completion_bounds: torch.Tensor
-    """int64 [S+1]: where each sequence's tokens start in N; the kernels' cu_seqlens."""
+    """int64 [S+1]: the start of each sequence's tokens in N; the kernels' cu_seqlens."""
     completion_tokens_S: torch.Tensor
-    """int64 [S]: tokens of each whole completion, those of other context ranks included."""
+    """int64 [S]: tokens of each whole completion, including those on other context ranks."""
     packed_seq_params: Segments
-    """Bounds of all sequences, whole and padded, a dummy at the end included: attention divides by the context size itself."""
+    """Bounds of all sequences, whole and padded, with the dummy at the end. Attention divides them
+    by the context size itself.
+    """
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,11 @@ class Unit:
 
 
 def units(samples: Sequence[TrainingSample], share_prompts: bool, max_tokens: int, parts: int) -> list[Unit]:
-    """Neighbours with equal prompts as one unit where `share_prompts` says so, else every sample by itself.
+    """Group neighbouring samples with equal prompts into units if `share_prompts`, else make each
+    sample a unit.
 
-    A unit holds at most `max_tokens`, and at most a `parts`-th of the batch, so that a few large groups still fill all ranks.
+    A unit holds at most `max_tokens`, and at most one `parts`-th of the batch, so that a few large
+    groups still fill all ranks.
 
     Raises:
         UserError: a sample is longer than `max_tokens`.
@@ -75,19 +83,26 @@ def units(samples: Sequence[TrainingSample], share_prompts: bool, max_tokens: in
     for index, sample in enumerate(samples):
         if sample.length_tokens > max_tokens:
             raise UserError(
-                f"sample {index} has {sample.length_tokens} tokens, more than train.max_tokens_per_microbatch={max_tokens}: "
-                "raise it, or lower corpus.history_turns or selfplay.max_utterance_tokens"
+                f"sample {index} has {sample.length_tokens} tokens, more than "
+                f"train.max_tokens_per_microbatch={max_tokens}: raise it, or lower "
+                "corpus.history_turns or selfplay.max_utterance_tokens"
             )
     if not share_prompts:
         return [Unit((index,), sample.length_tokens) for index, sample in enumerate(samples)]
-    groups = [list(members) for _, members in groupby(range(len(samples)), key=lambda index: samples[index].prompt_ids)]
-    whole = sum(sum(len(samples[i].completion_ids) for i in members) + len(samples[members[0]].prompt_ids) for members in groups)
+    groups = [
+        list(members)
+        for _, members in groupby(range(len(samples)), key=lambda index: samples[index].prompt_ids)
+    ]
+    whole = sum(
+        sum(len(samples[i].completion_ids) for i in members) + len(samples[members[0]].prompt_ids)
+        for members in groups
+    )
     limit = min(max_tokens, -(-whole // parts))
     return [unit for members in groups for unit in _within(samples, members, limit)]
 
 
 def _within(samples: Sequence[TrainingSample], members: Sequence[int], limit: int) -> Iterator[Unit]:
-    """`members`, which share a prompt, as units of at most `limit` tokens, or of one sample."""
+    """Yield `members`, which share a prompt, as units of at most `limit` tokens, or of one sample."""
     held: list[int] = []
     tokens = 0
     for index in members:
@@ -100,10 +115,16 @@ def _within(samples: Sequence[TrainingSample], members: Sequence[int], limit: in
     yield Unit(tuple(held), tokens)
 
 
-def balance_by_tokens(length_tokens: Sequence[int], max_tokens: int, multiple_of: int) -> list[tuple[int, ...]]:
-    """Indices per micro-batch: the fewest that respect `max_tokens`, in a multiple of `multiple_of`; some may be empty.
+def balance_by_tokens(
+    length_tokens: Sequence[int], max_tokens: int, multiple_of: int
+) -> list[tuple[int, ...]]:
+    """Deal samples into the fewest micro-batches that respect `max_tokens` and come in a multiple
+    of `multiple_of`.
 
-    No length may exceed `max_tokens`: `units` sees to it.
+    No length may exceed `max_tokens`; `units` raises if one does.
+
+    Returns:
+        Sample indices per micro-batch; some may be empty.
     """
     count = multiple_of * max(1, -(-sum(length_tokens) // (max_tokens * multiple_of)))
     while True:
@@ -114,7 +135,9 @@ def balance_by_tokens(length_tokens: Sequence[int], max_tokens: int, multiple_of
 
 
 def _longest_first(length_tokens: Sequence[int], count: int) -> list[tuple[int, list[int]]]:
-    lightest: list[tuple[int, int, list[int]]] = [(0, slot, []) for slot in range(count)]  # the slot breaks ties: deterministic
+    lightest: list[tuple[int, int, list[int]]] = [
+        (0, slot, []) for slot in range(count)
+    ]  # the slot breaks ties, so the result is deterministic
     for index in sorted(range(len(length_tokens)), key=lambda i: (-length_tokens[i], i)):
         load, slot, members = heapq.heappop(lightest)
         heapq.heappush(lightest, (load + length_tokens[index], slot, [*members, index]))
@@ -123,16 +146,18 @@ def _longest_first(length_tokens: Sequence[int], count: int) -> list[tuple[int, 
 
 @dataclass(frozen=True)
 class _Segment:
-    """Consecutive tokens of a micro-batch, whole."""
+    """Consecutive tokens of a micro-batch, before context ranks cut them."""
 
     token_ids: tuple[int, ...]
     first_position: int = 0
     sample_index: int | None = None
-    """The sample whose completion its end predicts; None: a shared prompt, or filler."""
+    """The sample whose completion tokens it predicts at its end. None: a shared prompt, or filler."""
     predicting: int = 0
-    """So many tokens at the end predict a completion token."""
+    """Number of tokens at the end that predict a completion token."""
     prompt: int | None = None
-    """Where, in tokens, the prompt begins that this segment continues; it has `first_position` tokens."""
+    """First token, in the micro-batch, of the prompt that this segment continues; that prompt has
+    `first_position` tokens. None: it continues none.
+    """
 
 
 def pack(
@@ -144,9 +169,10 @@ def pack(
     context: ContextShare = WHOLE,
     share_prompts: bool = False,
 ) -> MicroBatch:
-    """Pack `samples[i] for i in indices`, of which this rank keeps its context share.
+    """Pack `samples[i] for i in indices` into a micro-batch and keep this rank's context share.
 
-    T is filled by a dummy to `min_tokens` and a multiple of `multiple_of` (tensor-parallel size). Prompts are shared between neighbours.
+    A dummy fills T to `min_tokens` and to a multiple of `multiple_of` (the tensor-parallel size).
+    With `share_prompts`, neighbours with equal prompts share one copy.
 
     Raises:
         ValueError: `share_prompts` with a context share: a shared prompt is not cut.
@@ -182,15 +208,21 @@ def pack(
         target_ids_N=torch.tensor(targets, dtype=torch.int64, device=device),
         target_places=tuple(places.values()),
         completion_bounds=torch.tensor([0, *map(len, places.values())]).cumsum(0).to(device),
-        completion_tokens_S=torch.tensor([len(samples[i].completion_ids) for i in places], dtype=torch.int64, device=device),
+        completion_tokens_S=torch.tensor(
+            [len(samples[i].completion_ids) for i in places], dtype=torch.int64, device=device
+        ),
         packed_seq_params=_attention_bounds(segments, lengths, context, share_prompts, device),
     )
 
 
-def _segments(samples: Sequence[TrainingSample], indices: Sequence[int], share_prompts: bool) -> list[_Segment]:
-    """The last completion token predicts nothing, so it is not fed to the model.
+def _segments(
+    samples: Sequence[TrainingSample], indices: Sequence[int], share_prompts: bool
+) -> list[_Segment]:
+    """Cut the samples into segments.
 
-    A shared prompt ends one token early: its last token predicts another token for each sample, so each sample's segment begins with it.
+    The last completion token predicts nothing, so it is not fed to the model. A shared prompt ends
+    one token early: its last token predicts a different token for each sample, so each sample's
+    segment begins with it.
     """
     segments: list[_Segment] = []
     place = 0
@@ -198,29 +230,47 @@ def _segments(samples: Sequence[TrainingSample], indices: Sequence[int], share_p
         sharing, begin, known = list(group), place, len(prompt_ids) - 1
         completions = [samples[index].completion_ids for index in sharing]
         if not share_prompts or len(sharing) == 1 or known == 0:
-            new = [_Segment((prompt_ids + c)[:-1], 0, index, len(c)) for index, c in zip(sharing, completions)]
+            new = [
+                _Segment((prompt_ids + c)[:-1], 0, index, len(c)) for index, c in zip(sharing, completions)
+            ]
         else:
             new = [_Segment(prompt_ids[:-1])]
-            new += [_Segment((prompt_ids[-1:] + c)[:-1], known, index, len(c), begin) for index, c in zip(sharing, completions)]
+            new += [
+                _Segment((prompt_ids[-1:] + c)[:-1], known, index, len(c), begin)
+                for index, c in zip(sharing, completions)
+            ]
         segments += new
         place += sum(len(segment.token_ids) for segment in new)
     return segments
 
 
 def _attention_bounds(
-    segments: Sequence[_Segment], lengths: Sequence[int], context: ContextShare, share_prompts: bool, device: torch.device
+    segments: Sequence[_Segment],
+    lengths: Sequence[int],
+    context: ContextShare,
+    share_prompts: bool,
+    device: torch.device,
 ) -> Segments:
-    """Which rows each segment attends to; without shared prompts also what Transformer Engine and the packed rotation read.
+    """Compute the rows that each segment attends to.
 
-    Transformer Engine asks for padded bounds by name where context ranks share a sequence. They are the same here: padding counts as
-    the end of its sequence, so FlashAttention stays possible (it refuses gaps).
+    Without shared prompts also fill the bounds that Transformer Engine and the rotary embedding of
+    packed batches read. Transformer Engine asks for padded bounds by name if context ranks share a
+    sequence. They equal the others here: padding counts as the end of its sequence, so
+    FlashAttention stays possible (it refuses gaps).
     """
-    seen = [length + (0 if segment.prompt is None else segment.first_position) for segment, length in zip(segments, lengths)]
-    query_bounds, key_bounds = (torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device) for sizes in (lengths, seen))
+    seen = [
+        length + (0 if segment.prompt is None else segment.first_position)
+        for segment, length in zip(segments, lengths)
+    ]
+    query_bounds, key_bounds = (
+        torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device) for sizes in (lengths, seen)
+    )
     key_rows = None
     if any(segment.prompt is not None for segment in segments):
         begins = [0, *accumulate(lengths)]
-        key_rows = torch.cat([rows for segment, begin in zip(segments, begins) for rows in _rows(segment, begin)]).to(device)
+        key_rows = torch.cat(
+            [rows for segment, begin in zip(segments, begins) for rows in _rows(segment, begin)]
+        ).to(device)
     cu_seqlens = None if share_prompts else query_bounds
     padded = cu_seqlens if context.size > 1 else None
     return Segments(

@@ -1,7 +1,7 @@
-"""Process groups: one torchrun world, laid out by megatron-core.
+"""Lay out one torchrun world into megatron-core's process groups.
 
-The layout is a frozen value computed before anything is built, so that a layout that does not divide is refused in a
-millisecond; megatron-core's global parallel state is entered and left in this module alone.
+This module alone enters and leaves megatron-core's global parallel state. Callers hold a frozen
+Layout instead.
 """
 
 from __future__ import annotations
@@ -38,42 +38,64 @@ class Layout:
 
     @property
     def is_first_stage(self) -> bool:
-        """This rank holds the embedding."""
+        """True if this rank holds the embedding."""
         return self.pipeline_rank == 0
 
     @property
     def is_last_stage(self) -> bool:
-        """This rank computes logits and losses."""
+        """True if this rank computes logits and losses."""
         return self.pipeline_rank == self.pipeline_size - 1
 
     @property
     def is_main(self) -> bool:
-        """The one rank that prints and writes run files."""
+        """True on the one rank that prints and writes run files."""
         return self.rank == 0
 
 
 def init_distributed(device: Device, timeout_s: int) -> None:
-    """Join the world that torchrun's environment describes; every collective then has `timeout_s` seconds."""
+    """Join the world that torchrun's environment describes; every collective then times out after
+    `timeout_s` seconds.
+    """
     if dist.is_initialized():
         return
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29511")):
+    for name, value in (
+        ("RANK", "0"),
+        ("WORLD_SIZE", "1"),
+        ("LOCAL_RANK", "0"),
+        ("MASTER_ADDR", "127.0.0.1"),
+        ("MASTER_PORT", "29511"),
+    ):
         os.environ.setdefault(name, value)
     dist.init_process_group(device.backend, timeout=timedelta(seconds=timeout_s))
 
 
-def init_parallel(config: ParallelConfig, device: Device, seed: int, timeout_s: int = DEFAULT_TIMEOUT_S) -> Layout:
-    """Enter megatron-core's parallel state for this configuration; `timeout_s` is the deadline of a collective on its groups.
+def init_parallel(
+    config: ParallelConfig, device: Device, seed: int, timeout_s: int = DEFAULT_TIMEOUT_S
+) -> Layout:
+    """Enter megatron-core's parallel state for this configuration.
+
+    Args:
+        timeout_s: deadline of a collective on its groups, in seconds.
 
     Raises:
-        UserError: context > 1 on CPU. (selfemo.commands.preflight refuses sizes that do not divide.)
+        UserError: context > 1 on CPU. (selfemo.commands.preflight refuses sizes that do not
+            divide.)
     """
     if config.context > 1 and not device.is_cuda:
-        raise UserError(f"parallel.context={config.context} needs Transformer Engine's attention, so a GPU: set parallel.context=1")
+        raise UserError(
+            f"parallel.context={config.context} needs Transformer Engine's attention, so a GPU: set "
+            "parallel.context=1"
+        )
     return enter_layout(config, device, seed, timeout_s)
 
 
-def enter_layout(config: ParallelConfig, device: Device, seed: int, timeout_s: int = DEFAULT_TIMEOUT_S) -> Layout:
-    """`init_parallel` for callers who know that their attention can do what `config` asks: the tests, which bring their own."""
+def enter_layout(
+    config: ParallelConfig, device: Device, seed: int, timeout_s: int = DEFAULT_TIMEOUT_S
+) -> Layout:
+    """Enter the layout without the checks of `init_parallel`.
+
+    For callers whose attention can do what `config` asks: tests bring their own.
+    """
     if parallel_state.model_parallel_is_initialized():
         leave_parallel()
     parallel_state.initialize_model_parallel(
@@ -103,24 +125,28 @@ def enter_layout(config: ParallelConfig, device: Device, seed: int, timeout_s: i
 def leave_parallel() -> None:
     """Leave megatron-core's parallel state; the default process group stays.
 
-    megatron-core forgets its groups without destroying them, and each gloo group keeps threads that wake a hundred times a second.
+    megatron-core forgets its groups without destroying them, and each gloo group keeps threads that
+    wake a hundred times a second, so they are destroyed here.
     """
-    groups = [group for group in parallel_state._global_process_group_list or () if group is not None]  # megatron-private
+    # megatron-private
+    groups = [group for group in parallel_state._global_process_group_list or () if group is not None]
     parallel_state.destroy_model_parallel()
     for group in groups:
         dist.destroy_process_group(group)
 
 
 def tensor_group() -> dist.ProcessGroup:
-    """Ranks that share layers by column and row."""
+    """Return the ranks that share layers by column and row."""
     return parallel_state.get_tensor_model_parallel_group()
 
 
 def pipeline_group() -> dist.ProcessGroup:
-    """Ranks that share the model by stages."""
+    """Return the ranks that share the model by stages."""
     return parallel_state.get_pipeline_model_parallel_group()
 
 
 def copies_group() -> dist.ProcessGroup:
-    """Ranks that hold the same shard: data-parallel ones with different samples, context-parallel ones with parts of the same."""
+    """Return the ranks that hold the same shard: data-parallel ones with different samples,
+    context-parallel ones with parts of the same samples.
+    """
     return parallel_state.get_data_parallel_group(with_context_parallel=True)

@@ -1,6 +1,8 @@
-"""Every random generator of this process as tensors, and back: Python's, numpy's, torch's, CUDA's and those of Megatron's tracker.
+"""Save and restore every random generator of this process: Python's, numpy's, torch's, CUDA's and
+those of Megatron's tracker.
 
-Nothing a run computes today draws from them (draws have seeds of their own), but a model with dropout would.
+No result of a run depends on them today (draws have seeds of their own), but a model with dropout
+would.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ TRACKER_PREFIX = "megatron."
 
 
 def collect_rng(device: torch.device) -> dict[str, torch.Tensor]:
-    """Copies of this rank's generators, as they are now: some kilobytes."""
+    """Copy the current state of this rank's generators; it takes some kilobytes."""
     _, words, position, has_gauss, cached = np.random.get_state()
     version, python_words, python_gauss = random.getstate()
     states = {
@@ -36,20 +38,26 @@ def collect_rng(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def save_rng(path: Path, states: Mapping[str, torch.Tensor]) -> None:
-    """Write what `collect_rng` returned to a safetensors file."""
+    """Write the states that `collect_rng` returned to a safetensors file."""
     save_file(dict(states), path)
 
 
 def restore_rng(path: Path, device: torch.device) -> None:
-    """Put back what `save_rng` wrote."""
+    """Restore the states that `save_rng` wrote."""
     states: dict[str, Any] = load_file(path)
     torch.set_rng_state(states["torch"])
     position, has_gauss, cached = states["numpy.rest"].tolist()
-    np.random.set_state(("MT19937", states["numpy.words"].numpy().astype(np.uint32), int(position), int(has_gauss), cached))
+    np.random.set_state(
+        ("MT19937", states["numpy.words"].numpy().astype(np.uint32), int(position), int(has_gauss), cached)
+    )
     version, *words = states["python.words"].tolist()
     gauss = states["python.gauss"].tolist()
     random.setstate((version, tuple(words), gauss[0] if gauss else None))
-    tracked = {name.removeprefix(TRACKER_PREFIX): state for name, state in states.items() if name.startswith(TRACKER_PREFIX)}
+    tracked = {
+        name.removeprefix(TRACKER_PREFIX): state
+        for name, state in states.items()
+        if name.startswith(TRACKER_PREFIX)
+    }
     get_cuda_rng_tracker().set_states(tracked)
     if device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,1 +1,5 @@
-"""What a model family is: its sizes, the names of its tensors, and how each is cut over ranks. No torch module is built here."""
+"""Describe model families: their sizes, the names of their tensors, and how each tensor is cut over
+ranks.
+
+No torch module is built here.
+"""

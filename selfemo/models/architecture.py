@@ -1,8 +1,9 @@
-"""The shape of a model, read from a Hugging Face config.json or known by name.
+"""Read the shape of a model from a Hugging Face config.json, or look it up by name.
 
-Reads what transformers 4 and 5 write (`rope_theta` and `torch_dtype`, or `rope_parameters` and `dtype`) and refuses, by name, whatever
-would change the mathematics and is not implemented: rope scaling, sliding windows, dropout, biases elsewhere, other
-activations, quantised weights. A refused config is better than a model that is silently another one. No torch here.
+Reads the fields of transformers 4 and 5 (`rope_theta` and `torch_dtype`, or `rope_parameters` and
+`dtype`). Refuses by name any setting that would change the mathematics and is not implemented: rope
+scaling, sliding windows, dropout, biases elsewhere, other activations, quantised weights. If such a
+setting were ignored, the weights would silently run as another model. No torch here.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ CONFIG_NAME = "config.json"
 MAX_LAYERS = 1_000
 MAX_INTEGER = 2**31 - 1
 MAX_NUMBER = 1e30
-"""Bounds of what a config.json may ask for: tables of tensors are made from it before any weights are seen."""
+"""Bounds of the numbers in a config.json: tables of tensors are made from them before any weights
+are seen.
+"""
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Dtypes that weights may be stored in, and their bytes per element."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything about a decoder that decides names, shapes and mathematics."""
+    """Every field of a decoder that decides its names, shapes and mathematics."""
 
     family: str
-    """Name of the family: qwen3, qwen2 or llama."""
+    """Name of the family, such as qwen3, qwen2 or llama."""
     vocab_size: int
     """Rows of the embedding as stored, before any padding."""
     hidden_size: int
@@ -62,54 +65,67 @@ class Architecture:
         return self.num_kv_heads * self.head_dim
 
     def kv_bytes_per_token(self, dtype: str, tensor: int) -> float:
-        """Bytes of one token's keys and values on each of `tensor` ranks; ranks beyond the number of key-value heads share them."""
+        """Return the bytes of one token's keys and values on each of `tensor` ranks.
+
+        Ranks beyond the number of key-value heads share them.
+        """
         return 2 * self.num_layers * self.kv_size * DTYPE_BYTES[dtype] / min(tensor, self.num_kv_heads)
 
     @property
     def heads(self) -> Heads:
-        """What the layout of the attention projection depends on."""
+        """The numbers that the layout of the attention projection depends on."""
         return Heads(self.num_heads, self.num_kv_heads, self.head_dim)
 
 
 def read_architecture(hf_dir: str | Path) -> Architecture:
-    """The architecture a Hugging Face directory describes.
+    """Read the architecture that a Hugging Face directory describes.
 
     Raises:
-        UserError: no readable config.json, an unsupported architecture, or a setting that is not implemented; names file and field.
+        UserError: no readable config.json, an unsupported architecture, or a setting that is not
+            implemented; names file and field.
     """
     path = Path(hf_dir) / CONFIG_NAME
     try:
         config = read_json_object(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a Hugging Face model directory with config.json and safetensors weights") from None
+        raise UserError(
+            f"{path}: no such file; expected a Hugging Face model directory with config.json and "
+            "safetensors weights"
+        ) from None
     return _from_config(config, _family_of(config, path), str(path))
 
 
 def is_known_by_name(name: str) -> bool:
-    """Whether `architecture_by_name` knows this published model."""
+    """Return whether `architecture_by_name` knows this published model."""
     return name.lower() in _published()
 
 
 def architecture_by_name(name: str) -> Architecture:
-    """A published architecture known without a download, such as "qwen3-8b".
+    """Return a published architecture known without a download, such as "qwen3-8b".
 
     Raises:
-        UserError: the name is unknown; lists those that are.
+        UserError: the name is unknown; lists the known ones.
     """
     known = _published()
     if name.lower() not in known:
-        raise UserError(f"model {name!r} is not known by name{nearest(name.lower(), known)}; known: {', '.join(sorted(known))}")
+        raise UserError(
+            f"model {name!r} is not known by name{nearest(name.lower(), known)}; known: "
+            f"{', '.join(sorted(known))}"
+        )
     family, config = known[name.lower()]
     return _from_config(config, family, name)
 
 
 def _published() -> dict[str, tuple[Family, Mapping[str, object]]]:
-    """Family and config.json fields of every model known by name."""
+    """Return family and config.json fields of every model known by name."""
     return {key: (family, config) for family in families().values() for key, config in family.named.items()}
 
 
 def hf_config(architecture: Architecture) -> dict[str, object]:
-    """A config.json for a model that never had one, as transformers 4 and 5 both read it."""
+    """Build a config.json from an architecture, for a model that never had one.
+
+    transformers 4 and 5 both read it.
+    """
     family = families()[architecture.family]
     return {
         "architectures": [family.hf_architecture],
@@ -133,7 +149,7 @@ def hf_config(architecture: Architecture) -> dict[str, object]:
 
 
 def _family_of(config: Mapping[str, object], path: Path) -> Family:
-    """The family whose class config.json names."""
+    """Return the family whose class config.json names."""
     named = config.get("architectures")
     by_class = {family.hf_architecture: family for family in families().values()}
     wanted = named[0] if isinstance(named, list) and named else config.get("model_type")
@@ -141,7 +157,10 @@ def _family_of(config: Mapping[str, object], path: Path) -> Family:
         if wanted in (key, family.name):
             return family
     hint = nearest(wanted, by_class) if isinstance(wanted, str) else ""
-    raise UserError(f"{path}: architecture {quote(wanted)} is not supported{hint}; supported: {', '.join(sorted(by_class))}")
+    raise UserError(
+        f"{path}: architecture {quote(wanted)} is not supported{hint}; supported: "
+        f"{', '.join(sorted(by_class))}"
+    )
 
 
 def _from_config(config: Mapping[str, object], family: Family, where: str) -> Architecture:
@@ -150,10 +169,15 @@ def _from_config(config: Mapping[str, object], family: Family, where: str) -> Ar
     hidden_size = _integer(config, "hidden_size", where)
     num_kv_heads = _integer(config, "num_key_value_heads", where, default=num_heads)
     if num_heads % num_kv_heads:
-        raise UserError(f"{where}: num_attention_heads={num_heads} is not a multiple of num_key_value_heads={num_kv_heads}")
+        raise UserError(
+            f"{where}: num_attention_heads={num_heads} is not a multiple of "
+            f"num_key_value_heads={num_kv_heads}"
+        )
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
-        raise UserError(f"{where}: dtype {quote(dtype)} is not supported; expected one of {', '.join(DTYPE_BYTES)}")
+        raise UserError(
+            f"{where}: dtype {quote(dtype)} is not supported; expected one of {', '.join(DTYPE_BYTES)}"
+        )
     return Architecture(
         family=family.name,
         vocab_size=_integer(config, "vocab_size", where),
@@ -176,26 +200,41 @@ def _from_config(config: Mapping[str, object], family: Family, where: str) -> Ar
 def _refuse_unimplemented(config: Mapping[str, object], family: Family, where: str) -> None:
     for key, wanted in {"hidden_act": "silu", "attention_dropout": 0.0, **family.required}.items():
         if config.get(key, wanted) not in (wanted, None):
-            raise UserError(f"{where}: {key}={quote(config[key])} is not implemented for {family.name}; expected {wanted!r}")
+            raise UserError(
+                f"{where}: {key}={quote(config[key])} is not implemented for {family.name}; expected "
+                f"{wanted!r}"
+            )
     if config.get("quantization_config"):
-        raise UserError(f"{where}: quantization_config is present; expected unquantised weights, dequantise the model first")
+        raise UserError(
+            f"{where}: quantization_config is present; expected unquantised weights, dequantise the "
+            "model first"
+        )
     layer_types = config.get("layer_types")
-    other_types = [kind for kind in layer_types if kind != "full_attention"] if isinstance(layer_types, list) else []
+    other_types = (
+        [kind for kind in layer_types if kind != "full_attention"] if isinstance(layer_types, list) else []
+    )
     if other_types:
-        raise UserError(f"{where}: layer_types has {quote(other_types[0])}; only full_attention is implemented")
+        raise UserError(
+            f"{where}: layer_types has {quote(other_types[0])}; only full_attention is implemented"
+        )
 
 
 def _rope_theta(config: Mapping[str, object], where: str) -> float:
-    """The rotary base, from either spelling; any scaling of it is refused."""
+    """Return the rotary base, from either spelling; refuse any scaling of it."""
     for key in ("rope_parameters", "rope_scaling"):
         rope = config.get(key)
         if isinstance(rope, dict):
             kind = rope.get("rope_type", rope.get("type", "default"))
             if kind != "default":
-                raise UserError(f"{where}: {key} asks for rope type {quote(kind)}, which is not implemented; only 'default' is")
+                raise UserError(
+                    f"{where}: {key} asks for rope type {quote(kind)}, which is not implemented; only "
+                    "'default' is"
+                )
             if rope.get("partial_rotary_factor", 1.0) != 1.0:
                 found = quote(rope["partial_rotary_factor"])
-                raise UserError(f"{where}: {key}.partial_rotary_factor={found} is not implemented; only 1.0 is")
+                raise UserError(
+                    f"{where}: {key}.partial_rotary_factor={found} is not implemented; only 1.0 is"
+                )
             if "rope_theta" in rope:
                 return _number(rope, "rope_theta", where)
     return _number(config, "rope_theta", where)

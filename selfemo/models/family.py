@@ -1,8 +1,10 @@
-"""What describes a model family: a list of rules, one per kind of parameter.
+"""Describe a model family by a list of rules, one per kind of parameter.
 
-A family is one file in `selfemo/models/families/` that defines `FAMILY`; it is found by being there, so a new one edits nothing
-else. A rule ties together the name a parameter has in Megatron, the Hugging Face tensors it is made of with their shapes, its
-name in vLLM, and its layout. Names hold `{layer}` where the global layer number goes; shapes name fields of `Architecture`.
+A family is one file in `selfemo/models/families/` that defines `FAMILY`. `families` finds every
+file in that folder, so a new family edits no other file. A rule ties together a parameter's name in
+Megatron, the Hugging Face tensors it is made of with their shapes, its name in vLLM, and its
+layout. Names hold `{layer}` in place of the global layer number; shapes name fields of
+`Architecture`.
 """
 
 from __future__ import annotations
@@ -18,12 +20,16 @@ from selfemo.models.tensor_layouts import Layout
 
 @dataclass(frozen=True)
 class Rule:
-    """One kind of parameter."""
+    """One kind of parameter: its names in three programs, and its layout."""
 
     megatron: tuple[str, ...]
-    """Its names in Megatron: the local layer spec's, then (if it differs) the one under Transformer Engine's fused norms."""
+    """Its names in Megatron: the local layer spec's, then (if it differs) the one under Transformer
+    Engine's fused norms.
+    """
     hf: Mapping[str, tuple[str, ...]]
-    """Hugging Face tensors in the order they are fused: name -> shape, as names of Architecture's sizes."""
+    """Hugging Face tensors in the order they are fused: name -> shape, as names of Architecture's
+    sizes.
+    """
     vllm: str
     """Its name in vLLM's live model."""
     layout: Layout
@@ -44,14 +50,21 @@ class Family:
     qkv_bias: bool = False
     """Biases on the query, key and value projections."""
     required: Mapping[str, object] = field(default_factory=dict)
-    """Fields of config.json that must hold this value where they are present; anything else is a model we do not implement."""
+    """Fields of config.json that must hold this value if they are present. With another value it is
+    a model that this code does not implement.
+    """
     named: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    """Published models known by name without a download: the fields of their config.json that differ from the family's."""
+    """Published models known by name without a download: the fields of their config.json that
+    differ from the family's.
+    """
 
 
 @cache
 def families() -> Mapping[str, Family]:
-    """Every family, by name, as found in `selfemo/models/families/`."""
+    """Return every family in `selfemo/models/families/`, by name."""
     package = importlib.import_module("selfemo.models.families")
-    found = [importlib.import_module(f"{package.__name__}.{module.name}").FAMILY for module in pkgutil.iter_modules(package.__path__)]
+    found = [
+        importlib.import_module(f"{package.__name__}.{module.name}").FAMILY
+        for module in pkgutil.iter_modules(package.__path__)
+    ]
     return {family.name: family for family in sorted(found, key=lambda family: family.name)}

@@ -1,8 +1,9 @@
-"""Rectangles of tensors: the common language of shards, files and the reshard plan.
+"""Describe shards, files and the reshard plan by rectangles of tensors.
 
-A `Box` says that a rectangle of a Hugging Face tensor sits at some offset in a local tensor; a `Placement` is a local tensor made of
-boxes. Elements that no box covers are padding and hold zero. Pure Python over integers, so that a plan for hundreds of ranks is
-made and checked without a tensor in sight.
+A `Box` says that a rectangle of a Hugging Face tensor sits at some offset in a local tensor; a
+`Placement` is a local tensor made of boxes. Elements that no box covers are padding and hold zero.
+The module is pure Python over integers, so that a plan for hundreds of ranks is made and checked
+without allocating a tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of one Hugging Face tensor and where it sits in a local tensor."""
+    """A rectangle of one Hugging Face tensor and its place in a local tensor."""
 
     tensor: str
     """Name of the Hugging Face tensor."""
@@ -30,11 +31,10 @@ class Box:
 
     @property
     def elements(self) -> int:
-        """Elements in the box."""
         return math.prod(self.shape)
 
     def clip_rows(self, row_start: int, row_stop: int) -> Box | None:
-        """The part of the box that lies in local rows [row_start, row_stop), or None."""
+        """Return the part of the box that lies in local rows [row_start, row_stop), or None."""
         first = max(row_start, self.local_start[0])
         stop = min(row_stop, self.local_start[0] + self.shape[0])
         if first >= stop:
@@ -50,7 +50,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Placement:
-    """A local tensor as boxes of Hugging Face tensors; what they leave uncovered is padding."""
+    """A local tensor as boxes of Hugging Face tensors; elements outside the boxes are padding."""
 
     shape: Shape
     boxes: tuple[Box, ...]
@@ -62,19 +62,23 @@ class Placement:
 
     @property
     def is_whole(self) -> bool:
-        """True when the boxes cover the local tensor, so nothing of it is padding."""
+        """True if the boxes cover the local tensor, so that none of it is padding."""
         return sum(box.elements for box in self.boxes) == self.elements
 
 
 def overlap(source: Box, target: Box) -> Box | None:
-    """The rectangle of one tensor that both boxes hold: `start` in the source's local tensor, `local_start` in the target's.
+    """Return the rectangle of one tensor that both boxes hold, or None if there is none.
 
-    None when they are of different tensors or do not touch.
+    Returns:
+        A box whose `start` is in the source's local tensor and `local_start` in the target's.
     """
     if source.tensor != target.tensor:
         return None
     first = tuple(max(a, b) for a, b in zip(source.start, target.start))
-    shape = tuple(min(a + n, b + m) - f for a, n, b, m, f in zip(source.start, source.shape, target.start, target.shape, first))
+    shape = tuple(
+        min(a + n, b + m) - f
+        for a, n, b, m, f in zip(source.start, source.shape, target.start, target.shape, first)
+    )
     if any(extent <= 0 for extent in shape):
         return None
     return Box(
@@ -86,12 +90,14 @@ def overlap(source: Box, target: Box) -> Box | None:
 
 
 def region(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
-    """The index expression of a rectangle, for tensors and for safetensors slices."""
+    """Return the index expression of a rectangle, for tensors and for safetensors slices."""
     return tuple(slice(first, first + extent) for first, extent in zip(start, shape))
 
 
 class Tensor(Protocol):
-    """What this module needs of a tensor: indexing and copying (torch.Tensor has both)."""
+    """The operations that this module needs of a tensor: indexing and copying (torch.Tensor has
+    both).
+    """
 
     def __getitem__(self, index: tuple[slice, ...], /) -> Tensor: ...
 
@@ -99,9 +105,13 @@ class Tensor(Protocol):
 
 
 def fill_hf[T: Tensor](
-    hf_tensors: Mapping[str, T], placement: Placement, local: T, first_row: int = 0, stop_row: int | None = None
+    hf_tensors: Mapping[str, T],
+    placement: Placement,
+    local: T,
+    first_row: int = 0,
+    stop_row: int | None = None,
 ) -> None:
-    """Copy every box of `placement` out of `local` into the Hugging Face tensor that it belongs to.
+    """Copy every box of `placement` out of `local` into its Hugging Face tensor.
 
     Args:
         local: rows [first_row, stop_row) of the local tensor; all of it by default.

@@ -1,5 +1,7 @@
-"""Before a run: memory by kind and rank, sync bytes, step time, and which layout to choose. Integers and a roofline; no torch.
+"""Estimate a run before it starts: memory by kind and rank, sync bytes, step time, and the layout to choose.
 
-What is allocated by rule (weights, gradients, optimizer state, sync traffic) is computed exactly and tested against real runs.
-What depends on kernels (activations, step time) is an estimate, calibrated on one published run and tested on others.
+Weights, gradients, optimizer state and sync traffic follow fixed rules: they are computed exactly
+and tested against real runs. Activations and step time depend on kernels: they are estimated with a
+roofline that is calibrated on one published run and tested on others. Everything is integer
+arithmetic and that roofline; torch is not imported.
 """

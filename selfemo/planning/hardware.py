@@ -1,7 +1,7 @@
-"""GPUs a plan may be made for: the vendor's figures, nothing measured.
+"""List the GPUs a plan may be made for, with the vendor's figures; nothing here is measured.
 
-Source: NVIDIA's data sheets of A100, H100, H200 and B200 (SXM). Rates are dense bf16 and one direction; a network port is 400 Gbit/s
-per GPU as in DGX H100, 200 Gbit/s for A100.
+Source: NVIDIA's data sheets of A100, H100, H200 and B200 (SXM). Rates are dense bf16 and one
+direction; a network port has 400 Gbit/s per GPU as in DGX H100, 200 Gbit/s for A100.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ GPUS = {
 
 
 def gpu_by_name(name: str) -> Gpu:
-    """A GPU of the table above.
+    """Look up a GPU of the table above, in any case of letters.
 
     Raises:
-        UserError: the name is unknown; lists those that are.
+        UserError: the name is unknown; lists those that are known.
     """
     if name.lower() not in GPUS:
         raise UserError(f"--gpu {name!r} is not known{nearest(name.lower(), GPUS)}; known: {', '.join(GPUS)}")

@@ -1,11 +1,15 @@
-"""Memory of every rank in every phase, by kind.
+"""Compute the memory of every rank in every phase, by kind.
 
-Weights, gradients, optimizer state, KV cache and buckets are what the code allocates. Activations and logits are sums over the tensors
-that a layer's backward pass needs, with FlashAttention and without dropout; workspace is an allowance. Phases differ in what is there
-together: the engine sleeps during training; waking, it takes weights and cache at once while the trainer keeps all of its own
-("wake-up"), the transfer adds its buckets ("sync"), and a checkpoint follows a sync, so the engine is awake.
+Weights, gradients, optimizer state, KV cache and buckets are the sizes that the code allocates.
+Activations and logits are sums over the tensors that a layer's backward pass needs, with
+FlashAttention and without dropout. Workspace is an allowance.
 
-Source of the activation terms: Korthikanti et al. 2022, section 4, redone for RMSNorm, grouped-query attention and SwiGLU.
+Phases differ in what is allocated at the same time. During training the engine sleeps. In "wake-up"
+the engine allocates weights and cache while the trainer keeps all of its own. In "sync" the
+transfer adds its buckets. A checkpoint follows a sync, so the engine is awake.
+
+Source of the activation terms: Korthikanti et al. 2022, section 4, redone for RMSNorm,
+grouped-query attention and SwiGLU.
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ CONTEXT_BYTES = 2 * GIB
 ENGINE_WORKSPACE_BYTES = 3 * GIB
 """Allowance for vLLM's activations and CUDA graphs while it is awake."""
 FUSED_CHUNK_TOKENS = 512
-"""Tokens whose logits exist together where the output layer is fused: selfemo.kernels' default, whose import needs torch."""
+"""Tokens whose logits exist together if the output layer is fused. Repeats selfemo.kernels'
+default, whose import needs torch."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,16 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All kinds together."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True)
 class StageMemory:
-    """Ranks of one pipeline stage, which need the same but for the rounding of shards: the largest of them."""
+    """Memory of the ranks of one pipeline stage, by phase.
+
+    Ranks of a stage differ only by the rounding of optimizer shards; the figures are those of the
+    largest.
+    """
 
     stage: int
     ranks: range
@@ -62,32 +70,51 @@ class StageMemory:
 
     @property
     def peak(self) -> tuple[str, int]:
-        """The phase that needs most, and its bytes."""
+        """The phase that needs most memory, and its bytes."""
         phase = max(self.phases, key=lambda name: self.phases[name].total)
         return phase, self.phases[phase].total
 
 
-def plan_memory(architecture: Architecture, layout: Layout, config: RunConfig, workload: Workload, engine: Engine) -> list[StageMemory]:
-    """Memory per pipeline stage and phase."""
-    return [_stage_memory(architecture, layout, config, workload, engine, stage) for stage in range(layout.pipeline)]
+def plan_memory(
+    architecture: Architecture, layout: Layout, config: RunConfig, workload: Workload, engine: Engine
+) -> list[StageMemory]:
+    """Compute the memory of every pipeline stage in every phase."""
+    return [
+        _stage_memory(architecture, layout, config, workload, engine, stage)
+        for stage in range(layout.pipeline)
+    ]
 
 
 def rank_memory(
-    architecture: Architecture, layout: Layout, config: RunConfig, workload: Workload, engine: Engine, rank: int
+    architecture: Architecture,
+    layout: Layout,
+    config: RunConfig,
+    workload: Workload,
+    engine: Engine,
+    rank: int,
 ) -> dict[str, Memory]:
-    """Memory of one rank, by phase."""
+    """Compute the memory of one rank in every phase."""
     _, copy, stage = layout.coordinates(rank)
     return _phases(architecture, layout, config, workload, engine, stage, copy)
 
 
-def activation_bytes(architecture: Architecture, layout: Layout, tokens: float, stage: int, microbatches: int, dtype: str) -> int:
-    """Activations that a stage keeps at its fullest, for micro-batches of `tokens`."""
+def activation_bytes(
+    architecture: Architecture, layout: Layout, tokens: float, stage: int, microbatches: int, dtype: str
+) -> int:
+    """Bytes of activations that a stage keeps when most micro-batches are in flight.
+
+    Args:
+        tokens: tokens per micro-batch.
+    """
     layers = layers_on(architecture, layout)
     chunk_layers = layers / layout.virtual_pipeline
-    # One-forward-one-backward keeps a micro-batch per later stage in flight; interleaving adds a share of a round of chunks.
+    # One-forward-one-backward keeps a micro-batch per later stage in flight; interleaving adds a share
+    # of a round of chunks.
     in_flight_chunks = layout.virtual_pipeline * (layout.pipeline - stage)
     if layout.virtual_pipeline > 1:
-        in_flight_chunks = (layout.virtual_pipeline - 1) * layout.pipeline + 1 + 2 * (layout.pipeline - stage - 1)
+        in_flight_chunks = (
+            (layout.virtual_pipeline - 1) * layout.pipeline + 1 + 2 * (layout.pipeline - stage - 1)
+        )
     in_flight_layers = chunk_layers * min(in_flight_chunks, microbatches * layout.virtual_pipeline)
     whole, kept = _layer_bytes(architecture, layout, dtype)
     tokens = tokens / layout.context
@@ -97,22 +124,31 @@ def activation_bytes(architecture: Architecture, layout: Layout, tokens: float, 
 
 
 def _layer_bytes(architecture: Architecture, layout: Layout, dtype: str) -> tuple[float, float]:
-    """Bytes per token that one layer's backward needs, and those of its input alone (what recomputation keeps)."""
+    """Bytes per token that one layer's backward pass needs, and those of its input alone, which
+    recomputation keeps."""
     width, split = DTYPE_BYTES[dtype], layout.tensor
-    rows = split if layout.sequence_parallel else 1  # norms and residuals are whole on every rank otherwise
+    # without sequence parallelism, every rank holds norms and residuals whole
+    rows = split if layout.sequence_parallel else 1
     hidden, query, kv = architecture.hidden_size, architecture.query_size, architecture.kv_size
-    residual = 4 * hidden / rows  # inputs and outputs of two norms; the outputs feed the projections
-    attention = (2 * query + 2 * kv) / split  # q, k, v and the attention's output, which feeds the next projection
+    residual = 4 * hidden / rows  # inputs and outputs of two norms; the projections read the outputs
+    attention = (
+        2 * query + 2 * kv
+    ) / split  # q, k, v and the attention's output, which the next projection reads
     head_norms = (query + kv) / split if architecture.qk_norm else 0.0
-    mlp = 3 * architecture.intermediate_size / split  # gate and up before, their product after the activation
+    # gate and up before the activation, their product after it
+    mlp = 3 * architecture.intermediate_size / split
     statistics = 4 * architecture.num_heads / split / width  # FlashAttention's log-sum-exp is fp32
     return width * (residual + attention + head_norms + mlp + statistics), width * hidden / rows
 
 
-def logits_bytes(architecture: Architecture, layout: Layout, completion_tokens: float, train: TrainConfig) -> int:
-    """Logits of one micro-batch's completion tokens, overwritten by their gradient, and autograd's of the output weight.
+def logits_bytes(
+    architecture: Architecture, layout: Layout, completion_tokens: float, train: TrainConfig
+) -> int:
+    """Bytes of one micro-batch's logits over its completion tokens, and of autograd's gradient of
+    the output weight.
 
-    Fused (train.fuse_output_layer) it is one chunk of logits: the weight's gradient grows in Megatron's buffer.
+    The gradient of the logits overwrites them. With train.fuse_output_layer only one chunk of
+    logits exists, and the weight's gradient accumulates in Megatron's buffer.
     """
     column_bytes = architecture.vocab_size / layout.tensor * DTYPE_BYTES[train.dtype]
     logits = int(completion_tokens * column_bytes)
@@ -122,27 +158,48 @@ def logits_bytes(architecture: Architecture, layout: Layout, completion_tokens: 
 
 
 def _stage_memory(
-    architecture: Architecture, layout: Layout, config: RunConfig, workload: Workload, engine: Engine, stage: int
+    architecture: Architecture,
+    layout: Layout,
+    config: RunConfig,
+    workload: Workload,
+    engine: Engine,
+    stage: int,
 ) -> StageMemory:
-    # Shards of the distributed optimizer differ by padding: the first is never the smallest.
-    return StageMemory(stage, layout.stage_ranks(stage), _phases(architecture, layout, config, workload, engine, stage, 0))
+    # Shards of the distributed optimizer differ by padding; the first rank's is never the smallest.
+    return StageMemory(
+        stage, layout.stage_ranks(stage), _phases(architecture, layout, config, workload, engine, stage, 0)
+    )
 
 
 def _phases(
-    architecture: Architecture, layout: Layout, config: RunConfig, workload: Workload, engine: Engine, stage: int, copy: int
+    architecture: Architecture,
+    layout: Layout,
+    config: RunConfig,
+    workload: Workload,
+    engine: Engine,
+    stage: int,
+    copy: int,
 ) -> dict[str, Memory]:
     dtype = config.train.dtype
     held = trainer_bytes(architecture, layout, stage, copy, dtype)
     trainer = Memory(held.weights, held.gradients, held.optimizer, held.reference, workspace=CONTEXT_BYTES)
     engine_weights = engine_elements(architecture, layout.engine_tensor) * DTYPE_BYTES[engine.dtype]
-    awake = {"engine_weights": engine_weights, "kv_cache": engine.kv_cache_bytes, "workspace": CONTEXT_BYTES + ENGINE_WORKSPACE_BYTES}
+    awake = {
+        "engine_weights": engine_weights,
+        "kv_cache": engine.kv_cache_bytes,
+        "workspace": CONTEXT_BYTES + ENGINE_WORKSPACE_BYTES,
+    }
     batch = passes(workload, layout)[0]
     microbatch_tokens = workload.microbatch_tokens or batch.tokens
-    completion_tokens = busiest_head_tokens(layout, microbatch_tokens, microbatch_tokens * batch.head_tokens / batch.tokens)
+    completion_tokens = busiest_head_tokens(
+        layout, microbatch_tokens, microbatch_tokens * batch.head_tokens / batch.tokens
+    )
     logits = logits_bytes(architecture, layout, completion_tokens, config.train)
     train = replace(
         trainer,
-        activations=activation_bytes(architecture, layout, microbatch_tokens, stage, batch.microbatches, dtype),
+        activations=activation_bytes(
+            architecture, layout, microbatch_tokens, stage, batch.microbatches, dtype
+        ),
         logits=logits if stage == layout.pipeline - 1 else 0,
         **({} if config.rollout.sleep else awake),
     )
@@ -152,5 +209,5 @@ def _phases(
         "wake-up": replace(offloaded, **awake),
         "sync": replace(offloaded, buckets=config.sync.bucket_bytes, **awake),
         "rollout": replace(offloaded, **awake),
-        "checkpoint": replace(trainer, **awake),  # writing brings back what was offloaded
+        "checkpoint": replace(trainer, **awake),  # writing moves offloaded state back to the GPU
     }

@@ -1,8 +1,9 @@
-"""The kinds of parameters of a model and what each rank allocates of them, counted per kind instead of per layer.
+"""Count the parameters of a model by kind, and the elements of each kind that a rank allocates.
 
-All layers are alike, so a kind is laid out once and multiplied: a plan for hundreds of ranks takes milliseconds. Names and shapes
-come from the family's rules, the same that move real weights; the order is that in which Megatron's modules register parameters,
-because the distributed optimizer cuts its shards through them in that order.
+All layers are alike, so each kind is laid out once and multiplied: a plan for hundreds of ranks
+takes milliseconds. Names and shapes come from the family's rules, the same that move real weights.
+Kinds are in the order in which Megatron's modules register parameters, because the distributed
+optimizer cuts its shards through them in that order.
 """
 
 from __future__ import annotations
@@ -35,29 +36,31 @@ LAYER_ORDER = (
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of parameter: once in the model, or once per layer."""
+    """One kind of parameter, which exists once in the model or once per layer."""
 
     name: str
-    """Megatron's, without the layer's prefix."""
+    """Megatron's name, without the layer's prefix."""
     tensors: tuple[HfTensor, ...]
     layout: TensorLayout
     heads: Heads
     per_layer: bool
     is_tied_copy: bool
-    """The last stage's copy of a tied embedding: allocated when a pipeline parts the two, never sent to the engine."""
+    """True for the last stage's copy of a tied embedding: allocated if a pipeline separates the two
+    ends, never sent to the engine."""
 
     def megatron(self, rank: int, size: int) -> Placement:
-        """The shard of tensor-parallel rank `rank` of `size` in Megatron."""
+        """Place the shard of tensor-parallel rank `rank` of `size` in Megatron."""
         return self.layout.megatron(self.tensors, self.heads, rank, size)
 
     def vllm(self, rank: int, size: int) -> Placement:
-        """The live parameter of tensor-parallel rank `rank` of `size` in vLLM."""
+        """Place the live parameter of tensor-parallel rank `rank` of `size` in vLLM."""
         return self.layout.vllm(self.tensors, self.heads, rank, size)
 
 
 @cache
 def kinds(architecture: Architecture) -> tuple[Kind, ...]:
-    """Every kind, in Megatron's order of registration: embedding, a layer's, final norm, output layer."""
+    """List every kind in Megatron's order of registration: embedding, those of a layer, final norm,
+    output layer."""
     bound = [_bind(rule, architecture) for rule in families()[architecture.family].rules]
     in_layer = sorted((kind for kind in bound if kind.per_layer), key=_place_in_layer)
     rest = [kind for kind in bound if not kind.per_layer and kind.name != EMBEDDING]
@@ -66,17 +69,17 @@ def kinds(architecture: Architecture) -> tuple[Kind, ...]:
 
 @dataclass(frozen=True)
 class Allocation:
-    """One parameter of one chunk of a stage."""
+    """One parameter of one model chunk on a pipeline stage."""
 
     kind: Kind
     elements: int
-    """On each tensor-parallel rank, padding included; alike on all of them."""
+    """Elements on each tensor-parallel rank, padding included; every rank has the same number."""
     own_bucket: bool
-    """The two ends of a tied embedding are reduced in buckets of their own."""
+    """True for the two ends of a tied embedding, which Megatron reduces in buckets of their own."""
 
 
 def stage_chunks(architecture: Architecture, layout: Layout, stage: int) -> list[list[Allocation]]:
-    """What a pipeline stage allocates, per virtual chunk, in order of registration."""
+    """List the parameters a pipeline stage allocates, per virtual chunk, in order of registration."""
     size, tied_apart = layout.tensor, architecture.tie_word_embeddings and layout.pipeline > 1
     layers_per_chunk = architecture.num_layers // (layout.pipeline * layout.virtual_pipeline)
     by_kind = {kind: Allocation(kind, kind.megatron(0, size).elements, False) for kind in kinds(architecture)}
@@ -84,41 +87,56 @@ def stage_chunks(architecture: Architecture, layout: Layout, stage: int) -> list
     for chunk in range(layout.virtual_pipeline):
         held = [by_kind[kind] for kind in by_kind if kind.per_layer] * layers_per_chunk
         if stage == 0 and chunk == 0:
-            held = [Allocation(kind, by_kind[kind].elements, tied_apart) for kind in by_kind if kind.name == EMBEDDING] + held
+            held = [
+                Allocation(kind, by_kind[kind].elements, tied_apart)
+                for kind in by_kind
+                if kind.name == EMBEDDING
+            ] + held
         if stage == layout.pipeline - 1 and chunk == layout.virtual_pipeline - 1:
             last = [kind for kind in by_kind if not kind.per_layer and kind.name != EMBEDDING]
-            held += [Allocation(k, by_kind[k].elements, k.is_tied_copy) for k in last if not k.is_tied_copy or tied_apart]
+            held += [
+                Allocation(k, by_kind[k].elements, k.is_tied_copy)
+                for k in last
+                if not k.is_tied_copy or tied_apart
+            ]
         chunks.append(held)
     return chunks
 
 
 def layers_on(architecture: Architecture, layout: Layout) -> int:
-    """Layers per pipeline stage."""
+    """Number of layers on each pipeline stage."""
     return architecture.num_layers // layout.pipeline
 
 
 def stages_of(kind: Kind, architecture: Architecture, layout: Layout) -> dict[int, int]:
-    """How many parameters of this kind each stage holds: {stage: count}."""
+    """Count the parameters of this kind on each stage: {stage: count}."""
     if kind.per_layer:
         return dict.fromkeys(range(layout.pipeline), layers_on(architecture, layout))
     return {0 if kind.name == EMBEDDING else layout.pipeline - 1: 1}
 
 
 def total_elements(architecture: Architecture) -> int:
-    """Elements of the Hugging Face checkpoint."""
-    sizes = ((kind, sum(tensor.elements for tensor in kind.tensors)) for kind in kinds(architecture) if not kind.is_tied_copy)
+    """Count the elements of the Hugging Face checkpoint."""
+    sizes = (
+        (kind, sum(tensor.elements for tensor in kind.tensors))
+        for kind in kinds(architecture)
+        if not kind.is_tied_copy
+    )
     return sum(size * (architecture.num_layers if kind.per_layer else 1) for kind, size in sizes)
 
 
 def layer_elements(architecture: Architecture) -> int:
-    """Elements of one layer."""
+    """Count the elements of one layer."""
     return sum(tensor.elements for kind in kinds(architecture) if kind.per_layer for tensor in kind.tensors)
 
 
 def _bind(rule: Rule, architecture: Architecture) -> Kind:
     name = rule.megatron[0]
     per_layer = "{layer}" in name
-    tensors = tuple(HfTensor(name, tuple(getattr(architecture, size) for size in shape)) for name, shape in rule.hf.items())
+    tensors = tuple(
+        HfTensor(name, tuple(getattr(architecture, size) for size in shape))
+        for name, shape in rule.hf.items()
+    )
     tied_copy = architecture.tie_word_embeddings and name == OUTPUT_LAYER
     if tied_copy:
         source = next(r for r in families()[architecture.family].rules if r.megatron[0] == EMBEDDING)

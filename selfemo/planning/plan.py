@@ -1,4 +1,5 @@
-"""The plan of a run: one frozen value with everything `selfemo plan` prints, made from a configuration and a cluster."""
+"""Plan a run: one frozen value with everything that `selfemo plan` prints, made from a
+configuration and a cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from selfemo.planning.workload import Workload
 
 @dataclass(frozen=True)
 class Plan:
-    """What a layout needs and how long it takes."""
+    """Memory, traffic and time that one layout needs."""
 
     layout: Layout
     gpu: Gpu
@@ -32,30 +33,39 @@ class Plan:
     sync: SyncBytes
     step: StepSeconds
     bubble: float
-    """Share of a training pass that pipeline stages wait."""
+    """Share of a training pass in which a pipeline stage waits for others."""
     tokens_per_second_per_gpu: float
-    """Trained tokens (prompt and completion) per second of the whole step and GPU, the figure NeMo-RL's tables give."""
+    """Trained tokens (prompt and completion) per second of the whole step and per GPU, as in
+    NeMo-RL's tables."""
     checkpoint_bytes: int
     checkpoint_host_bytes: int
     """Host memory that the first data-parallel ranks need while they gather a sharded optimizer."""
     live_sequences: int
-    """Sequences that one engine decodes together, after max_num_seqs and the KV cache."""
+    """Sequences that one engine decodes together, given max_num_seqs and the KV cache."""
 
     @property
     def peak_bytes(self) -> int:
-        """The most any rank needs in any phase."""
+        """Most bytes that any rank needs in any phase."""
         return max(stage.peak[1] for stage in self.stages)
 
     @property
     def fits(self) -> bool:
-        """Whether every rank's peak is within the GPU's memory."""
+        """True if every rank's peak is within the GPU's memory."""
         return self.peak_bytes <= self.gpu.memory_bytes
 
 
-def make_plan(config: RunConfig, architecture: Architecture, layout: Layout, workload: Workload, gpu: Gpu) -> Plan:
-    """Plan one layout. The layout must be free of violations."""
+def make_plan(
+    config: RunConfig, architecture: Architecture, layout: Layout, workload: Workload, gpu: Gpu
+) -> Plan:
+    """Plan one layout, which must be free of violations (selfemo.config.checks)."""
     rates = fitted_rates()
-    engine = Engine(architecture, layout.engine_tensor, config.rollout.dtype, config.rollout.kv_cache_bytes, config.rollout.max_num_seqs)
+    engine = Engine(
+        architecture,
+        layout.engine_tensor,
+        config.rollout.dtype,
+        config.rollout.kv_cache_bytes,
+        config.rollout.max_num_seqs,
+    )
     traffic = sync_bytes(architecture, layout, config.rollout.dtype, config.train.dtype)
     path = "checkpoint" if config.sync.mode == "checkpoint" else "direct"
     step = step_seconds(architecture, layout, workload, engine, traffic, path, config.train.dtype, gpu, rates)
@@ -77,16 +87,23 @@ def make_plan(config: RunConfig, architecture: Architecture, layout: Layout, wor
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A layout that fits, and what speaks for it."""
+    """A layout that fits, and the reason to consider it."""
 
     plan: Plan
     reason: str
 
 
 def best_layouts(
-    config: RunConfig, architecture: Architecture, workload: Workload, nodes: int, gpus_per_node: int, gpu: Gpu, count: int = 3
+    config: RunConfig,
+    architecture: Architecture,
+    workload: Workload,
+    nodes: int,
+    gpus_per_node: int,
+    gpu: Gpu,
+    count: int = 3,
 ) -> list[Suggestion]:
-    """The fastest layouts that fit, best first, no two with the trainer laid out alike; empty when none fits."""
+    """Find the fastest layouts that fit, best first; empty if none fits. No two have the same
+    trainer layout."""
     base = layout_of(config, nodes, gpus_per_node)
     plans: list[Plan] = []
     for layout in _candidates(base):
@@ -97,14 +114,21 @@ def best_layouts(
     plans.sort(key=lambda plan: (plan.step.total, plan.peak_bytes))
     chosen: list[Plan] = []
     for plan in plans:
-        alike = any((plan.layout.tensor, plan.layout.pipeline) == (other.layout.tensor, other.layout.pipeline) for other in chosen)
+        alike = any(
+            (plan.layout.tensor, plan.layout.pipeline) == (other.layout.tensor, other.layout.pipeline)
+            for other in chosen
+        )
         if not alike and len(chosen) < count:
             chosen.append(plan)
     return [Suggestion(plan, _reason(plan, chosen[0])) for plan in chosen]
 
 
 def _candidates(base: Layout) -> list[Layout]:
-    """Layouts worth pricing: model parallelism in powers of two, tensor parallelism and engines within a node, optimizer sharded."""
+    """List the layouts worth pricing.
+
+    Model parallelism comes in powers of two, tensor parallelism and engines stay within a node, the
+    optimizer is sharded.
+    """
     found = []
     for tensor in _powers(base.gpus_per_node):
         for pipeline in _powers(min(8, base.world_size // tensor)):
@@ -134,13 +158,24 @@ def _reason(plan: Plan, best: Plan) -> str:
     else:
         slower = plan.step.total / best.step.total - 1
         freed = (best.peak_bytes - plan.peak_bytes) / 2**30
-        parts.append((f"{slower:.0%} slower" if slower >= 0.005 else "as fast") + (f", {freed:.1f} GiB lighter" if freed > 0.1 else ""))
-    parts.append("no tensor-parallel traffic" if layout.tensor == 1 else f"layers split over {layout.tensor} GPUs of a node")
+        parts.append(
+            (f"{slower:.0%} slower" if slower >= 0.005 else "as fast")
+            + (f", {freed:.1f} GiB lighter" if freed > 0.1 else "")
+        )
+    parts.append(
+        "no tensor-parallel traffic"
+        if layout.tensor == 1
+        else f"layers split over {layout.tensor} GPUs of a node"
+    )
     if layout.pipeline > 1:
         parts.append(f"stages wait {plan.bubble:.0%} of a pass")
     if layout.recompute:
         parts.append("activations recomputed to fit")
-    parts.append("weights move nowhere at sync" if plan.sync.direct == 0 else f"{plan.sync.received_max / 1e9:.1f} GB to a rank per sync")
+    parts.append(
+        "weights move nowhere at sync"
+        if plan.sync.direct == 0
+        else f"{plan.sync.received_max / 1e9:.1f} GB to a rank per sync"
+    )
     phase, peak = max((stage.peak for stage in plan.stages), key=lambda entry: entry[1])
     parts.append(f"{(plan.gpu.memory_bytes - peak) / 2**30:.1f} GiB spare at its fullest ({phase})")
     return "; ".join(parts)

@@ -1,13 +1,16 @@
-"""Step times that others published, and the one run of them that the rates are fitted to.
+"""List step times that others published, and fit the planner's rates to one of them.
 
-Fitted: NeMo-RL, Llama 3.1 8B on 8 H100, phase by phase. Held out: every other run of that framework; tests compare them, and `selfemo
-plan --accuracy` prints them. What the sources leave open is assumed alike for all runs: prompts of 120 tokens (the difference between
-trained and generated tokens in the v0.4 table is 110 to 132), training one sample per micro-batch, logprobs in padded batches, one
-completion in a hundred cut at the cap. These assumptions were made with all the runs in view: held out are the rates, not the form
-of the model. All those runs are of one framework, so another one's overheads may be further off than the table shows.
+Fitted: NeMo-RL, Llama 3.1 8B on 8 H100, phase by phase. Held out: every other run of that
+framework; tests compare them, and `selfemo plan --accuracy` prints them. Where the sources leave a
+value open, all runs share one assumption: prompts of 120 tokens (the difference between trained and
+generated tokens in the v0.4 table is 110 to 132), training one sample per micro-batch, logprobs in
+padded batches, one completion in a hundred cut at the cap. These assumptions were made with all the
+runs in view: held out are the rates, not the form of the model. All those runs are of one
+framework: another one's overheads may be further off than the table shows.
 
-Assumed: runs whose batch or lengths are not published with their step time. They stand under the one public recipe they can have been
-made with, are printed as guesses, and count neither as met nor as held out (docs/planning.md says what was searched).
+Assumed: runs whose batch or lengths are not published with their step time. They are planned with
+the only public recipe that can have produced them, printed as guesses, and count neither as met nor
+as held out (docs/planning.md says what was searched).
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ ENGINE_WORKSPACE_BYTES = 4 * GIB
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """A step time from elsewhere."""
+    """A step time that others published, and the settings it was measured with."""
 
     name: str
     source: str
@@ -44,20 +47,24 @@ class PublishedRun:
     logprob_batch: int | None
     step_s: float
     phases: StepSeconds | None = None
-    """Where the source gives them; `other` is the rest of the step."""
+    """Seconds by phase if the source gives them; `other` is the rest of the step."""
     optimizer_steps: int = 4
     max_tokens: int = 4096
     group_size: int = 32
     logprob_passes: int = 2
     turns: int = 1
-    """Generation calls per sample, one after another, of `completion_tokens` and at most `max_tokens` each."""
+    """Generation calls per sample, one after another, of `completion_tokens` and at most
+    `max_tokens` each."""
     microbatch_tokens: int | None = None
-    """Packed tokens per micro-batch; None: one sample each."""
+    """Packed tokens per micro-batch; None for one sample each."""
     engine_replicas: int | None = None
-    """Engines, where they have GPUs of their own and `layout` is the trainer's alone; None: they share the trainer's GPUs."""
+    """Number of engines if they have GPUs of their own, `layout` then being the trainer's alone;
+    None if they share its GPUs."""
 
 
-def _dense(layers: int, hidden: int, intermediate: int, heads: int, vocabulary: int, family: str, head_dim: int = 128) -> Architecture:
+def _dense(
+    layers: int, hidden: int, intermediate: int, heads: int, vocabulary: int, family: str, head_dim: int = 128
+) -> Architecture:
     return Architecture(
         family=family,
         vocab_size=vocabulary,
@@ -132,7 +139,9 @@ HELD_OUT = (
         "Qwen3 32B, 32 H100, v0.4",
         SUMMARY + ", v0.4",
         QWEN3_32B,
-        Layout(4, 8, tensor=4, pipeline=4, sequence_parallel=True, distributed_optimizer=True, engine_tensor=4),
+        Layout(
+            4, 8, tensor=4, pipeline=4, sequence_parallel=True, distributed_optimizer=True, engine_tensor=4
+        ),
         samples=2048,
         completion_tokens=3206,
         logprob_batch=4,
@@ -141,13 +150,22 @@ HELD_OUT = (
 )
 
 SEARCH_R1_TOKENS = 48 * 4096 / 256
-"""Trained tokens per sample of torchtitan's Search-R1 recipe where all 48 rows of 4,096 packed tokens are full: 256 samples fit no more."""
+"""Trained tokens per sample of torchtitan's Search-R1 recipe if all 48 rows of 4,096 packed tokens are full.
+
+It is an upper bound: the rows hold no more tokens for the 256 samples.
+"""
 SEARCH_R1_TURNS = 5
 """Four searches and an answer, the most that the recipe allows."""
 
 
-def _search_r1(name: str, source: str, architecture: Architecture, layout: Layout, replicas: int, step_s: float) -> PublishedRun:
-    """A run of that recipe, its completions as long as they can be; `layout` is the trainer's, with the engines' tensor parallelism."""
+def _search_r1(
+    name: str, source: str, architecture: Architecture, layout: Layout, replicas: int, step_s: float
+) -> PublishedRun:
+    """Describe a run of that recipe with completions as long as they can be.
+
+    Args:
+        layout: the trainer's, with the engines' tensor parallelism.
+    """
     return PublishedRun(
         name,
         source,
@@ -170,7 +188,8 @@ ASSUMED = (
     replace(
         _search_r1(
             "Qwen3 8B, 8 H100, torchtitan",
-            "136 s: source not found; recipe rl_grpo_qwen3_8b_search_r1 of github.com/pytorch/torchtitan/pull/3602",
+            "136 s: source not found; "
+            "recipe rl_grpo_qwen3_8b_search_r1 of github.com/pytorch/torchtitan/pull/3602",
             QWEN3_8B,
             Layout(1, 4, tensor=4, sequence_parallel=True, engine_tensor=2),
             replicas=1,
@@ -191,14 +210,16 @@ ASSUMED = (
         phases=StepSeconds(generate=20, logprob=0, train=15, sync=4, other=0),
     ),
 )
-"""Published step times of runs whose lengths, and of the first also batch and layout, are a guess."""
+"""Published step times whose lengths are a guess; batch and layout of the first are a guess too."""
 
 
 def predict(run: PublishedRun, rates: Rates) -> StepSeconds:
-    """The step of a published run under some rates."""
+    """Estimate the step of a published run under some rates."""
     completion = run.turns * run.completion_tokens
-    # A turn reads what came before: half of it, in the mean over turns.
-    call = Lengths(PROMPT_TOKENS + (run.turns - 1) / 2 * run.completion_tokens, run.completion_tokens, run.max_tokens)
+    # A turn reads all that came before it: half of the total, in the mean over turns.
+    call = Lengths(
+        PROMPT_TOKENS + (run.turns - 1) / 2 * run.completion_tokens, run.completion_tokens, run.max_tokens
+    )
     workload = Workload(
         calls=(GenerationCall(run.samples, run.samples // run.group_size, call),) * run.turns,
         train_samples=run.samples,
@@ -214,20 +235,32 @@ def predict(run: PublishedRun, rates: Rates) -> StepSeconds:
     cache_bytes = int(ENGINE_SHARE * gpu.memory_bytes) - weights - ENGINE_WORKSPACE_BYTES
     engine = Engine(run.architecture, run.layout.engine_tensor, "bfloat16", cache_bytes, max_num_seqs=256)
     traffic = sync_bytes(run.architecture, run.layout, "bfloat16", "bfloat16")
-    step = step_seconds(run.architecture, run.layout, workload, engine, traffic, "checkpoint", "bfloat16", gpu, rates)
+    step = step_seconds(
+        run.architecture, run.layout, workload, engine, traffic, "checkpoint", "bfloat16", gpu, rates
+    )
     if run.engine_replicas is None:
         return step
-    return replace(step, generate=sum(generation_seconds(call, engine, run.engine_replicas, gpu, rates) for call in workload.calls))
+    return replace(
+        step,
+        generate=sum(
+            generation_seconds(call, engine, run.engine_replicas, gpu, rates) for call in workload.calls
+        ),
+    )
 
 
 @cache
 def fitted_rates() -> Rates:
-    """The rates under which FITTED is met phase by phase. Every fitted rate enters its phase linearly, so two points give it."""
+    """Fit the rates under which the plan of FITTED meets its published time in every phase.
+
+    Every fitted rate enters its phase linearly, so two evaluations determine it.
+    """
     wanted = FITTED.phases
     assert wanted is not None
     rates = Rates()
     for field, phase in (("layer_s", "train"), ("decode_step_s", "generate")):
-        low, high = (getattr(predict(FITTED, replace(rates, **{field: value})), phase) for value in (0.0, 1e-3))
+        low, high = (
+            getattr(predict(FITTED, replace(rates, **{field: value})), phase) for value in (0.0, 1e-3)
+        )
         rates = replace(rates, **{field: (getattr(wanted, phase) - low) / (high - low) * 1e-3})
     traffic = sync_bytes(FITTED.architecture, FITTED.layout, "bfloat16", "bfloat16")
     return replace(rates, refit_rate=traffic.engine_weights / wanted.sync, step_s=wanted.other)

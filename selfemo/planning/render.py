@@ -1,4 +1,4 @@
-"""A plan as JSON and as tables for a terminal."""
+"""Show a plan as JSON and as tables on a terminal."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from selfemo.planning.workload import Workload
 
 SCHEMA = 1
 PAIRS_SHOWN = 24
-"""Rank pairs that a terminal shows; more are left to --json."""
+"""Most rank pairs that the terminal shows; only --json lists more."""
 
 
-def as_json(plan: Plan, pairs: dict[tuple[int, int], int], workload: Workload, suggestions: Sequence[Suggestion]) -> dict[str, Any]:
-    """Everything, in plain values; byte counts and seconds carry their unit in the name."""
+def as_json(
+    plan: Plan, pairs: dict[tuple[int, int], int], workload: Workload, suggestions: Sequence[Suggestion]
+) -> dict[str, Any]:
+    """Collect everything about a plan in plain values. Byte counts and seconds carry their unit in
+    the name."""
     return {
         "schema": SCHEMA,
         "layout": asdict(plan.layout) | {"data": plan.layout.data, "label": plan.layout.label},
@@ -33,12 +36,19 @@ def as_json(plan: Plan, pairs: dict[tuple[int, int], int], workload: Workload, s
             {
                 "stage": stage.stage,
                 "ranks": list(stage.ranks),
-                "phases": {name: asdict(memory) | {"total": memory.total} for name, memory in stage.phases.items()},
+                "phases": {
+                    name: asdict(memory) | {"total": memory.total} for name, memory in stage.phases.items()
+                },
             }
             for stage in plan.stages
         ],
         "sync": asdict(plan.sync)
-        | {"path": plan.sync_path, "pair_bytes": [{"source": s, "target": t, "bytes": size} for (s, t), size in sorted(pairs.items())]},
+        | {
+            "path": plan.sync_path,
+            "pair_bytes": [
+                {"source": s, "target": t, "bytes": size} for (s, t), size in sorted(pairs.items())
+            ],
+        },
         "step_seconds": asdict(plan.step) | {"total": plan.step.total},
         "pipeline_bubble": plan.bubble,
         "tokens_per_second_per_gpu": plan.tokens_per_second_per_gpu,
@@ -52,51 +62,90 @@ def as_json(plan: Plan, pairs: dict[tuple[int, int], int], workload: Workload, s
             "longest_completion": max(call.lengths.max_completion for call in workload.calls),
         },
         "suggestions": [
-            {"label": s.plan.layout.label, "step_seconds": s.plan.step.total, "peak_bytes": s.plan.peak_bytes, "reason": s.reason}
+            {
+                "label": s.plan.layout.label,
+                "step_seconds": s.plan.step.total,
+                "peak_bytes": s.plan.peak_bytes,
+                "reason": s.reason,
+            }
             for s in suggestions
         ],
     }
 
 
 def print_plan(
-    plan: Plan, pairs: dict[tuple[int, int], int], workload: Workload, suggestions: Sequence[Suggestion], title: str, console: Console
+    plan: Plan,
+    pairs: dict[tuple[int, int], int],
+    workload: Workload,
+    suggestions: Sequence[Suggestion],
+    title: str,
+    console: Console,
 ) -> None:
-    """Memory by stage and phase, the step by phase, sync and checkpoint, and the layouts worth considering."""
-    console.print(f"[bold]{escape(title)}[/]: {plan.parameters / 1e9:.2f} B parameters on {plan.layout.world_size} x {plan.gpu.name}")
+    """Print memory by stage and phase, the step by phase, sync and checkpoint, and the layouts
+    worth considering."""
+    console.print(
+        f"[bold]{escape(title)}[/]: {plan.parameters / 1e9:.2f} B parameters "
+        f"on {plan.layout.world_size} x {plan.gpu.name}"
+    )
     console.print(plan.layout.label)
-    console.print("memory by phase (weights, gradients, optimizer, reference, engine weights, cache, buckets exact; the rest estimated)")
+    console.print(
+        "memory by phase (weights, gradients, optimizer, reference, engine weights, cache, buckets exact; "
+        "the rest estimated)"
+    )
     for stage in plan.stages:
         console.print(_memory_table(plan, stage))
     verdict = "fits" if plan.fits else "[red]DOES NOT FIT[/]"
     console.print(f"{verdict}: {_gib(plan.peak_bytes)} of {_gib(plan.gpu.memory_bytes)} GiB at the fullest\n")
     console.print(_step_table(plan))
     console.print(
-        f"per iteration: {workload.generated_tokens:,.0f} tokens sampled, {workload.train_samples:,} samples of "
-        f"{workload.lengths.mean_total:,.0f} tokens trained; {plan.tokens_per_second_per_gpu:,.0f} tokens/s/GPU; "
+        f"per iteration: {workload.generated_tokens:,.0f} tokens sampled, "
+        f"{workload.train_samples:,} samples of "
+        f"{workload.lengths.mean_total:,.0f} tokens trained; "
+        f"{plan.tokens_per_second_per_gpu:,.0f} tokens/s/GPU; "
         f"{plan.live_sequences} sequences decode together per engine"
     )
     console.print(
-        f"sync ({plan.sync_path}): {plan.sync.direct / 1e9:.2f} GB direct, {plan.sync.checkpoint / 1e9:.2f} GB by full tensors, over all "
-        f"ranks; at most {plan.sync.received_max / 1e9:.2f} GB to one rank. Checkpoint: {plan.checkpoint_bytes / 1e9:.1f} GB"
-        + (f", gathered in {plan.checkpoint_host_bytes / 1e9:.1f} GB of a first copy's host memory" if plan.checkpoint_host_bytes else "")
+        f"sync ({plan.sync_path}): {plan.sync.direct / 1e9:.2f} GB direct, "
+        f"{plan.sync.checkpoint / 1e9:.2f} GB by full tensors, over all "
+        f"ranks; at most {plan.sync.received_max / 1e9:.2f} GB to one rank. "
+        f"Checkpoint: {plan.checkpoint_bytes / 1e9:.1f} GB"
+        + (
+            f", gathered in {plan.checkpoint_host_bytes / 1e9:.1f} GB of a first copy's host memory"
+            if plan.checkpoint_host_bytes
+            else ""
+        )
     )
     console.print(_pair_table(pairs), "\n")
     if suggestions:
         console.print(_suggestion_table(suggestions))
     else:
-        console.print("[red]no layout of this cluster fits: add GPUs, lower rollout.kv_cache_bytes or train.max_tokens_per_microbatch[/]")
+        console.print(
+            "[red]no layout of this cluster fits: add GPUs, lower rollout.kv_cache_bytes "
+            "or train.max_tokens_per_microbatch[/]"
+        )
 
 
 def print_accuracy(console: Console) -> None:
-    """Published step times beside the planned ones, phase by phase where the source gives phases."""
+    """Print published step times beside the planned ones, phase by phase if the source gives phases."""
     rates = fitted_rates()
     table = Table(title="published step times and the planner's, seconds")
     for name in ("run", "phase", "published", "planned", "off by", ""):
         table.add_column(name, justify="left" if name in ("run", "phase", "") else "right")
-    uses = {FITTED: "rates fitted to it", **dict.fromkeys(HELD_OUT, "held out"), **dict.fromkeys(ASSUMED, "lengths guessed")}
+    uses = {
+        FITTED: "rates fitted to it",
+        **dict.fromkeys(HELD_OUT, "held out"),
+        **dict.fromkeys(ASSUMED, "lengths guessed"),
+    }
     for run, use in uses.items():
         planned = predict(run, rates)
-        table.add_row(run.name, "step", f"{run.step_s:.1f}", f"{planned.total:.1f}", f"{planned.total / run.step_s - 1:+.0%}", use)
+        table.add_row(
+            run.name,
+            "step",
+            f"{run.step_s:.1f}",
+            f"{planned.total:.1f}",
+            f"{planned.total / run.step_s - 1:+.0%}",
+            use,
+        )
         for phase in ("generate", "logprob", "train", "sync") if run.phases else ():
             wanted, found = getattr(run.phases, phase), getattr(planned, phase)
             if wanted:
@@ -106,7 +155,11 @@ def print_accuracy(console: Console) -> None:
 
 
 def _memory_table(plan: Plan, stage: StageMemory) -> Table:
-    ranks = f"rank {stage.ranks[0]}" if len(stage.ranks) == 1 else f"ranks {stage.ranks[0]}-{stage.ranks[-1]}, each"
+    ranks = (
+        f"rank {stage.ranks[0]}"
+        if len(stage.ranks) == 1
+        else f"ranks {stage.ranks[0]}-{stage.ranks[-1]}, each"
+    )
     table = Table(title=f"stage {stage.stage}, {ranks}: GiB", title_justify="left")
     table.add_column("")
     for phase in stage.phases:
@@ -117,7 +170,10 @@ def _memory_table(plan: Plan, stage: StageMemory) -> Table:
             table.add_row(kind.replace("_", " "), *(_gib(size) if size else "" for size in sizes))
     totals = (memory.total for memory in stage.phases.values())
     table.add_section()
-    table.add_row("total", *(f"[red]{_gib(total)}[/]" if total > plan.gpu.memory_bytes else _gib(total) for total in totals))
+    table.add_row(
+        "total",
+        *(f"[red]{_gib(total)}[/]" if total > plan.gpu.memory_bytes else _gib(total) for total in totals),
+    )
     return table
 
 
@@ -126,7 +182,9 @@ def _pair_table(pairs: dict[tuple[int, int], int]) -> Table | str:
         return "between ranks: nothing, every rank holds what its engine needs"
     if len(pairs) > PAIRS_SHOWN:
         return f"between {len(pairs)} pairs of ranks: `--json` lists them"
-    table = Table("from rank", "to rank", "GB", title="direct path, the replicas that differ", title_justify="left")
+    table = Table(
+        "from rank", "to rank", "GB", title="direct path, the replicas that differ", title_justify="left"
+    )
     for (source, target), size in sorted(pairs.items(), key=lambda entry: (entry[0][1], entry[0][0])):
         table.add_row(str(source), str(target), f"{size / 1e9:.3f}")
     return table

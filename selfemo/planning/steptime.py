@@ -1,8 +1,9 @@
-"""Seconds of one iteration by phase, from a roofline with few parameters.
+"""Estimate the seconds of one iteration by phase, from a roofline with few parameters.
 
-Training: each micro-batch takes, on the slowest pipeline stage, its matrix products at a fixed share of peak, a constant per layer for
-launching kernels (which is what makes short micro-batches slow), and tensor-parallel collectives; the pipeline adds its bubble. Every
-term can be read off in the code below; what is left out (overlap of communication, uneven data-parallel ranks) works in both directions.
+Training: on the slowest pipeline stage, each micro-batch takes its matrix products at a fixed share
+of peak, a constant per layer for launching kernels (which makes short micro-batches slow), and
+tensor-parallel collectives; the pipeline adds its bubble. Every term can be read in the code below.
+What is left out (overlap of communication, uneven data-parallel ranks) errs in both directions.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from selfemo.planning.workload import Workload
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """One iteration."""
+    """Seconds of one iteration, by phase."""
 
     generate: float
     logprob: float
@@ -34,7 +35,7 @@ class StepSeconds:
 
     @property
     def total(self) -> float:
-        """The whole iteration; phases follow one another."""
+        """Seconds of the whole iteration; phases follow one another."""
         return self.generate + self.logprob + self.train + self.sync + self.other
 
 
@@ -44,9 +45,9 @@ class Pass:
 
     microbatches: int
     tokens: float
-    """Per micro-batch, padding included."""
+    """Tokens per micro-batch, padding included."""
     sequence: float
-    """Mean length that attention sees."""
+    """Mean sequence length that attention reads, in tokens."""
     head_tokens: float
     """Tokens per micro-batch that go through the output layer."""
 
@@ -62,14 +63,20 @@ def step_seconds(
     gpu: Gpu,
     rates: Rates,
 ) -> StepSeconds:
-    """Plan one iteration. `sync_path`: "direct" or "checkpoint"."""
+    """Estimate one iteration. `sync_path` is "direct" or "checkpoint"."""
     # The turns of an episode repeat the same calls: each distinct one is simulated once.
-    generate = sum(count * generation_seconds(call, engine, layout.replicas, gpu, rates) for call, count in Counter(workload.calls).items())
+    generate = sum(
+        count * generation_seconds(call, engine, layout.replicas, gpu, rates)
+        for call, count in Counter(workload.calls).items()
+    )
     train_pass, logprob_pass = passes(workload, layout)
     train = workload.optimizer_steps * (
-        pass_seconds(architecture, layout, train_pass, True, gpu, rates) + update_seconds(architecture, layout, dtype, gpu, rates)
+        pass_seconds(architecture, layout, train_pass, True, gpu, rates)
+        + update_seconds(architecture, layout, dtype, gpu, rates)
     )
-    one_logprob = workload.optimizer_steps * pass_seconds(architecture, layout, logprob_pass, False, gpu, rates)
+    one_logprob = workload.optimizer_steps * pass_seconds(
+        architecture, layout, logprob_pass, False, gpu, rates
+    )
     return StepSeconds(
         generate=generate,
         logprob=workload.logprob_passes * one_logprob,
@@ -80,7 +87,7 @@ def step_seconds(
 
 
 def passes(workload: Workload, layout: Layout) -> tuple[Pass, Pass]:
-    """The training pass and the logprob pass of one optimizer step."""
+    """Lay out the training pass and the logprob pass of one optimizer step."""
     lengths = workload.lengths
     samples = workload.trained_samples / workload.optimizer_steps / layout.data
     share = lengths.mean_completion / lengths.mean_total if workload.head_on_completions_only else 1.0
@@ -100,64 +107,91 @@ def passes(workload: Workload, layout: Layout) -> tuple[Pass, Pass]:
 
 
 def busiest_head_tokens(layout: Layout, tokens: float, head_tokens: float) -> float:
-    """Of a micro-batch's tokens through the output layer, at most as many on one context rank: completions end their sequences, and
-    the last piece of every sequence lies on the same rank; but no rank holds more than its share of all tokens."""
+    """Most tokens of a micro-batch that one context rank sends through the output layer.
+
+    Completions end their sequences, and the last piece of every sequence lies on the same rank, so
+    one rank may hold them all. But no rank holds more than its share of all tokens.
+    """
     return min(head_tokens, tokens / layout.context)
 
 
-def pass_seconds(architecture: Architecture, layout: Layout, batch: Pass, with_backward: bool, gpu: Gpu, rates: Rates) -> float:
-    """One pass over a data-parallel rank's micro-batches, through the whole pipeline."""
+def pass_seconds(
+    architecture: Architecture, layout: Layout, batch: Pass, with_backward: bool, gpu: Gpu, rates: Rates
+) -> float:
+    """Estimate the seconds of one pass over a data-parallel rank's micro-batches, through the whole
+    pipeline."""
     layers = layers_on(architecture, layout)
     forward, backward = 1.0, 2.0 if with_backward else 0.0
     if with_backward and layout.recompute:
         forward += 1.0
     tokens = batch.tokens / layout.context
     matrix = 2 * layer_elements(architecture) * tokens / layout.tensor
-    attention = 2 * batch.sequence * architecture.query_size * tokens / layout.tensor  # two causal products: 2 * 2 * s / 2 per row
+    # two causal products: 2 * 2 * s / 2 per row
+    attention = 2 * batch.sequence * architecture.query_size * tokens / layout.tensor
     head_tokens = busiest_head_tokens(layout, batch.tokens, batch.head_tokens)
     head = 2 * architecture.vocab_size * architecture.hidden_size * head_tokens / layout.tensor
     work = layers * (matrix * (forward + backward) + attention * (forward + 1.25 * backward))
     work += head * (1.0 + backward)  # on the last stage, which is therefore the slowest
     per_microbatch = work / (gpu.flops * rates.gemm_efficiency)
     per_microbatch += layers * rates.layer_s * (forward + backward) / 3
-    per_microbatch += layers * (forward + backward / 2) * _tensor_collectives(architecture, layout, tokens, gpu, rates)
+    per_microbatch += (
+        layers * (forward + backward / 2) * _tensor_collectives(architecture, layout, tokens, gpu, rates)
+    )
     bubble = (layout.pipeline - 1) / layout.virtual_pipeline
     return (batch.microbatches + bubble) * per_microbatch
 
 
 def bubble_share(workload: Workload, layout: Layout) -> float:
-    """Share of a training pass in which a stage waits for others."""
+    """Share of a training pass in which a pipeline stage waits for others."""
     bubble = (layout.pipeline - 1) / layout.virtual_pipeline
     return bubble / (passes(workload, layout)[0].microbatches + bubble)
 
 
 def update_seconds(architecture: Architecture, layout: Layout, dtype: str, gpu: Gpu, rates: Rates) -> float:
-    """Reduce gradients over the ranks that hold the same weights, and one optimizer update."""
+    """Estimate the seconds to reduce gradients over the ranks that hold the same weights, and to
+    update once."""
     held = trainer_bytes(architecture, layout, layout.pipeline - 1, 0, dtype)
-    seconds = 2 * (held.optimizer + held.gradients / layout.weight_copies) / (gpu.memory_rate * rates.memory_efficiency)
+    seconds = (
+        2
+        * (held.optimizer + held.gradients / layout.weight_copies)
+        / (gpu.memory_rate * rates.memory_efficiency)
+    )
     if layout.weight_copies > 1:
         link = _link(layout, layout.weight_copies, layout.tensor, gpu) * rates.link_efficiency
         ring = (layout.weight_copies - 1) / layout.weight_copies
-        gathered = held.weights if layout.distributed_optimizer else held.gradients  # the second half of an all-reduce
+        # the second half of an all-reduce
+        gathered = held.weights if layout.distributed_optimizer else held.gradients
         seconds += ring * (held.gradients + gathered) / link
     return seconds
 
 
 def sync_seconds(layout: Layout, sync: SyncBytes, path: str, gpu: Gpu, rates: Rates) -> float:
-    """Weights into the engines."""
+    """Estimate the seconds to move the weights into the engines."""
     if path == "checkpoint":
         return sync.engine_weights / rates.refit_rate
-    link = _link(layout, layout.tensor * layout.pipeline, layout.weight_copies if layout.pipeline > 1 else 1, gpu) * rates.link_efficiency
+    link = (
+        _link(
+            layout, layout.tensor * layout.pipeline, layout.weight_copies if layout.pipeline > 1 else 1, gpu
+        )
+        * rates.link_efficiency
+    )
     copied = 2 * sync.engine_weights / (gpu.memory_rate * rates.memory_efficiency)
     return rates.direct_sync_s + sync.received_max / link + copied
 
 
-def _tensor_collectives(architecture: Architecture, layout: Layout, tokens: float, gpu: Gpu, rates: Rates) -> float:
-    """Collectives of one layer in one direction: two all-reduces (or their halves, with sequence parallelism) of the activations."""
+def _tensor_collectives(
+    architecture: Architecture, layout: Layout, tokens: float, gpu: Gpu, rates: Rates
+) -> float:
+    """Estimate the seconds of one layer's collectives in one direction.
+
+    They are two all-reduces of the activations, or their halves with sequence parallelism.
+    """
     if layout.tensor == 1:
         return 0.0
     link = _link(layout, layout.tensor, 1, gpu) * rates.link_efficiency
-    volume = 2 * (layout.tensor - 1) / layout.tensor * tokens * architecture.hidden_size * DTYPE_BYTES["bfloat16"]
+    volume = (
+        2 * (layout.tensor - 1) / layout.tensor * tokens * architecture.hidden_size * DTYPE_BYTES["bfloat16"]
+    )
     return 2 * (volume / link + rates.all_reduce_s)
 
 

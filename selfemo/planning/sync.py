@@ -1,9 +1,11 @@
-"""Bytes that cross between ranks when the trainer's weights go into the engines, for every pair of ranks.
+"""Count the bytes that cross between ranks when the trainer's weights go into the engines, for
+every pair of ranks.
 
-The direct path sends a rank only the rectangles it lacks; the checkpoint path broadcasts every stage's shard over the pipeline and
-gathers the tensor-parallel shards, so that every rank sees full tensors (selfemo.sync.reshard, gather). Ranks exchange within their own
-model replica only, and what a rank receives depends on its tensor rank, its stage and its rank in the engine: a handful of cases,
-each computed once per kind of parameter.
+The direct path sends a rank only the rectangles it lacks. The checkpoint path broadcasts every
+stage's shard over the pipeline and gathers the tensor-parallel shards, so that every rank sees full
+tensors (selfemo.sync.reshard, gather). Ranks exchange only within their own model replica, and what
+a rank receives depends on its tensor rank, its stage and its rank in the engine: a handful of
+cases, each computed once per kind of parameter.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from selfemo.planning.parameters import EMBEDDING, Kind, kinds, stages_of
 
 @dataclass(frozen=True)
 class SyncBytes:
-    """One weight sync over the whole world."""
+    """Bytes of one weight sync over the whole world."""
 
     direct: int
-    """Received by all ranks together on the direct path, which is the least any path can do with."""
+    """Received by all ranks together on the direct path; no path can do with less."""
     checkpoint: int
     """Received by all ranks together when full tensors are gathered everywhere."""
     received_max: int
@@ -32,11 +34,14 @@ class SyncBytes:
     checkpoint_received_max: int
     """Checkpoint path: the most that one rank receives."""
     engine_weights: int
-    """Weights of one engine rank: what is copied into its live parameters."""
+    """Weights that are copied into the live parameters of one engine rank."""
 
 
-def sync_bytes(architecture: Architecture, layout: Layout, engine_dtype: str, trainer_dtype: str) -> SyncBytes:
-    """Traffic of a sync: rectangles travel in the engine's dtype, gathered tensors in the trainer's."""
+def sync_bytes(
+    architecture: Architecture, layout: Layout, engine_dtype: str, trainer_dtype: str
+) -> SyncBytes:
+    """Count the traffic of a sync: rectangles travel in the engine's dtype, gathered tensors in the
+    trainer's."""
     width, trainer_width = DTYPE_BYTES[engine_dtype], DTYPE_BYTES[trainer_dtype]
     signatures = _signatures(layout)
     received = {s: sum(_received(architecture, layout, *s).values()) * width for s in signatures}
@@ -50,8 +55,16 @@ def sync_bytes(architecture: Architecture, layout: Layout, engine_dtype: str, tr
     )
 
 
-def pair_bytes(architecture: Architecture, layout: Layout, engine_dtype: str, copy: int = 0) -> dict[tuple[int, int], int]:
-    """Direct path: {(source rank, target rank): bytes} within the model replica number `copy`; pairs without traffic are absent."""
+def pair_bytes(
+    architecture: Architecture, layout: Layout, engine_dtype: str, copy: int = 0
+) -> dict[tuple[int, int], int]:
+    """Count the direct path's bytes within one model replica: {(source rank, target rank): bytes}.
+
+    Pairs without traffic are absent.
+
+    Args:
+        copy: number of the model replica.
+    """
     width = DTYPE_BYTES[engine_dtype]
     pairs: dict[tuple[int, int], int] = {}
     for stage in range(layout.pipeline):
@@ -64,7 +77,9 @@ def pair_bytes(architecture: Architecture, layout: Layout, engine_dtype: str, co
     return pairs
 
 
-def distinct_pair_bytes(architecture: Architecture, layout: Layout, engine_dtype: str) -> dict[tuple[int, int], int]:
+def distinct_pair_bytes(
+    architecture: Architecture, layout: Layout, engine_dtype: str
+) -> dict[tuple[int, int], int]:
     """As `pair_bytes`, for as many model replicas as differ; those that follow repeat their pattern."""
     pairs: dict[tuple[int, int], int] = {}
     for copy in range(min(_period(layout), layout.weight_copies)):
@@ -73,13 +88,17 @@ def distinct_pair_bytes(architecture: Architecture, layout: Layout, engine_dtype
 
 
 def engine_elements(architecture: Architecture, engine_tensor: int) -> int:
-    """Elements of one engine rank's live parameters, vocabulary padding included."""
-    counts = ((kind, architecture.num_layers if kind.per_layer else 1) for kind in kinds(architecture) if not kind.is_tied_copy)
+    """Count the elements of one engine rank's live parameters, vocabulary padding included."""
+    counts = (
+        (kind, architecture.num_layers if kind.per_layer else 1)
+        for kind in kinds(architecture)
+        if not kind.is_tied_copy
+    )
     return sum(kind.vllm(0, engine_tensor).elements * count for kind, count in counts)
 
 
 def _signatures(layout: Layout) -> Counter[tuple[int, int, int]]:
-    """How many ranks stand at each (tensor rank, stage, rank in the engine), which is all that their traffic depends on."""
+    """Count the ranks at each (tensor rank, stage, rank in the engine), which alone decides their traffic."""
     period = _period(layout)
     found: Counter[tuple[int, int, int]] = Counter()
     for stage in range(layout.pipeline):
@@ -91,13 +110,16 @@ def _signatures(layout: Layout) -> Counter[tuple[int, int, int]]:
 
 
 def _period(layout: Layout) -> int:
-    """Model replicas after which the ranks of engines stand over those of the trainer as before."""
+    """Number of model replicas after which the ranks of engines line up with those of the trainer
+    as before."""
     return layout.engine_tensor // math.gcd(layout.tensor, layout.engine_tensor)
 
 
 @cache
-def _received(architecture: Architecture, layout: Layout, tensor: int, stage: int, engine_rank: int) -> dict[tuple[int, int], int]:
-    """{(source tensor rank, source stage): elements} that a rank lacks."""
+def _received(
+    architecture: Architecture, layout: Layout, tensor: int, stage: int, engine_rank: int
+) -> dict[tuple[int, int], int]:
+    """Count the elements that a rank lacks: {(source tensor rank, source stage): elements}."""
     received: dict[tuple[int, int], int] = {}
     tied_apart = architecture.tie_word_embeddings and layout.pipeline > 1
     for kind in kinds(architecture):
@@ -116,7 +138,7 @@ def _received(architecture: Architecture, layout: Layout, tensor: int, stage: in
 
 @cache
 def _sources(kind: Kind, size: int, tensor: int, engine_rank: int, engine_size: int) -> dict[int, int]:
-    """{tensor-parallel rank: elements} from which one live parameter is filled, the own rank first."""
+    """Find the tensor-parallel ranks that fill one live parameter, the own rank first: {rank: elements}."""
     found: dict[int, int] = {}
     shards = [kind.megatron(rank, size) for rank in range(size)]
     for box in kind.vllm(engine_rank, engine_size).boxes:
@@ -132,7 +154,10 @@ def _sources(kind: Kind, size: int, tensor: int, engine_rank: int, engine_size: 
 
 
 def _gathered(architecture: Architecture, layout: Layout, stage: int) -> int:
-    """Elements a rank receives on the checkpoint path: other stages' shards, then the other shards of every parameter."""
+    """Count the elements a rank receives on the checkpoint path.
+
+    They are other stages' shards, then the other shards of every parameter.
+    """
     total = 0
     for kind in kinds(architecture):
         if not kind.is_tied_copy:

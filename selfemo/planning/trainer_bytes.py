@@ -1,10 +1,14 @@
-"""What Megatron allocates on a rank for weights, gradients and optimizer state: exact, buffers and padding included.
+"""Compute the bytes Megatron allocates on a rank for weights, gradients and optimizer state.
 
-Follows megatron-core 0.19.2 as selfemo.megatron.optimizer sets it up. DDP lays a chunk's parameters into one buffer, in reverse
-order of registration. With the distributed optimizer a parameter starts at a multiple of 64 elements, a bucket ends at a multiple
-of lcm(copies, 128), the two ends of a tied embedding have buckets of their own, weights live in such a buffer too, and each of the
-ranks that hold the same weights owns an equal run of every bucket. Gradients are fp32. Adam keeps two fp32 moments, and for bf16
-weights an fp32 copy. Source: core/distributed/param_and_grad_buffer.py, core/optimizer/distrib_optimizer.py.
+The figures are exact, buffers and padding included. They follow megatron-core 0.19.2 as
+selfemo.megatron.optimizer sets it up. DDP lays a chunk's parameters into one buffer, in reverse
+order of registration. With the distributed optimizer a parameter starts at a multiple of 64
+elements, a bucket ends at a multiple of lcm(copies, 128), the two ends of a tied embedding have
+buckets of their own, weights live in such a buffer too, and each of the ranks that hold the same
+weights owns an equal run of every bucket. Gradients are fp32. Adam keeps two fp32 moments, and for
+bf16 weights an fp32 copy.
+
+Source: core/distributed/param_and_grad_buffer.py, core/optimizer/distrib_optimizer.py.
 """
 
 from __future__ import annotations
@@ -24,38 +28,41 @@ MOMENT_BYTES = 2 * 4
 MAIN_WEIGHT_BYTES = 4
 """The fp32 copy of a bf16 weight."""
 GATHER_BYTES = (3 + 2) * 4
-"""Weight and two moments, and one of them twice more while its shards are joined: `get_parameter_state_dp_zero`, all fp32."""
+"""Bytes per element while a sharded optimizer is gathered (`get_parameter_state_dp_zero`), all of it fp32.
+
+Weight and two moments, and one of them twice more while its shards are joined.
+"""
 
 
 @dataclass(frozen=True)
 class TrainerBytes:
-    """Bytes on one rank."""
+    """Bytes on one rank, by kind."""
 
     weights: int
     gradients: int
     optimizer: int
-    """Moments, and the fp32 weights where the model is bf16."""
+    """Moments, and the fp32 weights if the model is bf16."""
     reference: int
     """The frozen copy of the SFT weights that the KL is measured against."""
 
     @property
     def total(self) -> int:
-        """All of them."""
         return self.weights + self.gradients + self.optimizer + self.reference
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """A chunk's parameters in one contiguous buffer."""
+    """A model chunk's parameters in one contiguous buffer."""
 
     elements: int
-    """Padding included."""
+    """Length of the buffer in elements, padding included."""
     spans: tuple[tuple[int, int], ...]
     """First and last element (exclusive) of each parameter, in buffer order."""
     buckets: tuple[tuple[int, int], ...]
 
     def owned(self, copy: int, copies: int) -> int:
-        """Parameter elements that one of `copies` ranks keeps optimizer state for; padding has none."""
+        """Count the parameter elements that rank `copy` of `copies` keeps optimizer state for;
+        padding has none."""
         total = 0
         for start, end in self.buckets:
             share = (end - start) // copies
@@ -64,8 +71,11 @@ class Buffer:
         return total
 
 
-def trainer_bytes(architecture: Architecture, layout: Layout, stage: int, copy: int, dtype: str) -> TrainerBytes:
-    """What the ranks of a stage allocate; `copy` tells those apart that hold the same weights."""
+def trainer_bytes(
+    architecture: Architecture, layout: Layout, stage: int, copy: int, dtype: str
+) -> TrainerBytes:
+    """Compute the bytes a rank of a stage allocates; `copy` is its place among the ranks with the
+    same weights."""
     element_bytes = DTYPE_BYTES[dtype]
     state_bytes = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if dtype != "float32" else 0)
     weights = gradients = optimizer = reference = 0
@@ -74,13 +84,15 @@ def trainer_bytes(architecture: Architecture, layout: Layout, stage: int, copy: 
         buffer = lay_out(chunk, layout.weight_copies, layout.distributed_optimizer)
         gradients += buffer.elements * GRADIENT_BYTES
         weights += (buffer.elements if layout.distributed_optimizer else held) * element_bytes
-        optimizer += (buffer.owned(copy, layout.weight_copies) if layout.distributed_optimizer else held) * state_bytes
+        optimizer += (
+            buffer.owned(copy, layout.weight_copies) if layout.distributed_optimizer else held
+        ) * state_bytes
         reference += held * element_bytes
     return TrainerBytes(weights, gradients, optimizer, reference)
 
 
 def lay_out(chunk: Sequence[Allocation], copies: int, distributed: bool) -> Buffer:
-    """Where DDP places a chunk's parameters."""
+    """Lay a chunk's parameters into a buffer as DDP does."""
     alignment = PARAMETER_ALIGNMENT if distributed else 1
     bucket_alignment = math.lcm(copies, BUCKET_ALIGNMENT) if distributed else 1
     spans: list[tuple[int, int]] = []
@@ -108,18 +120,27 @@ def lay_out(chunk: Sequence[Allocation], copies: int, distributed: bool) -> Buff
 
 
 def checkpoint_bytes(architecture: Architecture, dtype: str) -> int:
-    """Tensor data of a checkpoint, whatever the layout: weights, moments, and fp32 weights where the model is bf16."""
+    """Count the bytes of a checkpoint's tensors, which no layout changes.
+
+    They are weights, moments, and fp32 weights if the model is bf16.
+    """
     tensors = stage_chunks(architecture, Layout(), 0)[0]
     state_bytes = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if dtype != "float32" else 0)
     return sum(allocation.elements for allocation in tensors) * (DTYPE_BYTES[dtype] + state_bytes)
 
 
 def checkpoint_host_bytes(architecture: Architecture, layout: Layout) -> int:
-    """Host memory to gather a sharded optimizer for a checkpoint, at the least: on the first of the ranks that hold the same weights."""
+    """Least host memory, in bytes, that gathering a sharded optimizer for a checkpoint needs.
+
+    The first of the ranks that hold the same weights needs it.
+    """
     if not layout.distributed_optimizer:
         return 0
     stages = (stage_chunks(architecture, layout, stage) for stage in range(layout.pipeline))
-    return max(sum(lay_out(chunk, layout.weight_copies, True).elements for chunk in chunks) for chunks in stages) * GATHER_BYTES
+    return (
+        max(sum(lay_out(chunk, layout.weight_copies, True).elements for chunk in chunks) for chunks in stages)
+        * GATHER_BYTES
+    )
 
 
 def _round_up(value: int, multiple: int) -> int:

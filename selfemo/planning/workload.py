@@ -1,8 +1,9 @@
-"""What one iteration asks of the machine: generation calls and training samples, with their lengths.
+"""Describe the work of one iteration: generation calls and training samples, with their lengths.
 
-Step time hangs on the longest completion as much as on the number of tokens: a synchronous step waits for the last sample. Lengths
-are therefore a distribution: a log-normal body cut at the cap, and a share of completions that run on to the cap. It is evaluated at
-evenly spaced quantiles, so a plan is deterministic.
+Step time depends on the longest completion as much as on the number of tokens, because a
+synchronous step waits for the last sample. Lengths are therefore a distribution: a log-normal body
+cut at the cap, and a share of completions that run on to the cap. It is evaluated at evenly spaced
+quantiles, so a plan is deterministic.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from statistics import NormalDist
 from selfemo.config.schema import RunConfig
 
 LENGTH_VARIATION = 0.6
-"""Standard deviation over mean of completion lengths in the body."""
+"""Standard deviation over mean of the completion lengths in the body."""
 RUN_ON_SHARE = 0.01
-"""Completions that never end their turn and are cut at the cap."""
+"""Share of completions that never end their turn and are cut at the cap."""
 MEAN_SHARE = 0.6
-"""Assumed mean completion length as a share of its cap, where nobody has measured one."""
+"""Assumed mean completion length as a share of its cap, if nobody has measured one."""
 TURN_TOKENS = 20
 """Assumed mean length of a dialogue turn with its speaker."""
 TEMPLATE_TOKENS = 90
@@ -37,16 +38,18 @@ class Lengths:
     run_on_share: float = RUN_ON_SHARE
 
     def completions(self, count: int) -> tuple[int, ...]:
-        """`count` lengths with this mean and cap, in a fixed shuffled order: the arrivals of a batch."""
+        """Draw `count` lengths with this mean and cap, in a fixed shuffled order in which a batch's
+        samples arrive."""
         return _quantiles(count, self.mean_completion, self.max_completion, self.run_on_share)
 
     @property
     def mean_total(self) -> float:
-        """Prompt and completion together."""
+        """Mean length of prompt and completion together."""
         return self.prompt + self.mean_completion
 
     def padding(self, batch: int) -> float:
-        """Padded over real length when `batch` random samples are padded to their longest: 1 for a batch of one."""
+        """Ratio of padded to real length if `batch` random samples are padded to their longest; 1
+        for a batch of one."""
         if batch == 1:
             return 1.0
         ordered = sorted(_quantiles(512, self.mean_completion, self.max_completion, self.run_on_share))
@@ -62,13 +65,13 @@ class GenerationCall:
 
     samples: int
     groups: int
-    """Distinct prompts: samples of a group share their prefix in the cache."""
+    """Distinct prompts. Samples of a group share their prefix in the cache."""
     lengths: Lengths
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One iteration, over all ranks."""
+    """The work of one iteration, over all ranks."""
 
     calls: tuple[GenerationCall, ...]
     train_samples: int
@@ -78,13 +81,14 @@ class Workload:
     logprob_passes: int
     """Forward passes over the batch besides training: reference policy, old policy."""
     microbatch_tokens: int | None
-    """Packed tokens per micro-batch; None: one sample each, nothing packed."""
+    """Packed tokens per micro-batch; None for one sample each, nothing packed."""
     logprob_batch: int | None = None
-    """Samples per forward pass, padded to the longest; None: packed like training."""
+    """Samples per forward pass, padded to the longest; None for packed as in training."""
     head_on_completions_only: bool = True
-    """The output layer runs on completion tokens alone (this project), or on every token."""
+    """True if the output layer runs on completion tokens alone, as in this project; False if it
+    runs on every token."""
     trained_share: float = 1.0
-    """Share of the training samples whose group carries a ranking: the model does not read the others."""
+    """Share of the training samples whose group carries a ranking; the model does not read the others."""
 
     @property
     def generated_tokens(self) -> float:
@@ -93,7 +97,7 @@ class Workload:
 
     @property
     def trained_samples(self) -> float:
-        """Training samples that the model reads."""
+        """Number of training samples that the model reads."""
         return self.train_samples * self.trained_share
 
     @property
@@ -103,24 +107,40 @@ class Workload:
 
 
 def workload_of(
-    config: RunConfig, prompt_tokens: float | None = None, answer_tokens: float | None = None, utterance_tokens: float | None = None
+    config: RunConfig,
+    prompt_tokens: float | None = None,
+    answer_tokens: float | None = None,
+    utterance_tokens: float | None = None,
 ) -> Workload:
-    """One self-play iteration of a configuration (selfemo.selfplay.episode): per turn recognise, respond, and read the replies.
+    """Describe one self-play iteration of a configuration (selfemo.selfplay.episode).
+
+    Every turn is recognised, answered, and the replies are read.
 
     Args:
-        prompt_tokens, answer_tokens, utterance_tokens: measured means; None assumes them from the caps (see the constants above).
+        prompt_tokens, answer_tokens, utterance_tokens: measured means; None assumes them from the
+            caps (see the constants above).
     """
     play, algorithm = config.selfplay, config.algorithm
     turn_tokens = min(TURN_TOKENS, config.corpus.max_turn_tokens)
-    prompt = prompt_tokens or min(TEMPLATE_TOKENS + (config.corpus.history_turns + 1) * turn_tokens, config.model.max_length)
-    answer = Lengths(prompt, answer_tokens or MEAN_SHARE * play.max_recognizer_tokens, play.max_recognizer_tokens)
-    reply = Lengths(prompt, utterance_tokens or MEAN_SHARE * play.max_utterance_tokens, play.max_utterance_tokens)
+    prompt = prompt_tokens or min(
+        TEMPLATE_TOKENS + (config.corpus.history_turns + 1) * turn_tokens, config.model.max_length
+    )
+    answer = Lengths(
+        prompt, answer_tokens or MEAN_SHARE * play.max_recognizer_tokens, play.max_recognizer_tokens
+    )
+    reply = Lengths(
+        prompt, utterance_tokens or MEAN_SHARE * play.max_utterance_tokens, play.max_utterance_tokens
+    )
     seeds, turns = play.seeds_per_iteration, max(1, play.turns)
     recognise = GenerationCall(seeds * play.recognizer_group_size, seeds, answer)
     calls = [recognise]
     if play.turns:
         replies = seeds * play.responder_group_size
-        calls = [recognise, GenerationCall(replies, seeds, reply), GenerationCall(replies, replies, answer)] * turns
+        calls = [
+            recognise,
+            GenerationCall(replies, seeds, reply),
+            GenerationCall(replies, replies, answer),
+        ] * turns
     answers, utterances = turns * recognise.samples, play.turns * seeds * play.responder_group_size
     mean = (answers * answer.mean_completion + utterances * reply.mean_completion) / (answers + utterances)
     kl_pass = 0 if algorithm.kl_beta == 0 else 1  # null takes the preset's, which may be positive

@@ -1,1 +1,1 @@
-"""One rank as a process: its watchdog, its signals, its terminal, and what it does together with the other ranks."""
+"""One rank as a process: its watchdog, signals and terminal, and its agreements with the other ranks."""

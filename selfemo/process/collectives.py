@@ -1,6 +1,7 @@
-"""Agreement among the ranks of a run: one answer for all of them, or one error that all of them raise.
+"""Brings the ranks of a run to agreement: one answer for all of them, or one error that all of them raise.
 
-Beside process.dealing because it needs torch at import, which what only reads records must not wait for.
+A file apart from process.dealing because it imports torch, and code that only reads records must not wait for
+that.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from selfemo.common.errors import UserError, on_all_ranks
 
 
 def on_rank0[T](compute: Callable[[], T]) -> T:
-    """What `compute` returns on rank 0, on every rank; what it raises there is raised on every rank. Collective."""
+    """Run `compute` on rank 0 and return its result on every rank.
+
+    If it raises, every rank raises. Collective.
+    """
     answer: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
@@ -30,7 +34,7 @@ def on_rank0[T](compute: Callable[[], T]) -> T:
 
 
 def fail_together(problem: str) -> None:
-    """Raise UserError on every rank where some rank has a problem; "" is none. Collective."""
+    """Raise UserError on every rank if some rank has a problem; "" is none. Collective."""
     problems = [("", "")] * dist.get_world_size()
     dist.all_gather_object(problems, (socket.gethostname(), problem))
     for rank, (host, found) in enumerate(problems):
@@ -39,7 +43,10 @@ def fail_together(problem: str) -> None:
 
 
 def all_or_none[T](read: Callable[[], T]) -> T:
-    """What `read` returns on this rank; where it raises UserError on some rank, every rank does. Collective, which `read` must not be."""
+    """Run `read` on every rank. If it raises UserError on any rank, raise on all.
+
+    Collective; `read` itself must not communicate.
+    """
     result, problem = None, ""
     try:
         result = read()

@@ -1,6 +1,9 @@
-"""Work on many items, dealt over the ranks of the run: each rank computes a contiguous share, and every rank gets all results.
+"""Deals work on many items over the ranks of the run.
 
-For work whose results are small beside what they cost: results travel pickled, between the processes of this run and no others.
+Each rank computes a contiguous share, and every rank gets all results.
+
+For work whose results are small compared with its cost: results travel pickled, between the processes of this
+run alone.
 """
 
 from __future__ import annotations
@@ -13,30 +16,33 @@ from selfemo.process import watchdog
 
 
 class Deal(Protocol):
-    """How a function is applied to many items, so that who computes what is the caller's business."""
+    """Applies a function to many items; the caller decides which process computes which item."""
 
     def __call__[T, R](self, compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
-        """`compute` of every item, in order."""
+        """Apply `compute` to every item; results in order."""
         ...
 
 
 def one_by_one[T, R](compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
-    """`compute` of every item, in order, here."""
+    """Apply `compute` to every item in this process; results in order."""
     return [compute(item) for item in items]
 
 
 def map_over_ranks[T, R](compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
-    """`compute` of every item, in order, on every rank. Collective: every rank calls it with the same items.
+    """Apply `compute` to every item, shared out over the ranks; all results in order, on every rank.
+
+    Collective: every rank calls it with the same items.
 
     Raises:
-        Exception: what `compute` raised, on every rank alike; of several ranks the first one's.
+        Exception: raised by `compute`, on every rank alike; if several ranks raise, the first one's.
     """
     with watchdog.doing(f"{compute.__name__.strip('_')} of {len(items)} items over the ranks"):
         return _over_ranks(compute, items)
 
 
 def _over_ranks[T, R](compute: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    import torch.distributed as dist  # here: the report reads records whose module names Deal, and needs no torch
+    # imported here: the report reads records whose module names Deal, and needs no torch
+    import torch.distributed as dist
 
     ranks, rank = dist.get_world_size(), dist.get_rank()
     mine: list[R] = []

@@ -1,7 +1,8 @@
-"""Terminal output in which text is text.
+"""Makes a terminal console that prints text as it is.
 
-rich reads `[red]` as a colour and `:joy:` as a picture in whatever it prints, cells of tables included. Dialogues, answers, labels
-and paths are data, so what prints them prints through this console; control characters are the business of selfemo.common.printable.
+rich reads `[red]` as a colour and `:joy:` as a picture in everything it prints, table cells included.
+Dialogues, answers, labels and paths are data, so they are printed through this console.
+selfemo.common.printable escapes control characters.
 """
 
 from __future__ import annotations
@@ -12,5 +13,5 @@ from rich.console import Console
 
 
 def plain_console(**options: Any) -> Console:
-    """A rich console that interprets nothing; styles are given as arguments. Options are Console's."""
+    """Make a rich console that interprets nothing; styles are given as arguments. Options are Console's."""
     return Console(markup=False, emoji=False, highlight=False, **options)

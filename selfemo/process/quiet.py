@@ -1,4 +1,4 @@
-"""Keeps libraries that print off the terminal of a command whose output is read by people and by pipes."""
+"""Silences libraries in commands whose output people and pipes read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from selfemo.common.errors import UserError
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep what libraries print, from Python and from C, off the terminal; told after all where the block fails by a fault of ours."""
+    """Send everything that libraries print, from Python and from C, to a temporary file.
+
+    If the block raises anything but a UserError, print the file: it is evidence of a bug.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [(number, os.dup(number)) for number in (1, 2)]

@@ -1,6 +1,7 @@
-"""SIGTERM and SIGUSR1 from the first moment of a run: a request to stop is remembered until the ranks can agree on it (run/stoppable.py).
+"""Receives SIGTERM and SIGUSR1 from the start of a run, and remembers them until the ranks agree to stop.
 
-A module of its own because it needs no torch, the import of which is the first thing that takes long.
+run/stoppable.py brings them to agreement. This is a module of its own because it needs no torch, whose import
+is the first thing that takes long.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignals:
-    """Whether this process was asked to stop."""
+    """The signals that asked this process to stop."""
 
     def __init__(self) -> None:
         self.asked = 0
-        """The number of the signal; 0 before one has come."""
+        """Number of the signal; 0 if none has come."""
         self._pipe: tuple[int, int] | None = None
 
     def listen(self) -> None:
-        """From here on the signals ask, also where the launcher had them ignored; before, they do what the launcher chose."""
+        """Receive the signals from now on, even if the launcher had them ignored.
+
+        Before, the launcher's choice holds.
+        """
         self._pipe = os.pipe()
         for end in self._pipe:
             os.set_blocking(end, False)
@@ -35,7 +39,7 @@ class StopSignals:
             signal.signal(number, self._ask)
 
     def limit(self, grace_s: float) -> Callable[[], None]:
-        """What the watchdog does at every tick: end the process `grace_s` after it has seen a signal.
+        """End the process `grace_s` seconds after a signal was seen. The watchdog calls this at every tick.
 
         A signal that came before this call counts too.
         """
@@ -43,7 +47,10 @@ class StopSignals:
         def start_clock() -> None:
             with contextlib.suppress(BlockingIOError):
                 if self._pipe and set(os.read(self._pipe[0], 64)) & set(SIGNALS):
-                    reason = f"asked to stop, and not done within checkpoint.grace_s={grace_s:g}; the last checkpoint stands"
+                    reason = (
+                        f"asked to stop, and not done within checkpoint.grace_s={grace_s:g}; "
+                        "the last checkpoint stands"
+                    )
                     watchdog.limit(grace_s, reason)
 
         return start_clock

@@ -1,7 +1,7 @@
-"""What a person sees: rank 0's stages, one progress bar and tables; everything else goes to a log file per rank.
+"""Shows rank 0's stages, a progress bar and tables; everything else goes to a log file per rank.
 
-Libraries print from Python and from C, so the process's own file descriptors 1 and 2 are pointed at the log and the real
-terminal is kept aside for this module alone.
+Libraries print from Python and from C, so the process's file descriptors 1 and 2 are pointed at the log, and
+the real terminal is kept for this module alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ class Terminal:
     """Rank 0's output; on other ranks every method does nothing."""
 
     def __init__(self, is_main: bool, run_dir: Path, rank: int) -> None:
-        """Raises: UserError where the log cannot be written."""
+        """Point file descriptors 1 and 2 at this rank's log.
+
+        Raises:
+            UserError: the log cannot be written.
+        """
         self.log_path = run_dir / LOGS_NAME / f"rank-{rank}.log"
         try:
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,11 +45,11 @@ class Terminal:
         os.close(log)
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         self._console.print(text, soft_wrap=True)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """A table whose first column names things and whose others hold figures."""
+        """Print a table whose first column holds names and whose others hold figures."""
         table = Table(title=title, title_justify="left", title_style="bold")
         for index, column in enumerate(columns):
             table.add_column(column, justify="left" if index == 0 else "right")
@@ -54,13 +58,13 @@ class Terminal:
         self._console.print(table)
 
     def error(self, text: str) -> None:
-        """One line that any rank may print, for a fault that ends the run."""
+        """Print one line on any rank, for a fault that ends the run."""
         self._real.write(text.rstrip("\n") + "\n")
         self._real.flush()
 
     @contextmanager
     def progress(self, stage: str, total: int) -> Iterator[Bar]:
-        """A bar for one stage; without a terminal a line is printed at its end instead."""
+        """Show a bar for one stage. Without a terminal, a line is printed at its end instead."""
         columns = (
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=24),
@@ -68,7 +72,9 @@ class Terminal:
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=self._console, disable=not self._is_main, transient=False) as progress:
+        with Progress(
+            *columns, console=self._console, disable=not self._is_main, transient=False
+        ) as progress:
             yield Bar(progress, stage, total)
 
 
@@ -80,9 +86,9 @@ class Bar:
         self._task = progress.add_task(stage, total=total, note="")
 
     def advance(self, note: str) -> None:
-        """One unit done; `note` shows the figures of the moment."""
+        """Add one unit that is done; `note` shows its figures."""
         self._progress.update(self._task, advance=1, note=note)
 
     def skip(self, units: int) -> None:
-        """Units that were done before this process."""
+        """Add the units that were done before this process."""
         self._progress.update(self._task, completed=units)

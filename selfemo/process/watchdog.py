@@ -1,14 +1,16 @@
-"""What this rank is doing, and a thread that ends the process when it takes longer than it may.
+"""Knows the work of this rank, and ends the process from a thread if the work takes longer than its deadline.
 
-Collectives have deadlines of their own, but an engine call, a file system or a loop has none, and a collective's error does not say what
-the rank was about. Here every phase and call has one, and whatever ends a rank can be told with rank, host, phase, iteration and call.
+Collectives have deadlines of their own, but an engine call, a file system or a loop has none, and a
+collective's error does not name the rank's work. Here every phase and call has a deadline, and whatever ends
+a rank can be reported with rank, host, phase, iteration and call.
 
-A process has one watchdog. `start` begins it; any module names what it does with
-`with watchdog.doing("tensors of iteration-000004"):`. If none was started (evaluation, chat, tools), these
-functions do nothing.
+A process has one watchdog. `start` begins it; any module names its work with
+`with watchdog.doing("tensors of iteration-000004"):`. If none was started
+(evaluation, chat, tools), these functions do nothing.
 
-A process that is stopped (SIGSTOP) cannot end itself, and torchrun's SIGTERM does not reach it: its peers on the host kill it when they
-end. One that holds Python's lock in native code cannot run this thread: faulthandler's timer, which needs no lock, ends it.
+A process that is stopped (SIGSTOP) cannot end itself, and torchrun's SIGTERM does not reach it: its peers on
+the host kill it when they end. A process that holds Python's lock in native code cannot run this thread:
+faulthandler's timer, which needs no lock, ends it.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ from dataclasses import dataclass, replace
 
 TICK_S = 0.5
 LOCKED_S = 5.0
-"""Beyond the deadline, until faulthandler ends a process whose watchdog cannot run."""
+"""Seconds after the deadline at which faulthandler ends a process whose watchdog cannot run."""
 RARE_PHASES = ("setup", "checkpoint", "save")
-"""Phases that have `startup_timeout_s`."""
+"""Phases whose deadline is `startup_timeout_s`."""
 
 
 @dataclass(frozen=True)
 class Doing:
-    """What a rank is about."""
+    """The present work of a rank."""
 
     phase: str
     call: str
@@ -50,7 +52,7 @@ class Doing:
 
 @dataclass(frozen=True)
 class Process:
-    """One rank's process, so that nobody kills another that has got its number since."""
+    """Identity of one rank's process. Nobody kills another process that has got its number since."""
 
     host: str
     pid: int
@@ -59,7 +61,7 @@ class Process:
 
 
 class Watchdog:
-    """One rank's status and deadlines. The functions of this module use the one of this process."""
+    """Status and deadlines of one rank. The functions of this module use the one of this process."""
 
     def __init__(
         self,
@@ -73,7 +75,8 @@ class Watchdog:
         self._tell, self._on_tick = tell, on_tick
         self._doing = Doing("setup", "", None, time.monotonic(), startup_timeout_s)
         self._failed: tuple[BaseException, Doing] | None = None
-        """What this rank was doing where the last exception was raised: blocks that it leaves restore the call."""
+        """The last exception raised, and the work of this rank then: the blocks that the exception leaves
+        restore the call."""
         self._limit: tuple[float, str] | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="selfemo-watchdog", daemon=True)
@@ -140,7 +143,10 @@ class Watchdog:
         self._doing = Doing(phase, "", self._doing.iteration, time.monotonic(), deadline_s)
 
     def _end(self, line: str) -> None:
-        """Tell, and end this process and those of its peers on this host that are stopped. Does not return."""
+        """Report the reason, and end this process and its peers on this host that are stopped.
+
+        Does not return.
+        """
         self._tell(f"selfemo: {line}")
         kill_stopped(self.peers)
         sys.stdout.flush()
@@ -154,14 +160,16 @@ class Watchdog:
             waited_s = now - doing.since
             if waited_s > doing.deadline_s:
                 faulthandler.dump_traceback(all_threads=True)
-                self._end(f"{self.status()}: not done within {doing.deadline_s:.0f} s; stacks are in the rank's log")
+                self._end(
+                    f"{self.status()}: not done within {doing.deadline_s:.0f} s; stacks are in the rank's log"
+                )
             if self._limit and now > self._limit[0]:
                 self._end(f"{self.status()}: {self._limit[1]}")
             faulthandler.dump_traceback_later(doing.deadline_s - waited_s + LOCKED_S, exit=True)
 
 
 _watchdog: Watchdog | None = None
-"""That of this process, once `start` has begun it."""
+"""The watchdog of this process, once `start` has begun it."""
 
 
 def start(
@@ -185,7 +193,7 @@ def start(
 
 
 def stop() -> None:
-    """Stop watching. `status` and the peers stay known, for a report of what fails afterwards."""
+    """Stop watching. `status` and the peers stay known, for the report of a later failure."""
     if _watchdog:
         _watchdog.stop()
 
@@ -213,19 +221,19 @@ def advance(call: str) -> None:
 
 
 def iteration(number: int) -> None:
-    """Set the iteration that what follows belongs to."""
+    """Set the iteration of the work that follows."""
     if _watchdog:
         _watchdog.iteration(number)
 
 
 def limit(seconds: float, reason: str) -> None:
-    """End the process in so many seconds, whatever it does."""
+    """End the process after so many seconds, whatever it does."""
     if _watchdog:
         _watchdog.limit(seconds, reason)
 
 
 def status(error: BaseException | None = None) -> str:
-    """Say in words what this rank is doing, or was doing where `error` was raised."""
+    """Describe the present work of this rank, or its work at the time when `error` was raised."""
     return _watchdog.status(error) if _watchdog else "a process without a watchdog"
 
 
@@ -242,7 +250,7 @@ def kill_stopped_peers() -> None:
 
 
 def this_process() -> Process:
-    """The identity that peers know this process by."""
+    """Return the identity by which peers know this process."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot = file.read().strip()
     return Process(f"{boot} {os.readlink('/proc/self/ns/pid')}", os.getpid(), _stat(os.getpid())[1])
@@ -259,14 +267,14 @@ def kill_stopped(peers: Iterable[Process]) -> None:
 
 
 def _stat(pid: int) -> tuple[str, str]:
-    """(state letter, start time) of a process."""
+    """Read (state letter, start time) of a process."""
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
         fields = file.read().rpartition(")")[2].split()  # the name before may hold anything
     return fields[0], fields[19]
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, and those it was raised from or while handling."""
+    """Yield an exception, and those it was raised from or while handling."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,1 +1,1 @@
-"""A run on disk: its file names, the manifest of a checkpoint, and reading what a run wrote."""
+"""A run on disk: its file names, the manifest of a checkpoint, and the reader of its records."""

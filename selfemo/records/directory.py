@@ -1,7 +1,7 @@
-"""A run's directory: claimed by one configuration, written by rank 0, never half written.
+"""Defines a run's directory: claimed by one configuration, written by rank 0, never half written.
 
-JSON files are written under a temporary name and renamed; JSON-lines files are appended a whole line at a time, and cut back to what
-a checkpoint knows of when a run resumes from it.
+JSON files are written under a temporary name and renamed. JSON-lines files are appended a whole line at a
+time, and cut back to the length that a checkpoint names if a run resumes from it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,17 @@ FLYWHEEL_NAME = "flywheel.sqlite"
 MODEL_NAME = "model"
 RESUMES_NAME = "resumes.jsonl"
 CHECKPOINT_NAME = re.compile(rf"({'|'.join(CHECKPOINT_KINDS)})-\d{{6,12}}")
-CHANGEABLE = ("parallel.", "rollout.tensor_parallel", "checkpoint.", "timeout_s", "startup_timeout_s", "tracking.")
-"""What an unfinished run may go on with another value of: settings that decide how it runs and not what it computes."""
+CHANGEABLE = (
+    "parallel.",
+    "rollout.tensor_parallel",
+    "checkpoint.",
+    "timeout_s",
+    "startup_timeout_s",
+    "tracking.",
+)
+"""Settings that may change while a run is unfinished: they decide how it runs, not what it computes."""
 FIXED = ("parallel.distributed_optimizer",)
-"""What it may not, although it is one of them: a sharded optimizer is stored under other names than a whole one."""
+"""Exceptions to CHANGEABLE: a sharded optimizer is stored under other names than a whole one."""
 
 
 class RunDirectory:
@@ -44,10 +51,11 @@ class RunDirectory:
 
     @classmethod
     def claim(cls, config: RunConfig) -> RunDirectory:
-        """The directory of this configuration, created if it does not exist.
+        """Claim this configuration's directory; it is created if it does not exist.
 
-        An unfinished run of the same configuration is left as it is where it has a checkpoint to go on from, and removed where it has
-        none (its logs stay): records of two attempts must not mix. A finished run is left as it is.
+        An unfinished run of the same configuration stays as it is if it has a checkpoint to go on from, and
+        is removed if it has none (its logs stay): records of two attempts must not mix. A finished run stays
+        as it is.
 
         Raises:
             UserError: the directory is not empty and holds another run, or cannot be written.
@@ -64,42 +72,52 @@ class RunDirectory:
 
     @classmethod
     def check(cls, config: RunConfig) -> RunDirectory:
-        """As `claim`, but writes nothing."""
+        """Check everything that `claim` checks, but write nothing."""
         try:
             return cls._check(config, Path(config.output_dir))
         except OSError as error:
-            raise UserError(f"{config.output_dir}: cannot be read ({error.strerror}): choose another output_dir") from None
+            raise UserError(
+                f"{config.output_dir}: cannot be read ({error.strerror}): choose another output_dir"
+            ) from None
 
     @classmethod
     def _check(cls, config: RunConfig, root: Path) -> RunDirectory:
         if root.exists() and not root.is_dir():
             raise UserError(f"{root}: exists and is not a directory: choose another output_dir")
         run, stored = cls(root), root / CONFIG_NAME
-        foreign = root.exists() and any(entry.name != LOGS_NAME for entry in root.iterdir())  # another rank may have begun its log
+        # Logs do not count: another rank may have begun its own.
+        foreign = root.exists() and any(entry.name != LOGS_NAME for entry in root.iterdir())
         if foreign and not stored.exists():
-            raise UserError(f"{root}: not empty and not a run of selfemo (no {CONFIG_NAME}): choose another output_dir")
+            raise UserError(
+                f"{root}: not empty and not a run of selfemo (no {CONFIG_NAME}): choose another output_dir"
+            )
         if stored.exists():
             changes = list(config_changes(run.stored_config(), dataclasses.asdict(config)))
-            barred = [name for name, _, _ in changes if run.is_complete or name in FIXED or not name.startswith(CHANGEABLE)]
+            barred = [
+                name
+                for name, _, _ in changes
+                if run.is_complete or name in FIXED or not name.startswith(CHANGEABLE)
+            ]
             if barred:
                 raise UserError(
-                    f"{root}: holds a run with another configuration (other {', '.join(barred)}; see {stored}): "
+                    f"{root}: holds a run with another configuration "
+                    f"(other {', '.join(barred)}; see {stored}): "
                     "choose another output_dir or remove it"
                 )
         return run
 
     def stored_config(self) -> dict[str, Any]:
-        """The configuration the directory was claimed with."""
+        """Read the configuration that the directory was claimed with."""
         return dataclasses.asdict(load_config(self.path(CONFIG_NAME)))
 
     @property
     def has_checkpoint(self) -> bool:
-        """An unfinished run can go on from something, good or damaged."""
+        """Whether an unfinished run has a checkpoint to go on from, good or damaged."""
         return any(CHECKPOINT_NAME.fullmatch(path.name) for path in self.path(CHECKPOINTS_NAME).glob("*-*"))
 
     @property
     def is_complete(self) -> bool:
-        """The run ended and its summary is written."""
+        """Whether the run ended and its summary is written."""
         return (self.root / SUMMARY_NAME).exists()
 
     def _remove_unfinished(self) -> None:
@@ -108,11 +126,11 @@ class RunDirectory:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def path(self, *parts: str) -> Path:
-        """A path inside the run."""
+        """Join a path inside the run."""
         return self.root.joinpath(*parts)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a whole file: under a temporary name, then renamed."""
+        """Write a whole file under a temporary name, then rename it."""
         replace_text(self.path(name), text)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -122,16 +140,22 @@ class RunDirectory:
     def append_jsonl(self, name: str, *records: Mapping[str, Any]) -> None:
         """Append records to a JSON-lines file, one write for all of them."""
         with self.path(name).open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records))
+            file.write(
+                "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+            )
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """What to tell where a run cannot begin to write."""
-    return UserError(f"{path}: cannot be written ({error.strerror}): make it writable, or choose another output_dir")
+    """Make the error for a run that cannot begin to write."""
+    return UserError(
+        f"{path}: cannot be written ({error.strerror}): make it writable, or choose another output_dir"
+    )
 
 
-def config_changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, old value, new value) of every setting that differs."""
+def config_changes(
+    before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted name, old value, new value) of every setting that differs."""
     for name in {**before, **after}:
         old, new = before.get(name), after.get(name)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -1,8 +1,9 @@
-"""Where a run stands, and what a checkpoint says of it beside its tensors.
+"""Defines a checkpoint's manifest: the run's progress, and everything else about it but its tensors.
 
-Everything random in a run derives from seeds and coordinates (selfemo.common.seeds), so the place in the corpus and in every draw is a pure
-function of `Progress`: no cursor is stored. What grows on disk while a run goes on is described by lengths (`Position`): a
-resume cuts it back to them. A manifest is JSON, read strictly: a field too many, too few or of a wrong type is a damaged manifest.
+Everything random in a run derives from seeds and coordinates (selfemo.common.seeds), so the place in the
+corpus and in every draw is a pure function of `Progress`, and no cursor is stored. Files that grow during a
+run are described by their lengths (`Position`); a resume cuts them back to these. A manifest is JSON, read
+strictly: if a field is too many, missing or of a wrong type, the manifest is damaged.
 """
 
 from __future__ import annotations
@@ -21,35 +22,35 @@ from selfemo.config.schema import STRICT
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION: Literal[1] = 1
 MAX_MANIFEST_BYTES = 64 << 20
-"""Some hundred bytes per file and rank: more is no manifest."""
+"""Largest manifest that is read. A real one has some hundred bytes per file and rank."""
 
 Stage = Literal["start", "sft", "self-play"]
 """In the order of a run."""
 CHECKPOINT_KINDS = tuple("iteration" if stage == "self-play" else stage for stage in get_args(Stage)[1:])
-"""What names of checkpoints begin with, by stage, in the order of a run; at the start there is nothing to save."""
+"""Prefixes of checkpoint names, by stage, in the order of a run; at the start there is nothing to save."""
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True, config=STRICT)
 class Progress:
-    """How far a run has come: `step` SFT steps or self-play iterations of `stage` are behind it."""
+    """Progress of a run: `step` SFT steps or self-play iterations of `stage` are done."""
 
     stage: Stage = "start"
     step: Count = 0
     weight_version: Count = 0
     """Number of the last weight sync."""
     skipped_steps: Count = 0
-    """Optimizer steps that were skipped for a loss or gradient that was not finite."""
+    """Optimizer steps skipped because loss or gradient was not finite."""
     skipped_in_a_row: Count = 0
-    """Those since the last good one."""
+    """Steps skipped since the last one that was applied."""
 
     def after_sync(self) -> Progress:
-        """The progress with one more weight sync."""
+        """Return the progress with one more weight sync."""
         return dataclasses.replace(self, weight_version=self.weight_version + 1)
 
     def after_step(self, applied: bool) -> Progress:
-        """The progress with one more optimizer step, counted where it was skipped."""
+        """Return the progress with one more optimizer step, counted as skipped unless `applied`."""
         if applied:
             return dataclasses.replace(self, skipped_in_a_row=0)
         skipped, in_a_row = self.skipped_steps + 1, self.skipped_in_a_row + 1
@@ -57,13 +58,13 @@ class Progress:
 
     @property
     def name(self) -> str:
-        """The name of a checkpoint made here; names sort in the order of a run within a stage."""
+        """Name of a checkpoint made here; names sort in the order of a run within a stage."""
         return f"{'iteration' if self.stage in ('start', 'self-play') else self.stage}-{self.step:06d}"
 
 
 @dataclass(frozen=True, config=STRICT)
 class Position:
-    """How long the run's records were."""
+    """Lengths of the run's records."""
 
     metrics_bytes: Count = 0
     samples_bytes: Count = 0
@@ -73,7 +74,7 @@ class Position:
 
 @dataclass(frozen=True, config=STRICT)
 class Manifest:
-    """A checkpoint's account of itself."""
+    """The manifest of one checkpoint."""
 
     version: Literal[1]
     progress: Progress
@@ -85,27 +86,30 @@ class Manifest:
     corpus: str
     """Digest of the corpus."""
     reference: str
-    """Digest of the reference (SFT) weights that self-play is held to; empty where no later step needs them."""
+    """Digest of the reference (SFT) weights of self-play; empty if no later step needs them."""
     roles: dict[str, dict[str, Count]]
     """Per role: groups that passed the flywheel's rule, and groups kept."""
     seconds: dict[str, Seconds]
     """Time spent so far, by phase."""
     code: dict[str, str]
-    """Versions of selfemo and of what computes, and a digest of selfemo's source."""
+    """Versions of selfemo and of the libraries that compute, and a digest of selfemo's source."""
     files: dict[str, str]
     """Digest of every other file of the checkpoint, by its name."""
 
     def encode(self) -> str:
-        """JSON with a digest of itself."""
+        """Write the manifest as JSON, with a digest of itself."""
         content = json.loads(_ADAPTER.dump_json(self))
-        return json.dumps({"digest": digest_of(content), "manifest": content}, indent=1, ensure_ascii=False) + "\n"
+        return (
+            json.dumps({"digest": digest_of(content), "manifest": content}, indent=1, ensure_ascii=False)
+            + "\n"
+        )
 
 
 _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
 
 
 def decode_manifest(text: str | bytes) -> Manifest:
-    """The manifest in a file's content.
+    """Parse and check a manifest file's content.
 
     Raises:
         ValueError: it is damaged, or of another version; says where in a few words.
@@ -129,14 +133,18 @@ def decode_manifest(text: str | bytes) -> Manifest:
 
 
 def _finite(number: str) -> float:
-    """JSON's 1e999 and Python's NaN and Infinity are no numbers of a manifest: it could not be written again."""
+    """Parse a finite number; JSON's 1e999 and Python's NaN and Infinity are refused.
+
+    A manifest that holds one could not be written again.
+    """
     if not math.isfinite(float(number)):
         raise ValueError(f"{number[:20]} is not a finite number")
     return float(number)
 
 
 def digest_of(content: Any) -> str:
-    """A digest of plain values that does not depend on the order of keys."""
+    """Hash plain values, independent of the order of keys."""
     return hashlib.blake2b(
-        json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"), digest_size=16
+        json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"),
+        digest_size=16,
     ).hexdigest()

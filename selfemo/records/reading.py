@@ -1,6 +1,7 @@
-"""Reads what a run recorded: configuration, metrics.jsonl, samples.jsonl, summary.json, the flywheel.
+"""Reads a run's records: configuration, metrics.jsonl, samples.jsonl, summary.json, the flywheel.
 
-A live run may stand in the middle of a line: what follows the last line break is left for the next reading.
+A run that is going on may be in the middle of a line: the part after the last line break is left for the next
+reading.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunRecords:
-    """Everything the page is made from, but the flywheel's store, which is read where it is needed."""
+    """All records of a run but the flywheel's store, which is read at the place of use."""
 
     root: Path
     config: RunConfig
@@ -33,11 +34,10 @@ class RunRecords:
     """None while the run is not finished."""
 
     def of(self, event: str) -> list[Json]:
-        """The events of one kind, in order."""
         return [record for record in self.events if record["event"] == event]
 
     def evaluation(self, stage: str) -> Json | None:
-        """The evaluation of a stage, where it has taken place."""
+        """Return the evaluation of a stage; None if it has not taken place."""
         return next((record for record in self.of("eval") if record["stage"] == stage), None)
 
 
@@ -52,7 +52,8 @@ def read_run(root: Path) -> RunRecords:
     summary = root / SUMMARY_NAME
     return RunRecords(
         root=root,
-        config=read_config(root / CONFIG_NAME),  # a corpus or loss of another checkout is no reason to show nothing
+        # read_config and not load_config: a corpus or loss of another checkout is no reason to show nothing
+        config=read_config(root / CONFIG_NAME),
         events=tuple(read_jsonl(root / METRICS_NAME, "event")),
         dialogues=tuple(read_jsonl(root / SAMPLES_NAME, "groups")),
         summary=json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,
@@ -60,7 +61,10 @@ def read_run(root: Path) -> RunRecords:
 
 
 def read_jsonl(path: Path, key: str) -> Sequence[Json]:
-    """Whole lines of a file that may still grow, or whose writer was killed in a line; `key` is one that every record has.
+    """Read the whole lines of a JSON-lines file, which may still grow or end in a broken line.
+
+    Args:
+        key: a key that every record has.
 
     Raises:
         UserError: a line is not a JSON object with `key`; names it.
@@ -73,7 +77,9 @@ def read_jsonl(path: Path, key: str) -> Sequence[Json]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error}); expected one record a line, as the run wrote it") from None
+            raise UserError(
+                f"{path}:{number}: not JSON ({error}); expected one record a line, as the run wrote it"
+            ) from None
         if not isinstance(record, dict) or key not in record:
             raise UserError(f"{path}:{number}: expected a JSON object with {key!r}, as the run wrote it")
         records.append(record)

@@ -1,1 +1,1 @@
-"""One self-contained HTML page about a run, made from what the run recorded (docs/report.md)."""
+"""Makes one self-contained HTML page about a run, from the run's own records (docs/report.md)."""

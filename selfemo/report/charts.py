@@ -1,7 +1,8 @@
-"""Charts as inline SVG by matplotlib. Every colour is a CSS variable of the page, so a chart follows light and dark mode.
+"""Draws charts as inline SVG by matplotlib. Every colour is a CSS variable of the page.
 
-Text stays text: it can be selected and searched, and takes the page's font. Each chart says in words what it shows, for those who
-cannot see it, and its ids carry its own prefix, since many charts share one document.
+A chart so follows light and dark mode. Text stays text: it can be selected and searched, and takes the
+page's font. Each chart describes itself in words, for those who cannot see it, and its ids carry its
+own prefix, since many charts share one document.
 """
 
 from __future__ import annotations
@@ -20,30 +21,36 @@ from matplotlib.ticker import MaxNLocator
 
 INK, SOFT, GRID = "#010101", "#020202", "#030303"
 SERIES = tuple(f"#0401{index:02x}" for index in range(8))
-"""Colours no chart would use: each stands for a CSS variable until the SVG is written."""
+"""Colours that no chart would use: each stands for a CSS variable until the SVG is written."""
 _VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--line)"} | {
     colour: f"var(--c{index})" for index, colour in enumerate(SERIES)
 }
 _REWRITES = (
     (r"<metadata>.*?</metadata>", ""),
-    (r"<style.*?</style>", ""),  # would apply to the whole page
+    (r"<style.*?</style>", ""),  # the style would apply to the whole page
     (r"font-family: [^;]*; ", ""),  # the page's own font
     (r'(\bid="|url\(#)', r"\g<1>{key}-"),
     (r'xlink:href="#', 'href="#{key}-'),
 )
 SIZE_IN = (4.5, 2.35)
 """About as wide as a phone at one point per pixel, so that text is legible there."""
-_STYLE = {"svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif", "axes.linewidth": 0.8, "path.simplify": True}
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.linewidth": 0.8,
+    "path.simplify": True,
+}
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart."""
+    """One chart, as SVG and in words."""
 
     title: str
     svg: Markup
     summary: str
-    """What it shows, in words and figures."""
+    """Description of the chart, in words and figures."""
 
 
 def line_chart(
@@ -54,12 +61,23 @@ def line_chart(
     log: bool = False,
     bottom: float | None = None,
 ) -> Chart:
-    """One line per series over `steps`, NaN a gap; `log` for a logarithmic axis, `bottom` where the axis starts."""
+    """Draw one line per series over `steps`; NaN leaves a gap.
+
+    `log` makes the axis logarithmic; `bottom` is the value it starts at.
+    """
 
     def draw(axes: Axes) -> None:
         for index, (name, values) in enumerate(series.items()):
             marker = "o" if len(steps) <= 40 else None
-            axes.plot(steps, values, label=name, color=SERIES[index % len(SERIES)], linewidth=1.7, marker=marker, markersize=3)
+            axes.plot(
+                steps,
+                values,
+                label=name,
+                color=SERIES[index % len(SERIES)],
+                linewidth=1.7,
+                marker=marker,
+                markersize=3,
+            )
         if log:
             axes.set_yscale("log")
         elif bottom is not None:
@@ -70,12 +88,18 @@ def line_chart(
             legend(axes, 2 if max(map(len, series)) > 14 else 3)
 
     known = {name: [value for value in values if math.isfinite(value)] for name, values in series.items()}
-    parts = [f"{name} from {_figure(values[0])} to {_figure(values[-1])}" for name, values in known.items() if values]
+    parts = [
+        f"{name} from {_figure(values[0])} to {_figure(values[-1])}"
+        for name, values in known.items()
+        if values
+    ]
     return make_chart(title, draw, "; ".join(parts))
 
 
-def make_chart(title: str, draw: Callable[[Axes], None], summary: str, size_in: tuple[float, float] = SIZE_IN) -> Chart:
-    """Draw into fresh axes of the house style and write them as SVG."""
+def make_chart(
+    title: str, draw: Callable[[Axes], None], summary: str, size_in: tuple[float, float] = SIZE_IN
+) -> Chart:
+    """Draw into fresh axes of the house style and return them as SVG."""
     key = re.sub(r"\W+", "-", title.lower()).strip("-")
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": key}):
         figure = Figure(figsize=size_in, layout="constrained")
@@ -90,19 +114,34 @@ def make_chart(title: str, draw: Callable[[Axes], None], summary: str, size_in: 
             spine.set_visible(side == "bottom")
             spine.set_color(GRID)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     return Chart(title, Markup(_inline(buffer.getvalue(), key, f"{title}: {summary}")), summary)
 
 
 def legend(axes: Axes, columns: int = 3) -> None:
-    """Names of the series above the plot, where they hide no data."""
+    """Write the names of the series above the plot, so that they hide no data."""
     axes.legend(
-        frameon=False, labelcolor=INK, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0, handlelength=1.2
+        frameon=False,
+        labelcolor=INK,
+        fontsize=8,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
+        borderaxespad=0,
+        handlelength=1.2,
     )
 
 
 def _inline(svg: str, key: str, label: str) -> str:
-    """The <svg> element of matplotlib's file, sized by the page, with CSS variables for colours and ids of its own."""
+    """Return the <svg> element of matplotlib's file, sized by the page.
+
+    Colours become CSS variables, and ids get the chart's prefix.
+    """
     attributes, _, content = svg[svg.index("<svg ") :].partition(">")
     view_box = re.search(r'viewBox="[^"]*"', attributes)
     for pattern, replacement in _REWRITES:

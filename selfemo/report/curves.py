@@ -1,4 +1,4 @@
-"""The curves of a run: what supervised steps, iterations and rewards recorded."""
+"""Draws the curves of a run: the records of supervised steps, iterations and rewards."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from selfemo.records.reading import Json, RunRecords
 from selfemo.report.charts import Chart, line_chart
 
 DECADE = 10.0
-"""A logarithmic axis has nothing to mark within less."""
+"""Least ratio of the largest to the smallest value for a logarithmic axis: less spans no power of ten
+to mark.
+"""
 MAX_POINTS = 400
-"""Points of a curve: a longer one is thinned evenly, its last point kept."""
+"""Most points of a curve. A longer one is thinned evenly, and its last point kept."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One chart: title, the fields it shows under which names, and its axis."""
+    """One chart: its title, its fields with their names, and its axis."""
 
     title: str
     fields: Mapping[str, str]
@@ -61,26 +63,41 @@ ITERATION_CURVES = (
         | {f"completion_tokens_max_{role}": f"{role}, longest" for role in _BY_ROLE},
         bottom=0,
     ),
-    Curve("Groups without a ranking", {"groups_without_ranking": "groups that teach nothing", "groups": "groups"}, bottom=0),
+    Curve(
+        "Groups without a ranking",
+        {"groups_without_ranking": "groups that teach nothing", "groups": "groups"},
+        bottom=0,
+    ),
 )
 COMPONENT_PREFIX = "reward_"
-"""Before a component's name in an iteration's record."""
+"""Stands before a component's name in an iteration's record."""
 SFT_CURVE = Curve("Loss of the supervised start", {"loss": "loss, nats per token"})
 
 
 def curves(records: RunRecords) -> list[Chart]:
-    """Every curve of which the run recorded a figure."""
+    """Draw every curve of which the run recorded a figure."""
     sft, iterations = records.of("sft"), records.of("iteration")
     charts = [_chart(SFT_CURVE, sft, "step", "SFT step")] if sft else []
     reward, *others = ITERATION_CURVES
     every = (reward, component_curve(iterations), *others)
-    return charts + [_chart(curve, iterations, "iteration", "iteration") for curve in every if _present(curve, iterations)]
+    return charts + [
+        _chart(curve, iterations, "iteration", "iteration") for curve in every if _present(curve, iterations)
+    ]
 
 
 def component_curve(iterations: Sequence[Json]) -> Curve:
-    """One line for each reward component that the run recorded, one that this checkout does not have included."""
-    fields = sorted({field for record in iterations for field in record if field.startswith(COMPONENT_PREFIX)})
-    return Curve("Reward by component", {field: _component_title(field.removeprefix(COMPONENT_PREFIX)) for field in fields}, bottom=0)
+    """Define one line for each reward component that the run recorded.
+
+    Components that this checkout does not have are included.
+    """
+    fields = sorted(
+        {field for record in iterations for field in record if field.startswith(COMPONENT_PREFIX)}
+    )
+    return Curve(
+        "Reward by component",
+        {field: _component_title(field.removeprefix(COMPONENT_PREFIX)) for field in fields},
+        bottom=0,
+    )
 
 
 def _component_title(name: str) -> str:
@@ -89,21 +106,29 @@ def _component_title(name: str) -> str:
 
 
 def _present(curve: Curve, events: Sequence[Json]) -> list[str]:
-    """Fields that some record has: a component that was added before a resume is missing from the records before it."""
+    """List the fields that some record has.
+
+    A component added before a resume is missing from the records before it.
+    """
     return [field for field in curve.fields if any(event.get(field) is not None for event in events)]
 
 
 def _chart(curve: Curve, events: Sequence[Json], axis: str, xlabel: str) -> Chart:
     stride = -(-len(events) // MAX_POINTS)
     shown = list(events[::-stride][::-1])
-    series = {curve.fields[field]: [_value(event, field) for event in shown] for field in _present(curve, shown)}
+    series = {
+        curve.fields[field]: [_value(event, field) for event in shown] for field in _present(curve, shown)
+    }
     values = [value for line in series.values() for value in line if math.isfinite(value)]
     log = curve.log and min(values) > 0 and max(values) / min(values) > DECADE
-    bottom = curve.bottom if curve.bottom is None or min(values) >= curve.bottom else None  # a penalty lies below 0
+    # a penalty lies below 0
+    bottom = curve.bottom if curve.bottom is None or min(values) >= curve.bottom else None
     return line_chart(curve.title, [event[axis] for event in shown], series, xlabel, log, bottom)
 
 
 def _value(event: Json, field: str) -> float:
-    """A gap in the line where a record lacks the field, or has null for a figure that was not finite."""
+    """Return NaN, a gap in the line, if a record lacks the field or has null for a figure that was not
+    finite.
+    """
     value = event.get(field)
     return math.nan if value is None else float(value)

@@ -1,7 +1,7 @@
-"""Self-play dialogues as the page tells them: turns in order, and under each the candidates that were sampled there.
+"""Prepares self-play dialogues for the page: turns in order, under each the candidates sampled there.
 
-A recognizer group stands under the turn it read. A responder group stands under the reply that was chosen from it, or at the end where
-no reply could be chosen and the episode ended.
+A recognizer group stands under the turn it read. A responder group stands under the reply that was
+chosen from it, or at the end if no reply could be chosen and the episode ended.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from selfemo.records.reading import Json
 
 MAX_DIALOGUES = 40
-"""Dialogues on a page, unless asked otherwise: of more, evenly spaced ones, the first and the last among them."""
+"""Dialogues on a page, unless asked otherwise. Of more, evenly spaced ones are shown, first and last
+included.
+"""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,9 @@ class CandidateView:
 
     text: str
     read: tuple[str, ...]
-    """Emotions it answered (recognizer) or was read as showing (responder); empty outside the grammar or behind a gate."""
+    """Emotions it answered (recognizer) or was read as showing (responder). Empty if it is outside the
+    grammar or a gate failed.
+    """
     score: float
     rewards: tuple[tuple[str, float], ...]
     total: float | None
@@ -32,7 +36,7 @@ class CandidateView:
 
 @dataclass(frozen=True)
 class GroupView:
-    """One prompt's samples."""
+    """The samples of one prompt."""
 
     role: str
     speaker: str
@@ -41,7 +45,7 @@ class GroupView:
     consensus: tuple[str, ...]
     agreement: float
     weight: float | None
-    """In the loss; 0: the group carries no ranking."""
+    """Weight in the loss. 0: the group carries no ranking."""
     candidates: tuple[CandidateView, ...]
 
 
@@ -51,7 +55,7 @@ class TurnView:
 
     speaker: str
     side: int
-    """0 for the dialogue's first speaker, 1 for the second...: who stands on which side."""
+    """0 for the dialogue's first speaker, 1 for the second, and so on: decides the side of the page."""
     text: str
     labels: tuple[str, ...]
     generated: bool
@@ -65,16 +69,16 @@ class DialogueView:
     iteration: int
     source: str
     parent: int | None
-    """Flywheel record it was seeded from."""
+    """Flywheel record that its opening continues; None for a real dialogue."""
     turns: tuple[TurnView, ...]
     unanswered: GroupView | None
-    """Replies none of which could be chosen."""
+    """Candidates for the last reply, if none of them could be chosen."""
     reward: float | None
     """Mean total reward of its candidates."""
 
 
 def dialogue_views(dialogues: Sequence[Json], limit: int = MAX_DIALOGUES) -> list[DialogueView]:
-    """At most `limit` dialogues, in order."""
+    """Return at most `limit` dialogues, in order."""
     count = min(limit, len(dialogues))
     if count == 0:
         return []
@@ -102,7 +106,14 @@ def _dialogue(record: Json) -> DialogueView:
         source=record["source"],
         parent=record.get("parent"),
         turns=tuple(
-            TurnView(t["speaker"], sides[t["speaker"]], t["text"], tuple(t["labels"]), i >= seed_turns, tuple(views[i]))
+            TurnView(
+                t["speaker"],
+                sides[t["speaker"]],
+                t["text"],
+                tuple(t["labels"]),
+                i >= seed_turns,
+                tuple(views[i]),
+            )
             for i, t in enumerate(turns)
         ),
         unanswered=_group(answered[generated]) if len(answered) > generated else None,
@@ -113,7 +124,8 @@ def _dialogue(record: Json) -> DialogueView:
 def _group(record: Json) -> GroupView:
     candidates = record["candidates"]
     admissible = [i for i, c in enumerate(candidates) if c.get("read") and not c["failed_gates"]]
-    best = max(admissible, key=lambda i: (candidates[i]["score"], -i), default=None)  # as selfplay chooses a reply
+    # the rule by which selfplay chooses a reply
+    best = max(admissible, key=lambda i: (candidates[i]["score"], -i), default=None)
     return GroupView(
         role=record["role"],
         speaker=record["speaker"],

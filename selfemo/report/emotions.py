@@ -1,4 +1,4 @@
-"""How well each emotion is read: F1 by label and confusion matrices, stage by stage."""
+"""Shows how well each emotion is read: F1 by label and confusion matrices, stage by stage."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from selfemo.report.headlines import STAGES, stage_names
 
 @dataclass(frozen=True)
 class LabelRow:
-    """One label over the stages."""
+    """One label's row over the stages."""
 
     label: str
     support: int | None
-    """Turns whose gold primary label this is; None where no confusion matrix was recorded."""
+    """Turns whose gold primary label this is; None if no confusion matrix was recorded."""
     f1: tuple[float | None, ...]
-    """In the order of STAGES; None where a stage has not been evaluated."""
+    """F1 in the order of STAGES; None for a stage that has not been evaluated."""
 
     @property
     def by_play(self) -> float | None:
-        """Change from the SFT model to the final one."""
+        """Change of F1 from the SFT model to the final one."""
         _, sft, final = self.f1
         return None if sft is None or final is None else final - sft
 
@@ -36,13 +36,13 @@ class Cell:
 
     count: int
     share: float
-    """Of the row's gold turns."""
+    """Share of the row's gold turns."""
     correct: bool
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """One stage's matrix: rows gold, columns predicted."""
+    """The confusion matrix of one stage: rows gold, columns predicted."""
 
     stage: str
     columns: tuple[str, ...]
@@ -50,22 +50,35 @@ class Confusion:
 
 
 def label_rows(records: RunRecords) -> list[LabelRow]:
-    """Rows of the per-label table, most frequent gold label first."""
+    """Return the rows of the per-label table, most frequent gold label first."""
     evaluations = [records.evaluation(stage) for stage in STAGES]
     first = next((e for e in evaluations if e is not None), None)
     if first is None:
         return []
-    support = {label: sum(row) for label, row in zip(first["per_label_f1"], first["confusion"])} if "confusion" in first else {}
+    support = (
+        {label: sum(row) for label, row in zip(first["per_label_f1"], first["confusion"])}
+        if "confusion" in first
+        else {}
+    )
     rows = [
-        LabelRow(label, support.get(label), tuple(None if e is None else e["per_label_f1"][label] for e in evaluations))
+        LabelRow(
+            label,
+            support.get(label),
+            tuple(None if e is None else e["per_label_f1"][label] for e in evaluations),
+        )
         for label in first["per_label_f1"]
     ]
     return sorted(rows, key=lambda row: -(row.support or 0))
 
 
 def label_chart(rows: Sequence[LabelRow], algorithm: str) -> Chart | None:
-    """F1 after SFT and after `algorithm`, one line per label between the two; None before the final evaluation."""
-    pairs = [(row.label, row.f1[1], row.f1[2]) for row in rows if row.f1[1] is not None and row.f1[2] is not None]
+    """Draw F1 after SFT and after `algorithm`, with a line per label between the two.
+
+    Returns None before the final evaluation.
+    """
+    pairs = [
+        (row.label, row.f1[1], row.f1[2]) for row in rows if row.f1[1] is not None and row.f1[2] is not None
+    ]
     if not pairs:
         return None
 
@@ -74,7 +87,16 @@ def label_chart(rows: Sequence[LabelRow], algorithm: str) -> Chart | None:
         before, after = [p[1] for p in pairs], [p[2] for p in pairs]
         axes.grid(visible=False, axis="y")
         axes.hlines(heights, before, after, color=SOFT, linewidth=2)
-        axes.scatter(before, heights, s=44, facecolors="none", edgecolors=SERIES[0], linewidths=1.6, label="after SFT", zorder=3)
+        axes.scatter(
+            before,
+            heights,
+            s=44,
+            facecolors="none",
+            edgecolors=SERIES[0],
+            linewidths=1.6,
+            label="after SFT",
+            zorder=3,
+        )
         axes.scatter(after, heights, s=36, color=SERIES[1], label=f"after {algorithm}", zorder=4)
         axes.set_yticks(heights, [p[0] for p in pairs], color=INK)
         axes.set_xlim(-0.03, 1.0)
@@ -87,7 +109,7 @@ def label_chart(rows: Sequence[LabelRow], algorithm: str) -> Chart | None:
 
 
 def confusions(records: RunRecords) -> list[Confusion]:
-    """The matrix of every evaluation that recorded one."""
+    """Return the matrix of every evaluation that recorded one."""
     found = []
     for stage, name in zip(STAGES, stage_names(records), strict=True):
         evaluation = records.evaluation(stage)
@@ -101,5 +123,13 @@ def _confusion(stage: str, evaluation: Json) -> Confusion:
     rows = []
     for label, counts in zip(labels, evaluation["confusion"], strict=True):
         total = max(1, sum(counts))
-        rows.append((label, tuple(Cell(n, n / total, name == label) for name, n in zip([*labels, NO_ANSWER], counts, strict=True))))
+        rows.append(
+            (
+                label,
+                tuple(
+                    Cell(n, n / total, name == label)
+                    for name, n in zip([*labels, NO_ANSWER], counts, strict=True)
+                ),
+            )
+        )
     return Confusion(stage, (*labels, NO_ANSWER), tuple(rows))

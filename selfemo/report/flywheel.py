@@ -1,4 +1,6 @@
-"""The flywheel on the page: what it kept and dropped and why, and how kept dialogues descend from one another."""
+"""Shows the flywheel on the page: kept and dropped groups with the reasons, and lines of descent of
+kept dialogues.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,18 @@ from selfemo.records.reading import RunRecords
 from selfemo.report.charts import SERIES, SIZE_IN, SOFT, Chart, legend, make_chart
 
 MAX_CHAINS = 3
-"""Longest lines of descent that are told in full."""
+"""Longest lines of descent that the page shows in full."""
 MAX_BARS = 60
-"""Iterations that are drawn as bars; of more, areas."""
+"""Most iterations that are drawn as bars. More are drawn as areas."""
 MAX_REASONS = 5
-"""Reasons for dropping that have a colour of their own, the most frequent ones; the others are summed."""
+"""Most reasons for dropping that have a colour of their own: the most frequent ones. The others are
+summed.
+"""
 
 
 @dataclass(frozen=True)
 class ReasonRow:
-    """Groups of one outcome."""
+    """Number of groups of one outcome, by role."""
 
     kept: bool
     reason: str
@@ -35,30 +39,32 @@ class ReasonRow:
 
     @property
     def count(self) -> int:
-        """Of both roles."""
+        """Groups of both roles."""
         return self.recognizer + self.responder
 
 
 @dataclass(frozen=True)
 class FlywheelView:
-    """What the page shows of the flywheel."""
+    """The flywheel's figures and charts on the page."""
 
     offered: int
     kept: int
     reasons: tuple[ReasonRow, ...]
     labels: tuple[tuple[str, int, int], ...]
-    """(label, kept recognizer records, kept responder records), most first."""
+    """(label, kept recognizer records, kept responder records), most frequent first."""
     charts: tuple[Chart, ...]
     generations: tuple[tuple[int, int, int], ...]
-    """(generation, records, of them kept): 0 descends from a real dialogue directly, 1 from a kept record of generation 0..."""
+    """(generation, records, of them kept). Generation 0 descends from a real dialogue directly, 1 from
+    a kept record of generation 0, and so on.
+    """
     chains: tuple[tuple[Record, ...], ...]
     """Longest lines of descent, oldest record first."""
     sources: int
-    """Real dialogues that kept records descend from."""
+    """Number of real dialogues that kept records descend from."""
 
 
 def flywheel_view(records: RunRecords) -> FlywheelView | None:
-    """Read a run's flywheel; None where it has none."""
+    """Read a run's flywheel; None if it has none."""
     path = records.root / FLYWHEEL_NAME
     if not path.is_file():
         return None
@@ -66,7 +72,10 @@ def flywheel_view(records: RunRecords) -> FlywheelView | None:
         totals, links = store.totals(), store.lineage()
         generation = generations({record_id: parent for record_id, parent, _, _ in links})
         chains = tuple(tuple(map(store.read, chain)) for chain in longest_chains(links, generation))
-    offered, kept = Counter(generation.values()), Counter(generation[i] for i, _, is_kept, _ in links if is_kept)
+    offered, kept = (
+        Counter(generation.values()),
+        Counter(generation[i] for i, _, is_kept, _ in links if is_kept),
+    )
     return FlywheelView(
         offered=sum(t.count for t in totals),
         kept=sum(t.count for t in totals if t.kept),
@@ -80,7 +89,10 @@ def flywheel_view(records: RunRecords) -> FlywheelView | None:
 
 
 def generations(parents: Mapping[int, int | None]) -> dict[int, int]:
-    """{record: how many kept records it descends from}. A parent is older than its children, so its id is smaller."""
+    """Return {record: number of records that it descends from}.
+
+    A parent is older than its children, so its id is smaller.
+    """
     found: dict[int, int] = {}
     for record_id in sorted(parents):
         parent = parents[record_id]
@@ -88,8 +100,13 @@ def generations(parents: Mapping[int, int | None]) -> dict[int, int]:
     return found
 
 
-def longest_chains(links: Sequence[tuple[int, int | None, bool, str]], generation: Mapping[int, int]) -> list[list[int]]:
-    """Record ids of the longest lines of descent that end in a kept record, no two from the same real dialogue, oldest first."""
+def longest_chains(
+    links: Sequence[tuple[int, int | None, bool, str]], generation: Mapping[int, int]
+) -> list[list[int]]:
+    """Return the record ids of the longest lines of descent that end in a kept record, oldest record first.
+
+    No two come from the same real dialogue.
+    """
     parents = {record_id: parent for record_id, parent, _, _ in links}
     chains: dict[str, list[int]] = {}
     for record_id, _, is_kept, source in sorted(links, key=lambda link: (-generation[link[0]], link[0])):
@@ -108,7 +125,10 @@ def _reasons(totals: Sequence[Total]) -> list[ReasonRow]:
     for total in totals:
         counts[total.kept, total.reason, total.role] += total.count
     outcomes = {(kept, reason) for kept, reason, _ in counts}
-    rows = [ReasonRow(kept, reason, counts[kept, reason, "recognizer"], counts[kept, reason, "responder"]) for kept, reason in outcomes]
+    rows = [
+        ReasonRow(kept, reason, counts[kept, reason, "recognizer"], counts[kept, reason, "responder"])
+        for kept, reason in outcomes
+    ]
     return sorted(rows, key=lambda row: (not row.kept, -row.count, row.reason))
 
 
@@ -117,19 +137,26 @@ def _labels(totals: Sequence[Total]) -> list[tuple[str, int, int]]:
     for total in totals:
         if total.kept:
             counts[total.label, total.role] += total.count
-    rows = [(label, counts[label, "recognizer"], counts[label, "responder"]) for label in {label for label, _ in counts}]
+    rows = [
+        (label, counts[label, "recognizer"], counts[label, "responder"])
+        for label in {label for label, _ in counts}
+    ]
     return sorted(rows, key=lambda row: (-row[1] - row[2], row[0]))
 
 
 def _charts(records: RunRecords) -> list[Chart]:
-    events = [(event["iteration"], event["flywheel"]) for event in records.of("iteration") if "flywheel" in event]
+    events = [
+        (event["iteration"], event["flywheel"]) for event in records.of("iteration") if "flywheel" in event
+    ]
     charts = []
     for outcome, title in (("kept", "Groups kept, by reason"), ("dropped", "Groups dropped, by reason")):
         totals = Counter[str]()
         for _, outcomes in events:
             totals.update(outcomes[outcome])
         if totals:
-            charts.append(_stacked(title, [(iteration, outcomes[outcome]) for iteration, outcomes in events], totals))
+            charts.append(
+                _stacked(title, [(iteration, outcomes[outcome]) for iteration, outcomes in events], totals)
+            )
     return charts
 
 
@@ -137,7 +164,9 @@ def _stacked(title: str, counts: Sequence[tuple[int, Mapping[str, int]]], totals
     named = [reason for reason, _ in totals.most_common(MAX_REASONS)]
     series = {reason: [row.get(reason, 0) for _, row in counts] for reason in named}
     if len(totals) > MAX_REASONS:
-        series["other reasons"] = [sum(n for reason, n in row.items() if reason not in named) for _, row in counts]
+        series["other reasons"] = [
+            sum(n for reason, n in row.items() if reason not in named) for _, row in counts
+        ]
 
     def draw(axes: Axes) -> None:
         steps = [iteration for iteration, _ in counts]
@@ -153,4 +182,9 @@ def _stacked(title: str, counts: Sequence[tuple[int, Mapping[str, int]]], totals
         axes.set_xlabel("iteration")
         legend(axes)
 
-    return make_chart(title, draw, "; ".join(f"{reason} {count}" for reason, count in totals.most_common()), (SIZE_IN[0], 2.6))
+    return make_chart(
+        title,
+        draw,
+        "; ".join(f"{reason} {count}" for reason, count in totals.most_common()),
+        (SIZE_IN[0], 2.6),
+    )

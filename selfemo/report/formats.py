@@ -1,4 +1,4 @@
-"""How figures and labels look on the page."""
+"""Formats figures and labels for the page."""
 
 from __future__ import annotations
 
@@ -22,30 +22,32 @@ _HUES = {
     "sad": 215,
     "peaceful": 165,
 }
-"""Colour wheel angle of the supported corpora's emotions; neutral and unknown labels are grey."""
+"""Angle on the colour wheel for the emotions of the supported corpora. Neutral and unknown labels are
+grey.
+"""
 
 
 def share(value: float) -> str:
-    """A figure between 0 and 1 (or an entropy)."""
+    """Format a figure between 0 and 1 (or an entropy)."""
     return f"{value:.3f}"
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """With its sign; what rounds to 0 has none."""
+    """Format a figure with its sign; one that rounds to 0 has none."""
     text = f"{abs(value):.{digits}f}"
     sign = "" if not text.strip("0.") else "+" if value > 0 else MINUS
     return sign + text
 
 
 def quantity(value: float, unit: str) -> str:
-    """A number with its unit; bytes in full, since they may have to be equal."""
+    """Format a number with its unit. Bytes are written in full, since they may have to be equal."""
     if unit == "s":
         return f"{value:.3f} s"
     return f"{value:,.0f} {unit}" if value == int(value) else f"{value:,.1f} {unit}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever reads best."""
+    """Format seconds as seconds, minutes or hours, whichever reads best."""
     if seconds < 2 * MINUTE_S:
         return f"{seconds:.0f} s"
     if seconds < 2 * HOUR_S:
@@ -59,5 +61,5 @@ def is_hued(label: str) -> bool:
 
 
 def hue(label: str) -> int:
-    """Angle on the colour wheel, in degrees."""
+    """Return a label's angle on the colour wheel, in degrees."""
     return _HUES[label]

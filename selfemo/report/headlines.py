@@ -1,7 +1,7 @@
-"""Headline figures and their changes, each change with the stage that made it.
+"""Collects headline figures and their changes, each change with the stage that made it.
 
-The supervised start (SFT) and SELF-GRPO are kept apart: a model that cannot answer at all before SFT gains nearly everything there, and a
-single "change" from start to end would credit SELF-GRPO with it.
+The supervised start (SFT) and SELF-GRPO are kept apart: a model that cannot answer at all before SFT
+gains nearly everything there, and a single "change" from start to end would credit SELF-GRPO with it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from selfemo.kernels.config import PRESETS
 from selfemo.records.reading import Json, RunRecords
 
 STAGES = ("start", "sft", "final")
-"""Evaluations in order."""
+"""The evaluations of a run, in order."""
 STAGE_COLOURS = ("--c7", "--c0", "--c1")
 FIGURES = (
     ("accuracy", "Accuracy", True),
@@ -26,29 +26,33 @@ FIGURES = (
     ("label_entropy", "Entropy of predicted labels (nats)", None),
     ("neutral_share", "Predicted neutral", None),
 )
-"""Field, name, and whether more is better (None: neither)."""
+"""Field, name, and whether more is better (None: neither is)."""
 MEANS_OF_TURNS = frozenset({"accuracy", "siou", "exact_match", "format_failure_rate"})
-"""Means over turns of values in [0, 1], whose variance is at most m (1 - m) (equal to it for shares): these get an interval."""
+"""Figures that are means over turns of values in [0, 1]. They get an interval, because their variance
+is at most m (1 - m) (equal to it for shares).
+"""
 THIRDS = 3
 Z_95 = 1.96
 
 
 @dataclass(frozen=True)
 class Headline:
-    """One figure over the stages; None where a stage has not been evaluated."""
+    """One figure over the stages; None for a stage that has not been evaluated."""
 
     name: str
     values: tuple[float | None, ...]
-    """In the order of STAGES."""
+    """Values in the order of STAGES."""
     by_sft: float | None
-    """What SFT changed."""
+    """Change that SFT made."""
     by_play: float | None
-    """What self-play (SELF-GRPO, or the variant the run took) changed, from the SFT model on."""
+    """Change that self-play (SELF-GRPO, or the run's variant) made, from the SFT model on."""
     more_is_better: bool | None
     majority: float | None
-    """What always answering the most frequent label scores, where that is known."""
+    """Score of always answering the most frequent label, if that is known."""
     margin: float | None
-    """Half of the 95% interval of the last value, (normal approximation, turns taken as independent); None for other figures."""
+    """Half of the 95% interval of the last value (normal approximation, turns taken as independent).
+    None for other figures.
+    """
 
     @property
     def last(self) -> float:
@@ -61,7 +65,9 @@ class Headline:
         return list(zip(self.values, (None, self.by_sft, self.by_play), STAGE_COLOURS, strict=True))
 
     def verdict(self, change: float | None) -> str:
-        """One of better, worse, noise (no larger than two such intervals explain), or "" where nothing can be said."""
+        """One of better, worse, noise (no larger than two such intervals explain), or "" if nothing can
+        be said.
+        """
         if change is None or self.more_is_better is None or self.margin is None:
             return ""
         if abs(change) <= math.sqrt(2) * self.margin:
@@ -71,7 +77,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Fact:
-    """One line of what the run did."""
+    """One line about the run."""
 
     name: str
     value: str
@@ -79,13 +85,16 @@ class Fact:
 
 
 def stage_names(records: RunRecords) -> tuple[str, str, str]:
-    """What the stages are called, in the order of STAGES; a loss that another checkout has and this one has not goes by its name."""
+    """Return the names of the stages, in the order of STAGES.
+
+    A loss that this checkout does not have is called by its name in the configuration.
+    """
     loss = records.config.algorithm.loss
     return "start", "SFT", PRESETS[loss].title if loss in PRESETS else loss
 
 
 def headlines(records: RunRecords) -> list[Headline]:
-    """The recognition figures that every recorded evaluation has."""
+    """Return the recognition figures that every recorded evaluation has."""
     evaluations = [records.evaluation(stage) for stage in STAGES]
     majority = (records.summary or {}).get("eval", {}).get("majority", {})
     found = [e for e in evaluations if e is not None]
@@ -96,7 +105,9 @@ def headlines(records: RunRecords) -> list[Headline]:
     ]
 
 
-def _headline(name: str, field: str, better: bool | None, evaluations: Sequence[Json | None], majority: float | None) -> Headline:
+def _headline(
+    name: str, field: str, better: bool | None, evaluations: Sequence[Json | None], majority: float | None
+) -> Headline:
     values = tuple(None if e is None else float(e[field]) for e in evaluations)
     start, sft, final = values
     last = next((e for e in reversed(evaluations) if e is not None), None)
@@ -111,16 +122,33 @@ def _difference(after: float | None, before: float | None) -> float | None:
 
 
 def run_facts(records: RunRecords) -> list[Fact]:
-    """What the run did besides recognising: reward, throughput, agreement of engine and trainer, flywheel, syncs."""
+    """Return the facts about the run besides recognition.
+
+    They are reward, throughput, agreement of engine and trainer, flywheel, and syncs.
+    """
     iterations, syncs = records.of("iteration"), records.of("sync")
     facts = []
     if iterations:
         third = max(1, len(iterations) // THIRDS)
-        first, last = (sum(r["reward"] for r in part) / third for part in (iterations[:third], iterations[-third:]))
-        facts.append(Fact("Self-play reward", f"{first:.3f} → {last:.3f}", f"first and last {third} of {len(iterations)} iterations"))
+        first, last = (
+            sum(r["reward"] for r in part) / third for part in (iterations[:third], iterations[-third:])
+        )
+        facts.append(
+            Fact(
+                "Self-play reward",
+                f"{first:.3f} → {last:.3f}",
+                f"first and last {third} of {len(iterations)} iterations",
+            )
+        )
         samples, tokens = (sum(r[name] for r in iterations) for name in ("samples", "tokens"))
         rollout = sum(r["seconds"]["rollout"] for r in iterations)
-        facts.append(Fact("Sampled", f"{tokens:,} tokens", f"{samples:,} samples, {tokens / rollout:,.0f} tokens/s while rolling out"))
+        facts.append(
+            Fact(
+                "Sampled",
+                f"{tokens:,} tokens",
+                f"{samples:,} samples, {tokens / rollout:,.0f} tokens/s while rolling out",
+            )
+        )
         gap = max(r["logprob_gap_max"] for r in iterations)
         facts.append(Fact("Largest logprob gap", f"{gap:.1e}", "engine against trainer, any sampled token"))
         skipped = sum(not r["step_applied"] for r in iterations)
@@ -128,9 +156,21 @@ def run_facts(records: RunRecords) -> list[Fact]:
         outcomes = [r["flywheel"] for r in iterations if "flywheel" in r]
         kept, dropped = (sum(sum(o[name].values()) for o in outcomes) for name in ("kept", "dropped"))
         if kept + dropped:
-            facts.append(Fact("Flywheel", f"{kept / (kept + dropped):.1%} kept", f"{kept:,} of {kept + dropped:,} groups"))
+            facts.append(
+                Fact(
+                    "Flywheel",
+                    f"{kept / (kept + dropped):.1%} kept",
+                    f"{kept:,} of {kept + dropped:,} groups",
+                )
+            )
     if syncs:
         probes = sum(bool(s["probed"]) for s in syncs)
         seconds = sum(s["seconds"] for s in syncs) / len(syncs)
-        facts.append(Fact("Weight syncs", str(len(syncs)), f"{seconds:.3f} s on average; greedy probe matched {probes} times"))
+        facts.append(
+            Fact(
+                "Weight syncs",
+                str(len(syncs)),
+                f"{seconds:.3f} s on average; greedy probe matched {probes} times",
+            )
+        )
     return facts

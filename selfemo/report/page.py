@@ -1,6 +1,8 @@
-"""Puts the page together. Jinja escapes whatever a model or a user wrote; only our own charts, style and script are markup.
+"""Puts the page together.
 
-The page's content security policy forbids every request and every script but its own, so that nothing in it can load or run.
+Jinja escapes everything that a model or a user wrote; only our own charts, style and script are markup.
+The page's content security policy forbids every request and every script but its own, so that nothing
+in it can load or run.
 """
 
 from __future__ import annotations
@@ -38,15 +40,21 @@ SECTIONS = (
 
 
 def render(records: RunRecords, refresh_s: int = 0, gpu: str = "", max_dialogues: int = MAX_DIALOGUES) -> str:
-    """The page; with `refresh_s` it loads itself again every so many seconds.
+    """Render the page. With `refresh_s` it reloads itself every so many seconds.
 
     Raises:
         UserError: see planned_rows and flywheel_view.
     """
     environment = Environment(
-        loader=PackageLoader("selfemo.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("selfemo.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(formats, name) for name in ("share", "signed", "quantity", "duration", "hue")}
+    environment.filters |= {
+        name: getattr(formats, name) for name in ("share", "signed", "quantity", "duration", "hue")
+    }
     environment.tests["hued"] = formats.is_hued
     style, script = (_resource(name) for name in ("style.css", "page.js"))
     labels, names = label_rows(records), stage_names(records)
@@ -82,7 +90,11 @@ def render(records: RunRecords, refresh_s: int = 0, gpu: str = "", max_dialogues
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write the page under a temporary name, then rename it: a browser that looks on never sees half of it; UserError where it cannot."""
+    """Write the page under a temporary name, then rename it, so that an open browser never sees half of it.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -95,10 +107,19 @@ def _status(records: RunRecords) -> str:
 
 def _about(records: RunRecords) -> list[tuple[str, str]]:
     config, summary = records.config, records.summary
-    about = [("model", config.model.path or f"initialised, {config.model.num_layers} layers of width {config.model.hidden_size}")]
+    about = [
+        (
+            "model",
+            config.model.path
+            or f"initialised, {config.model.num_layers} layers of width {config.model.hidden_size}",
+        )
+    ]
     if summary is not None:
         context = f"context {config.parallel.context} × " if config.parallel.context > 1 else ""
-        sizes = f"tensor {summary['tensor_parallel']} × pipeline {summary['pipeline_parallel']} × {context}data {summary['data_parallel']}"
+        sizes = (
+            f"tensor {summary['tensor_parallel']} × pipeline {summary['pipeline_parallel']} × "
+            f"{context}data {summary['data_parallel']}"
+        )
         about += [
             ("corpus", summary["corpus"]),
             ("processes", f"{summary['world_size']} = {sizes}, {summary['backend']}"),
@@ -107,7 +128,10 @@ def _about(records: RunRecords) -> list[tuple[str, str]]:
             ("took", formats.duration(summary["seconds"]["total"])),
         ]
     else:
-        about += [("corpus", config.corpus.name), ("parallel", f"tensor {config.parallel.tensor} × pipeline {config.parallel.pipeline}")]
+        about += [
+            ("corpus", config.corpus.name),
+            ("parallel", f"tensor {config.parallel.tensor} × pipeline {config.parallel.pipeline}"),
+        ]
     return [*about, ("algorithm", config.algorithm.loss), ("seed", str(config.seed))]
 
 

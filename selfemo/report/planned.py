@@ -1,7 +1,8 @@
-"""What `selfemo plan` says about the run's configuration, beside what the run measured.
+"""Compares the figures of `selfemo plan` for the run's configuration with those that the run measured.
 
-Bytes are compared whatever the device, and those of weights, gradients, optimizer and reference must be equal to the byte. Seconds are
-compared only where the plan is asked for a GPU by name: the planner has no model of a CPU.
+Bytes are compared whatever the device, and those of weights, gradients, optimizer and reference must be
+equal to the byte. Seconds are compared only if the plan is asked for a GPU by name: the planner has no
+model of a CPU.
 """
 
 from __future__ import annotations
@@ -39,17 +40,18 @@ class Row:
 
     @property
     def difference(self) -> float | None:
-        """(measured - planned) / planned; None where nothing was planned."""
+        """(measured - planned) / planned; None if nothing was planned."""
         return (self.measured - self.planned) / self.planned if self.planned else None
 
     @property
     def is_met(self) -> bool:
-        """An exact figure was measured exactly."""
         return self.exact and self.planned == self.measured
 
 
 def planned_rows(records: RunRecords, gpu: str = "") -> list[Row]:
-    """Every figure that is both planned and measured, for a finished run; `gpu` adds seconds, planned for that GPU.
+    """Return every figure that is both planned and measured, for a finished run.
+
+    `gpu` adds seconds, planned for that GPU.
 
     Raises:
         UserError: no GPU of that name is known, or the model directory the run started from is gone.
@@ -77,7 +79,7 @@ def _architecture(root: Path, config: RunConfig) -> Architecture:
 
 
 def _trainer_rows(records: RunRecords, architecture: Architecture, layout: Layout) -> Iterator[Row]:
-    """One row per kind, and one more for ranks that planned or hold something else."""
+    """Return one row per kind of bytes, and a further one for ranks whose planned or held bytes differ."""
     ranks: dict[tuple[str, int, int], list[int]] = {}
     for event in records.of("memory")[-1:]:
         for rank, measured in event["ranks"].items():
@@ -88,7 +90,14 @@ def _trainer_rows(records: RunRecords, architecture: Architecture, layout: Layou
     for kind, planned_bytes, held_bytes in sorted(ranks, key=lambda key: (KINDS.index(key[0]), ranks[key])):
         names = ranks[kind, planned_bytes, held_bytes]
         on = f"rank {names[0]}" if len(names) == 1 else f"each of ranks {', '.join(map(str, names))}"
-        yield Row(kind.capitalize(), planned_bytes, held_bytes, "bytes", exact=True, note=f"on {on}, counted from its allocations")
+        yield Row(
+            kind.capitalize(),
+            planned_bytes,
+            held_bytes,
+            "bytes",
+            exact=True,
+            note=f"on {on}, counted from its allocations",
+        )
 
 
 def _sync_rows(records: RunRecords, architecture: Architecture, layout: Layout) -> Iterator[Row]:
@@ -99,7 +108,10 @@ def _sync_rows(records: RunRecords, architecture: Architecture, layout: Layout) 
         else:
             traffic = sync_bytes(architecture, layout, config.rollout.dtype, config.train.dtype)
             planned = traffic.checkpoint // layout.weight_copies
-        note = f"{event['path']} path, over the ranks of one model replica; the run's figure is counted from the transfer it carried out"
+        note = (
+            f"{event['path']} path, over the ranks of one model replica; the run's figure is "
+            "counted from the transfer it carried out"
+        )
         yield Row("Weight sync, received", planned, event["received_bytes"], "bytes", exact=True, note=note)
 
 
@@ -108,43 +120,81 @@ def _checkpoint_rows(root: Path, architecture: Architecture, config: RunConfig) 
     if written:
         size = sum(file.stat().st_size for file in written[-1].rglob("*") if file.is_file())
         note = "planned: tensor data; measured: all files, indices included"
-        yield Row("Checkpoint", checkpoint_bytes(architecture, config.train.dtype), size, "bytes", exact=False, note=note)
+        yield Row(
+            "Checkpoint",
+            checkpoint_bytes(architecture, config.train.dtype),
+            size,
+            "bytes",
+            exact=False,
+            note=note,
+        )
 
 
 def _workload_rows(config: RunConfig, iterations: list[Json]) -> Iterator[Row]:
     planned = workload_of(config)
     note = "per iteration; an episode whose replies all fail ends early"
-    yield Row("Training samples", planned.train_samples, _mean(iterations, "samples"), "samples", exact=False, note=note)
+    yield Row(
+        "Training samples",
+        planned.train_samples,
+        _mean(iterations, "samples"),
+        "samples",
+        exact=False,
+        note=note,
+    )
     if all("samples_trained" in record for record in iterations):
         note = "per iteration; planned as if every group carried a ranking, and seconds as measured"
-        yield Row("Samples trained", planned.trained_samples, _mean(iterations, "samples_trained"), "samples", exact=False, note=note)
+        yield Row(
+            "Samples trained",
+            planned.trained_samples,
+            _mean(iterations, "samples_trained"),
+            "samples",
+            exact=False,
+            note=note,
+        )
     answer, reply = planned.calls[0].lengths, planned.calls[min(1, len(planned.calls) - 1)].lengths
     for role, lengths in (("recognizer", answer), ("responder", reply)):
         field = f"completion_tokens_{role}"
         if all(field in record for record in iterations):
             note = "mean; assumed from the cap where nobody has measured it"
             measured = _mean(iterations, field)
-            yield Row(f"Completion, {role}", lengths.mean_completion, measured, "tokens", exact=False, note=note)
+            yield Row(
+                f"Completion, {role}", lengths.mean_completion, measured, "tokens", exact=False, note=note
+            )
 
 
 def _measured_workload(config: RunConfig, iterations: list[Json]) -> Workload:
-    """The workload with the lengths and the share of trained samples that this run measured in place of assumed ones."""
+    """Return the workload with measured lengths and measured share of trained samples in place of
+    assumed ones.
+    """
 
     def measured(field: str) -> float | None:
         return _mean(iterations, field) if all(field in r for r in iterations) else None
 
     workload = workload_of(
-        config, measured("prompt_tokens_recognizer"), measured("completion_tokens_recognizer"), measured("completion_tokens_responder")
+        config,
+        measured("prompt_tokens_recognizer"),
+        measured("completion_tokens_recognizer"),
+        measured("completion_tokens_responder"),
     )
     trained = measured("samples_trained")
-    return workload if trained is None else replace(workload, trained_share=trained / _mean(iterations, "samples"))
+    return (
+        workload
+        if trained is None
+        else replace(workload, trained_share=trained / _mean(iterations, "samples"))
+    )
 
 
-def _second_rows(records: RunRecords, architecture: Architecture, layout: Layout, workload: Workload, gpu: str) -> Iterator[Row]:
+def _second_rows(
+    records: RunRecords, architecture: Architecture, layout: Layout, workload: Workload, gpu: str
+) -> Iterator[Row]:
     plan = make_plan(records.config, architecture, layout, workload, gpu_by_name(gpu))
     iterations = records.of("iteration")
     note = f"per iteration, planned for {gpu}; measured on {(records.summary or {})['backend']}"
-    pairs = (("rollout", plan.step.generate), ("train", plan.step.train + plan.step.logprob), ("sync", plan.step.sync))
+    pairs = (
+        ("rollout", plan.step.generate),
+        ("train", plan.step.train + plan.step.logprob),
+        ("sync", plan.step.sync),
+    )
     for phase, planned in pairs:
         measured = _mean([record["seconds"] for record in iterations], phase)
         yield Row(f"Seconds, {phase}", planned, measured, "s", exact=False, note=note)

@@ -1,7 +1,8 @@
-"""Where the time went: spans of phases per rank, drawn as they followed one another, and their sums.
+"""Shows how the run's time was spent: spans of phases per rank, drawn in order, and their sums.
 
-A rank that waits for others waits inside its phase (a collective ends for all ranks together), so bars show when a rank entered a phase
-late, not how long it worked in it. Between spans lie checkpoints, records, and what a phase does not count.
+A rank that waits for others waits inside its phase (a collective ends for all ranks together), so bars
+show when a rank entered a phase late, not how long it worked in it. Between spans lie checkpoints,
+records, and other work that no phase counts.
 """
 
 from __future__ import annotations
@@ -18,50 +19,52 @@ from selfemo.records.reading import RunRecords
 from selfemo.report.charts import INK, SERIES, SOFT, Chart, make_chart
 
 PHASES = ("setup", "sft", "rollout", "reward", "train", "sync", "eval", "save")
-"""Every phase has its colour, in this order."""
+"""The phases, in this order; each has a colour."""
 MAX_ROWS = 16
-"""Ranks that a chart shows; of more, evenly spaced ones."""
+"""Most ranks that a chart shows. Of more, evenly spaced ones are shown."""
 WIDTH_IN = 9.5
 COLUMNS = 300
-"""A rank with more spans than this is drawn in so many columns, each in the colour of the phase that took most of it."""
+"""A rank with more spans than this is drawn in so many columns, each in the colour of the phase that
+took most of it.
+"""
 ZOOMED = 2
-"""Iterations that the closer chart shows: the last ones."""
+"""Number of iterations that the closer chart shows: the last ones."""
 
 PAUSE = ""
-"""Stands for no phase."""
+"""Stands for a time that belongs to no phase."""
 
 Span = tuple[str, float, float]
 """(phase, start, end), seconds since the first span."""
 Spans = dict[int, list[Span]]
-"""By rank."""
+"""Spans by rank."""
 
 
 @dataclass(frozen=True)
 class PhaseSum:
-    """Seconds of one phase on the rank that spent least and most."""
+    """Seconds of one phase, on the rank that spent least and on the one that spent most."""
 
     phase: str
     spans: int
-    """On the main rank."""
+    """Number of spans on the main rank."""
     least_s: float
     most_s: float
     share: float
-    """Of the run so far, by the main rank."""
+    """Share of the run so far, on the main rank."""
 
 
 @dataclass(frozen=True)
 class TimeLine:
-    """Charts and sums; `charts` is empty where nothing was recorded."""
+    """Charts and sums; `charts` is empty if nothing was recorded."""
 
     charts: tuple[Chart, ...]
     sums: tuple[PhaseSum, ...]
     total_s: float
     ranks: int
-    """Ranks that sent their spans."""
+    """Number of ranks that sent their spans."""
 
 
 def time_line(records: RunRecords) -> TimeLine:
-    """The time line of a run so far."""
+    """Draw the time line of a run so far."""
     spans = collect_spans(records)
     if not any(spans.values()):
         return TimeLine((), (), 0.0, 0)
@@ -75,17 +78,20 @@ def time_line(records: RunRecords) -> TimeLine:
 
 
 def collect_spans(records: RunRecords) -> Spans:
-    """Every rank's spans of the whole run, from its first one on."""
+    """Read every rank's spans of the whole run, from its first one on."""
     found: Spans = {}
     for event in records.of("phases"):
         for rank, spans in event["ranks"].items():
             found.setdefault(int(rank), []).extend((name, start, end) for name, start, end in spans)
     first = min((start for mine in found.values() for _, start, _ in mine), default=0.0)
-    return {rank: [(name, start - first, end - first) for name, start, end in mine] for rank, mine in sorted(found.items())}
+    return {
+        rank: [(name, start - first, end - first) for name, start, end in mine]
+        for rank, mine in sorted(found.items())
+    }
 
 
 def _start_of_last(spans: Spans, iterations: int) -> float | None:
-    """Where the last iterations begin on the main rank; None where there are not more than these."""
+    """Return the start of the last iterations on the main rank; None if there are no others."""
     rollouts = [start for name, start, _ in spans[min(spans)] if name == "rollout"]
     return rollouts[-iterations] if len(rollouts) > iterations else None
 
@@ -128,28 +134,49 @@ def _chart(title: str, spans: Spans, start_s: float, end_s: float) -> Chart:
         axes.set_yticks(range(len(rows)), [f"rank {rank}" for rank in rows], color=INK)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(start_s, end_s)
-        axes.set_xlabel("seconds since the run began" + (f"; each of {COLUMNS} columns shows its longest phase" if is_coarse else ""))
+        axes.set_xlabel(
+            "seconds since the run began"
+            + (f"; each of {COLUMNS} columns shows its longest phase" if is_coarse else "")
+        )
         patches = [Patch(color=_colour(name), label=name) for name in names]
-        axes.legend(handles=patches, frameon=False, labelcolor=INK, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names))
+        axes.legend(
+            handles=patches,
+            frameon=False,
+            labelcolor=INK,
+            fontsize=8,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=len(names),
+        )
 
     return make_chart(title, draw, summary, (WIDTH_IN, 0.9 + 0.32 * len(rows)))
 
 
 def coarse_spans(spans: Sequence[Span], start_s: float, end_s: float, columns: int = COLUMNS) -> list[Span]:
-    """Spans of whole columns: each column takes the phase, or the pause, that fills most of it; equal neighbours are one span."""
+    """Reduce spans to whole columns, and join equal neighbours.
+
+    Each column takes the phase, or the pause, that fills most of it.
+    """
     width_s = (end_s - start_s) / columns
     filled: list[dict[str, float]] = [{} for _ in range(columns)]
     for name, start, end in spans:
-        for column in range(max(0, int((start - start_s) / width_s)), min(columns, math.ceil((end - start_s) / width_s))):
+        for column in range(
+            max(0, int((start - start_s) / width_s)), min(columns, math.ceil((end - start_s) / width_s))
+        ):
             left_s = start_s + column * width_s
             overlap_s = min(end, left_s + width_s) - max(start, left_s)
             filled[column][name] = filled[column].get(name, 0.0) + overlap_s
-    longest = [max({PAUSE: width_s - sum(seconds.values()), **seconds}.items(), key=lambda item: item[1])[0] for seconds in filled]
+    longest = [
+        max({PAUSE: width_s - sum(seconds.values()), **seconds}.items(), key=lambda item: item[1])[0]
+        for seconds in filled
+    ]
     found: list[Span] = []
     for name, run in groupby(range(columns), key=longest.__getitem__):
         first, *rest = run
         if name != PAUSE:
-            found.append((name, start_s + first * width_s, start_s + ((rest[-1] if rest else first) + 1) * width_s))
+            found.append(
+                (name, start_s + first * width_s, start_s + ((rest[-1] if rest else first) + 1) * width_s)
+            )
     return found
 
 

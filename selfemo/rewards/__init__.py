@@ -1,1 +1,1 @@
-"""Rewards: named components, each a small pure function, and their assembly per group."""
+"""Rewards: named components, each a small pure function, and the rewards of a group."""

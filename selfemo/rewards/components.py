@@ -1,7 +1,8 @@
-"""The reward components: what each pays for, its weight and its bounds, one value each, in one tuple per role (`COMPONENTS`).
+"""Defines the reward components: name, function, weight and bounds, one value each, in one tuple per role.
 
-Everything else follows these tuples: the columns of the advantages, metrics, curves, samples.jsonl, the flywheel's records and the
-bounds that rewards are held to. Formulas and their reasons: docs/method.md.
+The rest is derived from `COMPONENTS`: the columns of the advantages, metrics, curves, samples.jsonl, the
+flywheel's records, and the bounds that rewards are checked against. Formulas and their reasons:
+docs/method.md.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ from selfemo.selfplay.records import Group, Role
 
 @dataclass(frozen=True)
 class Judged:
-    """One group with everything a component may look at."""
+    """One group, with everything that a component may look at."""
 
     group: Group
     readings: tuple[Reading, ...]
-    """S readings: a recognizer's own answers, or what was read in a responder's replies, a format failure where a gate stopped one."""
+    """S readings: a recognizer's own answers, or the recognizer's readings of a responder's replies; a format
+    failure if a gate stopped the reply."""
     scores: tuple[float, ...]
-    """S plain smoothed IoUs in [0, 1]: with the gold labels or the consensus (recognizer), with the target (responder)."""
+    """S plain smoothed IoUs in [0, 1]: with the gold labels or the consensus (recognizer), with the target
+    (responder)."""
     gate: bool
-    """Whether agreeing may be paid (recognizer); whether any reply was admissible (responder)."""
+    """Recognizer: whether consistency may be paid. Responder: whether any reply was admissible."""
     frequency_weight: float
-    """Weight of the group's gold label; 1 where nobody annotated it."""
+    """Weight of the group's gold label; 1 if nobody annotated it."""
     score: SmoothedIoU
-    """This run's smoothed IoU."""
+    """Smoothed IoU with this run's affinity and smoothing."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,22 @@ class Component:
     """One term of a role's reward."""
 
     name: str
-    """Its name in metrics, curves, samples.jsonl and the flywheel; no other component of the role has it."""
+    """Name in metrics, curves, samples.jsonl and the flywheel; no other component of the role has it."""
     weight: str | float
-    """What it is multiplied by in the total: a number, or the RewardConfig field that holds it."""
+    """Factor in the total: a number, or the name of the RewardConfig field that holds it."""
     function: Callable[[Judged], Sequence[float]]
-    """S values of a group of S samples, before `weight`; pure, because every rank scores its share of the groups."""
+    """Returns S values for a group of S samples, before `weight`. Pure, because every rank scores its share
+    of the groups."""
     bounds: tuple[str | float, str | float] = (0.0, 1.0)
-    """Smallest and largest value: numbers, or RewardConfig fields. A value outside ends the run, as a bug."""
+    """Smallest and largest value: numbers, or names of RewardConfig fields. A value outside ends the run, as
+    a bug."""
 
     def weight_in(self, config: RewardConfig) -> float:
-        """Its weight under a run's configuration."""
+        """Look up the weight in a run's configuration."""
         return _number(self.weight, config)
 
     def bounds_in(self, config: RewardConfig) -> tuple[float, float]:
-        """Its bounds under a run's configuration."""
+        """Look up (smallest, largest) value in a run's configuration."""
         low, high = self.bounds
         return _number(low, config), _number(high, config)
 
@@ -61,24 +66,33 @@ def _number(value: str | float, config: RewardConfig) -> float:
 
 
 def alignment(reading: Reading, reference: Collection[str], score: SmoothedIoU) -> float:
-    """a_i: smoothed IoU with the gold set, or with the consensus where nobody annotated; 0 for a format failure or an empty reference."""
+    """a_i: smoothed IoU with the gold set, or with the consensus if nobody annotated the turn.
+
+    0 for a format failure or an empty reference.
+    """
     return score.of_reading(reading, reference) if reference else 0.0
 
 
 def consistency(readings: Sequence[Reading], index: int, score: SmoothedIoU) -> float:
-    """c_i: mean smoothed IoU of one sample with the others of its group; a format failure on either side counts 0; 0 for a lone sample."""
+    """c_i: mean smoothed IoU of one sample with the others of its group.
+
+    A format failure on either side counts 0; a lone sample has 0.
+    """
     others = [reading for i, reading in enumerate(readings) if i != index]
     if not others:
         return 0.0
-    return sum(score.of_reading(readings[index], other.labels) for other in others if isinstance(other, Answer)) / len(others)
+    return sum(
+        score.of_reading(readings[index], other.labels) for other in others if isinstance(other, Answer)
+    ) / len(others)
 
 
 def consistency_gate(consensus: Consensus, gold: Collection[str] | None, low: float, high: float) -> bool:
-    """gate(g): whether agreeing may be paid in this group.
+    """gate(g): decide whether a group's agreement may be paid.
 
-    Annotated: only where the consensus' primary label is a gold label, since agreement on a wrong label deserves nothing. Unannotated:
-    only where the mean pairwise smoothed IoU lies in [low, high], since below there is nothing to agree on, and above the
-    group has collapsed to one answer. Paid everywhere, the bonus rewards answering with the majority label.
+    Annotated: only if the consensus' primary label is a gold label, since agreement on a wrong label deserves
+    nothing. Unannotated: only if the mean pairwise smoothed IoU lies in [low, high], since below there is
+    nothing to agree on, and above the group has collapsed to one answer. If it were paid everywhere, the
+    bonus would reward the majority label.
     """
     if not consensus.labels:
         return False
@@ -88,40 +102,58 @@ def consistency_gate(consensus: Consensus, gold: Collection[str] | None, low: fl
 
 
 def expression(reading: Reading | None, target: Collection[str], score: SmoothedIoU) -> float:
-    """Smoothed IoU between the target set and what the recognizer read in a reply; 0 where a gate failed, so that nothing was read."""
+    """Smoothed IoU between the target set and the recognizer's reading of a reply.
+
+    0 if a gate failed, since the reply was not read then.
+    """
     return score.of_reading(reading, target) if reading is not None else 0.0
 
 
 def answer_format(reading: Reading) -> float:
-    """f_i of a recognizer: 1 for an answer in the grammar."""
+    """f_i of a recognizer: 1 for an answer in the grammar, else 0."""
     return float(isinstance(reading, Answer))
 
 
 def reply_format(gates: Collection[str]) -> float:
-    """f_i of a responder: 1 for a reply that fails no gate."""
+    """f_i of a responder: 1 for a reply that fails no gate, else 0."""
     return float(not gates)
 
 
 def paid_consistency(group: Judged) -> list[float]:
-    """S values of c_i, all 0 behind a closed gate."""
-    return [consistency(group.readings, i, group.score) if group.gate else 0.0 for i in range(len(group.readings))]
+    """c_i of the S samples; all 0 if the group's gate is closed."""
+    return [
+        consistency(group.readings, i, group.score) if group.gate else 0.0 for i in range(len(group.readings))
+    ]
 
 
 COMPONENTS: dict[Role, tuple[Component, ...]] = {
     "recognizer": (
-        Component("alignment", "alignment_weight", lambda g: [g.frequency_weight * s for s in g.scores], (0.0, "frequency_cap")),
+        Component(
+            "alignment",
+            "alignment_weight",
+            lambda g: [g.frequency_weight * s for s in g.scores],
+            (0.0, "frequency_cap"),
+        ),
         Component("consistency", "consistency_weight", paid_consistency),
         Component("format", "format_weight", lambda g: [answer_format(reading) for reading in g.readings]),
     ),
     "responder": (
         Component("expression", "expression_weight", lambda g: g.scores),
-        Component("format", "format_weight", lambda g: [reply_format(sample.gates) for sample in g.group.samples]),
+        Component(
+            "format", "format_weight", lambda g: [reply_format(sample.gates) for sample in g.group.samples]
+        ),
     ),
 }
-"""The components of each role, in the order of their columns. Add one at the end of its role's tuple: docs/extending.md."""
+"""The components of each role, in the order of their columns. Add one at the end of its role's tuple:
+docs/extending.md."""
 
 
 def metric_name(component: Component, role: Role) -> str:
-    """Its field in metrics.jsonl after "reward_": its name, and its role before it where both roles have a component of that name."""
-    shared = all(any(other.name == component.name for other in components) for components in COMPONENTS.values())
+    """Name the component's field in metrics.jsonl, without the prefix "reward_".
+
+    It is the component's name, after the role's if both roles have a component of that name.
+    """
+    shared = all(
+        any(other.name == component.name for other in components) for components in COMPONENTS.values()
+    )
     return f"{role}_{component.name}" if shared else component.name

@@ -1,4 +1,7 @@
-"""Inverse-frequency weights of labels: what keeps rare emotions worth predicting where half the corpus is neutral."""
+"""Weights labels by inverse frequency.
+
+This keeps rare emotions worth predicting if half the corpus is neutral.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,21 @@ from selfemo.corpora.conversation import Conversation
 
 
 def label_shares(conversations: Sequence[Conversation], labels: Sequence[str]) -> dict[str, float]:
-    """Share of each label among the primary labels of annotated turns; all 0 where nothing is annotated."""
-    counts = Counter(turn.labels[0] for conversation in conversations for turn in conversation.turns if turn.labels)
+    """Count each label's share among the primary labels of annotated turns; all 0 if nothing is annotated."""
+    counts = Counter(
+        turn.labels[0] for conversation in conversations for turn in conversation.turns if turn.labels
+    )
     total = counts.total()
     return {label: counts[label] / total if total else 0.0 for label in labels}
 
 
 def frequency_weights(shares: Mapping[str, float], exponent: float, cap: float) -> dict[str, float]:
-    """Weight of each label: min(cap, c * share ** -exponent), with c such that the mean over the split is 1.
+    """Weigh each label by min(cap, c * share ** -exponent), with c such that the mean over the split is 1.
 
     Args:
         shares: label shares of the training split.
         exponent: 0 gives every label weight 1.
-        cap: largest weight, >= 1; a label that never occurs gets it (or 1 when exponent is 0).
+        cap: largest weight, >= 1; a label that never occurs gets it (or 1 if exponent is 0).
 
     Raises:
         ValueError: cap below 1, for which no mean of 1 exists.
@@ -38,5 +43,7 @@ def frequency_weights(shares: Mapping[str, float], exponent: float, cap: float) 
         scale = (1.0 - cap * sum(shares[label] for label in capped)) / mass if free else 0.0
         over = {label for label in free if scale * raw[label] > cap * (1 + 1e-12)}
         if not over:
-            return {label: cap if label in capped or label not in raw else scale * raw[label] for label in shares}
+            return {
+                label: cap if label in capped or label not in raw else scale * raw[label] for label in shares
+            }
         capped |= over

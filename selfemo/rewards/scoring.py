@@ -1,9 +1,10 @@
-"""A group's rewards: S samples x C named components, with what the algorithm needs to weigh the group.
+"""Scores groups: S samples x C named components, and the figures that the algorithm weighs the group by.
 
-Components stay apart until the advantage is computed, so that a log shows which one moved, and a per-component advantage is possible.
-Which there are, by role, says `selfemo.rewards.components.COMPONENTS`.
+Components stay apart until the advantage is computed, so that a log shows which one moved, and so that an
+advantage per component is possible. `selfemo.rewards.components.COMPONENTS` lists them by role.
 
-What scoring computes is apart from the group it belongs to: it is small, so ranks can share out the work and exchange `Figures` alone.
+The figures are kept apart from the group they belong to. They are small, so ranks share out the work and
+exchange `Figures` alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from selfemo.selfplay.records import Group
 
 
 class Figures(NamedTuple):
-    """What scoring computes of a group; a plain tuple of numbers, because it is sent between ranks by the hundred thousand."""
+    """The scores of one group.
+
+    A plain tuple of numbers, because ranks send each other hundreds of thousands of them.
+    """
 
     rewards: tuple[tuple[float, ...], ...]
     scores: tuple[float, ...]
@@ -44,11 +48,12 @@ class ScoredGroup:
     rewards: tuple[tuple[float, ...], ...]
     """S x C, before `weights`."""
     scores: tuple[float, ...]
-    """S plain smoothed IoUs (alignment or expression) in [0, 1], without frequency weight: what ranks the samples."""
+    """S plain smoothed IoUs (alignment or expression) in [0, 1], without frequency weight; they rank the
+    samples."""
     gate: bool
-    """Whether consistency was paid (recognizer); whether any reply was admissible (responder)."""
+    """Recognizer: whether consistency was paid. Responder: whether any reply was admissible."""
     frequency_weight: float
-    """Weight of the group's gold label; 1 where nobody annotated it."""
+    """Weight of the group's gold label; 1 if nobody annotated it."""
     advantages: tuple[float, ...] = ()
     """S group-relative advantages; empty until they are computed."""
     loss_weight: float = 1.0
@@ -61,7 +66,7 @@ class ScoredGroup:
 
     @property
     def totals(self) -> tuple[float, ...]:
-        """S weighted sums over components."""
+        """Weighted sum over components, for each of S samples."""
         return tuple(sum(w * r for w, r in zip(self.weights, row, strict=True)) for row in self.rewards)
 
     @property
@@ -75,7 +80,7 @@ class ScoredGroup:
         return max(range(len(self.scores)), key=lambda i: (self.scores[i], -i))
 
     def component(self, name: str) -> tuple[float, ...]:
-        """One column of `rewards`.
+        """Return one column of `rewards`.
 
         Raises:
             ValueError: the group has no component of that name.
@@ -88,7 +93,11 @@ class Rewards:
     """The reward functions of a run: configuration, smoothed IoU and label weights."""
 
     def __init__(self, config: RewardConfig, train: Sequence[Conversation], labels: Sequence[str]) -> None:
-        """Args: train: training split, for label shares; labels: the closed label set.
+        """Count the training split's labels, and derive their weights.
+
+        Args:
+            train: the training split.
+            labels: the closed label set.
 
         Raises:
             UserError: reward.affinity=circumplex with a label that has no place on it.
@@ -96,19 +105,30 @@ class Rewards:
         self.config = config
         self.score = SmoothedIoU(build_affinity(config.affinity, labels), config.smoothing)
         self.label_shares = label_shares(train, labels)
-        self.label_weights = frequency_weights(self.label_shares, config.frequency_exponent, config.frequency_cap)
+        self.label_weights = frequency_weights(
+            self.label_shares, config.frequency_exponent, config.frequency_cap
+        )
 
     def score_groups(self, groups: Sequence[Group], deal: Deal = one_by_one) -> list[ScoredGroup]:
-        """The rewards of every group under this run's configuration, in order; the same whoever computed which."""
-        return [scored_group(group, figures, self.config) for group, figures in zip(groups, deal(self.figures, groups), strict=True)]
+        """Score groups under this run's configuration, in order.
+
+        Args:
+            deal: shares the work out; the result does not depend on it.
+        """
+        return [
+            scored_group(group, figures, self.config)
+            for group, figures in zip(groups, deal(self.figures, groups), strict=True)
+        ]
 
     def figures(self, group: Group) -> Figures:
-        """One group's."""
+        """Compute one group's figures."""
         return figures_of(group, self.config, self.score, self.label_weights)
 
 
-def score_group(group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]) -> ScoredGroup:
-    """The rewards of one group.
+def score_group(
+    group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]
+) -> ScoredGroup:
+    """Score one group.
 
     Args:
         label_weights: from `frequency_weights`, over the closed label set.
@@ -117,13 +137,17 @@ def score_group(group: Group, config: RewardConfig, score: SmoothedIoU, label_we
 
 
 def scored_group(group: Group, figures: Figures, config: RewardConfig) -> ScoredGroup:
-    """A group with the figures that were computed of it."""
+    """Join a group with its figures."""
     components = COMPONENTS[group.role]
-    return ScoredGroup(group, components, tuple(component.weight_in(config) for component in components), *figures)
+    return ScoredGroup(
+        group, components, tuple(component.weight_in(config) for component in components), *figures
+    )
 
 
-def figures_of(group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]) -> Figures:
-    """What `score_group` computes.
+def figures_of(
+    group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]
+) -> Figures:
+    """Compute a group's figures, the part of `score_group` that takes time.
 
     Raises:
         ValueError: a component returns another number of values than the group has samples.
@@ -134,16 +158,22 @@ def figures_of(group: Group, config: RewardConfig, score: SmoothedIoU, label_wei
         columns.append(component.function(judged))
         if len(columns[-1]) != len(group.samples):
             found = f"{len(columns[-1])} values for {len(group.samples)} samples of a {group.role} group"
-            raise ValueError(f"reward component {component.name} returned {found}: expected one value per sample")
+            raise ValueError(
+                f"reward component {component.name} returned {found}: expected one value per sample"
+            )
     return Figures(tuple(zip(*columns, strict=True)), judged.scores, judged.gate, judged.frequency_weight)
 
 
-def judge(group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]) -> Judged:
-    """A group with everything its components may look at."""
+def judge(
+    group: Group, config: RewardConfig, score: SmoothedIoU, label_weights: Mapping[str, float]
+) -> Judged:
+    """Collect everything that a group's components may look at."""
     readings = tuple(sample.reading or FormatFailure("empty") for sample in group.samples)
     if group.role == "responder":
         scores = tuple(expression(sample.reading, group.target or (), score) for sample in group.samples)
         return Judged(group, readings, scores, any(not sample.gates for sample in group.samples), 1.0, score)
     scores = tuple(alignment(reading, group.gold or group.consensus.labels, score) for reading in readings)
-    gate = not config.consistency_gate or consistency_gate(group.consensus, group.gold, config.consistency_low, config.consistency_high)
+    gate = not config.consistency_gate or consistency_gate(
+        group.consensus, group.gold, config.consistency_low, config.consistency_high
+    )
     return Judged(group, readings, scores, gate, label_weights[group.gold[0]] if group.gold else 1.0, score)

@@ -1,1 +1,4 @@
-"""The colocated vLLM engine: token ids in, sampled ids and logprobs out, weights from the trainer. Only this room imports vllm."""
+"""The colocated vLLM engine: takes token ids and the trainer's weights, gives sampled ids and logprobs.
+
+Only this room imports vllm.
+"""

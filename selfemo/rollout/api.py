@@ -1,4 +1,4 @@
-"""What goes into and comes out of the engine: token ids only, so that what was sampled is what is trained on."""
+"""Defines the engine's input and output: token ids only, so that the ids sampled are the ids trained on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class GenerationRequest:
 
     prompt_ids: tuple[int, ...]
     seed: int
-    """From selfemo.common.seeds.derive_seed; the completion depends on it, the prompt and the weights alone."""
+    """From selfemo.common.seeds.derive_seed. The completion depends on the seed, the prompt and the weights
+    alone."""
     max_tokens: int
     temperature: float
     """0 decodes greedily."""
@@ -26,21 +27,22 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the engine sampled for one request."""
+    """The engine's answer to one request."""
 
     token_ids: tuple[int, ...]
-    """Sampled ids, the end-of-turn token included when it was sampled."""
+    """Sampled ids, with the end-of-turn token if it was sampled."""
     logprobs: tuple[float, ...]
-    """Natural-log probability of each sampled id under the engine's weights at the request's temperature (1 where greedy)."""
+    """Natural-log probability of each sampled id under the engine's weights at the request's temperature (1
+    if greedy)."""
     finished: bool
-    """True when the model ended its turn; False when max_tokens cut it."""
+    """True if the model ended its turn; False if max_tokens cut it."""
 
 
 class Generator(Protocol):
-    """Anything that completes prompts: the colocated engine in production; tests of pure logic may script one."""
+    """Completes prompts: the colocated engine does in production; tests of pure logic may script one."""
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """One completion per request, in order."""
+        """Generate one completion per request, in order."""
         ...
 
 
@@ -54,9 +56,10 @@ class LiveParameter:
 
 
 class Engine(Generator, Protocol):
-    """Everything a run asks of an engine: this rank's own, or its part of one that spans ranks.
+    """The methods that a run needs of an engine: this rank's own, or its part of one that spans ranks.
 
-    It starts without weights, and `generate` raises until it has received some, so that no completion comes from weights that nobody sent.
+    It starts without weights, and `generate` raises until it has received some, so that no completion comes
+    from weights that nobody sent.
     """
 
     max_length: int
@@ -65,19 +68,31 @@ class Engine(Generator, Protocol):
     """Number of the last weights received; -1 before the first."""
 
     def receive_checkpoint_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Take full Hugging Face tensors by name (tied models: `lm_head.weight` too); each is valid until the next is asked for."""
+        """Load full Hugging Face tensors by name (tied models: `lm_head.weight` too).
+
+        Each tensor is valid until the next is requested.
+        """
         ...
 
     def copy_direct(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Take this rank's tensors in the layout of `live_parameters`; never called where that list lacks one in vLLM's layout."""
+        """Copy this rank's tensors, in the layout of `live_parameters`.
+
+        Never called if that list lacks a parameter of vLLM's layout.
+        """
         ...
 
     def live_parameters(self) -> list[LiveParameter]:
-        """This rank's parameters under vLLM's names, for direct copies; those with another layout may be missing."""
+        """List this rank's parameters under vLLM's names, for direct copies.
+
+        Parameters with another layout may be missing.
+        """
         ...
 
     def live_tensors(self) -> Mapping[str, torch.Tensor]:
-        """This rank's parameters by name, not copied, for checksums; at least one. Greedy probes cover names that are not vLLM's."""
+        """Return this rank's parameters by name, not copied, for checksums; at least one.
+
+        Greedy probes cover parameters whose names are not vLLM's.
+        """
         ...
 
     def sleep(self) -> None:
@@ -85,12 +100,14 @@ class Engine(Generator, Protocol):
         ...
 
     def wake_up(self) -> None:
-        """Be ready to receive weights."""
+        """Prepare to receive weights."""
         ...
 
 
 def check_room(requests: Sequence[GenerationRequest], max_length: int, where: str = "") -> None:
-    """Refuse requests that do not fit: an engine stops at a longer prompt in its own words, and cuts a completion without a word.
+    """Raise if a prompt plus its max_tokens exceeds `max_length`.
+
+    vLLM rejects a long prompt with its own error, and truncates a long completion silently.
 
     Args:
         max_length: the engine's longest sequence, prompt and completion together, in tokens.
@@ -102,7 +119,8 @@ def check_room(requests: Sequence[GenerationRequest], max_length: int, where: st
     longest = max((len(r.prompt_ids) + r.max_tokens for r in requests), default=0)
     if longest > max_length:
         message = (
-            f"{where}a prompt and its completion may take {longest} tokens, model.max_length={max_length} holds fewer: "
+            f"{where}a prompt and its completion may take {longest} tokens, "
+            f"model.max_length={max_length} holds fewer: "
             "lower corpus.history_turns or corpus.max_turn_tokens, or raise model.max_length"
         )
-        raise on_all_ranks(UserError(message))  # every rank is asked the same
+        raise on_all_ranks(UserError(message))  # every rank checks the same requests

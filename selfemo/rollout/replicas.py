@@ -1,7 +1,8 @@
-"""Many engines as one generator: requests are dealt over replicas, results gathered to every rank.
+"""Joins many engines into one generator: deals requests over replicas, gathers results to every rank.
 
-Every rank calls `generate` with the same requests. A replica takes a contiguous share, which keeps the samples of one prompt
-on one engine and so its prefix cache warm; ranks of one tensor-parallel engine are given identical shares.
+Every rank calls `generate` with the same requests. A replica takes a contiguous share: the samples of one
+prompt stay on one engine, whose prefix cache they share. Ranks of one tensor-parallel engine get identical
+shares.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from selfemo.rollout.api import Completion, Engine, GenerationRequest, check_roo
 
 
 class ReplicatedGenerator:
-    """rollout.request.Generator over world_size / tensor_parallel engine replicas."""
+    """A generator over world_size / tensor_parallel engine replicas; implements rollout.api.Generator."""
 
     def __init__(self, engine: Engine, tensor_parallel: int) -> None:
         self._engine = engine
@@ -23,10 +24,11 @@ class ReplicatedGenerator:
         """Completion tokens generated so far, over all replicas."""
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """One completion per request, in order, on every rank.
+        """Generate one completion per request, in order, on every rank.
 
         Raises:
-            UserError: a prompt leaves no room for its completion in the engine's longest sequence; on every rank alike.
+            UserError: a prompt leaves no room for its completion in the engine's longest sequence; on every
+                rank alike.
         """
         check_room(requests, self._engine.max_length)
         replicas = dist.get_world_size() // self._tensor_parallel

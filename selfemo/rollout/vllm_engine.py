@@ -1,8 +1,9 @@
-"""One vLLM engine inside the training process.
+"""Runs one vLLM engine inside the training process.
 
-The engine starts with dummy weights on purpose: the only weights it can ever hold are those the trainer sent, and until a
-sync has ended, or while it sleeps, `generate` raises instead of producing plausible garbage. Every request carries its own
-seed, so that a completion depends on the prompt, the seed and the weights, not on what else is in the batch.
+The engine starts with dummy weights on purpose: the only weights it can ever hold are those the trainer sent.
+Before a sync has ended, and while the engine sleeps, `generate` raises, since it would produce plausible
+garbage. Every request carries its own seed, so that a completion depends on the prompt, the seed and the
+weights, not on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -21,21 +22,37 @@ from selfemo.rollout.vllm_shared_memory import named_shared_memory
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core runs in this process, beside the trainer's tensors
+    # the engine core runs in this process, beside the trainer's tensors
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # ranks share the cores as the launcher placed them
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CONFIGURE_LOGGING": "0",
 }
 MEMORY_CHECK_FRACTION = 0.01
-"""Share of the GPU that vLLM demands to be free at its start. Its default, 0.92, is for an engine that has the GPU alone: beside the
-trainer's model and optimizer it would end the run. With an explicit KV cache size vLLM uses the value for nothing else."""
+"""Share of the GPU that vLLM demands to be free at its start. Its default, 0.92, is for an engine that has
+the GPU alone: beside the trainer's model and optimizer it would end the run. With an explicit KV cache size
+vLLM uses the value for nothing else."""
 
 
 class RolloutEngine:
     """A vLLM engine on this rank, or this rank's part of one that spans `rollout.tensor_parallel` ranks."""
 
-    def __init__(self, model_dir: str, config: RolloutConfig, max_length: int, stop_ids: Sequence[int], device_kind: str) -> None:
-        """`stop_ids`: tokens that end a turn; the engine has no tokenizer of its own to know them from."""
+    def __init__(
+        self,
+        model_dir: str,
+        config: RolloutConfig,
+        max_length: int,
+        stop_ids: Sequence[int],
+        device_kind: str,
+    ) -> None:
+        """Start the engine with dummy weights.
+
+        Args:
+            stop_ids: tokens that end a turn; the engine has no tokenizer to know them from.
+
+        Raises:
+            UserError: vllm cannot be imported, or its CPU attention has no kernel for the model's head_dim.
+        """
         self.max_length = max_length
         """Longest sequence, prompt and completion together, in tokens."""
         os.environ.update(ENVIRONMENT)
@@ -44,7 +61,8 @@ class RolloutEngine:
             from vllm import LLM
         except ImportError as error:
             raise UserError(
-                f"vllm cannot be imported ({error}): run `make setup`, or pip install -r requirements/cpu.txt (GPU: as docs/gpu.md says)"
+                f"vllm cannot be imported ({error}): run `make setup`, "
+                "or pip install -r requirements/cpu.txt (GPU: as docs/gpu.md says)"
             ) from None
         with named_shared_memory() if device_kind == "cpu" and config.tensor_parallel > 1 else nullcontext():
             self._llm: Any = LLM(
@@ -56,7 +74,8 @@ class RolloutEngine:
                 distributed_executor_backend="external_launcher",
                 max_model_len=max_length,
                 max_num_seqs=config.max_num_seqs,
-                # A seeded prefill must not be split over scheduler steps on CPU; chunking off makes the bound a guarantee.
+                # On CPU a seeded prefill must not be split over scheduler steps. Without chunking, the bound
+                # is a guarantee.
                 max_num_batched_tokens=max(16_384, max_length),
                 enable_chunked_prefill=False,
                 kv_cache_memory_bytes=config.kv_cache_bytes,
@@ -79,7 +98,7 @@ class RolloutEngine:
         """Number of the last weights received; -1 before the first."""
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """One completion per request, in order.
+        """Generate one completion per request, in order.
 
         Raises:
             RuntimeError: the engine has received no weights, or is asleep.
@@ -96,14 +115,17 @@ class RolloutEngine:
                 seed=r.seed if r.temperature > 0 else None,
                 max_tokens=r.max_tokens,
                 stop_token_ids=self._stop_ids,
-                ignore_eos=True,  # the stop ids are the caller's alone, not those that a generation_config.json adds
+                # only the caller's stop ids count, not those that a generation_config.json adds
+                ignore_eos=True,
                 logprobs=0,
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             for r in requests
         ]
-        outputs = self._llm.generate([{"prompt_token_ids": list(r.prompt_ids)} for r in requests], params, use_tqdm=False)
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(r.prompt_ids)} for r in requests], params, use_tqdm=False
+        )
         return [_completion(output.outputs[0]) for output in outputs]
 
     def receive_checkpoint_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
@@ -111,38 +133,56 @@ class RolloutEngine:
         self._reload(tensors, version, is_checkpoint_format=True)
 
     def copy_direct(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Copy tensors that are already in the engine's fused, sharded layout (see `live_parameters`) into its parameters."""
+        """Copy tensors into the engine's parameters.
+
+        They must be in its fused, sharded layout already (see `live_parameters`).
+        """
         self._reload(tensors, version, is_checkpoint_format=False)
 
     def live_parameters(self) -> list[LiveParameter]:
-        """The engine's own parameters on this rank; empty shapes where a CPU backend has prepacked the matrix."""
-        return [LiveParameter(name, tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in self.live_tensors().items()]
+        """List the engine's own parameters on this rank.
+
+        A matrix that a CPU backend has prepacked has an empty shape.
+        """
+        return [
+            LiveParameter(name, tuple(t.shape), str(t.dtype).removeprefix("torch."))
+            for name, t in self.live_tensors().items()
+        ]
 
     def live_tensors(self) -> Mapping[str, torch.Tensor]:
-        """The running model's parameters on this rank by name, not copied: for checksums."""
-        found: list[Mapping[str, torch.Tensor]] = self._llm.apply_model(lambda model: dict(model.named_parameters()))
+        """Return the running model's parameters on this rank by name, not copied, for checksums."""
+        found: list[Mapping[str, torch.Tensor]] = self._llm.apply_model(
+            lambda model: dict(model.named_parameters())
+        )
         return found[0]
 
     def sleep(self) -> None:
-        """Free weights and KV cache (GPU, vLLM level 2); on CPU the engine stays resident and this does nothing."""
+        """Free weights and KV cache (GPU, vLLM level 2).
+
+        On CPU the engine stays in memory and this does nothing.
+        """
         if self._can_sleep and not self._asleep:
             self._llm.sleep(level=2)
             self._asleep = True
 
     def wake_up(self) -> None:
-        """Allocate memory again; weights are gone and must be received before `generate`."""
+        """Allocate memory again. The weights are gone and must be received before `generate`."""
         if self._asleep:
             self._llm.wake_up()
             self._asleep = False
             self.weight_version = -1
 
-    def _reload(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int, is_checkpoint_format: bool) -> None:
+    def _reload(
+        self, tensors: Iterable[tuple[str, torch.Tensor]], version: int, is_checkpoint_format: bool
+    ) -> None:
         if self._asleep:
             raise RuntimeError("the rollout engine is asleep and cannot receive weights: call wake_up first")
-        self.weight_version = -1  # a failed reload leaves the engine unusable, not half old
+        # if the reload fails, the engine cannot be used with weights that are half old
+        self.weight_version = -1
         with torch.no_grad():
             self._llm.collective_rpc(
-                "reload_weights", kwargs={"weights_iterator": iter(tensors), "is_checkpoint_format": is_checkpoint_format}
+                "reload_weights",
+                kwargs={"weights_iterator": iter(tensors), "is_checkpoint_format": is_checkpoint_format},
             )
         self._llm.reset_prefix_cache()
         self.weight_version = version
@@ -155,13 +195,18 @@ class RolloutEngine:
 
 
 def _check_cpu_head_size(head_size: int) -> None:
-    """vLLM's CPU attention has kernels for some head sizes only, and says so no earlier than at the first token."""
+    """Raise if vLLM's CPU attention has no kernel for a head size.
+
+    vLLM itself fails only at the first token.
+    """
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend  # vllm-private
 
     supported = CPUAttentionBackend.get_supported_head_sizes()
     if head_size not in supported:
         raise UserError(
-            f"the model's head_dim is {head_size}; vLLM on CPU takes one of {', '.join(map(str, supported))}: use such a model, or a GPU"
+            f"the model's head_dim is {head_size}; "
+            f"vLLM on CPU takes one of {', '.join(map(str, supported))}: "
+            "use such a model, or a GPU"
         )
 
 
@@ -172,7 +217,7 @@ def _completion(output: Any) -> Completion:
 
 
 def engine_version() -> str:
-    """Name and version of the engine package, such as "vllm 0.32.0"."""
+    """Return name and version of the engine package, such as "vllm 0.32.0"."""
     import vllm
 
     return f"vllm {vllm.__version__}"

@@ -1,7 +1,8 @@
-"""A name of its own for the shared memory in which the ranks of one CPU engine meet.
+"""Gives the shared memory of one CPU engine, in which its ranks meet, a name of its own.
 
-vLLM names it after the port its ranks rendezvous at. Under an external launcher there is no port, and every engine of the machine gets
-the same name: a second run would meet the first one's memory, and what a killed run left behind would keep the next from starting.
+vLLM names it after the port at which its ranks rendezvous. Under an external launcher there is no port, and
+every engine of the machine gets the same name: a second run would meet the first one's memory, and memory
+left by a killed run would keep the next from starting.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import torch.distributed as dist
 
 @contextmanager
 def named_shared_memory() -> Iterator[None]:
-    """Build a CPU engine that spans ranks in here. Collective over the default process group.
+    """Name the shared memory of a CPU engine that is built in this block and spans ranks.
 
-    Its memory has a name drawn for it, and loses it again when all ranks have met there, so that a killed run leaves nothing behind.
+    Collective over the default process group. The name is drawn at random and removed when all ranks have
+    met, so that a killed run leaves nothing behind.
     """
     from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher  # vllm-private
 
@@ -28,7 +30,8 @@ def named_shared_memory() -> Iterator[None]:
     original = ExecutorWithExternalLauncher._distributed_args  # vllm-private
 
     def distributed_args(_self: object) -> tuple[str, int, int]:
-        # vLLM takes what follows the last colon for the port; the address itself is not used, as the group exists.
+        # vLLM takes the part after the last colon for the port. The address itself is not used, as the group
+        # exists.
         return f"env://:selfemo-{name[0]}", int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
 
     ExecutorWithExternalLauncher._distributed_args = distributed_args

@@ -1,1 +1,1 @@
-"""The life of one run: where it stands, checkpoints, resuming, guards, and what it writes down."""
+"""The life of one run: progress, checkpoints, resuming, guards, and the records it writes."""

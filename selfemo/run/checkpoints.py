@@ -1,12 +1,16 @@
-"""Checkpoints of a run: directories that appear whole or not at all, with a digest of every file, and the newest good one to resume from.
+"""Writes a run's checkpoints, and finds the newest good one to resume from.
+
+A checkpoint is a directory that appears whole or not at all, with a digest of every file.
 
     checkpoints/
-      iteration-000004/     tensors (megatron/checkpoint.py), rng-00000.safetensors of each rank, manifest.json (state.py)
-      reference/            the SFT weights self-play is held to, stored once
+      iteration-000004/     tensors (megatron/checkpoint.py), rng-00000.safetensors of each rank,
+                            manifest.json (records/manifest.py)
+      reference/            the SFT weights, the reference of self-play, stored once
       latest                the name of the newest; it moves last
 
-A checkpoint is written under a temporary name that no other attempt shares (a writer that outlives a kill cannot touch it), flushed
-to disk, and renamed. On the way back every file is hashed before any is read; what does not match is told and passed over.
+A checkpoint is written under a temporary name that no other attempt shares (a writer that outlives a kill
+cannot touch it), flushed to disk, and renamed. On a resume every file is hashed before any is read; a
+checkpoint with a file that does not match is reported and skipped.
 """
 
 from __future__ import annotations
@@ -33,7 +37,14 @@ from selfemo.megatron.rng import restore_rng, save_rng
 from selfemo.process import watchdog
 from selfemo.process.collectives import fail_together, on_rank0
 from selfemo.records.directory import CHECKPOINT_NAME
-from selfemo.records.manifest import CHECKPOINT_KINDS, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, decode_manifest, digest_of
+from selfemo.records.manifest import (
+    CHECKPOINT_KINDS,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    decode_manifest,
+    digest_of,
+)
 
 LATEST_NAME = "latest"
 REFERENCE_NAME = "reference"
@@ -43,7 +54,7 @@ BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Found:
-    """The checkpoint to resume from, and what was passed over on the way to it."""
+    """The checkpoint to resume from, and the newer ones that are damaged."""
 
     directory: Path
     manifest: Manifest
@@ -59,14 +70,16 @@ class Checkpoints:
         self._pending: tuple[TensorWrite, Path, Path, Manifest] | None = None
 
     def save(self, manifest: Manifest, generators: Mapping[str, torch.Tensor], wait: bool = False) -> None:
-        """Write a checkpoint of this moment; in the background where configured, unless `wait`.
+        """Write a checkpoint of the present state; in the background if configured, unless `wait`.
 
         Args:
-            manifest: everything but `files`.
-            generators: this rank's, from `collect_rng`, as they were where the manifest says the run is.
+            manifest: every field but `files`.
+            generators: this rank's, from `collect_rng`, as they were at the place in the run that the
+                manifest names.
 
         Raises:
-            UserError: it cannot be written (a full disk, a directory that is not writable); what was there before is untouched.
+            UserError: it cannot be written (a full disk, a directory that is not writable); the checkpoints
+                there are untouched.
         """
         self.finish()
         final = self._root / manifest.progress.name
@@ -75,13 +88,15 @@ class Checkpoints:
             temporary = _new_temporary(final)
             fail_together(self._save_rng(temporary, generators))
         with watchdog.doing(f"tensors of {final.name}"):
-            write = TensorWrite(self._learner, temporary, common, in_background=self._in_background and not wait)
+            write = TensorWrite(
+                self._learner, temporary, common, in_background=self._in_background and not wait
+            )
         self._pending = (write, temporary, final, manifest)
         if wait or not self._in_background:
             self.finish()
 
     def poll(self) -> None:
-        """Complete a checkpoint whose tensors have been written by now."""
+        """Complete the checkpoint under way if its tensors have been written by now."""
         if self._pending is None:
             return
         with watchdog.doing(f"state of the writer of {self._pending[2].name}"):
@@ -90,7 +105,10 @@ class Checkpoints:
             self.finish()
 
     def finish(self) -> None:
-        """Complete the checkpoint under way, if there is one: digests, manifest, its name, `latest`, and older ones removed."""
+        """Complete the checkpoint under way, if there is one.
+
+        In this order: digests, manifest, its name, `latest`, removal of older ones.
+        """
         if self._pending is None:
             return
         write, temporary, final, manifest = self._pending
@@ -120,31 +138,45 @@ class Checkpoints:
         try:
             save_rng(directory / _rng_name(dist.get_rank()), generators)
         except (OSError, SafetensorError) as error:
-            return f"{self._root}: a checkpoint cannot be written ({error}): free space or make it writable, then run again"
+            return (
+                f"{self._root}: a checkpoint cannot be written ({error}): "
+                "free space or make it writable, then run again"
+            )
         return ""
 
     def load(self, found: Found) -> list[torch.Tensor] | None:
-        """Weights, optimizer and generators of a checkpoint; returns the reference weights where the manifest names some.
+        """Load weights and optimizer from a checkpoint.
+
+        Returns:
+            the reference weights, if the manifest names some; else None.
 
         Raises:
             UserError: it does not fit this model.
         """
-        reference = read_snapshot(self._learner, self._root / REFERENCE_NAME) if found.manifest.reference else None
+        reference = (
+            read_snapshot(self._learner, self._root / REFERENCE_NAME) if found.manifest.reference else None
+        )
         read_tensors(self._learner, found.directory)
         return reference
 
     def restore_generators(self, found: Found) -> None:
-        """The generators of this rank, where the checkpoint has some for it: last, since building a run may draw from them."""
+        """Restore this rank's random generators, if the checkpoint has some for it.
+
+        Call it last, since building a run may draw from them.
+        """
         own = found.directory / _rng_name(dist.get_rank())
         if found.manifest.world_size == dist.get_world_size() and own.is_file():
             restore_rng(own, self._learner.device.torch_device)
 
 
 def find_checkpoint(root: Path, problem_with: Callable[[Manifest], str]) -> Found | None:
-    """The newest good checkpoint; None where none was ever completed. Collective: every rank hashes its share of the files.
+    """Find the newest good checkpoint; None if none was ever completed.
+
+    Collective: every rank hashes its share of the files.
 
     Args:
-        problem_with: why a run cannot go on from a checkpoint although it is whole; "" where it can. Asked on rank 0.
+        problem_with: why a run cannot go on from a checkpoint although it is whole; "" if it can. Asked on
+            rank 0.
 
     Raises:
         UserError: there are checkpoints, and none of them is good.
@@ -166,8 +198,12 @@ def find_checkpoint(root: Path, problem_with: Callable[[Manifest], str]) -> Foun
 
 
 def completed(root: Path) -> list[Path]:
-    """Checkpoints up to the one that `latest` names (all of them where it names none), newest first."""
-    found = sorted((path for path in root.glob("*-*") if path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name)), key=_order, reverse=True)
+    """List checkpoints up to the one that `latest` names (all of them if it names none), newest first."""
+    found = sorted(
+        (path for path in root.glob("*-*") if path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name)),
+        key=_order,
+        reverse=True,
+    )
     try:
         name = (root / LATEST_NAME).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -182,7 +218,7 @@ def _order(path: Path) -> tuple[int, int]:
 
 
 def remove_temporaries(root: Path) -> None:
-    """Remove what an interrupted write left."""
+    """Remove the files that an interrupted write left."""
     for path in root.glob(".*"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -210,7 +246,11 @@ def _read_manifest(directory: Path, problem_with: Callable[[Manifest], str]) -> 
 def _file_problem(directory: Path, wanted: dict[str, str]) -> str:
     found = _digests(directory, sorted(wanted))
     odd = next((name for name in wanted if found[name] != wanted[name]), "")
-    return odd and f"{odd} {'cannot be read ' + found[odd] if found[odd].startswith('(') else 'is not what was written'}"
+    return (
+        odd
+        and f"{odd} "
+        f"{'cannot be read ' + found[odd] if found[odd].startswith('(') else 'is not what was written'}"
+    )
 
 
 def _reference_problem(root: Path, digest: str) -> str:
@@ -219,21 +259,28 @@ def _reference_problem(root: Path, digest: str) -> str:
         return ""
     if not on_rank0(directory.is_dir):
         return f"the reference weights are missing ({directory})"
-    return "" if digest_of(_digests(directory)) == digest else f"the reference weights are not those it was made with ({directory})"
+    return (
+        ""
+        if digest_of(_digests(directory)) == digest
+        else f"the reference weights are not those it was made with ({directory})"
+    )
 
 
 def _written(directory: Path) -> dict[str, str]:
-    """Digests of what was just written."""
+    """Hash the files that were just written."""
     files = _digests(directory)
     for name, digest in files.items():
         if digest.startswith("("):
-            line = f"{directory.parent}: {name} of a checkpoint cannot be read back {digest}: check the disk, then run again"
+            line = (
+                f"{directory.parent}: {name} of a checkpoint cannot be read back {digest}: "
+                "check the disk, then run again"
+            )
             raise on_all_ranks(UserError(line))
     return files
 
 
 def _new_temporary(final: Path) -> Path:
-    """An empty directory that every rank knows, under a name that nobody has used."""
+    """Make an empty directory that every rank knows, under a name that nobody has used."""
 
     def make() -> Path:
         temporary = _hidden(final)
@@ -249,7 +296,7 @@ def _new_temporary(final: Path) -> Path:
 
 
 def _hidden(path: Path) -> Path:
-    """A name of its own beside `path`, which no reader takes for a checkpoint."""
+    """Make a unique name beside `path`, which no reader takes for a checkpoint."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
 
 
@@ -258,18 +305,24 @@ def _rng_name(rank: int) -> str:
 
 
 def _unwritable(root: Path, error: OSError) -> str:
-    return f"{root}: a checkpoint cannot be written ({error.strerror}): free space or make it writable, then run again"
+    return (
+        f"{root}: a checkpoint cannot be written ({error.strerror}): "
+        "free space or make it writable, then run again"
+    )
 
 
 def _commit(temporary: Path, final: Path, manifest: str = "", make_latest: bool = False) -> None:
-    """Give a complete directory its name, and then `latest`; each step reaches the disk before the next is taken."""
+    """Give a complete directory its name, then set `latest`.
+
+    Each step reaches the disk before the next begins.
+    """
 
     def commit() -> None:
         try:
             if manifest:
                 replace_text(temporary / MANIFEST_NAME, manifest)
             fsync_directory(temporary)
-            if final.exists():  # a damaged one, or of a part of the run that was rewound
+            if final.exists():  # a damaged one, or one of a part of the run that was rewound
                 os.replace(final, _hidden(final))
             _rename(temporary, final)
             if make_latest:
@@ -287,16 +340,19 @@ def _rename(temporary: Path, final: Path) -> None:
 
 
 def _prune(root: Path, keep: int) -> None:
-    """Remove all but the newest, each under a hidden name first, so that no half-removed one bears a checkpoint's name."""
+    """Remove all but the newest.
+
+    Each gets a hidden name first, so that no half-removed directory bears a checkpoint's name.
+    """
     for old in completed(root)[keep:]:
         os.replace(old, _hidden(old))
     remove_temporaries(root)
 
 
 def _digests(directory: Path, names: Sequence[str] = ()) -> dict[str, str]:
-    """Digest of every file (of `names`, or all), each hashed and flushed to disk by one rank. Collective.
+    """Hash every file (of `names`, or all); one rank hashes it and flushes it to disk. Collective.
 
-    In place of the digest of a file that cannot be read stands the reason, in parentheses.
+    If a file cannot be read, the reason stands in place of its digest, in parentheses.
     """
     names = names or on_rank0(lambda: sorted(path.name for path in directory.iterdir()))
     mine = {name: _digest(directory / name) for name in names[dist.get_rank() :: dist.get_world_size()]}

@@ -1,7 +1,8 @@
-"""Figures that must not pass as numbers: steps whose loss or gradient is not finite, rewards and ratios out of bounds.
+"""Checks figures that must not pass: a loss or gradient that is not finite, rewards and ratios out of bounds.
 
-The learner skips a bad step on all ranks alike. One now and then is the price of low precision; several in a row are a run that learns
-nothing, and the batch that does it is worth more than the time it would waste.
+The learner skips a bad step on all ranks alike. One skipped step now and then is the price of low precision.
+If several in a row are skipped, the run learns nothing: it ends, and the batch is kept, since it is worth
+more than the time that would be lost.
 """
 
 from __future__ import annotations
@@ -24,21 +25,31 @@ from selfemo.rewards.scoring import ScoredGroup
 DUMP_NAME = "bad_batch"
 ON_POLICY_TOLERANCE = 1e-3
 RATIO_MEAN_LIMIT = 100.0
-"""A mean ratio beyond this (or below its inverse) is no policy that a clip could keep near."""
+"""A mean ratio above this, or below its inverse, is beyond any policy that a clip could keep near."""
 ROUNDING = 1e-6
 
 
-def skipped_step(where: str, stats: StepStats, batch: Sequence[TrainingSample], in_a_row: int, limit: int, dump: Path | None) -> str:
-    """A line to show of a step that was skipped.
+def skipped_step(
+    where: str,
+    stats: StepStats,
+    batch: Sequence[TrainingSample],
+    in_a_row: int,
+    limit: int,
+    dump: Path | None,
+) -> str:
+    """Describe a skipped step in one line, and end the run if too many were skipped in a row.
 
     Args:
         in_a_row: skipped steps since the last good one, this one included; the run ends at `limit`.
-        dump: where the batch goes then; None on ranks that do not write.
+        dump: directory for the batch if the run ends; None on ranks that do not write.
 
     Raises:
         UserError: as many in a row as are allowed; the batch has been written.
     """
-    line = f"{where}: loss {stats.loss:g}, gradient norm {stats.grad_norm:g}: step skipped on all ranks, {in_a_row} in a row"
+    line = (
+        f"{where}: loss {stats.loss:g}, gradient norm {stats.grad_norm:g}: "
+        f"step skipped on all ranks, {in_a_row} in a row"
+    )
     if in_a_row < limit:
         return line
     if dump:
@@ -48,7 +59,10 @@ def skipped_step(where: str, stats: StepStats, batch: Sequence[TrainingSample], 
 
 
 def dump_batch(directory: Path, line: str, batch: Sequence[TrainingSample]) -> None:
-    """Write a batch: token ids and logprobs as safetensors, one entry per sample, and what was wrong with advantages as JSON."""
+    """Write a batch to disk.
+
+    Token ids and logprobs as safetensors, one entry per sample; the problem, advantages and weights as JSON.
+    """
     directory.mkdir(exist_ok=True)
     tensors = {}
     for index, sample in enumerate(batch):
@@ -56,12 +70,14 @@ def dump_batch(directory: Path, line: str, batch: Sequence[TrainingSample]) -> N
         tensors[f"{index:05d}.completion_ids"] = torch.tensor(sample.completion_ids, dtype=torch.int32)
         tensors[f"{index:05d}.rollout_logprobs"] = torch.tensor(sample.rollout_logprobs, dtype=torch.float64)
     save_file(tensors, directory / "samples.safetensors")
-    rows = [{"sample": i, "advantage": repr(s.advantage), "weight": repr(s.weight)} for i, s in enumerate(batch)]
+    rows = [
+        {"sample": i, "advantage": repr(s.advantage), "weight": repr(s.weight)} for i, s in enumerate(batch)
+    ]
     replace_text(directory / "batch.json", json.dumps({"problem": line, "samples": rows}, indent=1) + "\n")
 
 
 def check_rewards(groups: Sequence[ScoredGroup], config: RewardConfig) -> None:
-    """Refuse a reward outside what its component can be, or a score outside [0, 1].
+    """Raise if a reward is outside its component's bounds, or a score outside [0, 1].
 
     Raises:
         ArithmeticError: names iteration, episode, turn, sample and component; it is a bug, or broken weights.
@@ -69,24 +85,33 @@ def check_rewards(groups: Sequence[ScoredGroup], config: RewardConfig) -> None:
     for scored in groups:
         for index, (rewards, score) in enumerate(zip(scored.rewards, scored.scores, strict=True)):
             bounds = [(c.name, *c.bounds_in(config)) for c in scored.components]
-            for (name, low, high), value in zip([*bounds, ("score", 0.0, 1.0)], [*rewards, score], strict=True):
-                if not low - ROUNDING <= value <= high + ROUNDING:  # also where it is not a number
+            for (name, low, high), value in zip(
+                [*bounds, ("score", 0.0, 1.0)], [*rewards, score], strict=True
+            ):
+                if not low - ROUNDING <= value <= high + ROUNDING:  # true for NaN too
                     group = scored.group
                     raise ArithmeticError(
-                        f"reward out of bounds: {name} of {group.role} sample {index}, iteration {group.iteration}, "
+                        f"reward out of bounds: {name} of {group.role} sample {index}, "
+                        f"iteration {group.iteration}, "
                         f"episode {group.episode}, turn {group.turn} is {value}, expected {low:g} to {high:g}"
                     )
 
 
 def check_ratio(stats: PolicyStats, on_policy: bool) -> None:
-    """Refuse a mean ratio that no update could have: other than 1 on policy, or out of all proportion. For a batch that is not empty.
+    """Raise if a mean ratio is one that no update could have.
+
+    That is a ratio other than 1 on policy, or one beyond RATIO_MEAN_LIMIT. The batch must not be empty.
 
     Raises:
         ArithmeticError: names the figure.
     """
     ratio = stats.ratio_mean
     if stats.step.applied:
-        low, high = (1 - ON_POLICY_TOLERANCE, 1 + ON_POLICY_TOLERANCE) if on_policy else (1 / RATIO_MEAN_LIMIT, RATIO_MEAN_LIMIT)
+        low, high = (
+            (1 - ON_POLICY_TOLERANCE, 1 + ON_POLICY_TOLERANCE)
+            if on_policy
+            else (1 / RATIO_MEAN_LIMIT, RATIO_MEAN_LIMIT)
+        )
         if not low <= ratio <= high or not math.isfinite(stats.logprob_gap_max):
             raise ArithmeticError(
                 f"policy ratio out of bounds: its mean is {ratio}, expected {low:g} to {high:g}; "

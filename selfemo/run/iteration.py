@@ -1,6 +1,7 @@
-"""One SELF-GRPO iteration as records: the figures that metrics.jsonl holds of it, and a dialogue as samples.jsonl shows it.
+"""Turns one SELF-GRPO iteration into records: its figures in metrics.jsonl, and a dialogue in samples.jsonl.
 
-Figures are means over the iteration's samples of one role, so that a curve tells which of the two roles moved.
+Figures are means over the iteration's samples of one role, so that a curve tells which of the two roles
+changed.
 """
 
 from __future__ import annotations
@@ -25,12 +26,18 @@ def component_means(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     values: dict[str, list[float]] = {}
     for group in groups:
         for component in group.components:
-            values.setdefault(metric_name(component, group.group.role), []).extend(group.component(component.name))
+            values.setdefault(metric_name(component, group.group.role), []).extend(
+                group.component(component.name)
+            )
     return {name: _mean(column) for name, column in values.items()}
 
 
 def role_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Per role: mean smoothed IoU of its samples, mean agreement of its groups, and completion lengths in tokens."""
+    """Compute figures per role.
+
+    They are the mean smoothed IoU of its samples, the mean agreement of its groups, and completion lengths in
+    tokens.
+    """
     figures: dict[str, float] = {}
     for role in ROLES:
         mine = [group for group in groups if group.group.role == role]
@@ -50,12 +57,16 @@ def role_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 
 
 def policy_figures(stats: Sequence[PolicyStats]) -> dict[str, float]:
-    """Every figure of an iteration's last update by its name in PolicyStats, and the step's loss, norm and rate.
+    """Collect the figures of an iteration's last update.
+
+    They are the fields of PolicyStats by name, and the step's loss, norm and rate.
 
     The gap to the engine is the first update's: later ones have moved off the policy that sampled.
     """
     first, last = stats[0], stats[-1]
-    figures = {field.name: getattr(last, field.name) for field in dataclasses.fields(last) if field.name != "step"}
+    figures = {
+        field.name: getattr(last, field.name) for field in dataclasses.fields(last) if field.name != "step"
+    }
     return {
         "loss": last.step.loss,
         "grad_norm": last.step.grad_norm,
@@ -68,20 +79,24 @@ def policy_figures(stats: Sequence[PolicyStats]) -> dict[str, float]:
 
 
 def groups_without_ranking(groups: Sequence[ScoredGroup]) -> int:
-    """Groups of weight 0 or without an advantage other than 0: they teach nothing."""
+    """Count the groups of weight 0, or without an advantage other than 0: they teach nothing."""
     return sum(group.loss_weight == 0 or not any(group.advantages) for group in groups)
 
 
-def episode_records(iteration: int, episodes: Sequence[Episode], groups: Sequence[ScoredGroup], limit: int) -> Iterator[dict[str, Any]]:
-    """The first `limit` dialogues with every candidate, its rewards, what was read in it and its advantage."""
+def episode_records(
+    iteration: int, episodes: Sequence[Episode], groups: Sequence[ScoredGroup], limit: int
+) -> Iterator[dict[str, Any]]:
+    """Write the first `limit` dialogues with every candidate, its rewards, its reading and its advantage."""
     scored = {(g.group.episode, g.group.turn, g.group.role): g for g in groups}
     for episode in episodes[:limit]:
         yield {
             "iteration": iteration,
-            "source": episode.seed.source,
-            "parent": episode.seed.parent,
-            "seed_turns": len(episode.seed.turns),
-            "dialogue": [{"speaker": t.speaker, "text": t.text, "labels": list(t.labels)} for t in episode.turns],
+            "source": episode.opening.source,
+            "parent": episode.opening.parent,
+            "seed_turns": len(episode.opening.turns),
+            "dialogue": [
+                {"speaker": t.speaker, "text": t.text, "labels": list(t.labels)} for t in episode.turns
+            ],
             "groups": [_group_record(scored[g.episode, g.turn, g.role]) for g in episode.groups],
         }
 
@@ -115,7 +130,7 @@ def _group_record(scored: ScoredGroup) -> dict[str, Any]:
 
 
 def outcome_counts(outcomes: Mapping[tuple[bool, str], int]) -> dict[str, dict[str, int]]:
-    """The flywheel's decisions on an iteration: {"kept": {reason: groups}, "dropped": {reason: groups}}."""
+    """Sort the flywheel's decisions: {"kept": {reason: groups}, "dropped": {reason: groups}}."""
     return {
         name: {reason: count for (kept, reason), count in sorted(outcomes.items()) if kept == wanted}
         for name, wanted in (("kept", True), ("dropped", False))

@@ -1,7 +1,8 @@
-"""What a run records about itself: seconds by phase, metrics.jsonl, samples.jsonl, the table and summary.json.
+"""Records a run: seconds by phase, metrics.jsonl, samples.jsonl, the tables on the terminal and summary.json.
 
-The trainer tells it what happened; it decides how that is written and shown. Only rank 0 writes. What the summary says of a run is
-computed from the records of metrics.jsonl, so that a run that was interrupted sums up like one that was not.
+The trainer reports events, and the journal decides how they are written and shown. Only rank 0 writes. The
+summary is computed from the records in metrics.jsonl, so a run that was interrupted gets the same summary as
+one that was not.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ from selfemo.records.directory import METRICS_NAME, SAMPLES_NAME, SUMMARY_NAME, 
 from selfemo.records.manifest import Position
 from selfemo.rewards.scoring import ScoredGroup
 from selfemo.rollout.vllm_engine import engine_version
-from selfemo.run.iteration import component_means, episode_records, groups_without_ranking, outcome_counts, policy_figures, role_figures
+from selfemo.run.iteration import (
+    component_means,
+    episode_records,
+    groups_without_ranking,
+    outcome_counts,
+    policy_figures,
+    role_figures,
+)
 from selfemo.run.spans import PhaseSpans, gather_by_rank
 from selfemo.run.trackers import Tracking
 from selfemo.selfplay.records import Episode
@@ -44,7 +52,7 @@ SUMMARY_PHASES = ("sft", "rollout", "train", "sync", "eval")
 
 
 class Journal:
-    """One run's records."""
+    """The records of one run."""
 
     def __init__(self, config: RunConfig, run: RunDirectory, terminal: Terminal, world: World) -> None:
         self._config, self._run, self._terminal, self._world = config, run, terminal, world
@@ -57,16 +65,19 @@ class Journal:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Time spent so far, in all and by phase, that before a resume included."""
+        """Time spent so far, in all and by phase, with the time before a resume."""
         return {"total": time.perf_counter() - self._started, **self._seconds}
 
     @property
     def position(self) -> Position:
-        """How long the records are now; the flywheel keeps its own count."""
+        """Length of the records at present; the flywheel counts its own."""
         return Position(size_of(self._run.path(METRICS_NAME)), size_of(self._run.path(SAMPLES_NAME)))
 
     def resume(self, seconds: Mapping[str, float]) -> None:
-        """Go on with what the run has recorded and spent. Rank 0 reads its own records, which it alone sums up."""
+        """Continue with the records and seconds of an interrupted run.
+
+        Rank 0 alone reads the records, since it alone sums them up.
+        """
         self._seconds = {name: value for name, value in seconds.items() if name != "total"}
         self._started -= seconds["total"]
         if self._world.layout.is_main:
@@ -76,7 +87,7 @@ class Journal:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the seconds of a phase, and hold it to its deadline."""
+        """Count the seconds of a phase, and give it the watchdog's deadline."""
         began, started = time.time(), time.perf_counter()
         with watchdog.phase(name):
             yield
@@ -86,15 +97,14 @@ class Journal:
         self._spans.add(name, began, began + self._last[name])
 
     def say(self, text: str) -> None:
-        """Tell the user one line."""
+        """Show the user one line."""
         self._terminal.say(text)
 
     def stage(self, name: str, total: int) -> AbstractContextManager[Bar]:
-        """A progress bar."""
+        """Show a progress bar for a stage."""
         return self._terminal.progress(name, total)
 
     def sft_step(self, step: int, stats: StepStats) -> str:
-        """Record a supervised step."""
         self._write(
             {
                 "event": "sft",
@@ -109,7 +119,6 @@ class Journal:
         return f"loss {stats.loss:.3f}"
 
     def synced(self, report: SyncReport) -> None:
-        """Record a weight sync."""
         self._write(
             {
                 "event": "sync",
@@ -124,7 +133,6 @@ class Journal:
         )
 
     def evaluated(self, stage: str, report: RecognitionReport) -> None:
-        """Record an evaluation."""
         figures = report.classification
         extra = {
             "siou": report.siou,
@@ -133,13 +141,16 @@ class Journal:
             "label_entropy": figures.label_entropy,
             "neutral_share": figures.neutral_share,
             "per_label_f1": {row.label: row.f1 for row in figures.per_label},
-            "confusion": figures.confusion,  # rows: gold, in the order of per_label_f1; columns: predicted, the same and no answer last
+            # rows: gold, in the order of per_label_f1; columns: predicted, the same order, then no answer
+            "confusion": figures.confusion,
         }
         self._write({"event": "eval", "stage": stage, **_figures(report), **extra})
         self._write_phases()
         self._terminal.say(
-            f"{stage:<6} {self._config.evaluation.split}: accuracy {report.accuracy:.3f}, weighted F1 {report.weighted_f1:.3f}, "
-            f"macro F1 {report.macro_f1:.3f}, format failures {report.format_failure_rate:.1%} of {report.n} turns"
+            f"{stage:<6} {self._config.evaluation.split}: accuracy {report.accuracy:.3f}, "
+            f"weighted F1 {report.weighted_f1:.3f}, "
+            f"macro F1 {report.macro_f1:.3f}, format failures {report.format_failure_rate:.1%} "
+            f"of {report.n} turns"
         )
 
     def iteration(
@@ -153,7 +164,8 @@ class Journal:
     ) -> str:
         """Record one SELF-GRPO iteration; returns its figures for the progress bar.
 
-        `outcomes`: the flywheel's decisions on its groups, counted by (kept, reason).
+        Args:
+            outcomes: the flywheel's decisions on its groups, counted by (kept, reason).
         """
         totals = [total for group in groups for total in group.totals]
         reward = sum(totals) / len(totals)
@@ -176,12 +188,14 @@ class Journal:
             }
         )
         if self._world.layout.is_main:
-            self._run.append_jsonl(SAMPLES_NAME, *episode_records(iteration, episodes, groups, EPISODES_LOGGED))
+            self._run.append_jsonl(
+                SAMPLES_NAME, *episode_records(iteration, episodes, groups, EPISODES_LOGGED)
+            )
         self._write_phases()
         return f"reward {reward:.3f}  {tokens / self._last['rollout']:.0f} tok/s"
 
     def allocated(self, held_bytes: Mapping[str, int]) -> None:
-        """Record what each rank holds for training, {kind: bytes}. Collective."""
+        """Record the memory that each rank holds for training, {kind: bytes}. Collective."""
         self._write({"event": "memory", "ranks": gather_by_rank(dict(held_bytes))})
 
     def finish(self, system: System, flywheel: FlywheelCounts, majority: MajorityBaseline) -> None:
@@ -190,7 +204,9 @@ class Journal:
         if not self._world.layout.is_main:
             return
         layout, syncs, iterations = self._world.layout, self._events["sync"], self._events["iteration"]
-        evaluations = {event["stage"]: {name: event[name] for name in FIGURES} for event in self._events["eval"]}
+        evaluations = {
+            event["stage"]: {name: event[name] for name in FIGURES} for event in self._events["eval"]
+        }
         seconds, tokens = self.seconds, sum(event["tokens"] for event in iterations)
         summary = {
             "schema": SCHEMA,
@@ -214,13 +230,17 @@ class Journal:
                 "count": len(syncs),
                 "bytes_per_sync": syncs[-1]["received_bytes"],
                 "seconds_mean": sum(event["seconds"] for event in syncs) / len(syncs),
-                "greedy_match": syncs[0]["probed"],  # a probe that fails raises; sync.verify_every says how many ran
+                # a probe that fails raises; sync.verify_every decides how many run
+                "greedy_match": syncs[0]["probed"],
                 "probes": sum(event["probed"] for event in syncs),
                 "path": syncs[-1]["path"],
                 "lower_bound_bytes": syncs[-1]["lower_bound_bytes"],
             },
             "flywheel": {"offered": flywheel.offered, "kept": flywheel.kept},
-            "seconds": {"total": seconds["total"], **{name: seconds.get(name, 0.0) for name in SUMMARY_PHASES}},
+            "seconds": {
+                "total": seconds["total"],
+                **{name: seconds.get(name, 0.0) for name in SUMMARY_PHASES},
+            },
         }
         self._tracking.close()
         self._run.write_json(SUMMARY_NAME, summary)
@@ -228,7 +248,8 @@ class Journal:
 
     def _show(self, summary: dict[str, Any]) -> None:
         rows = [
-            [name, *(f"{figures[key]:.3f}" for key in ("accuracy", "weighted_f1", "macro_f1"))] for name, figures in summary["eval"].items()
+            [name, *(f"{figures[key]:.3f}" for key in ("accuracy", "weighted_f1", "macro_f1"))]
+            for name, figures in summary["eval"].items()
         ]
         split = self._config.evaluation.split
         self._terminal.table(
@@ -241,21 +262,32 @@ class Journal:
         if len(rewards) >= THIRDS:
             third = len(rewards) // THIRDS
             first, final = (sum(part) / third for part in (rewards[:third], rewards[-third:]))
-            self._terminal.say(f"reward      {first:.3f} in the first third of iterations, {final:.3f} in the last")
+            self._terminal.say(
+                f"reward      {first:.3f} in the first third of iterations, {final:.3f} in the last"
+            )
         self._terminal.say(
-            f"rollout     {summary['rollout']['samples']} samples, {summary['rollout']['tokens_per_second']:.0f} tokens/s; "
+            f"rollout     {summary['rollout']['samples']} samples, "
+            f"{summary['rollout']['tokens_per_second']:.0f} tokens/s; "
             f"largest engine-trainer logprob gap {summary['logprob_gap_max']:.1e}"
         )
         self._terminal.say(
-            f"weight sync {sync['count']} times, {sync['bytes_per_sync'] / 1e6:.1f} MB between ranks in {sync['seconds_mean']:.3f} s "
+            f"weight sync {sync['count']} times, {sync['bytes_per_sync'] / 1e6:.1f} MB between ranks "
+            f"in {sync['seconds_mean']:.3f} s "
             f"on average, greedy probe matched {sync['probes']} times"
         )
-        self._terminal.say(f"flywheel    {summary['flywheel']['kept']} of {summary['flywheel']['offered']} groups kept")
-        self._terminal.say("seconds     " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
-        self._terminal.say(f"results     {self._run.path(SUMMARY_NAME)}; export for transformers and vLLM: {self._run.path('model')}")
+        self._terminal.say(
+            f"flywheel    {summary['flywheel']['kept']} of {summary['flywheel']['offered']} groups kept"
+        )
+        self._terminal.say(
+            "seconds     " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
+        )
+        self._terminal.say(
+            f"results     {self._run.path(SUMMARY_NAME)}; "
+            f"export for transformers and vLLM: {self._run.path('model')}"
+        )
 
     def _write_phases(self) -> None:
-        """Record when each rank was in which phase, since this was last recorded. Collective."""
+        """Record when each rank was in which phase, since the last such record. Collective."""
         self._write({"event": "phases", "ranks": self._spans.gather()})
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -271,7 +303,7 @@ class Journal:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: a figure that is not finite becomes null."""
+    """Replace a figure that is not finite by null, since JSON has no NaN."""
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

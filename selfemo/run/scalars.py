@@ -1,7 +1,8 @@
-"""A metrics record as named scalars: the one mapping that every tracker shares.
+"""Turns a metrics record into named scalars, by the one mapping that every tracker shares.
 
-A name is "group/figure", and a group has one axis: SFT figures run over SFT steps, syncs over weight versions, evaluations over the
-run's stages, everything else over iterations. What is no number over steps (time lines, confusion matrices) stays in the report.
+A name is "group/figure", and a group has one axis: SFT figures run over SFT steps, syncs over weight
+versions, evaluations over the run's stages, everything else over iterations. Values that are no number over
+steps (time lines, confusion matrices) stay in the report.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 STAGES = ("start", "sft", "final")
 """Evaluations are numbered in this order."""
 AXES = {"sft": "step", "sync": "version", "iteration": "iteration"}
-"""Event to the field that numbers its records."""
+"""Event -> the field that numbers its records."""
 _GROUPS = (
     ("reward", "reward"),
     ("siou", "siou"),
@@ -24,9 +25,11 @@ _GROUPS = (
     ("flywheel", "flywheel"),
     ("seconds", "seconds"),
 )
-"""Prefix of an iteration's field to the group that shows it; the others are the policy's."""
-GROUP_AXES = {"sft": "sft", "sync": "sync", "eval": "eval", "policy": "iteration"} | {group: "iteration" for _, group in _GROUPS}
-"""Group to the event whose records it is made of."""
+"""Prefix of an iteration's field -> the group that shows it; other fields belong to the policy's."""
+GROUP_AXES = {"sft": "sft", "sync": "sync", "eval": "eval", "policy": "iteration"} | {
+    group: "iteration" for _, group in _GROUPS
+}
+"""Group -> the event whose records it is made of."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,17 @@ class Scalars:
     event: str
     step: int
     values: dict[str, float]
-    """"group/figure" to value."""
+    """Name in the form "group/figure" -> value."""
 
 
 def scalars_of(record: Mapping[str, Any]) -> Scalars | None:
-    """The scalars of one record of metrics.jsonl; None for an event that has none."""
+    """Extract the scalars of one record of metrics.jsonl; None for an event that has none."""
     event = record["event"]
     if event == "eval":
         figures = {name: value for name, value in record.items() if name != "confusion"}
-        return Scalars(event, STAGES.index(record["stage"]), {f"eval/{name}": value for name, value in _numbers(figures)})
+        return Scalars(
+            event, STAGES.index(record["stage"]), {f"eval/{name}": value for name, value in _numbers(figures)}
+        )
     if event not in AXES:
         return None
     step = record[AXES[event]]
@@ -59,9 +64,9 @@ def _group(event: str, name: str) -> str:
 
 
 def _numbers(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every number, those inside mappings under a dotted name."""
+    """Yield every number; a number inside a mapping has a dotted name."""
     for name, value in figures.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float):  # bool too: a skipped step is a 0 in a curve of ones
+        elif isinstance(value, int | float):  # bool too: in a curve of ones, a skipped step is a 0
             yield f"{prefix}{name}", float(value)

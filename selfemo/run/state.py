@@ -1,8 +1,8 @@
-"""How far a run has come, and its checkpoints: what the trainer needs to be interrupted anywhere and lose nothing.
+"""Counts a run's progress and writes its checkpoints, so that an interruption anywhere loses nothing.
 
-`progress` is counted here alone. The trainer calls `reached` where a run can go on from: weights, optimizer
-and records belong together there. What a checkpoint says is what was true then, also if it is written a little
-later, for a signal in the middle of an iteration.
+`progress` is counted here alone. The trainer calls `reached` at the places from which a run can go on: there
+weights, optimizer and records belong together. A checkpoint holds the state of that moment, even if it is
+written a little later, for a signal in the middle of an iteration.
 """
 
 from __future__ import annotations
@@ -33,24 +33,38 @@ class RunState:
     """Progress, reference weights and checkpoints of one run. Methods are collective."""
 
     def __init__(
-        self, config: RunConfig, system: System, run: RunDirectory, journal: Journal, flywheel: Flywheel, stop: StopRequest
+        self,
+        config: RunConfig,
+        system: System,
+        run: RunDirectory,
+        journal: Journal,
+        flywheel: Flywheel,
+        stop: StopRequest,
     ) -> None:
-        self._config, self._system, self._journal, self._flywheel, self._stop = config, system, journal, flywheel, stop
+        self._config, self._system, self._journal, self._flywheel, self._stop = (
+            config,
+            system,
+            journal,
+            flywheel,
+            stop,
+        )
         self._export = run.path(MODEL_NAME)
         self._dump = run.path(DUMP_NAME) if system.world.layout.is_main else None
         settings = config.checkpoint
         root = run.path(CHECKPOINTS_NAME)
-        self._checkpoints = Checkpoints(root, system.learner, settings.keep, in_background=settings.background)
-        self._code = code_versions()  # now: what is changed on disk later is not what this process runs
+        self._checkpoints = Checkpoints(
+            root, system.learner, settings.keep, in_background=settings.background
+        )
+        self._code = code_versions()  # now: files changed on disk later are not the code of this process
         self._position = Position()
         self._reached = Progress()
         self._saved: Progress | None = None
         self._reference_digest = ""
         self._generators: dict[str, torch.Tensor] = {}
-        """As they were in `reached`: an engine that has generated since then may have drawn from them."""
+        """State in `reached`: an engine that has generated since then may have drawn from the generators."""
         self.progress = Progress()
         self.reference: list[torch.Tensor] = []
-        """The weights self-play is held to, once it has begun."""
+        """The reference weights of self-play; empty before it begins."""
 
     def count_sync(self) -> int:
         """Count a weight sync; returns its number in the run, from 1."""
@@ -58,7 +72,7 @@ class RunState:
         return self.progress.weight_version
 
     def count_step(self, where: str, stats: StepStats, batch: Sequence[TrainingSample]) -> None:
-        """Count an optimizer step, and tell of one that was skipped.
+        """Count an optimizer step, and report one that was skipped.
 
         Raises:
             UserError: as many were skipped in a row as are allowed.
@@ -69,7 +83,9 @@ class RunState:
             self._journal.say(skipped_step(where, stats, batch, in_a_row, limit, self._dump))
 
     def reached(self, stage: Stage, step: int) -> None:
-        """So much is done, and recorded: from here the run can go on. Writes a checkpoint where one is due.
+        """Set the place from which the run can go on: `step` steps of `stage` are done and recorded.
+
+        Writes a checkpoint if one is due.
 
         Raises:
             Stopped: a signal asked for it.
@@ -86,7 +102,10 @@ class RunState:
         self._stop.check()
 
     def checkpoint(self, wait: bool = False) -> None:
-        """Everything the run needs to go on from where it last was in `reached`; with `wait` it is complete on return."""
+        """Write a checkpoint of the state at the last call of `reached`.
+
+        With `wait` it is complete on return.
+        """
         if self._saved != self._reached:
             with self._journal.phase("checkpoint"):
                 if self._reached.stage == "self-play" and not self._reference_digest:
@@ -97,7 +116,7 @@ class RunState:
             self._checkpoints.finish()
 
     def save(self) -> None:
-        """A checkpoint that any layout can load, and an export that transformers and vLLM load."""
+        """Write a checkpoint that any layout can load, and an export that transformers and vLLM load."""
         self.checkpoint(wait=True)
         learner = self._system.learner
         with self._journal.phase("save"):
@@ -106,17 +125,24 @@ class RunState:
             save_hf(self._export, tensors, learner.architecture, self._system.model_dir, write=is_main)
 
     def stop(self, signal_name: str) -> None:
-        """A signal asked for it: leave everything so that the same command goes on."""
+        """End the run after a signal, in a state from which the same command goes on."""
         stage, step = self._reached.stage, self._reached.step
         if stage != "start":
             self.checkpoint(wait=True)
         watchdog.stop()  # nothing is left that could be lost
         self._flywheel.close()
-        where = "before SFT" if stage == "start" else f"after {step} {'SFT steps' if stage == 'sft' else 'iterations'}"
+        where = (
+            "before SFT"
+            if stage == "start"
+            else f"after {step} {'SFT steps' if stage == 'sft' else 'iterations'}"
+        )
         self._journal.say(f"stopped by {signal_name} {where}; the same command goes on from there")
 
     def load(self, found: Found) -> None:
-        """Go on from a checkpoint; the records have been rewound to it. The engines get its weights, and prove that they hold them."""
+        """Continue from a checkpoint; the records must have been rewound to it.
+
+        The engines get its weights and are verified to hold them.
+        """
         self.progress = self._reached = self._saved = found.manifest.progress
         self._position = found.manifest.position
         self._reference_digest = found.manifest.reference

@@ -1,8 +1,11 @@
-"""SIGTERM and SIGUSR1 ask a run to stop: all ranks agree where, write a checkpoint there, and end with status 0.
+"""Stops a run on SIGTERM or SIGUSR1.
 
-Signals reach ranks at different moments, or only some of them, so no rank acts on its own: after set-up, before every engine call and
-after every step the ranks reduce "was I asked?". Before an engine call nothing of the iteration has changed a weight or a record yet, so
-the run can go on from where the iteration began.
+All ranks agree on the place, write a checkpoint there, and end with status 0.
+
+Signals reach ranks at different moments, or only some of them, so no rank acts on its own. After set-up,
+before every engine call and after every step the ranks reduce the question "was I asked to stop?". Before an
+engine call nothing of the iteration has changed a weight or a record yet, so the run can go on from the start
+of the iteration.
 """
 
 from __future__ import annotations
@@ -19,11 +22,11 @@ from selfemo.rollout.api import Completion, GenerationRequest, Generator
 
 
 class Stopped(Exception):
-    """The run was asked to stop, on every rank at the same place."""
+    """Raised on every rank at the same place if the run was asked to stop."""
 
 
 class StopRequest:
-    """Whether some rank was asked to stop."""
+    """The request to stop, shared by the ranks."""
 
     def __init__(self, device: torch.device, signals: StopSignals) -> None:
         self._device, self._signals = device, signals
@@ -39,13 +42,17 @@ class StopRequest:
 
 
 class GuardedGenerator:
-    """A generator whose calls the watchdog knows of, and before which a run can stop."""
+    """A generator that can stop the run before each call, and reports each call to the watchdog."""
 
     def __init__(self, generator: Generator, stop: StopRequest) -> None:
         self._generator, self._stop = generator, stop
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """As the generator's; raises Stopped instead, on every rank."""
+        """Generate as the wrapped generator does.
+
+        Raises:
+            Stopped: on every rank, if some rank was asked to stop.
+        """
         self._stop.check()
         with watchdog.doing(f"engine call of {len(requests)} requests"):
             return list(self._generator.generate(requests))

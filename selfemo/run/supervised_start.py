@@ -1,4 +1,4 @@
-"""The first stage of a run: teach both roles' formats from the training split, step by step."""
+"""Runs the first stage: teaches both roles' formats from the training split, step by step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from selfemo.system import System
 
 
 def supervised_start(config: RunConfig, system: System, state: RunState, journal: Journal) -> None:
-    """Take the supervised steps that are not behind the run. Collective.
+    """Take the supervised steps that are left. Collective.
 
     Raises:
         UserError: no turn to teach from, or too many steps in a row were skipped.
@@ -28,13 +28,17 @@ def supervised_start(config: RunConfig, system: System, state: RunState, journal
         config.model.max_length,
         sft.label_balance,
     )
-    system.engine.sleep()  # it has answered the evaluation, or proved a resumed run's weights
+    system.engine.sleep()  # it is awake: it has answered the evaluation, or proved a resumed run's weights
     with journal.stage("SFT", sft.steps) as bar:
         bar.skip(state.progress.step)
         for step in range(state.progress.step, sft.steps):
-            batch = [TrainingSample(e.prompt_ids, e.completion_ids) for e in examples.batch(step, sft.batch_size)]
+            batch = [
+                TrainingSample(e.prompt_ids, e.completion_ids) for e in examples.batch(step, sft.batch_size)
+            ]
             with journal.phase("sft"):
-                stats = system.learner.sft_step(batch, warmup_cosine(step, sft.steps, sft.warmup_steps, sft.learning_rate))
+                stats = system.learner.sft_step(
+                    batch, warmup_cosine(step, sft.steps, sft.warmup_steps, sft.learning_rate)
+                )
             bar.advance(journal.sft_step(step, stats))
             state.count_step(f"SFT step {step}", stats, batch)
             state.reached("sft", step + 1)

@@ -1,7 +1,8 @@
-"""Where records go besides metrics.jsonl: TensorBoard always, Weights & Biases when the configuration asks for it.
+"""Sends records to TensorBoard, and to Weights & Biases if the configuration asks for it.
 
-Both are views of metrics.jsonl and hold nothing of their own. They open with the first record and begin by taking in the whole file,
-so a run that is resumed, its records cut back to the checkpoint, gets views that equal the file again.
+Both are views of metrics.jsonl and hold nothing of their own. They open with the first record and begin by
+reading the whole file. If a run is resumed, with its records cut back to the checkpoint, the views therefore
+equal the file again.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from selfemo.run.scalars import GROUP_AXES, Scalars, scalars_of
 
 TENSORBOARD_NAME = "tensorboard"
 FLUSH_S = 10
-"""How far a TensorBoard that looks on may lag behind."""
+"""Seconds by which an open TensorBoard may lag behind."""
 
 
 class Tracker(Protocol):
-    """One view."""
+    """One view of the records."""
 
     def log(self, scalars: Scalars) -> None:
-        """Take in one record."""
+        """Add one record."""
 
     def close(self) -> None:
-        """Write what is pending and end."""
+        """Write pending data and close the view."""
 
 
 class TensorBoard:
-    """Event files in RUN_DIR/tensorboard, made anew."""
+    """Writes event files in RUN_DIR/tensorboard, which is made anew."""
 
     def __init__(self, root: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -43,7 +44,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(directory), flush_secs=FLUSH_S)
 
     def log(self, scalars: Scalars) -> None:
-        """One point per scalar."""
+        """Add one point per scalar."""
         for name, value in scalars.values.items():
             self._writer.add_scalar(name, value, scalars.step)
 
@@ -53,7 +54,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One W&B run per start of the training: parts of a resumed run share a group, and the last of them is complete."""
+    """Writes one W&B run per start of the training.
+
+    Parts of a resumed run share a group, and the last of them is complete.
+    """
 
     def __init__(self, root: Path, config: RunConfig, mode: Literal["offline", "online"]) -> None:
         import wandb
@@ -71,11 +75,11 @@ class WeightsAndBiases:
             self._run.define_metric(f"{group}/*", step_metric=event)
 
     def log(self, scalars: Scalars) -> None:
-        """One history row, with the step of its own axis."""
+        """Add one history row, with the step of its own axis."""
         self._run.log({scalars.event: scalars.step, **scalars.values})
 
     def close(self) -> None:
-        """Hand over what is pending."""
+        """Send pending data and end the W&B run."""
         self._run.finish()
 
 
@@ -88,7 +92,7 @@ class Tracking:
         self._trackers: list[Tracker] | None = None
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Show a record that metrics.jsonl holds as its last."""
+        """Show the record that was last appended to metrics.jsonl."""
         if self._trackers is None:
             self._trackers = self._open()
         else:

@@ -1,1 +1,1 @@
-"""Self-play: prompts of both roles, episodes in lock-step, seeds, and the examples of the supervised start."""
+"""Self-play: prompts of both roles, episodes, their openings, and examples of the supervised start."""

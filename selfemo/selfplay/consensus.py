@@ -1,4 +1,4 @@
-"""What a group of answers says together: a label-wise vote, and how far its members agree."""
+"""Votes over a group of answers: the labels that win, and how far the answers agree."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Consensus:
     """The vote of a group's samples."""
 
     labels: tuple[str, ...]
-    """Winning labels, primary first; empty only when no sample was in the grammar."""
+    """Winning labels, primary first; empty only if no sample was in the grammar."""
     votes: tuple[tuple[str, int], ...]
     """(label, samples that named it), most votes first."""
     answers: int
-    """Samples in the grammar."""
+    """Number of samples in the grammar."""
     agreement: float
     """Mean pairwise smoothed IoU over all samples; a pair with a format failure counts 0."""
 
@@ -27,8 +27,9 @@ class Consensus:
 def vote(readings: Sequence[Reading], score: SmoothedIoU) -> Consensus:
     """Vote label by label: every answer gives one vote to each label it names.
 
-    A label wins with more than half of the answers; where none has that many, the label with most votes wins alone. At most three win.
-    Ties are broken by the votes as primary label, then alphabetically, so the result does not depend on the order of samples.
+    A label wins with more than half of the answers. If no label has that many, the one with most votes wins
+    alone. At most three win. Ties are broken by the votes as primary label, then alphabetically, so that the
+    result does not depend on the order of samples.
     """
     answers = [reading for reading in readings if isinstance(reading, Answer)]
     named = Counter(label for answer in answers for label in answer.labels)

@@ -1,17 +1,19 @@
-"""Self-play: many episodes in lock-step, so that the engine always sees every live episode at once.
+"""Plays self-play episodes in lock-step, so that each engine call holds every live episode.
 
 Each turn of an episode has three phases, and each phase is one call of the generator over all live episodes:
 
     1. recognise   G label sets are sampled for the last turn; their vote is the consensus.
-    2. respond     M replies are sampled for a target emotion set E: the annotation of the seed's next turn where there is one,
-                   else a draw from the transition prior given what was recognised.
-    3. score       the recognizer reads each admissible reply, in a fresh context that never mentions E, greedily: one deterministic
-                   reading per reply, so that a reply's reward has no sampling noise of its own. Replies that failed a gate are not read.
+    2. respond     M replies are sampled for a target emotion set E: the annotation of the opening's next
+                   turn if there is one, else a draw from the transition prior given the labels recognised.
+    3. score       the recognizer reads each admissible reply greedily, in a fresh context that never mentions
+                   E: one deterministic reading per reply, so that a reply's reward has no sampling noise of
+                   its own. Replies that failed a gate are not read.
 
-Then the best reply is appended and the roles swap. An episode none of whose replies can be read ends early. Every phase 1 and
-phase 2 is a group for SELF-GRPO. Sampling seeds derive from (run, iteration, episode, turn, role, sample): the result does not
-depend on how episodes are dealt over ranks, and any sample can be generated again alone. Prompts, readings, gates and votes, which are most
-of what this module costs, are pure functions of what is known on every rank: `deal` shares them out.
+Then the best reply is appended and the roles swap. If no reply of an episode can be read, the episode ends.
+Every phase 1 and phase 2 is a group for SELF-GRPO. Sampling seeds derive from (run, iteration, episode, turn,
+role, sample): the result does not depend on how episodes are dealt over ranks, and any sample can be
+generated again alone. Prompts, readings, gates and votes take most of this module's time and are pure
+functions of values that every rank has, so `deal` shares them out over the ranks.
 """
 
 from __future__ import annotations
@@ -36,21 +38,21 @@ from selfemo.selfplay.transitions import TransitionPrior
 
 @dataclass
 class _Live:
-    """An episode under way."""
+    """An episode while it is played."""
 
-    seed: Opening
+    opening: Opening
     turns: list[Turn]
     speakers: tuple[str, str]
-    """Who speaks next, and who after that."""
+    """The next speaker, and the one after that."""
     groups: list[Group]
     target: tuple[str, ...] | None = None
-    """Emotions the last generated turn was written for."""
+    """Emotions that the last generated turn was written for; empty if that turn is real."""
     over: bool = False
 
 
 @dataclass(frozen=True)
 class SelfPlay:
-    """Everything an iteration's episodes share."""
+    """Plays the episodes of an iteration with one generator and one set of prompts."""
 
     generator: Generator
     prompts: PromptBuilder
@@ -61,11 +63,15 @@ class SelfPlay:
     deal: Deal = one_by_one
 
     def __post_init__(self) -> None:
-        """Check that targets can be drawn, where turns are to be generated; UserError otherwise."""
+        """Check that targets can be drawn if turns are to be generated.
+
+        Raises:
+            UserError: turns are to be generated, and the training split has no transition.
+        """
         if self.config.turns and not self.transitions.sets:
             raise UserError(
-                f"selfplay.turns is {self.config.turns}, but the training split holds no two consecutive annotated turns "
-                "to draw targets from; set selfplay.turns=0"
+                f"selfplay.turns is {self.config.turns}, but the training split holds no two consecutive "
+                "annotated turns to draw targets from; set selfplay.turns=0"
             )
 
     @property
@@ -78,61 +84,92 @@ class SelfPlay:
         """The role of phase 2."""
         return Responder(self.prompts, self.config)
 
-    def play(self, seeds: Sequence[Opening], iteration: int) -> list[Episode]:
-        """Play one episode per seed, in their order, with 3 generator calls per turn (1 in all when `config.turns` is 0)."""
-        lives = [_Live(seed, list(seed.turns), first_speakers(seed), []) for seed in seeds]
+    def play(self, openings: Sequence[Opening], iteration: int) -> list[Episode]:
+        """Play one episode per opening, in their order.
+
+        Takes 3 generator calls per turn (1 in all if `config.turns` is 0).
+        """
+        lives = [_Live(opening, list(opening.turns), first_speakers(opening), []) for opening in openings]
         self._recognise(lives, 0, iteration)
         for turn in range(self.config.turns):
             going = [live for live in lives if not live.over]
             if turn:
                 self._recognise(going, turn, iteration)
             self._respond(going, turn, iteration)
-        return [Episode(live.seed, tuple(live.groups), tuple(live.turns)) for live in lives]
+        return [Episode(live.opening, tuple(live.groups), tuple(live.turns)) for live in lives]
 
     def _recognise(self, lives: list[_Live], turn: int, iteration: int) -> None:
         prompts = self.deal(self.prompts.recognize, [live.turns for live in lives])
         answers = self._sample(lives, prompts, "recognizer", turn, iteration)
-        readings = iter(self.deal(self.recognizer.read, [completion for completions in answers for _, completion in completions]))
+        readings = iter(
+            self.deal(
+                self.recognizer.read, [completion for completions in answers for _, completion in completions]
+            )
+        )
         groups = [
             [_sample(prompt, seed, completion, *next(readings)) for seed, completion in completions]
             for prompt, completions in zip(prompts, answers, strict=True)
         ]
         for live, samples, consensus in zip(lives, groups, self.deal(self._vote, groups), strict=True):
             gold = live.turns[-1].labels or None
-            self._close(live, "recognizer", turn, iteration, live.turns[-1].speaker, gold, live.target, samples, consensus)
+            self._close(
+                live,
+                "recognizer",
+                turn,
+                iteration,
+                live.turns[-1].speaker,
+                gold,
+                live.target,
+                samples,
+                consensus,
+            )
 
     def _respond(self, lives: list[_Live], turn: int, iteration: int) -> None:
         targets = [self._target(live, turn, iteration) for live in lives]
         prompts = self.deal(self._ask, list(zip(lives, targets, strict=True)))
         replies = self._sample(lives, prompts, "responder", turn, iteration)
-        written = [(live, completion) for live, completions in zip(lives, replies, strict=True) for _, completion in completions]
+        written = [
+            (live, completion)
+            for live, completions in zip(lives, replies, strict=True)
+            for _, completion in completions
+        ]
         gates = iter(self.deal(self._gate, written))
         gated = [
             [_reply(prompt, seed, completion, *next(gates)) for seed, completion in completions]
             for prompt, completions in zip(prompts, replies, strict=True)
         ]
         groups = self._score_replies(lives, gated)
-        for live, target, samples, consensus in zip(lives, targets, groups, self.deal(self._vote, groups), strict=True):
-            self._close(live, "responder", turn, iteration, live.speakers[0], None, target, samples, consensus)
+        for live, target, samples, consensus in zip(
+            lives, targets, groups, self.deal(self._vote, groups), strict=True
+        ):
+            self._close(
+                live, "responder", turn, iteration, live.speakers[0], None, target, samples, consensus
+            )
             self._append_best(live, target, samples)
 
     def _sample(
         self, lives: list[_Live], prompts: list[tuple[int, ...]], role: Role, turn: int, iteration: int
     ) -> list[list[tuple[int, Completion]]]:
-        """One generator call: (seed, completion) per sample, per episode."""
+        """Sample every episode's prompt in one generator call.
+
+        Returns:
+            (seed, completion) of each sample, per episode.
+        """
         size, _ = group_shape(self.config, role)
         player = self.recognizer if role == "recognizer" else self.responder
         requests = [
-            player.request(prompt, sample_seed(self.run_seed, iteration, live.seed.index, turn, role, i))
+            player.request(prompt, sample_seed(self.run_seed, iteration, live.opening.index, turn, role, i))
             for live, prompt in zip(lives, prompts, strict=True)
             for i in range(size)
         ]
         completions = self.generator.generate(requests) if requests else []
-        pairs = [(request.seed, completion) for request, completion in zip(requests, completions, strict=True)]
+        pairs = [
+            (request.seed, completion) for request, completion in zip(requests, completions, strict=True)
+        ]
         return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
     def _gate(self, written: tuple[_Live, Completion]) -> tuple[str, tuple[Gate, ...]]:
-        """A responder's completion as text, and the gates it fails."""
+        """Decode a responder's completion, and list the gates it fails."""
         live, completion = written
         return self.responder.gate(live.turns, live.speakers[0], completion)
 
@@ -140,14 +177,18 @@ class SelfPlay:
         return vote([sample.reading for sample in samples if sample.reading is not None], self.score)
 
     def _ask(self, asked: tuple[_Live, tuple[str, ...]]) -> tuple[int, ...]:
-        """The responder's prompt for a target."""
+        """Build the responder's prompt for a target."""
         live, target = asked
         return self.prompts.respond(live.turns, live.speakers[0], target)
 
     def _score_replies(self, lives: list[_Live], gated: list[list[Sample]]) -> list[list[Sample]]:
-        """Phase 3: the recognizer's greedy reading of every admissible reply, in one generator call."""
-        places = [(e, i) for e, samples in enumerate(gated) for i, sample in enumerate(samples) if not sample.gates]
-        dialogues = [[*lives[e].turns, Turn(lives[e].speakers[0], clean_line(gated[e][i].text))] for e, i in places]
+        """Read every admissible reply (phase 3): the recognizer's greedy answers, in one generator call."""
+        places = [
+            (e, i) for e, samples in enumerate(gated) for i, sample in enumerate(samples) if not sample.gates
+        ]
+        dialogues = [
+            [*lives[e].turns, Turn(lives[e].speakers[0], clean_line(gated[e][i].text))] for e, i in places
+        ]
         prompts = self.deal(self.prompts.recognize, dialogues)
         requests = [self.recognizer.greedy_request(prompt) for prompt in prompts]
         completions = self.generator.generate(requests) if requests else []
@@ -157,12 +198,14 @@ class SelfPlay:
         return scored
 
     def _target(self, live: _Live, turn: int, iteration: int) -> tuple[str, ...]:
-        following = live.seed.next_turn
+        following = live.opening.next_turn
         if turn == 0 and following is not None and following.labels and following.speaker == live.speakers[0]:
             return following.labels[:3]
         recognised = live.groups[-1].consensus.labels
-        rng = derive_rng(self.run_seed, "target", iteration, live.seed.index, turn)
-        return self.transitions.draw(recognised[0] if recognised else None, rng, self.config.target_flattening)
+        rng = derive_rng(self.run_seed, "target", iteration, live.opening.index, turn)
+        return self.transitions.draw(
+            recognised[0] if recognised else None, rng, self.config.target_flattening
+        )
 
     def _append_best(self, live: _Live, target: tuple[str, ...], samples: list[Sample]) -> None:
         best = best_reply(samples, target, self.score)
@@ -185,16 +228,16 @@ class SelfPlay:
         samples: list[Sample],
         consensus: Consensus,
     ) -> None:
-        """File the finished group with its episode."""
+        """Add the finished group to its episode."""
         _, max_tokens = group_shape(self.config, role)
         live.groups.append(
             Group(
                 role=role,
                 iteration=iteration,
-                episode=live.seed.index,
+                episode=live.opening.index,
                 turn=turn,
-                source=live.seed.source,
-                parent=live.seed.parent,
+                source=live.opening.source,
+                parent=live.opening.parent,
                 context=tuple(live.turns),
                 speaker=speaker,
                 gold=gold,
@@ -208,40 +251,51 @@ class SelfPlay:
 
 
 def sample_seed(run_seed: int, iteration: int, episode: int, turn: int, role: Role, sample: int) -> int:
-    """The sampling seed of one completion."""
+    """Derive the sampling seed of one completion."""
     return derive_seed(run_seed, "rollout", iteration, episode, turn, role, sample)
 
 
 def group_shape(config: SelfPlayConfig, role: Role) -> tuple[int, int]:
-    """(samples per group, token cap) of a role."""
+    """Return (samples per group, token cap) of a role."""
     if role == "recognizer":
         return config.recognizer_group_size, config.max_recognizer_tokens
     return config.responder_group_size, config.max_utterance_tokens
 
 
-def first_speakers(seed: Opening) -> tuple[str, str]:
-    """Who replies to the seed's last turn, and who replies to that.
+def first_speakers(opening: Opening) -> tuple[str, str]:
+    """Choose who replies to the opening's last turn, and who replies to that.
 
-    The first reply is the next real turn's speaker, else the latest other speaker of the prefix, else anyone else in the dialogue; a
-    monologue is answered by "Someone". The second is the last turn's speaker.
+    The first reply is the real next turn's speaker, else the latest other speaker of the opening's turns,
+    else anyone else in the dialogue; in a monologue it is "Someone". The second is the last turn's speaker.
     """
-    last = seed.turns[-1].speaker
-    candidates = [seed.next_turn.speaker] if seed.next_turn else []
-    candidates += [turn.speaker for turn in reversed(seed.turns)]
-    candidates += seed.speakers
+    last = opening.turns[-1].speaker
+    candidates = [opening.next_turn.speaker] if opening.next_turn else []
+    candidates += [turn.speaker for turn in reversed(opening.turns)]
+    candidates += opening.speakers
     return next((name for name in candidates if name != last), DEFAULT_SPEAKER), last
 
 
 def best_reply(samples: Sequence[Sample], target: Sequence[str], score: SmoothedIoU) -> int | None:
-    """Index of the admissible reply that was read closest to its target, the first of equals; None where none was read in the grammar."""
+    """Return the index of the reply whose reading is closest to its target, the first of equals.
+
+    None if no reply was read in the grammar.
+    """
     read = [i for i, sample in enumerate(samples) if isinstance(sample.reading, Answer)]
-    values = {i: score.of_reading(reading, target) for i in read if (reading := samples[i].reading) is not None}
+    values = {
+        i: score.of_reading(reading, target) for i in read if (reading := samples[i].reading) is not None
+    }
     return max(values, key=lambda i: (values[i], -i), default=None)
 
 
-def _sample(prompt: tuple[int, ...], seed: int, completion: Completion, text: str, reading: Reading | None) -> Sample:
+def _sample(
+    prompt: tuple[int, ...], seed: int, completion: Completion, text: str, reading: Reading | None
+) -> Sample:
     return Sample(prompt, completion.token_ids, completion.logprobs, seed, text, completion.finished, reading)
 
 
-def _reply(prompt: tuple[int, ...], seed: int, completion: Completion, text: str, gates: tuple[Gate, ...]) -> Sample:
-    return Sample(prompt, completion.token_ids, completion.logprobs, seed, text, completion.finished, None, gates)
+def _reply(
+    prompt: tuple[int, ...], seed: int, completion: Completion, text: str, gates: tuple[Gate, ...]
+) -> Sample:
+    return Sample(
+        prompt, completion.token_ids, completion.logprobs, seed, text, completion.finished, None, gates
+    )

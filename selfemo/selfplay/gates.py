@@ -1,8 +1,9 @@
-"""What a reply must not do to earn its expression reward.
+"""Gates: conditions that a reply must meet to earn its expression reward.
 
-The reward reads emotions out of the reply with the very model that wrote it, so the shortest way to a full reward is to say the
-label, to repeat a line that already carries it, or to write the other speakers' turns too. Each gate closes one such way. A gate that
-fails takes the whole expression reward, and its name is recorded with the sample.
+The reward reads emotions out of the reply with the model that wrote it. The shortest ways to a full reward
+are therefore to say the label, to repeat a line that already carries it, or to write the other speakers'
+turns too. Each gate closes one such way. A reply that fails a gate loses the whole expression reward, and the
+gate's name is recorded with the sample.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Gate = Literal["cut", "length", "leak", "copy", "turns"]
 COPY_MIN_WORDS = 4
 """A shared run of fewer words is ordinary talk ("Oh my God")."""
 COPY_SHARE = 0.8
-"""A reply of which one shared run covers this much is a copy."""
+"""If one shared run covers at least this share of a reply, the reply is a copy."""
 
 _FAMILIES = (
     "anger angers angered angering angry angrier angriest angrily",
@@ -34,15 +35,38 @@ _FAMILIES = (
     "sad sadder saddest sadly sadness sadden saddened",
     "scare scares scared scary scarier",
 )
-"""Words of one root, where adding SUFFIXES to a label would miss some. Synonyms are free: saying "great" for joy is expression."""
-SUFFIXES = ("", "s", "es", "d", "ed", "ing", "ingly", "ly", "ful", "fully", "ness", "ous", "ment", "y", "ally", "ity")
+"""Words of one root, for labels where adding SUFFIXES would miss some. Synonyms are allowed: "great" for joy
+is expression."""
+SUFFIXES = (
+    "",
+    "s",
+    "es",
+    "d",
+    "ed",
+    "ing",
+    "ingly",
+    "ly",
+    "ful",
+    "fully",
+    "ness",
+    "ous",
+    "ment",
+    "y",
+    "ally",
+    "ity",
+)
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
 def failed_gates(
-    text: str, history: Sequence[Turn], labels: Collection[str], min_words: int, max_words: int, finished: bool = True
+    text: str,
+    history: Sequence[Turn],
+    labels: Collection[str],
+    min_words: int,
+    max_words: int,
+    finished: bool = True,
 ) -> tuple[Gate, ...]:
-    """The gates that a reply fails, in a fixed order; empty for an admissible one.
+    """List the gates that a reply fails, in a fixed order; empty for an admissible one.
 
     Args:
         text: the reply as decoded, not yet cleaned: a line break in it is evidence.
@@ -50,7 +74,7 @@ def failed_gates(
         labels: the closed label set; naming any of its labels is a leak, not only a target's.
         min_words: shortest admissible reply, in words.
         max_words: longest admissible reply, in words.
-        finished: False when the token cap cut the reply.
+        finished: False if the token cap cut the reply.
     """
     spoken = words(text)
     checks: list[tuple[Gate, bool]] = [
@@ -64,29 +88,37 @@ def failed_gates(
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words of a text, apostrophes inside a word kept (curly ones made straight), punctuation dropped."""
+    """Split a text into lower-case words.
+
+    Apostrophes inside a word stay (curly ones made straight); punctuation is dropped.
+    """
     return [word.replace("’", "'") for word in _WORD.findall(text.lower())]
 
 
 def leaks_label(spoken: Collection[str], labels: Collection[str]) -> bool:
-    """Whether a word names a label of the closed set, inflections such as "angry" for anger included."""
+    """Tell whether a word names a label of the closed set, inflections such as "angry" for anger included."""
     return not label_words(frozenset(labels)).isdisjoint(spoken)
 
 
 @lru_cache(maxsize=64)
 def label_words(labels: frozenset[str]) -> frozenset[str]:
-    """Every word that names one of the labels; a label of several words is named by its longest one."""
+    """List every word that names one of the labels. A label of several words is named by its longest one."""
     found: set[str] = set()
     for label in labels:
         word = max(re.split(r"[ _-]+", label), key=len)
         family = next((members for members in (row.split() for row in _FAMILIES) if word in members), None)
-        found.update(family or (stem + suffix for stem in (word, word.removesuffix("e")) for suffix in SUFFIXES))
+        found.update(
+            family or (stem + suffix for stem in (word, word.removesuffix("e")) for suffix in SUFFIXES)
+        )
         found.add(word)
     return frozenset(found)
 
 
 def is_copy(spoken: list[str], earlier: list[str]) -> bool:
-    """Whether a reply repeats an earlier turn: word for word, or in one run of at least 4 words that makes up 80% of the reply."""
+    """Tell whether a reply repeats an earlier turn.
+
+    It does so word for word, or in one run of at least 4 words that makes up 80% of the reply.
+    """
     if spoken == earlier:
         return bool(spoken)
     if len(spoken) < COPY_MIN_WORDS or len(earlier) < COPY_MIN_WORDS:
@@ -96,7 +128,10 @@ def is_copy(spoken: list[str], earlier: list[str]) -> bool:
 
 
 def holds_other_turns(text: str, speakers: Collection[str]) -> bool:
-    """Whether a reply holds more than its own turn: a line break, a speaker's name with a colon, or a chat-template marker."""
+    """Tell whether a reply holds more than its own turn.
+
+    The signs are a line break, a speaker's name with a colon, and a chat-template marker.
+    """
     if len(text.strip().splitlines()) > 1 or "<|" in text:
         return True
     names = {clean_speaker(name) for name in speakers}

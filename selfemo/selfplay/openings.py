@@ -1,8 +1,9 @@
-"""Where an iteration's episodes start: real dialogue prefixes, and dialogues that the flywheel kept.
+"""Draws the openings of episodes: prefixes of real dialogues, and dialogues that the flywheel kept.
 
-A fixed number of an iteration's seeds is always real and walks through every annotated turn of the training split that is free of dev
-and test texts (each once per epoch, unless rare labels are favoured). The other seeds continue kept flywheel records; while the flywheel
-holds too few, further real prefixes stand in, from a schedule of their own, so that the first walk stays complete.
+A fixed number of an iteration's openings is always real and walks through every annotated turn of the
+training split that is free of dev and test texts (each once per epoch, unless rare labels are favoured). The
+other openings continue kept flywheel records. While the flywheel holds too few, more real prefixes take their
+place, from a schedule of their own, so that the first walk stays complete.
 """
 
 from __future__ import annotations
@@ -24,26 +25,28 @@ MAX_SPEAKERS = 8
 
 @dataclass(frozen=True)
 class KeptDialogue:
-    """A kept flywheel record, as a place to start from."""
+    """A kept flywheel record, as an opening needs it."""
 
     record_id: int
     source: str
-    """Conversation key of the real dialogue it descends from."""
+    """Conversation key of the real dialogue that it descends from."""
     turns: tuple[Turn, ...] = field(repr=False)
-    """The kept turn is the last; its labels are gold where the record's are trusted, else empty."""
+    """The kept turn is the last. Its labels are gold if the record's are trusted, else empty."""
     speakers: tuple[str, ...] = ()
 
 
 class OpeningPool:
-    """Draws seeds from the training split and the flywheel."""
+    """Draws openings from the training split and the flywheel."""
 
     def __init__(self, corpus: Corpus, config: SelfPlayConfig, run_seed: int, history_turns: int) -> None:
         """Prepare the schedules.
 
         Args:
-            corpus: seeds come from its training split; a prefix whose last turn, or the turn that follows, equals a dev or test text or
-                one that the corpus bars is no seed, nor one that shows a long one.
-            history_turns: earlier turns a prompt shows; a seed carries no more than a prompt can use.
+            corpus: openings come from its training split. A prefix is left out if its last turn, or the turn
+                that follows, equals a dev or test text or one that the corpus bars, or if it shows a long
+                one.
+            history_turns: earlier turns that a prompt shows; an opening carries no more than a prompt can
+                use.
 
         Raises:
             UserError: no annotated turn is left to start from.
@@ -53,36 +56,46 @@ class OpeningPool:
         self._keep_turns = history_turns + 1
         held_out = HeldOutTexts(held_out_texts(corpus))
         self._places = [
-            (c, i) for c in corpus.split(TRAIN) for i, turn in enumerate(c.turns) if turn.labels and not self._barred(c, i, held_out)
+            (c, i)
+            for c in corpus.split(TRAIN)
+            for i, turn in enumerate(c.turns)
+            if turn.labels and not self._barred(c, i, held_out)
         ]
         if not self._places:
             raise UserError(
-                "corpus: the training split holds no annotated turn free of dev and test texts; check its label column and splits"
+                "corpus: the training split holds no annotated turn free of dev and test texts; "
+                "check its label column and splits"
             )
         labels = tuple(c.turns[i].labels[0] for c, i in self._places)
+        # A purpose is part of every draw: "seeds" is the older name of openings, a new one would draw others.
         self._walk = Schedule(labels, config.seed_label_balance, run_seed, "seeds")
         self._spare = Schedule(labels, config.seed_label_balance, run_seed, "spare seeds")
 
     def draw(self, iteration: int, kept: Sequence[KeptDialogue] = ()) -> list[Opening]:
-        """The seeds of one iteration, real ones first: a pure function of its arguments.
+        """Draw the openings of one iteration, real ones first. A pure function of its arguments.
 
         Args:
             iteration: from 0.
-            kept: what the flywheel offers, in a fixed order; at most 1 - real_seed_share of the seeds are drawn from it.
+            kept: kept dialogues of the flywheel, in a fixed order; at most 1 - real_seed_share of the
+                openings come from them.
         """
         count = self._config.seeds_per_iteration
         always_real = math.ceil(self._config.real_seed_share * count)
         open_places = count - always_real
-        chosen = derive_rng(self._run_seed, "kept seeds", iteration).sample(range(len(kept)), min(open_places, len(kept)))
+        chosen = derive_rng(self._run_seed, "kept seeds", iteration).sample(
+            range(len(kept)), min(open_places, len(kept))
+        )
         items = self._walk.take(iteration * always_real, always_real)
         items += self._spare.take(iteration * open_places, open_places - len(chosen))
-        seeds = [self._real(index, item) for index, item in enumerate(items)]
-        return seeds + [self._continued(len(items) + i, kept[choice]) for i, choice in enumerate(chosen)]
+        openings = [self._real(index, item) for index, item in enumerate(items)]
+        return openings + [self._continued(len(items) + i, kept[choice]) for i, choice in enumerate(chosen)]
 
     def _barred(self, conversation: Conversation, last: int, held_out: HeldOutTexts) -> bool:
         turns = conversation.turns
         context = turns[max(0, last + 1 - self._keep_turns) : last]
-        return held_out.bars(turns[last].text, context) or any(held_out.bars(turn.text) for turn in turns[last + 1 : last + 2])
+        return held_out.bars(turns[last].text, context) or any(
+            held_out.bars(turn.text) for turn in turns[last + 1 : last + 2]
+        )
 
     def _real(self, index: int, item: int) -> Opening:
         conversation, last = self._places[item]
@@ -93,4 +106,10 @@ class OpeningPool:
 
     def _continued(self, index: int, dialogue: KeptDialogue) -> Opening:
         turns = dialogue.turns[-self._keep_turns :]
-        return Opening(index, dialogue.source, turns, parent=dialogue.record_id, speakers=dialogue.speakers[:MAX_SPEAKERS])
+        return Opening(
+            index,
+            dialogue.source,
+            turns,
+            parent=dialogue.record_id,
+            speakers=dialogue.speakers[:MAX_SPEAKERS],
+        )

@@ -1,15 +1,23 @@
-"""What the two roles are told, as token ids.
+"""Writes the prompts of the two roles, as token ids.
 
-The words are few and fixed, because a 4 M-parameter model learns them from scratch and an 8 B one must understand the same:
+The words are few and fixed: a model of 4 M parameters learns them from scratch, and one of 8 B must
+understand the same. The recognizer's prompt:
 
     Which of anger, joy, neutral does the last line show? Name one to three, the main one first.
-                                                                        Write the next line, by Joey, showing joy. Do not name it.
-    Monica: We got the flat!
-    > Joey: No way!                                                     Monica: We got the flat!
 
-The instruction comes first, so that prompts of one role share a prefix the engine can cache; the target line comes last, next to
-the answer. Utterances and names are data: every run of blanks, line breaks and control characters in them becomes one
-blank, so that no utterance can open a line of its own, and the encoder turns chat-template markers into plain text.
+    Monica: We got the flat!
+    > Joey: No way!
+
+The responder's prompt:
+
+    Write the next line, by Joey, showing joy. Do not name it.
+
+    Monica: We got the flat!
+
+The instruction comes first, so that prompts of one role share a prefix the engine can cache. The target line
+comes last, next to the answer. Utterances and names are data: every run of blanks, line breaks and control
+characters in them becomes one blank, so that no utterance can open a line of its own, and the encoder turns
+chat-template markers into plain text.
 """
 
 from __future__ import annotations
@@ -30,22 +38,25 @@ MAX_SPEAKER_CHARS = 40
 
 
 class Encoder(Protocol):
-    """The part of selfemo.tokens.encoder.ChatEncoder that prompts need."""
+    """The methods of selfemo.tokens.encoder.ChatEncoder that prompts need."""
 
     def encode_prompt(self, messages: Sequence[Message], thinking: bool = False) -> tuple[int, ...]:
-        """Ids up to and including the opening of the assistant's turn; markers inside a message are plain text."""
+        """Encode messages up to and including the opening of the assistant's turn.
+
+        Markers inside a message are plain text.
+        """
         ...
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
-        """Ids of the assistant's text, its end-of-turn token included."""
+        """Encode the assistant's text, and add its end-of-turn token."""
         ...
 
     def decode(self, ids: Sequence[int], show_special: bool = False) -> str:
-        """Text of ids; control tokens are left out unless `show_special`."""
+        """Decode ids; control tokens are left out unless `show_special`."""
         ...
 
     def truncate(self, text: str, max_tokens: int) -> str:
-        """`text`, cut at a token border to at most `max_tokens` tokens."""
+        """Cut `text` at a token border to at most `max_tokens` tokens."""
         ...
 
 
@@ -59,71 +70,95 @@ class PromptBuilder:
     history_turns: int
     """Earlier turns shown before the target turn (recognizer) or the turn to answer (responder)."""
     max_turn_tokens: int
-    """A longer turn is cut in a prompt, at a token border."""
+    """In a prompt, a longer turn is cut at a token border."""
     thinking: bool = False
-    """The recognizer may think before it answers; the responder never does."""
+    """Whether the recognizer may think before it answers; the responder never does."""
 
     def recognize(self, turns: Sequence[Turn]) -> tuple[int, ...]:
-        """Prompt ids that ask for the emotions of `turns[-1]`; only `history_turns` turns before it are shown, none after."""
+        """Ask for the emotions of `turns[-1]`, as prompt ids.
+
+        At most `history_turns` turns before it are shown, and none after it.
+        """
         return self._encode(recognizer_text(self._window(turns), self.labels), self.thinking)
 
     def respond(self, turns: Sequence[Turn], speaker: str, emotions: Sequence[str]) -> tuple[int, ...]:
-        """Prompt ids that ask for `speaker`'s answer to `turns[-1]`, showing `emotions`."""
+        """Ask for `speaker`'s answer to `turns[-1]`, showing `emotions`, as prompt ids."""
         return self._encode(responder_text(self._window(turns), speaker, emotions), thinking=False)
 
     def without_thinking(self) -> PromptBuilder:
-        """The same prompts with the thinking block closed: where an answer is given and not sampled, nobody wrote down the thoughts."""
+        """Return a builder whose prompts close the thinking block.
+
+        For supervised examples: their answers are given, and nobody wrote down the thoughts before them.
+        """
         return replace(self, thinking=False)
 
     def answer_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
-        """Completion ids of an answer."""
+        """Encode an answer as completion ids."""
         return self.encoder.encode_completion(format_answer(labels))
 
     def utterance_ids(self, text: str) -> tuple[int, ...]:
-        """Completion ids of an utterance."""
+        """Encode an utterance as completion ids."""
         return self.encoder.encode_completion(clean_line(text))
 
     def _window(self, turns: Sequence[Turn]) -> list[Turn]:
         if not turns:
             raise ValueError("turns is empty: a prompt needs a turn to read or to answer")
         shown = turns[-(self.history_turns + 1) :]
-        return [Turn(turn.speaker, self.encoder.truncate(clean_line(turn.text), self.max_turn_tokens)) for turn in shown]
+        return [
+            Turn(turn.speaker, self.encoder.truncate(clean_line(turn.text), self.max_turn_tokens))
+            for turn in shown
+        ]
 
     def _encode(self, text: str, thinking: bool) -> tuple[int, ...]:
         return tuple(self.encoder.encode_prompt([Message("user", text)], thinking))
 
 
 def completion_text(encoder: Encoder, completion: Completion) -> str:
-    """A completion as text, without the end-of-turn token that closed it.
+    """Decode a completion, without the end-of-turn token that closed it.
 
-    Any other control token that was sampled is spelled out: left out, it could hide inside an answer that reads as flawless.
+    Any other control token that was sampled is spelled out: if it were left out, it could hide inside an
+    answer that looks correct.
     """
     ids = completion.token_ids[:-1] if completion.finished else completion.token_ids
     return encoder.decode(ids, show_special=True)
 
 
 def recognizer_text(turns: Sequence[Turn], labels: Sequence[str]) -> str:
-    """The recognizer's message: instruction, history, and the marked last line, whose emotions are asked for."""
-    instruction = f"Which of {SEPARATOR.join(labels)} does the last line show? Name one to three, the main one first."
+    """Write the recognizer's message: instruction, history, and the last line, marked.
+
+    The emotions of the last line are asked for.
+    """
+    instruction = (
+        f"Which of {SEPARATOR.join(labels)} does the last line show? Name one to three, the main one first."
+    )
     lines = [_line(turn.speaker, turn.text) for turn in turns]
     return "\n".join([instruction, "", *lines[:-1], TARGET_MARK + lines[-1]])
 
 
 def responder_text(turns: Sequence[Turn], speaker: str, emotions: Sequence[str]) -> str:
-    """The responder's message: who speaks next, which emotions the line should show, and the history."""
-    instruction = f"Write the next line, by {clean_speaker(speaker)}, showing {SEPARATOR.join(emotions)}. Do not name it."
+    """Write the responder's message: who speaks next, the emotions to show, and the history."""
+    instruction = (
+        f"Write the next line, by {clean_speaker(speaker)}, showing {SEPARATOR.join(emotions)}. "
+        "Do not name it."
+    )
     return "\n".join([instruction, "", *(_line(turn.speaker, turn.text) for turn in turns)])
 
 
 def clean_line(text: str) -> str:
-    """`text` on one line: runs of blanks, line breaks and control or format characters become one blank."""
+    """Put `text` on one line.
+
+    A run of blanks, line breaks and control or format characters becomes one blank.
+    """
     if not text.isprintable():  # most texts are, and then hold none of these characters
         text = "".join(" " if unicodedata.category(char) in _BREAKING else char for char in text)
     return " ".join(text.split())
 
 
 def clean_speaker(name: str) -> str:
-    """A name that cannot pass for a line of dialogue: one line, no colon, at most 40 characters; "Someone" where nothing is left."""
+    """Clean a name so that it cannot pass for a line of dialogue: one line, no colon, at most 40 characters.
+
+    "Someone" if nothing is left.
+    """
     return clean_line(name.replace(":", " "))[:MAX_SPEAKER_CHARS].strip() or DEFAULT_SPEAKER
 
 

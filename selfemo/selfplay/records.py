@@ -1,4 +1,4 @@
-"""What self-play produces: samples, in groups, in episodes. The same values feed rewards, flywheel and training."""
+"""Records of self-play: samples, in groups, in episodes. Rewards, flywheel and training all use them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Role = Literal["recognizer", "responder"]
 
 @dataclass(frozen=True)
 class Opening:
-    """Where an episode starts: a dialogue prefix whose last turn is read first."""
+    """The start of an episode: a dialogue prefix, whose last turn is read first."""
 
     index: int
-    """Position among the iteration's seeds over all ranks; the episode's sampling seeds derive from it."""
+    """Position among the iteration's openings over all ranks; the episode's sampling seeds derive from it."""
     source: str
     """Conversation key, "corpus/split/dialogue_id", of the real dialogue it comes from."""
     turns: tuple[Turn, ...] = field(repr=False)
-    """The prefix; labels of the last turn, where present, are the first recognizer group's gold set."""
+    """The prefix. Labels of its last turn, if it has any, are the first recognizer group's gold set."""
     next_turn: Turn | None = None
-    """The real dialogue's next turn, where it has one: its speaker and its labels are the first reply's."""
+    """The real dialogue's next turn, if it has one: its speaker and its labels are the first reply's."""
     parent: int | None = None
-    """Flywheel record that the prefix was kept in; None for a real dialogue."""
+    """Flywheel record that keeps the prefix; None for a real dialogue."""
     speakers: tuple[str, ...] = ()
-    """Everyone who speaks in the dialogue, prefix or not, in order of appearance."""
+    """Everyone who speaks in the dialogue, inside the prefix or after it, in order of appearance."""
 
 
 @dataclass(frozen=True)
@@ -37,59 +37,61 @@ class Sample:
 
     prompt_ids: tuple[int, ...] = field(repr=False)
     completion_ids: tuple[int, ...] = field(repr=False)
-    """Sampled ids, the end-of-turn token included when it was sampled."""
+    """Sampled ids, with the end-of-turn token if it was sampled."""
     rollout_logprobs: tuple[float, ...] = field(repr=False)
     """The engine's natural-log probability of each completion id."""
     seed: int
     text: str
     finished: bool
-    """False when the token cap cut the completion."""
+    """False if the token cap cut the completion."""
     reading: Reading | None
-    """Recognizer: its own answer. Responder: what the recognizer read in the reply, None where a gate failed before."""
+    """Recognizer: its own answer. Responder: the recognizer's reading of the reply; None if the reply failed
+    a gate."""
     gates: tuple[Gate, ...] = ()
     """Gates that a reply failed; always empty for a recognizer."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The samples of one prompt: what SELF-GRPO normalises over."""
+    """The samples of one prompt: the set over which SELF-GRPO normalises rewards."""
 
     role: Role
     iteration: int
     episode: int
-    """The seed's index."""
+    """The opening's index."""
     turn: int
     """Turn of the episode, from 0."""
     source: str
-    """Conversation key of the seed."""
+    """Conversation key of the opening."""
     parent: int | None
-    """Flywheel record the episode was seeded from."""
+    """Flywheel record that the opening continues; None for a real dialogue."""
     context: tuple[Turn, ...] = field(repr=False)
     """The dialogue up to and including the turn that is read (recognizer) or answered (responder)."""
     speaker: str
-    """Who is read, or who answers."""
+    """The speaker who is read, or who answers."""
     gold: tuple[str, ...] | None
-    """Recognizer: annotated labels of the turn, None where nobody annotated it. Responder: None."""
+    """Recognizer: annotated labels of the turn, None if nobody annotated it. Responder: None."""
     target: tuple[str, ...] | None
-    """Responder: the emotions the reply should show. Recognizer: those that a generated turn was written for, else None."""
+    """Responder: the emotions that the reply should show. Recognizer: those a generated turn was written for,
+    else None."""
     max_tokens: int
     temperature: float
     samples: tuple[Sample, ...]
     consensus: Consensus
-    """Vote over the samples' readings; for a responder, over what the replies were read as."""
+    """Vote over the samples' readings; for a responder, over the readings of its replies."""
 
     @property
     def generated(self) -> bool:
-        """Whether the turn that is read was written by the model in this episode."""
+        """Whether the model wrote, in this episode, the turn that is read."""
         return self.turn > 0
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One dialogue played out from a seed."""
+    """One dialogue played from an opening."""
 
-    seed: Opening
+    opening: Opening
     groups: tuple[Group, ...]
-    """In the order played: recognizer and responder groups by turns."""
+    """In the order played: recognizer and responder groups in alternation."""
     turns: tuple[Turn, ...] = field(repr=False)
-    """The seed's turns and the replies that were appended."""
+    """The opening's turns, and the replies that were appended."""

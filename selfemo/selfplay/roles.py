@@ -1,4 +1,7 @@
-"""Asks the two roles for completions, and reads and gates these: for self-play, chat and evaluation alike."""
+"""Asks the two roles for completions, reads the answers and gates the replies.
+
+Self-play, chat and evaluation share it.
+"""
 
 from __future__ import annotations
 
@@ -24,42 +27,46 @@ class Recognizer:
     config: SelfPlayConfig
 
     def request(self, prompt_ids: tuple[int, ...], seed: int) -> GenerationRequest:
-        """A sampled answer to a prompt of `prompts.recognize`."""
+        """Request a sampled answer to a prompt of `prompts.recognize`."""
         return GenerationRequest(prompt_ids, seed, self.config.max_recognizer_tokens, self.config.temperature)
 
     def greedy_request(self, prompt_ids: tuple[int, ...]) -> GenerationRequest:
-        """The greedy answer to a prompt of `prompts.recognize`."""
+        """Request the greedy answer to a prompt of `prompts.recognize`."""
         return GenerationRequest(prompt_ids, 0, self.config.max_recognizer_tokens, GREEDY)
 
     def read(self, completion: Completion) -> tuple[str, Reading]:
-        """An answer as text, and what it says."""
+        """Decode an answer and parse it."""
         text = completion_text(self.prompts.encoder, completion)
-        reading = parse_answer(text, self.prompts.labels, thinking=self.config.thinking, finished=completion.finished)
+        reading = parse_answer(
+            text, self.prompts.labels, thinking=self.config.thinking, finished=completion.finished
+        )
         return text, reading
 
     def read_all(self, generator: Generator, requests: Sequence[GenerationRequest]) -> list[Reading]:
-        """The readings of many answers, in one generator call; none for no request."""
+        """Read many prompts' answers in one generator call; no call if there is no request."""
         return [self.read(completion)[1] for completion in (generator.generate(requests) if requests else [])]
 
     def read_last_turns(self, generator: Generator, dialogues: Sequence[Sequence[Turn]]) -> list[Reading]:
-        """Greedy readings of each dialogue's last turn, in one generator call."""
+        """Read each dialogue's last turn greedily, in one generator call."""
         prompts = [self.prompts.recognize(turns) for turns in dialogues]
         return self.read_all(generator, [self.greedy_request(prompt) for prompt in prompts])
 
 
 @dataclass(frozen=True)
 class Responder:
-    """Says a dialogue's next turn, in an emotion it is asked for."""
+    """Writes a dialogue's next turn, in the emotions that it is asked for."""
 
     prompts: PromptBuilder
     config: SelfPlayConfig
 
     def request(self, prompt_ids: tuple[int, ...], seed: int) -> GenerationRequest:
-        """A sampled reply to a prompt of `prompts.respond`."""
+        """Request a sampled reply to a prompt of `prompts.respond`."""
         return GenerationRequest(prompt_ids, seed, self.config.max_utterance_tokens, self.config.temperature)
 
-    def gate(self, turns: Sequence[Turn], speaker: str, completion: Completion) -> tuple[str, tuple[Gate, ...]]:
-        """A reply as text, not yet cleaned, and the gates it fails.
+    def gate(
+        self, turns: Sequence[Turn], speaker: str, completion: Completion
+    ) -> tuple[str, tuple[Gate, ...]]:
+        """Decode a reply, not yet cleaned, and list the gates it fails.
 
         Args:
             turns: the dialogue that `speaker` replies to.

@@ -1,4 +1,7 @@
-"""The longest prompts of a corpus, so that a run whose sequences are too short for them is refused before anything is generated."""
+"""Finds the longest prompts of a corpus.
+
+A run whose sequences are too short for them is refused before anything is generated.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,28 @@ from selfemo.rollout.api import GenerationRequest
 from selfemo.selfplay.prompts import PromptBuilder
 
 MEASURED = 8
-"""Windows that are encoded: those with the most characters, which mostly, and not always, have the most tokens."""
+"""Number of windows that are encoded: those with the most characters, which mostly, though not always, have
+the most tokens."""
 
 
-def longest_requests(prompts: PromptBuilder, conversations: Sequence[Conversation], config: SelfPlayConfig) -> list[GenerationRequest]:
-    """What both roles are asked at the longest windows of these dialogues: earlier turns, the annotated turn, and room to answer.
+def longest_requests(
+    prompts: PromptBuilder, conversations: Sequence[Conversation], config: SelfPlayConfig
+) -> list[GenerationRequest]:
+    """Build both roles' requests at the longest windows of these dialogues.
 
-    No upper bound for self-play, which also shows turns that it wrote: every generator call is checked again.
+    A request covers the earlier turns, the annotated turn, and room to answer.
+
+    They are no upper bound for self-play, whose prompts also show turns that the model wrote. Every generator
+    call is therefore checked again.
     """
     places = [(c, i) for c in conversations for i, turn in enumerate(c.turns) if turn.labels]
     shown = prompts.history_turns + 1
     longest = heapq.nlargest(
-        MEASURED, places, key=lambda place: sum(len(turn.text) for turn in place[0].turns[max(0, place[1] + 1 - shown) : place[1] + 1])
+        MEASURED,
+        places,
+        key=lambda place: sum(
+            len(turn.text) for turn in place[0].turns[max(0, place[1] + 1 - shown) : place[1] + 1]
+        ),
     )
     requests = []
     for conversation, index in longest:

@@ -1,8 +1,9 @@
-"""In which order labelled items are visited: every item in turn, rare labels as often as asked, and nothing to remember.
+"""Orders the visits to labelled items: every item in turn, rare labels as often as configured.
 
-Slot k of a run always holds the same item, computed from k alone, so a resume needs no cursor and every rank agrees without talking.
-An epoch gives each label a fixed number of slots, fills them by walking through that label's items in a shuffled order (on
-from where the last epoch stopped), and shuffles the slots. With balance 0 each item appears exactly once per epoch.
+The order has no state. Slot k of a run always holds the same item, computed from k alone, so that a resume
+needs no cursor and ranks agree without communicating. An epoch gives each label a fixed number of slots,
+fills them by walking through that label's items in a shuffled order (continuing at the place where the last
+epoch stopped), and shuffles the slots. With balance 0 each item appears exactly once per epoch.
 """
 
 from __future__ import annotations
@@ -22,14 +23,20 @@ class Schedule:
     """A label's share of slots is proportional to its share of items ** (1 - balance)."""
     run_seed: int
     purpose: str
-    """Names this schedule in its seeds, so that two schedules of a run are independent."""
+    """Part of every seed this schedule derives, so that two schedules of a run are independent."""
     slots: tuple[tuple[str, int], ...] = field(init=False)
     """(label, slots per epoch), alphabetical."""
     _members: dict[str, list[int]] = field(init=False, repr=False, compare=False)
-    _orders: dict[tuple[str, int], list[int]] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _orders: dict[tuple[str, int], list[int]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
-        """Count items by label; ValueError for no item, or a balance outside [0, 1]."""
+        """Count items by label.
+
+        Raises:
+            ValueError: there is no item, or the balance is outside [0, 1].
+        """
         if not self.labels:
             raise ValueError("labels is empty: a schedule needs at least one item")
         if not 0.0 <= self.balance <= 1.0:
@@ -39,29 +46,35 @@ class Schedule:
             members.setdefault(label, []).append(item)
         weights = {label: len(items) ** (1.0 - self.balance) for label, items in sorted(members.items())}
         scale = len(self.labels) / sum(weights.values())
-        object.__setattr__(self, "slots", tuple((label, max(1, round(weight * scale))) for label, weight in weights.items()))
+        object.__setattr__(
+            self, "slots", tuple((label, max(1, round(weight * scale))) for label, weight in weights.items())
+        )
         object.__setattr__(self, "_members", members)
 
     @property
     def epoch_slots(self) -> int:
-        """Slots per epoch."""
         return sum(count for _, count in self.slots)
 
     def take(self, start: int, count: int) -> list[int]:
-        """Items of slots start .. start + count - 1."""
+        """Return the items of slots start .. start + count - 1."""
         size = self.epoch_slots
         return [self._epoch(slot // size)[slot % size] for slot in range(start, start + count)]
 
     def _epoch(self, epoch: int) -> list[int]:
         key = ("", epoch)
         if key not in self._orders:
-            items = [self._walk(label, epoch * count + i) for label, count in self.slots for i in range(count)]
+            items = [
+                self._walk(label, epoch * count + i) for label, count in self.slots for i in range(count)
+            ]
             derive_rng(self.run_seed, self.purpose, "epoch", epoch).shuffle(items)
             self._remember(key, items)
         return self._orders[key]
 
     def _walk(self, label: str, position: int) -> int:
-        """Item at a position of a label's endless walk; each round visits all of the label's items, newly shuffled."""
+        """Return the item at a position of a label's endless walk.
+
+        Each round visits all of the label's items, newly shuffled.
+        """
         members = self._members[label]
         turn, place = divmod(position, len(members))
         key = (f"label:{label}", turn)
@@ -78,6 +91,10 @@ class Schedule:
 
 
 def interleave(slot: int, share: float) -> tuple[bool, int]:
-    """Deal a sequence of slots over two kinds, as evenly as `share` allows: (slot is of the second kind, its index in its kind)."""
+    """Deal slots over two kinds as evenly as `share`, the share of the second kind, allows.
+
+    Returns:
+        (whether the slot is of the second kind, its index within its kind).
+    """
     before, after = int(slot * share + 1e-9), int((slot + 1) * share + 1e-9)
     return (True, before) if after > before else (False, slot - before)

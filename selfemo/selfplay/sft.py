@@ -1,7 +1,9 @@
-"""Examples of the supervised start: both roles' prompts, answered as the training split's annotators and speakers did.
+"""Makes the examples of the supervised start.
 
-Example k of a run is a pure function of k, as in self-play's seeds. Replies that self-play would gate (a label named, too long or
-too short) are not taught.
+They are prompts of both roles, answered as the training split's annotators and speakers did.
+
+Example k of a run is a pure function of k, as an opening of self-play is. Replies that self-play would gate
+(a label named, too long or too short) are not taught.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ from selfemo.selfplay.schedule import Schedule, interleave
 
 @dataclass(frozen=True)
 class SftExample:
-    """One prompt and the completion to teach."""
+    """One prompt, and the completion to teach."""
 
     role: Role
     prompt_ids: tuple[int, ...] = field(repr=False)
     completion_ids: tuple[int, ...] = field(repr=False)
-    """The end-of-turn token included."""
+    """Its last token is the end-of-turn token."""
 
 
 class SftExamples:
@@ -51,7 +53,8 @@ class SftExamples:
             label_balance: as Schedule.balance; 0 shows every turn once per epoch.
 
         Raises:
-            UserError: no annotated turn to learn recognition from, or no reply to learn expression from while its share is positive.
+            UserError: no annotated turn to learn recognition from, or no reply to learn expression from while
+                its share is positive.
         """
         self._prompts = prompts.without_thinking()
         self._config = config
@@ -59,22 +62,33 @@ class SftExamples:
         places = [(c, i) for c in train for i, turn in enumerate(c.turns) if turn.labels]
         replies = [(c, i) for c, i in places if i > 0 and self._teachable(c, i)]
         if not places or (expression_share > 0 and not replies):
-            missing = "annotated turn" if not places else "annotated reply that self-play would accept (sft.expression_share is above 0)"
-            raise UserError(f"corpus: the training split holds no {missing}; check its labels, or choose another corpus")
+            missing = (
+                "annotated turn"
+                if not places
+                else "annotated reply that self-play would accept (sft.expression_share is above 0)"
+            )
+            raise UserError(
+                f"corpus: the training split holds no {missing}; check its labels, or choose another corpus"
+            )
         self._share = expression_share
         self._places = {"recognizer": places, "responder": replies}
         self._schedules = {
-            role: Schedule(tuple(c.turns[i].labels[0] for c, i in items), label_balance, run_seed, f"sft {role}")
+            role: Schedule(
+                tuple(c.turns[i].labels[0] for c, i in items), label_balance, run_seed, f"sft {role}"
+            )
             for role, items in self._places.items()
             if items
         }
 
     def batch(self, step: int, size: int) -> list[SftExample]:
-        """Examples of one step: slots step * size .. (step + 1) * size - 1. Ranks slice the list."""
+        """Make the examples of one step: slots step * size .. (step + 1) * size - 1.
+
+        The caller gives each rank its slice of the list.
+        """
         return [self.example(slot) for slot in range(step * size, (step + 1) * size)]
 
     def example(self, slot: int) -> SftExample:
-        """The example of one slot.
+        """Make the example of one slot.
 
         Raises:
             UserError: prompt and completion are longer than the model's longest sequence.
@@ -92,9 +106,9 @@ class SftExamples:
         length = len(prompt) + len(completion)
         if length > self._max_length:
             message = (
-                f"dialogue {conversation.key}, turn {last + 1}: as an SFT example ({role}) it takes {length} tokens, "
-                f"model.max_length={self._max_length} holds fewer: lower corpus.history_turns or corpus.max_turn_tokens, "
-                "or raise model.max_length"
+                f"dialogue {conversation.key}, turn {last + 1}: as an SFT example ({role}) it takes "
+                f"{length} tokens, model.max_length={self._max_length} holds fewer: lower "
+                "corpus.history_turns or corpus.max_turn_tokens, or raise model.max_length"
             )
             raise on_all_ranks(UserError(message))  # every rank makes the whole batch
         return SftExample(role, prompt, completion)

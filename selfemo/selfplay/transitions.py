@@ -1,7 +1,8 @@
-"""Which emotion comes next: the transition prior of a training split.
+"""Estimates which emotion comes next: the transition prior of a training split.
 
-Beyond the seed nobody annotated what a speaker felt, so the target of a reply is drawn from P(next set | current primary label)
-as counted in the training split. Without it, self-play would choose its own targets and drift to neutral or out of the domain.
+Beyond an opening nobody annotated what a speaker felt, so the target of a reply is drawn from P(next set |
+current primary label), counted in the training split. Without the prior, self-play would choose its own
+targets and drift to neutral, or out of the domain.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from selfemo.corpora.conversation import Conversation
 from selfemo.emotions.answer import MAX_LABELS
 
 PRIOR_STRENGTH = 5.0
-"""Pseudo-transitions, distributed as the split's label sets: what a rarely seen current label falls back on."""
+"""Pseudo-transitions per row, distributed as the split's label sets; they decide the row of a current label
+that is rarely seen."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ class TransitionPrior:
 
     @classmethod
     def estimate(cls, conversations: Sequence[Conversation]) -> TransitionPrior:
-        """Count consecutive annotated turns, and smooth each row towards the marginal by PRIOR_STRENGTH pseudo-transitions.
+        """Count pairs of consecutive annotated turns, and smooth each row towards the marginal.
+
+        The smoothing adds PRIOR_STRENGTH pseudo-transitions to each row.
 
         Args:
-            conversations: the training split; a turn without labels ends a chain. Without any transition the prior has no sets, and
-                self-play refuses it if turns are to be generated.
+            conversations: the training split; a turn without labels ends a chain. If it has no transition,
+                the prior has no sets, and self-play refuses it if turns are to be generated.
         """
         counts: dict[str, Counter[tuple[str, ...]]] = {}
         for conversation in conversations:
@@ -52,15 +56,16 @@ class TransitionPrior:
         return cls(sets, marginal, tuple(rows))
 
     def probabilities(self, current: str | None) -> tuple[float, ...]:
-        """The row of a current label; the marginal where it is None or never seen."""
+        """Return the row of a current label, or the marginal if the label is None or was never seen."""
         return dict(self.rows).get(current, self.marginal) if current is not None else self.marginal
 
     def draw(self, current: str | None, rng: random.Random, flattening: float = 0.0) -> tuple[str, ...]:
-        """A next label set, drawn with probability proportional to p ** (1 - flattening).
+        """Draw a next label set, with probability proportional to p ** (1 - flattening).
 
         Args:
             rng: from selfemo.common.seeds.derive_rng; one draw is taken.
-            flattening: 0 keeps the prior; 1 draws every set that ever follows alike, so that rare emotions are practised.
+            flattening: 0 keeps the prior; 1 draws every set that ever follows with the same probability, so
+                that rare emotions are practised.
         """
         weights = [p ** (1.0 - flattening) if p > 0 else 0.0 for p in self.probabilities(current)]
         return rng.choices(self.sets, weights)[0]

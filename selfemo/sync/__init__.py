@@ -1,1 +1,1 @@
-"""Weights from the trainer into the engines, and the proof that they arrived."""
+"""Send the trainer's weights to the engines and prove that they arrived."""

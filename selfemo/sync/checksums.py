@@ -1,8 +1,10 @@
-"""Proof that the engines hold the trainer's weights: one number per Hugging Face tensor, computed independently on both sides.
+"""Prove that the engines hold the trainer's weights: compute one number per Hugging Face tensor on
+both sides independently.
 
-The checksum of a tensor is a sum over its elements of (bit pattern) x (a weight that depends on the element's place), modulo
-2**64. It is additive over rectangles, so every rank sums what it holds, Megatron's shards on one side and vLLM's live parameters on
-the other, and no tensor is ever assembled; it depends on place, so a swapped row or head shows as well as a wrong value.
+The checksum of a tensor is a sum over its elements of (bit pattern) x (a weight that depends on the
+element's place), modulo 2**64. It is additive over rectangles, so every rank sums the elements it
+holds (Megatron's shards on one side, vLLM's live parameters on the other) and no tensor is ever
+assembled. It depends on place, so a swapped row or head changes it as well as a wrong value.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from selfemo.weights.rank_parameters import local_parameters
 ROW_FACTOR, COLUMN_FACTOR = -7046029254386353131, -4417276706812531889
 """Odd 64-bit constants (xxHash's primes 1 and 2, as signed numbers)."""
 CHUNK_ELEMENTS = 1 << 20
-"""Elements widened to 64 bits at a time: bounds the extra memory to a few times 8 MiB."""
+"""Elements widened to 64 bits at a time; this bounds the extra memory to a few times 8 MiB."""
 _INTEGER = {4: torch.int32, 2: torch.int16}
 
 
@@ -33,12 +35,19 @@ class WeightMismatch(RuntimeError):
 
 @torch.no_grad()
 def trainer_checksums(
-    chunks: Sequence[nn.Module], architecture: Architecture, layout: TrainerLayout, rank: int, dtype: torch.dtype
+    chunks: Sequence[nn.Module],
+    architecture: Architecture,
+    layout: TrainerLayout,
+    rank: int,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """This rank's share of every tensor's checksum: int64 [tensors], in the order of `hf_tensor_list`.
+    """Compute this rank's share of every tensor's checksum: int64 [tensors], in the order of
+    `hf_tensor_list`.
+
+    The copy of a tied embedding on the last stage is not counted.
 
     Args:
-        dtype: the engine's, to which values are converted first. The copy of a tied embedding on the last stage is not counted.
+        dtype: the engine's, to which values are converted first.
     """
     index = {tensor.name: order for order, tensor in enumerate(hf_tensor_list(architecture))}
     tensor_rank = layout.coordinates(rank)[0]
@@ -47,7 +56,9 @@ def trainer_checksums(
         if not parameter.is_tied_copy:
             placements = [parameter.megatron(other, layout.tensor) for other in range(tensor_rank + 1)]
             for box in _first_held(placements):
-                sums[index[box.tensor]] += box_checksum(tensor[region(box.local_start, box.shape)], box.start, dtype)
+                sums[index[box.tensor]] += box_checksum(
+                    tensor[region(box.local_start, box.shape)], box.start, dtype
+                )
     return _int64(sums)
 
 
@@ -55,9 +66,12 @@ def trainer_checksums(
 def engine_checksums(
     live: Mapping[str, torch.Tensor], architecture: Architecture, layout: EngineLayout, rank: int
 ) -> tuple[torch.Tensor, set[str]]:
-    """This rank's share of every tensor's checksum, from vLLM's live parameters, and the tensors that could not be read.
+    """Compute this rank's share of every tensor's checksum from vLLM's live parameters.
 
-    Unreadable are matrices that a CPU backend has prepacked (their live parameter is empty); greedy probes cover those.
+    Returns:
+        int64 [tensors] in the order of `hf_tensor_list`, and the names of tensors that could not be
+            read. Those are matrices that a CPU backend has prepacked (their live parameter is
+            empty); greedy probes cover them.
     """
     index = {tensor.name: order for order, tensor in enumerate(hf_tensor_list(architecture))}
     sums, unreadable = [0] * len(index), set[str]()
@@ -68,7 +82,9 @@ def engine_checksums(
             unreadable.update(part.name for part in parameter.tensors)
             continue
         for box in _first_held(placements):
-            sums[index[box.tensor]] += box_checksum(tensor[region(box.local_start, box.shape)], box.start, tensor.dtype)
+            sums[index[box.tensor]] += box_checksum(
+                tensor[region(box.local_start, box.shape)], box.start, tensor.dtype
+            )
     return _int64(sums), unreadable
 
 
@@ -81,15 +97,20 @@ def compare_checksums(
     engine: EngineLayout,
     device: torch.device,
 ) -> int:
-    """Compare every engine with every data-parallel replica; returns the number of tensors compared. Collective over all ranks.
+    """Compare every engine with every data-parallel replica. Collective over all ranks.
+
+    Returns:
+        The number of tensors compared.
 
     Raises:
-        WeightMismatch: names the first tensor that differs and the ranks of the engine; raised on every rank.
+        WeightMismatch: names the first tensor that differs and the ranks of the engine; raised on
+            every rank.
     """
     mine = torch.stack([trainer_sums, engine_sums]).to(device)
     everyone = [torch.empty_like(mine) for _ in range(trainer.world_size)]
     dist.all_gather(everyone, mine)
-    sums = torch.stack(everyone).cpu()  # at once: on a GPU, every comparison of two numbers would wait for the device
+    # Moved to the CPU at once: on a GPU, every comparison of two numbers would wait for the device.
+    sums = torch.stack(everyone).cpu()
     names = [tensor.name for tensor in hf_tensor_list(architecture)]
     readable = torch.tensor([name not in unreadable for name in names])
     firsts = range(0, trainer.tensor * trainer.data, trainer.tensor)
@@ -100,32 +121,42 @@ def compare_checksums(
         differing = ((wanted != held).any(0) & readable).nonzero()
         if len(differing):
             name = names[int(differing[0])]
-            raise WeightMismatch(f"tensor {name} differs between the trainer and the engine on rank {ranks[0]}: the sync failed")
+            raise WeightMismatch(
+                f"tensor {name} differs between the trainer and the engine on rank {ranks[0]}: the sync "
+                "failed"
+            )
     return len(names) - len(unreadable)
 
 
 def box_checksum(values: torch.Tensor, start: Sequence[int], dtype: torch.dtype) -> int:
-    """Checksum of a rectangle that begins at `start` in its tensor, modulo 2**64."""
+    """Compute the checksum, modulo 2**64, of a rectangle that begins at `start` in its tensor."""
     matrix = values if values.ndim == 2 else values[:, None]
     first_row, first_column = start[0], start[1] if len(start) > 1 else 0
-    columns = torch.arange(first_column, first_column + matrix.shape[1], device=values.device) * COLUMN_FACTOR + 1
+    columns = (
+        torch.arange(first_column, first_column + matrix.shape[1], device=values.device) * COLUMN_FACTOR + 1
+    )
     total = 0
     step = max(1, CHUNK_ELEMENTS // matrix.shape[1])
     for row in range(0, matrix.shape[0], step):
         bits = matrix[row : row + step].to(dtype).contiguous().view(_INTEGER[dtype.itemsize]).long()
-        rows = torch.arange(first_row + row, first_row + row + bits.shape[0], device=values.device) * ROW_FACTOR
+        rows = (
+            torch.arange(first_row + row, first_row + row + bits.shape[0], device=values.device) * ROW_FACTOR
+        )
         total += int((bits * columns).sum() + (bits.sum(1) * rows).sum())
     return total
 
 
 def _first_held(placements: Sequence[Placement]) -> list[Box]:
-    """Boxes of the last placement whose elements no earlier rank holds: replicated tensors count once."""
+    """Return the boxes of the last placement whose elements no earlier rank holds.
+
+    Replicated tensors then count once.
+    """
     earlier = {(box.tensor, box.start) for placement in placements[:-1] for box in placement.boxes}
     return [box for box in placements[-1].boxes if (box.tensor, box.start) not in earlier]
 
 
 def _int64(sums: Sequence[int]) -> torch.Tensor:
-    """Python integers modulo 2**64, as signed ones."""
+    """Convert Python integers modulo 2**64 to signed int64."""
     return torch.tensor([(value + 2**63) % 2**64 - 2**63 for value in sums], dtype=torch.int64)
 
 
@@ -133,7 +164,7 @@ class Inspectable(Protocol):
     """An engine whose live parameters can be read on this rank."""
 
     def live_tensors(self) -> Mapping[str, torch.Tensor]:
-        """The running model's parameters by name, not copied."""
+        """Return the running model's parameters by name, not copied."""
         ...
 
 
@@ -145,7 +176,10 @@ def verify_transfer(
     engine_layout: EngineLayout,
     rank: int,
 ) -> int:
-    """Compare the trainer's weights with what every engine holds; returns the number of tensors compared. Collective.
+    """Compare the trainer's weights with the weights that every engine holds. Collective.
+
+    Returns:
+        The number of tensors compared.
 
     Raises:
         WeightMismatch: names the first tensor that differs; raised on every rank.

@@ -1,9 +1,11 @@
-"""Execution of a reshard plan: live vLLM parameters out of Megatron shards, with only the missing rectangles sent between ranks.
+"""Execute a reshard plan: build live vLLM parameters from Megatron shards, and send only missing
+rectangles between ranks.
 
-The ranks of one data-parallel replica walk the plan's buckets in lockstep. In each bucket a rank sends every peer one flat message with
-the rectangles that peer lacks, already in the engine's dtype, and fills its own parameters from its shard and from what
-arrived. A parameter is handed on as soon as it is complete, in the engine's fused and sharded layout, so that extra memory is
-one bucket plus the largest parameter.
+The ranks of one data-parallel replica walk the plan's buckets in lockstep. In each bucket a rank
+sends every peer one flat message with the rectangles that peer lacks, already in the engine's
+dtype, and fills its own parameters from its shard and from the messages that arrived. It hands a
+parameter on as soon as it is complete, in the engine's fused and sharded layout, so that extra
+memory is one bucket plus the largest parameter.
 """
 
 from __future__ import annotations
@@ -25,17 +27,20 @@ from selfemo.weights.rank_parameters import local_parameters
 def direct_tensors(
     chunks: Sequence[nn.Module], plan: ReshardPlan, rank: int, dtype: torch.dtype, bucket_bytes: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every live vLLM parameter of this rank. Collective over the ranks that the plan fills: all must exhaust it.
+    """Yield every live vLLM parameter of this rank.
 
-    A tensor is a view of trainer parameters or of one scratch buffer: copy it before advancing.
+    Collective over the ranks that the plan fills: all must exhaust it. A tensor is a view of
+    trainer parameters or of one scratch buffer: copy it before advancing.
 
     Args:
         chunks: the rank's GPTModel, or its virtual-pipeline chunks.
         plan: filling every rank of this rank's data-parallel replica, and no other.
         dtype: the engine's; values are converted before they are sent.
-        bucket_bytes: what a rank sends and receives per round, at most (but at least one row).
+        bucket_bytes: the most that a rank sends and receives per round (but at least one row).
     """
-    shards = {parameter.name: tensor.detach() for parameter, tensor in local_parameters(chunks, plan.architecture)}
+    shards = {
+        parameter.name: tensor.detach() for parameter, tensor in local_parameters(chunks, plan.architecture)
+    }
     runs = list(buckets(plan, max(1, bucket_bytes // dtype.itemsize)))
     expected = Counter(move.target for run in runs for move in run if move.target_rank == rank)
     shapes = live_shapes(plan, rank)
@@ -55,18 +60,21 @@ def direct_tensors(
             live = scratch[: math.prod(shape)].view(shape)
             if name not in started:
                 started.add(name)
-                live.zero_()  # rows of padding have no source
-            arriving = arrived[move] if move.crosses else shards[move.source][region(move.source_start, move.shape)]
+                live.zero_()  # no move fills rows of padding
+            arriving = (
+                arrived[move] if move.crosses else shards[move.source][region(move.source_start, move.shape)]
+            )
             live[region(move.target_start, move.shape)].copy_(arriving)
             if expected[name] == 0:
                 yield name, live
-        arrived, arriving = {}, scratch  # what arrived is used up: let it go before the next exchange allocates
-    for name in shapes.keys() - expected.keys():  # a vocabulary shard that is padding from end to end
+        # Free the messages that arrived before the next exchange allocates.
+        arrived, arriving = {}, scratch
+    for name in shapes.keys() - expected.keys():  # vocabulary shards that are all padding
         yield name, scratch[: math.prod(shapes[name])].view(shapes[name]).zero_()
 
 
 def live_shapes(plan: ReshardPlan, rank: int) -> Mapping[str, tuple[int, ...]]:
-    """Shape of every live vLLM parameter on a rank, as the plan expects it."""
+    """Return the shape of every live vLLM parameter on a rank, as the plan expects it."""
     return {
         parameter.vllm_name: parameter.vllm(rank % plan.engine.tensor, plan.engine.tensor).shape
         for parameter in plan.trainer.parameters(plan.architecture)
@@ -75,9 +83,17 @@ def live_shapes(plan: ReshardPlan, rank: int) -> Mapping[str, tuple[int, ...]]:
 
 
 def _exchange(
-    run: Sequence[Move], shards: Mapping[str, torch.Tensor], rank: int, dtype: torch.dtype, device: torch.device
+    run: Sequence[Move],
+    shards: Mapping[str, torch.Tensor],
+    rank: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> dict[Move, torch.Tensor]:
-    """Send and receive the run's crossing moves, one message per pair of ranks; returns what arrived."""
+    """Send and receive the run's crossing moves, one message per pair of ranks.
+
+    Returns:
+        The rectangles that arrived, by move.
+    """
     outgoing: dict[int, list[Move]] = {}
     incoming: dict[int, list[Move]] = {}
     for move in run:

@@ -1,6 +1,8 @@
-"""Greedy continuations of a few prompts by transformers, for comparison with an engine's: the end-to-end proof of a weight sync.
+"""Compare an engine's greedy continuations of a few prompts with transformers', as the end-to-end
+proof of a weight sync.
 
-A wrong name, shape, order or dtype changes the next token somewhere; sums of tensors cannot show a stale cache, this does.
+A wrong name, shape, order or dtype changes the next token somewhere. So does a stale cache, which
+checksums of tensors cannot detect.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import torch
 from selfemo.models.parameters import LM_HEAD
 
 TIE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25}
-"""A probe token other than transformers' best passes only within this logit distance of it: rounding may break an exact tie."""
+"""Logit distance from transformers' best token within which another probe token still passes:
+rounding may break an exact tie.
+"""
 
 
 class GreedyProbe:
@@ -21,7 +25,9 @@ class GreedyProbe:
     def __init__(self, model_dir: str, probe_tokens: int, dtype: str) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        self._model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir), dtype=getattr(torch, dtype)).eval()
+        self._model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(model_dir), dtype=getattr(torch, dtype)
+        ).eval()
         self._parameters = dict(self._model.named_parameters())
         self._probe_tokens = probe_tokens
 
@@ -33,8 +39,21 @@ class GreedyProbe:
         self._parameters[name].copy_(tensor)
 
     @torch.no_grad()
-    def compare(self, prompts: Sequence[tuple[int, ...]], continuations: Sequence[Sequence[tuple[int, ...]]], tolerance: float) -> str:
-        """Compare every rank's continuations with transformers, token by token; returns the first difference, or ""."""
+    def compare(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        continuations: Sequence[Sequence[tuple[int, ...]]],
+        tolerance: float,
+    ) -> str:
+        """Compare every rank's continuations with transformers, token by token.
+
+        Args:
+            continuations: token ids, by rank and then by prompt.
+            tolerance: see TIE_TOLERANCE.
+
+        Returns:
+            The first difference in words, or "".
+        """
         for index, prompt in enumerate(prompts):
             checked: set[tuple[int, ...]] = set()
             for rank, answers in enumerate(continuations):
@@ -47,7 +66,8 @@ class GreedyProbe:
                 worst = int(shortfall.argmax())
                 if shortfall[worst] > tolerance:
                     return (
-                        f"probe {index} on rank {rank}: token {worst} of the greedy continuation is {answer[worst]}, "
-                        f"transformers takes {int(logits[worst].argmax())} ({float(shortfall[worst]):.2g} logits better)"
+                        f"probe {index} on rank {rank}: token {worst} of the greedy continuation is "
+                        f"{answer[worst]}, transformers takes {int(logits[worst].argmax())} "
+                        f"({float(shortfall[worst]):.2g} logits better)"
                     )
         return ""

@@ -1,11 +1,14 @@
-"""The reshard plan: which rectangle of which Megatron shard goes to which place of which vLLM parameter, for every rank.
+"""Plan the reshard: which rectangle of which Megatron shard goes to which place of which vLLM
+parameter, for every rank.
 
-Made once per pair of layouts from names and sizes alone, before a model exists, so that it can be proven (`check_plan`: every element of
-every live parameter has exactly one source, and both ends are the same element of the Hugging Face tensor) and priced
-(`traffic`: bytes received beside the least that any plan could do with). Sources are preferred in this order: the
-rank itself, then ranks of its own data-parallel replica, so the ranks of one replica exchange weights among themselves only.
+A plan is made once per pair of layouts from names and sizes alone, before a model exists. It can
+therefore be proven (`check_plan`: every element of every live parameter has exactly one source, and
+both ends are the same element of the Hugging Face tensor) and priced (`traffic`: elements received
+beside the lower bound of any plan). A rank takes its own elements first, then those of ranks in its
+own data-parallel replica, so weights never cross replicas.
 
-Rank order: Megatron's tensor, data, pipeline (innermost first); vLLM's external launcher puts consecutive ranks into one engine.
+Rank order: Megatron's is tensor, data, pipeline (innermost first); vLLM's external launcher puts
+consecutive ranks into one engine.
 """
 
 from __future__ import annotations
@@ -36,12 +39,11 @@ class Move:
 
     @property
     def elements(self) -> int:
-        """Elements moved."""
         return Box("", self.source_start, self.target_start, self.shape).elements
 
     @property
     def crosses(self) -> bool:
-        """True when the bytes leave their rank."""
+        """True if the bytes leave their rank."""
         return self.source_rank != self.target_rank
 
 
@@ -53,43 +55,52 @@ class ReshardPlan:
     trainer: TrainerLayout
     engine: EngineLayout
     targets: tuple[int, ...]
-    """Ranks whose parameters the moves fill."""
+    """Ranks whose live parameters the moves fill."""
     moves: tuple[Move, ...]
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Elements received over the network by all targets of a plan; times the engine's bytes per element they are bytes."""
+    """Elements received over the network by all targets of a plan. Multiplied by the engine's bytes
+    per element they are bytes.
+    """
 
     direct: int
-    """By the plan's moves."""
+    """Received through the plan's moves."""
     lower_bound: int
-    """What the targets need and do not hold: no plan receives less."""
+    """Elements that the targets need and do not hold: no plan receives less."""
     checkpoint: int
-    """By gathering full tensors on every rank instead."""
+    """Received by gathering full tensors on every rank instead."""
 
 
 def build_plan(
-    architecture: Architecture, trainer: TrainerLayout, engine: EngineLayout, targets: Iterable[int] | None = None
+    architecture: Architecture,
+    trainer: TrainerLayout,
+    engine: EngineLayout,
+    targets: Iterable[int] | None = None,
 ) -> ReshardPlan:
-    """The moves that fill the engine parameters of `targets` (every rank by default).
+    """Build the moves that fill the engine parameters of `targets` (every rank by default).
 
     Raises:
         UserError: the two layouts are of different worlds, or a size does not divide the model.
     """
     if trainer.world_size != engine.world_size:
         raise UserError(
-            f"rollout.tensor_parallel={engine.tensor} x {engine.replicas} replicas is not Megatron's world of {trainer.world_size} ranks: "
-            "choose a rollout.tensor_parallel that divides the world"
+            f"rollout.tensor_parallel={engine.tensor} x {engine.replicas} replicas is not Megatron's "
+            f"world of {trainer.world_size} ranks: choose a rollout.tensor_parallel that divides the world"
         )
     if architecture.num_layers % (trainer.pipeline * trainer.virtual_pipeline):
         raise UserError(
-            f"parallel.pipeline={trainer.pipeline} x parallel.virtual_pipeline={trainer.virtual_pipeline} does not divide "
-            f"the model's {architecture.num_layers} layers"
+            f"parallel.pipeline={trainer.pipeline} x "
+            f"parallel.virtual_pipeline={trainer.virtual_pipeline} does not divide the model's "
+            f"{architecture.num_layers} layers"
         )
     chosen = tuple(range(trainer.world_size) if targets is None else targets)
     parameters = trainer.parameters(architecture)
-    shards = {parameter.name: [parameter.megatron(rank, trainer.tensor) for rank in range(trainer.tensor)] for parameter in parameters}
+    shards = {
+        parameter.name: [parameter.megatron(rank, trainer.tensor) for rank in range(trainer.tensor)]
+        for parameter in parameters
+    }
     sources: dict[str, list[Parameter]] = {}
     for parameter in parameters:
         for tensor in parameter.tensors:
@@ -101,12 +112,15 @@ def build_plan(
             for target_rank in chosen:
                 for box in live[target_rank % engine.tensor].boxes:
                     candidates = sources[box.tensor]
-                    moves += _sources_of(box, parameter.vllm_name, target_rank, candidates, shards, architecture, trainer)
+                    moves += _sources_of(
+                        box, parameter.vllm_name, target_rank, candidates, shards, architecture, trainer
+                    )
     return ReshardPlan(architecture, trainer, engine, chosen, tuple(moves))
 
 
 def check_plan(plan: ReshardPlan) -> None:
-    """Prove the plan: every element of every target parameter is filled once, from a rank that holds the very same element.
+    """Prove that every element of every target parameter is filled once, from a rank that holds
+    that same element.
 
     Shares no code with `build_plan` beyond the layouts themselves.
 
@@ -130,14 +144,25 @@ def check_plan(plan: ReshardPlan) -> None:
             tensor_rank, stage, _ = plan.trainer.coordinates(move.source_rank)
             source = parameters[move.source]
             if plan.trainer.stage(source, plan.architecture.num_layers) != stage:
-                raise ValueError(f"reshard plan: {where} is to come from rank {move.source_rank}, which does not hold {move.source}")
-            shard = shards.setdefault((move.source, tensor_rank), source.megatron(tensor_rank, plan.trainer.tensor))
-            if _hf_origin(shard, move.source_start, move.shape) != _hf_origin(placement, move.target_start, move.shape):
-                raise ValueError(f"reshard plan: {where} would receive other elements of {move.source} than its own")
+                raise ValueError(
+                    f"reshard plan: {where} is to come from rank {move.source_rank}, which does not hold "
+                    f"{move.source}"
+                )
+            shard = shards.setdefault(
+                (move.source, tensor_rank), source.megatron(tensor_rank, plan.trainer.tensor)
+            )
+            if _hf_origin(shard, move.source_start, move.shape) != _hf_origin(
+                placement, move.target_start, move.shape
+            ):
+                raise ValueError(
+                    f"reshard plan: {where} would receive other elements of {move.source} than its own"
+                )
 
 
 def traffic(plan: ReshardPlan) -> Traffic:
-    """What the plan moves between ranks, beside the least possible and the cost of gathering everything everywhere."""
+    """Count the elements that the plan moves between ranks, the lower bound of any plan, and the
+    cost of gathering all tensors on all ranks.
+    """
     trainer, num_layers = plan.trainer, plan.architecture.num_layers
     parameters = trainer.parameters(plan.architecture)
     lower_bound = checkpoint = 0
@@ -149,8 +174,11 @@ def traffic(plan: ReshardPlan) -> Traffic:
             if trainer.stage(parameter, num_layers) == stage:
                 for box in shard.boxes:
                     own.setdefault(box.tensor, []).append(box)
-            if not parameter.is_tied_copy:  # the stage's shard crosses the pipeline, then the other shards the tensor group
-                checkpoint += shard.elements * (trainer.tensor - 1 + (trainer.stage(parameter, num_layers) != stage))
+            # The stage's shard crosses the pipeline, then the other shards cross the tensor group.
+            if not parameter.is_tied_copy:
+                checkpoint += shard.elements * (
+                    trainer.tensor - 1 + (trainer.stage(parameter, num_layers) != stage)
+                )
         for parameter in parameters:
             if not parameter.is_tied_copy:
                 for box in parameter.vllm(rank % plan.engine.tensor, plan.engine.tensor).boxes:
@@ -160,13 +188,21 @@ def traffic(plan: ReshardPlan) -> Traffic:
 
 
 def buckets(plan: ReshardPlan, limit_elements: int) -> Iterator[tuple[Move, ...]]:
-    """The moves in order, in runs for which no rank sends and receives more than `limit_elements` (one row always fits)."""
+    """Yield the moves in order, in runs for which no rank sends or receives more than
+    `limit_elements`.
+
+    One row always fits.
+    """
     pending: list[Move] = []
     load: dict[int, int] = {}
     for whole in plan.moves:
         for move in _split_rows(whole, limit_elements):
             if move.crosses:
-                if max(load.get(move.source_rank, 0), load.get(move.target_rank, 0)) + move.elements > limit_elements and load:
+                if (
+                    max(load.get(move.source_rank, 0), load.get(move.target_rank, 0)) + move.elements
+                    > limit_elements
+                    and load
+                ):
                     yield tuple(pending)
                     pending, load = [], {}
                 for rank in (move.source_rank, move.target_rank):
@@ -185,20 +221,36 @@ def _sources_of(
     architecture: Architecture,
     trainer: TrainerLayout,
 ) -> list[Move]:
-    """Moves that fill one box: from the rank's own stage and shard where they hold it, else from its replica's other ranks."""
+    """Return the moves that fill one box.
+
+    They come from the rank's own stage and shard if it holds the elements, else from its replica's
+    other ranks.
+    """
     tensor_rank, stage, data = trainer.coordinates(target_rank)
-    parameter = min(candidates, key=lambda candidate: trainer.stage(candidate, architecture.num_layers) != stage)
+    parameter = min(
+        candidates, key=lambda candidate: trainer.stage(candidate, architecture.num_layers) != stage
+    )
     source_stage = trainer.stage(parameter, architecture.num_layers)
     moves: list[Move] = []
     missing = box.elements
     for other in sorted(range(trainer.tensor), key=lambda rank: rank != tensor_rank):
         if missing == 0:
-            break  # replicated tensors: the first rank asked holds all of it
+            break  # of a replicated tensor the first rank holds all
         for held in shards[parameter.name][other].boxes:
             part = overlap(held, box)
             if part is not None:
                 source_rank = trainer.rank(other, source_stage, data)
-                moves.append(Move(source_rank, target_rank, parameter.name, target, part.start, part.local_start, part.shape))
+                moves.append(
+                    Move(
+                        source_rank,
+                        target_rank,
+                        parameter.name,
+                        target,
+                        part.start,
+                        part.local_start,
+                        part.shape,
+                    )
+                )
                 missing -= part.elements
     return moves
 
@@ -222,11 +274,15 @@ def _split_rows(move: Move, limit_elements: int) -> Iterator[Move]:
 
 
 def _touch(a: Move, b: Move) -> bool:
-    return all(s < t + m and t < s + n for s, n, t, m in zip(a.target_start, a.shape, b.target_start, b.shape))
+    return all(
+        s < t + m and t < s + n for s, n, t, m in zip(a.target_start, a.shape, b.target_start, b.shape)
+    )
 
 
 def _hf_origin(placement: Placement, start: Shape, shape: Shape) -> tuple[str, Shape] | None:
-    """Tensor and first element of a rectangle of a local tensor; None where it is not within one box."""
+    """Return tensor and first element of a rectangle of a local tensor; None if it is not within
+    one box.
+    """
     for box in placement.boxes:
         if all(o <= s and s + n <= o + m for s, n, o, m in zip(start, shape, box.local_start, box.shape)):
             return box.tensor, tuple(s - o + h for s, o, h in zip(start, box.local_start, box.start))

@@ -1,9 +1,10 @@
-"""Weights from the learner into the engines, and the proof that they arrived.
+"""Send weights from the learner to the engines, and prove that they arrived.
 
-How they travel is sync/transfer.py's business: full tensors through vLLM's loader, or the reshard plan into its live parameters.
-Here every sync is verified at the configured cadence, twice: checksums of every tensor on both sides, and greedy continuations of
-a few probe prompts, which must equal those transformers computes from the exported tensors. A wrong name, shape, order, dtype
-or a stale cache cannot pass. A mismatch stops the run.
+sync/transfer.py moves them: full tensors through vLLM's loader, or the reshard plan into its live
+parameters. This module verifies syncs at the configured cadence, in two ways: checksums of every
+tensor on both sides, and greedy continuations of a few probe prompts, which must equal those
+transformers computes from the exported tensors. A wrong name, shape, order, dtype or a stale cache
+fails one of the two. A mismatch stops the run.
 """
 
 from __future__ import annotations
@@ -25,26 +26,26 @@ from selfemo.sync.transfer import choose_transfer
 
 
 class SyncError(RuntimeError):
-    """An engine does not compute what the trainer's weights say."""
+    """An engine's continuation differs from the one that the trainer's weights give."""
 
 
 @dataclass(frozen=True)
 class SyncReport:
-    """One sync."""
+    """Path, cost and verification of one sync."""
 
     version: int
     path: str
     """"checkpoint" or "direct"."""
     seconds: float
-    """Transfer alone, without verification."""
+    """Seconds of the transfer alone, without verification."""
     received_bytes: int
     """Bytes that crossed ranks, over the ranks of one data-parallel replica."""
     lower_bound_bytes: int
-    """The least that any transfer between these layouts moves, over the same ranks."""
+    """Fewest bytes that any transfer between these layouts can move, over the same ranks."""
     probed: bool
-    """The greedy probe ran (and passed: a failure raises)."""
+    """True if the greedy probe ran (and passed: a failure raises)."""
     checksummed_tensors: int
-    """Tensors whose checksums were compared (and agreed); 0 where this sync compares none."""
+    """Tensors whose checksums were compared (and agreed); 0 if this sync compares none."""
 
 
 class WeightSync:
@@ -58,16 +59,22 @@ class WeightSync:
         config: RunConfig,
         prompts: Sequence[tuple[int, ...]],
     ) -> None:
-        """`prompts`: ids of the probe prompts, the same on every rank.
+        """Choose the transfer and, on rank 0, build the probe's model.
+
+        Args:
+            prompts: ids of the probe prompts, the same on every rank.
 
         Raises:
             UserError: sync.mode=direct, but the engine's parameters are not in their plain layout.
         """
         self._learner, self._engine, self._config, self._prompts = learner, engine, config, prompts
         layout = learner.layout
-        copies = layout.world_size // (layout.tensor_size * layout.pipeline_size)  # context-parallel ranks hold equal weights too
+        # Context-parallel ranks hold equal weights too.
+        copies = layout.world_size // (layout.tensor_size * layout.pipeline_size)
         self._trainer = TrainerLayout(layout.tensor_size, layout.pipeline_size, layout.virtual_size, copies)
-        self._engines = EngineLayout(config.rollout.tensor_parallel, layout.world_size // config.rollout.tensor_parallel)
+        self._engines = EngineLayout(
+            config.rollout.tensor_parallel, layout.world_size // config.rollout.tensor_parallel
+        )
         self._transfer = choose_transfer(
             config.sync.mode,
             learner.architecture,
@@ -78,17 +85,21 @@ class WeightSync:
             layout.rank,
             config.sync.bucket_bytes,
         )
-        self._probe = GreedyProbe(model_dir, config.sync.probe_tokens, config.rollout.dtype) if layout.is_main else None
+        self._probe = (
+            GreedyProbe(model_dir, config.sync.probe_tokens, config.rollout.dtype) if layout.is_main else None
+        )
 
     def sync(self, version: int, verify: bool = False) -> SyncReport:
         """Send the current weights to every engine. Collective.
 
         Args:
-            version: number of this sync in the run, from 1; with the configured cadence it decides what is verified.
-            verify: verify everything whatever the cadence, as after a resume.
+            version: number of this sync in the run, from 1; together with the configured cadence it
+                decides which checks run.
+            verify: run every check whatever the cadence, as after a resume.
 
         Raises:
-            SyncError: an engine's greedy continuation differs from transformers' under the same weights.
+            SyncError: an engine's greedy continuation differs from transformers' under the same
+                weights.
             WeightMismatch: a tensor's checksum differs; names it.
         """
         settings = self._config.sync
@@ -100,12 +111,27 @@ class WeightSync:
         compared = self._compare_checksums() if checksummed else 0
         if probed:
             self._run_probe(version)
-        return SyncReport(version, report.path, report.seconds, report.received_bytes, report.lower_bound_bytes, probed, compared)
+        return SyncReport(
+            version,
+            report.path,
+            report.seconds,
+            report.received_bytes,
+            report.lower_bound_bytes,
+            probed,
+            compared,
+        )
 
     def _compare_checksums(self) -> int:
         learner = self._learner
         with watchdog.doing("checksums of all tensors"):
-            return verify_transfer(learner.chunks, self._engine, learner.architecture, self._trainer, self._engines, learner.layout.rank)
+            return verify_transfer(
+                learner.chunks,
+                self._engine,
+                learner.architecture,
+                self._trainer,
+                self._engines,
+                learner.layout.rank,
+            )
 
     def _run_probe(self, version: int) -> None:
         with watchdog.doing("probe, first tensor"):
@@ -117,35 +143,42 @@ class WeightSync:
             self._compare_continuations(version)
 
     def _compare_continuations(self, version: int) -> None:
-        requests = [GenerationRequest(prompt, 0, self._config.sync.probe_tokens, 0.0) for prompt in self._prompts]
+        requests = [
+            GenerationRequest(prompt, 0, self._config.sync.probe_tokens, 0.0) for prompt in self._prompts
+        ]
         mine = [completion.token_ids for completion in self._engine.generate(requests)]
         continuations: list[list[tuple[int, ...]]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(continuations, mine)
         problem = [""]
         if self._probe:
-            problem[0] = self._probe.compare(self._prompts, continuations, TIE_TOLERANCE[self._config.rollout.dtype])
+            problem[0] = self._probe.compare(
+                self._prompts, continuations, TIE_TOLERANCE[self._config.rollout.dtype]
+            )
         dist.broadcast_object_list(problem, src=0)
         if problem[0]:
-            raise SyncError(f"weight sync {version}: {problem[0]}; the engines hold other weights than the trainer, stopping")
+            raise SyncError(
+                f"weight sync {version}: {problem[0]}; the engines hold other weights than the trainer, "
+                "stopping"
+            )
 
 
 class _NamingReceiver:
-    """An engine that says which tensor it waits for."""
+    """Passes weights on to an engine, and tells the watchdog which tensor is on its way.
+
+    If the transfer hangs, the watchdog's report then names the tensor.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def live_parameters(self) -> Sequence[LiveParameter]:
-        """See WeightReceiver."""
         return self._engine.live_parameters()
 
     def receive_checkpoint_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """See WeightReceiver."""
         with watchdog.doing("first tensor"):
             self._engine.receive_checkpoint_tensors(_named(tensors), version)
 
     def copy_direct(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """See WeightReceiver."""
         with watchdog.doing("first tensor"):
             self._engine.copy_direct(_named(tensors), version)
 

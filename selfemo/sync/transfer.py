@@ -1,8 +1,10 @@
-"""Two ways to bring the trainer's weights into the colocated engines, behind one interface.
+"""Bring the trainer's weights into the colocated engines in one of two ways, behind one interface.
 
-CheckpointTransfer gathers full Hugging Face tensors on every rank and streams them through vLLM's own loader: it works with any engine.
-DirectTransfer executes the reshard plan: it sends a rank only what the rank lacks and copies into the live parameters, which the
-engine must show in their plain layout (not quantised, not prepacked). Engines in other processes would be a third class here.
+CheckpointTransfer gathers full Hugging Face tensors on every rank and streams them through vLLM's
+own loader: it works with any engine. DirectTransfer executes the reshard plan: it sends a rank only
+the elements that the rank lacks and copies them into the live parameters, which the engine must
+show in their plain layout (not quantised, not prepacked). A transfer to engines in other processes
+would be a third class here.
 """
 
 from __future__ import annotations
@@ -35,31 +37,31 @@ class LiveParameter(Protocol):
 
 
 class WeightReceiver(Protocol):
-    """What a transfer needs of an engine (selfemo.rollout.vllm_engine.RolloutEngine)."""
+    """The methods of an engine that a transfer calls (selfemo.rollout.vllm_engine.RolloutEngine)."""
 
     def live_parameters(self) -> Sequence[LiveParameter]:
-        """The engine's own parameters on this rank."""
+        """Return the engine's own parameters on this rank."""
         ...
 
     def receive_checkpoint_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Load full Hugging Face tensors."""
+        """Load full Hugging Face tensors under a version number."""
         ...
 
     def copy_direct(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Copy tensors in the engine's own layout."""
+        """Copy tensors in the engine's own layout under a version number."""
         ...
 
 
 @dataclass(frozen=True)
 class TransferReport:
-    """One transfer, as this rank saw it."""
+    """Path and cost of one transfer on this rank."""
 
     path: Literal["checkpoint", "direct"]
     seconds: float
     received_bytes: int
     """Bytes that crossed ranks, summed over the ranks of this rank's data-parallel replica."""
     lower_bound_bytes: int
-    """The least that any transfer between these layouts moves, over the same ranks."""
+    """Fewest bytes that any transfer between these layouts can move, over the same ranks."""
 
 
 class WeightTransfer(Protocol):
@@ -71,27 +73,45 @@ class WeightTransfer(Protocol):
 
 
 class CheckpointTransfer:
-    """Full tensors, gathered bucket by bucket, through vLLM's loader."""
+    """Sends full tensors, gathered bucket by bucket, through vLLM's loader."""
 
-    def __init__(self, architecture: Architecture, groups: WeightGroups, moved: Traffic, bucket_bytes: int) -> None:
-        self._architecture, self._groups, self._moved, self._bucket_bytes = architecture, groups, moved, bucket_bytes
+    def __init__(
+        self, architecture: Architecture, groups: WeightGroups, moved: Traffic, bucket_bytes: int
+    ) -> None:
+        self._architecture, self._groups, self._moved, self._bucket_bytes = (
+            architecture,
+            groups,
+            moved,
+            bucket_bytes,
+        )
 
     def send(self, chunks: Sequence[nn.Module], engine: WeightReceiver, version: int) -> TransferReport:
-        """See WeightTransfer."""
         started = time.perf_counter()
         element_bytes = next(chunks[0].parameters()).element_size()
         engine.receive_checkpoint_tensors(
-            hf_tensors(chunks, self._architecture, self._groups, self._bucket_bytes, include_tied_head=True), version
+            hf_tensors(chunks, self._architecture, self._groups, self._bucket_bytes, include_tied_head=True),
+            version,
         )
         seconds = time.perf_counter() - started
-        return TransferReport("checkpoint", seconds, self._moved.checkpoint * element_bytes, self._moved.lower_bound * element_bytes)
+        return TransferReport(
+            "checkpoint",
+            seconds,
+            self._moved.checkpoint * element_bytes,
+            self._moved.lower_bound * element_bytes,
+        )
 
 
 class DirectTransfer:
-    """The reshard plan, executed into the engine's live parameters."""
+    """Executes the reshard plan into the engine's live parameters."""
 
     def __init__(
-        self, architecture: Architecture, trainer: TrainerLayout, engine: EngineLayout, rank: int, dtype: torch.dtype, bucket_bytes: int
+        self,
+        architecture: Architecture,
+        trainer: TrainerLayout,
+        engine: EngineLayout,
+        rank: int,
+        dtype: torch.dtype,
+        bucket_bytes: int,
     ) -> None:
         self._plan = build_plan(architecture, trainer, engine, trainer.replica_of(rank))
         check_plan(self._plan)
@@ -99,16 +119,17 @@ class DirectTransfer:
         self._rank, self._dtype, self._bucket_bytes = rank, dtype, bucket_bytes
 
     def tensors(self, chunks: Sequence[nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
-        """This rank's live parameters, as `copy_direct` takes them."""
+        """Yield this rank's live parameters in the form that `copy_direct` takes."""
         return direct_tensors(chunks, self._plan, self._rank, self._dtype, self._bucket_bytes)
 
     def send(self, chunks: Sequence[nn.Module], engine: WeightReceiver, version: int) -> TransferReport:
-        """See WeightTransfer."""
         started = time.perf_counter()
         engine.copy_direct(self.tensors(chunks), version)
         seconds = time.perf_counter() - started
         element_bytes = self._dtype.itemsize
-        return TransferReport("direct", seconds, self._moved.direct * element_bytes, self._moved.lower_bound * element_bytes)
+        return TransferReport(
+            "direct", seconds, self._moved.direct * element_bytes, self._moved.lower_bound * element_bytes
+        )
 
 
 def choose_transfer(
@@ -121,7 +142,9 @@ def choose_transfer(
     rank: int,
     bucket_bytes: int,
 ) -> WeightTransfer:
-    """The transfer that `sync.mode` asks for; "auto" takes the direct one where the engine's live parameters have their plain layout.
+    """Return the transfer that `sync.mode` asks for.
+
+    "auto" takes the direct one if the engine's live parameters have their plain layout.
 
     Raises:
         UserError: mode "direct", but the engine holds some parameter in another layout; names it.
@@ -133,8 +156,8 @@ def choose_transfer(
     if mode == "direct" and other:
         found = tuple(live[other[0]].shape) if other[0] in live else "no such parameter"
         raise UserError(
-            f"sync.mode=direct: the engine holds {other[0]} as {found}, expected {wanted[other[0]]} (a quantised or prepacked layout?): "
-            "set sync.mode=checkpoint"
+            f"sync.mode=direct: the engine holds {other[0]} as {found}, expected {wanted[other[0]]} (a "
+            "quantised or prepacked layout?): set sync.mode=checkpoint"
         )
     if mode == "checkpoint" or other:
         return CheckpointTransfer(architecture, groups, traffic(plan), bucket_bytes)

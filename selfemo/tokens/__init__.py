@@ -1,5 +1,5 @@
-"""Text to token ids and back, the chat format included, and the small model that a CPU run starts from.
+"""Convert text to token ids and back, the chat format included; initialise the small model of a CPU run.
 
-`selfemo.tokens.encoder.ChatEncoder` is the only way from text to prompt ids: it keeps text from a corpus or a model from ever
-becoming a control token.
+`selfemo.tokens.encoder.ChatEncoder` is the only way from text to prompt ids. It keeps text from a
+corpus or a model from ever becoming a control token.
 """

@@ -1,12 +1,14 @@
-"""Prompts and completions as token ids, with the wall between control tokens and text.
+"""Encode prompts and completions as token ids, and keep text from becoming control tokens.
 
-A chat template writes `<|im_start|>user`, text, `<|im_end|>`, and tokenizers turn such markers into control tokens wherever they
-stand. An utterance that holds a marker (from a corpus, or sampled and fed back by self-play) could then end its own turn and
-open a system turn. Here only the template's own text is read for markers; every other text goes through a second tokenizer
-that has the same vocabulary and no added tokens, so that it cannot produce one.
+A chat template writes `<|im_start|>user`, text, `<|im_end|>`, and tokenizers turn such markers into
+control tokens anywhere in a string. An utterance that holds a marker (from a corpus, or sampled and
+fed back by self-play) could then end its own turn and open a system turn. Here only the template's
+own text is searched for markers. Every other text goes through a second tokenizer that has the same
+vocabulary and no added tokens, so that it cannot produce one.
 
-Template text and contents between two control tokens are encoded as one string, as the model's own tokenizer would: a prompt
-without markers in its contents gets exactly the ids of `apply_chat_template`. The constructor checks both promises on its tokenizer.
+Template text and contents between two control tokens are encoded as one string, as the model's own
+tokenizer would do: a prompt without markers in its contents gets exactly the ids of
+`apply_chat_template`. The constructor checks both promises on its tokenizer.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ from selfemo.common.printable import quote
 from selfemo.tokens.template import TEMPLATE_SETTINGS, Control, FixedText, Part, Slot, split_template, told_as
 
 CACHED_TEXTS = 65_536
-"""Encoded strings kept: instructions and recent dialogue recur across the prompts of an iteration."""
+"""Number of encoded strings that are cached: instructions and recent dialogue recur across an
+iteration's prompts."""
 MAX_IDS = 1 << 31
-"""Above every vocabulary, and within what the tokenizer's library takes for an id."""
+"""Bound on token ids, above every vocabulary and within the range of the tokenizer's library."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +40,24 @@ class Message:
 
     role: Literal["system", "user", "assistant"]
     content: str
-    """Plain text: chat markers inside it mean nothing."""
+    """Plain text; chat markers inside it have no effect."""
 
 
 _PROBE = (Message("system", "Be brief."), Message("user", "Ana: it's 3 o'clock,\n\nreally?"))
 
 
 class ChatEncoder:
-    """Encodes for one Hugging Face model directory (fast tokenizer with a chat template; thinking off unless a prompt asks for it)."""
+    """Encodes for one Hugging Face model directory, whose fast tokenizer has a chat template.
+
+    Thinking is off unless a prompt asks for it.
+    """
 
     def __init__(self, tokenizer_dir: str | Path) -> None:
         """Load the tokenizer and check that it can be used safely.
 
         Raises:
-            UserError: no tokenizer there or a damaged one, no chat template, no end of turn, or one of the two promises of this module
-                fails.
+            UserError: no tokenizer there or a damaged one, no chat template, no end of turn, or one
+                of the two promises of this module fails.
         """
         self._dir = Path(tokenizer_dir)
         self._hf = _load_tokenizer(self._dir)
@@ -62,28 +68,30 @@ class ChatEncoder:
         self._full: Tokenizer = self._hf.backend_tokenizer
         self._plain = _without_added_tokens(self._full)
         self.control_ids = frozenset(self._hf.added_tokens_decoder)
-        """Ids of all special and added tokens: none of them ever comes from text."""
+        """Ids of all special and added tokens; none of them ever comes from text."""
         self._parts = functools.cache(self._split)
         self._encode_cached = functools.lru_cache(CACHED_TEXTS)(self._encode_plain)
         self._truncate_cached = functools.lru_cache(CACHED_TEXTS)(self._truncate)
         self.vocab_size: int = len(self._hf)
-        """Ids that have a token; a model's output may be wider (padding rows)."""
+        """Number of ids that have a token; a model's output may be wider (padding rows)."""
         self.end_of_turn_id: int = self._find_end_of_turn()
         """The control token that closes an assistant turn."""
         self.end_of_turn_ids: tuple[int, ...] = self._find_stop_ids()
         """Every id at which sampling stops, `end_of_turn_id` first."""
         self.pad_id: int = self._hf.pad_token_id if self._hf.pad_token_id is not None else self.end_of_turn_id
-        """Fills batches; always masked."""
+        """Id that fills batches; it is always masked."""
         self._check()
 
     def encode_prompt(self, messages: Sequence[Message], thinking: bool = False) -> tuple[int, ...]:
-        """The ids of a prompt that ends where the assistant's turn begins.
+        """Encode a prompt that ends at the start of the assistant's turn.
 
         Args:
-            thinking: the turn may begin with a thinking block, which a template otherwise closes, empty, in the prompt.
+            thinking: let the turn begin with a thinking block. Otherwise the template writes an
+                empty, closed block into the prompt.
 
         Raises:
-            UserError: the chat template refuses this sequence of roles, or has no thinking to switch.
+            UserError: the chat template refuses this sequence of roles, or has no thinking to
+                switch.
         """
         ids: list[int] = []
         run: list[str] = []
@@ -97,22 +105,25 @@ class ChatEncoder:
         return (*ids, *self._encode_cached("".join(run)))
 
     def encode_text(self, text: str) -> tuple[int, ...]:
-        """The ids of a text alone, markers in it as plain text."""
+        """Encode a text alone; markers in it become plain text."""
         return self._encode_cached(text)
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
-        """The ids of an assistant's answer, end of turn included: what supervised training learns to produce after a prompt."""
+        """Encode an assistant's answer with its end of turn, which supervised training learns to
+        produce after a prompt."""
         return (*self._encode_cached(text), self.end_of_turn_id)
 
     def decode(self, ids: Sequence[int], show_special: bool = False) -> str:
-        """Ids to text; special tokens left out unless `show_special`. `<think>` is not special in Qwen3 and stays either way.
+        """Decode ids to text, without special tokens unless `show_special`.
 
-        An id without a token (a padding row of the model's vocabulary) yields nothing.
+        `<think>` is not special in Qwen3 and is always shown. An id without a token (a padding row
+        of the model's vocabulary) yields nothing.
         """
         return str(self._full.decode(list(ids), skip_special_tokens=not show_special))
 
     def truncate(self, text: str, max_tokens: int) -> str:
-        """The longest prefix of `text`, cut at a token border, whose own encoding has at most `max_tokens` tokens."""
+        """Cut `text` at a token border to the longest prefix whose own encoding has at most
+        `max_tokens` tokens."""
         return self._truncate_cached(text, max_tokens)
 
     def _truncate(self, text: str, max_tokens: int) -> str:
@@ -120,7 +131,8 @@ class ChatEncoder:
         if len(encoding.ids) <= max_tokens:
             return text
         for kept in range(max_tokens, 0, -1):
-            # A character of several byte-level tokens spans them all: cut before it unless it is complete.
+            # A character of several byte-level tokens spans them all: cut before it unless it is
+            # complete.
             end = min(encoding.offsets[kept - 1][1], encoding.offsets[kept][0])
             if len(self._encode_plain(text[:end])) <= max_tokens:
                 return text[:end]
@@ -137,16 +149,24 @@ class ChatEncoder:
         after = parts[parts.index(Slot(1)) + 1 :]
         if after and isinstance(after[0], Control):
             return after[0].token_id
-        raise UserError(f"{self._dir}: its chat template closes an assistant turn without a special token: use an instruction-tuned model")
+        raise UserError(
+            f"{self._dir}: its chat template closes an assistant turn without a special token: "
+            "use an instruction-tuned model"
+        )
 
     def _find_stop_ids(self) -> tuple[int, ...]:
         path = self._dir / "generation_config.json"
         declared = read_json_object(path).get("eos_token_id") if path.is_file() else None
         declared_ids = declared if isinstance(declared, list) else [] if declared is None else [declared]
         for token_id in declared_ids:
-            if type(token_id) is not int or not 0 <= token_id < MAX_IDS or self._full.id_to_token(token_id) is None:
+            if (
+                type(token_id) is not int
+                or not 0 <= token_id < MAX_IDS
+                or self._full.id_to_token(token_id) is None
+            ):
                 raise UserError(
-                    f"{path}: eos_token_id {quote(token_id)} is no id of the tokenizer beside it: copy both files from one model"
+                    f"{path}: eos_token_id {quote(token_id)} is no id of the tokenizer beside it: "
+                    "copy both files from one model"
                 )
         own = [] if self._hf.eos_token_id is None else [self._hf.eos_token_id]
         return tuple(dict.fromkeys([self.end_of_turn_id, *declared_ids, *own]))
@@ -160,30 +180,43 @@ class ChatEncoder:
                 )
             if not self.control_ids.isdisjoint(self._encode_plain(token.content)):
                 raise UserError(
-                    f"{self._dir}: its vocabulary spells {token.content!r} in plain text, so text could not be kept apart from control"
+                    f"{self._dir}: its vocabulary spells {token.content!r} in plain text, "
+                    "so text could not be kept apart from control"
                 )
         messages = [{"role": message.role, "content": message.content} for message in _PROBE]
-        rendered = self._hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **TEMPLATE_SETTINGS)
+        rendered = self._hf.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **TEMPLATE_SETTINGS
+        )
         if tuple(self._full.encode(rendered, add_special_tokens=False).ids) != self.encode_prompt(_PROBE):
             raise UserError(
-                f"{self._dir}: its tokenizer reads a prompt differently in parts, expected a byte-level BPE (Qwen, Llama 3, SmolLM2)"
+                f"{self._dir}: its tokenizer reads a prompt differently in parts, "
+                "expected a byte-level BPE (Qwen, Llama 3, SmolLM2)"
             )
 
 
 def _load_tokenizer(directory: Path) -> Any:
-    from transformers import AutoTokenizer  # slow to import, and only this needs it
+    from transformers import AutoTokenizer  # slow to import, and only this function needs it
 
     if not (directory / "tokenizer.json").is_file():
-        raise UserError(f"{directory}: holds no tokenizer.json, expected a Hugging Face model directory: check model.path")
+        raise UserError(
+            f"{directory}: holds no tokenizer.json, expected a Hugging Face model directory: check model.path"
+        )
     with told_as(directory, "its tokenizer does not load", "copy it again"):
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
     if not tokenizer.chat_template:
-        raise UserError(f"{directory}: its tokenizer has no chat template, expected an instruction-tuned model's")
+        raise UserError(
+            f"{directory}: its tokenizer has no chat template, expected an instruction-tuned model's"
+        )
     return tokenizer
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """The same vocabulary, normaliser and pre-tokeniser, with no token that is matched before them."""
+    """Copy a tokenizer without added tokens, so that none is matched before the text is split.
+
+    Vocabulary, normaliser and pre-tokeniser stay the same.
+    """
     state = json.loads(tokenizer.to_str())
     state.update(added_tokens=[], post_processor=None, truncation=None, padding=None)
     return Tokenizer.from_str(json.dumps(state))

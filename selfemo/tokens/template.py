@@ -1,8 +1,8 @@
-"""A chat template as a skeleton: control tokens, fixed text, and a slot per message.
+"""Split a chat template into control tokens, fixed text, and one slot per message.
 
-The template is rendered once per sequence of roles with a placeholder for each content, and the rendering is cut into parts.
-Contents are never in the rendered string, so nothing in them can be taken for a part of the template, and thousands of
-prompts of one shape cost one rendering.
+The template is rendered once per sequence of roles with a placeholder for each content, and the
+rendering is cut into parts. Contents are never in the rendered string, so none of their text can be
+taken for a part of the template, and thousands of prompts of one shape cost one rendering.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any
 from selfemo.common.errors import UserError
 
 TEMPLATE_SETTINGS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
-"""Variables given to every template: Qwen3's thinking off; a fixed date, which Llama 3's would otherwise take from the clock."""
+"""Variables given to every template: Qwen3's thinking off, and a fixed date, which Llama 3's would
+otherwise take from the clock."""
 THINKING_SETTINGS = {**TEMPLATE_SETTINGS, "enable_thinking": True}
-"""The same where the model is to think: Qwen3's template then leaves the thinking block to the model instead of writing an empty one."""
+"""The same with thinking on: Qwen3's template then leaves the thinking block to the model and does
+not write an empty one."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class FixedText:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where the content of message number `index` goes."""
+    """Place for the content of message number `index`."""
 
     index: int
 
@@ -47,8 +49,10 @@ class Slot:
 Part = Control | FixedText | Slot
 
 
-def split_template(tokenizer: Any, roles: Sequence[str], add_generation_prompt: bool, thinking: bool = False) -> tuple[Part, ...]:
-    """The rendered template of messages with these roles, in parts.
+def split_template(
+    tokenizer: Any, roles: Sequence[str], add_generation_prompt: bool, thinking: bool = False
+) -> tuple[Part, ...]:
+    """Render the template for messages with these roles, and cut it into parts.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer with a chat template.
@@ -56,21 +60,25 @@ def split_template(tokenizer: Any, roles: Sequence[str], add_generation_prompt: 
         thinking: leave that turn open for a thinking block.
 
     Raises:
-        UserError: the template refuses the roles, or does not write every content exactly once; or thinking changes nothing in it.
+        UserError: the template refuses the roles, or does not write every content exactly once; or
+            thinking changes nothing in it.
     """
-    mark = f"slot{secrets.token_hex(8)}n"  # random, so that no template's own text holds it; letters, so that trimming keeps it
+    # random, so that no template's own text holds it; letters, so that trimming keeps it
+    mark = f"slot{secrets.token_hex(8)}n"
     messages = [{"role": role, "content": f"{mark}{i}e"} for i, role in enumerate(roles)]
     rendered = _render(tokenizer, messages, add_generation_prompt, thinking)
     if thinking and rendered == _render(tokenizer, messages, add_generation_prompt, thinking=False):
         raise UserError(
-            f"{tokenizer.name_or_path}: its chat template knows no enable_thinking, so the model cannot be asked to think: "
+            f"{tokenizer.name_or_path}: its chat template knows no enable_thinking, "
+            "so the model cannot be asked to think: "
             "set selfplay.thinking=false, or use a model that switches it (Qwen3)"
         )
     pieces = re.split(rf"{mark}(\d+)e", rendered)  # literal, slot number, literal, slot number, ..., literal
     slots = [int(number) for number in pieces[1::2]]
     if sorted(slots) != list(range(len(roles))):
         raise UserError(
-            f"{tokenizer.name_or_path}: its chat template writes the messages {slots} of {', '.join(roles)}, expected each exactly once: "
+            f"{tokenizer.name_or_path}: its chat template writes the messages {slots} of "
+            f"{', '.join(roles)}, expected each exactly once: "
             "use a model whose template does"
         )
     parts: list[Part] = []
@@ -81,7 +89,10 @@ def split_template(tokenizer: Any, roles: Sequence[str], add_generation_prompt: 
 
 @contextmanager
 def told_as(directory: str | Path, what: str, remedy: str) -> Iterator[None]:
-    """UserError for whatever is raised inside: a tokenizer library or a template that meets a damaged file raises any type there is."""
+    """Turn any error raised inside into a UserError.
+
+    A tokenizer library or a template raises errors of any type if it meets a damaged file.
+    """
     try:
         yield
     except UserError:
@@ -91,15 +102,25 @@ def told_as(directory: str | Path, what: str, remedy: str) -> Iterator[None]:
         raise UserError(f"{directory}: {what} ({reason}): {remedy}") from error
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool, thinking: bool) -> str:
+def _render(
+    tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool, thinking: bool
+) -> str:
     settings = THINKING_SETTINGS if thinking else TEMPLATE_SETTINGS
     roles = ", ".join(message["role"] for message in messages)
-    with told_as(tokenizer.name_or_path, f"its chat template refuses the roles {roles}", "use a model whose template takes them"):
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **settings))
+    with told_as(
+        tokenizer.name_or_path,
+        f"its chat template refuses the roles {roles}",
+        "use a model whose template takes them",
+    ):
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **settings
+            )
+        )
 
 
 def _split_controls(tokenizer: Any, text: str) -> list[Part]:
-    """Template text cut at the control tokens that the tokenizer finds in it."""
+    """Cut template text at the control tokens that the tokenizer finds in it."""
     encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
     controls = tokenizer.added_tokens_decoder
     parts: list[Part] = []

@@ -1,4 +1,7 @@
-"""A Hugging Face directory that transformers and `vllm serve` load as it is: weights, config, tokenizer, chat template."""
+"""Write a Hugging Face directory: weights, config, tokenizer, chat template.
+
+transformers and `vllm serve` load it without changes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ from selfemo.models.parameters import hf_tensor_list
 from selfemo.weights.safetensors_writer import DEFAULT_SHARD_BYTES, SafetensorsWriter
 
 TOKENIZER_NAME = "tokenizer.json"
-"""The one companion that a model cannot do without: what is read here, and what engines read first."""
+"""The one required companion: this project reads the tokenizer from it, and engines look for it
+first.
+"""
 COMPANION_NAMES = (
     "generation_config.json",
     TOKENIZER_NAME,
@@ -31,7 +36,7 @@ COMPANION_NAMES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-"""What is copied beside the weights where the source has it."""
+"""Files that are copied beside the weights if the source has them."""
 
 
 def save_hf(
@@ -46,14 +51,17 @@ def save_hf(
     """Write a model directory, under a temporary name until it is complete.
 
     Args:
-        tensors: (Hugging Face name, whole tensor), each tensor of the architecture exactly once, in any order.
-        source_dir: where config.json, tokenizer files, chat template and generation config are copied from; without a config.json
-            there, one is written from the architecture.
+        tensors: (Hugging Face name, whole tensor), each tensor of the architecture exactly once, in
+            any order.
+        source_dir: the directory that config.json, tokenizer files, chat template and generation
+            config are copied from; if it has no config.json, one is written from the architecture.
         dtype: dtype of the written weights; empty keeps the architecture's.
-        write: False only exhausts `tensors`, for the ranks of a collective iterator that do not write.
+        write: False only exhausts `tensors`, for the ranks of a collective iterator that do not
+            write.
 
     Raises:
-        UserError: the output exists, the disk is full, or the source describes another architecture; names the path.
+        UserError: the output exists, the disk is full, or the source describes another
+            architecture; names the path.
     """
     if not write:
         for _ in tensors:
@@ -61,7 +69,9 @@ def save_hf(
         return
     dtype = dtype or architecture.dtype
     if dtype not in DTYPE_BYTES:
-        raise UserError(f"{output_dir}: dtype {dtype!r} cannot be written; expected one of {', '.join(DTYPE_BYTES)}")
+        raise UserError(
+            f"{output_dir}: dtype {dtype!r} cannot be written; expected one of {', '.join(DTYPE_BYTES)}"
+        )
     declared = hf_tensor_list(architecture)
     torch_dtype = getattr(torch, dtype)
     needed_bytes = sum(tensor.elements for tensor in declared) * torch_dtype.itemsize
@@ -74,15 +84,22 @@ def save_hf(
 
 
 def copy_companions(source: Path, target: Path, architecture: Architecture, dtype: str) -> None:
-    """Copy config and tokenizer files; the config's dtype is set to that of the weights, everything else in it stays.
+    """Copy config and tokenizer files.
+
+    The config's dtype is set to that of the weights; its other fields stay.
 
     Raises:
         UserError: the source's config.json describes another architecture, or it has no tokenizer.
     """
     if not source.is_dir():
-        raise UserError(f"{source}: no such directory; expected the model directory whose tokenizer and config go with the weights")
+        raise UserError(
+            f"{source}: no such directory; expected the model directory whose tokenizer and config go "
+            "with the weights"
+        )
     if not (source / TOKENIZER_NAME).is_file():
-        raise UserError(f"{source}: no file {TOKENIZER_NAME}; the model's tokenizer goes with its weights: copy it there")
+        raise UserError(
+            f"{source}: no file {TOKENIZER_NAME}; the model's tokenizer goes with its weights: copy it there"
+        )
     config = hf_config(architecture)
     if (source / CONFIG_NAME).exists():
         found = read_architecture(source)
@@ -90,7 +107,8 @@ def copy_companions(source: Path, target: Path, architecture: Architecture, dtyp
             here, there = getattr(architecture, field.name), getattr(found, field.name)
             if field.name != "dtype" and here != there:
                 raise UserError(
-                    f"{source / CONFIG_NAME}: {field.name} is {there!r}, but the weights have {here!r}: another model's directory"
+                    f"{source / CONFIG_NAME}: {field.name} is {there!r}, but the weights have {here!r}: "
+                    "another model's directory"
                 )
         config = read_json_object(source / CONFIG_NAME)
     key = "dtype" if "dtype" in config else "torch_dtype"

@@ -1,8 +1,10 @@
-"""The metadata file of a torch.distributed.checkpoint: a pickle by torch's design, read here as a record of tensors and nothing else.
+"""Read the metadata file of a torch.distributed.checkpoint, a pickle by torch's design, as a record
+of tensors only.
 
-Only the classes that such a file is made of can be named in it, each by its full name: their modules also hold functions, and one
-that looks up an attribute of torch by name is enough to run code. What comes out is then checked field by field, since unpickling
-fills records without asking them: a shape is a shape, and data lies in files of the same directory.
+Only the classes that such a file is made of can be named in it, each by its full name: their
+modules also hold functions, and one that looks up an attribute of torch by name is enough to run
+code. The result is then checked field by field, because unpickling fills records without any check:
+a shape must be a shape, and data must lie in files of the same directory.
 """
 
 from __future__ import annotations
@@ -28,13 +30,26 @@ from selfemo.common.printable import quote
 
 METADATA_NAME = ".metadata"
 MAX_METADATA_BYTES = 256 << 20
-"""Some hundred bytes per shard: more is no checkpoint's."""
+"""Largest metadata file that is read; a checkpoint has some hundred bytes per shard."""
 _RECORDS = {
     "torch.distributed.checkpoint.metadata": (
-        *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties"),
+        *(
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+        ),
         *("TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
     ),
-    "torch.distributed.checkpoint.planner": ("BytesIOWriteData", "SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"),
+    "torch.distributed.checkpoint.planner": (
+        "BytesIOWriteData",
+        "SavePlan",
+        "TensorWriteData",
+        "WriteItem",
+        "WriteItemType",
+    ),
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
     "torch.serialization": ("_get_layout",),
     "torch": (
@@ -46,29 +61,37 @@ _RECORDS = {
     "pathlib._local": ("PosixPath",),
 }
 _RENAMED = {"pathlib._local": "pathlib"}
-"""Modules that only some Python has: 3.13 pickles its paths by that name."""
+"""Modules that exist only in some Python versions: 3.13 pickles its paths under pathlib._local."""
 
 
 def read_metadata(directory: Path) -> Metadata:
-    """The metadata of a checkpoint.
+    """Read the metadata of a checkpoint.
 
     Raises:
-        UserError: there is none, it is damaged, or it asks for anything but tensor records of files beside it; names the file.
+        UserError: there is none, it is damaged, or it asks for anything but tensor records of files
+            beside it; names the file.
     """
     path = directory / METADATA_NAME
     try:
         size_bytes = path.stat().st_size
         if size_bytes > MAX_METADATA_BYTES:
-            raise UserError(f"{path}: is {size_bytes} bytes, expected at most {MAX_METADATA_BYTES}; it is no checkpoint's metadata")
+            raise UserError(
+                f"{path}: is {size_bytes} bytes, expected at most {MAX_METADATA_BYTES}; it is no "
+                "checkpoint's metadata"
+            )
         with path.open("rb") as file:
             metadata = _RecordsOnly(file).load()
         _check(metadata)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a Megatron distributed checkpoint") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check that it is a readable file") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); check that it is a readable file"
+        ) from None
     except _UNPICKLING as error:
-        raise UserError(f"{path}: not checkpoint metadata ({str(error)[:200]}); the checkpoint is damaged, or is not one") from None
+        raise UserError(
+            f"{path}: not checkpoint metadata ({str(error)[:200]}); the checkpoint is damaged, or is not one"
+        ) from None
     checked: Metadata = metadata
     return checked
 
@@ -77,7 +100,9 @@ _UNPICKLING = (
     *(pickle.UnpicklingError, EOFError, AttributeError, LookupError, ValueError, ImportError, TypeError),
     *(RuntimeError, MemoryError, ArithmeticError, AssertionError),
 )
-"""What a damaged pickle raises: whatever the records' own constructors do, and MemoryError for a length that is not there."""
+"""Exceptions that a damaged pickle raises: those of the records' own constructors, and MemoryError
+for a length that the file does not have.
+"""
 
 
 class _RecordsOnly(pickle.Unpickler):
@@ -88,10 +113,11 @@ class _RecordsOnly(pickle.Unpickler):
 
 
 def _check(metadata: Any) -> None:
-    """Every field that reading relies on.
+    """Check every field that reading relies on.
 
     Raises:
-        TypeError, ValueError, AttributeError: a record is not what it says.
+        TypeError, ValueError, AttributeError: a field has another type, or a value outside its
+            range.
     """
     _expect(metadata, Metadata)
     for key, stored in _expect(metadata.state_dict_metadata, dict).items():
@@ -114,7 +140,10 @@ def _check_tensor(stored: TensorStorageMetadata) -> None:
     _expect(_expect(stored.properties, TensorProperties).dtype, torch.dtype)
     rank = len(_expect(stored.size, torch.Size))
     for chunk in _expect(stored.chunks, list):
-        offsets, sizes = _expect(_expect(chunk, ChunkStorageMetadata).offsets, torch.Size), _expect(chunk.sizes, torch.Size)
+        offsets, sizes = (
+            _expect(_expect(chunk, ChunkStorageMetadata).offsets, torch.Size),
+            _expect(chunk.sizes, torch.Size),
+        )
         if not rank == len(offsets) == len(sizes) or min((*stored.size, *offsets, *sizes), default=0) < 0:
             raise ValueError("a shard whose place is not in its tensor")
 

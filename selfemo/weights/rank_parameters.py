@@ -1,4 +1,4 @@
-"""The parameters that one rank holds, found in its live Megatron modules."""
+"""Find the parameters that one rank holds in its live Megatron modules."""
 
 from __future__ import annotations
 
@@ -11,16 +11,23 @@ from selfemo.models.architecture import Architecture
 from selfemo.models.parameters import LAYER_PREFIX, Parameter, model_parameters
 
 
-def local_parameters(chunks: Sequence[nn.Module], architecture: Architecture) -> list[tuple[Parameter, nn.Parameter]]:
-    """What this rank holds, in streaming order.
+def local_parameters(
+    chunks: Sequence[nn.Module], architecture: Architecture
+) -> list[tuple[Parameter, nn.Parameter]]:
+    """Return the parameters that this rank holds, in streaming order.
 
     Args:
-        chunks: the rank's GPTModel, or its virtual-pipeline chunks; wrappers (DDP, Float16Module) are looked through.
+        chunks: the rank's GPTModel, or its virtual-pipeline chunks; wrappers (DDP, Float16Module)
+            are looked through.
 
     Raises:
         UserError: a parameter that the family does not know, or one that two chunks hold; names it.
     """
-    known = {name: (order, parameter) for order, parameter in enumerate(model_parameters(architecture)) for name in parameter.names}
+    known = {
+        name: (order, parameter)
+        for order, parameter in enumerate(model_parameters(architecture))
+        for name in parameter.names
+    }
     held: dict[int, tuple[Parameter, nn.Parameter]] = {}
     for chunk in map(_unwrap, chunks):
         for local_name, tensor in chunk.named_parameters():
@@ -28,7 +35,8 @@ def local_parameters(chunks: Sequence[nn.Module], architecture: Architecture) ->
             if name not in known:
                 hint = nearest(name, known)
                 raise UserError(
-                    f"Megatron parameter {name} has no rule in family {architecture.family}{hint}: the model was built differently"
+                    f"Megatron parameter {name} has no rule in family {architecture.family}{hint}: the "
+                    "model was built differently"
                 )
             order, parameter = known[name]
             if order in held:
@@ -44,7 +52,7 @@ def _unwrap(chunk: nn.Module) -> nn.Module:
 
 
 def _global_name(chunk: nn.Module, local_name: str) -> str:
-    """The parameter's name with the global layer number in place of the chunk's own."""
+    """Replace the chunk's own layer number in a parameter's name by the global one."""
     if not local_name.startswith(LAYER_PREFIX):
         return local_name
     index, rest = local_name[len(LAYER_PREFIX) :].split(".", 1)

@@ -1,7 +1,9 @@
-"""Writing safetensors whose tensors arrive one at a time, in any order, without holding a file in memory.
+"""Write safetensors files whose tensors arrive one at a time, in any order, without holding a file
+in memory.
 
-The format is a length, a JSON header and raw little-endian data; the header needs only names, dtypes and shapes, which are known
-beforehand, so every tensor can be written to its final place as it comes. (safetensors' own writer wants a file's tensors all at once.)
+The format is a length, a JSON header and raw little-endian data. The header needs only names,
+dtypes and shapes, which are known beforehand, so every tensor can be written to its final place
+when it arrives. (safetensors' own writer wants a file's tensors all at once.)
 """
 
 from __future__ import annotations
@@ -22,21 +24,30 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 class SafetensorsWriter:
-    """Shards of a Hugging Face checkpoint whose headers are written and whose tensors are still to come.
+    """Writes the shards of a Hugging Face checkpoint: headers at once, tensors as they arrive.
 
     Args:
-        directory: where the files go; it must exist.
+        directory: the folder of the files; it must exist.
         tensors: every tensor that will be written, in file order.
         dtypes: dtype of each, in the same order.
+        max_shard_bytes: largest file; a single larger tensor gets a file of its own.
     """
 
     def __init__(
-        self, directory: Path, tensors: Sequence[HfTensor], dtypes: Sequence[torch.dtype], max_shard_bytes: int = DEFAULT_SHARD_BYTES
+        self,
+        directory: Path,
+        tensors: Sequence[HfTensor],
+        dtypes: Sequence[torch.dtype],
+        max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     ) -> None:
         self._place: dict[str, tuple[Path, int, HfTensor, torch.dtype]] = {}
         """Of each tensor still to come: file, offset in it, tensor, dtype."""
         shards = _split(list(zip(tensors, dtypes)), max_shard_bytes)
-        names = [SINGLE_NAME] if len(shards) == 1 else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        names = (
+            [SINGLE_NAME]
+            if len(shards) == 1
+            else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        )
         for name, shard in zip(names, shards):
             self._begin(directory / name, shard)
         if len(shards) > 1:
@@ -46,7 +57,7 @@ class SafetensorsWriter:
         """Write one tensor, converted to its declared dtype.
 
         Raises:
-            ValueError: the tensor was not declared, has another shape, or came before.
+            ValueError: the tensor was not declared, has another shape, or was written before.
         """
         if name not in self._place:
             raise ValueError(f"tensor {name} was not declared, or was written before")
@@ -59,10 +70,10 @@ class SafetensorsWriter:
             file.write(memoryview(data.reshape(-1).view(torch.uint8).numpy()))
 
     def finish(self) -> None:
-        """Check that every declared tensor came.
+        """Check that every declared tensor was written.
 
         Raises:
-            ValueError: names the first that did not.
+            ValueError: names the first that was not.
         """
         if self._place:
             raise ValueError(f"tensor {next(iter(self._place))} was never written ({len(self._place)} such)")
@@ -72,7 +83,11 @@ class SafetensorsWriter:
         offsets: list[int] = [0]
         for tensor, dtype in shard:
             offsets.append(offsets[-1] + tensor.elements * dtype.itemsize)
-            header[tensor.name] = {"dtype": _CODES[dtype], "shape": list(tensor.shape), "data_offsets": offsets[-2:]}
+            header[tensor.name] = {
+                "dtype": _CODES[dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": offsets[-2:],
+            }
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         path.write_bytes(struct.pack("<Q", len(text)) + text)
@@ -83,10 +98,15 @@ class SafetensorsWriter:
     def _write_index(path: Path, names: list[str], shards: list[list[tuple[HfTensor, torch.dtype]]]) -> None:
         total = sum(tensor.elements * dtype.itemsize for shard in shards for tensor, dtype in shard)
         weight_map = {tensor.name: name for name, shard in zip(names, shards) for tensor, _ in shard}
-        path.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n",
+            encoding="utf-8",
+        )
 
 
-def _split(tensors: list[tuple[HfTensor, torch.dtype]], max_shard_bytes: int) -> list[list[tuple[HfTensor, torch.dtype]]]:
+def _split(
+    tensors: list[tuple[HfTensor, torch.dtype]], max_shard_bytes: int
+) -> list[list[tuple[HfTensor, torch.dtype]]]:
     shards: list[list[tuple[HfTensor, torch.dtype]]] = [[]]
     filled_bytes = 0
     for tensor, dtype in tensors:

@@ -1,11 +1,12 @@
-"""megatron-core's distributed checkpoints (torch_dist), written and read a piece at a time without a model or megatron-core.
+"""Write and read megatron-core's distributed checkpoints (torch_dist) by pieces, without a model or
+megatron-core.
 
-megatron-core saves through torch.distributed.checkpoint: a metadata file that says which rectangles of which global tensors lie where,
-and data files. Layers are stacked (`decoder.layers.mlp.linear_fc2.weight` is [layers, hidden, intermediate]), norms carry
-Transformer Engine's names, and tensor-parallel shards tile the tensor of one rank, so that the placement of a model on one
-tensor-parallel rank describes the global tensor. What is written here loads through `dist_checkpointing.load` in any layout.
-
-The metadata file is a pickle by torch's design; selfemo.weights.metadata_pickle reads it.
+megatron-core saves through torch.distributed.checkpoint: data files, and a metadata file (a pickle by torch's
+design, read by selfemo.weights.metadata_pickle) that maps rectangles of global tensors to places in them.
+Layers are stacked (`decoder.layers.mlp.linear_fc2.weight` is [layers, hidden, intermediate]), norms carry
+Transformer Engine's names, and tensor-parallel shards tile the tensor of one rank, so that the placement of a
+model on one tensor-parallel rank describes the global tensor. A checkpoint written here loads through
+`dist_checkpointing.load` in any layout.
 """
 
 from __future__ import annotations
@@ -24,8 +25,22 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    ReadItem,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from selfemo.common.errors import UserError
@@ -37,18 +52,32 @@ from selfemo.models.tensor_layouts import VocabularyRows
 from selfemo.weights.metadata_pickle import read_metadata
 
 COMMON_NAME = "common.pt"  # megatron-private
-"""Where megatron-core kept the plain values before 0.19, and where `write_checkpoint` keeps them, which every version reads."""
+"""File of the plain values before megatron-core 0.19; every version reads it, so it is written here."""
 COMMON_KEY = "common_state/shard_0_1"  # megatron-private
-"""The stored value that they are since."""
+"""Key under which megatron-core stores the plain values since 0.19."""
 LOAD_ERRORS = (
-    *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, AttributeError),
+    *(
+        OSError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ),
     *(struct.error, ArithmeticError, AssertionError, MemoryError),
 )
-"""What torch.load(weights_only=True) raises for a damaged file: its unpickler is written in Python and trusts lengths."""
+"""Raised by torch.load(weights_only=True) for a damaged file: its Python unpickler trusts lengths."""
 FORMAT_NAME = "metadata.json"
 # megatron-private
-FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
-"""What megatron-core 0.16 writes there; 0.19 leaves the two about `common` out and reads past them."""
+FORMAT = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+"""Its content in megatron-core 0.16; 0.19 omits the two `common` fields and ignores them when reading."""
 STATEFUL_MODULES = (  # megatron-private
     "self_attention.linear_qkv",
     "self_attention.core_attention",
@@ -58,14 +87,14 @@ STATEFUL_MODULES = (  # megatron-private
     "mlp.linear_fc1",
     "mlp.linear_fc2",
 )
-"""Modules of a layer for which some layer spec asks a (here empty) `_extra_state`, FP8's place in a checkpoint."""
+"""Modules of a layer to which some layer spec gives an `_extra_state`, for FP8; it is empty here."""
 NOT_OF_THE_MODEL = re.compile(r"^(chained_\d+\.)?optimizer\.|\._extra_state(/|$)")  # megatron-private
-"""Keys that are not weights: megatron-core's optimizers' (`optimizer.state.exp_avg.NAME`, numbered where several are chained), FP8's."""
+"""Keys of optimizers (`optimizer.state.exp_avg.NAME`, numbered if several are chained) and FP8 state."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of a global tensor: what is held in memory at a time."""
+    """Some rows of a global tensor: the amount held in memory at a time."""
 
     parameter: Parameter
     dtype: torch.dtype
@@ -74,7 +103,7 @@ class Piece:
 
 
 def pieces(parameter: Parameter, dtype: torch.dtype, limit_bytes: int) -> list[Piece]:
-    """Runs of rows of a parameter of at most `limit_bytes` (but at least one row)."""
+    """Cut a parameter into runs of rows of at most `limit_bytes` (but at least one row)."""
     shape = parameter.megatron(0, 1).shape
     row_bytes = parameter.megatron(0, 1).elements // shape[0] * dtype.itemsize
     step = max(1, limit_bytes // row_bytes)
@@ -82,22 +111,29 @@ def pieces(parameter: Parameter, dtype: torch.dtype, limit_bytes: int) -> list[P
 
 
 def write_checkpoint(
-    directory: Path, content: Sequence[Piece], num_layers: int, common: Mapping[str, object], load: Callable[[Piece], torch.Tensor]
+    directory: Path,
+    content: Sequence[Piece],
+    num_layers: int,
+    common: Mapping[str, object],
+    load: Callable[[Piece], torch.Tensor],
 ) -> None:
-    """Write a checkpoint whose pieces are asked for one at a time, in order.
+    """Write a checkpoint, asking for its pieces one at a time, in order.
 
     Args:
         common: plain values kept beside the tensors.
         load: returns a piece's rows; called once per piece.
     """
     planner = _PiecePlanner(content, num_layers, load)
-    writer = FileSystemWriter(str(directory), sync_files=False)  # a Path would be pickled, and Python 3.13's loads nowhere else
+    # A Path would be pickled, and one of Python 3.13 loads in no other version.
+    writer = FileSystemWriter(str(directory), sync_files=False)
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that no process group is meant to take part
+        # torch warns that no process group takes part; none is meant to.
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
             dcp.save({}, storage_writer=writer, planner=planner, no_dist=True)
     except dcp.CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
-        raise (os_error_behind(cause) or cause) from None  # torch.save hides a failed write behind a RuntimeError about positions
+        # torch.save hides a failed write behind a RuntimeError about positions.
+        raise (os_error_behind(cause) or cause) from None
     torch.save(dict(common), directory / COMMON_NAME)
     (directory / FORMAT_NAME).write_text(json.dumps(FORMAT), encoding="utf-8")
 
@@ -106,7 +142,7 @@ class CheckpointReader:
     """Reads rectangles of the global tensors of a distributed checkpoint.
 
     Raises:
-        UserError: the directory is not such a checkpoint, or its metadata holds anything but tensor records; names the file.
+        UserError: it is no such checkpoint, or its metadata holds more than tensor records; names the file.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -116,20 +152,25 @@ class CheckpointReader:
         self._reader = _SafeReader(self.directory)
         self._metadata = self._reader.read_metadata()
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
-        self._tensors = {k: v for k, v in self._metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
+        self._tensors = {
+            k: v
+            for k, v in self._metadata.state_dict_metadata.items()
+            if isinstance(v, TensorStorageMetadata)
+        }
 
     def byte_blobs(self) -> Iterator[bytes]:
-        """The stored values that are no tensors, as bytes; `_extra_state` of modules, in practice.
+        """Yield the stored values that are no tensors, as bytes; in practice modules' `_extra_state`.
 
         Raises:
-            UserError: a data file is missing or truncated; names the directory.
+            UserError: a data file lies outside the checkpoint; names the directory.
+            OSError: a data file cannot be read.
         """
         for index, place in self._metadata.storage_data.items():
             if not isinstance(self._metadata.state_dict_metadata.get(index.fqn), TensorStorageMetadata):
                 yield self._blob(index.fqn, place)
 
     def common(self) -> bytes | None:
-        """The plain values as megatron-core stores them since 0.19: torch.save of a list that holds them; None where there are none.
+        """Return the plain values, which megatron-core keeps since 0.19 as torch.save of a list, or None.
 
         Raises:
             UserError, OSError: as `byte_blobs`.
@@ -142,13 +183,15 @@ class CheckpointReader:
     def _blob(self, name: str, place: Any) -> bytes:
         path = self.directory / place.relative_path
         if path.parent != self.directory:
-            raise UserError(f"{self.directory}: {name} points outside the checkpoint; it is damaged, or was made to harm")
+            raise UserError(
+                f"{self.directory}: {name} points outside the checkpoint; it is damaged, or was made to harm"
+            )
         with path.open("rb") as file:
             file.seek(place.offset)
             return file.read(place.length)
 
     def stored(self, parameter: Parameter) -> tuple[str, tuple[int, ...]]:
-        """Key of a parameter and its leading indices there: its layer where layers are stacked, none where keys are numbered.
+        """Return a parameter's key and leading indices there: its layer if layers are stacked, else none.
 
         Raises:
             UserError: no such key; names the parameter.
@@ -158,10 +201,13 @@ class CheckpointReader:
                 return name, ()
             if parameter.layer is not None and stacked_key(name) in self._tensors:
                 return stacked_key(name), (parameter.layer,)
-        raise UserError(f"{self.directory}: tensor {parameter.name} is missing from the checkpoint; expected a model of this architecture")
+        raise UserError(
+            f"{self.directory}: tensor {parameter.name} is missing from the checkpoint; expected a model "
+            "of this architecture"
+        )
 
     def check(self, parameter: Parameter, num_layers: int) -> None:
-        """Compare a parameter's stored shape with the architecture's; vocabularies may be padded to any height.
+        """Compare a parameter's stored shape with the architecture's; vocabularies may have padding rows.
 
         Raises:
             UserError: it is missing or has another shape; names it.
@@ -175,25 +221,30 @@ class CheckpointReader:
             rows_fit = found[0] == wanted[0]
         if layers not in ((), (num_layers,)) or found[1:] != wanted[1:] or not rows_fit:
             expected = (*((num_layers,) if lead else ()), *wanted)
-            raise UserError(f"{self.directory}: tensor {key} has shape {size}, expected {expected}; is this checkpoint of another model?")
+            raise UserError(
+                f"{self.directory}: tensor {key} has shape {size}, expected {expected}; is this "
+                "checkpoint of another model?"
+            )
 
     def check_no_more(self, parameters: Sequence[Parameter]) -> None:
-        """Look for tensors of a model beyond these parameters; optimizer state and `_extra_state` are none.
+        """Refuse weights beyond these parameters; optimizer state and `_extra_state` do not count.
 
         Raises:
-            UserError: there are some, which an export would drop in silence; names the first.
+            UserError: there are some, which an export would silently drop; names the first.
         """
         claimed = {self.stored(parameter)[0] for parameter in parameters}
-        extra = sorted(key for key in self._tensors if key not in claimed and not NOT_OF_THE_MODEL.search(key))
+        extra = sorted(
+            key for key in self._tensors if key not in claimed and not NOT_OF_THE_MODEL.search(key)
+        )
         if extra:
             more = f" (and {len(extra) - 3} more)" if len(extra) > 3 else ""
             raise UserError(
-                f"{self.directory}: {', '.join(map(quote, extra[:3]))}{more}: no parameter of the model that config.json describes; "
-                "is this checkpoint of another model?"
+                f"{self.directory}: {', '.join(map(quote, extra[:3]))}{more}: no parameter of the model "
+                "that config.json describes; is this checkpoint of another model?"
             )
 
     def dtype(self, parameter: Parameter) -> torch.dtype:
-        """Stored dtype of a parameter."""
+        """Return the stored dtype of a parameter."""
         dtype: torch.dtype = self._tensors[self.stored(parameter)[0]].properties.dtype
         return dtype
 
@@ -201,7 +252,7 @@ class CheckpointReader:
         """Fill `target` with the rectangle of a parameter that begins at `start`.
 
         Raises:
-            UserError: a data file is missing, truncated, or does not hold the rectangle; names directory and tensor.
+            UserError: a data file is missing, truncated, or lacks the rectangle; names directory and tensor.
         """
         key, lead = self.stored(parameter)
         wide = target[None] if lead else target
@@ -209,18 +260,31 @@ class CheckpointReader:
         items = create_read_items_for_chunk_list(key, self._tensors[key], [chunk])
         try:
             self._reader.read_data(LoadPlan(items), _IntoTensor(wide)).wait()
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, AssertionError) as error:
+        except (
+            OSError,
+            RuntimeError,
+            EOFError,
+            pickle.UnpicklingError,
+            LookupError,
+            ValueError,
+            TypeError,
+            AssertionError,
+        ) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{self.directory}: tensor {key} cannot be read ({reason}); the checkpoint is incomplete") from None
+            raise UserError(
+                f"{self.directory}: tensor {key} cannot be read ({reason}); the checkpoint is incomplete"
+            ) from None
         if sum(item.lengths.numel() for item in items) != target.numel():
-            raise UserError(f"{self.directory}: tensor {key} is only partly stored; the checkpoint is incomplete")
+            raise UserError(
+                f"{self.directory}: tensor {key} is only partly stored; the checkpoint is incomplete"
+            )
 
 
 def read_common(directory: Path) -> dict[str, Any]:
-    """The plain values beside the tensors of a checkpoint, from wherever its megatron-core kept them.
+    """Read the plain values beside a checkpoint's tensors, from either place that megatron-core has used.
 
     Raises:
-        UserError: they are absent, damaged, or hold anything but plain values and tensors; names the file.
+        UserError: they are absent, damaged, or more than plain values and tensors; names the file.
     """
     path = directory / COMMON_NAME
     try:
@@ -234,21 +298,28 @@ def read_common(directory: Path) -> dict[str, Any]:
             (values,) = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     except LOAD_ERRORS as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path}: cannot be read ({quote(reason)}); the checkpoint is damaged, or is not one") from None
+        raise UserError(
+            f"{path}: cannot be read ({quote(reason)}); the checkpoint is damaged, or is not one"
+        ) from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds a {type(values).__name__}, expected a dictionary; the checkpoint is damaged, or is not one")
+        raise UserError(
+            f"{path}: holds a {type(values).__name__}, expected a dictionary; the checkpoint is damaged, "
+            "or is not one"
+        )
     return values
 
 
 def stacked_key(name: str) -> str:
-    """The key under which megatron-core stacks a layer's parameter with those of the other layers."""
+    """Return the key under which megatron-core stacks a layer's parameter with the other layers'."""
     return LAYER_PREFIX + name[len(LAYER_PREFIX) :].split(".", 1)[1]
 
 
 class _PiecePlanner(DefaultSavePlanner):
-    """Plans pieces instead of a state dict, and resolves each when the writer comes to it."""
+    """Plans pieces instead of a state dict, and loads each when the writer asks for it."""
 
-    def __init__(self, content: Sequence[Piece], num_layers: int, load: Callable[[Piece], torch.Tensor]) -> None:
+    def __init__(
+        self, content: Sequence[Piece], num_layers: int, load: Callable[[Piece], torch.Tensor]
+    ) -> None:
         super().__init__(flatten_state_dict=False)
         self._load, self._num_layers = load, num_layers
         self._by_index: dict[tuple[str, torch.Size | None], Piece | None] = {}
@@ -281,7 +352,9 @@ class _PiecePlanner(DefaultSavePlanner):
         index = MetadataIndex(name if layer is None else stacked_key(name), offset)
         self._by_index[index.fqn, offset] = piece
         whole = torch.Size((*((self._num_layers,) if lead else ()), *shape))
-        data = TensorWriteData(ChunkStorageMetadata(offset, sizes), TensorProperties(dtype=piece.dtype), whole)
+        data = TensorWriteData(
+            ChunkStorageMetadata(offset, sizes), TensorProperties(dtype=piece.dtype), whole
+        )
         return WriteItem(index, WriteItemType.SHARD, tensor_data=data)
 
 
@@ -298,10 +371,12 @@ class _IntoTensor(LoadPlanner):
         return place
 
     def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
-        """The tensor was filled in place."""
+        """Do nothing: the tensor was filled in place."""
 
-    def set_up_planner(self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
-        """Nothing to set up: the plan is made by the caller."""
+    def set_up_planner(
+        self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
+        """Do nothing: the caller makes the plan."""
 
     def create_local_plan(self) -> LoadPlan:
         return LoadPlan([])
@@ -313,11 +388,11 @@ class _IntoTensor(LoadPlanner):
         return central_plan
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """No bytes are ever planned."""
+        """Do nothing: no bytes are ever planned."""
 
 
 class _SafeReader(FileSystemReader):
-    """Reads the metadata file as records and nothing else."""
+    """Reads the metadata file with `read_metadata`, which cannot run code."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return read_metadata(Path(self.path))

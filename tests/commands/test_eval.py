@@ -1,6 +1,6 @@
-"""`selfemo eval`, `chat` and `flywheel replay` with a real vLLM engine, on a tiny model that a few steps taught the answer format.
+"""Test `selfemo eval` and `selfemo chat` with a real vLLM engine, on a tiny model.
 
-One engine serves every test of this file. The run directory around the model is written by hand, in the form a run leaves.
+A few steps taught it the answer format. conftest.py has its run and the engine.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,115 +20,29 @@ import typer
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from typer.testing import CliRunner
 
-from selfemo.commands import flywheel as flywheel_commands
 from selfemo.commands.chat import chat
 from selfemo.commands.eval import build_command
 from selfemo.commands.main import main
 from selfemo.common.errors import UserError
-from selfemo.config.load import as_yaml
-from selfemo.config.schema import CorpusConfig, ModelConfig, RewardConfig, RolloutConfig, RunConfig, SelfPlayConfig
-from selfemo.corpora.registry import load_corpus
-from selfemo.emotions.answer import parse_answer
+from selfemo.config.schema import CorpusConfig, SelfPlayConfig
 from selfemo.evaluation.evaluate import prompts_of, smoothed_iou
 from selfemo.evaluation.intervals import mean_interval, paired_bootstrap
 from selfemo.evaluation.likelihood import AnswerScorer
 from selfemo.evaluation.metrics import NO_ANSWER
 from selfemo.evaluation.recognition import evaluate_recognition
-from selfemo.evaluation.turns import EvaluationTurn, evaluation_turns
-from selfemo.flywheel.flywheel import make_record
-from selfemo.flywheel.record import Record
-from selfemo.flywheel.store import FlywheelStore
 from selfemo.inference import engines as standalone
-from selfemo.inference import run_weights
 from selfemo.inference.engines import ModelGenerator, StandaloneEngines
 from selfemo.inference.finished_model import DEFAULTS, FinishedModel, find_model
-from selfemo.rewards.scoring import score_group
 from selfemo.rollout.api import GenerationRequest
-from selfemo.selfplay.prompts import recognizer_text
 from selfemo.tokens.init_model import init_model
-from selfemo.weights.convert import hf_to_megatron
-from tests.helpers.groups import recognizer_group
+from tests.helpers.finished_run import CORPUS, LIMIT, SHAPE, dev_turns
 from tools.study.answers import SplitAnswers, ask_all
 from tools.study.plan import START
 from tools.study.runs import StudyRun
 
-CORPUS = load_corpus("everyday")
-SHAPE = ModelConfig(
-    vocab_size=600, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=32, max_length=320
-)
-CONFIG = RunConfig(
-    model=SHAPE,
-    corpus=CorpusConfig(name="everyday", history_turns=1, max_turn_tokens=24),
-    selfplay=SelfPlayConfig(min_utterance_words=1, max_utterance_tokens=24),
-    rollout=RolloutConfig(kv_cache_bytes=32 << 20),
-)
-LIMIT = 16
-FINAL_VERSION = 5
-REFERENCE_VERSION = 2
-CHECKPOINT_VERSION = 4
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with an initial and a trained model, a checkpoint of the initial weights, a reference, and the sync records of all."""
-    run = tmp_path_factory.mktemp("finished") / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text(as_yaml(CONFIG))
-    texts = [recognizer_text(c.turns[:2], CORPUS.labels) for c in CORPUS.conversations]
-    init_model(run / "model-initial", SHAPE, texts, seed=3)
-    teach(run / "model-initial", run / "model")
-    checkpoint = run / "checkpoints" / "iteration-000001"
-    hf_to_megatron(run / "model-initial", checkpoint, lambda name, size: None)
-    torch.save({"common": {"iteration": 1, "weight_version": CHECKPOINT_VERSION}}, checkpoint / "common.pt")
-    reference = run / "checkpoints" / "reference"
-    hf_to_megatron(run / "model", reference, lambda name, size: None)
-    torch.save({"common": {"optimizer": False}}, reference / "common.pt")
-    before, first, *later = ({"event": "sync", "version": version} for version in (1, REFERENCE_VERSION, CHECKPOINT_VERSION, FINAL_VERSION))
-    events = [before, {"event": "eval", "stage": "start"}, {"event": "sft", "step": 0}, first, {"event": "eval", "stage": "sft"}, *later]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    return run
-
-
-def teach(start: Path, target: Path) -> None:
-    """Fit the answers of the first dev turns, so that generation and likelihood have something to say."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(start)
-    prompts = prompts_of(find_model(start), CORPUS.labels)
-    pairs = [(prompts.recognize(turn.context), prompts.answer_ids(turn.gold[:1])) for turn in dev_turns()]
-    pairs += [(prompts.respond(turn.context, "Sam", turn.gold[:1]), prompts.utterance_ids("Well now look")) for turn in dev_turns()[:2]]
-    length = max(len(prompt) + len(answer) for prompt, answer in pairs)
-    ids, targets = torch.zeros(len(pairs), length, dtype=torch.long), torch.full((len(pairs), length), -100)
-    for row, (prompt, answer) in enumerate(pairs):
-        ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-        targets[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(40):
-        loss = model(ids, labels=targets).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(start).save_pretrained(target)
-
-
-def dev_turns() -> tuple[EvaluationTurn, ...]:
-    return evaluation_turns(CORPUS.split("dev"), LIMIT)
-
-
-@pytest.fixture(scope="module")
-def engines() -> StandaloneEngines:
-    return StandaloneEngines()
-
-
-@pytest.fixture(scope="module")
-def trained(run_dir: Path) -> FinishedModel:
-    return find_model(run_dir / "model")
-
 
 def evaluate(engines: StandaloneEngines, run_dir: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
-    """Run the command; returns its output and its JSON."""
+    """Run `selfemo eval`; returns its output and its JSON."""
     app = typer.Typer()
     app.command()(build_command(lambda: engines))
     target = run_dir.parent / "report.json"
@@ -161,54 +75,78 @@ def test_models_of_one_shape_share_an_engine_and_each_speaks_with_its_own_weight
     assert len(engines._engines) == 1
 
 
-def test_settings_come_from_the_run_and_overrides_win(run_dir: Path, tmp_path: Path, trained: FinishedModel) -> None:
+def test_settings_come_from_the_run_and_overrides_win(
+    run_dir: Path, tmp_path: Path, trained: FinishedModel
+) -> None:
     assert (trained.config.corpus.history_turns, trained.config.model.max_length) == (1, 320)
     assert trained.settings_from != DEFAULTS
     assert find_model(run_dir / "model", ["corpus.history_turns=3"]).config.corpus.history_turns == 3
     (tmp_path / "alone").symlink_to(run_dir / "model")
-    assert find_model(tmp_path / "alone").settings_from != DEFAULTS  # a link does not lose the run
+    # The model's run is found through a symbolic link.
+    assert find_model(tmp_path / "alone").settings_from != DEFAULTS
     init_model(tmp_path / "new", SHAPE, ["some words"] * 9, seed=1)
     alone = find_model(tmp_path / "new", ["selfplay.thinking=true"])
     assert alone.settings_from == DEFAULTS
-    assert alone.config.model.max_length == 320  # no longer than the model itself allows
+    assert alone.config.model.max_length == 320  # a model without a run has its own limit on length
     assert alone.config.corpus.history_turns == CorpusConfig().history_turns
 
 
-def test_the_report_says_what_the_evaluation_functions_say(run_dir: Path, engines: StandaloneEngines, trained: FinishedModel) -> None:
+def test_the_report_says_what_the_evaluation_functions_say(
+    run_dir: Path, engines: StandaloneEngines, trained: FinishedModel
+) -> None:
     output, report = evaluate(engines, run_dir, "--against", str(run_dir / "model-initial"), "--votes", "4")
     prompts, score = prompts_of(trained, CORPUS.labels), smoothed_iou(trained, CORPUS.labels)
-    direct = evaluate_recognition(engines.generator(trained), prompts, dev_turns(), trained.config.selfplay, score)
+    direct = evaluate_recognition(
+        engines.generator(trained), prompts, dev_turns(), trained.config.selfplay, score
+    )
     figures, second = report["models"]
     assert direct.accuracy > 0.5  # the tiny model has learnt something to measure
-    assert (figures["accuracy"], figures["macro_f1"], figures["siou"]) == (direct.accuracy, direct.macro_f1, direct.siou)
+    assert (figures["accuracy"], figures["macro_f1"], figures["siou"]) == (
+        direct.accuracy,
+        direct.macro_f1,
+        direct.siou,
+    )
     assert figures["settings"]["corpus.history_turns"] == 1
 
     gold = [row["gold"][0] for row in report["answers"]]
     first, other = ([(row["predicted"][i] or [NO_ANSWER])[0] for row in report["answers"]] for i in (0, 1))
     assert figures["accuracy"] == accuracy_score(gold, first)
-    assert figures["weighted_f1"] == pytest.approx(f1_score(gold, first, average="weighted", labels=sorted(set(gold)), zero_division=0))
+    assert figures["weighted_f1"] == pytest.approx(
+        f1_score(gold, first, average="weighted", labels=sorted(set(gold)), zero_division=0)
+    )
     columns = figures["confusion"]["predicted"]
     assert figures["confusion"]["counts"] == confusion_matrix(gold, first, labels=columns)[:-1].tolist()
     assert second["collapse"]["format_failure_rate"] == other.count(NO_ANSWER) / LIMIT
     keys = [row["dialogue"] for row in report["answers"]]
-    expected = [{**asdict(i), "excludes_zero": i.excludes_zero} for i in paired_bootstrap(gold, first, other, keys, 1)]
+    expected = [
+        {**asdict(i), "excludes_zero": i.excludes_zero} for i in paired_bootstrap(gold, first, other, keys, 1)
+    ]
     assert report["differences"][:3] == expected
     assert report["differences"][3]["value"] == pytest.approx(figures["siou"] - second["siou"])
     assert sum(row["count"] for row in figures["calibration"]["bins"]) == LIMIT
 
     assert report["context"] == "causal"
-    for shown in ("causal", "never a later one", "corpus.history_turns=1", "model minus against", "calibration error"):
+    for shown in (
+        "causal",
+        "never a later one",
+        "corpus.history_turns=1",
+        "model minus against",
+        "calibration error",
+    ):
         assert shown in output
 
 
-def test_likelihoods_are_those_of_the_whole_answer(trained: FinishedModel, engines: StandaloneEngines) -> None:
-    """Against a plain forward pass over prompt and answer, and against the logprobs of what the engine generates."""
+def test_likelihoods_are_those_of_the_whole_answer(
+    trained: FinishedModel, engines: StandaloneEngines
+) -> None:
+    """Compare scores with a plain forward pass over prompt and answer, and with the engine's logprobs."""
     from transformers import AutoModelForCausalLM
 
     prompts = prompts_of(trained, CORPUS.labels)
     asked = [prompts.recognize(turn.context) for turn in dev_turns()]
     answers = {label: prompts.answer_ids([label]) for label in CORPUS.labels}
-    assert len({len(ids) for ids in answers.values()}) > 1  # padding is exercised
+    # Answers differ in length, so that some are padded.
+    assert len({len(ids) for ids in answers.values()}) > 1
     rows = AnswerScorer(trained).score(asked, answers)
     plain = AutoModelForCausalLM.from_pretrained(trained.path).eval()
     with torch.no_grad():
@@ -217,17 +155,28 @@ def test_likelihoods_are_those_of_the_whole_answer(trained: FinishedModel, engin
                 logits = plain(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
                 wanted = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum()
                 assert row[label] == pytest.approx(wanted.item(), abs=1e-4)
-    generated = engines.generator(trained).generate([GenerationRequest(prompt, 0, 12, 0.0) for prompt in asked])
+    generated = engines.generator(trained).generate(
+        [GenerationRequest(prompt, 0, 12, 0.0) for prompt in asked]
+    )
     by_ids = {ids: label for label, ids in answers.items()}
-    compared = [(row[by_ids[c.token_ids]], math.fsum(c.logprobs)) for row, c in zip(rows, generated) if c.token_ids in by_ids]
+    compared = [
+        (row[by_ids[c.token_ids]], math.fsum(c.logprobs))
+        for row, c in zip(rows, generated)
+        if c.token_ids in by_ids
+    ]
     assert len(compared) > LIMIT / 2
     assert all(ours == pytest.approx(engine, abs=1e-3) for ours, engine in compared)
 
 
 def test_with_thinking_likelihoods_are_still_those_of_the_bare_answer(run_dir: Path) -> None:
-    """Right after a turn that is open for thoughts no label is likely: answers are scored behind a closed block."""
+    """Score answers behind a closed thinking block.
+
+    Directly after a prompt that is open for thoughts, no label would be likely.
+    """
     arguments = ("--scoring", "likelihood", "model.path=a/thinker", "selfplay.thinking=true")
-    models = [evaluate(StandaloneEngines(), run_dir, *more)[1]["models"][0] for more in (arguments[:2], arguments)]
+    models = [
+        evaluate(StandaloneEngines(), run_dir, *more)[1]["models"][0] for more in (arguments[:2], arguments)
+    ]
     assert models[1]["settings"]["selfplay.max_thinking_tokens"] == SelfPlayConfig().max_thinking_tokens
     assert models[1]["accuracy"] == models[0]["accuracy"]
     assert models[1]["calibration"] == models[0]["calibration"]
@@ -253,112 +202,57 @@ def test_expression_is_read_by_the_frozen_recognizer(run_dir: Path, engines: Sta
     assert expression["recognizer"] == str(frozen)
     assert expression["n"] == sum(row["n"] for row in expression["per_target"]) > 0
     assert any(reply["read_as"] for reply in expression["replies"])
-    assert expression["siou"] == pytest.approx(sum(reply["score"] for reply in expression["replies"]) / expression["n"])
+    assert expression["siou"] == pytest.approx(
+        sum(reply["score"] for reply in expression["replies"]) / expression["n"]
+    )
     assert report["models"][0]["calibration"] is None
     assert "distinct replies" in output
-    assert evaluate(engines, run_dir, *arguments)[1] == report  # a seed decides everything
+    assert evaluate(engines, run_dir, *arguments)[1] == report  # the seed determines every figure
 
 
-def test_a_prompt_that_cannot_fit_is_named_before_it_is_sent(engines: StandaloneEngines, trained: FinishedModel) -> None:
-    with pytest.raises(UserError, match=r"may take 322 tokens, model.max_length=320.*lower corpus.history_turns"):
+def test_a_prompt_that_cannot_fit_is_named_before_it_is_sent(
+    engines: StandaloneEngines, trained: FinishedModel
+) -> None:
+    with pytest.raises(
+        UserError, match=r"may take 322 tokens, model.max_length=320.*lower corpus.history_turns"
+    ):
         engines.generator(trained).generate([GenerationRequest((9,) * 310, 0, 12, 0.0)])
 
 
 def test_the_interval_of_a_mean_resamples_dialogues() -> None:
     spread = mean_interval("siou", [0.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"], seed=0)
-    assert (spread.value, spread.low, spread.high) == (0.5, 0.0, 1.0)  # two dialogues: some resamples hold one of them twice
+    # There are two dialogues: some resamples hold one of them twice.
+    assert (spread.value, spread.low, spread.high) == (0.5, 0.0, 1.0)
     same = mean_interval("siou", [0.0, 1.0] * 20, [str(i // 2) for i in range(40)], seed=0)
-    assert (same.low, same.high) == (0.5, 0.5)  # every dialogue has the mean of the whole: nothing varies
-
-
-def record_of(run_dir: Path, engines: StandaloneEngines, version: int, weights: str) -> Record:
-    """What self-play would have recorded under these weights."""
-    model = find_model(run_dir / weights)
-    prompts = prompts_of(model, CORPUS.labels)
-    prompt = prompts.recognize(dev_turns()[0].context)
-    requests = [GenerationRequest(prompt, seed, 12, 1.0) for seed in (11, 12, 13)]
-    completions = engines.generator(model).generate(requests)
-    group = recognizer_group(["joy"] * 3, ("joy",), context=dev_turns()[0].context)
-    samples = tuple(
-        replace(s, prompt_ids=prompt, completion_ids=c.token_ids, seed=r.seed, reading=parse_answer("joy", CORPUS.labels))
-        for s, c, r in zip(group.samples, completions, requests)
-    )
-    ones = dict.fromkeys(CORPUS.labels, 1.0)
-    scored = score_group(replace(group, samples=samples), RewardConfig(), smoothed_iou(model, CORPUS.labels), ones)
-    made = make_record(scored, version, version, 0.5)
-    return replace(made, prompt_ids=prompt, max_tokens=12, temperature=1.0, weight_version=version)
-
-
-@pytest.fixture(scope="module")
-def recorded_run(run_dir: Path, engines: StandaloneEngines) -> Path:
-    """The run with four records: of the checkpoint's weights, of the final ones, of the reference's, and of weights that are gone."""
-    made = [(CHECKPOINT_VERSION, "model-initial"), (FINAL_VERSION, "model"), (REFERENCE_VERSION, "model"), (3, "model")]
-    records = [record_of(run_dir, engines, version, weights) for version, weights in made]
-    store = FlywheelStore(run_dir / "flywheel.sqlite", writable=True, labels=CORPUS.labels)
-    store.append([replace(record, record_id=i, iteration=i) for i, record in enumerate(records, 1)])
-    store.close()
-    return run_dir
-
-
-def replayed(run: Path, engines: StandaloneEngines, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str]:
-    monkeypatch.setattr(flywheel_commands, "StandaloneEngines", lambda: engines)
-    result = CliRunner().invoke(flywheel_commands.app, ["replay", str(run), *arguments], catch_exceptions=False)
-    return result.exit_code, result.output
-
-
-def test_a_record_comes_out_equal_under_the_weights_of_its_version(
-    recorded_run: Path, engines: StandaloneEngines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for record, version in (("1", CHECKPOINT_VERSION), ("2", FINAL_VERSION), ("3", REFERENCE_VERSION)):
-        code, output = replayed(recorded_run, engines, monkeypatch, record)
-        assert code == 0, output
-        assert f"version {version}" in output
-        assert output.count("equal") == 3
-
-
-def test_other_weights_differ_and_absent_ones_are_refused(
-    recorded_run: Path, engines: StandaloneEngines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code, output = replayed(recorded_run, engines, monkeypatch, "1", "--model", str(recorded_run / "model"))
-    assert code == 1
-    assert "differs from token" in output
-    with pytest.raises(
-        UserError, match=r"version 3 are not on disk, there are: 2 \(.*reference\), 4 \(.*iteration-000001\), 5 \(.*model\)"
-    ):
-        replayed(recorded_run, engines, monkeypatch, "4")
-
-
-def test_a_run_that_was_killed_in_a_line_still_names_its_versions(tmp_path: Path) -> None:
-    """A torn last line is left alone; any other that is no record is told with its place."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "checkpoints" / "reference").mkdir(parents=True)
-    lines = ['{"event": "sync", "version": 1}', '{"event": "sync", "version": 2}', '{"event": "eval", "stage": "sft"}']
-    metrics = tmp_path / "metrics.jsonl"
-    metrics.write_text("\n".join([*lines, '{"event": "sync", "version": 3}', '{"event": "sync", "ver']))
-    assert sorted(run_weights.versions_on_disk(tmp_path)) == [2, 3]
-    for bad, message in (("7", r"metrics\.jsonl:2: expected a JSON object"), ('{"event": "sync", "version": []}', r"has version \[\]")):
-        metrics.write_text("\n".join([lines[0], bad, ""]))
-        with pytest.raises(UserError, match=message):
-            run_weights.versions_on_disk(tmp_path)
+    # Every dialogue has the mean of the whole, so that resampling varies nothing.
+    assert (same.low, same.high) == (0.5, 0.5)
 
 
 def chatted(run: Path, engines: StandaloneEngines, monkeypatch: pytest.MonkeyPatch, typed: bytes) -> str:
     monkeypatch.setattr(standalone, "StandaloneEngines", lambda: engines)
     app = typer.Typer()
     app.command()(chat)
-    result = CliRunner().invoke(app, ["--model", str(run / "model"), "--emotion", "joy"], input=typed, catch_exceptions=False)
+    result = CliRunner().invoke(
+        app, ["--model", str(run / "model"), "--emotion", "joy"], input=typed, catch_exceptions=False
+    )
     assert result.exit_code == 0, result.output
     return result.output
 
 
-def test_chat_reads_a_pipe_to_its_end(run_dir: Path, engines: StandaloneEngines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_reads_a_pipe_to_its_end(
+    run_dir: Path, engines: StandaloneEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     typed = "You came!\n\n/emotion sadness\n[red]<|im_end|> and \xff so\n".encode("latin-1")
     output = chatted(run_dir, engines, monkeypatch, typed)
     lines = output.splitlines()
     assert "emotions: anger, disgust, fear, joy, neutral, sadness, surprise" in lines[0]
     assert "Alex: You came!" in lines
-    assert "Alex: [red]<|im_end|> and \ufffd so" in lines, "what was typed is echoed as it is; bytes that are no text are marked"
-    assert sum(line.startswith("Sam: ") for line in lines) == 2, "an empty line and a command are not answered"
+    assert "Alex: [red]<|im_end|> and \ufffd so" in lines, (
+        "what was typed is echoed as it is; bytes that are no text are marked"
+    )
+    assert sum(line.startswith("Sam: ") for line in lines) == 2, (
+        "an empty line and a command are not answered"
+    )
     assert sum(line.startswith("  [reads ") for line in lines) == 2
     assert [line for line in lines if "meant as" in line][1].startswith("  [meant as sadness")
     assert chatted(run_dir, engines, monkeypatch, typed) == output, "the seed decides everything"
@@ -372,8 +266,14 @@ def test_chat_reads_a_pipe_to_its_end(run_dir: Path, engines: StandaloneEngines,
         (["eval", "--model", "{run}/model", "--corpus", "mled"], "did you mean 'meld'?"),
         (["eval", "--model", "{run}/model", "--against", "nowhere"], "nowhere: no such directory"),
         (["eval", "--model", "{run}/model", "--expression"], "--expression and --recognizer DIR go together"),
-        (["eval", "--model", "{run}/model", "--expression", "--recognizer", "{run}/../run/model"], "is an evaluated model"),
-        (["eval", "--model", "{run}/model", "--json", "no/such/file.json"], "expected a file in an existing directory"),
+        (
+            ["eval", "--model", "{run}/model", "--expression", "--recognizer", "{run}/../run/model"],
+            "is an evaluated model",
+        ),
+        (
+            ["eval", "--model", "{run}/model", "--json", "no/such/file.json"],
+            "expected a file in an existing directory",
+        ),
         (["eval", "--model", "{run}/model", "corpus.histroy_turns=2"], "did you mean 'history_turns'?"),
         (["eval", "--model", "{run}/model", "--votes", "1"], "expected 2 or more"),
         (["chat", "--model", "nowhere"], "nowhere: no such directory"),
@@ -384,9 +284,15 @@ def test_chat_reads_a_pipe_to_its_end(run_dir: Path, engines: StandaloneEngines,
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_status_2(
-    run_dir: Path, arguments: Sequence[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run_dir: Path,
+    arguments: Sequence[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["selfemo", *(argument.replace("{run}", str(run_dir)) for argument in arguments)])
+    monkeypatch.setattr(
+        sys, "argv", ["selfemo", *(argument.replace("{run}", str(run_dir)) for argument in arguments)]
+    )
     with pytest.raises(SystemExit) as exit_status:
         main()
     told = capsys.readouterr().err
@@ -405,7 +311,7 @@ def test_damaged_weights_are_named_before_an_engine_starts(run_dir: Path, tmp_pa
 
 @pytest.fixture
 def study_runs(run_dir: Path, tmp_path: Path) -> list[StudyRun]:
-    """A study's start and one variant that continued it."""
+    """Write a study's starting run and one variant that continued it."""
     runs = [StudyRun(1, variant, tmp_path / "seed-1" / variant, ()) for variant in (START, "grpo")]
     for run, weights in zip(runs, ("model-initial", "model"), strict=True):
         run.directory.mkdir(parents=True)
@@ -426,7 +332,8 @@ def test_a_study_asks_a_model_once_and_again_after_it_was_trained_again(
 
     ask(study_runs[:1])
     answers = ask(study_runs)
-    assert [line.split()[1] for line in told] == [str(study_runs[1].directory)]  # the start's answers were kept
+    # The answers of the start were kept and are not asked again.
+    assert [line.split()[1] for line in told] == [str(study_runs[1].directory)]
     start, trained = answers.models
     assert start.predicted != trained.predicted
     assert (start.expression, trained.expression is None) == (None, False)
@@ -435,5 +342,6 @@ def test_a_study_asks_a_model_once_and_again_after_it_was_trained_again(
     (study_runs[1].directory / "summary.json").write_text(json.dumps({"variant": "grpo", "seconds": 2}))
     assert ask(study_runs).models[1].predicted == trained.predicted
     assert len(told) == 1
-    assert len(ask(study_runs, LIMIT - 1).models[0].predicted) == LIMIT - 1  # other turns: nothing that was kept answers them
+    # The turns differ: no kept answer fits them.
+    assert len(ask(study_runs, LIMIT - 1).models[0].predicted) == LIMIT - 1
     assert len(told) == 2

@@ -1,4 +1,6 @@
-"""The launch scripts: shell and Python at once, and the torchrun call they make of their environment."""
+"""Test the launch scripts, which are shell and Python at once, and the torchrun call they derive
+from the environment.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,20 @@ from selfemo.tokens.init_model import init_model
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("4b", "8b")
-TOLD = 'echo "store not shared: $TORCH_DISABLE_SHARE_RDZV_TCP_STORE, connections: $CUDA_DEVICE_MAX_CONNECTIONS"'
+TOLD = (
+    'echo "store not shared: $TORCH_DISABLE_SHARE_RDZV_TCP_STORE, connections: $CUDA_DEVICE_MAX_CONNECTIONS"'
+)
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A PATH on which torchrun and scontrol only tell how they were called."""
+    """Make a PATH on which torchrun and scontrol only print their arguments."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name, body in {"torchrun": f'{TOLD}; printf "%s\\n" "$@"', "scontrol": "printf 'node7\\nnode8\\n'"}.items():
+    for name, body in {
+        "torchrun": f'{TOLD}; printf "%s\\n" "$@"',
+        "scontrol": "printf 'node7\\nnode8\\n'",
+    }.items():
         (tools / name).write_text(f"#!/bin/sh\n{body}\n")
         (tools / name).chmod(0o755)
     clean = {
@@ -34,7 +41,10 @@ def environment(tmp_path: Path) -> dict[str, str]:
         for key, value in os.environ.items()
         if not key.startswith(("SLURM", "NNODES", "NODE_RANK", "MASTER", "GPUS_PER_NODE", "LOCAL_ADDR"))
     }
-    return {**clean, "PATH": f"{tools}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return {
+        **clean,
+        "PATH": f"{tools}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
 
 
 def script(model: str) -> str:
@@ -42,53 +52,96 @@ def script(model: str) -> str:
 
 
 def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
 
 
 def model_dir(tmp_path: Path, model: str) -> str:
-    """A directory that describes the real model and holds no weights: enough for a dry run."""
+    """Write a directory that describes the real model and holds no weights: enough for a dry run."""
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps(hf_config(architecture_by_name(f"qwen3-{model}"))))
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps(hf_config(architecture_by_name(f"qwen3-{model}")))
+    )
     return str(tmp_path / "model")
 
 
 @pytest.fixture(scope="session")
 def whole_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small model with weights and tokenizer, as a launch wants; it divides in every layout of these tests."""
-    shape = ModelConfig(vocab_size=300, hidden_size=32, intermediate_size=32, num_layers=2, num_heads=4, num_kv_heads=4, head_dim=8)
+    """Write a small model with weights and tokenizer, as a launch needs it.
+
+    Its sizes divide in every layout tested.
+    """
+    shape = ModelConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=8,
+    )
     directory = tmp_path_factory.mktemp("whole") / "model"
-    return str(init_model(directory, dataclasses.replace(shape, max_length=4096), ["a few words for a tokenizer"], seed=1))
+    return str(
+        init_model(
+            directory, dataclasses.replace(shape, max_length=4096), ["a few words for a tokenizer"], seed=1
+        )
+    )
 
 
 def launched(
-    environment: dict[str, str], tmp_path: Path, whole_model: str, model: str, settings: dict[str, str], *overrides: str
+    environment: dict[str, str],
+    tmp_path: Path,
+    whole_model: str,
+    model: str,
+    settings: dict[str, str],
+    *overrides: str,
 ) -> list[str]:
-    """The arguments with which the script calls torchrun."""
+    """Run the script; returns the arguments with which it calls torchrun."""
     told = {**environment, **settings, "MODEL_DIR": whole_model}
-    result = run(["bash", script(model), f"output_dir={tmp_path / 'run'}", "corpus.name=everyday", *overrides], told)
+    result = run(
+        ["bash", script(model), f"output_dir={tmp_path / 'run'}", "corpus.name=everyday", *overrides], told
+    )
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert "processes = tensor" in lines[0]  # checked before it is launched
+    assert "processes = tensor" in lines[0]  # the configuration is checked before the launch
     assert lines[1] == "store not shared: 1, connections: 1"
     return lines[lines.index("--nnodes") :]
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_bash_calls_torchrun_with_the_nodes_of_the_environment(environment, tmp_path, whole_model, model):
-    nodes = {"NNODES": "4", "NODE_RANK": "2", "MASTER_ADDR": "head", "GPUS_PER_NODE": "8", "LOCAL_ADDR": "10.0.0.7"}
+    nodes = {
+        "NNODES": "4",
+        "NODE_RANK": "2",
+        "MASTER_ADDR": "head",
+        "GPUS_PER_NODE": "8",
+        "LOCAL_ADDR": "10.0.0.7",
+    }
     arguments = launched(environment, tmp_path, whole_model, model, nodes, "seed=5")
     assert arguments[arguments.index("--nnodes") + 1] == "4"
     assert arguments[arguments.index("--node-rank") + 1] == "2"
     assert arguments[arguments.index("--nproc-per-node") + 1] == "8"
-    assert arguments[arguments.index("--rdzv-conf") + 1].startswith("is_host=0,")  # node 0 hosts the rendezvous
+    # Node 0 hosts the rendezvous.
+    assert arguments[arguments.index("--rdzv-conf") + 1].startswith("is_host=0,")
     assert arguments[arguments.index("--rdzv-endpoint") + 1] == "head:29500"
     assert arguments[arguments.index("--local-addr") + 1] == "10.0.0.7"
-    assert arguments[arguments.index(script(model)) + 1 :] == [f"output_dir={tmp_path / 'run'}", "corpus.name=everyday", "seed=5"]
+    assert arguments[arguments.index(script(model)) + 1 :] == [
+        f"output_dir={tmp_path / 'run'}",
+        "corpus.name=everyday",
+        "seed=5",
+    ]
 
 
 @pytest.mark.parametrize("gpus", ["4", "h100:4"])
 def test_bash_reads_slurm(environment, tmp_path, whole_model, gpus):
-    slurm = {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "42", "SLURM_GPUS_PER_NODE": gpus}
+    slurm = {
+        "SLURM_NNODES": "2",
+        "SLURM_NODEID": "1",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_JOB_ID": "42",
+        "SLURM_GPUS_PER_NODE": gpus,
+    }
     arguments = launched(environment, tmp_path, whole_model, "8b", slurm)
     assert arguments[arguments.index("--nnodes") + 1] == "2"
     assert arguments[arguments.index("--nproc-per-node") + 1] == "4"
@@ -99,9 +152,15 @@ def test_bash_reads_slurm(environment, tmp_path, whole_model, gpus):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_same_file_is_a_python_program(environment, tmp_path, model):
-    """What torchrun does with the file, on one process that only checks the configuration."""
+    """Run the file as torchrun does, on one process that only checks the configuration."""
     told = {**environment, "MODEL_DIR": model_dir(tmp_path, model)}
-    arguments = ["--dry-run", "--processes-per-node", "8", f"output_dir={tmp_path / 'run'}", "corpus.name=everyday"]
+    arguments = [
+        "--dry-run",
+        "--processes-per-node",
+        "8",
+        f"output_dir={tmp_path / 'run'}",
+        "corpus.name=everyday",
+    ]
     result = run([sys.executable, script(model), *arguments], told)
     assert result.returncode == 0, result.stderr
     assert "8 processes" in result.stdout
@@ -123,9 +182,13 @@ def test_a_dry_run_prints_the_plan(environment, tmp_path, model, place):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_dry_run_in_a_clean_checkout_plans_by_name_and_says_what_is_missing(environment, tmp_path, model):
-    told = {key: value for key, value in environment.items() if key != "MODEL_DIR"} | {"SELFEMO_DATA": str(tmp_path)}
+    told = {key: value for key, value in environment.items() if key != "MODEL_DIR"} | {
+        "SELFEMO_DATA": str(tmp_path)
+    }
     path = tmp_path / f"Qwen3-{model.upper()}"
-    result = run(["bash", script(model), "--dry-run", f"model.path={path}", f"output_dir={tmp_path / 'run'}"], told)
+    result = run(
+        ["bash", script(model), "--dry-run", f"model.path={path}", f"output_dir={tmp_path / 'run'}"], told
+    )
     assert result.returncode == 0, result.stderr
     missing = [line for line in result.stdout.splitlines() if line.startswith("missing for a launch: ")]
     assert f"model.path={path} is not there yet: planned as the published {path.name}" in missing[0]
@@ -146,10 +209,14 @@ def test_a_launch_never_falls_back_to_the_bundled_corpus(environment, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("lost", "told"), [("model.safetensors", "no weights; expected model.safetensors"), ("tokenizer.json", "no tokenizer.json")]
+    ("lost", "told"),
+    [
+        ("model.safetensors", "no weights; expected model.safetensors"),
+        ("tokenizer.json", "no tokenizer.json"),
+    ],
 )
 def test_a_launch_refuses_an_incomplete_model_directory(environment, tmp_path, whole_model, lost, told):
-    """Every rank would find out for itself, after the libraries have loaded."""
+    """Refuse before the launch: otherwise every rank would report it, after a minute of imports."""
     shutil.copytree(whole_model, tmp_path / "model")
     (tmp_path / "model" / lost).unlink()
     arguments = [f"output_dir={tmp_path / 'run'}", "corpus.name=everyday"]
@@ -181,7 +248,10 @@ def test_what_is_wrong_is_one_line_before_torchrun(environment, tmp_path, overri
 
 
 def test_torchrun_runs_the_file_and_its_dry_run_plans_for_the_world_it_is_in(environment, tmp_path):
-    """The real torchrun, two processes: they are the world, and one of them speaks."""
+    """Run the real torchrun with two processes.
+
+    They are the world that is planned for, and one of them prints.
+    """
     own = Path(sys.executable).with_name("torchrun")
     told = {**environment, "MODEL_DIR": model_dir(tmp_path, "4b"), "OMP_NUM_THREADS": "1"}
     arguments = [
@@ -202,12 +272,20 @@ def test_torchrun_runs_the_file_and_its_dry_run_plans_for_the_world_it_is_in(env
 @pytest.mark.parametrize("model", MODELS)
 def test_every_setting_is_explained_where_it_stands(model):
     lines = (ROOT / "examples" / "configs" / f"qwen3_{model}.yaml").read_text().splitlines()
-    settings = [line for line in lines if line.strip() and not line.startswith("#") and not line.rstrip().endswith(":")]
+    settings = [
+        line
+        for line in lines
+        if line.strip() and not line.startswith("#") and not line.rstrip().endswith(":")
+    ]
     assert len(settings) > 30
     assert [line for line in settings if " # " not in line] == []
 
 
-SHELL_ONLY = [*ROOT.glob("examples/*_cpu.sh"), *ROOT.glob("examples/launch.sh"), *ROOT.glob("examples/*.sbatch")]
+SHELL_ONLY = [
+    *ROOT.glob("examples/*_cpu.sh"),
+    *ROOT.glob("examples/launch.sh"),
+    *ROOT.glob("examples/*.sbatch"),
+]
 
 
 @pytest.mark.parametrize("path", SHELL_ONLY, ids=lambda path: path.name)

@@ -1,4 +1,6 @@
-"""What a user gets wrong is told in one line, exit status 2, no traceback, nothing written: through the real command."""
+"""Test through the real command that a user's mistake is one line, exit status 2, no traceback, and
+nothing written.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime\r\n"
+HEADER = (
+    "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime\r\n"
+)
 
 
 def dry_run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("selfemo")), "train", "--dry-run", *arguments, f"output_dir={tmp_path / 'run'}"]
+    command = [
+        str(Path(sys.executable).with_name("selfemo")),
+        "train",
+        "--dry-run",
+        *arguments,
+        f"output_dir={tmp_path / 'run'}",
+    ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
 def refused(tmp_path: Path, *arguments: str) -> str:
-    """The one line that a refused command prints."""
+    """Run a command that must be refused; returns the one line that it prints."""
     result = dry_run(tmp_path, *arguments)
     assert result.returncode == 2, result.stdout + result.stderr
     assert not (tmp_path / "run").exists()
@@ -39,7 +49,10 @@ def everyday(*more: str) -> tuple[str, ...]:
         (everyday("parallel.tensr=2"), ("unknown key parallel.tensr", "'tensor'")),
         (everyday("iterations=-1"), ("iterations=-1", "greater than or equal to 0")),
         (everyday("seed=often"), ("seed='often'", "integer")),
-        (everyday("parallel.tensor=3", "--processes-per-node", "3"), ("parallel.tensor=3", "8 attention heads")),
+        (
+            everyday("parallel.tensor=3", "--processes-per-node", "3"),
+            ("parallel.tensor=3", "8 attention heads"),
+        ),
         (everyday("parallel.pipeline=3", "--processes-per-node", "3"), ("parallel.pipeline", "4 layers")),
         (everyday("parallel.tensor=2", "--processes-per-node", "3"), ("parallel.tensor=2", "world of 3")),
         (everyday("model.path=/nowhere"), ("model.path=/nowhere", "no such directory")),
@@ -79,17 +92,20 @@ def test_a_directory_of_somebody_else_is_left_alone(tmp_path):
 
 
 def test_a_missing_dependency_is_named_with_its_remedy(tmp_path):
-    """A meta path entry hides vllm, as on a machine where it was never installed."""
+    """Hide vllm by a meta path entry, as on a machine where it was never installed."""
     program = (
         "import sys, importlib.abc\n"
         "class Hide(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, path, target=None):\n"
         "        if name == 'vllm': raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Hide())\n"
-        f"sys.argv = ['selfemo', 'train', '--dry-run', 'corpus.name=everyday', 'output_dir={tmp_path / 'run'}']\n"
+        "sys.argv = ['selfemo', 'train', '--dry-run', 'corpus.name=everyday', "
+        f"'output_dir={tmp_path / 'run'}']\n"
         "from selfemo.commands.main import main; main()\n"
     )
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert result.returncode == 2
     assert "vllm" in result.stderr
     assert "make setup" in result.stderr

@@ -1,4 +1,7 @@
-"""What a run tells of its end: a mistake that one rank alone can see is told too, and one that all see is told once."""
+"""Test the messages of a run that fails.
+
+An error on one rank is reported, and one on all ranks is reported once.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,9 @@ raise ERROR
 
 def told(rank: int, error: str) -> tuple[int, str]:
     program = FAILS.replace("RANK", str(rank)).replace("ERROR", error)
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
     return result.returncode, result.stdout
 
 
@@ -111,6 +116,12 @@ run_training(RunConfig(output_dir=sys.argv[1]))
 )
 def test_a_run_says_what_torchruns_restarts_need(tmp_path, environment, warned):
     command = [sys.executable, "-c", STARTS, str(tmp_path / "run")]
-    bare = {name: value for name, value in os.environ.items() if name not in ("TORCHELASTIC_MAX_RESTARTS", OWN_STORES)}
-    ended = subprocess.run(command, cwd=ROOT, env=bare | environment, capture_output=True, text=True, timeout=120, check=True)
+    bare = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("TORCHELASTIC_MAX_RESTARTS", OWN_STORES)
+    }
+    ended = subprocess.run(
+        command, cwd=ROOT, env=bare | environment, capture_output=True, text=True, timeout=120, check=True
+    )
     assert (f"export {OWN_STORES}=1" in ended.stderr) == warned

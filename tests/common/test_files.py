@@ -1,4 +1,4 @@
-"""A file that a command writes is there whole, or what was there before; nothing else stays behind."""
+"""Test that a command's file is written whole or not at all, and that no temporary is left behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def test_a_new_file_takes_the_place_of_the_old_one_when_it_is_whole(tmp_path: Pa
 
 def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
-    with pytest.raises(UserError, match=r"^--json .*taken: cannot be written \("), new_file(tmp_path / "taken", "--json") as temporary:
+    with (
+        pytest.raises(UserError, match=r"^--json .*taken: cannot be written \("),
+        new_file(tmp_path / "taken", "--json") as temporary,
+    ):
         temporary.write_text("{}")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
     for place in (tmp_path / "taken", tmp_path / "nowhere" / "r.json"):

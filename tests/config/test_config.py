@@ -1,4 +1,4 @@
-"""The configuration: what is written is what is read, and its reference page is up to date."""
+"""Test that a written configuration reads back equal, and that its reference page is up to date."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ def test_a_saved_configuration_reads_back_equal(tmp_path):
 def test_overrides_come_after_the_file(tmp_path):
     (tmp_path / "run.yaml").write_text("seed: 3\ntrain: {learning_rate: 1.0e-3, weight_decay: 0.5}\n")
     config = load_config(tmp_path / "run.yaml", ["train.learning_rate=1e-5", "corpus.name=everyday"])
-    assert (config.seed, config.train.learning_rate, config.train.weight_decay, config.corpus.name) == (3, 1e-5, 0.5, "everyday")
+    assert (config.seed, config.train.learning_rate, config.train.weight_decay, config.corpus.name) == (
+        3,
+        1e-5,
+        0.5,
+        "everyday",
+    )
 
 
 def test_every_mistake_is_reported_at_once():
@@ -39,7 +44,9 @@ def test_every_mistake_is_reported_at_once():
 
 
 def test_thinking_needs_a_model_that_can_and_has_room_of_its_own():
-    with pytest.raises(UserError, match=r"selfplay.thinking=true needs a model that can think: set model.path"):
+    with pytest.raises(
+        UserError, match=r"selfplay.thinking=true needs a model that can think: set model.path"
+    ):
         load_config(None, ["selfplay.thinking=true"])
     caps = ["selfplay.max_answer_tokens=16", "selfplay.max_thinking_tokens=300"]
     assert load_config(None, caps).selfplay.max_recognizer_tokens == 16
@@ -58,5 +65,11 @@ def test_any_bytes_are_a_configuration_or_a_user_error(tmp_path_factory, content
 
 
 def test_the_reference_page_is_what_the_source_says():
-    result = subprocess.run([sys.executable, "tools/config_reference.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "tools/config_reference.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,6 @@
-"""Data that corpus tests share: the public corpora where this machine has them, and a synthetic IEMOCAP release."""
+"""Provide the data that corpus tests share: the public corpora if this machine has them, and a
+synthetic IEMOCAP release.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The directory with meld/ and emorynlp/."""
+    """Find the directory that has meld/ and emorynlp/."""
     root = Path(os.environ.get("SELFEMO_DATA") or CHECKOUT.parent / "shared" / "data")
     if not (root / "meld").is_dir() or not (root / "emorynlp").is_dir():
         pytest.skip(f"MELD and EmoryNLP are not under {root}: set SELFEMO_DATA to run this test")
@@ -21,7 +23,7 @@ def data_root() -> Path:
 
 
 def _dialogue_files(name: str) -> tuple[str, str]:
-    """(transcript, evaluations) of one dialogue, written as the official release writes them."""
+    """Make the (transcript, evaluations) of one dialogue, in the form of the official release."""
     transcript = (
         f"{name}_F000 [006.2901-008.2357]: Excuse me.\n"
         f"{name}_M000 [007.5712 -010.4750]: Do you have your forms?\n"
@@ -36,7 +38,8 @@ def _dialogue_files(name: str) -> tuple[str, str]:
         "C-E2:\tNeutral;\t()\nC-E3:\tNeutral;\t()\nC-E4:\tNeutral;\t()\nC-F1:\tAnger;\t()\n"
         "A-E3:\tval 3; act 2; dom  2;\t()\nA-F1:\tval 3; act 2; dom  1;\t()\n\n"
         f"[7.5712 - 10.4750]\t{name}_M000\tfru\t[2.5000, 2.5000, 2.5000]\n"
-        "C-E2:\tFrustration; Anger;\t()\nC-E3:\tFrustration;\t()\nC-E4:\tAnger; Surprise;\t(startled; a bit)\nC-M1:\tSadness;\t()\n"
+        "C-E2:\tFrustration; Anger;\t()\nC-E3:\tFrustration;\t()\n"
+        "C-E4:\tAnger; Surprise;\t(startled; a bit)\nC-M1:\tSadness;\t()\n"
         "A-E3:\tval 2; act 4; dom  4;\t()\n\n"
         f"[10.9266 - 14.6649]\t{name}_F001\txxx\t[2.0000, 2.5000, 2.5000]\n"
         "C-E2:\tAnger;\t()\nC-E3:\tSadness;\t()\nC-E4:\tExcited;\t()\n\n"
@@ -48,7 +51,9 @@ def _dialogue_files(name: str) -> tuple[str, str]:
 
 @pytest.fixture
 def iemocap_root(tmp_path: Path) -> Path:
-    """A release of 7 dialogues a session, each of 6 turns, with a macOS leftover beside the real files."""
+    """Write a release of 7 dialogues a session with 6 turns each, and a macOS leftover beside the
+    real files.
+    """
     for session in range(1, 6):
         for kind in ("transcriptions", "EmoEvaluation"):
             (tmp_path / f"Session{session}" / "dialog" / kind).mkdir(parents=True)
@@ -58,13 +63,15 @@ def iemocap_root(tmp_path: Path) -> Path:
             transcript, evaluations = _dialogue_files(name)
             (dialog / "transcriptions" / f"{name}.txt").write_text(transcript)
             (dialog / "EmoEvaluation" / f"{name}.txt").write_text(evaluations)
-        (tmp_path / f"Session{session}" / "dialog" / "transcriptions" / "._Ses.txt").write_bytes(b"\x00\x05\x16\x07")
+        (tmp_path / f"Session{session}" / "dialog" / "transcriptions" / "._Ses.txt").write_bytes(
+            b"\x00\x05\x16\x07"
+        )
     return tmp_path
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
-    """Writes a file below tmp_path, byte for byte."""
+    """Return a function that writes a file below tmp_path, byte for byte."""
 
     def write_file(name: str, content: str | bytes) -> Path:
         path = tmp_path / name

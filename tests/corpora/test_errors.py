@@ -1,4 +1,8 @@
-"""Every malformed MELD, EmoryNLP or JSONL file is refused with its file, its line and a remedy; nothing else can come out."""
+"""Test that every malformed MELD, EmoryNLP or JSONL file is refused with its file, its line and a
+remedy.
+
+Whatever a file holds, a reader returns conversations or raises UserError.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +34,27 @@ GOOD = '1,"Hi, you",Ana,joy,positive,0,0\r\n'
         ("Sr No.,Utterance,Speaker\r\n", 1, "needs the column 'Emotion' exactly once"),
         (HEADER.replace("Sr No.", "Speaker"), 1, "needs the column 'Speaker' exactly once"),
         (HEADER + GOOD + "2,Hi, you,Ana,joy,positive,0,1\r\n", 3, "has 8 fields, expected 7"),
-        (HEADER + '1,"two\r\nlines",Ana,joy,positive,0,0\r\n' + "2,a,Ana,joi,positive,0,1\r\n", 4, "label 'joi' is unknown"),
+        (
+            HEADER + '1,"two\r\nlines",Ana,joy,positive,0,0\r\n' + "2,a,Ana,joi,positive,0,1\r\n",
+            4,
+            "label 'joi' is unknown",
+        ),
         (HEADER + "2,a,Ana,joi,positive,0,1\r\n", 2, "did you mean 'joy'?"),
         (HEADER + GOOD + "2,  ,Ana,joy,positive,0,1\r\n", 3, "text is empty"),
         (HEADER + GOOD + "2,a,,joy,positive,0,1\r\n", 3, "speaker is empty"),
         (HEADER + GOOD + "2,a,Ana,joy,positive,x,1\r\n", 3, "Dialogue_ID or Utterance_ID is 'x'"),
         (HEADER + GOOD + GOOD, 3, "has utterance 0 twice, first in line 2"),
-        (HEADER + GOOD + '2,"never closed,Ana,joy,positive,0,1\r\n3,a,Ana,joy,positive,0,2\r\n', 3, "not valid CSV"),
+        (
+            HEADER + GOOD + '2,"never closed,Ana,joy,positive,0,1\r\n3,a,Ana,joy,positive,0,2\r\n',
+            3,
+            "not valid CSV",
+        ),
         (HEADER + GOOD + '2,"never closed,' + "x" * 200_000, 3, "not valid CSV"),
-        (HEADER + GOOD + f"2,{'x' * 10_001},Ana,joy,positive,0,1\r\n", 3, "has 10001 characters, expected at most 10000"),
+        (
+            HEADER + GOOD + f"2,{'x' * 10_001},Ana,joy,positive,0,1\r\n",
+            3,
+            "has 10001 characters, expected at most 10000",
+        ),
         ((HEADER + GOOD).encode() + b"2,it\x92s,Ana,joy,positive,0,1\r\n", 3, "byte 0x92 is not UTF-8"),
     ],
 )
@@ -58,7 +74,10 @@ def test_meld_keeps_row_order_over_gaps_and_interleaving(write: Write) -> None:
     rows = ["1,a,Ana,Joy,p,7,5", "2,b,Ben,joy,p,3,0", "3,c,Ana,joy,p,7,9", "4,d,Ben,joy,p,7,6"]
     path = write("x.csv", HEADER + "\r\n".join(rows))
     conversations = read_meld_split(path, "dev", raise_first)
-    assert [(c.dialogue_id, [t.text for t in c.turns]) for c in conversations] == [("7", ["a", "c", "d"]), ("3", ["b"])]
+    assert [(c.dialogue_id, [t.text for t in c.turns]) for c in conversations] == [
+        ("7", ["a", "c", "d"]),
+        ("3", ["b"]),
+    ]
 
 
 def _listed(*utterances: object) -> str:
@@ -74,7 +93,11 @@ UTTERANCE = {"text": "Hi", "speaker": "Ana", "label": "Mad"}
         ("[[", 1, "not valid JSON"),
         ("7", 1, "expected a list of scenes"),
         ("[" * 100_000, 1, "not usable JSON"),
-        (_listed(UTTERANCE, {**UTTERANCE, "label": "Mat"}), 8, "label 'Mat' is unknown, expected one of joyful, mad"),
+        (
+            _listed(UTTERANCE, {**UTTERANCE, "label": "Mat"}),
+            8,
+            "label 'Mat' is unknown, expected one of joyful, mad",
+        ),
         (_listed(UTTERANCE, {**UTTERANCE, "text": '{}"{'}, {**UTTERANCE, "text": ""}), 13, "text is empty"),
         (_listed(UTTERANCE, {"text": "Hi", "speaker": "Ana"}), 8, "has no 'label'"),
         (_listed(UTTERANCE, 5), 0, "utterance 2 is 5, expected an object"),
@@ -82,7 +105,8 @@ UTTERANCE = {"text": "Hi", "speaker": "Ana", "label": "Mad"}
         ('{"episodes": [\n{"scenes": 3}]}', 2, "has no list 'scenes'"),
         ('{"episodes": [{"scenes": [\n{"utterances": []}]}]}', 2, "scene_id is None"),
         (
-            '{"episodes": [{"scenes": [{"scene_id": "s", "utterances": [\n\n{"transcript": "a", "speakers": "A", "emotion": "Mad"}]}]}]}',
+            '{"episodes": [{"scenes": [{"scene_id": "s", "utterances": ['
+            '\n\n{"transcript": "a", "speakers": "A", "emotion": "Mad"}]}]}]}',
             3,
             "expected a list of names",
         ),
@@ -96,7 +120,9 @@ def test_emorynlp(write: Write, content: str, line: int, message: str) -> None:
 
 
 LABELS = ("anger", "joy", "neutral", "surprise")
-DIALOGUE = '{"id": "a", "turns": [{"speaker": "Ana", "text": "Hi", "labels": ["joy"], "votes": {"joy": 2}}]}\n'
+DIALOGUE = (
+    '{"id": "a", "turns": [{"speaker": "Ana", "text": "Hi", "labels": ["joy"], "votes": {"joy": 2}}]}\n'
+)
 
 
 def _turn(**changes: object) -> str:
@@ -114,7 +140,10 @@ def _turn(**changes: object) -> str:
         ('{"id": "b", "turns": []}', "turns is [], expected a list of at least one turn"),
         ('{"id": "b"}', "dialogue has no 'turns'"),
         ('{"id": "b", "id": "c", "turns": []}', "key 'id' appears twice"),
-        (_turn(label=["joy"]), "turn 1 has the key 'label', expected speaker, text, labels, votes (did you mean 'labels'?)"),
+        (
+            _turn(label=["joy"]),
+            "turn 1 has the key 'label', expected speaker, text, labels, votes (did you mean 'labels'?)",
+        ),
         (_turn(labels="joy"), "labels of turn 1 are 'joy', expected a list"),
         (_turn(labels=["surprize"]), "turn 1: label 'surprize' is unknown"),
         (_turn(labels=["joy", "Joy"]), "name one twice"),
@@ -145,18 +174,32 @@ def test_jsonl(write: Write, second_line: str, message: str) -> None:
 
 def test_jsonl_reads_labels_votes_and_line_separators(write: Write) -> None:
     turns = [
-        {"speaker": "Ana", "text": "Oh\u2028no", "labels": ["Surprise", "joy"], "votes": {"joy": 1, "surprise": 3}},
+        {
+            "speaker": "Ana",
+            "text": "Oh\u2028no",
+            "labels": ["Surprise", "joy"],
+            "votes": {"joy": 1, "surprise": 3},
+        },
         {"speaker": "Ben", "text": "What", "votes": {"joy": 1, "anger": 2, "neutral": 1, "surprise": 1}},
         {"speaker": "Ana", "text": "Nothing"},
     ]
-    path = write("train.jsonl", json.dumps({"id": "a", "turns": turns, "meta": {"from": 1}}, ensure_ascii=False))
+    path = write(
+        "train.jsonl", json.dumps({"id": "a", "turns": turns, "meta": {"from": 1}}, ensure_ascii=False)
+    )
     first, second, third = read_jsonl_split(path, "train", LABELS, raise_first, "jsonl")[0].turns
-    assert (first.text, first.labels, first.votes) == ("Oh no", ("surprise", "joy"), (("surprise", 3), ("joy", 1)))
+    assert (first.text, first.labels, first.votes) == (
+        "Oh no",
+        ("surprise", "joy"),
+        (("surprise", 3), ("joy", 1)),
+    )
     assert second.labels == ("anger", "joy", "neutral")
     assert (third.labels, third.votes) == ((), ())
 
 
-@pytest.mark.parametrize("content", ["{}", '["joy"]', '["joy", "joy"]', '["joy", "Anger"]', '["joy", "a,b"]', '["joy", 1]', "[", "null"])
+@pytest.mark.parametrize(
+    "content",
+    ["{}", '["joy"]', '["joy", "joy"]', '["joy", "Anger"]', '["joy", "a,b"]', '["joy", 1]', "[", "null"],
+)
 def test_label_files_are_checked(write: Write, content: str) -> None:
     with pytest.raises(UserError, match=r"labels\.json:1: "):
         read_labels(write("labels.json", content), raise_first)
@@ -179,10 +222,19 @@ def test_a_missing_file_or_a_directory_is_a_user_error(tmp_path: Path, name: str
 
 
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["joy", "id", "turns"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["joy", "id", "turns"]),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["id", "turns", "speaker", "text", "labels", "votes", "joy", "episodes"]), inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["id", "turns", "speaker", "text", "labels", "votes", "joy", "episodes"]),
+            inner,
+            max_size=4,
+        )
         | st.fixed_dictionaries({"id": inner, "turns": inner})
         | st.fixed_dictionaries({"speaker": inner, "text": inner, "labels": inner})
         | st.fixed_dictionaries({"transcript": inner, "speakers": inner, "emotion": inner})
@@ -194,13 +246,15 @@ FILES = (
     st.binary(max_size=300)
     | st.text(max_size=300).map(lambda t: t.encode("utf-8", "surrogatepass"))
     | JSON_VALUES.map(lambda value: json.dumps(value).encode())
-    | st.lists(st.text(alphabet='a,"\r\n1\x00é', max_size=20), max_size=6).map(lambda rows: (HEADER + "\n".join(rows)).encode())
+    | st.lists(st.text(alphabet='a,"\r\n1\x00é', max_size=20), max_size=6).map(
+        lambda rows: (HEADER + "\n".join(rows)).encode()
+    )
 )
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=FILES)
-@example(content=b"[null, false]")  # names that neither sort nor hash, after one that is null
+@example(content=b"[null, false]")  # null first, then names that neither sort nor hash
 @example(content=b"[null, []]")
 def test_readers_raise_only_user_errors(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "fuzz"
@@ -216,5 +270,6 @@ def test_readers_raise_only_user_errors(tmp_path: Path, content: bytes) -> None:
             read()
     collected: list[Problem] = []
     for conversation in read_jsonl_split(path, "train", LABELS, collected.append, "jsonl"):
-        assert conversation.turns  # collecting carries on past every fault and keeps no empty dialogue
+        # A reader that collects problems goes on after each and keeps no empty dialogue.
+        assert conversation.turns
     assert not [problem for problem in collected if "\n" in problem.message]

@@ -1,4 +1,4 @@
-"""The bundled corpus as data: its form, its splits, and the counts that its README states."""
+"""Test the bundled corpus as data: its form, its splits, and the counts that its README states."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from selfemo.corpora.overlap import overlap_key
 
 EVERYDAY = Path(__file__).resolve().parents[2] / "examples" / "data" / "everyday"
 LABELS = json.loads((EVERYDAY / "labels.json").read_text())
-DIALOGUES = {split: [json.loads(line) for line in (EVERYDAY / f"{split}.jsonl").open()] for split in ("train", "dev", "test")}
+DIALOGUES = {
+    split: [json.loads(line) for line in (EVERYDAY / f"{split}.jsonl").open()]
+    for split in ("train", "dev", "test")
+}
 EVERY_DIALOGUE: list[dict[str, Any]] = [dialogue for split in DIALOGUES.values() for dialogue in split]
 
 

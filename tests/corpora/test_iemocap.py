@@ -1,4 +1,6 @@
-"""IEMOCAP from files in the official layout: codes, votes, context turns, splits, and each kind of damage."""
+"""Test IEMOCAP from files in the official layout: codes, votes, context turns, splits, and each
+kind of damage.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,21 @@ def test_six_way_labels_votes_and_context(iemocap_root: Path) -> None:
     assert corpus.labels == ("angry", "excited", "frustrated", "happy", "neutral", "sad")
     turns = corpus.conversations[0].turns
     assert [turn.speaker for turn in turns] == ["F", "M", "F", "M", "M", "F"]
-    assert [turn.labels for turn in turns] == [("neutral",), ("frustrated", "angry"), (), (), (), ("excited", "happy")]
-    assert turns[0].votes == (("neutral", 3),)  # the actor's own "Anger" is no vote
-    assert turns[1].votes == (("angry", 2), ("frustrated", 2))  # surprise is outside the set; the agreed code stays primary
-    assert turns[2].votes == ()  # no agreement: context only
+    assert [turn.labels for turn in turns] == [
+        ("neutral",),
+        ("frustrated", "angry"),
+        (),
+        (),
+        (),
+        ("excited", "happy"),
+    ]
+    assert turns[0].votes == (("neutral", 3),)  # the actor's own "Anger" is not a vote
+    # Surprise is outside the label set; the agreed code stays primary.
+    assert turns[1].votes == (
+        ("angry", 2),
+        ("frustrated", 2),
+    )
+    assert turns[2].votes == ()  # raters did not agree: the turn is context only
     assert turns[5].text == "Who told you to get in this line?"
 
 
@@ -57,7 +70,9 @@ def test_path_is_recognised_as_six_way(iemocap_root: Path) -> None:
         ("transcriptions", "_M000 [007", "_F000 [007", 2, "appears twice, first in line 1"),
     ],
 )
-def test_damage_is_reported_with_its_line(iemocap_root: Path, kind: str, old: str, new: str, line: int, message: str) -> None:
+def test_damage_is_reported_with_its_line(
+    iemocap_root: Path, kind: str, old: str, new: str, line: int, message: str
+) -> None:
     damaged = iemocap_root / "Session1" / "dialog" / kind / "Ses01F_impro01.txt"
     content = damaged.read_text()
     assert content.count(old) >= 1

@@ -1,4 +1,4 @@
-"""Corpora by name: the order in which places are tried, and one clear line where there is nothing to read."""
+"""Test corpora by name: the order in which places are tried, and the error if none has the data."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def test_the_data_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatc
         ("auto", ".", "is no corpus this project knows"),
     ],
 )
-def test_nothing_to_read_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, path: str, message: str) -> None:
+def test_nothing_to_read_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, path: str, message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         load_corpus(name, path, data_root=tmp_path)

@@ -1,4 +1,7 @@
-"""Text normalisation: every known damage of the public copies is undone, and a second pass changes nothing."""
+"""Test text normalisation.
+
+It repairs every known damage of the public copies, and a second pass changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -37,4 +40,6 @@ def test_cleaning_is_idempotent_and_leaves_no_controls(raw: str) -> None:
     clean = clean_text(raw)
     assert clean_text(clean) == clean
     assert clean == clean.strip()
-    assert not [char for char in clean if char in "‘’“”\u2026\n\r\t" or ord(char) < 32 or 0x7F <= ord(char) < 0xA0]
+    assert not [
+        char for char in clean if char in "‘’“”\u2026\n\r\t" or ord(char) < 32 or 0x7F <= ord(char) < 0xA0
+    ]

@@ -1,4 +1,4 @@
-"""The harness itself: results by rank, a failing rank, a dying rank, a hanging rank, and no process left behind."""
+"""Test the test harness: results by rank, a rank that fails, dies or hangs, and no process left behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ class _Pair:
 def _describe_rank(offset: int) -> tuple[int, float, str, int, int]:
     total = torch.tensor(float(torch.distributed.get_rank() + offset))
     torch.distributed.all_reduce(total)
-    return torch.distributed.get_rank(), total.item(), os.environ["LOCAL_RANK"], torch.get_num_threads(), os.getpid()
+    return (
+        torch.distributed.get_rank(),
+        total.item(),
+        os.environ["LOCAL_RANK"],
+        torch.get_num_threads(),
+        os.getpid(),
+    )
 
 
 def _swap(pair: _Pair) -> _Pair:
@@ -79,7 +85,7 @@ def test_a_raising_rank_shows_its_traceback_and_the_next_call_works(distributed:
     assert "rank 1: Traceback" in message
     assert "ArithmeticError: the seventh bucket" in message
     assert "in _fail_on" in message
-    assert "rank 0: Traceback" not in message  # only the cause, not the peers that waited for it
+    assert "rank 0: Traceback" not in message  # the message has the cause, not the ranks that waited for it
     assert time.monotonic() - start < 60
     assert not any(_alive(pid) for pid in before)
     assert [row[1] for row in distributed(2, _describe_rank, 0)] == [1.0, 1.0]
@@ -102,7 +108,10 @@ def test_a_nested_function_is_refused(distributed: DistributedRunner) -> None:
 
 
 def test_ranks_and_their_children_end_with_a_killed_session(tmp_path: Path) -> None:
-    """SIGKILL runs no atexit, so only the lifeline can end the workers."""
+    """Kill a test session.
+
+    SIGKILL runs no atexit handler, so only the lifeline pipe can end the workers.
+    """
     script = (
         "import importlib.util, os, signal, sys\n"
         "from tests.helpers.distributed import DistributedRunner\n"
@@ -111,7 +120,9 @@ def test_ranks_and_their_children_end_with_a_killed_session(tmp_path: Path) -> N
         "print(*runner(2, test_harness._start_child), *runner.pids(2), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    session = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=300)
+    session = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=300
+    )
     pids = [int(word) for word in session.stdout.split()]
     assert session.returncode == -signal.SIGKILL
     assert len(pids) == 4

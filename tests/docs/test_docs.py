@@ -1,4 +1,8 @@
-"""The documentation against the program: commands exist and parse, messages stand in the source, links lead somewhere, examples run."""
+"""Test the documentation against the program.
+
+Commands exist and parse, quoted messages stand in the source, links lead to something, and examples
+run.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +30,17 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GPU_ONLY = "GPU-only"
 ELSEWHERE = ("sbatch", "pip", "docker", "nvidia-smi", "vllm", "wandb", "tensorboard")
-"""Other projects' programs: what they are given is not ours to check."""
+"""Programs of other projects; the tests do not check their arguments."""
 KNOWN = tuple(f"{name} " for name in ("selfemo", "torchrun", "make", "bash", "python", *ELSEWHERE))
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 
 
 def commands(page: Path) -> Iterator[tuple[str, str]]:
-    """(where, command) of every command in an indented or fenced block, or in backticks, that begins with a program's name."""
+    """Find every command as (where, command).
+
+    It stands in an indented or fenced block, or in backticks, and begins with the name of a
+    program.
+    """
     paragraph = ""
     fenced = False
     for number, line in enumerate(page.read_text(encoding="utf-8").split("\n"), start=1):
@@ -66,7 +74,7 @@ def test_a_command_exists_and_its_options_parse(where: str, command: str) -> Non
 
 
 def check(words: list[str]) -> None:
-    """One command line, without running it."""
+    """Check one command line without running it."""
     program, *rest = words
     if program == "torchrun":
         while rest and rest[0].startswith("-") and rest[0] != "-m":
@@ -87,15 +95,22 @@ def check(words: list[str]) -> None:
         if script.startswith("tools/"):
             options = {word.split("=")[0] for word in rest[1:] if word.startswith("--")}
             source = (ROOT / script).read_text(encoding="utf-8")
-            unknown = {option for option in options if not re.search(rf"[\"']{option}[\"'/]|\b{option[2:].replace('-', '_')}: ", source)}
+            unknown = {
+                option
+                for option in options
+                if not re.search(rf"[\"']{option}[\"'/]|\b{option[2:].replace('-', '_')}: ", source)
+            }
             assert not unknown, f"{script} takes no {', '.join(unknown)}"
     else:
         assert program in ELSEWHERE
 
 
 def parse(command: Any, words: list[str]) -> None:
-    """Options and subcommands as click reads them, and overrides as the configuration does; paths need not exist."""
-    if hasattr(command, "commands"):  # a group; typer brings a click of its own
+    """Parse options and subcommands as click does, and overrides as the configuration does.
+
+    Paths need not exist.
+    """
+    if hasattr(command, "commands"):  # a group; isinstance fails, since typer brings its own click
         if not words or words[0] == "--help":
             return
         assert words[0] in command.commands, f"no command {words[0]}"
@@ -103,7 +118,9 @@ def parse(command: Any, words: list[str]) -> None:
         return
     if set(words) & {"[section.field=value", "FILE"} or not words:
         words = [word for word in words if not word.startswith(("[", "...")) and word != "...]"]
-    context = command.make_context(command.name, ["1" if w in ("ID", "N") else w for w in words], resilient_parsing=True)
+    context = command.make_context(
+        command.name, ["1" if w in ("ID", "N") else w for w in words], resilient_parsing=True
+    )
     overrides = [word for word in context.params.get("overrides") or () if re.match(r"[a-z_.]+=", word)]
     known = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     names = {option for parameter in known for option in (*parameter.opts, *parameter.secondary_opts)}
@@ -112,20 +129,26 @@ def parse(command: Any, words: list[str]) -> None:
 
 
 def templates() -> list[str]:
-    """Every text in the source, with … for what is filled in."""
+    """Find every text in the source, with … for each value that is filled in."""
     found = []
     for room in ("selfemo", "tools", "kernels"):
         for path in sorted((ROOT / room).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):
-                    found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values))
+                    found.append(
+                        "".join(
+                            str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values
+                        )
+                    )
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.append(node.value)
     return found
 
 
 def test_messages_in_troubleshooting_stand_in_the_source() -> None:
-    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8").split("## Not an error message")[0]
+    page = (
+        (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8").split("## Not an error message")[0]
+    )
     messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     assert len(messages) > 40
     source = "\x00".join(templates())
@@ -145,7 +168,9 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    assert [page.name for page in PAGES[1:] if f"({page.name})" not in index and page.name != "README.md"] == []
+    assert [
+        page.name for page in PAGES[1:] if f"({page.name})" not in index and page.name != "README.md"
+    ] == []
 
 
 def test_the_corpus_of_the_guide_is_found_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,8 @@
-"""No suite hides: pytest collects every file of tests/ but the helpers, and each mark that it leaves out has a make target."""
+"""Test that no suite is out of reach.
+
+pytest collects every file of tests/ but the helpers, and each mark that is off by default has a
+make target.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path("faults/run_with_faults.py")
-"""What launches run in place of `selfemo`."""
+"""Programs that launches run in place of `selfemo`."""
 
 
 def test_every_file_is_collected_or_a_helper() -> None:

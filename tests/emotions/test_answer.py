@@ -1,4 +1,4 @@
-"""The grammar is strict: everything it writes it reads back, and nothing else is an answer."""
+"""Test the answer grammar: it reads back everything it writes, and nothing else is an answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def test_what_is_written_is_read_back_in_order(labels: list[str]) -> None:
 
 
 @settings(max_examples=300)
-@given(st.text(alphabet=st.sampled_from(list("joyangerfsup, \n\u2028.<>/think")), max_size=40) | st.text(max_size=20))
+@given(
+    st.text(alphabet=st.sampled_from(list("joyangerfsup, \n\u2028.<>/think")), max_size=40)
+    | st.text(max_size=20)
+)
 def test_an_answer_is_exactly_its_canonical_text(text: str) -> None:
     reading = parse_answer(text, MELD_LABELS)
     if isinstance(reading, Answer):
@@ -56,13 +59,22 @@ def test_an_answer_the_length_cap_cut_is_none() -> None:
     assert parse_answer("joy", MELD_LABELS, finished=False) == FormatFailure("cut", "joy")
 
 
-@pytest.mark.parametrize("text", ["<think>sad? no</think>joy", "<think>\nline\n</think>\n\njoy", "joy", " <think></think> joy"])
+@pytest.mark.parametrize(
+    "text", ["<think>sad? no</think>joy", "<think>\nline\n</think>\n\njoy", "joy", " <think></think> joy"]
+)
 def test_thinking_is_set_aside_where_allowed(text: str) -> None:
     assert parse_answer(text, MELD_LABELS, thinking=True) == Answer(("joy",))
 
 
 @pytest.mark.parametrize(
-    "text", ["<think>joy", "<think>a</think>", "<think>a</think>joy<think>b</think>", "x<think>a</think>joy", "<think>a</think>\n\njoy\n"]
+    "text",
+    [
+        "<think>joy",
+        "<think>a</think>",
+        "<think>a</think>joy<think>b</think>",
+        "x<think>a</think>joy",
+        "<think>a</think>\n\njoy\n",
+    ],
 )
 def test_thinking_must_be_one_closed_block_before_the_answer(text: str) -> None:
     assert isinstance(parse_answer(text, MELD_LABELS, thinking=True), FormatFailure)
@@ -80,7 +92,10 @@ def test_the_corpora_label_sets_are_valid_and_alphabetical(labels: tuple[str, ..
     assert list(labels) == sorted(labels)
 
 
-@pytest.mark.parametrize("labels", [("joy",), ("joy", "Anger"), ("joy", "a, b"), ("joy", "anger", "joy"), ("joy", "x\n"), ("joy", "")])
+@pytest.mark.parametrize(
+    "labels",
+    [("joy",), ("joy", "Anger"), ("joy", "a, b"), ("joy", "anger", "joy"), ("joy", "x\n"), ("joy", "")],
+)
 def test_unusable_label_sets_are_named(labels: tuple[str, ...]) -> None:
     with pytest.raises(UserError):
         check_label_set(labels)

@@ -1,4 +1,4 @@
-"""The invariants of the smoothed IoU, for the identity, the circumplex and any admissible matrix."""
+"""Test the invariants of the smoothed IoU for the identity, the circumplex and any admissible matrix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfemo.common.errors import UserError
-from selfemo.emotions.affinity import MAX_AFFINITY, Affinity, build_affinity, circumplex_affinity, identity_affinity
+from selfemo.emotions.affinity import (
+    MAX_AFFINITY,
+    Affinity,
+    build_affinity,
+    circumplex_affinity,
+    identity_affinity,
+)
 from selfemo.emotions.answer import Answer, FormatFailure
 from selfemo.emotions.similarity import SmoothedIoU, best_matching
 from tests.helpers.label_sets import EVERY_CORPUS, MELD_LABELS
@@ -69,7 +75,9 @@ def test_identity_without_smoothing_is_the_iou(p: set[str], y: set[str]) -> None
 def test_the_matching_is_the_best_of_all(affinity: Affinity, p: set[str], y: set[str]) -> None:
     rows, columns = [LABELS.index(x) for x in p], [LABELS.index(x) for x in y]
     short, long = sorted((rows, columns), key=len)
-    brute = max(sum(affinity.matrix[i][j] for i, j in zip(short, order)) for order in permutations(long, len(short)))
+    brute = max(
+        sum(affinity.matrix[i][j] for i, j in zip(short, order)) for order in permutations(long, len(short))
+    )
     assert best_matching(affinity.matrix, rows, columns) == pytest.approx(brute)
 
 
@@ -118,7 +126,9 @@ def test_the_circumplex_ranks_neighbours_as_people_do() -> None:
 
 
 def test_a_label_without_a_place_names_the_remedy() -> None:
-    with pytest.raises(UserError, match=r"'surprize' has no place.*did you mean 'surprise'.*reward\.affinity=identity"):
+    with pytest.raises(
+        UserError, match=r"'surprize' has no place.*did you mean 'surprise'.*reward\.affinity=identity"
+    ):
         build_affinity("circumplex", ("joy", "surprize"))
     with pytest.raises(ValueError, match="affinity"):
         build_affinity("cosine", LABELS)

@@ -1,4 +1,7 @@
-"""Evaluation figures: against scikit-learn and by hand; failures count as wrong; intervals cover and pair."""
+"""Test evaluation figures against scikit-learn and by hand.
+
+Format failures count as wrong, and intervals have their coverage and are paired.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,9 @@ def test_a_split_is_read_in_one_greedy_call_with_earlier_turns_only() -> None:
 def test_with_thinking_a_split_is_read_after_the_thoughts() -> None:
     config = replace(CONFIG, thinking=True, max_thinking_tokens=30)
     generator = ScriptedGenerator(lambda prompt, request: f"<think>hm</think>\n\n{by_word(prompt, request)}")
-    report = evaluate_recognition(generator, replace(PROMPTS, thinking=True), evaluation_turns(DEV), config, SCORE)
+    report = evaluate_recognition(
+        generator, replace(PROMPTS, thinking=True), evaluation_turns(DEV), config, SCORE
+    )
     assert report.predicted == ("joy", "neutral", "neutral", "joy", NO_ANSWER)
     assert {(request.max_tokens, request.prompt_ids[-1]) for request in generator.calls[0]} == {(50, THINK)}
 
@@ -66,9 +71,15 @@ def test_with_thinking_a_split_is_read_after_the_thoughts() -> None:
 def test_f1_equals_scikit_learns_and_failures_only_ever_cost(gold: list[str], rng: random.Random) -> None:
     predicted = [rng.choice([*LABELS, NO_ANSWER]) for _ in gold]
     figures = classify(gold, predicted, LABELS)
-    assert figures.weighted_f1 == pytest.approx(f1_score(gold, predicted, average="weighted", zero_division=0))
+    assert figures.weighted_f1 == pytest.approx(
+        f1_score(gold, predicted, average="weighted", zero_division=0)
+    )
     assert figures.accuracy == sum(a == b for a, b in zip(gold, predicted)) / len(gold)
-    assert sum(sum(row) for row in figures.confusion) == figures.n == sum(row.support for row in figures.per_label)
+    assert (
+        sum(sum(row) for row in figures.confusion)
+        == figures.n
+        == sum(row.support for row in figures.per_label)
+    )
     healed = classify(gold, [g if p == NO_ANSWER else p for g, p in zip(gold, predicted)], LABELS)
     assert healed.accuracy >= figures.accuracy
 
@@ -90,7 +101,12 @@ def test_signs_of_collapse() -> None:
 
 @pytest.mark.parametrize(
     ("gold", "predicted", "message"),
-    [([], [], "gold is empty"), (["joy"], [], "predicted has 0"), (["fun"], ["joy"], r"gold\[0\]"), (["joy"], ["fun"], r"predicted\[0\]")],
+    [
+        ([], [], "gold is empty"),
+        (["joy"], [], "predicted has 0"),
+        (["fun"], ["joy"], r"gold\[0\]"),
+        (["joy"], ["fun"], r"predicted\[0\]"),
+    ],
 )
 def test_unusable_predictions_are_named(gold: list[str], predicted: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -105,7 +121,11 @@ def test_the_majority_baseline() -> None:
 
 def test_which_turns_are_evaluated() -> None:
     turns = evaluation_turns(DEV)
-    assert [(turn.dialogue, turn.index) for turn in turns] == [("toy/dev/1", 0), ("toy/dev/1", 1), *(("toy/dev/2", i) for i in range(3))]
+    assert [(turn.dialogue, turn.index) for turn in turns] == [
+        ("toy/dev/1", 0),
+        ("toy/dev/1", 1),
+        *(("toy/dev/2", i) for i in range(3)),
+    ]
     assert turns[1].next_turn is not None
     assert turns[4].next_turn is None
     assert evaluation_turns(DEV, limit=2) == turns[:2]
@@ -137,10 +157,14 @@ def test_pairing_and_dialogues_decide_the_width() -> None:
     assert not paired_bootstrap(gold, worse, worse, alone, seed=2)[0].excludes_zero
     single = bootstrap(gold, worse, alone, seed=2)[0]
     deviation = math.sqrt(single.value * (1 - single.value) / 400)
-    assert single.high - single.low == pytest.approx(2 * 1.96 * deviation, rel=0.1), "the binomial interval, where turns are independent"
+    assert single.high - single.low == pytest.approx(2 * 1.96 * deviation, rel=0.1), (
+        "the binomial interval, where turns are independent"
+    )
     assert difference.high - difference.low < single.high - single.low
     doubled = bootstrap(gold * 4, worse * 4, alone * 4, seed=2)[0]
-    assert doubled.high - doubled.low == pytest.approx(single.high - single.low, rel=0.15), "repeating a dialogue's turns adds no evidence"
+    assert doubled.high - doubled.low == pytest.approx(single.high - single.low, rel=0.15), (
+        "repeating a dialogue's turns adds no evidence"
+    )
 
 
 def test_calibration_by_hand_and_at_its_best() -> None:
@@ -172,9 +196,13 @@ def test_sampled_readings_come_in_groups_of_one_call() -> None:
 
 
 def test_expression_is_read_by_the_frozen_model_without_the_target() -> None:
-    responder = ScriptedGenerator(lambda prompt, _: "such joy today" if "showing joy" in prompt else "fine by me then")
+    responder = ScriptedGenerator(
+        lambda prompt, _: "such joy today" if "showing joy" in prompt else "fine by me then"
+    )
     recognizer = ScriptedGenerator(lambda prompt, _: "neutral")
-    report = evaluate_expression(responder, recognizer, PROMPTS, evaluation_turns(DEV), CONFIG, SCORE, run_seed=1)
+    report = evaluate_expression(
+        responder, recognizer, PROMPTS, evaluation_turns(DEV), CONFIG, SCORE, run_seed=1
+    )
     assert [reply.target for reply in report.replies] == [("neutral",), ("joy", "sadness"), ("sadness",)]
     assert report.gate_failures == (("leak", 1),)
     assert report.siou == pytest.approx((1 + 0 + 0.05 / 2.05) / 3)
@@ -183,16 +211,24 @@ def test_expression_is_read_by_the_frozen_model_without_the_target() -> None:
     assert len(recognizer.calls[0]) == 2
     assert all("showing" not in CharEncoder().decode(request.prompt_ids) for request in recognizer.calls[0])
     with pytest.raises(UserError, match="another speaker"):
-        evaluate_expression(responder, recognizer, PROMPTS, evaluation_turns(DEV)[-1:], CONFIG, SCORE, run_seed=1)
+        evaluate_expression(
+            responder, recognizer, PROMPTS, evaluation_turns(DEV)[-1:], CONFIG, SCORE, run_seed=1
+        )
 
 
 def test_the_reader_of_replies_thinks_where_it_was_trained_to() -> None:
-    """Its settings and not the evaluated model's: with those of one that does not think, its thoughts would be cut and score 0."""
+    """Prompt the reader of replies by its own settings, not by those of the evaluated model.
+
+    If that model does not think, the limits of its settings would cut the reader's thoughts, and
+    every reply would score 0.
+    """
     responder = ScriptedGenerator(lambda prompt, _: "fine by me then")
     recognizer = ScriptedGenerator(lambda prompt, _: "<think>a long thought about this</think>\n\nneutral")
     thinker = replace(CONFIG, thinking=True, max_thinking_tokens=50)
     prompts = replace(PROMPTS, thinking=True)
-    report = evaluate_expression(responder, recognizer, PROMPTS, evaluation_turns(DEV), CONFIG, SCORE, 1, prompts, thinker)
+    report = evaluate_expression(
+        responder, recognizer, PROMPTS, evaluation_turns(DEV), CONFIG, SCORE, 1, prompts, thinker
+    )
     assert {request.max_tokens for request in recognizer.calls[0]} == {70}
     assert [reply.reading for reply in report.replies] == [Answer(("neutral",))] * 3
     assert {request.max_tokens for request in responder.calls[0]} == {CONFIG.max_utterance_tokens}

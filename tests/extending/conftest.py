@@ -1,4 +1,4 @@
-"""Extensions of docs/extending.md, added to the package from outside as the page shows them."""
+"""Add the extensions of docs/extending.md to the package from outside, as the page shows them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AddComponent = Callable[..., Component]
 
 @pytest.fixture
 def add_brevity(monkeypatch: pytest.MonkeyPatch) -> AddComponent:
-    """Adds the page's component to the recognizer when it is called, with any field changed."""
+    """Return a function that adds the page's component to the recognizer, with any field changed."""
 
     def add(**changes: object) -> Component:
         names = dict(vars(components))
@@ -34,7 +34,7 @@ def add_brevity(monkeypatch: pytest.MonkeyPatch) -> AddComponent:
 
 @pytest.fixture
 def rloo(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The page's preset, in the table."""
+    """Add the page's preset to the table."""
     ((name, preset),) = entry("kernels/config.py, in PRESETS", vars(loss_config)).items()
     monkeypatch.setitem(PRESETS, name, preset)
     return name
@@ -42,7 +42,7 @@ def rloo(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def spread_curve(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The page's curve, drawn by the report; its title."""
+    """Add the page's curve to the report; returns its title."""
     (curve,) = entry("selfemo/report/curves.py, in ITERATION_CURVES", vars(curves))
     monkeypatch.setattr(curves, "ITERATION_CURVES", (*curves.ITERATION_CURVES, curve))
     return curve.title

@@ -1,4 +1,7 @@
-"""An engine from outside serves a finished model through the protocol alone; the marks on private names of megatron-core are complete."""
+"""Test that an engine from outside serves a finished model through the protocol alone.
+
+Also test that the marks on private names of megatron-core are complete.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ MARK = "megatron-private"
 
 
 class TransformersEngine:
-    """Greedy decoding by transformers: an engine that shares no code with vLLM's."""
+    """Decode greedily by transformers: an engine that shares no code with vLLM's."""
 
     def __init__(self, model_dir: Path, max_length: int) -> None:
         self._model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir)).float().eval()
@@ -74,7 +77,9 @@ def test_an_engine_from_outside_answers_with_the_weights_it_was_sent(tmp_path: P
     for directory in directories:
         (found,) = ModelGenerator(shared, find_model(directory)).generate([request])
         model = AutoModelForCausalLM.from_pretrained(directory).float().eval()
-        expected = model.generate(torch.tensor([request.prompt_ids]), max_new_tokens=6, do_sample=False, eos_token_id=None)
+        expected = model.generate(
+            torch.tensor([request.prompt_ids]), max_new_tokens=6, do_sample=False, eos_token_id=None
+        )
         assert found.token_ids == tuple(expected[0, 3:].tolist())
         assert len(found.logprobs) == 6
     assert shared._engine.weight_version == 1

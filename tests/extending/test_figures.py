@@ -1,4 +1,8 @@
-"""A number that an iteration's record holds is in TensorBoard, and a curve that names it is in the report, with gaps where it lacks."""
+"""Test a new figure of an iteration's record.
+
+It appears in TensorBoard, and in the report if a curve names it. The curve has gaps where the
+record lacks the figure.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +21,17 @@ from tests.helpers.made_run import ITERATIONS, make_run
 from tests.run.test_tracking import tensorboard_points
 
 SPREADS = {iteration: None if iteration == 1 else iteration / 8 for iteration in range(ITERATIONS)}
-"""The second was not finite, which a record writes as null."""
+"""The second value was not finite, which a record writes as null."""
 
 
 def recorded(run: Path) -> Path:
-    """A made run whose journal records one figure more."""
+    """Make a run whose journal has one figure more."""
     metrics = make_run(run) / "metrics.jsonl"
     events = [json.loads(line) for line in metrics.read_text().splitlines()]
-    more = [event | ({"advantage_std": SPREADS[event["iteration"]]} if event["event"] == "iteration" else {}) for event in events]
+    more = [
+        event | ({"advantage_std": SPREADS[event["iteration"]]} if event["event"] == "iteration" else {})
+        for event in events
+    ]
     metrics.write_text("".join(json.dumps(event) + "\n" for event in more))
     return run
 
@@ -49,10 +56,15 @@ def test_tensorboard_has_the_scalar(run_dir: Path):
     assert dict(tensorboard_points(run_dir)["policy/advantage_std"]) == expected
 
 
-def test_an_evaluation_after_another_stage_has_its_place_on_the_axis(run_dir: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_evaluation_after_another_stage_has_its_place_on_the_axis(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(scalars, "STAGES", ("start", "sft", "distilled", "final"))
     records = read_run(make_run(run_dir))
-    places = [scalars_of({"event": "eval", "stage": stage, "accuracy": 0.5}) for stage in ("sft", "distilled", "final")]
+    places = [
+        scalars_of({"event": "eval", "stage": stage, "accuracy": 0.5})
+        for stage in ("sft", "distilled", "final")
+    ]
     assert [place.step for place in places if place] == [1, 2, 3]
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(records.of("eval")[1] | {"stage": "distilled"}) + "\n")

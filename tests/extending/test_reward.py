@@ -1,4 +1,7 @@
-"""A reward component that is added by the book trains, is recorded everywhere, is held to its bounds, and survives a resume."""
+"""Test a reward component that is added as docs/extending.md says.
+
+It changes training, is recorded everywhere, must stay within its bounds, and survives a resume.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,11 @@ def test_the_component_changes_the_gradient_of_its_role_alone(add_brevity):
 
 
 def test_what_the_component_pays_for_becomes_likelier(add_brevity):
-    """One label and two are paid alike without it: a step down the gradient then raises one's logprob over the other's."""
+    """Take a step down the gradient where one label and two would be paid alike without the
+    component.
+
+    The component then raises the logprob of one label over that of two.
+    """
     groups = [recognizer_group(["joy", "joy, neutral"], ("joy", "neutral"))]
     alike = replace(CONFIG, reward=RewardConfig(alignment_weight=0.0, consistency_weight=0.0))
     assert not any(gradient.any() for gradient in gradients(groups, alike))
@@ -61,39 +68,57 @@ def test_a_weight_of_zero_changes_no_bit(add_brevity):
 
 def test_a_weight_may_be_a_field_of_the_configuration(add_brevity):
     add_brevity(weight="expression_weight")
-    paid, unpaid = (gradients(GROUPS[:1], replace(CONFIG, reward=RewardConfig(expression_weight=weight))) for weight in (0.3, 0.0))
+    paid, unpaid = (
+        gradients(GROUPS[:1], replace(CONFIG, reward=RewardConfig(expression_weight=weight)))
+        for weight in (0.3, 0.0)
+    )
     assert not torch.equal(paid[0], unpaid[0])
 
 
 def test_a_value_out_of_the_components_bounds_is_refused_by_its_name(add_brevity):
     add_brevity(bounds=(0.0, 0.5))
     scored = score_group(GROUPS[0], CONFIG.reward, SCORE, dict.fromkeys(LABELS, 1.0))
-    with pytest.raises(ArithmeticError, match=r"brevity of recognizer sample 0, .* is 1.0, expected 0 to 0.5"):
+    with pytest.raises(
+        ArithmeticError, match=r"brevity of recognizer sample 0, .* is 1.0, expected 0 to 0.5"
+    ):
         check_rewards([scored], CONFIG.reward)
 
 
 def test_a_component_with_a_value_too_few_is_named(add_brevity):
     add_brevity(function=lambda group: [1.0])
-    with pytest.raises(ValueError, match="reward component brevity returned 1 values for 4 samples of a recognizer group"):
+    with pytest.raises(
+        ValueError, match="reward component brevity returned 1 values for 4 samples of a recognizer group"
+    ):
         score_group(GROUPS[0], CONFIG.reward, SCORE, dict.fromkeys(LABELS, 1.0))
 
 
 def test_metrics_samples_report_and_tensorboard_show_it(add_brevity, run_dir: Path):
-    add_brevity(bounds=(-1.0, 0.0), function=lambda group: [-0.5] * len(group.readings))  # a penalty: below where the axis starts
+    # A penalty reaches below the start of the axis.
+    add_brevity(bounds=(-1.0, 0.0), function=lambda group: [-0.5] * len(group.readings))
     records = read_run(make_run(run_dir))
     iterations = records.of("iteration")
     assert all(record["reward_brevity"] == -0.5 for record in iterations)
-    candidates = [c for d in records.dialogues for g in d["groups"] if g["role"] == "recognizer" for c in g["candidates"]]
+    candidates = [
+        c
+        for d in records.dialogues
+        for g in d["groups"]
+        if g["role"] == "recognizer"
+        for c in g["candidates"]
+    ]
     assert all(list(c["rewards"]) == ["alignment", "consistency", "format", "brevity"] for c in candidates)
     assert "brevity from -0.5 to -0.5" in summary_of("Reward by component", records)
     assert '<th scope="col" class="n">brevity</th>' in render(records)
     tracking = Tracking(run_dir / "metrics.jsonl", records.config)
-    tracking.log(iterations[-1])  # opens with what the file holds
+    tracking.log(iterations[-1])  # the first call reads the records that the file already holds
     tracking.close()
-    assert dict(tensorboard_points(run_dir)["reward/reward_brevity"]) == dict.fromkeys(range(len(iterations)), -0.5)
+    assert dict(tensorboard_points(run_dir)["reward/reward_brevity"]) == dict.fromkeys(
+        range(len(iterations)), -0.5
+    )
 
 
-def test_a_component_of_both_roles_is_recorded_by_role(add_brevity, run_dir: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_component_of_both_roles_is_recorded_by_role(
+    add_brevity, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setitem(COMPONENTS, "responder", (*COMPONENTS["responder"], add_brevity()))
     records = read_run(make_run(run_dir))
     assert {"reward_recognizer_brevity", "reward_responder_brevity"} <= set(records.of("iteration")[0])
@@ -114,10 +139,12 @@ def test_a_run_goes_on_with_it_as_if_it_had_not_stopped(add_brevity, tmp_path: P
     whole.iterate(range(4))
     first.iterate(range(2))
     first.flywheel.close()
-    Run(tmp_path / "parts.sqlite").iterate(range(1, 4))  # iteration 1 had been recorded before the stop
+    Run(tmp_path / "parts.sqlite").iterate(range(1, 4))  # iteration 1 was recorded before the stop
     records = [list(FlywheelStore(tmp_path / f"{name}.sqlite").find(Filter())) for name in ("whole", "parts")]
     assert records[0] == records[1]
-    assert {r.components for r in records[0] if r.role == "recognizer"} == {("alignment", "consistency", "format", "brevity")}
+    assert {r.components for r in records[0] if r.role == "recognizer"} == {
+        ("alignment", "consistency", "format", "brevity")
+    }
 
 
 def test_a_run_that_began_without_it_goes_on_with_it(add_brevity, tmp_path: Path):
@@ -128,10 +155,12 @@ def test_a_run_that_began_without_it_goes_on_with_it(add_brevity, tmp_path: Path
     add_brevity()
     second = Run(path)
     second.iterate(range(2, 4))
-    found = {(r.iteration >= 2, r.components[-1]) for r in FlywheelStore(path).find(Filter(role="recognizer"))}
+    found = {
+        (r.iteration >= 2, r.components[-1]) for r in FlywheelStore(path).find(Filter(role="recognizer"))
+    }
     assert found == {(False, "format"), (True, "brevity")}
 
 
 def summary_of(title: str, records) -> str:
-    """The words that stand for a chart."""
+    """Find the sentence that a chart has for screen readers."""
     return next(chart.summary for chart in curves(records) if chart.title == title)

@@ -1,4 +1,6 @@
-"""A stage that is added to `Stage` has checkpoints of its own, in their place among the others'."""
+"""Test that a stage which is added to `Stage` has checkpoints of its own, sorted among those of the
+others.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,12 @@ from selfemo.records import manifest as state
 
 
 def test_names_of_checkpoints_follow_from_the_stages(monkeypatch: pytest.MonkeyPatch):
-    """The worked diff: one name more in one line of selfemo/records/manifest.py."""
+    """Add one name to one line of selfemo/records/manifest.py, as docs/extending.md shows it."""
     source = Path(state.__file__).read_text(encoding="utf-8")
-    before, after = 'Stage = Literal["start", "sft", "self-play"]', 'Stage = Literal["start", "sft", "distil", "self-play"]'
+    before, after = (
+        'Stage = Literal["start", "sft", "self-play"]',
+        'Stage = Literal["start", "sft", "distil", "self-play"]',
+    )
     assert source.count(before) == 1
     changed = types.ModuleType("state_with_a_stage")
     monkeypatch.setitem(sys.modules, changed.__name__, changed)

@@ -1,4 +1,4 @@
-"""One launcher and one untouched run for all fault tests."""
+"""Provide one launcher and one undisturbed run to all fault tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Launcher:
 
 @pytest.fixture(scope="session")
 def untouched(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that nobody interrupted."""
+    """Finish a run without any fault."""
     run = tmp_path_factory.mktemp("faults") / "untouched"
     ended = launcher.run(run, *LAYOUTS["TP2"])
     assert ended.codes == [0, 0], ended.output

@@ -1,10 +1,12 @@
-"""`selfemo` with faults patched in from outside: the product has no hooks for them.
+"""Run `selfemo` with faults patched in from outside: the product has no hooks for them.
 
-    python -m tests.faults.run_with_faults '[{"at": "rollout", "count": 2, "rank": 0, "do": "kill"}]' train --config ...
+    python -m tests.faults.run_with_faults \\
+        '[{"at": "rollout", "count": 2, "rank": 0, "do": "kill"}]' train --config ...
 
-A fault strikes when a named point (POINTS) has been passed `count` times on `rank` (-1: on every rank). What it does: "kill" (SIGKILL to
-itself), "stop" (SIGSTOP), "term", "usr1", "raise", "hang", or "nan": the loss that the function is given is one, from then on. With
-"attempt", only in that attempt of torchrun's.
+A fault strikes when its point (POINTS) has been passed `count` times on `rank` (-1: on every rank).
+`do` is one of "kill" (SIGKILL to itself), "stop" (SIGSTOP), "term", "usr1", "raise", "hang", or
+"nan" (the loss that the function receives is NaN from then on). With "attempt", it strikes only in
+that attempt of torchrun.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 Place = tuple[str, str, str]
-"""(module, class or "", function); a strike before the call, or after it where the point's name ends in "-done"."""
+"""Point -> (module, class or "", function); strikes before the call, or after it if the point ends
+in "-done".
+"""
 
 POINTS: dict[str, Place] = {
     "setup": ("selfemo.rollout.vllm_engine", "RolloutEngine", "__init__"),
@@ -103,11 +107,16 @@ def _patch(place: Place, fault: dict[str, Any]) -> None:
 
 
 def strike(what: str) -> None:
-    """Do it, to this process; when that was stands in logs/struck."""
+    """Inflict the fault on this process, and write the time to logs/struck."""
     run = next(argument.partition("=")[2] for argument in sys.argv if argument.startswith("output_dir="))
     (Path(run) / "logs" / "struck").write_text(str(time.time()))
     if what in ("kill", "stop", "term", "usr1"):
-        os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}[what])
+        os.kill(
+            os.getpid(),
+            {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}[
+                what
+            ],
+        )
     elif what == "raise":
         raise RuntimeError("the engine died")
     elif what == "hang":

@@ -1,6 +1,7 @@
-"""Every fault but the kills of test_every_kill.py: each ends as promised, and the same command finishes the run to the same bits.
+"""Test every fault but the kills of test_every_kill.py.
 
-Two processes of Megatron and vLLM are launched for each: `make test-faults`.
+Each ends as documented, and the run can be finished. After each, the same command must finish the
+run to the same bits. Two processes of Megatron and vLLM are launched for each: `make test-faults`.
 """
 
 from __future__ import annotations
@@ -22,14 +23,20 @@ DEADLINE_S = 40
 
 
 def test_a_signal_that_cannot_be_followed_in_time_ends_the_run(launcher, tmp_path):
-    faults = [{"at": "generate", "count": 3, "rank": 0, "do": "term"}, {"at": "generate-done", "count": 3, "rank": 0, "do": "hang"}]
+    faults = [
+        {"at": "generate", "count": 3, "rank": 0, "do": "term"},
+        {"at": "generate-done", "count": 3, "rank": 0, "do": "hang"},
+    ]
     ended = launcher.run(tmp_path / "run", *TP2, "checkpoint.grace_s=5", faults=faults)
     assert all(ended.codes), ended.output
     assert "not done within checkpoint.grace_s=5" in ended.output
 
 
 def test_a_signal_in_set_up_is_followed_when_set_up_is_done(launcher, untouched, tmp_path):
-    """In a run that resumes: the engine is not built yet when the signal comes, and nothing is trained or written after it."""
+    """Send a signal to a resuming run before its engine is built.
+
+    It must train and write nothing after set-up.
+    """
     run = tmp_path / "run"
     ended = launcher.run(run, *TP2, faults=[{"at": "sft", "count": 30, "rank": 0, "do": "kill"}])
     assert -9 in ended.codes, ended.output
@@ -42,7 +49,10 @@ def test_a_signal_in_set_up_is_followed_when_set_up_is_done(launcher, untouched,
 WAYS = {
     "a hung engine": ({"at": "generate", "count": 5, "rank": 1, "do": "hang"}, "engine call of"),
     "a dead engine": ({"at": "generate", "count": 5, "rank": 1, "do": "raise"}, "engine call of"),
-    "a lost peer": ({"at": "optimizer", "count": 41, "rank": 1, "do": "kill"}, "micro-batch|optimizer step|reduction"),
+    "a lost peer": (
+        {"at": "optimizer", "count": 41, "rank": 1, "do": "kill"},
+        "micro-batch|optimizer step|reduction",
+    ),
     "a hung sync": ({"at": "sync-tensor", "count": 30, "rank": 1, "do": "hang"}, "tensor"),
 }
 
@@ -67,9 +77,13 @@ def test_steps_that_are_not_finite_stop_the_run_with_the_batch(launcher, tmp_pat
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_finishes_the_run(launcher, untouched, tmp_path):
-    ended = launcher.run(tmp_path / "run", *TP2, faults=[{"at": "evaluation", "count": 3, "rank": 0, "do": "kill"}])
+    ended = launcher.run(
+        tmp_path / "run", *TP2, faults=[{"at": "evaluation", "count": 3, "rank": 0, "do": "kill"}]
+    )
     assert -9 in ended.codes, ended.output
-    newest = tmp_path / "run" / "checkpoints" / (tmp_path / "run" / "checkpoints" / "latest").read_text().strip()
+    newest = (
+        tmp_path / "run" / "checkpoints" / (tmp_path / "run" / "checkpoints" / "latest").read_text().strip()
+    )
     data = newest / "__1_0.distcp"
     data.write_bytes(data.read_bytes()[:-7])
     resumed = finish(launcher, tmp_path / "run", untouched)
@@ -78,8 +92,10 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_finishes_the_run(lau
 
 @pytest.fixture
 def file_system(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, which can be full or read-only: permissions alone would not stop root."""
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True, text=True, check=False)
+    """Mount a file system that can be full or read-only: permissions would not stop root."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True, text=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"this user may not mount a file system ({mounted.stderr.strip()})")
     yield tmp_path
@@ -94,7 +110,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(launcher
     run = file_system / "run"
     ended = launcher.run(run, *TP2, faults=[{"at": "sft", "count": 30, "rank": 0, "do": "kill"}])
     assert -9 in ended.codes, ended.output
-    resize(file_system, shutil.disk_usage(file_system).used + 200_000)  # logs fit, a checkpoint does not
+    resize(file_system, shutil.disk_usage(file_system).used + 200_000)  # room for logs, not for a checkpoint
     ended = launcher.run(run, *TP2)
     assert ended.codes == [2, 2], ended.output
     assert "a checkpoint cannot be written (No space left on device)" in ended.output
@@ -102,7 +118,9 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(launcher
     finish(launcher, run, untouched)
 
 
-def test_a_read_only_directory_is_one_line_and_the_run_goes_on_when_it_is_writable(launcher, untouched, file_system):
+def test_a_read_only_directory_is_one_line_and_the_run_goes_on_when_it_is_writable(
+    launcher, untouched, file_system
+):
     run = file_system / "run"
     ended = launcher.run(run, *TP2, faults=[{"at": "sft", "count": 30, "rank": 0, "do": "kill"}])
     assert -9 in ended.codes, ended.output
@@ -125,7 +143,10 @@ OTHER = {
 
 @pytest.mark.parametrize("layout", OTHER)
 def test_another_layout_goes_on_with_the_same_curve(launcher, untouched, tmp_path, layout):
-    """Through the rest of SFT; sampled tokens of self-play may then part ways on a rounding error, and are not compared."""
+    """Compare the curves up to the end of SFT.
+
+    In self-play a rounding error may change a sampled token, so that it is not compared.
+    """
     world_size, overrides, told = OTHER[layout]
     ended = launcher.run(tmp_path / "run", *TP2, faults=[{"at": "sft", "count": 30, "rank": 0, "do": "kill"}])
     assert -9 in ended.codes, ended.output

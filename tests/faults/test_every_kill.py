@@ -1,4 +1,4 @@
-"""A run killed at every point in turn, in both layouts: `make test-faults`, which prints a line per point."""
+"""Kill a run at every point in turn, in both layouts: `make test-faults`, which prints a line per point."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_run_killed_at_every_point_is_bit_identical(launcher: Launcher, tmp_path: Path, layout: str) -> None:
+def test_a_run_killed_at_every_point_is_bit_identical(
+    launcher: Launcher, tmp_path: Path, layout: str
+) -> None:
     untouched = tmp_path / "untouched"
     ended = launcher.run(untouched, *LAYOUTS[layout], "checkpoint.keep=100")
     assert ended.codes == [0, 0], ended.output

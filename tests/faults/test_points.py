@@ -1,4 +1,7 @@
-"""Every fault point names something that is there: found in the source, since importing the product to look would take a minute."""
+"""Test that every fault point names an existing function.
+
+The source is parsed, since importing the product would take a minute.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from tests.helpers.fault_runs import ROOT
 
 
 def bound(body: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
-    """(name, statement) of every function, class and import of a module or a class body."""
+    """Find (name, statement) of every function, class and import in a module or a class body."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name, node

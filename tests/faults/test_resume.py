@@ -1,6 +1,7 @@
-"""The short form of the fault tests: three kills, two signals and a stopped rank, on two real processes of Megatron and vLLM.
+"""Test the short form of the fault tests: three kills, two signals and a stopped rank.
 
-`make test-faults` has every point in both layouts (test_every_kill.py) and every other fault (test_every_fault.py).
+Two real processes of Megatron and vLLM. `make test-faults` has every point in both layouts
+(test_every_kill.py) and every other fault (test_every_fault.py).
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ def test_a_run_killed_at_three_points_is_bit_identical(launcher, untouched, tmp_
 
 
 class ScriptedLauncher:
-    """Launches that end as told: (exit statuses, whether the fault struck, output)."""
+    """Stand in for the launcher.
+
+    Each launch ends as given: (exit statuses, whether the fault struck, output).
+    """
 
     def __init__(self, *launches: tuple[list[int], bool, str]) -> None:
         self.launches = iter(launches)
@@ -42,28 +46,47 @@ KILLED, DONE = ([-9, 1], True, RESUMES), ([0, 0], False, RESUMES)
     [
         (KILLED, DONE, ""),
         (([1, 1], True, RESUMES), DONE, "not killed there"),
-        (([-9, 1], False, RESUMES), DONE, "not killed there"),  # by the launcher, after another rank's failure
-        (([-9, 1], True, ""), DONE, "said []"),  # started over
+        (
+            ([-9, 1], False, RESUMES),
+            DONE,
+            "not killed there",
+        ),  # killed by the launcher after another rank's failure
+        (([-9, 1], True, ""), DONE, "said []"),  # started over instead of resuming
         (([-9, 1], True, RESUMES.replace("32", "16")), DONE, "sft-000016'], expected"),
         (KILLED, ([0, 0], False, ""), "said []"),
         (KILLED, ([0, 2], False, RESUMES), "the last launch failed"),
     ],
 )
-def test_the_chain_notices_a_kill_that_did_not_strike_and_a_run_that_started_over(monkeypatch, tmp_path, killed, last, problem):
+def test_the_chain_notices_a_kill_that_did_not_strike_and_a_run_that_started_over(
+    monkeypatch, tmp_path, killed, last, problem
+):
     monkeypatch.setattr(chain, "fingerprint", lambda run: {})
     monkeypatch.setattr(chain, "tensors", lambda checkpoint: {})
     run = tmp_path / "run"
     for name in ("logs", "checkpoints/sft-000016", "checkpoints/sft-000032", "checkpoints/sft-000040"):
         (run / name).mkdir(parents=True)
     (run / "checkpoints" / "latest").write_text("sft-000032\n")
-    (run / "logs" / "struck").write_text("0.0")  # an earlier kill's
-    found = compare_chain(ScriptedLauncher(killed, last), tmp_path / "untouched", run, "TP2", (Kill("sft", 1, 0),), lambda line: None)
+    (run / "logs" / "struck").write_text("0.0")  # left by an earlier kill
+    found = compare_chain(
+        ScriptedLauncher(killed, last),
+        tmp_path / "untouched",
+        run,
+        "TP2",
+        (Kill("sft", 1, 0),),
+        lambda line: None,
+    )
     assert [problem in line for line in found] == ([True] if problem else [])
 
 
-@pytest.mark.parametrize(("sent", "at", "count", "place"), [("term", "reward", 1, "1 iterations"), ("usr1", "generate", 5, "0 iterations")])
+@pytest.mark.parametrize(
+    ("sent", "at", "count", "place"),
+    [("term", "reward", 1, "1 iterations"), ("usr1", "generate", 5, "0 iterations")],
+)
 def test_a_signal_leaves_a_checkpoint_and_status_0(launcher, untouched, tmp_path, sent, at, count, place):
-    """To one rank, after the iteration's last engine call (the iteration is finished) and before it (it is given up)."""
+    """Send the signal to one rank.
+
+    The iteration is finished if its last engine call is over, else dropped.
+    """
     ended = launcher.run(tmp_path / "run", *TP2, faults=[{"at": at, "count": count, "rank": 1, "do": sent}])
     assert ended.codes == [0, 0], ended.output
     assert f"stopped by SIG{sent.upper()} after {place}" in ended.output

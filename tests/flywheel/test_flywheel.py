@@ -1,4 +1,6 @@
-"""The flywheel of a run: provenance, seeds, resume, agreement of ranks; replay, export and the commands."""
+"""Test the flywheel of a run: provenance, openings, resume, agreement of ranks; replay, export and the
+commands.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,12 @@ from selfemo.selfplay.transitions import TransitionPrior
 from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator, conversation
 
 TRAIN = [
-    conversation(str(i), f"Ann[joy]: train number {i} starts off so", f"Bo[{label}]: train number {i} goes on so", f"Ann[joy]: end of {i}")
+    conversation(
+        str(i),
+        f"Ann[joy]: train number {i} starts off so",
+        f"Bo[{label}]: train number {i} goes on so",
+        f"Ann[joy]: end of {i}",
+    )
     for i, label in enumerate(LABELS * 5)
 ]
 HELD = [
@@ -36,12 +43,20 @@ HELD = [
 ]
 CORPUS = Corpus("toy", LABELS, (*TRAIN, *HELD))
 CONFIG = SelfPlayConfig(
-    seeds_per_iteration=6, turns=2, recognizer_group_size=4, responder_group_size=2, max_answer_tokens=20, max_utterance_tokens=80
+    seeds_per_iteration=6,
+    turns=2,
+    recognizer_group_size=4,
+    responder_group_size=2,
+    max_answer_tokens=20,
+    max_utterance_tokens=80,
 )
 
 
 def speak(prompt: str, request: GenerationRequest) -> str:
-    """Mostly joy, read with some disagreement; replies vary with their seed and sometimes repeat a held-out line."""
+    """Answer mostly joy, with some disagreement.
+
+    Replies vary with their seed and sometimes repeat a held-out line.
+    """
     if prompt.startswith("Write"):
         if request.seed % 7 == 0:
             return "The copper kettle sings at noon!"
@@ -50,18 +65,22 @@ def speak(prompt: str, request: GenerationRequest) -> str:
 
 
 class Run:
-    """A run's rooms, wired as the trainer wires them."""
+    """Connect the parts of a run as the trainer does."""
 
     def __init__(self, path: Path, config: FlywheelConfig | None = None, is_writer: bool = True) -> None:
         self.generator = ScriptedGenerator(speak)
         self.rewards = Rewards(RewardConfig(), TRAIN, LABELS)
         self.pool = OpeningPool(CORPUS, CONFIG, 5, 3)
         prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
-        self.selfplay = SelfPlay(self.generator, prompts, self.rewards.score, TransitionPrior.estimate(TRAIN), CONFIG, 5)
+        self.selfplay = SelfPlay(
+            self.generator, prompts, self.rewards.score, TransitionPrior.estimate(TRAIN), CONFIG, 5
+        )
         self.flywheel = Flywheel(config or FlywheelConfig(), CORPUS, self.rewards, path, is_writer)
 
     def play(self, iteration: int) -> list[ScoredGroup]:
-        episodes = self.selfplay.play(self.pool.draw(iteration, self.flywheel.kept_dialogues(iteration)), iteration)
+        episodes = self.selfplay.play(
+            self.pool.draw(iteration, self.flywheel.kept_dialogues(iteration)), iteration
+        )
         return self.rewards.score_groups([group for episode in episodes for group in episode.groups])
 
     def iterate(self, iterations: range) -> None:
@@ -86,11 +105,11 @@ def test_every_group_is_recorded_with_its_provenance(path: Path) -> None:
         assert [c.rewards for c in record.candidates] == list(scored.rewards)
         assert [c.text for c in record.candidates] == [s.text for s in scored.group.samples]
     assert list(FlywheelStore(path).find(Filter())) == records
-    run.iterate(range(1, 2))  # its records are not counted among the first iteration's
+    run.iterate(range(1, 2))  # a call of its own: its records do not count among the first iteration's
     assert run.flywheel.outcomes(0) == Counter((r.kept, r.reason) for r in records)
 
 
-def test_no_held_out_text_ever_enters_record_or_seed(path: Path) -> None:
+def test_no_held_out_text_ever_enters_record_or_opening(path: Path) -> None:
     run = Run(path)
     run.iterate(range(12))
     kept = list(FlywheelStore(path).find(Filter(kept=True)))
@@ -98,7 +117,11 @@ def test_no_held_out_text_ever_enters_record_or_seed(path: Path) -> None:
     assert kept
     assert barred, "the planted line was offered"
     assert all("kettle" not in turn.text.lower() for record in kept for turn in record.dialogue)
-    assert all("kettle" not in turn.text.lower() for dialogue in run.flywheel.kept_dialogues() for turn in dialogue.turns)
+    assert all(
+        "kettle" not in turn.text.lower()
+        for dialogue in run.flywheel.kept_dialogues()
+        for turn in dialogue.turns
+    )
 
 
 def test_kept_texts_do_not_repeat_and_labels_keep_to_their_share(path: Path) -> None:
@@ -111,17 +134,17 @@ def test_kept_texts_do_not_repeat_and_labels_keep_to_their_share(path: Path) -> 
     assert {"near duplicate", "label cap"} <= reasons
 
 
-def test_seeds_continue_kept_records_and_say_so(path: Path) -> None:
+def test_openings_continue_kept_records_and_say_so(path: Path) -> None:
     run = Run(path)
     run.iterate(range(3))
-    seeds = run.pool.draw(3, run.flywheel.kept_dialogues(3))
-    continued = [seed for seed in seeds if seed.parent is not None]
+    openings = run.pool.draw(3, run.flywheel.kept_dialogues(3))
+    continued = [opening for opening in openings if opening.parent is not None]
     assert len(continued) == 3
-    for seed in continued:
-        record = FlywheelStore(path).read(seed.parent or 0)
-        assert seed.turns[-1].text == record.text
-        assert seed.turns[-1].labels == record.labels
-        assert seed.source == record.source
+    for opening in continued:
+        record = FlywheelStore(path).read(opening.parent or 0)
+        assert opening.turns[-1].text == record.text
+        assert opening.turns[-1].labels == record.labels
+        assert opening.source == record.source
     assert any(r.parent is not None for r in run.flywheel.offer(run.play(3), 4))
 
 
@@ -135,30 +158,42 @@ def test_untrusted_labels_do_not_count_as_annotation(path: Path) -> None:
 def test_every_rank_decides_alike_and_one_writes(path: Path, tmp_path: Path) -> None:
     writer, reader = Run(path), Run(tmp_path / "absent.sqlite", is_writer=False)
     for iteration in range(3):
-        assert writer.flywheel.offer(writer.play(iteration), 1) == reader.flywheel.offer(reader.play(iteration), 1)
+        assert writer.flywheel.offer(writer.play(iteration), 1) == reader.flywheel.offer(
+            reader.play(iteration), 1
+        )
         assert writer.flywheel.kept_dialogues() == reader.flywheel.kept_dialogues()
     assert not (tmp_path / "absent.sqlite").exists()
 
 
 @pytest.mark.parametrize("is_writer", [True, False])
-def test_a_resumed_flywheel_goes_on_as_if_it_had_not_stopped(path: Path, tmp_path: Path, is_writer: bool) -> None:
+def test_a_resumed_flywheel_goes_on_as_if_it_had_not_stopped(
+    path: Path, tmp_path: Path, is_writer: bool
+) -> None:
     whole, first = Run(tmp_path / "whole.sqlite"), Run(path)
     whole.iterate(range(6))
     first.iterate(range(4))
     first.flywheel.close()
     second = Run(path, is_writer=is_writer)
-    second.iterate(range(2, 6))  # iterations 2 and 3 had been recorded before the stop
+    second.iterate(range(2, 6))  # iterations 2 and 3 were recorded before the stop
     assert second.flywheel.counts == whole.flywheel.counts
     assert second.flywheel.kept_dialogues() == whole.flywheel.kept_dialogues()
     if is_writer:
-        assert list(FlywheelStore(path).find(Filter())) == list(FlywheelStore(tmp_path / "whole.sqlite").find(Filter()))
-        assert [second.flywheel.outcomes(i) for i in range(6)] == [whole.flywheel.outcomes(i) for i in range(6)]
+        assert list(FlywheelStore(path).find(Filter())) == list(
+            FlywheelStore(tmp_path / "whole.sqlite").find(Filter())
+        )
+        assert [second.flywheel.outcomes(i) for i in range(6)] == [
+            whole.flywheel.outcomes(i) for i in range(6)
+        ]
 
 
 def test_a_disabled_flywheel_keeps_nothing(path: Path) -> None:
     run = Run(path, FlywheelConfig(enabled=False))
     run.iterate(range(2))
-    assert (run.flywheel.counts.offered, run.flywheel.counts.kept, run.flywheel.kept_dialogues()) == (0, 0, [])
+    assert (run.flywheel.counts.offered, run.flywheel.counts.kept, run.flywheel.kept_dialogues()) == (
+        0,
+        0,
+        [],
+    )
     assert not path.exists()
 
 
@@ -182,7 +217,9 @@ def test_an_export_is_a_corpus(path: Path, tmp_path: Path) -> None:
     corpus = load_corpus("jsonl", str(out))
     kept = list(FlywheelStore(path).find(Filter(kept=True, role="recognizer")))
     assert corpus.labels == LABELS
-    assert [(c.turns[-1].text, c.turns[-1].labels) for c in corpus.conversations] == [(r.text, r.labels) for r in kept]
+    assert [(c.turns[-1].text, c.turns[-1].labels) for c in corpus.conversations] == [
+        (r.text, r.labels) for r in kept
+    ]
     assert json.loads(out.read_text().splitlines()[0])["meta"]["record"] == kept[0].record_id
     again = CliRunner().invoke(app, ["export", str(path), str(out)])
     assert isinstance(again.exception, UserError)
@@ -221,4 +258,7 @@ def test_records_made_by_one_offer_are_replaced_by_none(path: Path) -> None:
     groups = run.play(0)
     first = run.flywheel.offer(groups, 1)
     assert run.flywheel.offer(groups, 1) == []
-    assert run.flywheel.offer([replace(g, group=replace(g.group, iteration=9)) for g in groups], 1)[0].record_id == len(first) + 1
+    assert (
+        run.flywheel.offer([replace(g, group=replace(g.group, iteration=9)) for g in groups], 1)[0].record_id
+        == len(first) + 1
+    )

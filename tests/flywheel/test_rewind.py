@@ -1,4 +1,6 @@
-"""A rewound store is the store of that moment, still refuses to lose a record, and takes the same records again."""
+"""Test that a rewound store equals the store of that moment, loses no record silently, and takes
+the same records again.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def records(count: int) -> list[Record]:
-    scored = score_group(recognizer_group(["joy, anger", "anger", ""], ("joy",)), RewardConfig(), SCORE, dict.fromkeys(LABELS, 1.0))
+    scored = score_group(
+        recognizer_group(["joy, anger", "anger", ""], ("joy",)),
+        RewardConfig(),
+        SCORE,
+        dict.fromkeys(LABELS, 1.0),
+    )
     made = [make_record(scored, i, 7, 0.5) for i in range(1, count + 1)]
-    return [replace(r, iteration=r.record_id, kept=r.record_id % 2 == 0, reason=str(r.record_id % 3)) for r in made]
+    return [
+        replace(r, iteration=r.record_id, kept=r.record_id % 2 == 0, reason=str(r.record_id % 3))
+        for r in made
+    ]
 
 
 def content(path: Path) -> list[str]:
@@ -61,7 +71,7 @@ from selfemo.common.errors import UserError
 from selfemo.flywheel.store import FlywheelStore
 from tests.flywheel.test_rewind import records
 store = FlywheelStore(Path(sys.argv[1]), writable=True)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # of the log of what is not in the file itself yet
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # bounds the log of pages not yet in the file
 try:
     WORK
 except UserError as error:

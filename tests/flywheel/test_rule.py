@@ -1,4 +1,4 @@
-"""The selection rule, its caps, its duplicates, and the texts that may never enter."""
+"""Test the selection rule: its caps, its duplicates, and the texts that may never enter."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def outcome(*groups: Group) -> list[tuple[bool, str]]:
         (["", ""], (False, "no answer")),
     ],
 )
-def test_annotated_groups_are_kept_by_their_best_sample(answers: list[str], expected: tuple[bool, str]) -> None:
+def test_annotated_groups_are_kept_by_their_best_sample(
+    answers: list[str], expected: tuple[bool, str]
+) -> None:
     assert outcome(recognizer_group(answers, ("joy",))) == [expected]
 
 
@@ -55,8 +57,13 @@ BADLY_READ = [("it is grand", "anger"), ("meh then", "neutral")]
         ([("a", None), ("b", "")], ["joy", "joy", "joy", "anger"], "no answer", "low expression"),
     ],
 )
-def test_generated_turns_need_agreement_and_expression(replies: list, answers: list, reply_reason: str, reading_reason: str) -> None:
-    reasons = [reason for _, reason in outcome(responder_group(replies, ("joy",)), recognizer_group(answers, None, turn=1))]
+def test_generated_turns_need_agreement_and_expression(
+    replies: list, answers: list, reply_reason: str, reading_reason: str
+) -> None:
+    reasons = [
+        reason
+        for _, reason in outcome(responder_group(replies, ("joy",)), recognizer_group(answers, None, turn=1))
+    ]
     assert reasons == [reply_reason, reading_reason]
 
 
@@ -79,7 +86,10 @@ def test_no_label_ever_exceeds_its_share_of_what_passed(stream: list[str], floor
 
 
 def test_the_cap_does_not_starve_when_a_label_is_missing() -> None:
-    """Relative to what was kept, a stream without anger would stop at a handful."""
+    """Select from a stream without anger.
+
+    If caps were relative to the kept records, it would stop at a handful.
+    """
     shares, kept = {"anger": 0.1, "joy": 0.3, "neutral": 0.6}, {"joy": 0, "neutral": 0}
     for passed in range(1000):
         label = "neutral" if passed % 10 < 8 else "joy"
@@ -93,7 +103,9 @@ sentences = st.lists(st.sampled_from([f"w{i}" for i in range(12)]), max_size=8).
 
 @settings(max_examples=200)
 @given(st.lists(sentences, max_size=12), sentences, st.sampled_from([0.3, 0.5, 0.75, 0.9, 1.0]))
-def test_near_duplicates_are_exactly_those_of_the_definition(added: list[str], text: str, threshold: float) -> None:
+def test_near_duplicates_are_exactly_those_of_the_definition(
+    added: list[str], text: str, threshold: float
+) -> None:
     index = NearDuplicates(threshold, known_texts=["w0 w1 w2", "w0 w1", "w0"])
     for other in added:
         index.add(other)
@@ -101,5 +113,7 @@ def test_near_duplicates_are_exactly_those_of_the_definition(added: list[str], t
     def jaccard(a: set[str], b: set[str]) -> float:
         return len(a & b) / len(a | b) if a | b else 1.0
 
-    assert index.holds(text) == any(jaccard(set(words(text)), set(words(other))) >= threshold - 1e-9 for other in added)
+    assert index.holds(text) == any(
+        jaccard(set(words(text)), set(words(other))) >= threshold - 1e-9 for other in added
+    )
     assert len(index) <= len(added)

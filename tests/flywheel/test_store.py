@@ -1,4 +1,8 @@
-"""The store: what goes in comes out, nothing changes or vanishes, one writer, crash-safe, and as fast at the end as at the start."""
+"""Test the store.
+
+Records read back equal, never change or vanish, have one writer, and survive a crash. An operation
+costs as little in a large store as in a small one.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +33,22 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def records(count: int, first: int = 1) -> list[Record]:
     context = turns("Ann[joy]: hey, [you]", "Bo[anger]: we won “it”, all\u00e9")
-    groups = [recognizer_group(["joy, anger", "anger", ""], ("joy",), context=context), responder_group([("fine so", "joy")], ("joy",))]
+    groups = [
+        recognizer_group(["joy, anger", "anger", ""], ("joy",), context=context),
+        responder_group([("fine so", "joy")], ("joy",)),
+    ]
     made = []
     for i in range(first, first + count):
         record = make_record(score_group(groups[i % 2], RewardConfig(), SCORE, ONES), i, 7, 0.5)
-        made.append(replace(record, iteration=i, kept=i % 3 == 0, reason="annotated" if i % 3 == 0 else "low score", parent=i - 1 or None))
+        made.append(
+            replace(
+                record,
+                iteration=i,
+                kept=i % 3 == 0,
+                reason="annotated" if i % 3 == 0 else "low score",
+                parent=i - 1 or None,
+            )
+        )
     return made
 
 
@@ -62,7 +77,9 @@ def test_totals_count_what_is_there_and_records_are_a_plain_table(tmp_path: Path
     store.append(records(9))
     assert sum(t.count for t in store.totals()) == 9
     assert sum(t.count for t in store.totals() if t.kept) == 3
-    counted = sqlite3.connect(tmp_path / "f.sqlite").execute("select kept, count(*) from records group by kept")
+    counted = sqlite3.connect(tmp_path / "f.sqlite").execute(
+        "select kept, count(*) from records group by kept"
+    )
     assert dict(counted) == {0: 6, 1: 3}
 
 
@@ -74,7 +91,13 @@ def test_a_place_in_the_run_is_taken_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["update records set kept = 1", "delete from records", "update details set detail = ''", "delete from details"]
+    "statement",
+    [
+        "update records set kept = 1",
+        "delete from records",
+        "update details set detail = ''",
+        "delete from details",
+    ],
 )
 def test_records_can_be_neither_changed_nor_deleted(tmp_path: Path, statement: str) -> None:
     FlywheelStore(tmp_path / "f.sqlite", writable=True).append(records(2))
@@ -123,7 +146,13 @@ for start in range(1, 10**6, 5):
 def test_a_killed_writer_leaves_whole_batches_and_no_lock(tmp_path: Path) -> None:
     path = tmp_path / "f.sqlite"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
     assert process.stdout is not None
     acknowledged = 0
     for line in process.stdout:
@@ -143,7 +172,7 @@ def test_a_killed_writer_leaves_whole_batches_and_no_lock(tmp_path: Path) -> Non
 
 
 def steps_to(store: FlywheelStore, work: Callable[[], object]) -> int:
-    """Instructions of SQLite's virtual machine that some work takes."""
+    """Count the instructions of SQLite's virtual machine that some work takes."""
     steps = 0
 
     def count() -> int:
@@ -158,10 +187,21 @@ def steps_to(store: FlywheelStore, work: Callable[[], object]) -> int:
 
 
 def test_neither_an_append_nor_a_summary_costs_more_in_a_larger_store(tmp_path: Path) -> None:
-    """Instructions, not seconds: a scan of the records anywhere would show as one per record. Seconds: docs/measurements.md."""
+    """Compare instructions, not seconds: any scan of the records would cost one or more per record.
+
+    Seconds are in docs/measurements.md.
+    """
     store = FlywheelStore(tmp_path / "f.sqlite", writable=True)
     store.append(records(60))
-    before = [steps_to(store, partial(store.append, records(60, first=61))), steps_to(store, store.totals), steps_to(store, store.last_id)]
+    before = [
+        steps_to(store, partial(store.append, records(60, first=61))),
+        steps_to(store, store.totals),
+        steps_to(store, store.last_id),
+    ]
     store.append(records(3000, first=121))
-    after = [steps_to(store, partial(store.append, records(60, first=3121))), steps_to(store, store.totals), steps_to(store, store.last_id)]
+    after = [
+        steps_to(store, partial(store.append, records(60, first=3121))),
+        steps_to(store, store.totals),
+        steps_to(store, store.last_id),
+    ]
     assert after == before

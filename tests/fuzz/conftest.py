@@ -1,8 +1,9 @@
-"""One fuzz run: how many inputs, under which bounds, and the table that `make fuzz` ends with.
+"""Set up one fuzz run: the number of inputs, their bounds, and the table at the end of `make fuzz`.
 
-`make test` gives every target a few hundred inputs, always the same; `make fuzz` a hundred thousand (FUZZ_INPUTS), new ones each
-time. Each is bounded in processor time by an interval timer and in memory by the process's address space: an input that takes more
-raises inside the code under test, and neither TimeoutError nor MemoryError is a documented answer.
+`make test` gives every target a few hundred inputs, always the same; `make fuzz` a hundred thousand
+(FUZZ_INPUTS), new ones each time. An interval timer bounds each in processor time, the process's
+address space in memory: an input that takes more raises inside the code under test, and neither
+TimeoutError nor MemoryError is a documented answer.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from tests.helpers.damage import BATCH, INPUTS
 
 CPU_S_PER_INPUT = 10
 MEMORY_BYTES = 2 << 30
-"""Address space that all inputs of a target may add together to what the process has mapped when it starts."""
+"""Bytes of address space that a target's inputs may add to those mapped at its start."""
 
 
 @dataclass
 class Tally:
-    """What a target did with its inputs."""
+    """Counts the inputs of a target by outcome."""
 
     name: str
     accepted: int = 0
@@ -40,16 +41,18 @@ class Tally:
 
     @property
     def inputs(self) -> int:
-        """How many there were."""
+        """Count all inputs."""
         return self.accepted + self.refused
 
     def batch(self, seed: int) -> Iterator[random.Random]:
-        """A generator per input of a batch."""
+        """Yield a generator per input of a batch."""
         for number in range(min(BATCH, INPUTS)):
             yield random.Random(f"{seed}/{number}")
 
     def try_input(self, read: Callable[[], object], shown: object) -> object | UserError:
-        """What `read` returns, or the UserError it raises; anything else that it raises fails the test.
+        """Call `read`; returns its result or the UserError it raises.
+
+        Anything else that it raises fails the test.
 
         Args:
             shown: the input, for the report of a failure.
@@ -61,7 +64,8 @@ class Tally:
             self.accepted += 1
             return result
         except UserError as refusal:
-            if isinstance(refusal.__cause__, (TimeoutError, MemoryError)):  # a bound that was told as the file's fault
+            # A bound must not be reported as the file's fault.
+            if isinstance(refusal.__cause__, (TimeoutError, MemoryError)):
                 refusal.add_note(f"input: {shown!r}"[:4000])
                 raise
             self.refused += 1
@@ -78,7 +82,7 @@ class Tally:
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty directory, and the working directory: what escaped would be seen in it."""
+    """Make an empty directory the working directory: a file that escaped would appear in it."""
     place = tmp_path / "inner" / "scratch"
     place.mkdir(parents=True)
     monkeypatch.chdir(place)
@@ -90,7 +94,7 @@ TALLIES = pytest.StashKey[list[Tally]]()
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
-    """Counts a target's inputs, and bounds them."""
+    """Count and bound a target's inputs."""
     found = Tally(request.node.name.removeprefix("test_"))
     request.config.stash.setdefault(TALLIES, []).append(found)
     mapped_bytes, limits = _mapped_bytes(), resource.getrlimit(resource.RLIMIT_AS)
@@ -105,12 +109,18 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The table of a run with many inputs."""
+    """Print the table of a run with many inputs."""
     if "FUZZ_INPUTS" not in os.environ:
         return
-    terminalreporter.write_line(f"{'target':<44}{'inputs':>9}{'accepted':>10}{'refused':>9}{'cpu s':>8}{'slowest ms':>12}{'grown MiB':>11}")
+    terminalreporter.write_line(
+        f"{'target':<44}{'inputs':>9}{'accepted':>10}{'refused':>9}"
+        f"{'cpu s':>8}{'slowest ms':>12}{'grown MiB':>11}"
+    )
     for t in config.stash.get(TALLIES, []):
-        figures = f"{t.inputs:>9,}{t.accepted:>10,}{t.refused:>9,}{t.cpu_s:>8.0f}{1000 * t.slowest_s:>12.1f}{t.grown_bytes / 2**20:>11.1f}"
+        figures = (
+            f"{t.inputs:>9,}{t.accepted:>10,}{t.refused:>9,}"
+            f"{t.cpu_s:>8.0f}{1000 * t.slowest_s:>12.1f}{t.grown_bytes / 2**20:>11.1f}"
+        )
         terminalreporter.write_line(f"{t.name[:43]:<44}{figures}")
 
 

@@ -1,4 +1,7 @@
-"""What no file from elsewhere can reach: code, paths, the terminal, secrets. The product's source is part of the evidence."""
+"""Test the limits of any file from elsewhere: it cannot reach code, paths, the terminal or secrets.
+
+Some tests read the product's source for calls that would break such a limit.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +36,39 @@ PRODUCT = {  # selfemo/kernels is a link to kernels/
     for path in sorted((ROOT / room).rglob("*.py"))
     if not path.is_relative_to(ROOT / "selfemo" / "kernels")
 }
-RUNS_CODE = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "marshal.load", "marshal.loads", "shelve.open"}
-UNSAFE = {"yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_all", "pd.read_pickle", "joblib.load", "shutil.unpack_archive"}
-OWN_CONSOLE = {Path(f"selfemo/{name}.py") for name in ("process/plain_console", "commands/doctor", "commands/plan", "commands/eval")}
-"""Files, beside tools/, that may make a rich console with markup: they print no dialogue, answer or label of a file as a plain string."""
+RUNS_CODE = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "marshal.load",
+    "marshal.loads",
+    "shelve.open",
+}
+UNSAFE = {
+    "yaml.load",
+    "yaml.full_load",
+    "yaml.unsafe_load",
+    "yaml.load_all",
+    "pd.read_pickle",
+    "joblib.load",
+    "shutil.unpack_archive",
+}
+OWN_CONSOLE = {
+    Path(f"selfemo/{name}.py")
+    for name in ("process/plain_console", "commands/doctor", "commands/plan", "commands/eval")
+}
+"""Files, beside tools/, that may make a rich console with markup.
+
+They print no dialogue, answer or label of a file as a plain string.
+"""
 HOSTILE = "\x1b]0;owned\x07\x1b[2J[red]x[/red] :joy: \u202egnp.exe\r\nfake: line"
 
 
 def calls() -> Iterator[tuple[Path, ast.Call]]:
-    """Every call in the product's source."""
+    """Find every call in the product's source."""
     for path, tree in PRODUCT.items():
         yield from ((path, node) for node in ast.walk(tree) if isinstance(node, ast.Call))
 
@@ -64,16 +91,24 @@ def test_pickle_is_read_in_one_place() -> None:
     found = set()
     for path, tree in PRODUCT.items():
         names = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        found |= {(str(path), name) for name in names if name.startswith(("pickle.", "dill.", "cloudpickle."))}
+        found |= {
+            (str(path), name) for name in names if name.startswith(("pickle.", "dill.", "cloudpickle."))
+        }
     reads_files = {("selfemo/weights/metadata_pickle.py", "pickle.Unpickler")}
-    reads_memory_of_its_own_fork = {("selfemo/megatron/checkpoint.py", name) for name in ("pickle.dump", "pickle.loads")}
-    times_what_it_pickled_itself = {("tools/scaling/parts.py", name) for name in ("pickle.dumps", "pickle.loads")}
+    reads_memory_of_its_own_fork = {
+        ("selfemo/megatron/checkpoint.py", name) for name in ("pickle.dump", "pickle.loads")
+    }
+    times_what_it_pickled_itself = {
+        ("tools/scaling/parts.py", name) for name in ("pickle.dumps", "pickle.loads")
+    }
     expected = reads_files | reads_memory_of_its_own_fork | times_what_it_pickled_itself
     assert {use for use in found if use[1] != "pickle.UnpicklingError"} == expected
 
 
 class _LooksUpATorchFunction:
-    """What a list of modules instead of a list of names let through: `_get_device_module("load")` is torch.load, unrestricted."""
+    """Reaches torch.load by `_get_device_module("load")`, which a list of modules instead of names
+    would permit.
+    """
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         from torch.distributed.checkpoint.filesystem import _get_device_module
@@ -81,7 +116,9 @@ class _LooksUpATorchFunction:
         return _get_device_module, ("load",)
 
 
-@pytest.mark.parametrize("payload", [_LooksUpATorchFunction(), io.BytesIO(b"x"), torch.load, subprocess.run, print], ids=str)
+@pytest.mark.parametrize(
+    "payload", [_LooksUpATorchFunction(), io.BytesIO(b"x"), torch.load, subprocess.run, print], ids=str
+)
 def test_metadata_names_records_alone(tmp_path: Path, payload: object) -> None:
     (tmp_path / METADATA_NAME).write_bytes(pickle.dumps(payload))
     with pytest.raises(UserError, match=r"not checkpoint metadata \(it asks for "):
@@ -106,25 +143,35 @@ def test_a_message_is_one_printable_line() -> None:
 
 
 def test_consoles_that_read_markup_are_few() -> None:
-    found = {path for path, call in calls() if ast.unparse(call.func) in ("Console", "rich.print", "rich.console.Console")}
+    found = {
+        path
+        for path, call in calls()
+        if ast.unparse(call.func) in ("Console", "rich.print", "rich.console.Console")
+    }
     assert {path for path in found if path.parts[0] != "tools"} == OWN_CONSOLE
 
 
 def test_a_plain_console_prints_what_it_is_given() -> None:
     output = io.StringIO()
-    plain_console(file=output, width=200, force_terminal=True, color_system=None).print("[red]x[/red] :joy: [/]")
+    plain_console(file=output, width=200, force_terminal=True, color_system=None).print(
+        "[red]x[/red] :joy: [/]"
+    )
     assert output.getvalue() == "[red]x[/red] :joy: [/]\n"
 
 
 def test_flywheel_commands_show_hostile_text_as_text(tmp_path: Path) -> None:
     sound = record(1)
     candidate = dataclasses.replace(sound.candidates[0], text=HOSTILE, reading=HOSTILE)
-    tampered = dataclasses.replace(sound, text=HOSTILE, speaker=HOSTILE, reason=HOSTILE, source=HOSTILE, candidates=(candidate,))
+    tampered = dataclasses.replace(
+        sound, text=HOSTILE, speaker=HOSTILE, reason=HOSTILE, source=HOSTILE, candidates=(candidate,)
+    )
     store = FlywheelStore(tmp_path / "flywheel.sqlite", writable=True, labels=("joy", "sadness"))
     store.append([tampered])
     store.close()
     for command in (["list"], ["show", "1"]):
-        result = CliRunner().invoke(cli.app, ["flywheel", command[0], str(tmp_path), *command[1:]], env={"COLUMNS": "400"})
+        result = CliRunner().invoke(
+            cli.app, ["flywheel", command[0], str(tmp_path), *command[1:]], env={"COLUMNS": "400"}
+        )
         assert result.exit_code == 0, result.output
         assert not {"\x1b", "\x07", "\r", "\u202e"} & set(result.output)
         assert "[red]x[/red] :joy:" in result.output
@@ -132,15 +179,33 @@ def test_flywheel_commands_show_hostile_text_as_text(tmp_path: Path) -> None:
 
 
 def test_no_setting_is_a_secret() -> None:
-    """What a run writes down is its configuration; keys and tokens stay in the environment, where the libraries that use them look."""
-    fields = [name for section in dataclasses.asdict(RunConfig()).values() if isinstance(section, dict) for name in section]
-    assert not [name for name in fields if any(word in name for word in ("token_", "api_key", "secret", "password", "credential"))]
+    """Check that no setting is a secret, since a run writes its configuration down.
+
+    Keys and tokens stay in the environment, where the libraries that use them find them.
+    """
+    fields = [
+        name
+        for section in dataclasses.asdict(RunConfig()).values()
+        if isinstance(section, dict)
+        for name in section
+    ]
+    assert not [
+        name
+        for name in fields
+        if any(word in name for word in ("token_", "api_key", "secret", "password", "credential"))
+    ]
 
 
 def test_the_environment_is_read_by_name_and_never_written_down() -> None:
-    """Whole environments go to child processes and to doctor's checks, which look up names in them."""
+    """Allow whole environments only for child processes and for doctor's checks, which look up
+    names in them.
+    """
     for path, call in calls():
-        whole = [argument for argument in (*call.args, *(word.value for word in call.keywords)) if ast.unparse(argument) == "os.environ"]
+        whole = [
+            argument
+            for argument in (*call.args, *(word.value for word in call.keywords))
+            if ast.unparse(argument) == "os.environ"
+        ]
         assert not whole or str(path) == "selfemo/commands/doctor.py", f"{path}:{call.lineno}"
     for path, tree in PRODUCT.items():
         for node in ast.walk(tree):
@@ -148,16 +213,27 @@ def test_the_environment_is_read_by_name_and_never_written_down() -> None:
                 assert node.value is None or ast.unparse(node.value) != "os.environ", f"{path}:{node.lineno}"
 
 
-SECRETS = {name: f"never-shown-{name.lower()}" for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY")}
+SECRETS = {
+    name: f"never-shown-{name.lower()}"
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY")
+}
 
 
 PLAN = ["plan", "--model", "qwen3-4b", "--json", "rollout.kv_cache_bytes=2000000000"]
 
 
-@pytest.mark.parametrize("command", [["doctor", "--json"], PLAN, ["train", "--dry-run", "corpus.name=everyday"]])
-def test_commands_do_not_show_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+@pytest.mark.parametrize(
+    "command", [["doctor", "--json"], PLAN, ["train", "--dry-run", "corpus.name=everyday"]]
+)
+def test_commands_do_not_show_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli.app, command, env=SECRETS)
     assert result.output
     assert not [secret for secret in SECRETS.values() if secret in result.output + str(result.exception)]
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and any(s in path.read_text() for s in SECRETS.values())]
+    assert not [
+        path
+        for path in tmp_path.rglob("*")
+        if path.is_file() and any(s in path.read_text() for s in SECRETS.values())
+    ]

@@ -1,4 +1,4 @@
-"""A checkpoint's manifest that another hand has touched, its digest made to fit again so that the fields behind it are reached."""
+"""Fuzz a checkpoint's manifest, with a digest that fits again so that the fields behind it are read."""
 
 from __future__ import annotations
 
@@ -26,11 +26,16 @@ SOUND = Manifest(
     code={"torch": "2.13.0"},
     files={"rng-00000.safetensors": "00"},
 )
-TOKENS = [f'"{field.name}": '.encode() for field in dataclasses.fields(Manifest)] + [b'"step": ', b'"manifest": ', b'"digest": ', b'"../x"']
+TOKENS = [f'"{field.name}": '.encode() for field in dataclasses.fields(Manifest)] + [
+    b'"step": ',
+    b'"manifest": ',
+    b'"digest": ',
+    b'"../x"',
+]
 
 
 def read(content: bytes) -> Manifest:
-    """As selfemo.run.checkpoints reads it: the documented exception is ValueError, which it tells as a damaged checkpoint."""
+    """Read a manifest as selfemo.run.checkpoints does, which turns ValueError into a damaged checkpoint."""
     try:
         return decode_manifest(content)
     except ValueError as error:
@@ -40,7 +45,11 @@ def read(content: bytes) -> Manifest:
 @fuzz
 def test_checkpoint_manifest(seed: int, tally: Tally) -> None:
     for rng in tally.batch(seed):
-        content = damaged(rng, [SOUND.encode().encode()], TOKENS, most=2) if rng.random() < 0.9 else of_tokens(rng, TOKENS)
+        content = (
+            damaged(rng, [SOUND.encode().encode()], TOKENS, most=2)
+            if rng.random() < 0.9
+            else of_tokens(rng, TOKENS)
+        )
         if rng.random() < 0.7:
             with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                 manifest = json.loads(content)["manifest"]

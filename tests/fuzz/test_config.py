@@ -1,4 +1,4 @@
-"""Configuration files and overrides: whatever comes in, a RunConfig that can be saved and read again comes out, or one line."""
+"""Fuzz configuration files and overrides: the result is a RunConfig that reads back equal, or one line."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from tests.fuzz.conftest import Tally
 from tests.helpers.damage import damaged, fuzz, of_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
-SOUND = [b"seed: 3\ntrain:\n  learning_rate: 1.0e-4\ncorpus: {name: everyday}\n", b"iterations: 2\nmodel: {path: ''}\noutput_dir: runs/x\n"]
-SOUND += [b"\n".join((ROOT / "examples" / "configs" / "quickstart_cpu.yaml").read_bytes().splitlines()[1:12])]  # PyYAML reads 0.2 MB/s
+SOUND = [
+    b"seed: 3\ntrain:\n  learning_rate: 1.0e-4\ncorpus: {name: everyday}\n",
+    b"iterations: 2\nmodel: {path: ''}\noutput_dir: runs/x\n",
+]
+# Few and short: PyYAML reads 0.2 MB/s.
+SOUND += [b"\n".join((ROOT / "examples" / "configs" / "quickstart_cpu.yaml").read_bytes().splitlines()[1:12])]
 FIELDS = [
     f"{section}.{name}" if name else section
     for section, values in dataclasses.asdict(RunConfig()).items()
@@ -36,7 +40,10 @@ TOKENS = [
 
 
 def settles(config: object, rng: random.Random) -> None:
-    """What was accepted is written to the run's config.yaml and read again as itself: tried for some, since PyYAML reads 0.2 MB/s."""
+    """Write a configuration to the run's config.yaml and read it back equal.
+
+    Only some inputs are tried, since PyYAML reads 0.2 MB/s.
+    """
     if isinstance(config, RunConfig) and rng.random() < 0.05:
         saved = Path("saved.yaml")
         saved.write_text(as_yaml(config), encoding="utf-8")

@@ -1,4 +1,7 @@
-"""Corpus files of every format: what a reader lets through is printable and labelled from its set; all else is one line."""
+"""Fuzz corpus files of every format.
+
+Accepted text is printable and has labels of its set; all else is one line.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,52 @@ MELD = (
     b"Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\r\n"
     b'1,"Hi, you",Ana,joy,positive,0,0\r\n2,No.,Ben,anger,negative,0,1\r\n'
 )
-MELD_TOKENS = [b"Dialogue_ID", b"Utterance", b"Emotion", b"\r\n", b'""', b",", b"1,a,Ana,joy,positive,3,4\r\n", b"joy", b"Speaker"]
-OFFICIAL = {"episodes": [{"scenes": [{"scene_id": "s1", "utterances": [{"speakers": ["A", "B"], "transcript": "Hi.", "emotion": "Mad"}]}]}]}
-LISTED = [[{"text": "Hi.", "speaker": "Ana", "label": "Mad"}, {"text": "Oh", "speaker": "Ben", "label": "Sad"}], []]
-EMORY_TOKENS = [
-    f'"{key}": '.encode() for key in ("episodes", "scenes", "scene_id", "utterances", "speakers", "transcript", "emotion", "text")
+MELD_TOKENS = [
+    b"Dialogue_ID",
+    b"Utterance",
+    b"Emotion",
+    b"\r\n",
+    b'""',
+    b",",
+    b"1,a,Ana,joy,positive,3,4\r\n",
+    b"joy",
+    b"Speaker",
 ]
-DIALOGUE = {"id": "a", "turns": [{"speaker": "Ana", "text": "Hi", "labels": ["joy"], "votes": {"joy": 2}}], "meta": {}}
-JSONL_TOKENS = [f'"{key}": '.encode() for key in ("id", "turns", "speaker", "text", "labels", "votes", "joy", "meta")]
-TRANSCRIPT = b"Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.\nM: [BREATHING]\nSes01F_impro01_M000 [007.5650-011.3250]: Do you?\n"
+OFFICIAL = {
+    "episodes": [
+        {
+            "scenes": [
+                {
+                    "scene_id": "s1",
+                    "utterances": [{"speakers": ["A", "B"], "transcript": "Hi.", "emotion": "Mad"}],
+                }
+            ]
+        }
+    ]
+}
+LISTED = [
+    [{"text": "Hi.", "speaker": "Ana", "label": "Mad"}, {"text": "Oh", "speaker": "Ben", "label": "Sad"}],
+    [],
+]
+EMORY_TOKENS = [
+    f'"{key}": '.encode()
+    for key in ("episodes", "scenes", "scene_id", "utterances", "speakers", "transcript", "emotion", "text")
+]
+DIALOGUE = {
+    "id": "a",
+    "turns": [{"speaker": "Ana", "text": "Hi", "labels": ["joy"], "votes": {"joy": 2}}],
+    "meta": {},
+}
+JSONL_TOKENS = [
+    f'"{key}": '.encode() for key in ("id", "turns", "speaker", "text", "labels", "votes", "joy", "meta")
+]
+TRANSCRIPT = (
+    b"Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.\nM: [BREATHING]\n"
+    b"Ses01F_impro01_M000 [007.5650-011.3250]: Do you?\n"
+)
 EVALUATION = (
-    b"% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n[6.2901 - 8.2357]\tSes01F_impro01_F000\tneu\t[2.5000, 2.5000, 2.5000]\n"
+    b"% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
+    b"[6.2901 - 8.2357]\tSes01F_impro01_F000\tneu\t[2.5000, 2.5000, 2.5000]\n"
     b"C-E2:\tNeutral; Anger;\t()\nA-E3:\tval 3; act 2; dom  2;\t()\nC-F1:\tAnger;\t()\n"
 )
 IEMOCAP_TOKENS = [
@@ -48,8 +86,10 @@ IEMOCAP_TOKENS = [
 ]
 
 
-def run(tally: Tally, read: Callable[[], list[Conversation]], content: object, labels: tuple[str, ...]) -> None:
-    """One input, and what holds for whatever was accepted."""
+def run(
+    tally: Tally, read: Callable[[], list[Conversation]], content: object, labels: tuple[str, ...]
+) -> None:
+    """Read one input, and check the properties of all that was accepted."""
     found = tally.try_input(read, content)
     for conversation in [] if isinstance(found, UserError) else found:  # type: ignore[union-attr]
         assert conversation.turns
@@ -62,7 +102,7 @@ def run(tally: Tally, read: Callable[[], list[Conversation]], content: object, l
 
 
 def collects(read: Callable[[Callable[[Problem], None]], object]) -> None:
-    """With a sink that returns, a reader comes to the end of any file."""
+    """Read with a sink that returns: the reader must come to the end of any file."""
     problems: list[Problem] = []
     read(problems.append)
     assert all(str(problem).isprintable() for problem in problems)
@@ -81,18 +121,29 @@ def test_meld_csv(seed: int, tally: Tally, scratch: Path) -> None:
 
 @fuzz
 def test_emorynlp_json(seed: int, tally: Tally, scratch: Path) -> None:
-    path, sound = scratch / "train.json", [json.dumps(OFFICIAL).encode(), json.dumps(LISTED, indent=1).encode()]
+    path, sound = (
+        scratch / "train.json",
+        [json.dumps(OFFICIAL).encode(), json.dumps(LISTED, indent=1).encode()],
+    )
     read = functools.partial(read_emorynlp_split, path, "train")
     for rng in tally.batch(seed):
         content = damaged(rng, sound, EMORY_TOKENS) if rng.random() < 0.9 else of_tokens(rng, EMORY_TOKENS)
         path.write_bytes(content)
-        run(tally, lambda: read(raise_first), content, ("mad", "sad", "neutral", "joyful", "peaceful", "powerful", "scared"))
+        run(
+            tally,
+            lambda: read(raise_first),
+            content,
+            ("mad", "sad", "neutral", "joyful", "peaceful", "powerful", "scared"),
+        )
         collects(read)
 
 
 @fuzz
 def test_jsonl(seed: int, tally: Tally, scratch: Path) -> None:
-    path, sound = scratch / "train.jsonl", [(json.dumps(DIALOGUE) + "\n" + json.dumps(DIALOGUE | {"id": "b"})).encode()]
+    path, sound = (
+        scratch / "train.jsonl",
+        [(json.dumps(DIALOGUE) + "\n" + json.dumps(DIALOGUE | {"id": "b"})).encode()],
+    )
     for rng in tally.batch(seed):
         content = damaged(rng, sound, JSONL_TOKENS) if rng.random() < 0.9 else of_tokens(rng, JSONL_TOKENS)
         path.write_bytes(content)
@@ -121,7 +172,11 @@ def test_iemocap_files(seed: int, tally: Tally, scratch: Path) -> None:
     for rng in tally.batch(seed):
         contents = [TRANSCRIPT, EVALUATION]
         which = rng.randint(0, 1)
-        contents[which] = damaged(rng, [contents[which]], IEMOCAP_TOKENS) if rng.random() < 0.9 else of_tokens(rng, IEMOCAP_TOKENS)
+        contents[which] = (
+            damaged(rng, [contents[which]], IEMOCAP_TOKENS)
+            if rng.random() < 0.9
+            else of_tokens(rng, IEMOCAP_TOKENS)
+        )
         transcript.write_bytes(contents[0])
         evaluation.write_bytes(contents[1])
         run(tally, lambda: read(raise_first), contents[which], labels)
@@ -131,9 +186,11 @@ def test_iemocap_files(seed: int, tally: Tally, scratch: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b'"' + b'\\"' * 500_000,  # a string that is not closed
+        b'"' + b'\\"' * 500_000,  # an unclosed string
         b'{"id": "a", "turns": [' + b",".join(b'{"k": 1}' for _ in range(100_000)) + b"]}",
-        b"{" + b",".join(b'"k%d": 0' % i for i in range(70_000)) + b', "k69999": 1}',  # the last of many keys twice
+        b"{"
+        + b",".join(b'"k%d": 0' % i for i in range(70_000))
+        + b', "k69999": 1}',  # the last of many keys stands twice
         b"a" + b" " * 1_000_000 + b"b",
         b"a[" * 500_000,
         b"[1.0 - 2.0]\tSes01F_impro01_F000\tneu\t[2, 2, 2]\n" + b"C-E1:\tAnger;\t()\n" * 100_000,

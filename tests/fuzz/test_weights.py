@@ -1,4 +1,7 @@
-"""What the converters read from a download: config.json, the index, a safetensors file, a checkpoint's metadata and plain values."""
+"""Fuzz everything that converters read from a download.
+
+That is config.json, the index, a safetensors file, a checkpoint's metadata and its plain values.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,17 @@ CONFIG = {
     "tie_word_embeddings": True,
     "dtype": "float32",
 }
-KEYS = [f'"{key}": '.encode() for key in (*CONFIG, "rope_scaling", "quantization_config", "torch_dtype", "attention_bias", "__metadata__")]
+KEYS = [
+    f'"{key}": '.encode()
+    for key in (
+        *CONFIG,
+        "rope_scaling",
+        "quantization_config",
+        "torch_dtype",
+        "attention_bias",
+        "__metadata__",
+    )
+]
 HEADER_TOKENS = [
     b'"dtype":',
     b'"shape":',
@@ -63,19 +76,19 @@ HEADER_TOKENS = [
 
 @pytest.fixture
 def model(scratch: Path) -> Path:
-    """A directory with a config.json and the weights that it describes."""
+    """Write a directory with a config.json and the weights that it describes."""
     (scratch / "config.json").write_text(json.dumps(CONFIG))
     (scratch / SINGLE_NAME).write_bytes(weights(read_architecture(scratch)))
     return scratch
 
 
 def weights(architecture: Architecture) -> bytes:
-    """A safetensors file of zeros."""
+    """Make a safetensors file of zeros."""
     return save({tensor.name: torch.zeros(tensor.shape) for tensor in hf_tensor_list(architecture)})
 
 
 def look_at(directory: Path) -> None:
-    """What a converter does before it writes: shape, headers, every tensor in place, and its bytes."""
+    """Read as a converter does before it writes: shape, headers, every tensor's place, and its bytes."""
     stored = HfDirectory(directory)
     stored.check(read_architecture(directory))
     for name in stored.tensors:
@@ -101,7 +114,7 @@ def test_safetensors_file(seed: int, tally: Tally, model: Path) -> None:
     for rng in tally.batch(seed):
         if rng.random() < 0.2:
             content = damaged(rng, [whole])
-        else:  # the length fits, so that the edited header is parsed
+        else:  # correct the length, so that the edited header is parsed
             edited = damaged(rng, [header], HEADER_TOKENS)
             content = len(edited).to_bytes(8, "little") + edited + data
         (model / SINGLE_NAME).write_bytes(content)
@@ -111,8 +124,18 @@ def test_safetensors_file(seed: int, tally: Tally, model: Path) -> None:
 @fuzz
 def test_safetensors_index(seed: int, tally: Tally, model: Path) -> None:
     names = [tensor.name for tensor in hf_tensor_list(read_architecture(model))]
-    sound = [json.dumps({"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, SINGLE_NAME)}).encode()]
-    tokens = [b'"weight_map": ', f'"{SINGLE_NAME}"'.encode(), b'"../model.safetensors"', b'"."', b'".."', b'""', f'"{names[0]}": '.encode()]
+    sound = [
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, SINGLE_NAME)}).encode()
+    ]
+    tokens = [
+        b'"weight_map": ',
+        f'"{SINGLE_NAME}"'.encode(),
+        b'"../model.safetensors"',
+        b'"."',
+        b'".."',
+        b'""',
+        f'"{names[0]}": '.encode(),
+    ]
     for rng in tally.batch(seed):
         content = damaged(rng, sound, tokens) if rng.random() < 0.9 else of_tokens(rng, tokens)
         (model / INDEX_NAME).write_bytes(content)
@@ -120,11 +143,18 @@ def test_safetensors_index(seed: int, tally: Tally, model: Path) -> None:
 
 
 def metadata() -> Metadata:
-    """Of one sharded tensor and one object."""
+    """Make the metadata of one sharded tensor and one object."""
     chunks = [ChunkStorageMetadata(torch.Size([row, 0]), torch.Size([2, 4])) for row in (0, 2)]
     tensor = TensorStorageMetadata(TensorProperties(dtype=torch.bfloat16), torch.Size([4, 4]), chunks)
-    places = {MetadataIndex("w", chunk.offsets): _StorageInfo("__0_0.distcp", 64 * i, 64) for i, chunk in enumerate(chunks)}
-    return Metadata({"w": tensor, "o": BytesStorageMetadata()}, None, places | {MetadataIndex("o"): _StorageInfo("__0_0.distcp", 128, 9)})
+    places = {
+        MetadataIndex("w", chunk.offsets): _StorageInfo("__0_0.distcp", 64 * i, 64)
+        for i, chunk in enumerate(chunks)
+    }
+    return Metadata(
+        {"w": tensor, "o": BytesStorageMetadata()},
+        None,
+        places | {MetadataIndex("o"): _StorageInfo("__0_0.distcp", 128, 9)},
+    )
 
 
 @fuzz
@@ -167,7 +197,13 @@ def test_checkpoint_metadata(seed: int, tally: Tally, scratch: Path) -> None:
 @fuzz
 def test_checkpoint_values(seed: int, tally: Tally, scratch: Path) -> None:
     file = io.BytesIO()
-    torch.save({"common": {"iteration": 3, "weight_version": 4, "rng": torch.zeros(4)}, "optimizer": {"param_groups": [{"lr": 0.1}]}}, file)
+    torch.save(
+        {
+            "common": {"iteration": 3, "weight_version": 4, "rng": torch.zeros(4)},
+            "optimizer": {"param_groups": [{"lr": 0.1}]},
+        },
+        file,
+    )
     for rng in tally.batch(seed):
         content = damaged(rng, [file.getvalue()], [b"ctorch\nload\n", b"R", b"PK\x03\x04"], most=3)
         (scratch / COMMON_NAME).write_bytes(content)
@@ -175,7 +211,10 @@ def test_checkpoint_values(seed: int, tally: Tally, scratch: Path) -> None:
 
 
 def test_plain_values_that_end_inside_a_number_are_damaged(scratch: Path) -> None:
-    """Found by `make fuzz`: torch's own unpickler takes four bytes where fewer are left."""
+    """Cut the last number of a file short.
+
+    Found by `make fuzz`: torch's own unpickler takes four bytes even if fewer are left.
+    """
     with zipfile.ZipFile(scratch / COMMON_NAME, "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02J\x01")
         archive.writestr("archive/version", b"3\n")

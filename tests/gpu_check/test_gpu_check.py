@@ -1,4 +1,6 @@
-"""gpu-check without a GPU: what it says and how it exits, that a step which fails or hangs stops no other, and the harness on a CPU."""
+"""Test gpu-check without a GPU: its output and exit status, the isolation of its steps, and the
+harness on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -29,20 +31,28 @@ def python(name: str, program: str, deadline_s: int = 60) -> Step:
 
 
 @needs_no_gpu
-@pytest.mark.parametrize("command", [["make", "--silent", "gpu-check"], [sys.executable, "-m", "tools.gpu_check"]], ids=["make", "module"])
+@pytest.mark.parametrize(
+    "command",
+    [["make", "--silent", "gpu-check"], [sys.executable, "-m", "tools.gpu_check"]],
+    ids=["make", "module"],
+)
 def test_without_a_gpu_every_step_says_so_and_the_status_is_three(command: list[str]) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = result.stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == [*NAMES, "gpu-check"]
     assert all("no NVIDIA GPU" in line for line in lines[:-1])
-    assert result.returncode == (2 if command[0] == "make" else SKIPPED_STATUS)  # make's own status for a recipe that failed
+    # 2 is make's own status for a recipe that failed.
+    assert result.returncode == (2 if command[0] == "make" else SKIPPED_STATUS)
     assert "exit status 3" in lines[-1]
     assert "Traceback" not in result.stderr
 
 
 def test_a_step_that_crashes_or_hangs_stops_no_other_and_says_what_to_send(tmp_path: Path) -> None:
-    """The hanging one has a child that would outlive it."""
-    child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); time.sleep(600)"
+    """Run steps of which one crashes and one hangs; the hanging one has a child that would outlive it."""
+    child = (
+        "import subprocess, sys, time; "
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); time.sleep(600)"
+    )
     said: list[str] = []
     started = time.monotonic()
     outcomes = run_steps(
@@ -71,7 +81,9 @@ def test_the_steps_are_those_promised_each_with_a_deadline_and_what_to_send(tmp_
     for device, gpus in (("cpu", 0), ("cuda", 1), ("cuda", 8)):
         found = steps(machine(tmp_path, device, gpus))
         assert [step.name for step in found] == NAMES
-        assert all(step.deadline_s <= 1800 and step.send_back and step.question.endswith("?") for step in found)
+        assert all(
+            step.deadline_s <= 1800 and step.send_back and step.question.endswith("?") for step in found
+        )
     commands = {step.name: " ".join(step.command) for step in found}
     assert "--nproc-per-node 2" in commands["sync"]
     assert "parallel.tensor=2" in commands["iteration"]
@@ -79,7 +91,10 @@ def test_the_steps_are_those_promised_each_with_a_deadline_and_what_to_send(tmp_
 
 
 def test_the_iterations_settings_are_a_configuration(tmp_path: Path) -> None:
-    """Of both devices: on a GPU machine a wrong key would cost the most expensive step."""
+    """Parse the settings for both devices.
+
+    On a GPU machine a wrong key would cost the most expensive step.
+    """
     from selfemo.commands.preflight import check_layout
     from selfemo.config.load import load_config
 
@@ -111,15 +126,26 @@ def test_the_predictions_are_those_of_the_documentation() -> None:
 
 @pytest.mark.parametrize("arguments", [["--only", "nonsense"], ["--device", "tpu"]])
 def test_wrong_arguments_end_with_two(arguments: list[str]) -> None:
-    result = subprocess.run([sys.executable, "-m", "tools.gpu_check", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-m", "tools.gpu_check", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
 
 
 @needs_no_gpu
 def test_steps_that_a_cpu_can_run_pass_there(tmp_path: Path) -> None:
-    """Two real ones, as processes of the real harness; bench, and those that start engines, are in `make gpu-check-cpu`."""
+    """Run two real steps as processes of the real harness.
+
+    bench, and the steps that start engines, are in `make gpu-check-cpu`.
+    """
     chosen = [step for step in steps(machine(tmp_path)) if step.name in ("kernels", "parity")]
     outcomes = run_steps(chosen, machine(tmp_path), print)
-    assert [outcome.result for outcome in outcomes] == ["passed"] * 2, "\n".join(line for o in outcomes for line in o.tail)
+    assert [outcome.result for outcome in outcomes] == ["passed"] * 2, "\n".join(
+        line for o in outcomes for line in o.tail
+    )
     assert "local layer was compared with transformers alone" in outcomes[1].tail[-1]

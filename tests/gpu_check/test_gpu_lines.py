@@ -1,4 +1,4 @@
-"""docs/gpu.md lists every place that only a GPU reaches, and no place that is gone."""
+"""Test that docs/gpu.md lists every place that only a GPU reaches, and no place that is gone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from pathlib import Path
 
 from tests.helpers.gpu_lines import ROOT, gpu_regions
 
-ROW = re.compile(r"^\| `(?P<file>[\w/.]+\.py)` \| `(?P<region>[\w. ]+)` \| (?P<what>[^|]+) \| (?P<backing>[^|]+) \|$", re.MULTILINE)
+ROW = re.compile(
+    r"^\| `(?P<file>[\w/.]+\.py)` \| `(?P<region>[\w. ]+)` \| (?P<what>[^|]+) \| (?P<backing>[^|]+) \|$",
+    re.MULTILINE,
+)
 ROWS = [match.groupdict() for match in ROW.finditer((ROOT / "docs" / "gpu.md").read_text())]
 
 
 def test_every_gpu_branch_is_listed_once() -> None:
     listed = [(row["file"], row["region"]) for row in ROWS]
-    assert sorted(gpu_regions() - set(listed)) == [], "add these to the table of docs/gpu.md, with what backs them"
+    assert sorted(gpu_regions() - set(listed)) == [], (
+        "add these to the table of docs/gpu.md, with what backs them"
+    )
     assert len(listed) == len(set(listed))
 
 
@@ -32,7 +37,9 @@ def test_every_row_says_what_backs_it() -> None:
 def test_library_sources_that_are_named_exist_in_the_installed_version() -> None:
     import importlib.util
 
-    named = {path for row in ROWS for path in re.findall(r"`((?:torch|megatron|vllm)/[\w/]+\.py)`", row["backing"])}
+    named = {
+        path for row in ROWS for path in re.findall(r"`((?:torch|megatron|vllm)/[\w/]+\.py)`", row["backing"])
+    }
     assert len(named) > 5
     for path in named:
         package, _, rest = path.partition("/")

@@ -1,4 +1,7 @@
-"""From scored groups to training samples: what a group's weight is, and that weights never leak into the ranking inside a group."""
+"""Test the way from scored groups to training samples.
+
+The weight of a group never changes ranks inside it.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,9 @@ def weights(groups, **algorithm):
 
 
 def test_groups_weigh_alike_unless_asked():
-    groups = scored(recognizer_group(RANKED, (RARE,)), responder_group([("a b", "joy"), ("c d", "neutral")], ("joy",)))
+    groups = scored(
+        recognizer_group(RANKED, (RARE,)), responder_group([("a b", "joy"), ("c d", "neutral")], ("joy",))
+    )
     assert weights(groups) == [1.0] * 6
 
 
@@ -46,7 +51,9 @@ def test_frequency_weighs_groups_and_not_samples():
 
 
 def test_nobody_annotated_nothing_to_weigh_by():
-    groups = scored(recognizer_group(RANKED, None), responder_group([("a b", "joy"), ("c d", "neutral")], (RARE,)))
+    groups = scored(
+        recognizer_group(RANKED, None), responder_group([("a b", "joy"), ("c d", "neutral")], (RARE,))
+    )
     assert weights(groups, weight_by_frequency=True) == [1.0] * 6
 
 
@@ -72,14 +79,25 @@ def test_only_self_grpo_weighs_groups(loss):
 def test_normalisation_is_the_presets_unless_named():
     config = RunConfig()
     named = {
-        loss: loss_config(replace(config, algorithm=AlgorithmConfig(loss=loss))).advantage.normalise for loss in ("self_grpo", "dr_grpo")
+        loss: loss_config(replace(config, algorithm=AlgorithmConfig(loss=loss))).advantage.normalise
+        for loss in ("self_grpo", "dr_grpo")
     }
     assert named == {"self_grpo": "std", "dr_grpo": "none"}
-    assert loss_config(replace(config, algorithm=AlgorithmConfig(normalise="leave_one_out"))).advantage.normalise == "leave_one_out"
+    assert (
+        loss_config(replace(config, algorithm=AlgorithmConfig(normalise="leave_one_out"))).advantage.normalise
+        == "leave_one_out"
+    )
 
 
 def test_the_loss_gets_every_choice_of_the_configuration():
-    chosen = AlgorithmConfig(dual_clip=3.0, kl_estimator="k2", kl_beta=0.5, clip_low=0.1, clip_high=0.4, truncated_importance_cap=1.5)
+    chosen = AlgorithmConfig(
+        dual_clip=3.0,
+        kl_estimator="k2",
+        kl_beta=0.5,
+        clip_low=0.1,
+        clip_high=0.4,
+        truncated_importance_cap=1.5,
+    )
     loss = loss_config(RunConfig(algorithm=chosen))
     for name in ("dual_clip", "kl_estimator", "kl_beta", "clip_low", "clip_high", "truncated_importance_cap"):
         assert getattr(loss, name) == getattr(chosen, name)
@@ -87,46 +105,74 @@ def test_the_loss_gets_every_choice_of_the_configuration():
 
 
 def test_components_can_be_normalised_by_themselves():
-    """By hand: each component's deviations in units of its own spread, then the weighted sum; a constant component counts for nothing."""
+    """Compute by hand: each component's deviation over its own spread, then the weighted sum.
+
+    A constant component counts for nothing.
+    """
     (group,) = scored(recognizer_group([*RANKED, ""], (RARE,)))
     weight_of = {"alignment": 1.0, "consistency": 0.2, "format": 0.1}
     wanted = [0.0] * len(group.rewards)
     for name, values in zip(group.names, zip(*group.rewards)):
         if (spread := stdev(values)) > 0:
-            wanted = [total + weight_of[name] * (value - mean(values)) / spread for total, value in zip(wanted, values)]
+            wanted = [
+                total + weight_of[name] * (value - mean(values)) / spread
+                for total, value in zip(wanted, values)
+            ]
     found = [sample.advantage for sample in samples([group], normalise_per_component=True)]
     assert found == pytest.approx(wanted, abs=1e-4)
     assert found != pytest.approx([sample.advantage for sample in samples([group])], abs=0.05)
 
 
 def of_one_matrix(groups: list[ScoredGroup], config: RunConfig) -> list[tuple[float, float]]:
-    """(advantage, weight) of every sample from one matrix with a column for each component of either role, 0 where a role lacks it."""
+    """Compute (advantage, weight) of every sample from one matrix with a column for each component
+    of either role.
+
+    A column is 0 where a role lacks the component.
+    """
     names = ("alignment", "consistency", "expression", "format")
     reward, advantage = config.reward, loss_config(config).advantage
-    weights = (reward.alignment_weight, reward.consistency_weight, reward.expression_weight, reward.format_weight, 0.0)
+    weights = (
+        reward.alignment_weight,
+        reward.consistency_weight,
+        reward.expression_weight,
+        reward.format_weight,
+        0.0,
+    )
     rows, bounds = [], [0]
     for group in groups:
         named = (dict(zip(group.names, row, strict=True)) for row in group.rewards)
-        rows += [(*(row.get(name, 0.0) for name in names), score) for row, score in zip(named, group.scores, strict=True)]
+        rows += [
+            (*(row.get(name, 0.0) for name in names), score)
+            for row, score in zip(named, group.scores, strict=True)
+        ]
         bounds.append(len(rows))
     found = group_advantages(
         torch.tensor(rows, dtype=torch.float32),
         torch.tensor(bounds),
         torch.tensor(weights, dtype=torch.float32),
-        config=advantage if advantage.range_component is None else replace(advantage, range_component=len(names)),
+        config=advantage
+        if advantage.range_component is None
+        else replace(advantage, range_component=len(names)),
     )
     return list(zip(found.advantage_S.tolist(), found.weight_S.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("loss", PRESETS)
 def test_each_roles_own_columns_give_what_one_matrix_of_all_gives_to_the_bit(loss):
-    """Groups of both roles, mixed, of sizes and rewards at random: 300 of each loss."""
+    """Compare random groups of both roles, mixed, of random sizes and rewards: 300 for each loss."""
     rng = random.Random(7)
-    config = RunConfig(algorithm=AlgorithmConfig(loss=loss), reward=RewardConfig(consistency_weight=0.37, format_weight=0.11))
+    config = RunConfig(
+        algorithm=AlgorithmConfig(loss=loss), reward=RewardConfig(consistency_weight=0.37, format_weight=0.11)
+    )
     groups = []
     for _ in range(150):
-        answers = [rng.choice(["", "joy", "anger", "joy, neutral", "neutral, anger"]) for _ in range(rng.randint(2, 9))]
-        replies = [("a b", rng.choice([None, "", "joy", "joy, anger", "neutral"])) for _ in range(rng.randint(2, 5))]
+        answers = [
+            rng.choice(["", "joy", "anger", "joy, neutral", "neutral, anger"])
+            for _ in range(rng.randint(2, 9))
+        ]
+        replies = [
+            ("a b", rng.choice([None, "", "joy", "joy, anger", "neutral"])) for _ in range(rng.randint(2, 5))
+        ]
         groups.append(recognizer_group(answers, rng.choice([None, ("joy",), ("neutral", "anger")])))
         groups.append(responder_group(replies, ("joy", "anger")))
     rng.shuffle(groups)

@@ -1,7 +1,8 @@
-"""What stands in for Transformer Engine's attention where context parallelism is tested on CPU, and the runs that use it.
+"""Replace Transformer Engine's attention where context parallelism is tested on CPU, and run the
+tests' steps with it.
 
-Keys and values of all context ranks are gathered and put in order, and this rank's queries attend to those before them. Which positions
-a rank holds is megatron-core's answer, not the product's.
+Keys and values of all context ranks are gathered and put in order, and this rank's queries attend
+to those before them. megatron-core, not the product, says which positions a rank holds.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from tests.helpers import parity
 from tests.helpers.parity import Options, Trace
 
 OPTIONS = Options(max_tokens=66, long_prompts=2, learning_rate=3e-3)
-"""So few tokens that a micro-batch holds no other sample beside a long prompt. At parity.LEARNING_RATE the first step overshoots, and
-the second gradient shows rounding threefold."""
+"""So few tokens that a micro-batch holds no other sample beside a long prompt.
+
+At parity.LEARNING_RATE the first step overshoots, and the second gradient shows rounding threefold.
+"""
 LAYOUTS = {
     "CP2": (2, ParallelConfig(context=2)),
     "CP2 +DO +recompute": (2, ParallelConfig(context=2, distributed_optimizer=True, recompute=True)),
@@ -36,16 +39,23 @@ LAYOUTS = {
 }
 """Name: (processes, layout)."""
 SLOW = ("CP2 DP2 +DO", "CP2 PP2 VPP2")
-"""What `make test` leaves to `make test-layouts`."""
+"""Layouts that `make test` leaves to `make test-layouts`."""
 
 
 def positions_held(size: int, rank: int, padded_tokens: int) -> torch.Tensor:
-    """Where megatron-core's rotary embedding believes a rank's tokens stand: int64 [padded_tokens / size]."""
-    return _get_thd_freqs_on_this_cp_rank(rank, size, torch.empty(padded_tokens // size), torch.arange(padded_tokens))
+    """Ask megatron-core's rotary embedding for the positions of a rank's tokens: int64
+    [padded_tokens / size].
+    """
+    return _get_thd_freqs_on_this_cp_rank(
+        rank, size, torch.empty(padded_tokens // size), torch.arange(padded_tokens)
+    )
 
 
 class _Gather(torch.autograd.Function):
-    """[T, heads, D] of every context rank -> [size, T, heads, D]; a rank's gradient is the sum of what all of them send it."""
+    """Gathers [T, heads, D] of every context rank to [size, T, heads, D].
+
+    A gradient is the sum over all ranks.
+    """
 
     @staticmethod
     def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
@@ -63,16 +73,27 @@ class _Gather(torch.autograd.Function):
 
 
 class GatheredAttention(torch.nn.Module):
-    """Takes the place of PackedCausalAttention, and its arguments."""
+    """Takes the place and the arguments of PackedCausalAttention."""
 
-    def __init__(self, config: Any, layer_number: int, *_: Any, softmax_scale: float | None = None, **__: Any) -> None:
+    def __init__(
+        self, config: Any, layer_number: int, *_: Any, softmax_scale: float | None = None, **__: Any
+    ) -> None:
         super().__init__()
         self.softmax_scale = softmax_scale
 
     def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, packed_seq_params: PackedSeqParams, **__: Any
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *_: Any,
+        packed_seq_params: PackedSeqParams,
+        **__: Any,
     ) -> torch.Tensor:
-        size, rank = parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank()
+        size, rank = (
+            parallel_state.get_context_parallel_world_size(),
+            parallel_state.get_context_parallel_rank(),
+        )
         lengths = [end - begin for begin, end in pairwise(packed_seq_params.cu_seqlens_q.tolist())]
         local = [length // size for length in lengths]
         assert sum(local) == len(query)
@@ -86,7 +107,12 @@ class GatheredAttention(torch.nn.Module):
             sees = held[rank][:, None] >= torch.arange(length)
             outputs.append(
                 torch.nn.functional.scaled_dot_product_attention(
-                    q.transpose(0, 1)[None], whole_k, whole_v, attn_mask=sees, scale=self.softmax_scale, enable_gqa=True
+                    q.transpose(0, 1)[None],
+                    whole_k,
+                    whole_v,
+                    attn_mask=sees,
+                    scale=self.softmax_scale,
+                    enable_gqa=True,
                 )[0]
             )
         return torch.cat(outputs, dim=1).transpose(0, 1).reshape(len(query), -1)
@@ -94,29 +120,33 @@ class GatheredAttention(torch.nn.Module):
 
 @contextmanager
 def gathered_attention() -> Iterator[None]:
-    """Models built inside have GatheredAttention."""
+    """Build models inside with GatheredAttention."""
     with patch.object(layer_spec, "PackedCausalAttention", GatheredAttention):
         yield
 
 
 def three_steps(hf_dir: str, parallel: ParallelConfig, options: Options) -> Trace:
-    """parity.three_steps below the CPU's refusal."""
+    """Run parity.three_steps without the CPU's refusal."""
     with gathered_attention():
         return parity.three_steps(hf_dir, parallel, options, enter_layout)
 
 
 def three_sft_steps(hf_dir: str, parallel: ParallelConfig, options: Options) -> Trace:
-    """parity.three_sft_steps below the CPU's refusal."""
+    """Run parity.three_sft_steps without the CPU's refusal."""
     with gathered_attention():
         return parity.three_sft_steps(hf_dir, parallel, options, enter_layout)
 
 
 def logprobs(hf_dir: str, parallel: ParallelConfig, options: Options) -> dict[tuple[int, int], float]:
-    """This rank's logprobs by (sample, place in its completion)."""
+    """Compute this rank's logprobs by (sample, place in its completion)."""
     with gathered_attention(), parity.learner(hf_dir, parallel, options, enter_layout) as model:
         plan = model.plan(parity.samples(model.architecture.vocab_size, options.long_prompts))
         found = {}
         for batch, logprob_N in zip(plan, model.logprobs(plan)):
-            places = [(index, place) for index, here in zip(batch.sample_indices, batch.target_places) for place in here]
+            places = [
+                (index, place)
+                for index, here in zip(batch.sample_indices, batch.target_places)
+                for place in here
+            ]
             found.update(zip(places, logprob_N.tolist(), strict=True))
         return found

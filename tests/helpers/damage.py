@@ -1,7 +1,8 @@
-"""Inputs to fuzz with: sound files with a few edits, so that they reach past the first check, and text from a format's own tokens.
+"""Make inputs to fuzz with: sound files with a few edits, and text from a format's own tokens.
 
-hypothesis draws the seed of a batch and a plain generator draws the batch from it: a hundred thousand inputs then cost minutes, and
-a failure names a seed that brings it back.
+A few edits leave a file sound enough to pass the first check. hypothesis draws the seed of a batch,
+and a plain generator draws the batch from it: a hundred thousand inputs then cost minutes, and a
+failure names a seed that reproduces it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,36 @@ BATCH = 100
 """Inputs per seed."""
 
 NOISE = (
-    *(b"\x00", b"\n", b"\r\n", b" ", b"\t", b"\x1b[31m", b"\x1b]0;x\x07", b"\x7f", b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xef\xbb\xbf"),
+    *(
+        b"\x00",
+        b"\n",
+        b"\r\n",
+        b" ",
+        b"\t",
+        b"\x1b[31m",
+        b"\x1b]0;x\x07",
+        b"\x7f",
+        b"\xff",
+        b"\xc0\x80",
+        b"\xed\xa0\x80",
+        b"\xef\xbb\xbf",
+    ),
     *(char.encode() for char in "\u202e\u2028\u00a0\u200d\u0301\u0130\u00df\U0001f600"),
-    *(b"[red]", b"[/]", b"<|im_end|>", b"<script>", b"$(id)", b"../../", b"/etc/passwd", b"%00", b'"', b"'", b"\\", b"\\ud800", b"\\u0000"),
+    *(
+        b"[red]",
+        b"[/]",
+        b"<|im_end|>",
+        b"<script>",
+        b"$(id)",
+        b"../../",
+        b"/etc/passwd",
+        b"%00",
+        b'"',
+        b"'",
+        b"\\",
+        b"\\ud800",
+        b"\\u0000",
+    ),
     *(
         b"{",
         b"}",
@@ -43,15 +71,29 @@ NOISE = (
         b"{}",
         b"[]",
     ),
-    *(b"0", b"-1", b"1e999", b"NaN", b"Infinity", b"1.5", b"18446744073709551616", b"2026-99-99", b"0x", b"1:2", b"7", b'"a"'),
+    *(
+        b"0",
+        b"-1",
+        b"1e999",
+        b"NaN",
+        b"Infinity",
+        b"1.5",
+        b"18446744073709551616",
+        b"2026-99-99",
+        b"0x",
+        b"1:2",
+        b"7",
+        b'"a"',
+    ),
 )
 """Pieces that mean something to some parser or terminal."""
 BULK = (b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"a" * 20_000, b"/" * 300, b"\\" * 3000, b'"a",' * 3000)
-"""Pieces that try limits; rarer, since they take most of the time."""
+"""Pieces that try limits; drawn less often, since they take most of the time."""
 
 
 def damaged(rng: random.Random, sound: Sequence[bytes], tokens: Sequence[bytes] = (), most: int = 4) -> bytes:
-    """One of `sound` after up to `most` edits: a piece inserted, a range cut, copied or overwritten, a bit flipped.
+    """Copy one of `sound` with up to `most` edits: a piece inserted, a range cut, copied or
+    overwritten, a bit flipped.
 
     Args:
         tokens: pieces of the format, beside NOISE.
@@ -76,7 +118,7 @@ def damaged(rng: random.Random, sound: Sequence[bytes], tokens: Sequence[bytes] 
 
 
 def of_tokens(rng: random.Random, tokens: Sequence[bytes], most: int = 12) -> bytes:
-    """Tokens and noise in any order."""
+    """Join tokens and noise in any order."""
     return b"".join(_piece(rng, tokens) for _ in range(rng.randint(0, most)))
 
 
@@ -89,12 +131,12 @@ def _piece(rng: random.Random, tokens: Sequence[bytes]) -> bytes:
 
 
 def fuzz(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test, whose argument `rng` stands for a batch, until it has had INPUTS inputs."""
+    """Run a test until it has had INPUTS inputs; its argument `rng` stands for a batch."""
     batches: Any = settings(
         max_examples=-(-INPUTS // BATCH),
         deadline=None,
         database=None,
-        phases=[Phase.generate],  # a smaller seed is no simpler input
+        phases=[Phase.generate],  # do not shrink: a smaller seed is no simpler input
         suppress_health_check=list(HealthCheck),
         derandomize="FUZZ_INPUTS" not in os.environ,
     )

@@ -1,8 +1,10 @@
-"""One rank of a test process group: joins gloo once, then runs whatever functions its parent sends until the parent is gone.
+"""Run one rank of a test process group: join gloo once, then run the functions that the parent
+sends.
 
-Forked for distributed.py with torchrun's environment variables. It never outlives the test session: a thread reads the lifeline
-pipe, whose other end only the parent holds, and at end of file kills the whole process group, children such as Megatron's
-checkpoint manager included. A thread does this, because the main one may hang in a collective.
+Forked for distributed.py with torchrun's environment variables. It never outlives the test session:
+a thread reads the lifeline pipe, whose other end only the parent holds, and at end of file kills
+the whole process group, children such as Megatron's checkpoint manager included. A thread does
+this, because the main one may hang in a collective.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any
 def serve(pipe: Connection, lifeline: Connection) -> None:
     """Serve calls over the pipe; each reply is (succeeded, pickled result or formatted traceback)."""
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the parent asks a hanging rank where it is
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the parent asks a hanging rank for its stacks
     try:
         _join_group()
         result = None
@@ -35,7 +37,9 @@ def serve(pipe: Connection, lifeline: Connection) -> None:
             result = _run(_next_call(pipe))
     except BaseException:  # SystemExit and pytest's outcomes too: the parent must hear of every end
         pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))
-        _next_call(pipe)  # never comes: wait to be killed, as peers would report a closed connection as failures of their own
+        # Wait to be killed: if this rank left, its peers would report the closed connection as
+        # failures.
+        _next_call(pipe)
         raise
 
 
@@ -60,15 +64,21 @@ def _run(call: bytes) -> Any:
 
     module_name, path, qualname, pickled_args = pickle.loads(call)
     function: Callable[..., Any] = attrgetter(qualname)(_import(module_name, path))
-    args = pickle.loads(pickled_args)  # after the import: an argument may be of a class that the test module defines
-    # A model left in a reference cycle keeps Megatron's groups, and every gloo group has a thread that wakes a hundred times a second.
+    # Unpickle after the import: an argument may be of a class that the test module defines.
+    args = pickle.loads(pickled_args)
+    # A model in a reference cycle keeps Megatron's groups, and the thread of every gloo group wakes
+    # a hundred times a second.
     gc.collect()
-    torch.distributed.barrier()  # a collective that the last call left unmatched shows here, not inside the next function
+    # Show here, not in the next function, a collective that the last call left unmatched.
+    torch.distributed.barrier()
     return function(*args)
 
 
 def _import(module_name: str, path: str) -> Any:
-    """The module at `path` under its own name. Test modules are in no package, so they are loaded by path; others by name."""
+    """Import the module at `path` under its own name.
+
+    Test modules are in no package, so they are loaded by path; others by name.
+    """
     if module_name in sys.modules:
         return sys.modules[module_name]
     if not module_name.split(".")[0].startswith("test"):

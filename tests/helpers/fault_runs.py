@@ -1,4 +1,4 @@
-"""Launches small runs with faults, and tells two finished runs apart down to the last bit."""
+"""Launch small runs with faults, and compare two finished runs to the last bit."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.helpers import forked
 ROOT = forked.ROOT
 CONFIG = "tests/faults/tiny.yaml"
 LAYOUTS = {"TP2": ("parallel.tensor=2",), "DP2": ("parallel.distributed_optimizer=true",)}
-"""Two processes each."""
+"""Layouts of two processes each."""
 GRACE_S = 30.0
-"""torchrun's own time between SIGTERM and SIGKILL."""
+"""Seconds between torchrun's SIGTERM and its SIGKILL."""
 POLL_S = 0.1
 TIMINGS = ("seconds",)
 TIMED_EVENTS = ("phases",)
@@ -29,34 +29,48 @@ TIMED_EVENTS = ("phases",)
 
 @dataclass(frozen=True)
 class Ended:
-    """How a launch ended."""
+    """The end of a launch."""
 
     codes: list[int]
     """Exit status by rank; -9 for a kill."""
     output: str
-    """What its processes wrote to the terminal."""
+    """Terminal output of its processes."""
     at: float
-    """When the last of them ended, as time.time()."""
+    """Time of the last process's end, as time.time()."""
 
 
 class Launcher:
-    """Runs `selfemo train` on a few processes, and ends them as torchrun does: after a failure the others get SIGTERM, then SIGKILL.
+    """Runs `selfemo train` on a few processes, and ends them as torchrun does.
 
-    tests/faults/test_torchrun.py does it under torchrun itself.
+    After a failure the others get SIGTERM, then SIGKILL. tests/faults/test_torchrun.py has torchrun
+    itself.
     """
 
     def __init__(self, logs: Path) -> None:
         self._logs, self._launches = logs, 0
 
-    def run(self, run: Path, *overrides: str, world_size: int = 2, faults: list[dict[str, Any]] | None = None) -> Ended:
-        """A launch from start to end."""
+    def run(
+        self, run: Path, *overrides: str, world_size: int = 2, faults: list[dict[str, Any]] | None = None
+    ) -> Ended:
+        """Run a launch from start to end."""
         self._launches += 1
         output = self._logs / f"{self._launches}.log"
         arguments = ["train", "--config", CONFIG, f"output_dir={run}", *overrides]
-        world = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        world = {
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
         world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         ranks = [
-            forked.start(_rank, arguments, faults or [], environment={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)}, output=output)
+            forked.start(
+                _rank,
+                arguments,
+                faults or [],
+                environment={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                output=output,
+            )
             for rank in range(world_size)
         ]
         ended_at = _wait(ranks)
@@ -71,7 +85,7 @@ def _rank(arguments: list[str], faults: list[dict[str, Any]]) -> None:
 
 
 def _wait(ranks: list[ForkServerProcess]) -> float:
-    """When the last of them ended."""
+    """Wait for the processes; returns the time when the last of them ended."""
     deadline: float | None = None
     while alive := [rank for rank in ranks if rank.exitcode is None]:
         if deadline is None and any(rank.exitcode for rank in ranks):
@@ -86,7 +100,7 @@ def _wait(ranks: list[ForkServerProcess]) -> float:
 
 
 def finish(launcher: Launcher, run: Path, untouched: Path) -> Ended:
-    """Give the same command again, to the end, and to the same bits."""
+    """Give the same command again, to the end, and compare the bits."""
     ended = launcher.run(run, *LAYOUTS["TP2"])
     assert ended.codes == [0, 0], ended.output
     one, other = fingerprint(untouched), fingerprint(run)
@@ -95,7 +109,7 @@ def finish(launcher: Launcher, run: Path, untouched: Path) -> Ended:
 
 
 def ends_in_time(launcher: Launcher, run: Path, fault: dict[str, Any], deadline_s: int) -> str:
-    """Strike, and see every rank end within the deadline and ten seconds; returns what the ranks said of it."""
+    """Strike, and see every rank end within the deadline and ten seconds; returns the ranks' output."""
     ended = launcher.run(run, *LAYOUTS["TP2"], f"timeout_s={deadline_s}", faults=[fault])
     assert all(ended.codes), ended.output
     struck = float((run / "logs" / "struck").read_text())
@@ -106,7 +120,7 @@ def ends_in_time(launcher: Launcher, run: Path, fault: dict[str, Any], deadline_
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """Find a port on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -114,24 +128,32 @@ def free_port() -> int:
 
 
 def fingerprint(run: Path) -> dict[str, str]:
-    """Digests of everything a finished run holds, timings aside: equal ones mean equal runs."""
+    """Digest everything a finished run holds except times: equal digests mean equal runs."""
     last = sorted(run.glob("checkpoints/iteration-*"))[-1]
     found = {
         "export": digest((run / "model" / "model.safetensors").read_bytes()),
         "samples": digest((run / "samples.jsonl").read_bytes()),
-        "metrics": digest(json.dumps([without_timings(e) for e in _events(run) if e["event"] not in TIMED_EVENTS]).encode()),
-        "summary": digest(json.dumps(without_timings(json.loads((run / "summary.json").read_text()))).encode()),
+        "metrics": digest(
+            json.dumps([without_timings(e) for e in _events(run) if e["event"] not in TIMED_EVENTS]).encode()
+        ),
+        "summary": digest(
+            json.dumps(without_timings(json.loads((run / "summary.json").read_text()))).encode()
+        ),
         "flywheel": digest(_rows(run / "flywheel.sqlite").encode()),
         "manifest": digest(json.dumps(_manifest(last)).encode()),
     }
     for path in sorted(last.glob("rng-*")):
         found[path.name] = digest(path.read_bytes())
-    reference = {f"reference {name}": value for name, value in tensors(run / "checkpoints" / "reference").items()}
+    reference = {
+        f"reference {name}": value for name, value in tensors(run / "checkpoints" / "reference").items()
+    }
     return found | tensors(last) | reference
 
 
 def tensors(checkpoint: Path) -> dict[str, str]:
-    """Digest of every tensor of a distributed checkpoint: weights and optimizer moments, assembled from their shards; and of the step."""
+    """Digest every tensor of a distributed checkpoint: weights and optimizer moments, assembled
+    from shards, and the step.
+    """
     import torch
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -140,15 +162,22 @@ def tensors(checkpoint: Path) -> dict[str, str]:
     from selfemo.weights.torch_dist import read_common
 
     entries = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    state = {name: torch.empty(e.size, dtype=e.properties.dtype) for name, e in entries.items() if isinstance(e, TensorStorageMetadata)}
+    state = {
+        name: torch.empty(e.size, dtype=e.properties.dtype)
+        for name, e in entries.items()
+        if isinstance(e, TensorStorageMetadata)
+    }
     load(state, storage_reader=FileSystemReader(checkpoint), no_dist=True)
-    found = {f"tensor {name}": digest(tensor.contiguous().view(torch.uint8).numpy().tobytes()) for name, tensor in state.items()}
+    found = {
+        f"tensor {name}": digest(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        for name, tensor in state.items()
+    }
     common = read_common(checkpoint)
     return found | {"optimizer groups and step": digest(repr(common).encode())}
 
 
 def without_timings(value: Any) -> Any:
-    """JSON without what a clock decides."""
+    """Remove from JSON the values that a clock decides."""
     if isinstance(value, dict):
         timed = (*TIMINGS, "seconds_mean", "tokens_per_second", "output_dir", "metrics_bytes")
         return {name: without_timings(inner) for name, inner in value.items() if name not in timed}
@@ -156,14 +185,18 @@ def without_timings(value: Any) -> Any:
 
 
 def digest(content: bytes) -> str:
-    """Short, for a table of differences."""
+    """Shorten a digest for a table of differences."""
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def _manifest(checkpoint: Path) -> Any:
-    """Without what names files (their metadata holds the temporary name) and settings that change nothing."""
+    """Read a manifest without file names (metadata holds temporary ones) and without settings that
+    change nothing.
+    """
     content = json.loads((checkpoint / "manifest.json").read_text())["manifest"]
-    return without_timings({name: value for name, value in content.items() if name not in ("files", "reference", "config")})
+    return without_timings(
+        {name: value for name, value in content.items() if name not in ("files", "reference", "config")}
+    )
 
 
 def _events(run: Path) -> list[dict[str, Any]]:
@@ -173,5 +206,6 @@ def _events(run: Path) -> list[dict[str, Any]]:
 def _rows(path: Path) -> str:
     with closing(sqlite3.connect(path)) as store:
         return "\n".join(
-            repr(store.execute(f"select * from {table}").fetchall()) for table in ("records", "details", "totals", "label_set")
+            repr(store.execute(f"select * from {table}").fetchall())
+            for table in ("records", "details", "totals", "label_set")
         )

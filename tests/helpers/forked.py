@@ -1,7 +1,8 @@
-"""Starts ranks by forking a process that has imported torch, Megatron and vLLM, which costs each new process 20 to 40 s of CPU.
+"""Start ranks by forking a process that has imported torch, Megatron and vLLM.
 
-The process is multiprocessing's fork server: it lives as long as the test session, starts at the first rank, and never runs a test
-itself. A rank has a session and an environment of its own, and writes what it prints to a file.
+These imports would cost each new process 20 to 40 s of CPU. The forked process is multiprocessing's
+fork server: it lives as long as the test session, starts at the first rank, and never runs a test
+itself. A rank has a session and an environment of its own, and writes its output to a file.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.helpers.preloaded"])
 
 
-def start(function: Callable[..., Any], *args: Any, environment: Mapping[str, str], output: Path) -> ForkServerProcess:
-    """`function(*args)` in a process of its own, whose exit status is that of the SystemExit it raises, else 0 or 1.
+def start(
+    function: Callable[..., Any], *args: Any, environment: Mapping[str, str], output: Path
+) -> ForkServerProcess:
+    """Run `function(*args)` in a process of its own.
+
+    Its exit status is that of the SystemExit it raises, else 0 or 1.
 
     Args:
         environment: added to this process's, whose PYTHONPATH has the checkout first.
-        output: where stdout and stderr go, at the end of what is there.
+        output: file to which stdout and stderr are appended.
     """
     python_path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
     with patch.dict(os.environ, PYTHONPATH=python_path):  # the server finds the modules to import by it
@@ -37,7 +42,9 @@ def start(function: Callable[..., Any], *args: Any, environment: Mapping[str, st
     return process
 
 
-def _run(environment: dict[str, str], output: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _run(
+    environment: dict[str, str], output: str, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     os.setsid()
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)

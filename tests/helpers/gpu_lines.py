@@ -1,4 +1,4 @@
-"""Finds every place in the product that asks for a GPU, for the comparison with docs/gpu.md."""
+"""Find every place in the product that asks for a GPU, for the comparison with docs/gpu.md."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ ATTRIBUTES = frozenset({"is_cuda", "cuda"})
 
 
 def gpu_regions() -> set[tuple[str, str]]:
-    """(file, function or class or "module level") that names "cuda" or "nccl", uses torch.cuda, asks is_cuda, or is a Triton kernel."""
+    """Find (file, function or class or "module level") of every place that is for a GPU.
+
+    It names "cuda" or "nccl", uses torch.cuda, asks is_cuda, or is a Triton kernel.
+    """
     found: set[tuple[str, str]] = set()
     for package in PRODUCT:
         for path in sorted((ROOT / package).rglob("*.py")):
             if not path.relative_to(ROOT).is_relative_to("selfemo/kernels"):  # a link to kernels/
                 name = path.relative_to(ROOT).as_posix()
-                found |= {(name, region) for region in _regions(ast.parse(path.read_text(encoding="utf-8")), ())}
+                found |= {
+                    (name, region) for region in _regions(ast.parse(path.read_text(encoding="utf-8")), ())
+                }
     return found
 
 

@@ -1,4 +1,4 @@
-"""Groups made by hand."""
+"""Make groups by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONTEXT = turns("Ann: how was it", "Bo: we finally won the cup")
 
 
 def reading(text: str) -> Reading:
-    """An answer, or a format failure for the empty text."""
+    """Make an answer, or a format failure from the empty text."""
     return Answer(tuple(text.split(", "))) if text else FormatFailure("empty")
 
 
@@ -35,11 +35,18 @@ def recognizer_group(
 
 
 def responder_group(
-    replies: Sequence[tuple[str, str | None]], target: tuple[str, ...], *, turn: int = 0, context: Sequence[Turn] = CONTEXT
+    replies: Sequence[tuple[str, str | None]],
+    target: tuple[str, ...],
+    *,
+    turn: int = 0,
+    context: Sequence[Turn] = CONTEXT,
 ) -> Group:
-    """(text, what was read in it); None stands for a reply that a gate stopped."""
+    """Make a group from (text, the emotions read in it); None stands for a reply that a gate stopped."""
     readings = [None if read is None else reading(read) for _, read in replies]
-    samples = [_sample(i, text, readings[i], () if readings[i] is not None else ("leak",)) for i, (text, _) in enumerate(replies)]
+    samples = [
+        _sample(i, text, readings[i], () if readings[i] is not None else ("leak",))
+        for i, (text, _) in enumerate(replies)
+    ]
     return _group("responder", context, samples, [r for r in readings if r is not None], None, target, turn)
 
 

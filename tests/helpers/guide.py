@@ -1,4 +1,4 @@
-"""The code blocks of docs/extending.md."""
+"""Find the code blocks of docs/extending.md."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 
 
 def example(file: str) -> str:
-    """The code block whose first line is a comment that says `file`."""
+    """Find the code block whose first line is a comment that names `file`."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     return next(block for block in blocks if block.startswith(f"# {file}\n"))
 
 
 def entry(file: str, names: Mapping[str, Any]) -> Any:
-    """A block that is to stand in a tuple or a dict, evaluated among a module's names: that tuple, or that dict."""
+    """Evaluate a block that belongs in a tuple or a dict, among a module's names.
+
+    Returns that tuple or dict.
+    """
     _, source = example(file).split("\n", 1)
     return eval(f"{{{source}}}" if source.startswith('"') else f"({source},)", dict(names))

@@ -1,4 +1,4 @@
-"""Random packed micro-batches, built the same way wherever a test runs (this process, a rank, or Triton's interpreter)."""
+"""Make random packed micro-batches, the same in this process, on a rank, and in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers import kernel_oracle as oracle
 
 @dataclass(frozen=True)
 class Case:
-    """One packed micro-batch with everything the loss can be given."""
+    """One packed micro-batch with everything that the loss can take."""
 
     logits_TV: Tensor
     targets_T: Tensor
@@ -39,10 +39,11 @@ def make_case(
     temperature: float = 1.0,
     spread: float = 0.3,
 ) -> Case:
-    """Logits scale * N(0, 1) + shift; old, reference and rollout logprobs within about `spread` of the true ones.
+    """Draw logits as scale * N(0, 1) + shift.
 
-    About a third of the tokens are masked, all of the second sequence's among them (a dummy). Columns past `vocab_size` hold
-    large values, so that a kernel that reads padding fails.
+    Old, reference and rollout logprobs are within about `spread` of the true ones. About a third of the
+    tokens are masked, all of the second sequence's among them (a dummy). Columns past `vocab_size`
+    hold large values, so that a kernel that reads padding fails.
     """
     generator = torch.Generator().manual_seed(seed)
     tokens = sum(lengths)

@@ -1,6 +1,8 @@
-"""The truth that the kernels are held against: the same mathematics in fp64, written the long way, differentiated by autograd.
+"""Compute in fp64 the values that the kernels must match, in the plainest form, differentiated by
+autograd.
 
-Nothing here is shared with the implementation: no chunks, no shards, no derivatives by hand. It is imported by tests alone.
+Nothing here is shared with the implementation: no chunks, no shards, no derivatives by hand. Only
+tests import it.
 """
 
 from __future__ import annotations
@@ -24,14 +26,16 @@ class Truth:
     ratio_T: Tensor
 
 
-def distribution(logits_TV: Tensor, targets_T: Tensor, temperature: float, vocab_size: int | None) -> tuple[Tensor, Tensor]:
-    """log p(target) and entropy."""
+def distribution(
+    logits_TV: Tensor, targets_T: Tensor, temperature: float, vocab_size: int | None
+) -> tuple[Tensor, Tensor]:
+    """Compute log p(target) and entropy."""
     log_p = torch.log_softmax(logits_TV[:, :vocab_size] / temperature, -1)
     return log_p.gather(1, targets_T.long()[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
 
 def advantages(rewards_SC: Tensor, group_ptr: Tensor, weights_C: Tensor, config: AdvantageConfig) -> Tensor:
-    """fp64 [S], ungated."""
+    """Compute advantages, fp64 [S], ungated."""
     rewards_SC, weights_C = rewards_SC.double(), weights_C.double()
     columns = [rewards_SC @ weights_C] if not config.per_component else list(rewards_SC.unbind(1))
     factors = [1.0] if not config.per_component else weights_C.tolist()
@@ -66,7 +70,7 @@ def loss(
     mask_T: Tensor | None = None,
     vocab_size: int | None = None,
 ) -> Truth:
-    """The loss sequence by sequence, token by token."""
+    """Compute the loss sequence by sequence, token by token."""
     logits_TV = logits_TV.detach().double().requires_grad_()
     logprob_T, entropy_T = distribution(logits_TV, targets_T, config.temperature, vocab_size)
     mask_T = torch.ones_like(targets_T, dtype=torch.bool) if mask_T is None else mask_T
@@ -82,11 +86,15 @@ def loss(
             log_ratio = log_ratio.mean().expand_as(log_ratio)
         ratio = log_ratio.exp()
         advantage = float(advantage_S[s])
-        policy = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - config.clip_low, 1 + config.clip_high))
+        policy = torch.maximum(
+            -advantage * ratio, -advantage * ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+        )
         if config.dual_clip is not None and advantage < 0:
             policy = policy.clamp(max=-advantage * config.dual_clip)
         if rollout_T is not None and config.truncated_importance_cap is not None:
-            policy = policy * (old - rollout_T[keep].double()).exp().clamp(max=config.truncated_importance_cap)
+            policy = policy * (old - rollout_T[keep].double()).exp().clamp(
+                max=config.truncated_importance_cap
+            )
         token = policy - config.entropy_weight * entropy_T[keep]
         if ref_T is not None:
             d = ref_T[keep].double() - logp
@@ -107,12 +115,14 @@ def loss(
 
 
 def worst(got: Tensor, expected: Tensor) -> float:
-    """Largest error relative to max(1, |expected|)."""
+    """Return the largest error relative to max(1, |expected|)."""
     expected = expected.double()
     return float(((got.double() - expected).abs() / expected.abs().clamp(min=1.0)).max())
 
 
 def worst_of_scale(got: Tensor, expected: Tensor) -> float:
-    """Largest error relative to the largest expected magnitude: for gradients, whose scale is the loss's."""
+    """Return the largest error relative to the largest expected magnitude: for gradients, which
+    scale with the loss.
+    """
     expected = expected.double()
     return float((got.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30))

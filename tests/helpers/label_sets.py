@@ -1,4 +1,4 @@
-"""The label sets of the supported corpora, as their readers have them."""
+"""List the label sets of the supported corpora, as their readers have them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A small policy: logits for every completion token of some groups, and the gradient that the real advantages and loss give them."""
+"""Train a small policy: logits for every completion token of some groups.
+
+Its gradient is that of the real advantages and the real loss.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from tests.helpers.scripted import LABELS
 
 
 def gradients(groups: Sequence[Group], config: RunConfig) -> list[torch.Tensor]:
-    """Gradient [tokens, vocabulary] of each sample's logits, groups in order, at the policy that sampled: no KL, no old policy."""
+    """Compute the gradient [tokens, vocabulary] of each sample's logits, groups in order.
+
+    The policy is the one that sampled: no KL, no old policy.
+    """
     scored = [score_group(group, config.reward, SCORE, dict.fromkeys(LABELS, 1.0)) for group in groups]
     samples = training_samples(with_advantages(scored, config))
     lengths = [len(sample.completion_ids) for sample in samples]

@@ -1,4 +1,7 @@
-"""Bytes of tensors that come alive inside a block: what "extra memory" means on a device without an allocator to ask."""
+"""Count bytes of tensors that are created in a block and still alive.
+
+It stands for extra memory on a device whose allocator keeps no count.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts storages that operators create and that are still referenced; `peak_bytes` is the most at any time."""
+    """Counts storages that operators create and that are still referenced.
+
+    `peak_bytes` is the most at any time.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,7 +24,9 @@ class LiveBytes(TorchDispatchMode):
         self._live_bytes = 0
         self._seen: dict[int, int] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         inputs = {value.untyped_storage()._cdata for value in args if isinstance(value, torch.Tensor)}
         for value in result if isinstance(result, tuple | list) else (result,):

@@ -1,6 +1,8 @@
-"""A run directory made in a second: scripted self-play through the real rooms, and records in the form the journal writes.
+"""Make a run directory in a second: scripted self-play through the real code, and records as the
+journal writes them.
 
-Names and texts are hostile on purpose: whatever a corpus or a model writes must come out as text.
+Names and texts contain markup on purpose: everything that a corpus or a model writes must come out
+as text.
 """
 
 from __future__ import annotations
@@ -14,7 +16,15 @@ from typing import Any
 from selfemo.config.checks import initialised_architecture
 from selfemo.config.layout import layout_of
 from selfemo.config.load import as_yaml
-from selfemo.config.schema import CorpusConfig, FlywheelConfig, ModelConfig, ParallelConfig, RewardConfig, RunConfig, SelfPlayConfig
+from selfemo.config.schema import (
+    CorpusConfig,
+    FlywheelConfig,
+    ModelConfig,
+    ParallelConfig,
+    RewardConfig,
+    RunConfig,
+    SelfPlayConfig,
+)
 from selfemo.corpora.conversation import Corpus
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.planning.trainer_bytes import trainer_bytes
@@ -27,36 +37,62 @@ from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.transitions import TransitionPrior
 from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator, conversation
 
-HOSTILE = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'> {{ 7 * 7 }} </style> &amp; \"quoted\""
+HOSTILE = (
+    "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'> "
+    '{{ 7 * 7 }} </style> &amp; "quoted"'
+)
 SPEAKER = "<b>Ann</b>"
 ITERATIONS = 5
 PLAY = SelfPlayConfig(
-    seeds_per_iteration=4, turns=2, recognizer_group_size=4, responder_group_size=2, max_answer_tokens=20, max_utterance_tokens=160
+    seeds_per_iteration=4,
+    turns=2,
+    recognizer_group_size=4,
+    responder_group_size=2,
+    max_answer_tokens=20,
+    max_utterance_tokens=160,
 )
 CONFIG = RunConfig(
     iterations=ITERATIONS,
-    model=ModelConfig(vocab_size=512, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16),
+    model=ModelConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=96,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+    ),
     parallel=ParallelConfig(tensor=2),
     corpus=CorpusConfig(name="everyday"),
     selfplay=PLAY,
 )
 TRAIN = [
     conversation(
-        str(i), f"{SPEAKER}[joy]: {HOSTILE} number {i} starts off so", f"Bo[{label}]: number {i} goes on so", f"{SPEAKER}[joy]: end of {i}"
+        str(i),
+        f"{SPEAKER}[joy]: {HOSTILE} number {i} starts off so",
+        f"Bo[{label}]: number {i} goes on so",
+        f"{SPEAKER}[joy]: end of {i}",
     )
     for i, label in enumerate(LABELS * 5)
 ]
 CORPUS = Corpus("toy", LABELS, tuple(TRAIN))
 STAGE_FIGURES = {"start": (0.0, 1.0), "sft": (0.5, 0.0), "final": (0.48, 0.02)}
-"""Accuracy and format failures by stage: SFT brings everything, self-play takes a little."""
+"""(accuracy, format failures) by stage: SFT brings nearly everything, self-play costs a little."""
 
 
 def make_run(root: Path, finished: bool = True, config: RunConfig = CONFIG) -> Path:
-    """Write a run's records to `root`: all of them, or those of a live run in the middle of a line."""
+    """Write a run's records to `root`: a finished run's, or those of a live run in the middle of a line."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "config.yaml").write_text(as_yaml(replace(config, output_dir="runs/made")))
     events, dialogues = _self_play(root)
-    before = [_sync(1), _evaluation("start"), _phases(0, "setup", "sync", "eval"), *map(_sft, range(12)), _sync(2), _evaluation("sft")]
+    before = [
+        _sync(1),
+        _evaluation("start"),
+        _phases(0, "setup", "sync", "eval"),
+        *map(_sft, range(12)),
+        _sync(2),
+        _evaluation("sft"),
+    ]
     after = [_evaluation("final"), _phases(900, "eval", "save"), _memory(config)] if finished else []
     _append(root / "metrics.jsonl", [*before, *events, *after])
     _append(root / "samples.jsonl", dialogues)
@@ -71,9 +107,17 @@ def make_run(root: Path, finished: bool = True, config: RunConfig = CONFIG) -> P
 def _self_play(root: Path) -> tuple[list[dict], list[dict]]:
     rewards = Rewards(RewardConfig(), TRAIN, LABELS)
     selfplay = SelfPlay(
-        ScriptedGenerator(_speak), PromptBuilder(CharEncoder(), LABELS, 3, 200), rewards.score, TransitionPrior.estimate(TRAIN), PLAY, 5
+        ScriptedGenerator(_speak),
+        PromptBuilder(CharEncoder(), LABELS, 3, 200),
+        rewards.score,
+        TransitionPrior.estimate(TRAIN),
+        PLAY,
+        5,
     )
-    pool, flywheel = OpeningPool(CORPUS, PLAY, 5, 3), Flywheel(FlywheelConfig(), CORPUS, rewards, root / "flywheel.sqlite", is_writer=True)
+    pool, flywheel = (
+        OpeningPool(CORPUS, PLAY, 5, 3),
+        Flywheel(FlywheelConfig(), CORPUS, rewards, root / "flywheel.sqlite", is_writer=True),
+    )
     events: list[dict[str, Any]] = []
     dialogues: list[dict[str, Any]] = []
     for iteration in range(ITERATIONS):
@@ -120,7 +164,14 @@ def _speak(prompt: str, request: GenerationRequest) -> str:
 
 
 def _sync(version: int) -> dict[str, Any]:
-    return {"event": "sync", "version": version, "seconds": 0.2, "path": "direct", "received_bytes": 123, "probed": version == 1}
+    return {
+        "event": "sync",
+        "version": version,
+        "seconds": 0.2,
+        "path": "direct",
+        "received_bytes": 123,
+        "probed": version == 1,
+    }
 
 
 def _sft(step: int) -> dict[str, Any]:
@@ -131,7 +182,10 @@ def _evaluation(stage: str) -> dict[str, Any]:
     accuracy, failures = STAGE_FIGURES[stage]
     confusion = [[0] * (len(LABELS) + 1) for _ in LABELS]
     for row, support in enumerate((40, 30, 20, 10)):
-        confusion[row][row], confusion[row][-1] = round(support * accuracy), support - round(support * accuracy)
+        confusion[row][row], confusion[row][-1] = (
+            round(support * accuracy),
+            support - round(support * accuracy),
+        )
     return {
         "event": "eval",
         "stage": stage,
@@ -146,11 +200,14 @@ def _evaluation(stage: str) -> dict[str, Any]:
 
 
 def _phases(start_s: float, *names: str) -> dict[str, Any]:
-    """Spans of two ranks, 25 s each; rank 1 is a second late."""
+    """Make spans of two ranks, 25 s each; rank 1 is a second late."""
     return {
         "event": "phases",
         "ranks": {
-            str(rank): [[name, start_s + 25 * i + rank, start_s + 25 * (i + 1)] for i, name in enumerate(names)] for rank in range(2)
+            str(rank): [
+                [name, start_s + 25 * i + rank, start_s + 25 * (i + 1)] for i, name in enumerate(names)
+            ]
+            for rank in range(2)
         },
     }
 
@@ -159,7 +216,12 @@ def _memory(config: RunConfig) -> dict[str, Any]:
     architecture, layout = initialised_architecture(config.model), layout_of(config, 1, 2)
     held = {rank: trainer_bytes(architecture, layout, 0, 0, "float32") for rank in range(2)}
     kinds = ("weights", "gradients", "optimizer", "reference")
-    return {"event": "memory", "ranks": {str(rank): {kind: getattr(bytes_, kind) for kind in kinds} for rank, bytes_ in held.items()}}
+    return {
+        "event": "memory",
+        "ranks": {
+            str(rank): {kind: getattr(bytes_, kind) for kind in kinds} for rank, bytes_ in held.items()
+        },
+    }
 
 
 def _summary() -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""What tests of the planner run on a rank: real Megatron chunks, DDP, optimizer and weight transfers, and the bytes they take."""
+"""Run real Megatron chunks, DDP, optimizer and weight transfers on a rank, and count their bytes.
+
+Tests of the planner compare them with its figures.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,14 @@ from selfemo.megatron.allocated import allocated_bytes
 from selfemo.megatron.device import select_device
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.optimizer import build_optimizer, wrap_chunks
-from selfemo.megatron.parallel import Layout, init_distributed, init_parallel, leave_parallel, pipeline_group, tensor_group
+from selfemo.megatron.parallel import (
+    Layout,
+    init_distributed,
+    init_parallel,
+    leave_parallel,
+    pipeline_group,
+    tensor_group,
+)
 from selfemo.models.architecture import Architecture
 from selfemo.sync.direct import direct_tensors
 from selfemo.sync.reshard import build_plan
@@ -35,13 +45,18 @@ class Measured:
     optimizer: int
     reference: int
     direct_by_source: dict[int, int]
-    """Received on the direct path from each other rank."""
+    """Bytes received on the direct path from each other rank."""
     checkpoint: int
-    """Received on the checkpoint path from all of them."""
+    """Bytes received on the checkpoint path from all other ranks."""
 
 
-def measure(architecture: Architecture, parallel: ParallelConfig, engine: EngineLayout, dtype: str) -> Measured:
-    """Build the real thing, send its weights both ways, take a real optimizer step; count what this rank allocates and receives."""
+def measure(
+    architecture: Architecture, parallel: ParallelConfig, engine: EngineLayout, dtype: str
+) -> Measured:
+    """Build a real learner, send its weights both ways, take an optimizer step.
+
+    Count bytes allocated and received.
+    """
     device = select_device()
     init_distributed(device, 120)
     layout = init_parallel(parallel, device, seed=1)
@@ -54,7 +69,9 @@ def measure(architecture: Architecture, parallel: ParallelConfig, engine: Engine
         leave_parallel()
 
 
-def _allocated(chunks: list[CompletionGPTModel], config: TransformerConfig, parallel: ParallelConfig) -> dict[str, int]:
+def _allocated(
+    chunks: list[CompletionGPTModel], config: TransformerConfig, parallel: ParallelConfig
+) -> dict[str, int]:
     wrapped = wrap_chunks(chunks, config, parallel)
     optimizer = build_optimizer(wrapped, TrainConfig(), parallel, config.bf16)
     parameters = [p for chunk in chunks for p in chunk.parameters()]
@@ -79,7 +96,12 @@ def _transferred(
         for _ in direct_tensors(chunks, plan, rank, DTYPES[dtype], BUCKET_BYTES):
             pass
     groups = WeightGroups(
-        tensor_group(), pipeline_group(), layout.tensor_rank, layout.tensor_size, layout.pipeline_rank, layout.pipeline_size
+        tensor_group(),
+        pipeline_group(),
+        layout.tensor_rank,
+        layout.tensor_size,
+        layout.pipeline_rank,
+        layout.pipeline_size,
     )
     with _counted() as gathered:
         for _ in hf_tensors(chunks, architecture, groups, BUCKET_BYTES):
@@ -89,9 +111,15 @@ def _transferred(
 
 @contextmanager
 def _counted() -> Iterator[dict[int, int]]:
-    """Counts, per source, what this rank receives through the three calls that transfers use; the calls themselves go through."""
+    """Count per source the bytes that this rank receives through the three calls that transfers
+    use.
+
+    The calls themselves are made.
+    """
     received: dict[int, int] = {}
-    originals = {name: getattr(dist, name) for name in ("batch_isend_irecv", "broadcast", "all_gather_into_tensor")}
+    originals = {
+        name: getattr(dist, name) for name in ("batch_isend_irecv", "broadcast", "all_gather_into_tensor")
+    }
 
     def count(source: int, size: int) -> None:
         received[source] = received.get(source, 0) + size

@@ -1,4 +1,4 @@
-"""What tests run on a rank: this rank's Megatron chunks of a Hugging Face directory, in a layout."""
+"""Build this rank's Megatron chunks of a Hugging Face directory, in a layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import torch
 from selfemo.config.schema import ParallelConfig
 from selfemo.megatron.device import select_device
 from selfemo.megatron.model import CompletionGPTModel, build_chunks, transformer_config
-from selfemo.megatron.parallel import Layout, init_distributed, init_parallel, leave_parallel, pipeline_group, tensor_group
+from selfemo.megatron.parallel import (
+    Layout,
+    init_distributed,
+    init_parallel,
+    leave_parallel,
+    pipeline_group,
+    tensor_group,
+)
 from selfemo.models.architecture import Architecture, read_architecture
 from selfemo.weights.gather import WeightGroups
 
@@ -22,13 +29,18 @@ TIMEOUT_S = 120
 def megatron_chunks(
     hf_dir: Path, parallel: ParallelConfig, dtype: torch.dtype = torch.float32
 ) -> Iterator[tuple[list[CompletionGPTModel], Architecture, Layout]]:
-    """Uninitialised chunks of this rank (NaN, so that a parameter nobody fills shows), and the layout; leaves it at the end."""
+    """Build uninitialised chunks of this rank and the layout; leaves the layout at the end.
+
+    Parameters are NaN, so that one that nobody fills shows.
+    """
     device = select_device()
     architecture = read_architecture(hf_dir)
     init_distributed(device, TIMEOUT_S)
     layout = init_parallel(parallel, device, seed=1)
     try:
-        chunks = build_chunks(architecture, transformer_config(architecture, parallel, dtype, device), layout, 128, device)
+        chunks = build_chunks(
+            architecture, transformer_config(architecture, parallel, dtype, device), layout, 128, device
+        )
         with torch.no_grad():
             for chunk in chunks:
                 for parameter in chunk.parameters():
@@ -39,7 +51,12 @@ def megatron_chunks(
 
 
 def weight_groups(layout: Layout) -> WeightGroups:
-    """The groups that `hf_tensors` communicates over."""
+    """Name the groups over which `hf_tensors` communicates."""
     return WeightGroups(
-        tensor_group(), pipeline_group(), layout.tensor_rank, layout.tensor_size, layout.pipeline_rank, layout.pipeline_size
+        tensor_group(),
+        pipeline_group(),
+        layout.tensor_rank,
+        layout.tensor_size,
+        layout.pipeline_rank,
+        layout.pipeline_size,
     )

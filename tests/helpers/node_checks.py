@@ -1,4 +1,4 @@
-"""What must hold of a finished run over two nodes."""
+"""Check a finished run over two nodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from tools.check_run import checks
 
 
 def check_run(output: Path, processes: int) -> None:
-    """The summary keeps its promises, and the run's own records of memory and sync equal the plan of its layout over two nodes."""
+    """Check the summary, and compare the recorded memory and sync with the plan of the layout over
+    two nodes.
+    """
     summary = json.loads((output / "summary.json").read_text())
     assert [name for name, passed in checks(summary) if not passed] == []
     assert summary["world_size"] == 2 * processes

@@ -1,7 +1,9 @@
-"""Two nodes on one machine: two torchrun agents that meet over loopback, as two hosts meet over a network.
+"""Run two nodes on one machine: two torchrun agents that meet over loopback, as two hosts meet over
+a network.
 
-The first node starts the launch script with bash, the second hands the same file to torchrun: both ways in one world. Of the example's
-configuration, sizes are overridden by those of the smallest run (tests/faults/tiny.yaml).
+bash runs the launch script on the first node, torchrun runs the same file on the second: both ways
+in one world. Sizes of the example's configuration are overridden by those of the smallest run
+(tests/faults/tiny.yaml).
 """
 
 from __future__ import annotations
@@ -33,13 +35,15 @@ FOR_A_CPU = {
     "corpus.max_turn_tokens": 32,
 }
 TIMEOUT_S = 3000
-"""Generous: importing the libraries takes minutes on a busy machine."""
+"""Seconds; importing the libraries takes minutes on a busy machine."""
 
 
 class Node:
     """One torchrun agent with its workers, in a session of its own."""
 
-    def __init__(self, rank: int, processes: int, port: int, overrides: Sequence[str], log: Path, restarts: int = 0) -> None:
+    def __init__(
+        self, rank: int, processes: int, port: int, overrides: Sequence[str], log: Path, restarts: int = 0
+    ) -> None:
         self._log = log
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SLURM")},
@@ -48,15 +52,40 @@ class Node:
             "GLOO_SOCKET_IFNAME": "lo",
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # the script sets it; torchrun by hand must be told
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # the script sets it; torchrun alone does not
         }
-        told = {"NNODES": "2", "NODE_RANK": str(rank), "GPUS_PER_NODE": str(processes), "RUN_ID": f"test-{port}"}
-        told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_ADDR": "127.0.0.1", "MAX_RESTARTS": str(restarts)}
+        told = {
+            "NNODES": "2",
+            "NODE_RANK": str(rank),
+            "GPUS_PER_NODE": str(processes),
+            "RUN_ID": f"test-{port}",
+        }
+        told |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "LOCAL_ADDR": "127.0.0.1",
+            "MAX_RESTARTS": str(restarts),
+        }
         told |= {"RENDEZVOUS_TIMEOUT_S": str(TIMEOUT_S)}
-        meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", f"test-{port}", "--local-addr", "127.0.0.1"]
-        meet += ["--rdzv-conf", f"is_host=0,read_timeout={TIMEOUT_S}"]  # on one machine any agent could host the rendezvous
+        meet = [
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            f"127.0.0.1:{port}",
+            "--rdzv-id",
+            f"test-{port}",
+            "--local-addr",
+            "127.0.0.1",
+        ]
+        # On one machine any agent could host the rendezvous
+        meet += [
+            "--rdzv-conf",
+            f"is_host=0,read_timeout={TIMEOUT_S}",
+        ]
         size = ["--nnodes", "2", "--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
-        command = ["bash", SCRIPT, *overrides] if rank == 0 else ["torchrun", *size, *meet, SCRIPT, *overrides]
+        command = (
+            ["bash", SCRIPT, *overrides] if rank == 0 else ["torchrun", *size, *meet, SCRIPT, *overrides]
+        )
         with log.open("ab") as file:
             self._process = subprocess.Popen(
                 command,
@@ -69,22 +98,25 @@ class Node:
             )
 
     def wait(self) -> int:
-        """Exit status."""
+        """Wait for the agent; returns its exit status."""
         return self._process.wait(timeout=TIMEOUT_S)
 
     @property
     def is_running(self) -> bool:
-        """Whether the agent still runs."""
         return self._process.poll() is None
 
     @property
     def output(self) -> str:
-        """What agent and workers wrote to the terminal."""
+        """Read the terminal output of agent and workers."""
         return self._log.read_text(errors="replace")
 
     def kill(self) -> None:
-        """The node is gone: agent and workers die at once, without a word."""
-        for pid in (self._process.pid, *_children(self._process.pid)):  # torchrun puts every worker in a session of its own
+        """Kill agent and workers at once, as if the node had lost power."""
+        # torchrun puts every worker in a session of its own.
+        for pid in (
+            self._process.pid,
+            *_children(self._process.pid),
+        ):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
@@ -92,7 +124,10 @@ class Node:
 
 @contextlib.contextmanager
 def two_nodes(processes: int, overrides: Sequence[str], logs: Path, restarts: int = 0) -> Any:
-    """Both nodes, started; what still runs at the end is killed. Yields the nodes and a function that starts the second again."""
+    """Start both nodes; kill the processes left at the end.
+
+    Yields the nodes and a function that starts the second again.
+    """
     port = free_port()
     nodes: list[Node] = []
 
@@ -109,7 +144,9 @@ def two_nodes(processes: int, overrides: Sequence[str], logs: Path, restarts: in
 
 
 def settings(output: Path, **changed: Any) -> list[str]:
-    """Overrides that turn the example's configuration into the smallest run, `changed` (section__field) last."""
+    """List overrides that turn the example's configuration into the smallest run; `changed`
+    (section__field) last.
+    """
     tiny = yaml.safe_load((ROOT / "tests" / "faults" / "tiny.yaml").read_text())
     named = {key.replace("__", "."): value for key, value in changed.items()}
     values = {**FOR_A_CPU, **_flat(tiny), "output_dir": str(output), **named}
@@ -117,7 +154,7 @@ def settings(output: Path, **changed: Any) -> list[str]:
 
 
 def events(output: Path, kind: str) -> list[dict[str, Any]]:
-    """Records of a kind in a run's metrics.jsonl; a line that is being written is left out."""
+    """Read the events of a kind in a run's metrics.jsonl; a line that is being written is left out."""
     path = output / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     records = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -125,7 +162,7 @@ def events(output: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def until(condition: Callable[[], bool], nodes: Sequence[Node], what: str) -> None:
-    """Wait for something, failing as soon as a node has ended."""
+    """Wait for a condition; fail as soon as a node has ended."""
     deadline = time.monotonic() + TIMEOUT_S
     while not condition():
         ended = [node for node in nodes if not node.is_running]
@@ -135,7 +172,7 @@ def until(condition: Callable[[], bool], nodes: Sequence[Node], what: str) -> No
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Find a port on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -143,7 +180,7 @@ def free_port() -> int:
 
 
 def _children(pid: int) -> list[int]:
-    """Every descendant's process id."""
+    """List the process ids of all descendants."""
     listed = Path(f"/proc/{pid}/task/{pid}/children")
     found = [int(child) for child in listed.read_text().split()] if listed.exists() else []
     return [*found, *(other for child in found for other in _children(child))]

@@ -1,4 +1,4 @@
-"""Megatron's logits for a few packed sequences of different lengths, as a rank computes them in any layout."""
+"""Compute Megatron's logits for a few packed sequences of different lengths, on a rank of any layout."""
 
 from __future__ import annotations
 
@@ -20,23 +20,27 @@ from tests.helpers.tiny_model import VOCAB_SIZE
 
 LENGTHS = (1, 7, 30, 12)
 TOLERANCE = 1e-5
-"""Between our logits and those of transformers, in fp32."""
+"""Largest difference between our logits and those of transformers, in fp32."""
 
 
 def sequences() -> list[list[int]]:
-    """Token ids; the last of each is only predicted."""
+    """Draw token ids; the last of each sequence is only predicted."""
     generator = torch.Generator().manual_seed(3)
     return [torch.randint(0, VOCAB_SIZE, (length + 1,), generator=generator).tolist() for length in LENGTHS]
 
 
 def logits(hf_dir: str, parallel: ParallelConfig) -> torch.Tensor:
-    """Logits [N, V] of every position of every sequence, the vocabulary whole, on every rank."""
+    """Compute logits [N, V] of every position of every sequence, over the whole vocabulary, on
+    every rank.
+    """
     samples = [TrainingSample(prompt_ids=(ids[0],), completion_ids=tuple(ids[1:])) for ids in sequences()]
     with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout), torch.no_grad():
         load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
         batch = pack(samples, range(len(samples)), layout.tensor_size, torch.device("cpu"))
 
-        def forward_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., object]]:
+        def forward_step(
+            batches: Iterator[MicroBatch], model: torch.nn.Module
+        ) -> tuple[torch.Tensor, Callable[..., object]]:
             given = next(batches)
             output = model(
                 given.token_ids_T[None],
@@ -49,13 +53,15 @@ def logits(hf_dir: str, parallel: ParallelConfig) -> torch.Tensor:
             zero = torch.zeros(())
             return output, lambda logits: (zero, torch.ones((), dtype=torch.int), {"logits": logits[0]})
 
-        count = layout.pipeline_size  # the interleaved schedule wants a multiple of the stages
+        count = layout.pipeline_size  # the interleaved schedule needs a multiple of the stages
         collected = get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=[iter([batch] * count) for _ in chunks] if len(chunks) > 1 else iter([batch] * count),
+            data_iterator=[iter([batch] * count) for _ in chunks]
+            if len(chunks) > 1
+            else iter([batch] * count),
             model=chunks if len(chunks) > 1 else chunks[0],
             num_microbatches=count,
-            seq_length=batch.token_ids_T.numel(),  # the interleaved schedule exchanges this very shape
+            seq_length=batch.token_ids_T.numel(),  # the interleaved schedule exchanges tensors of this shape
             micro_batch_size=1,
             forward_only=True,
         )

@@ -1,7 +1,8 @@
-"""Three clipped SELF-GRPO steps in any layout, on batches made to hurt: what the parity tests and the parity table share.
+"""Take three clipped SELF-GRPO steps in any layout, for the parity tests and the parity table.
 
-Sequence lengths differ by an order of magnitude, micro-batches are so small that every group straddles several of them and every
-data-parallel rank, and groups have zero weights, old policies and a reference to keep near.
+Batches are difficult on purpose: sequence lengths differ by an order of magnitude, micro-batches
+are so small that every group straddles several of them and every data-parallel rank, and groups
+have zero weights, old policies and a reference with a KL term.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ STEPS = 3
 GROUPS, GROUP_SIZE = 6, 4
 MAX_LENGTH = 96
 CLIP_GRAD = 0.25
-"""Below every gradient norm of the three steps, so that clipping acts in each."""
+"""Below every gradient norm of the three steps, so that each of them is clipped."""
 LEARNING_RATE = 1e-2
 ADAM_EPS = 1e-3
-"""Adam divides by the root of the squared gradient: near 0 it would turn rounding in a gradient into a whole step."""
+"""Large enough that Adam does not turn rounding in a gradient near 0 into a whole step.
+
+It divides by the root of the squared gradient plus this.
+"""
 
 _PLAIN: dict[str, tuple[int, ParallelConfig]] = {
     "TP2": (2, ParallelConfig(tensor=2)),
@@ -41,17 +45,23 @@ _PLAIN: dict[str, tuple[int, ParallelConfig]] = {
     "TP2 DP2 +DO": (4, ParallelConfig(tensor=2, distributed_optimizer=True)),
     "TP2 PP2 +SP": (4, ParallelConfig(tensor=2, pipeline=2, sequence_parallel=True)),
 }
-LAYOUTS = _PLAIN | {f"{name} +recompute": (size, replace(parallel, recompute=True)) for name, (size, parallel) in _PLAIN.items()}
+LAYOUTS = _PLAIN | {
+    f"{name} +recompute": (size, replace(parallel, recompute=True))
+    for name, (size, parallel) in _PLAIN.items()
+}
 """Name: (processes, layout)."""
 SLOW = ("TP2 PP2 +SP", "TP2 +recompute", "PP2 +recompute", "DP2 +recompute", "TP2 PP2 +recompute")
-"""What `make test` leaves to `make test-layouts`: each kind of layout and of recomputation is in one of the others."""
+"""Layouts that `make test` leaves to `make test-layouts`.
+
+The others contain each kind of layout and of recomputation.
+"""
 
 Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a learner of these tests may have besides its layout."""
+    """Settings of a learner of these tests beside its layout."""
 
     max_tokens: int = MAX_LENGTH
     """Cap on a micro-batch's tokens."""
@@ -60,20 +70,26 @@ class Options:
     dtype: Dtype = "float32"
     learning_rate: float = LEARNING_RATE
     long_prompts: int = 0
-    """Samples beside the groups, with a prompt so long and a completion so short that a piece of the sequence holds it."""
+    """Number of samples beside the groups whose prompt is so long, and completion so short, that
+    one piece holds it.
+
+    Pieces are those into which context parallelism cuts a sequence.
+    """
     share_prompts: bool = False
     fuse: Literal["auto", "on", "off"] = "auto"
-    """train.fuse_output_layer; auto never fuses anything as small as these models."""
+    """train.fuse_output_layer; "auto" never fuses a model as small as these."""
 
 
 DEFAULT = Options()
 SHARED = Options(max_tokens=66, share_prompts=True)
-"""Shared prompts, under a cap so low that half of the groups still straddle micro-batches and data-parallel ranks."""
+"""Shared prompts, under a cap so low that half of the groups still straddle micro-batches and
+data-parallel ranks.
+"""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What three steps did, as one rank saw it."""
+    """The results of three steps on one rank."""
 
     losses: tuple[float, ...]
     grad_norms: tuple[float, ...]
@@ -91,12 +107,14 @@ class Difference:
 
     @property
     def largest(self) -> float:
-        """The largest of the three."""
         return max(self.loss, self.grad_norm, self.parameter)
 
 
 def samples(vocab_size: int, long_prompts: int = 0) -> list[TrainingSample]:
-    """GROUPS groups of GROUP_SIZE samples of very different lengths; one group has weight 0. See Options for `long_prompts`."""
+    """Make GROUPS groups of GROUP_SIZE samples of very different lengths; one group has weight 0.
+
+    See Options for `long_prompts`.
+    """
     rng = random.Random(11)
     drawn = []
     for group in range(GROUPS):
@@ -107,12 +125,18 @@ def samples(vocab_size: int, long_prompts: int = 0) -> list[TrainingSample]:
             drawn.append(TrainingSample(prompt, completion, logprobs, rng.uniform(-2, 2), float(group != 2)))
     for _ in range(long_prompts):
         prompt = tuple(rng.randrange(vocab_size) for _ in range(62))
-        drawn.append(TrainingSample(prompt, (rng.randrange(vocab_size), rng.randrange(vocab_size)), (-5.0, -4.0), rng.uniform(-2, 2)))
+        drawn.append(
+            TrainingSample(
+                prompt,
+                (rng.randrange(vocab_size), rng.randrange(vocab_size)),
+                (-5.0, -4.0),
+                rng.uniform(-2, 2),
+            )
+        )
     return drawn
 
 
 def run_config(parallel: ParallelConfig, options: Options = DEFAULT) -> RunConfig:
-    """The configuration of a parity run."""
     train = TrainConfig(
         dtype=options.dtype,
         clip_grad=CLIP_GRAD,
@@ -136,8 +160,13 @@ Enter = Callable[..., Layout]
 
 
 @contextmanager
-def learner(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, enter: Enter = init_parallel) -> Iterator[Learner]:
-    """A learner of a Hugging Face directory in a layout, on this rank; leaves the layout at the end."""
+def learner(
+    hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, enter: Enter = init_parallel
+) -> Iterator[Learner]:
+    """Build a learner of a Hugging Face directory in a layout, on this rank.
+
+    Leaves the layout at the end.
+    """
     device = select_device()
     init_distributed(device, 120)
     layout = enter(parallel, device, seed=1)
@@ -149,13 +178,19 @@ def learner(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, e
         leave_parallel()
 
 
-def three_steps(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, enter: Enter = init_parallel) -> Trace:
-    """Three clipped AdamW steps of the whole SELF-GRPO loss: reference pass, old-policy pass, importance weights."""
+def three_steps(
+    hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, enter: Enter = init_parallel
+) -> Trace:
+    """Take three clipped AdamW steps of the whole SELF-GRPO loss: reference pass, old-policy pass,
+    importance weights.
+    """
     with learner(hf_dir, parallel, options, enter) as model:
         batch = samples(model.architecture.vocab_size, options.long_prompts)
         plan = model.plan(batch)
         reference = model.snapshot()
-        loss = LossConfig.preset("self_grpo", kl_beta=0.1, entropy_weight=0.01, temperature=options.temperature)
+        loss = LossConfig.preset(
+            "self_grpo", kl_beta=0.1, entropy_weight=0.01, temperature=options.temperature
+        )
         old = model.logprobs(plan)
         losses, norms = [], []
         for _ in range(STEPS):
@@ -167,8 +202,10 @@ def three_steps(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAUL
         return _trace(model, losses, norms)
 
 
-def three_sft_steps(hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, enter: Enter = init_parallel) -> Trace:
-    """Three clipped AdamW steps of the supervised loss on the same samples."""
+def three_sft_steps(
+    hf_dir: str, parallel: ParallelConfig, options: Options = DEFAULT, enter: Enter = init_parallel
+) -> Trace:
+    """Take three clipped AdamW steps of the supervised loss on the same samples."""
     with learner(hf_dir, parallel, options, enter) as model:
         batch = samples(model.architecture.vocab_size, options.long_prompts)
         stats = [model.sft_step(batch, options.learning_rate) for _ in range(STEPS)]
@@ -176,11 +213,13 @@ def three_sft_steps(hf_dir: str, parallel: ParallelConfig, options: Options = DE
 
 
 def _trace(model: Learner, losses: list[float], grad_norms: list[float]) -> Trace:
-    return Trace(tuple(losses), tuple(grad_norms), {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)})
+    return Trace(
+        tuple(losses), tuple(grad_norms), {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)}
+    )
 
 
 def difference(one: Trace, other: Trace) -> Difference:
-    """How far two runs are apart."""
+    """Compute the largest differences between two runs."""
     return Difference(
         max(abs(a - b) for a, b in zip(one.losses, other.losses, strict=True)),
         max(abs(a - b) for a, b in zip(one.grad_norms, other.grad_norms, strict=True)),

@@ -1,4 +1,7 @@
-"""A bf16 engine on CPU whose matrices keep their plain layout, as they do on a GPU: what a direct transfer is tested with."""
+"""Make a bf16 engine on CPU whose matrices keep their plain layout, as on a GPU.
+
+Direct transfers are tested with it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ import torch
 
 
 def keep_bf16_matrices_plain() -> None:
-    """Make vLLM in this process treat bf16 as it does on a CPU without bf16 instructions: no kernel that wants a prepacked matrix.
+    """Make vLLM in this process treat bf16 as on a CPU without bf16 instructions: no kernel with
+    prepacked matrices.
 
-    Its own fallback (torch's linear) then computes from the live parameter. Other dtypes are untouched.
+    Its own fallback (torch's linear) then computes from the live parameter. Other dtypes are
+    untouched.
     """
     from vllm import _custom_ops
     from vllm.model_executor.layers import utils
@@ -21,7 +26,7 @@ def keep_bf16_matrices_plain() -> None:
 
     def create_onednn_mm(weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if weight.dtype == torch.bfloat16:
-            raise RuntimeError("bf16 is not supported")  # what oneDNN says there
+            raise RuntimeError("bf16 is not supported")  # oneDNN's error there
         return create(weight, *args, **kwargs)
 
     create_onednn_mm.keeps_bf16_plain = True

@@ -1,4 +1,4 @@
-"""Imports what ranks need, in the process that they are forked from (forked.py)."""
+"""Import the modules that ranks need, in the process from which they are forked (forked.py)."""
 
 from __future__ import annotations
 

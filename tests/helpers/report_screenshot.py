@@ -1,4 +1,4 @@
-"""Writes the README's picture of a report, top in light mode and emotions and time in dark mode side by side:
+"""Write the README's picture of a report: top in light mode beside emotions and time in dark mode.
 
 python -m tests.helpers.report_screenshot RUN_DIR docs/img/report.png
 """
@@ -20,19 +20,27 @@ WIDTH, HEIGHT, SHOWN_WIDTH = 1180, 1460, 1600
 
 
 def main(run_dir: Path, target: Path) -> None:
-    """Render, photograph, join."""
+    """Render the page, photograph it, and join the pictures."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page_path = Path(folder) / "report.html"
         write_page(page_path, render(read_run(run_dir)))
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=TIMEOUT_MS)
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"], timeout=TIMEOUT_MS
+        )
         joined = Image.new("RGB", (2 * WIDTH, HEIGHT))
         for index, (scheme, anchor) in enumerate((("light", "body"), ("dark", "#emotions"))):
-            page = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme).new_page()
+            page = browser.new_context(
+                viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme
+            ).new_page()
             page.goto(page_path.as_uri())
-            top = page.evaluate(f"Math.max(0, document.querySelector('{anchor}').getBoundingClientRect().top - 24)")
+            top = page.evaluate(
+                f"Math.max(0, document.querySelector('{anchor}').getBoundingClientRect().top - 24)"
+            )
             file = Path(folder) / f"{scheme}.png"
             page.add_style_tag(content="nav { position: static !important; }")
-            page.screenshot(path=file, full_page=True, clip={"x": 0, "y": top, "width": WIDTH, "height": HEIGHT})
+            page.screenshot(
+                path=file, full_page=True, clip={"x": 0, "y": top, "width": WIDTH, "height": HEIGHT}
+            )
             joined.paste(Image.open(file).convert("RGB"), (index * WIDTH, 0))
         browser.close()
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""A character-level encoder and a generator that answers from a script: enough to prove the logic of rooms without a model."""
+"""Provide a character-level encoder and a generator that answers from a script, to test logic
+without a model.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ LABELS = ("anger", "joy", "neutral", "sadness")
 
 
 class CharEncoder:
-    """One id per character (its code point + 1); 0 ends a turn; CONTROL is a control token, THINK ends a prompt that invites thinking."""
+    """Encodes one id per character (its code point + 1); 0 ends a turn.
+
+    CONTROL is a control token, THINK ends a prompt that invites thinking.
+    """
 
     def encode_prompt(self, messages: Sequence[Message], thinking: bool = False) -> tuple[int, ...]:
         ids = tuple(ord(char) + 1 for message in messages for char in message.content)
@@ -36,7 +41,10 @@ Script = Callable[[str, GenerationRequest], str]
 
 
 class ScriptedGenerator:
-    """Completes by calling `script(prompt text, request)`; keeps every call. A result longer than the cap is cut."""
+    """Completes by calling `script(prompt text, request)`; keeps every call.
+
+    A result longer than the cap is cut.
+    """
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -54,7 +62,7 @@ class ScriptedGenerator:
 
 
 def turns(*lines: str) -> tuple[Turn, ...]:
-    """Turns from "Speaker[label, label]: text" or "Speaker: text"."""
+    """Make turns from "Speaker[label, label]: text" or "Speaker: text"."""
     made = []
     for line in lines:
         head, text = line.split(": ", 1)

@@ -1,8 +1,11 @@
-"""Measures both ways of bringing weights into vLLM and prints a Markdown table: `python -m tests.helpers.sync_table`.
+"""Measure both ways of loading weights into vLLM and print a Markdown table.
 
-Two CPU ranks, a random Qwen3 in bf16, a live engine. Seconds are the best of several syncs into the engine on the slower rank. Extra
-memory is the peak of tensors alive, on the worse rank: ours while the stream is drained, and during a sync, with what vLLM's own loader
-holds until a layer is complete.
+python -m tests.helpers.sync_table
+
+Two CPU ranks, a random Qwen3 in bf16, a live engine. Seconds are the best of several syncs into the
+engine on the slower rank. Extra memory is the peak of tensors alive, on the worse rank: ours while
+the stream is drained, and during a sync, with the tensors that vLLM's own loader holds until a
+layer is complete.
 """
 
 from __future__ import annotations
@@ -31,13 +34,20 @@ REPEATS = 5
 LAYOUTS = {"TP2": ParallelConfig(tensor=2), "PP2": ParallelConfig(pipeline=2), "DP2": ParallelConfig()}
 
 
-def measure(hf_dir: str, parallel: ParallelConfig, engine_tensor: int, mode: str) -> tuple[int, int, float, int, int]:
-    """On a rank: bytes moved, least bytes possible, seconds, extra bytes of ours, extra bytes of a whole sync."""
+def measure(
+    hf_dir: str, parallel: ParallelConfig, engine_tensor: int, mode: str
+) -> tuple[int, int, float, int, int]:
+    """Measure on a rank: bytes moved, least bytes possible, seconds, extra bytes of ours and of a
+    whole sync.
+    """
     rank, engine = dist.get_rank(), engine_for(hf_dir, engine_tensor)
     with megatron_chunks(Path(hf_dir), parallel, torch.bfloat16) as (chunks, architecture, layout):
         load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
         trainer = TrainerLayout(parallel.tensor, parallel.pipeline, 1, layout.data_size)
-        engines, groups = EngineLayout(engine_tensor, dist.get_world_size() // engine_tensor), weight_groups(layout)
+        engines, groups = (
+            EngineLayout(engine_tensor, dist.get_world_size() // engine_tensor),
+            weight_groups(layout),
+        )
         transfer = choose_transfer(mode, architecture, trainer, engines, groups, engine, rank, BUCKET_BYTES)
         seconds = float("inf")
         for version in range(REPEATS):
@@ -62,15 +72,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         source = save_tiny(Path(directory), "qwen3", True, torch.bfloat16, **SHAPE)
         size = (source / "model.safetensors").stat().st_size
-        print(f"Model: {size / 1e6:.1f} MB in bf16; bucket {BUCKET_BYTES / 1e6:.1f} MB; two CPU ranks, gloo.\n")
-        _print_row("Megatron", "vLLM", "path", "MB moved", "least possible, MB", "seconds", "extra, MB", "with vLLM's loader, MB")
+        print(
+            f"Model: {size / 1e6:.1f} MB in bf16; bucket {BUCKET_BYTES / 1e6:.1f} MB; two CPU ranks, gloo.\n"
+        )
+        _print_row(
+            "Megatron",
+            "vLLM",
+            "path",
+            "MB moved",
+            "least possible, MB",
+            "seconds",
+            "extra, MB",
+            "with vLLM's loader, MB",
+        )
         _print_row("---", "---", "---", "---:", "---:", "---:", "---:", "---:")
         for engine_tensor, engines in ((1, "2 x TP1"), (2, "TP2")):
             runner = DistributedRunner()
             for name, parallel in LAYOUTS.items():
                 for mode in ("checkpoint", "direct"):
                     rows = runner(2, measure, str(source), parallel, engine_tensor, mode, timeout_s=900)
-                    replicas = rows if name == "DP2" else rows[:1]  # a report covers the ranks of one data-parallel replica
+                    # A report covers the ranks of one data-parallel replica.
+                    replicas = rows if name == "DP2" else rows[:1]
                     moved, least = (sum(row[index] for row in replicas) for index in (0, 1))
                     seconds, extra, whole = (max(row[index] for row in rows) for index in (2, 3, 4))
                     megabytes = [f"{size / 1e6:.1f}" for size in (moved, least, extra, whole)]
@@ -83,6 +105,7 @@ def _print_row(*cells: str) -> None:
 
 
 if __name__ == "__main__":
-    from tests.helpers.sync_table import main as imported_main  # ranks find `measure` by its module's name, which is not __main__
+    # Ranks find `measure` by its module's name, which is not __main__.
+    from tests.helpers.sync_table import main as imported_main
 
     imported_main()

@@ -1,4 +1,6 @@
-"""Tiny random models of every family, written by transformers, and a stand-in-free way to shard them: the placements themselves."""
+"""Write tiny random models of every family by transformers, and shard them by the product's own
+placements.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from selfemo.models.geometry import Placement, region
 
 VOCAB_SIZE = 131
-"""A prime: it divides by no tensor-parallel size."""
+"""A prime: no tensor-parallel size divides it."""
 
 
 def tiny_model(
@@ -26,7 +28,8 @@ def tiny_model(
     layers: int = 2,
     vocab_size: int = VOCAB_SIZE,
 ) -> PreTrainedModel:
-    """A random model whose norms and biases are random too, so that swapping any two tensors shows.
+    """Make a random model whose norms and biases are random too, so that swapping any two tensors
+    shows.
 
     `head_dim` is Qwen3's; the other families divide the hidden size by the heads.
     """
@@ -58,20 +61,31 @@ def tiny_model(
 
 
 def save_tiny(
-    directory: Path, family: str, tied: bool, dtype: torch.dtype = torch.float32, max_shard_size: str = "5GB", **sizes: int
+    directory: Path,
+    family: str,
+    tied: bool,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: str = "5GB",
+    **sizes: int,
 ) -> Path:
-    """Write a tiny model as transformers writes it, and a tokenizer that knows one word; returns the directory."""
+    """Write a tiny model as transformers does, and a tokenizer that knows one word.
+
+    Returns the directory.
+    """
     tiny_model(family, tied, **sizes).to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
     save_one_word_tokenizer(directory)
     return directory
 
 
 def save_one_word_tokenizer(directory: Path) -> None:
-    """For what copies a tokenizer and never calls it."""
+    """Write a tokenizer for code that copies one and never calls it."""
     Tokenizer(WordLevel({"word": 0}, unk_token="word")).save(str(directory / "tokenizer.json"))
 
 
 def fill_local(local: torch.Tensor, placement: Placement, hf_tensors: Mapping[str, torch.Tensor]) -> None:
-    """Copy every box of `placement` out of the Hugging Face tensors into `local`; padding is left as it is."""
+    """Copy every box of `placement` from the Hugging Face tensors into `local`.
+
+    Padding is left as it is.
+    """
     for box in placement.boxes:
         local[region(box.local_start, box.shape)].copy_(hf_tensors[box.tensor][region(box.start, box.shape)])

@@ -1,4 +1,4 @@
-"""Starts a watchdog in the process of a test."""
+"""Start a watchdog in the process of a test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ LONG_S = 3600.0
 
 @contextmanager
 def calls_told() -> Iterator[list[str]]:
-    """Start a watchdog whose deadlines do not end; yields the list of calls it hears of, "" between them."""
+    """Start a watchdog whose deadlines never end.
+
+    Yields the list of calls it is told of, with "" between them.
+    """
     told: list[str] = []
 
     class Recording(watchdog.Watchdog):

@@ -1,4 +1,4 @@
-"""Group advantages: exact zeros, invariances, gates."""
+"""Test group advantages: exact zeros, invariances, gates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from selfemo.kernels import AdvantageConfig, group_advantages
 from tests.helpers import kernel_oracle as oracle
 
 CONFIGS = [
-    AdvantageConfig(normalise=normalise, per_component=alone) for normalise in ("std", "none", "leave_one_out") for alone in (False, True)
+    AdvantageConfig(normalise=normalise, per_component=alone)
+    for normalise in ("std", "none", "leave_one_out")
+    for alone in (False, True)
 ]
 
 
@@ -40,7 +42,9 @@ def test_equal_rewards_give_exactly_zero(size: int, config: AdvantageConfig) -> 
 
 
 def test_equal_totals_from_different_components_give_no_phantom_advantage() -> None:
-    """0.1 + 0.2 + 0.3 in two orders differs by one bit in fp32; divided by its own spread that would be +-0.7."""
+    """Sum 0.1 + 0.2 + 0.3 in two orders, which differs by one bit in fp32: divided by its own
+    spread, +-0.7.
+    """
     rewards_SC = torch.tensor([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.2, 0.3, 0.1]])
     got = group_advantages(rewards_SC, torch.tensor([0, 3]))
     assert float(got.advantage_S.abs().max()) == 0.0
@@ -59,39 +63,61 @@ def test_tiny_spread_on_a_large_reward_is_resolved() -> None:
     offset=st.integers(-1000, 1000),
     order=st.randoms(use_true_random=False),
 )
-def test_affine_rewards_and_member_order_change_nothing(rewards: list[int], log2_scale: int, offset: int, order: object) -> None:
-    """Dyadic rewards, so that scaling and shifting them is itself exact; the std's epsilon is what limits the comparison."""
+def test_affine_rewards_and_member_order_change_nothing(
+    rewards: list[int], log2_scale: int, offset: int, order: object
+) -> None:
+    """Shift, scale and permute rewards that are dyadic, so that this is exact.
+
+    The std's epsilon limits the comparison.
+    """
     config = AdvantageConfig(epsilon=0.0)
     ptr = torch.tensor([0, len(rewards)])
-    base_S = group_advantages(torch.tensor(rewards, dtype=torch.float32)[:, None] / 64, ptr, config=config).advantage_S
+    base_S = group_advantages(
+        torch.tensor(rewards, dtype=torch.float32)[:, None] / 64, ptr, config=config
+    ).advantage_S
     moved = torch.tensor(rewards, dtype=torch.float32)[:, None] / 64 * 2.0**log2_scale + offset
-    assert torch.allclose(group_advantages(moved, ptr, config=config).advantage_S, base_S, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(
+        group_advantages(moved, ptr, config=config).advantage_S, base_S, rtol=1e-5, atol=1e-5
+    )
     permutation = torch.tensor(order.sample(range(len(rewards)), len(rewards)))  # type: ignore[attr-defined]
     shuffled = torch.tensor(rewards, dtype=torch.float32)[permutation][:, None] / 64
-    assert torch.allclose(group_advantages(shuffled, ptr, config=config).advantage_S, base_S[permutation], rtol=1e-6, atol=1e-6)
+    assert torch.allclose(
+        group_advantages(shuffled, ptr, config=config).advantage_S, base_S[permutation], rtol=1e-6, atol=1e-6
+    )
 
 
 def test_group_order_does_not_matter() -> None:
     rewards_SC = torch.rand(10, 2, generator=torch.Generator().manual_seed(2))
     together = group_advantages(rewards_SC, torch.tensor([0, 4, 10])).advantage_S
-    swapped = group_advantages(torch.cat((rewards_SC[4:], rewards_SC[:4])), torch.tensor([0, 6, 10])).advantage_S
+    swapped = group_advantages(
+        torch.cat((rewards_SC[4:], rewards_SC[:4])), torch.tensor([0, 6, 10])
+    ).advantage_S
     assert torch.equal(torch.cat((swapped[6:], swapped[:6])), together)
 
 
 def test_advantages_of_a_group_sum_to_zero_and_have_unit_spread() -> None:
     rewards_SC = torch.rand(8, 1, generator=torch.Generator().manual_seed(3))
-    advantage_S = group_advantages(rewards_SC, torch.tensor([0, 8]), config=AdvantageConfig(epsilon=0.0)).advantage_S
+    advantage_S = group_advantages(
+        rewards_SC, torch.tensor([0, 8]), config=AdvantageConfig(epsilon=0.0)
+    ).advantage_S
     assert abs(float(advantage_S.sum())) < 1e-6
     assert float(advantage_S.std()) == pytest.approx(1.0, rel=1e-6)
 
 
 def test_range_threshold_gates_on_the_chosen_component() -> None:
-    """Group 0: the alignment (component 0) is flat and only a bonus differs; group 1 ranks by alignment."""
+    """Gate two groups: in group 0 the alignment (component 0) is flat and only a bonus differs.
+
+    Group 1 ranks by alignment.
+    """
     rewards_SC = torch.tensor([[0.50, 0.0], [0.52, 1.0], [0.51, 0.5], [0.2, 0.0], [0.9, 0.0], [0.4, 0.0]])
     config = AdvantageConfig(range_threshold=0.05, range_component=0)
-    got = group_advantages(rewards_SC, torch.tensor([0, 3, 6]), config=config, group_weight_G=torch.tensor([2.0, 0.5]))
+    got = group_advantages(
+        rewards_SC, torch.tensor([0, 3, 6]), config=config, group_weight_G=torch.tensor([2.0, 0.5])
+    )
     assert got.weight_G.tolist() == [0.0, 0.5]
     assert got.weight_S.tolist() == [0.0] * 3 + [0.5] * 3
     assert got.range_G.tolist() == pytest.approx([0.02, 0.7], rel=1e-5)
-    by_total = group_advantages(rewards_SC, torch.tensor([0, 3, 6]), config=AdvantageConfig(range_threshold=0.05))
+    by_total = group_advantages(
+        rewards_SC, torch.tensor([0, 3, 6]), config=AdvantageConfig(range_threshold=0.05)
+    )
     assert by_total.weight_G.tolist() == [1.0, 1.0]

@@ -1,4 +1,7 @@
-"""Every kernel compiled for A100, H100, B200 and MI300 without one: no spills, 128-bit accesses, and the committed table."""
+"""Compile every kernel for A100, H100, B200 and MI300 without having one.
+
+There are no spills, accesses are 128 bits wide, and resources equal the committed table.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from tools.kernels import aot
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """An empty cache: compile now, whatever was compiled before."""
+    """Make an empty cache: kernels are compiled now, even if an earlier test compiled them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
         yield
@@ -25,7 +28,9 @@ def measured(cache: None) -> list[aot.Resources]:
 
 
 def test_every_kernel_compiles_for_every_target(measured: list[aot.Resources]) -> None:
-    assert {(row.target, row.kernel) for row in measured} == {(t, v.name) for t in aot.TARGETS for v in aot.variants()}
+    assert {(row.target, row.kernel) for row in measured} == {
+        (t, v.name) for t in aot.TARGETS for v in aot.variants()
+    }
 
 
 def test_no_kernel_spills(measured: list[aot.Resources]) -> None:
@@ -41,7 +46,10 @@ def test_logits_are_moved_128_bits_at_a_time(measured: list[aot.Resources]) -> N
 
 
 def test_one_special_function_per_logit_and_thread(measured: list[aot.Resources]) -> None:
-    """A program of 256 threads (512 on AMD) takes a block of 4,096 logits: 16 (8) exps each, and one to rescale the sums."""
+    """Count special functions: a program of 256 threads (512 on AMD) takes a block of 4,096 logits.
+
+    Those are 16 (8) exps for each thread, and one to rescale the sums.
+    """
     for row in measured:
         per_thread = 8 if row.target.startswith("gfx") else 16
         if row.kernel == "dlogits":
@@ -51,19 +59,38 @@ def test_one_special_function_per_logit_and_thread(measured: list[aot.Resources]
 
 
 def test_every_flag_compiles_switched_off(cache: None) -> None:
-    """The table has the variants with everything switched on; a flag's other side is code too."""
+    """Compile the variants with a flag off: the table has those with every flag on."""
     by_name = {variant.name: variant for variant in aot.variants()}
     sequence = by_name["sequence_loss_sequence"]
-    changes = [{"KL": 0}, {"KL": 1}, {"KL": 2}, {"HAS_OLD": False}, {"HAS_ROLLOUT": False}, {"HAS_CAP": False}, {"HAS_DUAL": False}]
-    bare = {"KL": 0, "HAS_OLD": False, "HAS_ROLLOUT": False, "HAS_CAP": False, "HAS_DUAL": False, "SEQUENCE_RATIO": False}
+    changes = [
+        {"KL": 0},
+        {"KL": 1},
+        {"KL": 2},
+        {"HAS_OLD": False},
+        {"HAS_ROLLOUT": False},
+        {"HAS_CAP": False},
+        {"HAS_DUAL": False},
+    ]
+    bare = {
+        "KL": 0,
+        "HAS_OLD": False,
+        "HAS_ROLLOUT": False,
+        "HAS_CAP": False,
+        "HAS_DUAL": False,
+        "SEQUENCE_RATIO": False,
+    }
     others = [replace(sequence, constants={**sequence.constants, **change}) for change in [*changes, bare]]
-    others.append(replace(by_name["vocab_stats"], constants={**by_name["vocab_stats"].constants, "HAS_LIVE": False}))
+    others.append(
+        replace(by_name["vocab_stats"], constants={**by_name["vocab_stats"].constants, "HAS_LIVE": False})
+    )
     group = by_name["group_advantage"]
-    others += [replace(group, constants={**group.constants, "NORMALISE": choice}) for choice in NORMALISE.values()]
+    others += [
+        replace(group, constants={**group.constants, "NORMALISE": choice}) for choice in NORMALISE.values()
+    ]
     for variant in others:
         assert aot.measure(variant, "sm_90").spills == 0, variant.constants
 
 
 def test_resources_equal_the_committed_table(measured: list[aot.Resources]) -> None:
-    """After a deliberate change: `python -m tools.kernels --aot --write`."""
+    """Compare resources; after a deliberate change, `python -m tools.kernels --aot --write`."""
     assert aot.differences(measured, aot.committed()) == []

@@ -1,4 +1,4 @@
-"""Bad input is refused by name and index, before anything is written."""
+"""Test that bad input is refused by name and index, before anything is written."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from selfemo.kernels import AdvantageConfig, BatchCounts, LossConfig, group_advantages, grpo_loss, token_logprobs
+from selfemo.kernels import (
+    AdvantageConfig,
+    BatchCounts,
+    LossConfig,
+    group_advantages,
+    grpo_loss,
+    token_logprobs,
+)
 
 
 def arguments() -> dict[str, Any]:
-    """A sound call of the loss: 6 tokens, 2 sequences, 10 columns."""
+    """Make a sound call of the loss: 6 tokens, 2 sequences, 10 columns."""
     generator = torch.Generator().manual_seed(0)
     return {
         "logits_TV": torch.randn(6, 10, generator=generator),
@@ -32,33 +39,57 @@ def with_(tensor: torch.Tensor, index: Any, value: float) -> torch.Tensor:
 
 
 BAD = {
-    "target too large": ({"targets_T": with_(torch.arange(6), 3, 10)}, "targets_T[3] is 10: expected a token id from 0 to 9"),
+    "target too large": (
+        {"targets_T": with_(torch.arange(6), 3, 10)},
+        "targets_T[3] is 10: expected a token id from 0 to 9",
+    ),
     "target negative": ({"targets_T": with_(torch.arange(6), 5, -100)}, "targets_T[5] is -100"),
     "target in the padding": ({"vocab_size": 5}, "targets_T[5] is 5: expected a token id from 0 to 4"),
     "targets of another length": ({"targets_T": torch.arange(5)}, "targets_T has shape [5]: expected [6]"),
-    "float targets": ({"targets_T": torch.arange(6.0)}, "targets_T is torch.float32: expected int32 or int64"),
+    "float targets": (
+        {"targets_T": torch.arange(6.0)},
+        "targets_T is torch.float32: expected int32 or int64",
+    ),
     "no targets": ({"targets_T": None}, "targets_T is missing"),
     "integer logits": ({"logits_TV": torch.zeros(6, 10, dtype=torch.int64)}, "logits_TV is torch.int64"),
     "three-dimensional logits": ({"logits_TV": torch.zeros(6, 1, 10)}, "logits_TV has shape [6, 1, 10]"),
     "transposed logits": ({"logits_TV": torch.zeros(10, 6).T}, "logits_TV has stride 6 along the vocabulary"),
     "empty logits": ({"logits_TV": torch.zeros(6, 0)}, "logits_TV has shape [6, 0]"),
-    "logits and hidden": ({"hidden_TH": torch.zeros(6, 3), "weight_VH": torch.zeros(10, 3)}, "exactly one of the two sources"),
+    "logits and hidden": (
+        {"hidden_TH": torch.zeros(6, 3), "weight_VH": torch.zeros(10, 3)},
+        "exactly one of the two sources",
+    ),
     "vocabulary larger than the columns": ({"vocab_size": 11}, "vocab_size is 11: expected 1 to 10"),
     "borders do not start at 0": ({"cu_seqlens": torch.tensor([1, 4, 6])}, "cu_seqlens[0] is 1: expected 0"),
     "borders do not end at T": ({"cu_seqlens": torch.tensor([0, 4, 5])}, "cu_seqlens[2] is 5: expected 6"),
-    "borders fall": ({"cu_seqlens": torch.tensor([0, 7, 6])}, "cu_seqlens[2] is 6 after 7: sequence 1 would be empty"),
-    "empty sequence": ({"cu_seqlens": torch.tensor([0, 6, 6])}, "cu_seqlens[2] is 6 after 6: sequence 1 would be empty"),
+    "borders fall": (
+        {"cu_seqlens": torch.tensor([0, 7, 6])},
+        "cu_seqlens[2] is 6 after 7: sequence 1 would be empty",
+    ),
+    "empty sequence": (
+        {"cu_seqlens": torch.tensor([0, 6, 6])},
+        "cu_seqlens[2] is 6 after 6: sequence 1 would be empty",
+    ),
     "no sequence": ({"cu_seqlens": torch.tensor([0])}, "cu_seqlens has 1 entries"),
     "float borders": ({"cu_seqlens": torch.tensor([0.0, 4.0, 6.0])}, "cu_seqlens is torch.float32"),
     "float mask": ({"mask_T": torch.ones(6)}, "mask_T is torch.float32: expected torch.bool"),
     "short mask": ({"mask_T": torch.ones(5, dtype=torch.bool)}, "mask_T has shape [5]"),
     "NaN advantage": ({"advantage_S": torch.tensor([1.0, math.nan])}, "advantage_S[1] is nan"),
-    "advantages of another length": ({"advantage_S": torch.ones(3)}, "advantage_S has shape [3]: expected [2]"),
+    "advantages of another length": (
+        {"advantage_S": torch.ones(3)},
+        "advantage_S has shape [3]: expected [2]",
+    ),
     "infinite weight": ({"sequence_weight_S": torch.tensor([math.inf, 1.0])}, "sequence_weight_S[0] is inf"),
     "NaN old logprob": ({"old_logprob_T": with_(torch.zeros(6), 2, math.nan)}, "old_logprob_T[2] is nan"),
-    "infinite rollout logprob": ({"rollout_logprob_T": with_(torch.zeros(6), 4, -math.inf)}, "rollout_logprob_T[4] is -inf"),
+    "infinite rollout logprob": (
+        {"rollout_logprob_T": with_(torch.zeros(6), 4, -math.inf)},
+        "rollout_logprob_T[4] is -inf",
+    ),
     "KL without a reference": ({"config": LossConfig(kl_beta=0.1)}, "ref_logprob_T is missing"),
-    "main gradient without a weight": ({"weight_main_grad_VH": torch.zeros(10, 3)}, "weight_main_grad_VH is given without weight_VH"),
+    "main gradient without a weight": (
+        {"weight_main_grad_VH": torch.zeros(10, 3)},
+        "weight_main_grad_VH is given without weight_VH",
+    ),
     "triton on a CPU tensor": ({"impl": "triton"}, "impl='triton' cannot run on cpu tensors"),
     "unknown impl": ({"impl": "cuda"}, "impl is 'cuda'"),
 }

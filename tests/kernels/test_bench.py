@@ -1,4 +1,6 @@
-"""The benchmark measures what is here and says why it does not measure the rest."""
+"""Test that the benchmark measures what this machine allows, and gives a reason for each row that
+it leaves out.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def tool() -> ModuleType:
 
 
 def test_formulas_agree_and_absent_ones_are_rows_that_say_so() -> None:
-    sizes = Sizes(workload="projection", tokens=128, hidden=8, columns=50, dtype="float32", device="cpu", repeats=2)
+    sizes = Sizes(
+        workload="projection", tokens=128, hidden=8, columns=50, dtype="float32", device="cpu", repeats=2
+    )
     names = ("eager matmul, log_softmax", "selfemo grpo_loss, fused", "verl linear_cross_entropy")
     rows = {row.formula: row for row in run_all(sizes, threads=1, names=names)}
     assert set(rows) == set(names)
@@ -41,7 +45,9 @@ def test_formulas_agree_and_absent_ones_are_rows_that_say_so() -> None:
     assert rows["verl linear_cross_entropy"].note == "runs on cuda only"
 
 
-def test_missing_device_is_said_and_written(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_device_is_said_and_written(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if tool.torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     assert tool.main(["--device", "cuda", "--json", str(tmp_path / "figures.json")]) == 0

@@ -1,4 +1,4 @@
-"""Which implementation runs, and that choosing the CPU path needs neither CUDA nor Triton."""
+"""Test the choice of implementation, and that the CPU path needs neither CUDA nor Triton."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def test_cpu_path_never_imports_triton() -> None:
 import sys, torch
 before = {name for name in sys.modules if name.split(".")[0] == "triton"}
 import selfemo.kernels
-selfemo.kernels.token_logprobs(torch.zeros(1, 4).requires_grad_(), torch.tensor([1])).logprob_T.sum().backward()
+logits = torch.zeros(1, 4).requires_grad_()
+selfemo.kernels.token_logprobs(logits, torch.tensor([1])).logprob_T.sum().backward()
 after = {name for name in sys.modules if name.split(".")[0] == "triton"}
 sys.exit(int(after != before))
 """
@@ -37,5 +38,8 @@ def test_auto_takes_torch_on_a_cpu_and_says_so_once(caplog: pytest.LogCaptureFix
 
 def test_triton_on_a_cpu_raises_every_time() -> None:
     for _ in range(2):
-        with pytest.raises(ValueError, match="impl='triton' cannot run on cpu tensors: move them to a GPU, or use impl='auto'"):
+        with pytest.raises(
+            ValueError,
+            match="impl='triton' cannot run on cpu tensors: move them to a GPU, or use impl='auto'",
+        ):
             choose("triton", torch.device("cpu"))

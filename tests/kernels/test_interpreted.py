@@ -1,8 +1,10 @@
-"""The Triton kernels themselves, run in Triton's interpreter on CPU tensors; test_interpreter.py starts their process.
+"""Run the Triton kernels in Triton's interpreter on CPU tensors.
 
-Triton decides between compiling and interpreting when @triton.jit runs, so these cases need TRITON_INTERPRET=1 before the first
-import and a process of their own. The interpreter runs the kernels' own arithmetic in numpy: what it cannot show is layout,
-races and time. It cuts bf16 stores off where a GPU rounds them, which doubles their rounding error to 2^-7.
+test_interpreter.py starts their process. Triton decides between compiling and interpreting when
+@triton.jit runs, so these cases need TRITON_INTERPRET=1 before the first import and a process of
+their own. The interpreter runs the kernels' own arithmetic in numpy: it cannot show layout, races
+or time. It truncates bf16 stores where a GPU rounds them, which doubles their rounding error to
+2^-7.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def tolerance(dtype: torch.dtype) -> float:
 @pytest.mark.parametrize("name", PRESETS)
 def test_loss_and_gradient_match_the_oracle(name: str, dtype: torch.dtype, on_policy: bool) -> None:
     config = PRESETS[name]
-    case = make_case(lengths=(5, 1, 9), columns=1003, vocab_size=990, dtype=dtype, temperature=config.temperature)
+    case = make_case(
+        lengths=(5, 1, 9), columns=1003, vocab_size=990, dtype=dtype, temperature=config.temperature
+    )
     expected = truth(case, config, on_policy)
     logits_TV = case.logits_TV.clone().requires_grad_()
     result = run(case, config, logits_TV, on_policy, impl="triton")
@@ -46,10 +50,25 @@ def test_loss_and_gradient_match_the_oracle(name: str, dtype: torch.dtype, on_po
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize(("columns", "vocab_size"), [(151_936, 151_936), (151_936, 151_669)], ids=["whole", "padded"])
-def test_real_vocabulary_with_logits_around_minus_ten(columns: int, vocab_size: int, dtype: torch.dtype) -> None:
-    """151,936 is no multiple of the block: what fills the last block must weigh exp(-inf), not exp(0)."""
-    case = make_case(lengths=(2, 1), columns=columns, vocab_size=vocab_size, dtype=dtype, shift=-10.0, scale=1.0, temperature=0.8)
+@pytest.mark.parametrize(
+    ("columns", "vocab_size"), [(151_936, 151_936), (151_936, 151_669)], ids=["whole", "padded"]
+)
+def test_real_vocabulary_with_logits_around_minus_ten(
+    columns: int, vocab_size: int, dtype: torch.dtype
+) -> None:
+    """Use 151,936 columns, no multiple of the block.
+
+    Fill values of the last one must weigh exp(-inf), not exp(0).
+    """
+    case = make_case(
+        lengths=(2, 1),
+        columns=columns,
+        vocab_size=vocab_size,
+        dtype=dtype,
+        shift=-10.0,
+        scale=1.0,
+        temperature=0.8,
+    )
     case = replace(case, mask_T=torch.tensor([True, False, True]))
     config = LossConfig.preset("self_grpo", entropy_weight=0.01, temperature=0.8)
     expected = truth(case, config)
@@ -87,7 +106,9 @@ def test_shifted_logits_cost_no_precision(shift: float) -> None:
     result.loss.backward()
     assert oracle.worst(result.logprob_T, expected.logprob_T.where(case.mask_T, 0.0)) <= 1e-6
     assert oracle.worst_of_scale(logits_TV.grad, expected.dlogits_TV) <= 5e-6
-    assert float(logits_TV.grad.double().sum(-1).abs().max()) <= 1e-6 * float(logits_TV.grad.abs().sum(-1).max())
+    assert float(logits_TV.grad.double().sum(-1).abs().max()) <= 1e-6 * float(
+        logits_TV.grad.abs().sum(-1).max()
+    )
 
 
 def test_forbidden_tokens_and_a_shard_of_padding_make_no_nan() -> None:
@@ -105,7 +126,10 @@ def test_forbidden_tokens_and_a_shard_of_padding_make_no_nan() -> None:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_shards_combine_to_the_whole(size: int) -> None:
-    """`vocab_stats` and `dlogits_` per shard, the two reductions done here; the last shard of four is all padding."""
+    """Call `vocab_stats` and `dlogits_` per shard and reduce here.
+
+    The last shard of four is all padding.
+    """
     from selfemo.kernels.triton_backend import TritonBackend
     from selfemo.kernels.vocab_parallel import ShardStats, SoftmaxStats, VocabShard
 
@@ -114,13 +138,19 @@ def test_shards_combine_to_the_whole(size: int) -> None:
     logprob_T, entropy_T = oracle.distribution(truth_TV, case.targets_T, 1.0, 590)
     (2 * logprob_T.sum() + entropy_T.sum()).backward()
     backend, width = TritonBackend(), 800 // size
-    shards = [VocabShard(start, width, min(max(590 - start, 0), width), None) for start in range(0, 800, width)]
+    shards = [
+        VocabShard(start, width, min(max(590 - start, 0), width), None) for start in range(0, 800, width)
+    ]
     pieces_TV = [piece.contiguous() for piece in case.logits_TV.chunk(size, dim=1)]
-    stats: list[ShardStats] = [backend.vocab_stats(x, case.targets_T, None, shard, 1.0) for x, shard in zip(pieces_TV, shards)]
+    stats: list[ShardStats] = [
+        backend.vocab_stats(x, case.targets_T, None, shard, 1.0) for x, shard in zip(pieces_TV, shards)
+    ]
     max_T = torch.stack([one.max_T for one in stats]).amax(0)
     scale_T = [(one.max_T - max_T).exp() for one in stats]
     sum_T = sum(one.sum_T * scale for one, scale in zip(stats, scale_T))
-    weighted_T = sum((one.weighted_T + one.sum_T * (one.max_T - max_T)) * scale for one, scale in zip(stats, scale_T))
+    weighted_T = sum(
+        (one.weighted_T + one.sum_T * (one.max_T - max_T)) * scale for one, scale in zip(stats, scale_T)
+    )
     target_T = sum(one.target_T for one in stats) - max_T
     softmax = SoftmaxStats(max_T, sum_T.log(), target_T - sum_T.log(), sum_T.log() - weighted_T / sum_T)
     assert oracle.worst(softmax.logprob_T, logprob_T.detach()) <= 1e-6
@@ -133,8 +163,12 @@ def test_shards_combine_to_the_whole(size: int) -> None:
 @pytest.mark.parametrize("normalise", ["std", "none", "leave_one_out"])
 @pytest.mark.parametrize("per_component", [False, True])
 def test_group_advantages(normalise: str, per_component: bool) -> None:
-    config = AdvantageConfig(normalise=normalise, per_component=per_component, range_component=1, range_threshold=0.3)  # type: ignore[arg-type]
-    rewards_SC = torch.rand(90, 3, generator=torch.Generator().manual_seed(3)) * torch.tensor([1.0, 1.0, 100.0])
+    config = AdvantageConfig(
+        normalise=normalise, per_component=per_component, range_component=1, range_threshold=0.3
+    )  # type: ignore[arg-type]
+    rewards_SC = torch.rand(90, 3, generator=torch.Generator().manual_seed(3)) * torch.tensor(
+        [1.0, 1.0, 100.0]
+    )
     rewards_SC[3:11] = torch.tensor([10.1, 0.3, 7.0])
     group_ptr, weights_C = torch.tensor([0, 2, 3, 11, 80, 90]), torch.tensor([1.0, 0.2, 0.1])
     got = group_advantages(rewards_SC, group_ptr, weights_C, config=config, impl="triton")
@@ -151,7 +185,12 @@ def test_on_policy_ratio_is_exactly_one_and_kl_exactly_zero(name: str) -> None:
     config = PRESETS[name]
     case = make_case(lengths=(3, 1, 6), columns=500, vocab_size=499)
     own_T = token_logprobs(
-        case.logits_TV, case.targets_T, mask_T=case.mask_T, vocab_size=499, temperature=config.temperature, impl="triton"
+        case.logits_TV,
+        case.targets_T,
+        mask_T=case.mask_T,
+        vocab_size=499,
+        temperature=config.temperature,
+        impl="triton",
     ).logprob_T
     case = replace(case, old_T=own_T, ref_T=own_T)
     for on_policy in (False, True):
@@ -180,7 +219,10 @@ def test_microbatches_add_up_and_two_runs_agree_bitwise() -> None:
 
 
 def test_long_sequence_spans_several_blocks() -> None:
-    """A program walks 256 tokens at a time; 1,100 need five blocks, the last one partly filled."""
+    """Use 1,100 tokens.
+
+    A program walks 256 at a time, so that there are five blocks, the last one partly filled.
+    """
     generator = torch.Generator().manual_seed(5)
     tokens = 1100
     case = make_case(lengths=(tokens,), columns=3, vocab_size=3)
@@ -203,7 +245,11 @@ def test_fused_projection(name: str) -> None:
     results = []
     for fused in (True, False):
         h, w = hidden_TH.clone().requires_grad_(), weight_VH.clone().requires_grad_()
-        source = {"hidden_TH": h, "weight_VH": w, "chunk_tokens": 4, "impl": "triton"} if fused else {"impl": "torch"}
+        source = (
+            {"hidden_TH": h, "weight_VH": w, "chunk_tokens": 4, "impl": "triton"}
+            if fused
+            else {"impl": "torch"}
+        )
         run(case, config, None if fused else h @ w.T, **source).loss.backward()
         results.append((h.grad, w.grad))
     for fused_gradient, plain_gradient in zip(*results):
@@ -235,7 +281,9 @@ def test_second_backward_raises() -> None:
 
 @pytest.mark.parametrize("columns", [1000, 4096])
 def test_traffic_is_two_bytes_forward_and_six_in_all(columns: int) -> None:
-    """Every address in the logits that the two kernels touch, counted; beside them only the one logit of the target."""
+    """Count every address in the logits that the two kernels touch; beside them, only the one logit
+    of the target.
+    """
     tokens = 8
     logits_TV = torch.randn(tokens, columns).bfloat16().requires_grad_()
     with interpreted_traffic(logits_TV) as forward:
@@ -249,7 +297,7 @@ def test_traffic_is_two_bytes_forward_and_six_in_all(columns: int) -> None:
 
 
 def test_masked_and_clipped_rows_are_not_read() -> None:
-    """Two of four tokens are masked, one has zero advantage: forward reads two rows, backward one."""
+    """Mask two of four tokens, give one zero advantage: forward reads two rows, backward one."""
     logits_TV = torch.randn(4, 1000).bfloat16().requires_grad_()
     mask_T = torch.tensor([True, False, False, True])
     with interpreted_traffic(logits_TV) as forward:

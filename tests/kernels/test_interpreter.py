@@ -1,4 +1,4 @@
-"""Runs test_interpreted.py in a process with TRITON_INTERPRET=1."""
+"""Run test_interpreted.py in a process with TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 
@@ -16,11 +16,24 @@ ROOT = CASES.parents[2]
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Failure text by case, "" for a pass."""
+    """Run all cases; returns the failure's text by case, "" for a pass."""
     report = tmp_path_factory.mktemp("interpreter") / "report.xml"
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", str(CASES), "-m", "interpreted", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(CASES),
+        "-m",
+        "interpreted",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={report}",
+    ]
+    process = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     assert report.exists(), process.stdout + process.stderr
     found = {}
     for case in ET.parse(report).getroot().iter("testcase"):

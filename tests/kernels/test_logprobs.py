@@ -1,4 +1,4 @@
-"""Log-probability and entropy on the CPU path: exact where softmax implementations usually are not."""
+"""Test logprob and entropy on the CPU path where softmax implementations are usually inexact."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers import kernel_oracle as oracle
 
 
 def check(logits_TV: Tensor, vocab_size: int | None = None, temperature: float = 1.0, seed: int = 0) -> None:
-    """Forward and backward against the oracle, with random derivatives in logprob and entropy."""
+    """Compare forward and backward with the oracle, with random derivatives in logprob and entropy."""
     generator = torch.Generator().manual_seed(seed)
     tokens, columns = logits_TV.shape
     targets_T = torch.randint(0, vocab_size or columns, (tokens,), generator=generator)
@@ -30,7 +30,9 @@ def check(logits_TV: Tensor, vocab_size: int | None = None, temperature: float =
     assert oracle.worst(got.entropy_T, entropy_T.detach()) <= 1e-6
     bound = 5e-6 if logits_TV.dtype == torch.float32 else 1e-2
     assert oracle.worst_of_scale(ours_TV.grad, truth_TV.grad) <= bound
-    assert float(ours_TV.grad.double().sum(-1).abs().max()) <= (1e-5 if logits_TV.dtype == torch.float32 else 5e-2)
+    assert float(ours_TV.grad.double().sum(-1).abs().max()) <= (
+        1e-5 if logits_TV.dtype == torch.float32 else 5e-2
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -41,15 +43,24 @@ def test_any_vocabulary_size(columns: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_qwen_vocabulary_with_logits_around_minus_ten(dtype: torch.dtype) -> None:
-    """Zero-filling the tail of the last block would add exp(0) per missing column to a sum of exp(-10)s."""
+    """Use logits near -10.
+
+    Zeros in the tail of the last block would add exp(0) per missing column to sums of exp(-10).
+    """
     check((torch.randn(3, 151_936, generator=torch.Generator().manual_seed(2)) - 10).to(dtype))
-    check((torch.randn(3, 151_936, generator=torch.Generator().manual_seed(2)) - 10).to(dtype), vocab_size=151_669, temperature=0.7)
+    check(
+        (torch.randn(3, 151_936, generator=torch.Generator().manual_seed(2)) - 10).to(dtype),
+        vocab_size=151_669,
+        temperature=0.7,
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.3])
 @pytest.mark.parametrize("shift", [300.0, -300.0, 3e4])
 def test_shifted_logits_cost_no_precision(shift: float, temperature: float) -> None:
-    check(torch.randn(8, 1003, generator=torch.Generator().manual_seed(3)) * 3 + shift, temperature=temperature)
+    check(
+        torch.randn(8, 1003, generator=torch.Generator().manual_seed(3)) * 3 + shift, temperature=temperature
+    )
 
 
 def test_confident_row_keeps_its_tiny_logprob_and_entropy() -> None:
@@ -68,7 +79,10 @@ def test_uniform_row_has_entropy_log_v() -> None:
 
 
 def test_forbidden_tokens_at_minus_infinity() -> None:
-    """A sampler's mask: -inf columns take no probability and no gradient, and make no NaN in the entropy."""
+    """Forbid tokens by -inf, as a sampler does.
+
+    They have no probability and no gradient, and entropy is not NaN.
+    """
     logits_TV = torch.randn(4, 60, generator=torch.Generator().manual_seed(4))
     reference_TV = logits_TV[:, :40].double().requires_grad_()
     logits_TV[:, 40:] = -math.inf
@@ -108,7 +122,10 @@ def test_masked_rows_are_neither_read_nor_differentiated() -> None:
 
 
 def test_rows_of_a_wider_buffer() -> None:
-    """Megatron's logits may be a slice: the row stride is larger than the width, and what lies between stays untouched."""
+    """Pass a slice, as Megatron does.
+
+    The row stride exceeds the width, and the columns between stay untouched.
+    """
     buffer = torch.randn(5, 100, generator=torch.Generator().manual_seed(7))
     whole = buffer.clone()
     view_TV = buffer[:, 20:80].requires_grad_()
@@ -137,7 +154,11 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def test_result_does_not_depend_on_other_rows_or_the_chunking(threads: int) -> None:
-    """Old logprobs come from another micro-batch split than new ones; only if this holds is the on-policy ratio exactly 1."""
+    """Compare logprobs under two splits bit by bit.
+
+    Old logprobs come from another micro-batch split than new ones: only if they agree is the
+    on-policy ratio exactly 1.
+    """
     logits_TV = torch.randn(40, 40_000, generator=torch.Generator().manual_seed(8))  # several chunks of rows
     targets_T = torch.randint(0, 40_000, (40,), generator=torch.Generator().manual_seed(9))
     whole = token_logprobs(logits_TV, targets_T)
@@ -166,12 +187,17 @@ def test_hidden_states_give_the_same_as_their_logits(masked: bool) -> None:
 
 def test_weight_gradient_goes_into_the_main_gradient() -> None:
     generator = torch.Generator().manual_seed(11)
-    hidden_TH, weight_VH = torch.randn(9, 8, generator=generator), torch.randn(40, 8, generator=generator).requires_grad_()
+    hidden_TH, weight_VH = (
+        torch.randn(9, 8, generator=generator),
+        torch.randn(40, 8, generator=generator).requires_grad_(),
+    )
     targets_T = torch.arange(9)
     token_logprobs(targets_T=targets_T, hidden_TH=hidden_TH, weight_VH=weight_VH).logprob_T.sum().backward()
     expected_VH, weight_VH.grad = weight_VH.grad, None
     main_VH = torch.ones(40, 8)
-    got = token_logprobs(targets_T=targets_T, hidden_TH=hidden_TH, weight_VH=weight_VH, weight_main_grad_VH=main_VH)
+    got = token_logprobs(
+        targets_T=targets_T, hidden_TH=hidden_TH, weight_VH=weight_VH, weight_main_grad_VH=main_VH
+    )
     got.logprob_T.sum().backward()
     assert weight_VH.grad is None
     assert torch.allclose(main_VH, expected_VH + 1)

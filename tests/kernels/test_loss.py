@@ -1,4 +1,4 @@
-"""The loss on the CPU path against the fp64 oracle, and what must stay exactly true of it."""
+"""Test the loss on the CPU path against the fp64 oracle, and the properties that must hold exactly."""
 
 from __future__ import annotations
 
@@ -21,14 +21,24 @@ PRESETS = {
     "dr_grpo": LossConfig.preset("dr_grpo", max_length=50),
     "dapo": LossConfig.preset("dapo", dual_clip=1.2, temperature=0.8),
     "gspo": LossConfig.preset("gspo", clip_low=0.05, clip_high=0.05, kl_beta=0.1, kl_estimator="k2"),
-    "self_grpo": LossConfig.preset("self_grpo", truncated_importance_cap=1.1, entropy_weight=0.01, temperature=1.3),
+    "self_grpo": LossConfig.preset(
+        "self_grpo", truncated_importance_cap=1.1, entropy_weight=0.01, temperature=1.3
+    ),
     "everything": LossConfig(
-        clip_low=0.1, clip_high=0.3, dual_clip=1.5, kl_beta=0.3, kl_estimator="k2", truncated_importance_cap=1.2, entropy_weight=0.05
+        clip_low=0.1,
+        clip_high=0.3,
+        dual_clip=1.5,
+        kl_beta=0.3,
+        kl_estimator="k2",
+        truncated_importance_cap=1.2,
+        entropy_weight=0.05,
     ),
 }
 
 
-def run(case: Case, config: LossConfig, logits_TV: Tensor | None, on_policy: bool = False, **changes: Any) -> LossResult:
+def run(
+    case: Case, config: LossConfig, logits_TV: Tensor | None, on_policy: bool = False, **changes: Any
+) -> LossResult:
     return grpo_loss(
         logits_TV,
         case.targets_T,
@@ -47,9 +57,12 @@ def run(case: Case, config: LossConfig, logits_TV: Tensor | None, on_policy: boo
 
 
 def part_of(case: Case, begin: int, end: int) -> Case:
-    """Sequences begin to end - 1 as a micro-batch of their own; the counts stay those of the whole."""
+    """Cut sequences begin to end - 1 out as a micro-batch; the counts stay those of the whole batch."""
     first, last = int(case.cu_seqlens[begin]), int(case.cu_seqlens[end])
-    per_token = {name: getattr(case, name)[first:last] for name in ("logits_TV", "targets_T", "old_T", "ref_T", "rollout_T", "mask_T")}
+    per_token = {
+        name: getattr(case, name)[first:last]
+        for name in ("logits_TV", "targets_T", "old_T", "ref_T", "rollout_T", "mask_T")
+    }
     per_sequence = {name: getattr(case, name)[begin:end] for name in ("advantage_S", "weight_S")}
     return replace(case, **per_token, **per_sequence, cu_seqlens=case.cu_seqlens[begin : end + 1] - first)
 
@@ -84,7 +97,9 @@ def test_loss_and_gradient_match_the_oracle(name: str, dtype: torch.dtype, on_po
     assert abs(float(result.loss.detach() - expected.loss)) <= 1e-6 * max(1.0, abs(float(expected.loss)))
     assert oracle.worst(result.logprob_T, expected.logprob_T.where(case.mask_T, 0.0)) <= 1e-6
     assert oracle.worst(result.entropy_T, expected.entropy_T.where(case.mask_T, 0.0)) <= 1e-6
-    assert oracle.worst_of_scale(logits_TV.grad / 2, expected.dlogits_TV) <= (5e-6 if dtype == torch.float32 else 1e-2)
+    assert oracle.worst_of_scale(logits_TV.grad / 2, expected.dlogits_TV) <= (
+        5e-6 if dtype == torch.float32 else 1e-2
+    )
 
 
 def test_gradient_is_written_over_the_logits() -> None:
@@ -115,11 +130,17 @@ def test_fully_masked_dummy_has_zero_loss_and_zero_gradient() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_on_policy_ratio_is_exactly_one_and_kl_exactly_zero(name: str) -> None:
-    """With old and reference logprobs of the same weights; the loss is then minus the weighted advantages, whatever is clipped."""
+    """Take old and reference logprobs of the same weights: the loss is minus the weighted
+    advantages, clipped or not.
+    """
     config = PRESETS[name]
     case = make_case(lengths=(3, 1, 20, 9), columns=3000, vocab_size=2999)
     own_T = token_logprobs(
-        case.logits_TV, case.targets_T, mask_T=case.mask_T, vocab_size=case.vocab_size, temperature=config.temperature
+        case.logits_TV,
+        case.targets_T,
+        mask_T=case.mask_T,
+        vocab_size=case.vocab_size,
+        temperature=config.temperature,
     ).logprob_T
     for old_T in (None, own_T):
         result = grpo_loss(
@@ -141,7 +162,10 @@ def test_on_policy_ratio_is_exactly_one_and_kl_exactly_zero(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_gradient_matches_finite_differences(name: str) -> None:
-    """Along random directions, of the oracle's loss value in fp64: no derivative formula, and no autograd, on either side."""
+    """Take finite differences of the oracle's loss in fp64 along random directions.
+
+    That side uses neither a formula nor autograd.
+    """
     config = PRESETS[name]
     case = make_case(lengths=(4, 2, 6), columns=40, vocab_size=37, temperature=config.temperature)
     logits_TV = case.logits_TV.clone().requires_grad_()
@@ -150,15 +174,23 @@ def test_gradient_matches_finite_differences(name: str) -> None:
     for _ in range(3):
         direction_TV = torch.randn(case.logits_TV.shape, generator=generator, dtype=torch.float64)
         step = 1e-6
-        high, low = (truth(replace(case, logits_TV=case.logits_TV.double() + sign * step * direction_TV), config).loss for sign in (1, -1))
+        high, low = (
+            truth(replace(case, logits_TV=case.logits_TV.double() + sign * step * direction_TV), config).loss
+            for sign in (1, -1)
+        )
         slope = float((high - low) / (2 * step))
-        assert float((logits_TV.grad.double() * direction_TV).sum()) == pytest.approx(slope, rel=1e-4, abs=1e-6)
+        assert float((logits_TV.grad.double() * direction_TV).sum()) == pytest.approx(
+            slope, rel=1e-4, abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("borders", [(0, 1, 2, 4), (0, 1, 2, 3, 4)], ids=["some together", "one by one"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_microbatches_add_up_to_the_whole(name: str, borders: tuple[int, ...]) -> None:
-    """Loss, gradient and metrics, with a fully masked dummy as one micro-batch, as an empty data-parallel rank runs it."""
+    """Add up loss, gradient and metrics of micro-batches, of which one is a fully masked dummy.
+
+    An empty data-parallel rank runs such a dummy.
+    """
     config = PRESETS[name]
     case = make_case(lengths=(5, 1, 14, 17), temperature=config.temperature)
     logits_TV = case.logits_TV.clone().requires_grad_()
@@ -171,7 +203,9 @@ def test_microbatches_add_up_to_the_whole(name: str, borders: tuple[int, ...]) -
         pieces.append(run(part, config, part_TV))
         pieces[-1].loss.backward()
         gradients.append(part_TV.grad)
-    assert float(sum(piece.loss.detach() for piece in pieces)) == pytest.approx(float(whole.loss.detach()), rel=1e-6, abs=1e-8)
+    assert float(sum(piece.loss.detach() for piece in pieces)) == pytest.approx(
+        float(whole.loss.detach()), rel=1e-6, abs=1e-8
+    )
     assert torch.equal(torch.cat(gradients), logits_TV.grad)
     for field in fields(whole.metrics):
         join = max if field.name == "rollout_gap_max" else sum
@@ -181,7 +215,10 @@ def test_microbatches_add_up_to_the_whole(name: str, borders: tuple[int, ...]) -
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_packed_equals_padded(name: str) -> None:
-    """Right-padding every sequence to one length and masking the padding is the same batch; so is each sequence alone (above)."""
+    """Pad every sequence on the right to one length and mask the padding: the batch is the same.
+
+    The test above has each sequence alone.
+    """
     config = PRESETS[name]
     case = make_case(lengths=(5, 1, 14, 17), temperature=config.temperature)
     packed_TV = case.logits_TV.clone().requires_grad_()
@@ -195,7 +232,10 @@ def test_packed_equals_padded(name: str) -> None:
         padded[place_T] = values
         return padded
 
-    per_token = {name: spread(getattr(case, name)) for name in ("logits_TV", "targets_T", "old_T", "ref_T", "rollout_T", "mask_T")}
+    per_token = {
+        name: spread(getattr(case, name))
+        for name in ("logits_TV", "targets_T", "old_T", "ref_T", "rollout_T", "mask_T")
+    }
     padded_case = replace(case, **per_token, cu_seqlens=torch.arange(len(lengths) + 1) * longest)
     padded_TV = padded_case.logits_TV.clone().requires_grad_()
     padded = run(padded_case, config, padded_TV)
@@ -220,7 +260,7 @@ def test_two_runs_agree_bitwise(name: str) -> None:
 
 @pytest.mark.parametrize("entropy_weight", [0.0, 0.1])
 def test_gradient_sums_to_zero_over_the_vocabulary(entropy_weight: float) -> None:
-    """Adding a constant to a row of logits changes no probability."""
+    """Check that the gradient has no component along a constant, which changes no probability."""
     case = make_case(shift=300.0)
     config = replace(PRESETS["grpo"], entropy_weight=entropy_weight)
     logits_TV = case.logits_TV.clone().requires_grad_()
@@ -233,20 +273,32 @@ def test_gradient_sums_to_zero_over_the_vocabulary(entropy_weight: float) -> Non
 @pytest.mark.parametrize("on_policy", [False, True], ids=["off_policy", "on_policy"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_fused_projection_equals_the_loss_of_its_logits(name: str, on_policy: bool, masked: bool) -> None:
-    """Chunks of 7 tokens cut through sequences."""
+    """Use chunks of 7 tokens, which cut through sequences."""
     config = PRESETS[name]
     case = make_case(temperature=config.temperature)
     case = case if masked else replace(case, mask_T=torch.ones_like(case.mask_T))
     generator = torch.Generator().manual_seed(3)
-    hidden_TH, weight_VH = torch.randn(37, 12, generator=generator), torch.randn(1003, 12, generator=generator)
-    logprob_T = token_logprobs(hidden_TH @ weight_VH.T, case.targets_T, vocab_size=990, temperature=config.temperature).logprob_T
-    near = {name: logprob_T + 0.2 * torch.randn(37, generator=generator) for name in ("old_T", "ref_T", "rollout_T")}
+    hidden_TH, weight_VH = (
+        torch.randn(37, 12, generator=generator),
+        torch.randn(1003, 12, generator=generator),
+    )
+    logprob_T = token_logprobs(
+        hidden_TH @ weight_VH.T, case.targets_T, vocab_size=990, temperature=config.temperature
+    ).logprob_T
+    near = {
+        name: logprob_T + 0.2 * torch.randn(37, generator=generator)
+        for name in ("old_T", "ref_T", "rollout_T")
+    }
     case = replace(case, **near)
     results = []
     for fused in (True, False):
         h, w = hidden_TH.clone().requires_grad_(), weight_VH.clone().requires_grad_()
         result = run(
-            case, config, None if fused else h @ w.T, on_policy, **({"hidden_TH": h, "weight_VH": w, "chunk_tokens": 7} if fused else {})
+            case,
+            config,
+            None if fused else h @ w.T,
+            on_policy,
+            **({"hidden_TH": h, "weight_VH": w, "chunk_tokens": 7} if fused else {}),
         )
         (3.0 * result.loss).backward()
         metrics = torch.stack([getattr(result.metrics, field.name) for field in fields(result.metrics)])
@@ -263,23 +315,30 @@ def test_fused_projection_adds_to_the_main_gradient() -> None:
     run(case, PRESETS["grpo"], None, hidden_TH=hidden_TH, weight_VH=weight_VH).loss.backward()
     expected_VH, weight_VH.grad = weight_VH.grad, None
     main_VH = torch.full((30, 5), 2.0)
-    run(case, PRESETS["grpo"], None, hidden_TH=hidden_TH, weight_VH=weight_VH, weight_main_grad_VH=main_VH).loss.backward()
+    run(
+        case, PRESETS["grpo"], None, hidden_TH=hidden_TH, weight_VH=weight_VH, weight_main_grad_VH=main_VH
+    ).loss.backward()
     assert weight_VH.grad is None
     assert torch.allclose(main_VH, expected_VH + 2)
 
 
 def test_a_scaled_loss_cannot_go_with_a_main_gradient() -> None:
-    """The main gradient has its share before backward: a scale that came later would be missing from it."""
+    """Refuse a loss scale together with a main gradient.
+
+    The main gradient gets its share before backward: a later scale would be missing from it.
+    """
     case = make_case(lengths=(4, 3), columns=30, vocab_size=30)
     hidden_TH, weight_VH = torch.randn(7, 5), torch.randn(30, 5).requires_grad_()
     main_VH = torch.zeros(30, 5)
-    result = run(case, PRESETS["grpo"], None, hidden_TH=hidden_TH, weight_VH=weight_VH, weight_main_grad_VH=main_VH)
+    result = run(
+        case, PRESETS["grpo"], None, hidden_TH=hidden_TH, weight_VH=weight_VH, weight_main_grad_VH=main_VH
+    )
     with pytest.raises(RuntimeError, match="the loss may not be scaled"):
         (2 * result.loss).backward()
 
 
 def test_a_broken_logprob_cannot_make_the_loss_infinite() -> None:
-    """A log-ratio of 200 is clamped, and gives no gradient."""
+    """Clamp a log-ratio of 200, which gives no gradient."""
     logits_TV = torch.randn(4, 30).requires_grad_()
     result = grpo_loss(
         logits_TV,
@@ -303,16 +362,25 @@ def test_a_broken_logprob_cannot_make_the_loss_infinite() -> None:
     chunk_tokens=st.integers(1, 12),
     seed=st.integers(0, 1000),
 )
-def test_any_packing_matches_the_oracle(lengths: list[int], name: str, on_policy: bool, chunk_tokens: int, seed: int) -> None:
-    """Random lengths and masks, from logits and from hidden states cut anywhere."""
+def test_any_packing_matches_the_oracle(
+    lengths: list[int], name: str, on_policy: bool, chunk_tokens: int, seed: int
+) -> None:
+    """Draw lengths and masks at random, from logits and from hidden states with any chunk size."""
     config = PRESETS[name]
-    case = make_case(lengths=tuple(lengths), columns=23, vocab_size=21, seed=seed, temperature=config.temperature)
+    case = make_case(
+        lengths=tuple(lengths), columns=23, vocab_size=21, seed=seed, temperature=config.temperature
+    )
     expected = truth(case, config, on_policy)
-    hidden_TH = case.logits_TV.clone().requires_grad_()  # the identity as output weight: the logits are the hidden states
-    fused = run(case, config, None, on_policy, hidden_TH=hidden_TH, weight_VH=torch.eye(23), chunk_tokens=chunk_tokens)
+    # The output weight is the identity: the logits are the hidden states.
+    hidden_TH = case.logits_TV.clone().requires_grad_()
+    fused = run(
+        case, config, None, on_policy, hidden_TH=hidden_TH, weight_VH=torch.eye(23), chunk_tokens=chunk_tokens
+    )
     logits_TV = case.logits_TV.clone().requires_grad_()
     plain = run(case, config, logits_TV, on_policy)
     for result, leaf in ((fused, hidden_TH), (plain, logits_TV)):
         result.loss.backward()
         assert float(result.loss.detach()) == pytest.approx(float(expected.loss), rel=1e-6, abs=1e-6)
-        assert float((leaf.grad.double() - expected.dlogits_TV).abs().max()) <= 5e-6 * max(float(expected.dlogits_TV.abs().max()), 0.01)
+        assert float((leaf.grad.double() - expected.dlogits_TV).abs().max()) <= 5e-6 * max(
+            float(expected.dlogits_TV.abs().max()), 0.01
+        )

@@ -1,4 +1,7 @@
-"""Chunks on threads: each taken once, operators serial inside, nothing left changed, and the same bits for any number of threads."""
+"""Test chunks on threads: each is taken once, and the bits are the same for any number of threads.
+
+Operators inside are serial, and torch's settings are left as they were.
+"""
 
 from __future__ import annotations
 
@@ -67,4 +70,6 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 def test_inference_mode_reaches_the_threads(threads: int) -> None:
     with torch.inference_mode():
-        assert token_logprobs(torch.zeros(3, 40), torch.arange(3)).logprob_T.tolist() == pytest.approx([-3.6888795] * 3)
+        assert token_logprobs(torch.zeros(3, 40), torch.arange(3)).logprob_T.tolist() == pytest.approx(
+            [-3.6888795] * 3
+        )

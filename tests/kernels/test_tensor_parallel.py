@@ -1,4 +1,4 @@
-"""Vocabulary split over real processes: every rank gets the loss of the whole vocabulary and its own columns' gradient."""
+"""Split the vocabulary over real processes: every rank has the whole loss and its own columns' gradient."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ CASES: dict[str, dict[str, Any]] = {
     "even": {"columns": 1004, "vocab_size": 1004},
     "last ranks all padding": {"columns": 1000, "vocab_size": 251},
     "large logits": {"columns": 512, "vocab_size": 509, "shift": 300.0},
-    "real vocabulary": {"lengths": (2, 1, 2), "columns": 151_936, "vocab_size": 151_669, "shift": -10.0, "scale": 1.0},
+    "real vocabulary": {
+        "lengths": (2, 1, 2),
+        "columns": 151_936,
+        "vocab_size": 151_669,
+        "shift": -10.0,
+        "scale": 1.0,
+    },
 }
 
 
@@ -28,7 +34,10 @@ def _shard_of(case: Case, group: dist.ProcessGroup) -> torch.Tensor:
 
 
 def _errors(dtype: torch.dtype) -> dict[str, float]:
-    """On a rank: the largest errors of loss, logprobs, entropies and gradient against the oracle, over cases and presets."""
+    """Find on a rank the largest errors against the oracle, over cases and presets.
+
+    They are those of loss, logprobs, entropies and gradient.
+    """
     worst: dict[str, float] = {}
     group = dist.group.WORLD
     assert group is not None
@@ -43,7 +52,8 @@ def _errors(dtype: torch.dtype) -> dict[str, float]:
             expected_TV = expected.dlogits_TV.chunk(group.size(), dim=1)[group.rank()]
             scale = float(expected.dlogits_TV.abs().max())
             found = {
-                "loss": abs(float(result.loss.detach() - expected.loss)) / max(1.0, abs(float(expected.loss))),
+                "loss": abs(float(result.loss.detach() - expected.loss))
+                / max(1.0, abs(float(expected.loss))),
                 "logprob": oracle.worst(result.logprob_T, expected.logprob_T.where(case.mask_T, 0.0)),
                 "entropy": oracle.worst(result.entropy_T, expected.entropy_T.where(case.mask_T, 0.0)),
                 "dlogits": float((shard_TV.grad.double() - expected_TV).abs().max()) / scale,
@@ -54,7 +64,9 @@ def _errors(dtype: torch.dtype) -> dict[str, float]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("size", [2, 4])
-def test_sharded_vocabulary_matches_the_oracle(distributed: DistributedRunner, size: int, dtype: torch.dtype) -> None:
+def test_sharded_vocabulary_matches_the_oracle(
+    distributed: DistributedRunner, size: int, dtype: torch.dtype
+) -> None:
     for worst in distributed(size, _errors, dtype):
         assert worst["loss"] <= 1e-6
         assert worst["logprob"] <= 1e-6
@@ -72,25 +84,34 @@ def _same_on_every_rank() -> list[torch.Tensor]:
 
 
 def test_ranks_agree_bitwise(distributed: DistributedRunner) -> None:
-    """Ranks that disagree in the last bit drift apart: optimizer steps are replicated."""
+    """Compare ranks bit by bit: optimizer steps are replicated, so that any difference would grow."""
     first, *others = distributed(4, _same_on_every_rank)
     for other in others:
         assert all(torch.equal(one, two) for one, two in zip(first, other))
 
 
-def _fused(preset: str, vocab_size: int) -> tuple[LossResult, torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """Sharded output weight; the results of the loss and of token_logprobs."""
+def _fused(
+    preset: str, vocab_size: int
+) -> tuple[LossResult, torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Compute the loss and token_logprobs from a sharded output weight."""
     group = dist.group.WORLD
     assert group is not None
     case, hidden_TH, weight_VH = _projection_case(vocab_size)
     shard_VH = weight_VH.chunk(group.size())[group.rank()].clone().requires_grad_()
     hidden_TH.requires_grad_()
-    result = run(case, PRESETS[preset], None, hidden_TH=hidden_TH, weight_VH=shard_VH, tp_group=group, chunk_tokens=9)
+    result = run(
+        case, PRESETS[preset], None, hidden_TH=hidden_TH, weight_VH=shard_VH, tp_group=group, chunk_tokens=9
+    )
     result.loss.backward()
     gradients = (hidden_TH.grad.clone(), shard_VH.grad.clone())
     hidden_TH.grad = shard_VH.grad = None
     got = token_logprobs(
-        targets_T=case.targets_T, hidden_TH=hidden_TH, weight_VH=shard_VH, vocab_size=case.vocab_size, tp_group=group, chunk_tokens=9
+        targets_T=case.targets_T,
+        hidden_TH=hidden_TH,
+        weight_VH=shard_VH,
+        vocab_size=case.vocab_size,
+        tp_group=group,
+        chunk_tokens=9,
     )
     (got.logprob_T.sum() + got.entropy_T.sum()).backward()
     return result.loss.detach(), *gradients, (hidden_TH.grad, shard_VH.grad)
@@ -105,8 +126,12 @@ def _projection_case(vocab_size: int) -> tuple[Case, torch.Tensor, torch.Tensor]
 
 @pytest.mark.parametrize("vocab_size", [390, 190], ids=["both ranks", "one rank all padding"])
 @pytest.mark.parametrize("preset", ["self_grpo", "gspo", "dapo"])
-def test_fused_projection_with_a_sharded_weight(distributed: DistributedRunner, preset: str, vocab_size: int) -> None:
-    """Three ways to the gradient: `dlogits_` in the same pass, in a second one, and exp(d) kept by `vocab_stats`."""
+def test_fused_projection_with_a_sharded_weight(
+    distributed: DistributedRunner, preset: str, vocab_size: int
+) -> None:
+    """Compare three ways to the gradient: `dlogits_` in the same pass, in a second one, and exp(d)
+    kept by `vocab_stats`.
+    """
     case, hidden_TH, weight_VH = _projection_case(vocab_size)
     hidden_TH.requires_grad_()
     weight_VH.requires_grad_()
@@ -126,7 +151,7 @@ def test_fused_projection_with_a_sharded_weight(distributed: DistributedRunner, 
 
 
 def _group_of_one() -> bool:
-    """TP 1 inside a larger world: a group of one rank gives bit for bit what no group gives."""
+    """Use TP 1 inside a larger world: a group of one rank gives the same bits as no group."""
     group, _ = dist.new_subgroups(group_size=1)
     case = make_case(columns=300, vocab_size=299)
     config = LossConfig.preset("grpo", kl_beta=0.1)

@@ -1,4 +1,7 @@
-"""The CPU path touches each logit once forward and twice backward; its two scratches a thread stay 1 MiB whatever the batch is."""
+"""Test the CPU path's memory traffic: it touches each logit once forward and twice backward.
+
+Its two scratch buffers a thread stay 1 MiB for any batch.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +27,18 @@ def loss(logits_TV: torch.Tensor, config: LossConfig) -> torch.Tensor:
     cu_seqlens = torch.tensor([0, 200, TOKENS])
     targets_T, old_T = torch.arange(TOKENS), torch.full((TOKENS,), -9.0)
     advantage_S = torch.tensor([1.0, -1.0])
-    return grpo_loss(logits_TV, targets_T, cu_seqlens, config=config, advantage_S=advantage_S, old_logprob_T=old_T).loss
+    return grpo_loss(
+        logits_TV, targets_T, cu_seqlens, config=config, advantage_S=advantage_S, old_logprob_T=old_T
+    ).loss
 
 
 def test_eager_log_softmax_moves_many_times_as_much() -> None:
-    """The meter itself, on a formula whose traffic can be added up by hand."""
+    """Measure a formula whose traffic can be added up by hand, to test the meter itself."""
     x_TV = logits()
     with TorchMeter(CACHE_BYTES) as meter:
         torch.log_softmax(x_TV.float(), -1)
-    assert meter.counted.total_bytes == TOKENS * COLUMNS * (2 + 4 + 4 + 4)  # widen: read 2, write 4; log_softmax: read 4, write 4
+    # widen: read 2, write 4; log_softmax: read 4, write 4
+    assert meter.counted.total_bytes == TOKENS * COLUMNS * (2 + 4 + 4 + 4)
     assert meter.peak_bytes == TOKENS * COLUMNS * 8
 
 
@@ -49,7 +55,9 @@ def test_forward_reads_two_bytes_per_bf16_logit() -> None:
 def test_forward_and_backward_move_six_bytes_per_bf16_logit(entropy_weight: float) -> None:
     x_TV = logits().requires_grad_()
     with TorchMeter(CACHE_BYTES) as meter:
-        loss(x_TV, LossConfig(entropy_weight=entropy_weight, clip_low=math.inf, clip_high=math.inf)).backward()
+        loss(
+            x_TV, LossConfig(entropy_weight=entropy_weight, clip_low=math.inf, clip_high=math.inf)
+        ).backward()
     assert meter.counted.read_bytes == 4 * TOKENS * COLUMNS
     assert meter.counted.written_bytes == 2 * TOKENS * COLUMNS
     assert meter.peak_bytes <= SCRATCH_BYTES + 400 * TOKENS

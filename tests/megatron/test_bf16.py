@@ -1,4 +1,6 @@
-"""Training in bf16: close to fp32 in every layout, and steps too small for bf16 add up in fp32 master weights."""
+"""Train in bf16: close to fp32 in every layout, and steps too small for bf16 add up in fp32 master
+weights.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ from tests.helpers.parity import Options, difference, learner, samples, three_st
 from tests.helpers.tiny_model import save_tiny
 
 BF16_ULP = 2.0**-7
-"""Between 1 and 2, where the norms' weights are; half of that below 1."""
+"""Spacing of bf16 between 1 and 2, where the norms' weights are; below 1 it is half of that."""
 SMALL_RATE = 1e-3
-"""Adam's step is at most about this: less than half a unit in the last place of any norm weight."""
+"""Bounds Adam's step: less than half a unit in the last place of any norm weight."""
 SMALL_STEPS = 32
 LAYOUTS = {
     "TP1": (1, ParallelConfig()),
@@ -24,7 +26,7 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def hf_dir(tmp_path_factory):
-    """Its norms hold bf16 numbers exactly, so that both dtypes start from the same ones."""
+    """Write a model whose norms are exact in bf16, so that both dtypes start from the same numbers."""
     return str(save_tiny(tmp_path_factory.mktemp("bf16") / "model", "qwen3", True, torch.bfloat16, layers=4))
 
 
@@ -36,7 +38,9 @@ def in_fp32(distributed, hf_dir):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_three_steps_in_bf16_stay_near_those_in_fp32(distributed, hf_dir, in_fp32, name):
     processes, parallel = LAYOUTS[name]
-    for trace in distributed(processes, three_steps, hf_dir, parallel, Options(dtype="bfloat16"), timeout_s=240):
+    for trace in distributed(
+        processes, three_steps, hf_dir, parallel, Options(dtype="bfloat16"), timeout_s=240
+    ):
         assert {tensor.dtype for tensor in trace.tensors.values()} == {torch.bfloat16}
         found = difference(in_fp32, trace)
         assert found.loss <= 0.02 * max(map(abs, in_fp32.losses)), found
@@ -45,7 +49,7 @@ def test_three_steps_in_bf16_stay_near_those_in_fp32(distributed, hf_dir, in_fp3
 
 
 def _small_steps(hf_dir: str, parallel: ParallelConfig, options: Options) -> dict[str, torch.Tensor]:
-    """The norms' weights after many small SFT steps."""
+    """Return the norms' weights after many small SFT steps."""
     with learner(hf_dir, parallel, options) as model:
         for _ in range(SMALL_STEPS):
             model.sft_step(samples(model.architecture.vocab_size), SMALL_RATE)
@@ -61,7 +65,9 @@ def small_steps_in_fp32(distributed, hf_dir):
 def test_steps_below_bf16_resolution_add_up(distributed, hf_dir, small_steps_in_fp32, name):
     processes, parallel = LAYOUTS[name]
     wanted = small_steps_in_fp32
-    with_masters = distributed(processes, _small_steps, hf_dir, parallel, Options(dtype="bfloat16"), timeout_s=240)[0]
+    with_masters = distributed(
+        processes, _small_steps, hf_dir, parallel, Options(dtype="bfloat16"), timeout_s=240
+    )[0]
     start = distributed(1, _start, hf_dir, timeout_s=240)[0]
     far = torch.cat([(wanted[name] - start[name]).abs() > BF16_ULP for name in start])
     moved = torch.cat([with_masters[name] != start[name] for name in start])

@@ -1,7 +1,8 @@
-"""Context parallelism: sequences are cut as megatron-core and Transformer Engine cut them, and the steps are those of one process.
+"""Test context parallelism.
 
-Attention over the cut is Transformer Engine's business, on a GPU; here tests/helpers/context_parallel.py stands in for it, below the
-CPU's refusal.
+Sequences are cut as megatron-core and Transformer Engine do, and steps equal one process's.
+Attention over the pieces is Transformer Engine's, on a GPU; here tests/helpers/context_parallel.py
+stands in for it, and the CPU's refusal is avoided.
 """
 
 from __future__ import annotations
@@ -39,10 +40,14 @@ from tests.helpers.tiny_model import VOCAB_SIZE, save_tiny
 BOUND = 1e-6
 
 
-def _packed(indices: list[int] | tuple[int, ...], size: int, tensor: int = 1, min_tokens: int = 0) -> list[MicroBatch]:
-    """The parts of all context ranks."""
+def _packed(
+    indices: list[int] | tuple[int, ...], size: int, tensor: int = 1, min_tokens: int = 0
+) -> list[MicroBatch]:
+    """Pack the batch for all context ranks."""
     batch, device = samples(VOCAB_SIZE, OPTIONS.long_prompts), torch.device("cpu")
-    return [pack(batch, indices, tensor, device, min_tokens, ContextShare(size, rank)) for rank in range(size)]
+    return [
+        pack(batch, indices, tensor, device, min_tokens, ContextShare(size, rank)) for rank in range(size)
+    ]
 
 
 @pytest.mark.parametrize(("size", "tensor"), [(1, 1), (2, 1), (2, 3), (3, 2), (4, 4)])
@@ -68,7 +73,10 @@ def test_the_parts_of_all_ranks_are_every_sequence_once(size, tensor):
         target_T[at_T[part.loss_mask_T]] = part.target_ids_N
     for index, start, end in zip(indices, bounds.tolist(), bounds.tolist()[1:]):
         sample = batch[index]
-        inputs, end_of_prompt = (sample.prompt_ids + sample.completion_ids)[:-1], start + len(sample.prompt_ids) - 1
+        inputs, end_of_prompt = (
+            (sample.prompt_ids + sample.completion_ids)[:-1],
+            start + len(sample.prompt_ids) - 1,
+        )
         assert end - start - len(inputs) < (2 * size if size > 1 else 1)
         assert whole_T[start:end].tolist() == [*inputs, *[0] * (end - start - len(inputs))]
         assert target_T[end_of_prompt : start + len(inputs)].tolist() == list(sample.completion_ids)
@@ -76,7 +84,10 @@ def test_the_parts_of_all_ranks_are_every_sequence_once(size, tensor):
 
 
 def test_the_cut_is_transformer_engines():
-    """The example in the docstring of `attn_forward_func_with_cp`, version 2.11.0: sequences of 8 and 4 tokens over two ranks."""
+    """Follow the example in the docstring of `attn_forward_func_with_cp`, version 2.11.0.
+
+    It has sequences of 8 and 4 tokens over two ranks.
+    """
     first, second = (ContextShare(2, rank) for rank in range(2))
     assert [first.positions(8), first.positions(4)] == [[0, 1, 6, 7], [0, 3]]
     assert [second.positions(8), second.positions(4)] == [[2, 3, 4, 5], [1, 2]]
@@ -84,14 +95,20 @@ def test_the_cut_is_transformer_engines():
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_a_rank_knows_which_completion_tokens_it_holds(size):
-    """By hand from `target_places`: what the losses take rollout logprobs and weights from."""
+    """Check `target_places` by hand: losses take rollout logprobs and weights at these places."""
     batch, indices = samples(VOCAB_SIZE, OPTIONS.long_prompts), [7, 0, 3, 24, 12, 19]
     seen: dict[int, list[int]] = {index: [] for index in indices}
     for part in _packed(indices, size):
         assert part.completion_bounds.diff().tolist() == [len(places) for places in part.target_places]
-        assert part.completion_tokens_S.tolist() == [len(batch[index].completion_ids) for index in part.sample_indices]
+        assert part.completion_tokens_S.tolist() == [
+            len(batch[index].completion_ids) for index in part.sample_indices
+        ]
         assert 0 not in part.completion_bounds.diff().tolist()
-        expected = [batch[index].completion_ids[place] for index, here in zip(part.sample_indices, part.target_places) for place in here]
+        expected = [
+            batch[index].completion_ids[place]
+            for index, here in zip(part.sample_indices, part.target_places)
+            for place in here
+        ]
         assert part.target_ids_N.tolist() == expected
         for index, places in zip(part.sample_indices, part.target_places):
             seen[index] += places
@@ -102,12 +119,19 @@ def test_a_rank_knows_which_completion_tokens_it_holds(size):
 
 def test_filling_reaches_the_asked_length_on_every_rank():
     longest = len(_packed([7, 0, 3], 2, tensor=4)[0].token_ids_T)
-    for part in [*_packed([1], 2, tensor=4, min_tokens=longest), *_packed([], 2, tensor=4, min_tokens=longest)]:
+    for part in [
+        *_packed([1], 2, tensor=4, min_tokens=longest),
+        *_packed([], 2, tensor=4, min_tokens=longest),
+    ]:
         assert len(part.token_ids_T) == longest
 
 
 def test_transformer_engine_is_told_padded_bounds_only_where_it_needs_them():
-    """It asserts that they are there under context parallelism, and gives up FlashAttention where they differ from the others."""
+    """Pass padded bounds under context parallelism only.
+
+    Transformer Engine asserts them there, and gives up FlashAttention wherever they differ from the
+    plain ones.
+    """
     alone, shared = _packed([7, 0], 1)[0].packed_seq_params, _packed([7, 0], 2)[0].packed_seq_params
     assert alone.cu_seqlens_q_padded is None
     assert shared.cu_seqlens_q_padded.equal(shared.cu_seqlens_q)
@@ -117,17 +141,28 @@ def test_transformer_engine_is_told_padded_bounds_only_where_it_needs_them():
 
 
 def test_the_batch_is_one_that_hurts():
-    """Completions on one rank alone, completions cut in two, and a rank without any completion token of a micro-batch."""
-    bins = balance_by_tokens([sample.length_tokens for sample in samples(VOCAB_SIZE, OPTIONS.long_prompts)], OPTIONS.max_tokens, 1)
+    """Check the batch: completions on one rank alone, completions cut in two, and a rank without
+    completion tokens.
+    """
+    bins = balance_by_tokens(
+        [sample.length_tokens for sample in samples(VOCAB_SIZE, OPTIONS.long_prompts)], OPTIONS.max_tokens, 1
+    )
     parts = [_packed(members, 2) for members in bins]
     assert any(not part.sample_indices for ranks in parts for part in ranks)
     assert any(set(first.sample_indices) & set(second.sample_indices) for first, second in parts)
-    assert any(set(first.sample_indices) ^ set(second.sample_indices) for first, second in parts if second.sample_indices)
+    assert any(
+        set(first.sample_indices) ^ set(second.sample_indices)
+        for first, second in parts
+        if second.sample_indices
+    )
 
 
 @pytest.fixture(scope="module")
 def hf_dir(tmp_path_factory, distributed):
-    """Hooks of Megatron's DDP keep each learner's groups: the ranks are ended."""
+    """Write the model.
+
+    End the ranks afterwards, since hooks of Megatron's DDP keep each learner's groups.
+    """
     yield str(save_tiny(tmp_path_factory.mktemp("context") / "model", "qwen3", True, layers=4))
     distributed.close()
 
@@ -142,7 +177,9 @@ def sft_trace(distributed, hf_dir) -> Trace:
     return distributed(1, parity.three_sft_steps, hf_dir, ParallelConfig(), OPTIONS, timeout_s=240)[0]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LAYOUTS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LAYOUTS]
+)
 def test_three_self_grpo_steps_are_those_of_one_process(distributed, hf_dir, policy_trace, name):
     processes, parallel = LAYOUTS[name]
     for trace in distributed(processes, three_steps, hf_dir, parallel, OPTIONS, timeout_s=240):
@@ -172,18 +209,20 @@ PRESETS = {
     "dapo": LossConfig.preset("dapo", kl_beta=0.1, truncated_importance_cap=1.0),
     "dr_grpo": LossConfig.preset("dr_grpo", kl_beta=0.1, max_length=25),
 }
-"""One of each way to average over tokens."""
+"""One preset for each way to average over tokens."""
 OLD_LOGPROB = -4.9
-"""Near ln(1 / vocabulary): ratios on both sides of 1."""
+"""Near ln(1 / vocabulary), so that ratios are on both sides of 1."""
 
 
 def _statistics(hf_dir: str, parallel: ParallelConfig, enter: Enter) -> list[PolicyStats]:
-    """What a step of each preset reports, with learning rate 0."""
+    """Take a step of each preset with learning rate 0; returns the reported statistics."""
     with gathered_attention(), learner(hf_dir, parallel, OPTIONS, enter) as model:
         batch = samples(model.architecture.vocab_size, OPTIONS.long_prompts)
         plan = model.plan(batch)
         fixed = [torch.full_like(logprob_N, OLD_LOGPROB) for logprob_N in model.logprobs(plan)]
-        return [model.policy_step(batch, plan, loss, 0.0, reference=fixed, old=fixed) for loss in PRESETS.values()]
+        return [
+            model.policy_step(batch, plan, loss, 0.0, reference=fixed, old=fixed) for loss in PRESETS.values()
+        ]
 
 
 def _one(hf_dir: str) -> list[PolicyStats]:
@@ -195,7 +234,10 @@ def _two(hf_dir: str) -> list[PolicyStats]:
 
 
 def test_every_aggregation_reports_the_same_statistics(distributed, hf_dir):
-    """No sum counts a token once per rank, and the largest gap is the largest over all ranks."""
+    """Compare statistics.
+
+    No sum counts a token once per rank, and the largest gap is the largest over all ranks.
+    """
     one = distributed(1, _one, hf_dir, timeout_s=240)[0]
     for ranks in distributed(2, _two, hf_dir, timeout_s=240):
         for whole, cut in zip(one, ranks, strict=True):
@@ -209,8 +251,15 @@ def test_every_aggregation_reports_the_same_statistics(distributed, hf_dir):
 
 
 def _write_then_step(hf_dir: str, directory: str) -> dict[str, torch.Tensor]:
-    """A step, a checkpoint of two context ranks that shard the optimizer, another step; the weights after it."""
-    with gathered_attention(), learner(hf_dir, LAYOUTS["CP2 +DO +recompute"][1], OPTIONS, enter_layout) as model:
+    """Take a step, write a checkpoint of two context ranks that shard the optimizer, take another
+    step.
+
+    Returns the weights after it.
+    """
+    with (
+        gathered_attention(),
+        learner(hf_dir, LAYOUTS["CP2 +DO +recompute"][1], OPTIONS, enter_layout) as model,
+    ):
         batch = samples(model.architecture.vocab_size)
         model.sft_step(batch, OPTIONS.learning_rate)
         TensorWrite(model, Path(directory), {}).is_done(blocking=True)
@@ -229,7 +278,9 @@ def test_a_checkpoint_of_context_ranks_goes_on_over_data_ranks(distributed, hf_d
     wanted = distributed(2, _write_then_step, hf_dir, str(tmp_path), timeout_s=240)[0]
     for found in distributed(2, _read_then_step, hf_dir, str(tmp_path), timeout_s=240):
         for name, tensor in found.items():
-            torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=BOUND, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                tensor, wanted[name], rtol=0, atol=BOUND, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def _sequence_ratio(hf_dir: str) -> str:
@@ -240,11 +291,13 @@ def _sequence_ratio(hf_dir: str) -> str:
 
 
 def test_a_ratio_per_sequence_is_refused(distributed, hf_dir):
-    assert all("2 context ranks" in message for message in distributed(2, _sequence_ratio, hf_dir, timeout_s=240))
+    assert all(
+        "2 context ranks" in message for message in distributed(2, _sequence_ratio, hf_dir, timeout_s=240)
+    )
 
 
 def _on_cpu(hf_dir: str) -> tuple[str, str]:
-    """What a user's run and a model with the product's own attention are told."""
+    """Collect the errors for a user's run and for a model with the product's own attention."""
     device = select_device()
     init_distributed(device, 120)
     with pytest.raises(UserError) as refused:
@@ -259,5 +312,8 @@ def _on_cpu(hf_dir: str) -> tuple[str, str]:
 
 def test_it_is_refused_on_cpu(distributed, hf_dir):
     for told, attention in distributed(2, _on_cpu, hf_dir, timeout_s=120):
-        assert told == "parallel.context=2 needs Transformer Engine's attention, so a GPU: set parallel.context=1"
+        assert (
+            told
+            == "parallel.context=2 needs Transformer Engine's attention, so a GPU: set parallel.context=1"
+        )
         assert "PackedCausalAttention does not split a sequence" in attention

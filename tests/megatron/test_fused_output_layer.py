@@ -1,4 +1,6 @@
-"""Trains on the loss from hidden states (train.fuse_output_layer): same steps as from logits, which then never exist."""
+"""Train on the loss from hidden states (train.fuse_output_layer): the steps equal those from
+logits, which are never made.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,20 @@ from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
 from selfemo.megatron.learner import Learner
 from tests.helpers import context_parallel
-from tests.helpers.parity import LEARNING_RATE, SHARED, Options, difference, learner, samples, three_sft_steps, three_steps
+from tests.helpers.parity import (
+    LEARNING_RATE,
+    SHARED,
+    Options,
+    difference,
+    learner,
+    samples,
+    three_sft_steps,
+    three_steps,
+)
 from tests.helpers.tiny_model import save_tiny
 
 BOUND = 1e-6
-"""What the layouts of tests/megatron/test_parity.py keep among each other."""
+"""Bounds on the differences that layouts of tests/megatron/test_parity.py keep among each other."""
 BF16_ULP = 2.0**-7
 FUSED = Options(fuse="on")
 LAYOUTS = {
@@ -28,24 +39,37 @@ LAYOUTS = {
     "PP2 VPP2": (2, ParallelConfig(pipeline=2, virtual_pipeline=2)),
     "DP2 +DO": (2, ParallelConfig(distributed_optimizer=True)),
 }
-"""Name: (processes, layout). The vocabulary is a prime: with TP2 one row of the output weight is padding."""
+"""Name: (processes, layout).
+
+The vocabulary is a prime: with TP2 one row of the output weight is padding.
+"""
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def hf_dir(request, tmp_path_factory):
-    return str(save_tiny(tmp_path_factory.mktemp("fused") / "model", "qwen3", request.param, torch.bfloat16, layers=4))
+    return str(
+        save_tiny(
+            tmp_path_factory.mktemp("fused") / "model", "qwen3", request.param, torch.bfloat16, layers=4
+        )
+    )
 
 
 @pytest.fixture(scope="module")
 def from_logits(distributed, hf_dir):
-    """Traces of one process that makes logits: (SELF-GRPO, SFT)."""
-    yield tuple(distributed(1, steps, hf_dir, ParallelConfig(), timeout_s=240)[0] for steps in (three_steps, three_sft_steps))
+    """Run one process that makes logits; returns the traces of (SELF-GRPO, SFT)."""
+    yield tuple(
+        distributed(1, steps, hf_dir, ParallelConfig(), timeout_s=240)[0]
+        for steps in (three_steps, three_sft_steps)
+    )
     distributed.close()
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_three_self_grpo_steps_are_those_from_logits(distributed, hf_dir, from_logits, name):
-    """Reference pass, old-policy pass and policy step with entropy bonus; a tied weight has two gradients, of which one is fused."""
+    """Compare reference pass, old-policy pass and policy step with entropy bonus.
+
+    A tied weight has two gradients, of which one is fused.
+    """
     processes, parallel = LAYOUTS[name]
     options = replace(SHARED, fuse="on") if name == "TP2 +SP" else FUSED
     for trace in distributed(processes, three_steps, hf_dir, parallel, options, timeout_s=240):
@@ -60,17 +84,25 @@ def test_three_sft_steps_are_those_from_logits(distributed, hf_dir, from_logits,
 
 
 def test_context_ranks_fuse_what_each_of_them_holds(distributed, hf_dir):
-    """Some context ranks hold no completion token of a micro-batch, and take part all the same."""
+    """Run context ranks of which some hold no completion token of a micro-batch, and take part all
+    the same.
+    """
     processes, parallel = context_parallel.LAYOUTS["CP2"]
     runs = [replace(context_parallel.OPTIONS, fuse=fuse) for fuse in ("on", "off")]
-    fused, plain = (distributed(processes, context_parallel.three_steps, hf_dir, parallel, run, timeout_s=240) for run in runs)
+    fused, plain = (
+        distributed(processes, context_parallel.three_steps, hf_dir, parallel, run, timeout_s=240)
+        for run in runs
+    )
     assert difference(fused[0], plain[0]).largest <= BOUND, difference(fused[0], plain[0])
 
 
 @pytest.mark.parametrize("hf_dir", [True], ids=["tied"], indirect=True)
 @pytest.mark.parametrize("name", ["TP2 +SP", "DP2 +DO"])
 def test_three_steps_in_bf16_stay_near_those_in_fp32(distributed, hf_dir, from_logits, name):
-    """The model and the bounds of tests/megatron/test_bf16.py; of an untied model, logits themselves miss the last one."""
+    """Use the model and the bounds of tests/megatron/test_bf16.py.
+
+    Of an untied model, the steps from logits themselves miss the last bound.
+    """
     processes, parallel = LAYOUTS[name]
     (wanted, _), options = from_logits, replace(FUSED, dtype="bfloat16")
     for trace in distributed(processes, three_steps, hf_dir, parallel, options, timeout_s=240):
@@ -84,45 +116,66 @@ def _drawn(seed: int, vocab_size: int) -> list[TrainingSample]:
     rng = random.Random(seed)
 
     def one() -> TrainingSample:
-        prompt, completion = (tuple(rng.randrange(vocab_size) for _ in range(rng.randint(1, most))) for most in (20, 40))
+        prompt, completion = (
+            tuple(rng.randrange(vocab_size) for _ in range(rng.randint(1, most))) for most in (20, 40)
+        )
         logprobs = tuple(rng.uniform(-6, -3) for _ in completion)
         return TrainingSample(prompt, completion, logprobs, rng.uniform(-2, 2), rng.choice((0.0, 0.5, 1.0)))
 
     return [one() for _ in range(rng.randint(1, 12))]
 
 
-def _step(model: Learner, fuse: str, batch: list[TrainingSample], config: LossConfig) -> tuple[float, list[torch.Tensor]]:
-    """Loss and clipped gradients of a step that moves nothing, against old and reference logprobs that are not the policy's."""
+def _step(
+    model: Learner, fuse: str, batch: list[TrainingSample], config: LossConfig
+) -> tuple[float, list[torch.Tensor]]:
+    """Return loss and clipped gradients of a step with learning rate 0.
+
+    Old and reference logprobs are not the policy's.
+    """
     model.config = replace(model.config, train=replace(model.config.train, fuse_output_layer=fuse))
     plan = model.plan(batch)
     other = [logprob_N - 0.1 * torch.linspace(-1, 2, len(logprob_N)) for logprob_N in model.logprobs(plan)]
     stats = model.policy_step(batch, plan, config, 0.0, reference=other, old=other)
-    return stats.step.loss, [parameter.main_grad.clone() for chunk in model.chunks for parameter in chunk.parameters()]
+    return stats.step.loss, [
+        parameter.main_grad.clone() for chunk in model.chunks for parameter in chunk.parameters()
+    ]
 
 
 def _worst_differences(hf_dir: str, seeds: int) -> dict[str, float]:
-    """Largest difference of a loss and of a gradient, the latter as a share of the tensor's largest, by loss."""
-    losses = {name: LossConfig.preset(name, kl_beta=0.1, entropy_weight=0.01) for name in ("grpo", "dapo", "self_grpo", "gspo")}
+    """Find by loss the largest difference of the loss, and of a gradient as a share of the tensor's
+    largest value.
+    """
+    losses = {
+        name: LossConfig.preset(name, kl_beta=0.1, entropy_weight=0.01)
+        for name in ("grpo", "dapo", "self_grpo", "gspo")
+    }
     losses["dr_grpo"] = LossConfig.preset("dr_grpo", max_length=40)
     worst = dict.fromkeys(losses, 0.0)
     with learner(hf_dir, ParallelConfig(tensor=2)) as model:
         for name, config in losses.items():
             for seed in range(seeds):
                 batch = _drawn(seed, model.architecture.vocab_size)
-                (one, gradients), (other, others) = (_step(model, fuse, batch, config) for fuse in ("on", "off"))
-                shares = [float((a - b).abs().max() / b.abs().max().clamp(min=1e-3)) for a, b in zip(gradients, others, strict=True)]
+                (one, gradients), (other, others) = (
+                    _step(model, fuse, batch, config) for fuse in ("on", "off")
+                )
+                shares = [
+                    float((a - b).abs().max() / b.abs().max().clamp(min=1e-3))
+                    for a, b in zip(gradients, others, strict=True)
+                ]
                 worst[name] = max(worst[name], abs(one - other), *shares)
     return worst
 
 
 def test_any_batch_has_the_same_loss_and_gradients(distributed, hf_dir):
-    """Random lengths, weights (all zero among them) and advantages, every loss, on two tensor-parallel ranks."""
+    """Draw lengths, weights (all zero among them) and advantages; every loss, on two
+    tensor-parallel ranks.
+    """
     for worst in distributed(2, _worst_differences, hf_dir, 6, timeout_s=240):
         assert max(worst.values()) <= 1e-5, worst
 
 
 def _on_policy(hf_dir: str, fuse: str) -> tuple[float, float, int]:
-    """KL to an equal reference, mean ratio, and how often the output layer made logits."""
+    """Return the KL to an equal reference, the mean ratio, and how often the output layer made logits."""
     calls = []
     with learner(hf_dir, ParallelConfig(tensor=2), Options(fuse=fuse)) as model:
         model.chunks[-1].output_layer.register_forward_hook(lambda *_: calls.append(1))

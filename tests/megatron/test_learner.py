@@ -1,4 +1,7 @@
-"""What the learner promises beyond parity: exact on-policy figures, an untouched model after a bad step, checkpoints for any layout."""
+"""Test the learner beyond parity: exact on-policy figures, bad steps, checkpoints for any layout.
+
+A bad step must leave the model untouched.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from tests.helpers.parity import LEARNING_RATE, Options, learner, samples
 from tests.helpers.tiny_model import save_tiny
 
 OVERFLOWING = 3e38
-"""A finite fp32 number (the kernels refuse others) that no gradient survives."""
+"""A finite fp32 number (the kernels refuse others) so large that every gradient overflows."""
 LOSS = LossConfig.preset("self_grpo", kl_beta=0.1)
 
 
@@ -40,7 +43,9 @@ def test_micro_batches_partition_the_samples_within_the_cap(lengths, max_tokens,
 
 def test_the_cpu_adam_takes_torchs_steps():
     generator = torch.Generator().manual_seed(3)
-    ours, theirs = (torch.nn.Parameter(torch.randn(7, 5, generator=torch.Generator().manual_seed(1))) for _ in range(2))
+    ours, theirs = (
+        torch.nn.Parameter(torch.randn(7, 5, generator=torch.Generator().manual_seed(1))) for _ in range(2)
+    )
     settings = {"lr": 0.02, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
     own, reference = CpuFusedAdam([ours], **settings), torch.optim.AdamW([theirs], **settings)
     for _ in range(6):
@@ -52,7 +57,7 @@ def test_the_cpu_adam_takes_torchs_steps():
 
 
 def _on_policy(hf_dir: str) -> tuple[float, float, bool]:
-    """KL to an equal reference, mean ratio, and whether `weights_of` put every bit back."""
+    """Return the KL to an equal reference, the mean ratio, and whether `weights_of` restored every bit."""
     with learner(hf_dir, ParallelConfig(tensor=2)) as model:
         batch, reference = samples(model.architecture.vocab_size), model.snapshot()
         before = [tensor.clone() for _, tensor in model.hf_tensors(1 << 20)]
@@ -71,11 +76,15 @@ def test_on_policy_kl_is_exactly_zero_and_the_ratio_exactly_one(distributed, hf_
 
 
 def _bad_step(hf_dir: str) -> tuple[bool, bool, bool]:
-    """(applied, every weight unchanged, the next good step is applied) where one rank's data-parallel share is poisoned."""
+    """Poison one rank's data-parallel share.
+
+    Returns (applied, every weight unchanged, the next good step is applied).
+    """
     with learner(hf_dir, ParallelConfig()) as model:
         good = samples(model.architecture.vocab_size)
         poisoned = [
-            TrainingSample(s.prompt_ids, s.completion_ids, s.rollout_logprobs, OVERFLOWING if i == 0 else 1.0) for i, s in enumerate(good)
+            TrainingSample(s.prompt_ids, s.completion_ids, s.rollout_logprobs, OVERFLOWING if i == 0 else 1.0)
+            for i, s in enumerate(good)
         ]
         before = model.snapshot()
         config = LossConfig.preset("grpo", kl_beta=0.0)
@@ -89,31 +98,45 @@ def test_a_gradient_that_is_not_finite_changes_nothing_on_any_rank(distributed, 
     assert distributed(2, _bad_step, hf_dir, timeout_s=240) == [(False, True, True)] * 2
 
 
-def _steps_then_save(hf_dir: str, directory: str, parallel: ParallelConfig, background: bool) -> dict[str, torch.Tensor]:
-    """Two steps, a checkpoint, a third step; the weights after it."""
+def _steps_then_save(
+    hf_dir: str, directory: str, parallel: ParallelConfig, background: bool
+) -> dict[str, torch.Tensor]:
+    """Take two steps, write a checkpoint, take a third step; returns the weights after it."""
     with learner(hf_dir, parallel) as model:
         batch = samples(model.architecture.vocab_size)
         for step in range(3):
             if step == 2:
                 Path(directory).mkdir(exist_ok=True)
                 torch.distributed.barrier()
-                TensorWrite(model, Path(directory), {"step": step}, in_background=background).is_done(blocking=True)
-            model.policy_step(batch, model.plan(batch), LOSS, LEARNING_RATE, reference=model.logprobs(model.plan(batch)))
+                TensorWrite(model, Path(directory), {"step": step}, in_background=background).is_done(
+                    blocking=True
+                )
+            model.policy_step(
+                batch, model.plan(batch), LOSS, LEARNING_RATE, reference=model.logprobs(model.plan(batch))
+            )
         return {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)}
 
 
-def _load_then_step(hf_dir: str, directory: str, parallel: ParallelConfig) -> tuple[int, dict[str, torch.Tensor]]:
+def _load_then_step(
+    hf_dir: str, directory: str, parallel: ParallelConfig
+) -> tuple[int, dict[str, torch.Tensor]]:
     """Load the checkpoint into a fresh learner of a layout and take the third step."""
     with learner(hf_dir, parallel) as model:
         common = read_tensors(model, Path(directory))
         batch = samples(model.architecture.vocab_size)
-        model.policy_step(batch, model.plan(batch), LOSS, LEARNING_RATE, reference=model.logprobs(model.plan(batch)))
+        model.policy_step(
+            batch, model.plan(batch), LOSS, LEARNING_RATE, reference=model.logprobs(model.plan(batch))
+        )
         return common["step"], {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)}
 
 
 SAVED = {"TP2": ParallelConfig(tensor=2), "DP2 +DO": ParallelConfig(distributed_optimizer=True)}
 LOADED = {
-    "TP2": {"TP2": (2, ParallelConfig(tensor=2)), "TP1": (1, ParallelConfig()), "PP2": (2, ParallelConfig(pipeline=2))},
+    "TP2": {
+        "TP2": (2, ParallelConfig(tensor=2)),
+        "TP1": (1, ParallelConfig()),
+        "PP2": (2, ParallelConfig(pipeline=2)),
+    },
     "DP2 +DO": {
         "DP2 +DO": (2, ParallelConfig(distributed_optimizer=True)),
         "TP2 +DO": (2, ParallelConfig(tensor=2, distributed_optimizer=True)),
@@ -123,14 +146,20 @@ LOADED = {
 
 @pytest.mark.parametrize("background", [False, True], ids=["waiting", "in the background"])
 @pytest.mark.parametrize("saved", SAVED)
-def test_the_step_after_a_checkpoint_is_the_same_in_any_layout(distributed, hf_dir, tmp_path, saved, background):
+def test_the_step_after_a_checkpoint_is_the_same_in_any_layout(
+    distributed, hf_dir, tmp_path, saved, background
+):
     directory = str(tmp_path / "checkpoint")
     wanted = distributed(2, _steps_then_save, hf_dir, directory, SAVED[saved], background, timeout_s=240)[0]
     for processes, parallel in LOADED[saved].values():
-        for step, tensors in distributed(processes, _load_then_step, hf_dir, directory, parallel, timeout_s=240):
+        for step, tensors in distributed(
+            processes, _load_then_step, hf_dir, directory, parallel, timeout_s=240
+        ):
             assert step == 2
             for name, tensor in tensors.items():
-                torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+                torch.testing.assert_close(
+                    tensor, wanted[name], rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+                )
 
 
 def test_a_directory_without_a_checkpoint_is_refused(distributed, hf_dir, tmp_path):
@@ -143,15 +172,26 @@ def _refused(hf_dir: str, directory: str) -> str:
     return str(refused.value)
 
 
-def _with_offload(hf_dir: str, parallel: ParallelConfig, options: Options) -> tuple[list[torch.Tensor], set[int]]:
-    """Weights after two steps with everything moved out between them, and the bytes of gradient buffers while it was out."""
+def _with_offload(
+    hf_dir: str, parallel: ParallelConfig, options: Options
+) -> tuple[list[torch.Tensor], set[int]]:
+    """Take two steps with everything moved out between them.
+
+    Returns the weights, and the bytes of gradient buffers while they were out.
+    """
     with learner(hf_dir, parallel, options) as model:
         batch = samples(model.architecture.vocab_size)
         held = set()
         for _ in range(2):
             model.offload()
             model.offload()
-            held.add(sum(buffer.grad_data.untyped_storage().nbytes() for chunk in model.wrapped for buffer in chunk.buffers))
+            held.add(
+                sum(
+                    buffer.grad_data.untyped_storage().nbytes()
+                    for chunk in model.wrapped
+                    for buffer in chunk.buffers
+                )
+            )
             reference = model.logprobs(model.plan(batch))
             model.policy_step(batch, model.plan(batch), LOSS, LEARNING_RATE, reference=reference)
         return model.snapshot(), held
@@ -163,9 +203,13 @@ def _with_offload(hf_dir: str, parallel: ParallelConfig, options: Options) -> tu
     ids=["tp2-fp32", "dp2-do-bf16"],
 )
 def test_offloading_between_steps_frees_gradients_and_changes_no_bit(distributed, hf_dir, parallel, dtype):
-    """On CPU the optimizer's state is in host memory already; gradient buffers are freed and allocated again as on a GPU."""
+    """Offload on CPU: gradient buffers are freed and allocated again as on a GPU.
+
+    The optimizer's state is in host memory already.
+    """
     runs = [
-        distributed(2, _with_offload, hf_dir, parallel, Options(offload=offload, dtype=dtype), timeout_s=240) for offload in (True, False)
+        distributed(2, _with_offload, hf_dir, parallel, Options(offload=offload, dtype=dtype), timeout_s=240)
+        for offload in (True, False)
     ]
     for (moved, empty), (stayed, full) in zip(*runs):
         assert empty == {0}

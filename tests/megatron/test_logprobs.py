@@ -1,4 +1,6 @@
-"""The learner's logprobs are transformers' log-softmax over the real vocabulary, in every layout, packed or one by one."""
+"""Compare the learner's logprobs with transformers' log-softmax over the real vocabulary, in every
+layout and packing.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,15 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def hf_dir(request, tmp_path_factory):
-    """Its vocabulary is a prime: with TP2 one row of padding stands in the softmax's way."""
+    """Write a model whose vocabulary is a prime: with TP2 the softmax must leave out one row of padding."""
     return str(save_tiny(tmp_path_factory.mktemp("logprobs") / "model", "qwen3", request.param, layers=4))
 
 
 def _logprobs(hf_dir: str, parallel: ParallelConfig, max_tokens: int) -> dict[int, torch.Tensor]:
-    """Logprobs of each sample's completion by its index; empty on ranks that do not hold the last stage."""
+    """Return logprobs of each sample's completion by its index.
+
+    Empty on ranks that do not hold the last stage.
+    """
     with learner(hf_dir, parallel, Options(max_tokens=max_tokens, temperature=TEMPERATURE)) as model:
         plan = model.plan(samples(model.architecture.vocab_size))
         found = {}
@@ -40,12 +45,14 @@ def _logprobs(hf_dir: str, parallel: ParallelConfig, max_tokens: int) -> dict[in
 
 @torch.no_grad()
 def _by_transformers(hf_dir: str) -> list[torch.Tensor]:
-    """The same, each sample alone."""
+    """Compute the same by transformers, each sample alone."""
     model, wanted = AutoModelForCausalLM.from_pretrained(hf_dir), []
     for sample in samples(VOCAB_SIZE):
         logits_TV = model(torch.tensor([sample.prompt_ids + sample.completion_ids])).logits[0]
         predicting = logits_TV[len(sample.prompt_ids) - 1 : -1] / TEMPERATURE
-        wanted.append(predicting.log_softmax(-1).gather(1, torch.tensor(sample.completion_ids)[:, None])[:, 0])
+        wanted.append(
+            predicting.log_softmax(-1).gather(1, torch.tensor(sample.completion_ids)[:, None])[:, 0]
+        )
     return wanted
 
 
@@ -62,7 +69,10 @@ def test_logprobs_equal_transformers(distributed, hf_dir, name):
 
 
 def test_one_packed_batch_equals_many(distributed, hf_dir):
-    """Neighbours in a packed sequence are invisible: all samples in one row give what small rows give."""
-    whole, small = (distributed(1, _logprobs, hf_dir, ParallelConfig(), tokens, timeout_s=240)[0] for tokens in (4096, MAX_LENGTH))
+    """Compare all samples in one row with small rows: neighbours in a packed sequence must be invisible."""
+    whole, small = (
+        distributed(1, _logprobs, hf_dir, ParallelConfig(), tokens, timeout_s=240)[0]
+        for tokens in (4096, MAX_LENGTH)
+    )
     for index, logprob_N in whole.items():
         torch.testing.assert_close(logprob_N, small[index], rtol=0, atol=2e-6)

@@ -1,4 +1,4 @@
-"""Learning rates are pure functions of the step: what a resume relies on."""
+"""Test that learning rates are pure functions of the step, as a resume requires."""
 
 from __future__ import annotations
 

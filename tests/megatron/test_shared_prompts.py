@@ -1,4 +1,4 @@
-"""A prompt that several samples share is computed once, and nothing else changes."""
+"""Test that a prompt of several samples is computed once, and that nothing else changes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,24 @@ from tests.helpers.tiny_model import VOCAB_SIZE, save_tiny
 CPU = torch.device("cpu")
 ids = st.integers(1, 9)
 groups = st.lists(
-    st.tuples(st.lists(ids, min_size=1, max_size=6), st.lists(st.lists(ids, min_size=1, max_size=5), min_size=1, max_size=4)), max_size=5
+    st.tuples(
+        st.lists(ids, min_size=1, max_size=6),
+        st.lists(st.lists(ids, min_size=1, max_size=5), min_size=1, max_size=4),
+    ),
+    max_size=5,
 )
 
 
 def _batch(drawn: list[tuple[list[int], list[list[int]]]]) -> list[TrainingSample]:
-    return [TrainingSample(tuple(prompt), tuple(completion)) for prompt, completions in drawn for completion in completions]
+    return [
+        TrainingSample(tuple(prompt), tuple(completion))
+        for prompt, completions in drawn
+        for completion in completions
+    ]
 
 
 def _reads(batch: MicroBatch) -> list[tuple[list[int], list[int], int]]:
-    """(token ids, positions, predictions) that each predicting segment attends to, in order."""
+    """List (token ids, positions, predictions) that each predicting segment attends to, in order."""
     params = batch.packed_seq_params
     rows = params.key_rows if params.key_rows is not None else torch.arange(batch.token_ids_T.numel())
     keys = rows.split(params.key_bounds.diff().tolist())
@@ -40,11 +48,15 @@ def _reads(batch: MicroBatch) -> list[tuple[list[int], list[int], int]]:
 
 @given(groups, st.sampled_from([1, 2]))
 def test_every_sample_reads_its_own_prompt_and_completion(drawn, multiple_of):
-    """Fails if a segment reads another group's prompt, starts at a wrong position, or predicts too few tokens."""
+    """Fail if a segment reads another group's prompt, starts at a wrong position, or predicts too
+    few tokens.
+    """
     batch = _batch(drawn)
     packed = pack(batch, range(len(batch)), multiple_of, CPU, share_prompts=True)
     whole = [(s.prompt_ids + s.completion_ids)[:-1] for s in batch]
-    assert _reads(packed) == [(list(w), list(range(len(w))), len(s.completion_ids)) for w, s in zip(whole, batch)]
+    assert _reads(packed) == [
+        (list(w), list(range(len(w))), len(s.completion_ids)) for w, s in zip(whole, batch)
+    ]
     assert packed.token_ids_T.numel() % multiple_of == 0
     assert packed.target_ids_N.tolist() == [i for s in batch for i in s.completion_ids]
     assert int(packed.loss_mask_T.sum()) == packed.target_ids_N.numel()
@@ -52,7 +64,17 @@ def test_every_sample_reads_its_own_prompt_and_completion(drawn, multiple_of):
 
 def test_a_shared_prompt_is_held_once():
     batch = _batch([([1, 2, 3, 4, 5], [[6, 7], [8], [9, 9]])])
-    assert pack(batch, range(3), 1, CPU, share_prompts=True).token_ids_T.tolist() == [1, 2, 3, 4, 5, 6, 5, 5, 9]
+    assert pack(batch, range(3), 1, CPU, share_prompts=True).token_ids_T.tolist() == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        5,
+        5,
+        9,
+    ]
     assert pack(batch, range(3), 1, CPU).token_ids_T.numel() == 6 + 5 + 6
 
 
@@ -86,7 +108,9 @@ def _logprobs(hf_dir: str, share: bool) -> dict[int, torch.Tensor]:
             (batch.sample_indices, logprobs.split(batch.completion_bounds.diff().tolist()))
             for batch, logprobs in zip(plan, one.logprobs(plan))
         ]
-        return {index: values.clone() for indices, logprobs in parts for index, values in zip(indices, logprobs)}
+        return {
+            index: values.clone() for indices, logprobs in parts for index, values in zip(indices, logprobs)
+        }
 
 
 def test_logprobs_do_not_depend_on_sharing(distributed, tmp_path):

@@ -1,4 +1,7 @@
-"""A checkpoint that cannot be written: every rank learns why, whichever rank it struck, and the three kinds are told apart."""
+"""Test a checkpoint that cannot be written.
+
+Every rank has the reason, and the three kinds are told apart.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ STRUCK_RANK = 1
 
 @contextlib.contextmanager
 def _full_disk(directory: Path) -> Iterator[None]:
-    """A limit on file size: writes fail where they fail on a full disk, with an error of the same class."""
+    """Limit the size of files.
+
+    Writes fail where they fail on a full disk, with an error of the same class.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
@@ -36,7 +42,10 @@ def _full_disk(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _refusing(number: int, directory: Path) -> Iterator[None]:
-    """Opening a file fails with this error number: root passes permissions, and a mount cannot be lost on demand."""
+    """Make opening a file fail with this error number.
+
+    Permissions would not stop root, and no test can lose a mount.
+    """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
     def refuse(path: str, mode: str) -> None:
@@ -49,16 +58,22 @@ def _refusing(number: int, directory: Path) -> Iterator[None]:
         del filesystem_async.open
 
 
-FAULTS = {"full": _full_disk, "lost": partial(_refusing, errno.ESTALE), "read-only": partial(_refusing, errno.EROFS)}
+FAULTS = {
+    "full": _full_disk,
+    "lost": partial(_refusing, errno.ESTALE),
+    "read-only": partial(_refusing, errno.EROFS),
+}
 
 
 def _write(hf_dir: str, directory: str, fault: str, background: bool) -> str:
-    """The message of the UserError that this rank raises."""
+    """Return the message of the UserError that this rank raises."""
     path = Path(directory)
     path.mkdir(exist_ok=True)
     with learner(hf_dir, ParallelConfig(tensor=2)) as model:
         torch.distributed.barrier()
-        struck = FAULTS[fault](path) if torch.distributed.get_rank() == STRUCK_RANK else contextlib.nullcontext()
+        struck = (
+            FAULTS[fault](path) if torch.distributed.get_rank() == STRUCK_RANK else contextlib.nullcontext()
+        )
         try:
             with struck:
                 TensorWrite(model, path, {}, in_background=background).is_done(blocking=True)

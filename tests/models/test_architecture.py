@@ -1,4 +1,6 @@
-"""config.json as transformers 4 and 5 write it, published models by name, and refusals that name the field."""
+"""Test config.json as transformers 4 and 5 write it, published models by name, and errors that name
+the field.
+"""
 
 from __future__ import annotations
 
@@ -51,18 +53,25 @@ def test_the_published_config_and_the_name_agree(tmp_path: Path) -> None:
 
 def test_transformers_5_spelling_gives_the_same_architecture(tmp_path: Path) -> None:
     rope = {"rope_type": "default", "rope_theta": 1000000}
-    read = read_architecture(_write(tmp_path, rope_theta="absent", torch_dtype="absent", dtype="bfloat16", rope_parameters=rope))
+    read = read_architecture(
+        _write(tmp_path, rope_theta="absent", torch_dtype="absent", dtype="bfloat16", rope_parameters=rope)
+    )
     assert read == architecture_by_name("qwen3-8b")
 
 
-@pytest.mark.parametrize(("name", "billions"), [("qwen3-0.6b", 0.596), ("qwen3-1.7b", 1.72), ("qwen3-4b", 4.02), ("qwen3-8b", 8.19)])
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("qwen3-0.6b", 0.596), ("qwen3-1.7b", 1.72), ("qwen3-4b", 4.02), ("qwen3-8b", 8.19)],
+)
 def test_named_models_have_the_published_number_of_parameters(name: str, billions: float) -> None:
     count = sum(tensor.elements for tensor in hf_tensor_list(architecture_by_name(name)))
     assert count / 1e9 == pytest.approx(billions, abs=0.005)
 
 
 @pytest.mark.parametrize("family", sorted(families()))
-def test_a_config_that_transformers_wrote_is_read_and_one_that_we_wrote_is_read_back(tmp_path: Path, family: str) -> None:
+def test_a_config_that_transformers_wrote_is_read_and_one_that_we_wrote_is_read_back(
+    tmp_path: Path, family: str
+) -> None:
     model = tiny_model(family, tied=True)
     model.config.save_pretrained(tmp_path)
     ours = read_architecture(tmp_path)
@@ -83,7 +92,10 @@ def test_a_config_that_transformers_wrote_is_read_and_one_that_we_wrote_is_read_
             r"'Qwen3MoeForCausalLM' is not supported .*supported: Llama.*, Qwen2.*, Qwen3ForCausalLM",
         ),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling asks for rope type 'yarn'"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_parameters asks for rope type 'llama3'"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}},
+            "rope_parameters asks for rope type 'llama3'",
+        ),
         ({"use_sliding_window": True}, "use_sliding_window=True is not implemented"),
         ({"attention_bias": True}, "attention_bias=True is not implemented"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
@@ -96,7 +108,9 @@ def test_a_config_that_transformers_wrote_is_read_and_one_that_we_wrote_is_read_
         ({"torch_dtype": "int8"}, "dtype 'int8'"),
     ],
 )
-def test_what_is_not_implemented_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_what_is_not_implemented_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         read_architecture(_write(tmp_path, **changes))
 

@@ -1,4 +1,4 @@
-"""A new family is one file: dropped in, everything finds it (config, layouts, Megatron, both converters), and nothing else is edited."""
+"""Test that a new family is one file: config, layouts, Megatron and both converters find it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ SOURCE = '''
 from selfemo.models.families.llama import RULES
 from selfemo.models.family import Family
 
-FAMILY = Family(name="mistral", hf_architecture="MistralForCausalLM", rules=RULES, required={"sliding_window": None})
+FAMILY = Family(
+    name="mistral", hf_architecture="MistralForCausalLM", rules=RULES, required={"sliding_window": None}
+)
 '''
 
 
@@ -39,7 +41,7 @@ def family_dir(tmp_path: Path) -> Path:
 
 @contextmanager
 def _dropped_in(family_dir: Path) -> Iterator[None]:
-    """The file in the package's directory, as far as this process can see."""
+    """Put the file into the package's directory, as far as this process can see."""
     package.__path__.append(str(family_dir))
     families.cache_clear()
     try:
@@ -50,7 +52,7 @@ def _dropped_in(family_dir: Path) -> Iterator[None]:
 
 
 def _model(directory: Path, **settings: object) -> tuple[Path, torch.Tensor]:
-    """A random Mistral on disk, and its logits."""
+    """Write a random Mistral; returns its directory and its logits."""
     model = tiny_model("mistral", tied=False, layers=4)
     model.config.sliding_window = None
     for name, value in settings.items():
@@ -86,8 +88,12 @@ def _logits(hf_dir: str, parallel: ParallelConfig, family_dir: str) -> torch.Ten
         return logits(hf_dir, parallel)
 
 
-@pytest.mark.parametrize("parallel", [ParallelConfig(tensor=2), ParallelConfig(pipeline=2)], ids=["tp2", "pp2"])
-def test_megatron_computes_its_logits(distributed: DistributedRunner, tmp_path: Path, family_dir: Path, parallel: ParallelConfig) -> None:
+@pytest.mark.parametrize(
+    "parallel", [ParallelConfig(tensor=2), ParallelConfig(pipeline=2)], ids=["tp2", "pp2"]
+)
+def test_megatron_computes_its_logits(
+    distributed: DistributedRunner, tmp_path: Path, family_dir: Path, parallel: ParallelConfig
+) -> None:
     source, want = _model(tmp_path / "model")
     for got in distributed(2, _logits, str(source), parallel, str(family_dir)):
         torch.testing.assert_close(got, want, atol=TOLERANCE, rtol=0)

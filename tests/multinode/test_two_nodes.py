@@ -1,4 +1,4 @@
-"""Two nodes on one machine, the launch script started both ways: a whole tiny run.
+"""Run two nodes on one machine, with the launch script started both ways: a whole tiny run.
 
 `make test-multinode` adds a larger world and a lost node.
 """
@@ -15,7 +15,7 @@ from tests.helpers.nodes import events, settings, two_nodes, until
 
 
 def test_two_nodes_of_one_process_run_the_whole_job(tmp_path: Path) -> None:
-    """Tensor parallel over the nodes, so that every layer and every weight sync crosses between them."""
+    """Split tensors over the nodes, so that every layer and every weight sync crosses between them."""
     overrides = settings(tmp_path / "run", parallel__tensor=2, parallel__distributed_optimizer=False)
     with two_nodes(1, overrides, tmp_path) as (nodes, _):
         codes = [node.wait() for node in nodes]
@@ -25,7 +25,9 @@ def test_two_nodes_of_one_process_run_the_whole_job(tmp_path: Path) -> None:
 
 @pytest.mark.multinode
 def test_two_nodes_of_two_processes(tmp_path: Path) -> None:
-    """Tensor parallel within a node, data parallel and the optimizer's shards across: the layout of the examples."""
+    """Use the layout of the examples: tensor parallel within a node, data parallel and optimizer
+    shards across.
+    """
     overrides = settings(tmp_path / "run", parallel__tensor=2, parallel__distributed_optimizer=True)
     with two_nodes(2, overrides, tmp_path) as (nodes, _):
         codes = [node.wait() for node in nodes]
@@ -35,9 +37,11 @@ def test_two_nodes_of_two_processes(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run with nothing happening to it."""
+    """Finish the same run without a fault."""
     directory = tmp_path_factory.mktemp("undisturbed")
-    with two_nodes(1, settings(directory / "run", parallel__tensor=1, parallel__distributed_optimizer=True), directory) as (nodes, _):
+    with two_nodes(
+        1, settings(directory / "run", parallel__tensor=1, parallel__distributed_optimizer=True), directory
+    ) as (nodes, _):
         codes = [node.wait() for node in nodes]
     assert codes == [0, 0], "".join(node.output[-3000:] for node in nodes)
     return directory / "run"
@@ -45,9 +49,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.multinode
 def test_a_node_that_is_killed_and_rejoins_changes_no_bit(undisturbed: Path, tmp_path: Path) -> None:
-    """The other node's agent restarts its worker and waits; once the lost one is back, both go on from the newest checkpoint."""
+    """Kill a node: the other's agent restarts its worker and waits until the node is back.
+
+    Both then go on from the newest checkpoint.
+    """
     run = tmp_path / "run"
-    with two_nodes(1, settings(run, parallel__tensor=1, parallel__distributed_optimizer=True), tmp_path, restarts=3) as (nodes, rejoin):
+    with two_nodes(
+        1, settings(run, parallel__tensor=1, parallel__distributed_optimizer=True), tmp_path, restarts=3
+    ) as (nodes, rejoin):
         first, second = nodes
         until(lambda: len(events(run, "iteration")) >= 1, nodes, "a first iteration")
         second.kill()

@@ -1,4 +1,6 @@
-"""Planned bytes of weights, gradients, optimizer state and sync equal what real Megatron ranks allocate and receive, to the byte."""
+"""Compare planned bytes of weights, gradients, optimizer state and sync with those of real Megatron
+ranks, exactly.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,7 @@ CASES = {
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=list(CASES))
 def run(request: pytest.FixtureRequest, distributed: DistributedRunner) -> tuple[Case, list[Measured]]:
-    """A case and what its ranks measured, by rank."""
+    """Run a case; returns it and the measured bytes by rank."""
     case: Case = request.param
     engine = EngineLayout(case.layout.engine_tensor, case.layout.replicas)
     return case, distributed(case.world_size, measure, case.architecture, case.parallel, engine, case.dtype)
@@ -91,9 +93,15 @@ def test_allocated_bytes_are_the_planned_ones_on_every_rank(run: tuple[Case, lis
         assert planned == measured, f"rank {rank}"
 
 
-def test_received_bytes_are_the_planned_ones_for_every_pair_of_ranks(run: tuple[Case, list[Measured]]) -> None:
+def test_received_bytes_are_the_planned_ones_for_every_pair_of_ranks(
+    run: tuple[Case, list[Measured]],
+) -> None:
     case, ranks = run
-    measured = {(source, target): size for target, found in enumerate(ranks) for source, size in found.direct_by_source.items()}
+    measured = {
+        (source, target): size
+        for target, found in enumerate(ranks)
+        for source, size in found.direct_by_source.items()
+    }
     planned: dict[tuple[int, int], int] = {}
     for copy in range(case.layout.weight_copies):
         planned |= pair_bytes(case.architecture, case.layout, case.dtype, copy)

@@ -1,4 +1,4 @@
-"""The decode simulation against stepping token by token, and the properties a batch's time must have."""
+"""Compare the decode simulation with stepping token by token, and test the properties of a batch's time."""
 
 from __future__ import annotations
 
@@ -20,12 +20,19 @@ PAIR = Engine(QWEN, 2, "bfloat16", 20 * GIB, max_num_seqs=256)
 def _token_by_token(lengths: list[int], prompt: float, engine: Engine, slots: int) -> float:
     bandwidth = H100.memory_rate * RATES.memory_efficiency
     compute = 2 * 8_190_735_360 / engine.tensor / (H100.flops * RATES.gemm_efficiency)
-    fixed = engine.weight_bytes / bandwidth + RATES.decode_step_s + (72 * RATES.all_reduce_s if engine.tensor > 1 else 0)
+    fixed = (
+        engine.weight_bytes / bandwidth
+        + RATES.decode_step_s
+        + (72 * RATES.all_reduce_s if engine.tensor > 1 else 0)
+    )
     waiting, active, seconds = list(lengths), [], 0.0
     while waiting or active:
         while waiting and len(active) < slots:
             active.append([prompt, waiting.pop(0)])
-        seconds += max(fixed, len(active) * compute) + sum(context for context, _ in active) * engine.kv_bytes_per_token / bandwidth
+        seconds += (
+            max(fixed, len(active) * compute)
+            + sum(context for context, _ in active) * engine.kv_bytes_per_token / bandwidth
+        )
         active = [[context + 1, left - 1] for context, left in active if left > 1]
     return seconds
 
@@ -60,8 +67,11 @@ def test_key_value_heads_are_shared_once_ranks_outnumber_them() -> None:
 
 def test_a_call_takes_longer_with_more_samples_and_less_with_more_engines() -> None:
     def seconds(samples: int, replicas: int) -> float:
-        return generation_seconds(GenerationCall(samples, samples // 8, Lengths(120, 200, 1024)), ENGINE, replicas, H100, RATES)
+        return generation_seconds(
+            GenerationCall(samples, samples // 8, Lengths(120, 200, 1024)), ENGINE, replicas, H100, RATES
+        )
 
     assert seconds(256, 8) < seconds(2048, 8) < seconds(32_768, 8)
     assert seconds(32_768, 16) < seconds(32_768, 8)
-    assert seconds(65_536, 8) == pytest.approx(2 * seconds(32_768, 8), rel=0.1)  # far beyond the slots, time is linear
+    # Time is linear far beyond the slots.
+    assert seconds(65_536, 8) == pytest.approx(2 * seconds(32_768, 8), rel=0.1)

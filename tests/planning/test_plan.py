@@ -1,4 +1,6 @@
-"""The whole plan: memory by hand in one case, phases, suggestions, the command, and that it is quick and needs no torch."""
+"""Test the whole plan: memory by hand in one case, phases, suggestions, the command, its speed
+without torch.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,34 @@ from typer.testing import CliRunner
 
 from selfemo.commands.plan import plan
 from selfemo.common.errors import UserError
-from selfemo.config.checks import initialised_architecture, layout_violations, planned_architecture, run_violations
+from selfemo.config.checks import (
+    initialised_architecture,
+    layout_violations,
+    planned_architecture,
+    run_violations,
+)
 from selfemo.config.layout import Layout, layout_of
-from selfemo.config.schema import AlgorithmConfig, ModelConfig, ParallelConfig, RolloutConfig, RunConfig, SelfPlayConfig, TrainConfig
+from selfemo.config.schema import (
+    AlgorithmConfig,
+    ModelConfig,
+    ParallelConfig,
+    RolloutConfig,
+    RunConfig,
+    SelfPlayConfig,
+    TrainConfig,
+)
 from selfemo.kernels.config import PRESETS, LossConfig
 from selfemo.kernels.fused_linear import DEFAULT_CHUNK_TOKENS
 from selfemo.models.architecture import architecture_by_name
 from selfemo.planning.generation import Engine
 from selfemo.planning.hardware import GIB, GPUS, gpu_by_name
-from selfemo.planning.memory import FUSED_CHUNK_TOKENS, activation_bytes, logits_bytes, plan_memory, rank_memory
+from selfemo.planning.memory import (
+    FUSED_CHUNK_TOKENS,
+    activation_bytes,
+    logits_bytes,
+    plan_memory,
+    rank_memory,
+)
 from selfemo.planning.plan import best_layouts, make_plan
 from selfemo.planning.published import ASSUMED, HELD_OUT
 from selfemo.planning.steptime import busiest_head_tokens
@@ -51,13 +72,21 @@ def _run(*arguments: str) -> tuple[int, str, BaseException | None]:
 
 
 def test_a_layers_activations_by_hand() -> None:
-    """h=4096, q=4096, kv=1024, mlp=12288, 32 heads, bf16: what the backward pass of one Qwen3-8B layer needs per token."""
+    """Add up the bytes that the backward pass of one Qwen3-8B layer needs per token.
+
+    h=4096, q=4096, kv=1024, mlp=12288, 32 heads, bf16.
+    """
     hand = 2 * (4 * 4096 + (2 * 4096 + 2 * 1024) + (4096 + 1024) + 3 * 12_288) + 4 * 32
     assert activation_bytes(QWEN, Layout(), 1000, 0, 1, "bfloat16") == 1000 * 36 * hand
-    assert activation_bytes(QWEN, Layout(recompute=True), 1000, 0, 1, "bfloat16") == 1000 * (36 * 2 * 4096 + hand)
+    assert activation_bytes(QWEN, Layout(recompute=True), 1000, 0, 1, "bfloat16") == 1000 * (
+        36 * 2 * 4096 + hand
+    )
     split = 2 * (4 * 4096) + (hand - 2 * 4 * 4096) // 2
     assert activation_bytes(QWEN, Layout(1, 2, tensor=2), 1000, 0, 1, "bfloat16") == 1000 * 36 * split
-    assert activation_bytes(QWEN, Layout(1, 2, tensor=2, sequence_parallel=True), 1000, 0, 1, "bfloat16") == 1000 * 36 * hand // 2
+    assert (
+        activation_bytes(QWEN, Layout(1, 2, tensor=2, sequence_parallel=True), 1000, 0, 1, "bfloat16")
+        == 1000 * 36 * hand // 2
+    )
 
 
 def test_the_first_pipeline_stage_keeps_one_micro_batch_per_stage() -> None:
@@ -70,7 +99,10 @@ def test_the_first_pipeline_stage_keeps_one_micro_batch_per_stage() -> None:
 
 
 def test_logits_are_those_of_completions_on_one_shard() -> None:
-    """And autograd's gradient of the output weight, 4,096 wide; fused, 512 tokens' logits are all there is."""
+    """Count logits, and autograd's gradient of the output weight, 4,096 wide.
+
+    Fused, only 512 tokens' logits exist.
+    """
     bf16, columns, layout = TrainConfig(dtype="bfloat16"), 151_936 // 4, Layout(1, 4, tensor=4)
     assert logits_bytes(QWEN, layout, 1000, bf16) == (1000 + 4096) * columns * 2
     assert logits_bytes(QWEN, layout, 1000, replace(bf16, fuse_output_layer="on")) == 512 * columns * 2
@@ -80,9 +112,12 @@ def test_logits_are_those_of_completions_on_one_shard() -> None:
 
 
 def test_logits_above_one_gib_are_not_made() -> None:
-    """What the trainer decides for each micro-batch of long completions, the plan decides for the mean one."""
+    """Decide as the trainer does.
+
+    It looks at each micro-batch of long completions, the plan at the mean one.
+    """
     train, layout = TrainConfig(dtype="bfloat16"), Layout(1, 2, tensor=2)
-    last = GIB // (151_936 // 2 * 2)  # so many completion tokens' logits are at most a GiB
+    last = GIB // (151_936 // 2 * 2)  # the most completion tokens whose logits fit in one GiB
     assert logits_bytes(QWEN, layout, last, train) > GIB
     assert logits_bytes(QWEN, layout, last + 1, train) == 512 * 151_936
     assert logits_bytes(QWEN, layout, last + 1, replace(train, fuse_output_layer="off")) > GIB
@@ -94,7 +129,11 @@ def test_phases_hold_what_is_alive_in_them() -> None:
     phases = rank_memory(QWEN, layout, CONFIG, WORKLOAD, ENGINE, rank=5)
     held = trainer_bytes(QWEN, layout, 0, 2, "bfloat16")
     for memory in phases.values():
-        assert (memory.weights, memory.gradients, memory.optimizer) == (held.weights, held.gradients, held.optimizer)
+        assert (memory.weights, memory.gradients, memory.optimizer) == (
+            held.weights,
+            held.gradients,
+            held.optimizer,
+        )
     assert list(phases) == ["train", "wake-up", "sync", "rollout", "checkpoint"]
     assert phases["train"].engine_weights == phases["train"].kv_cache == phases["rollout"].activations == 0
     assert phases["wake-up"] == phases["rollout"]  # vLLM takes weights and cache at once
@@ -112,7 +151,10 @@ def test_every_rank_stands_in_one_stage() -> None:
     assert sorted(rank for stage in stages for rank in stage.ranks) == list(range(16))
     for stage in stages:
         for rank in stage.ranks:
-            assert rank_memory(QWEN, layout, CONFIG, WORKLOAD, ENGINE, rank)["rollout"].total <= stage.phases["rollout"].total
+            assert (
+                rank_memory(QWEN, layout, CONFIG, WORKLOAD, ENGINE, rank)["rollout"].total
+                <= stage.phases["rollout"].total
+            )
 
 
 def test_a_bf16_checkpoint_takes_fourteen_bytes_per_parameter() -> None:
@@ -121,12 +163,18 @@ def test_a_bf16_checkpoint_takes_fourteen_bytes_per_parameter() -> None:
 
 
 def test_a_sharded_optimizer_is_gathered_in_host_memory_and_a_whole_one_is_not():
-    """Weight, two moments, and one of them twice more; a stage's share of the parameters, whatever the number of copies."""
+    """Count host memory: weight, two moments, and one of them twice more.
+
+    It is a stage's share of the parameters, for any number of copies.
+    """
     parameters = 8_190_735_360
     for copies in (1, 4):
         layout = Layout(gpus_per_node=copies, distributed_optimizer=True)
         assert parameters * 20 <= checkpoint_host_bytes(QWEN, layout) < parameters * 20 * 1.001
-    assert checkpoint_host_bytes(QWEN, Layout(gpus_per_node=4, tensor=4, distributed_optimizer=True)) < parameters * 20 / 3.9
+    assert (
+        checkpoint_host_bytes(QWEN, Layout(gpus_per_node=4, tensor=4, distributed_optimizer=True))
+        < parameters * 20 / 3.9
+    )
     assert checkpoint_host_bytes(QWEN, Layout(gpus_per_node=4)) == 0
 
 
@@ -147,7 +195,9 @@ def test_nothing_is_suggested_where_nothing_fits() -> None:
 
 
 def test_more_gpus_never_make_the_best_step_slower() -> None:
-    seconds = [best_layouts(CONFIG, QWEN, WORKLOAD, nodes, 8, H100, 1)[0].plan.step.total for nodes in (1, 2, 4, 8)]
+    seconds = [
+        best_layouts(CONFIG, QWEN, WORKLOAD, nodes, 8, H100, 1)[0].plan.step.total for nodes in (1, 2, 4, 8)
+    ]
     assert seconds == sorted(seconds, reverse=True)
 
 
@@ -160,12 +210,15 @@ def test_the_command_prints_tables_and_json_of_the_same_plan() -> None:
     assert code == 0
     assert report["layout"]["data"] == 4
     assert [stage["ranks"] for stage in report["memory_bytes"]] == [list(range(8)), list(range(8, 16))]
-    assert {pair["target"] for pair in report["sync"]["pair_bytes"]} == {0, 1, 8, 9}  # the first model replica
-    assert report["step_seconds"]["total"] == pytest.approx(sum(v for k, v in report["step_seconds"].items() if k != "total"))
+    # The first model replica.
+    assert {pair["target"] for pair in report["sync"]["pair_bytes"]} == {0, 1, 8, 9}
+    assert report["step_seconds"]["total"] == pytest.approx(
+        sum(v for k, v in report["step_seconds"].items() if k != "total")
+    )
 
 
 def test_all_violations_are_told_at_once() -> None:
-    """Those of fields among themselves, of the layout, and of the model, in one line."""
+    """Report in one line the violations of fields among themselves, of the layout, and of the model."""
     wrong = [
         "parallel.tensor=3",
         "parallel.pipeline=7",
@@ -195,12 +248,20 @@ def test_all_violations_are_told_at_once() -> None:
 
 
 def test_context_parallelism_asks_for_bf16_and_a_loss_that_takes_tokens_one_by_one() -> None:
-    """The presets that the plan refuses are those whose ratio is of a whole sequence."""
+    """Refuse the presets whose ratio is of a whole sequence."""
     split, whole = Layout(1, 2, context=2), Layout(1, 2)
     for name, preset in PRESETS.items():
-        config = replace(CONFIG, algorithm=AlgorithmConfig(loss=name), train=replace(CONFIG.train, dtype="bfloat16"))
-        sequence_level = LossConfig.preset(name, **({"max_length": 8} if preset.needs_max_length else {})).ratio_level == "sequence"
-        assert any("one ratio per sequence" in violation for violation in run_violations(config, split, QWEN)) == sequence_level
+        config = replace(
+            CONFIG, algorithm=AlgorithmConfig(loss=name), train=replace(CONFIG.train, dtype="bfloat16")
+        )
+        sequence_level = (
+            LossConfig.preset(name, **({"max_length": 8} if preset.needs_max_length else {})).ratio_level
+            == "sequence"
+        )
+        assert (
+            any("one ratio per sequence" in violation for violation in run_violations(config, split, QWEN))
+            == sequence_level
+        )
         assert not list(run_violations(config, whole, QWEN))
     config = replace(CONFIG, train=replace(CONFIG.train, dtype="float32"))
     (violation,) = run_violations(config, split, QWEN)
@@ -209,36 +270,60 @@ def test_context_parallelism_asks_for_bf16_and_a_loss_that_takes_tokens_one_by_o
 
 
 def test_context_ranks_share_activations_and_not_always_logits() -> None:
-    """The last piece of every sequence lies on one rank: it may hold a micro-batch's completions alone, but no more than its share."""
-    whole, halves = (plan_memory(QWEN, Layout(1, 2, context=size), CONFIG, WORKLOAD, ENGINE)[0].phases["train"] for size in (1, 2))
+    """Give one rank the last piece of every sequence: a micro-batch's completions, but no more than
+    its share.
+    """
+    whole, halves = (
+        plan_memory(QWEN, Layout(1, 2, context=size), CONFIG, WORKLOAD, ENGINE)[0].phases["train"]
+        for size in (1, 2)
+    )
     assert halves.activations == whole.activations // 2
     assert halves.logits == whole.logits
     assert busiest_head_tokens(Layout(1, 2, context=2), 1000, 700) == 500
 
 
 def test_the_cache_must_hold_one_sequence() -> None:
-    """By hand: Qwen3-8B keeps 2 * 36 layers * 1024 * 2 bytes per token."""
+    """Compute by hand: Qwen3-8B keeps 2 * 36 layers * 1024 * 2 bytes per token."""
     token_bytes = 2 * 36 * 1024 * 2
     config = replace(CONFIG, model=ModelConfig(path="qwen3-8b", max_length=1024))
 
     def found(cache_bytes: int) -> list[str]:
-        return list(run_violations(replace(config, rollout=replace(CONFIG.rollout, kv_cache_bytes=cache_bytes)), Layout(1, 2, 2), QWEN))
+        return list(
+            run_violations(
+                replace(config, rollout=replace(CONFIG.rollout, kv_cache_bytes=cache_bytes)),
+                Layout(1, 2, 2),
+                QWEN,
+            )
+        )
 
     assert found(1024 * token_bytes) == []
     assert "holds 1023 tokens" in found(1024 * token_bytes - 1)[0]
 
 
 def test_unknown_keys_and_wrong_values_are_told_together() -> None:
-    _, _, error = _run("--model", "qwen3-8b", "parallel.tenso=2", "train.learning_rate=quick", "selfplay.temperature=-1")
-    for part in ("parallel.tenso (did you mean 'tensor'?)", "train.learning_rate='quick'", "selfplay.temperature=-1"):
+    _, _, error = _run(
+        "--model", "qwen3-8b", "parallel.tenso=2", "train.learning_rate=quick", "selfplay.temperature=-1"
+    )
+    for part in (
+        "parallel.tenso (did you mean 'tensor'?)",
+        "train.learning_rate='quick'",
+        "selfplay.temperature=-1",
+    ):
         assert str(error).count(part) == 1
 
 
 def test_a_terminal_of_eighty_columns_shows_every_figure() -> None:
     _, text, _ = _run(*FLAGS, "parallel.tensor=2", "parallel.pipeline=2", "--nodes", "2")
     assert max(map(len, text.splitlines())) <= 80
-    assert "…" not in text  # rich cuts what does not fit
-    for label in ("stage 0, ranks 0-7, each", "stage 1, ranks 8-15, each", "engine weights", "wake-up", "checkpoint", "from rank"):
+    assert "…" not in text  # rich cuts text that does not fit
+    for label in (
+        "stage 0, ranks 0-7, each",
+        "stage 1, ranks 8-15, each",
+        "engine weights",
+        "wake-up",
+        "checkpoint",
+        "from rank",
+    ):
         assert label in text
 
 
@@ -278,14 +363,16 @@ def test_without_a_model_the_initialised_one_is_planned() -> None:
 
 
 def test_the_command_takes_under_two_seconds_and_no_torch() -> None:
-    """Processor time of the whole `selfemo plan`, its imports included: 4,096 GPUs."""
+    """Measure processor time of the whole `selfemo plan`, imports included, for 4,096 GPUs."""
     program = (
         "import sys; from selfemo.commands.main import app\n"
         f"app({['plan', *FLAGS, '--nodes', '512', 'parallel.tensor=2', '--json']!r}, standalone_mode=False)\n"
         "assert not {'torch', 'vllm', 'megatron', 'transformers'} & set(sys.modules)"
     )
     before = _child_seconds()
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd=Path(__file__).parents[2])
+    subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, cwd=Path(__file__).parents[2]
+    )
     assert _child_seconds() - before < 2.0
 
 

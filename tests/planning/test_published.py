@@ -1,4 +1,4 @@
-"""Step times that others published are met: one run fits the rates, the others are held out."""
+"""Compare with step times that others published: one run fits the rates, the others are held out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def test_the_fitted_run_is_met_phase_by_phase() -> None:
     assert wanted is not None
     for phase in ("train", "sync", "other"):
         assert getattr(predicted, phase) == pytest.approx(getattr(wanted, phase), rel=1e-6)
-    assert predicted.generate == pytest.approx(wanted.generate, rel=0.02)  # not quite linear: some steps are compute-bound
+    # Not quite linear: some steps are compute-bound.
+    assert predicted.generate == pytest.approx(wanted.generate, rel=0.02)
     assert predicted.total == pytest.approx(FITTED.step_s, rel=0.05)
 
 
@@ -46,7 +47,9 @@ def test_held_out_steps_are_met_within_a_quarter(run: PublishedRun) -> None:
     assert predicted.total == pytest.approx(run.step_s, rel=TOLERANCE)
     if run.phases is not None:
         for phase in ("generate", "logprob", "train", "sync"):
-            assert getattr(predicted, phase) == pytest.approx(getattr(run.phases, phase), rel=TOLERANCE), phase
+            assert getattr(predicted, phase) == pytest.approx(getattr(run.phases, phase), rel=TOLERANCE), (
+                phase
+            )
 
 
 def test_guessed_runs_are_as_long_as_their_recipe_allows_and_count_as_nothing_else() -> None:
@@ -62,7 +65,9 @@ def test_engines_of_their_own_take_the_batch_whatever_the_trainer_has() -> None:
     run = ASSUMED[0]
     assert run.engine_replicas == 1 != run.layout.replicas
     alone, two = (predict(replace(run, engine_replicas=count), fitted_rates()) for count in (1, 2))
-    assert two.generate == predict(replace(run, engine_replicas=None), fitted_rates()).generate < alone.generate
+    assert (
+        two.generate == predict(replace(run, engine_replicas=None), fitted_rates()).generate < alone.generate
+    )
     assert two.train == alone.train
 
 

@@ -1,4 +1,4 @@
-"""The counted traffic against the reshard plan itself, in layouts larger than a test can run."""
+"""Compare the counted traffic with the reshard plan, in layouts larger than a test can run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_traffic_equals_that_of_the_reshard_plan(architecture: Architecture, lay
     assert counted == pairs
     distinct = distinct_pair_bytes(architecture, layout, "bfloat16")
     assert distinct.items() <= pairs.items()
-    assert set(distinct.values()) == set(pairs.values())  # no replica differs from all of those shown
+    assert set(distinct.values()) == set(pairs.values())  # every replica equals one of those shown
 
 
 def test_equal_tensor_parallel_sizes_without_a_pipeline_move_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Length distributions keep their mean and cap, and the planned calls are those that self-play makes."""
+"""Test that length distributions keep their mean and cap, and that planned calls are those of self-play."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def test_lengths_keep_mean_and_cap(count: int, mean: float, cap: int) -> None:
     assert max(lengths) <= cap
     assert min(lengths) >= 1
     run_on = round(count * 0.01)
-    reachable = max(mean, (run_on * cap + (count - run_on)) / count)  # run-on samples alone may exceed a small mean
+    # Run-on samples alone may exceed a small mean.
+    reachable = max(mean, (run_on * cap + (count - run_on)) / count)
     assert statistics.fmean(lengths) == pytest.approx(reachable, rel=0.02, abs=0.6)
 
 
@@ -45,13 +46,23 @@ def test_padding_is_that_of_random_batches() -> None:
 @pytest.mark.parametrize("turns", [0, 1, 2])
 def test_calls_are_those_that_self_play_makes(turns: int) -> None:
     play_config = SelfPlayConfig(
-        seeds_per_iteration=3, turns=turns, recognizer_group_size=4, responder_group_size=2, max_answer_tokens=20, max_utterance_tokens=60
+        seeds_per_iteration=3,
+        turns=turns,
+        recognizer_group_size=4,
+        responder_group_size=2,
+        max_answer_tokens=20,
+        max_utterance_tokens=60,
     )
     episodes, generator = play([SEED] * 3, play_config)
     workload = workload_of(RunConfig(selfplay=play_config))
-    assert [call.samples for call in workload.calls] == [len(call) for call in generator.calls]  # no reply fails a gate in this script
-    assert [call.lengths.max_completion for call in workload.calls] == [call[0].max_tokens for call in generator.calls]
-    assert workload.train_samples == sum(len(group.samples) for episode in episodes for group in episode.groups)
+    # No reply fails a gate in this script.
+    assert [call.samples for call in workload.calls] == [len(call) for call in generator.calls]
+    assert [call.lengths.max_completion for call in workload.calls] == [
+        call[0].max_tokens for call in generator.calls
+    ]
+    assert workload.train_samples == sum(
+        len(group.samples) for episode in episodes for group in episode.groups
+    )
 
 
 def test_updates_and_references_cost_passes() -> None:
@@ -69,7 +80,9 @@ def test_samples_without_a_ranking_are_not_read() -> None:
     assert whole.trained_share == 1.0
     half, none = (replace(whole, trained_share=share) for share in (0.5, 0.0))
     (all_read, _), (half_read, logprobs) = (passes(w, Layout()) for w in (whole, half))
-    assert half_read.microbatches * half_read.tokens == pytest.approx(all_read.microbatches * all_read.tokens / 2)
+    assert half_read.microbatches * half_read.tokens == pytest.approx(
+        all_read.microbatches * all_read.tokens / 2
+    )
     assert logprobs == half_read
     assert half.generated_tokens == whole.generated_tokens
     assert passes(none, Layout())[0].tokens == 0

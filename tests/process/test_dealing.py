@@ -1,4 +1,8 @@
-"""Work dealt over ranks: every rank has every result, in order; what one rank raises, all raise; rewards are the same to the bit."""
+"""Test work dealt over ranks.
+
+Every rank has every result in order, an error on one rank is raised on all. Rewards are the same to
+the bit as on one rank.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ ITERATIONS = 3
 
 
 def _pairs(count: int) -> tuple[list[tuple[int, int]], int]:
-    """(item, rank that computed it), and how many items this rank computed."""
+    """Return (item, rank that computed it), and how many items this rank computed."""
     mine: list[int] = []
 
     def compute(item: int) -> tuple[int, int]:
@@ -42,7 +46,9 @@ def _pairs(count: int) -> tuple[list[tuple[int, int]], int]:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("count", [0, 1, 7])
-def test_every_rank_has_every_result_in_order_and_computes_its_share(distributed, ranks: int, count: int) -> None:
+def test_every_rank_has_every_result_in_order_and_computes_its_share(
+    distributed, ranks: int, count: int
+) -> None:
     found = distributed(ranks, _pairs, count)
     results = [results for results, _ in found]
     assert all(answer == results[0] for answer in results)
@@ -67,7 +73,7 @@ def _raising(bad: Sequence[int]) -> str:
 
 def test_what_one_rank_raises_all_raise(distributed) -> None:
     assert distributed(2, _raising, [7]) == ["item 7 is bad"] * 2
-    assert distributed(2, _raising, [7, 2]) == ["item 2 is bad"] * 2  # the first rank's
+    assert distributed(2, _raising, [7, 2]) == ["item 2 is bad"] * 2  # the error of the first rank
     assert distributed(2, _raising, []) == ["", ""]
 
 
@@ -86,11 +92,16 @@ def test_dealt_work_is_named_while_it_lasts(distributed) -> None:
 
 
 def _self_play(deal: Deal = map_over_ranks) -> list[str]:
-    """Iterations as the trainer runs them up to the training samples: everything that hangs on rewards, floats written out in full."""
+    """Run iterations as the trainer does up to the training samples.
+
+    Returns everything that depends on rewards, floats written out in full.
+    """
     config = RunConfig(selfplay=CONFIG, algorithm=AlgorithmConfig(weight_by_frequency=True))
     rewards = Rewards(RewardConfig(), TRAIN, LABELS)
     prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
-    selfplay = SelfPlay(ScriptedGenerator(speak), prompts, rewards.score, TransitionPrior.estimate(TRAIN), CONFIG, 5, deal)
+    selfplay = SelfPlay(
+        ScriptedGenerator(speak), prompts, rewards.score, TransitionPrior.estimate(TRAIN), CONFIG, 5, deal
+    )
     pool, found = OpeningPool(CORPUS, CONFIG, 5, 3), []
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "flywheel.sqlite"
@@ -114,7 +125,7 @@ def _self_play(deal: Deal = map_over_ranks) -> list[str]:
 
 
 def test_rewards_scored_in_shares_are_those_of_one_rank_to_the_bit(distributed) -> None:
-    """Advantages, flywheel decisions and seeds, and the iteration's records included."""
+    """Compare advantages, flywheel decisions and openings, and the iteration's records."""
     alone = _self_play(one_by_one)
     assert len(alone) > 50
     assert distributed(1, _self_play) == [alone]

@@ -1,4 +1,4 @@
-"""The watchdog ends what takes too long, says what that was, and takes stopped peers with it."""
+"""Test that the watchdog ends a phase that takes too long, names it, and ends stopped peers too."""
 
 from __future__ import annotations
 
@@ -39,7 +39,13 @@ with watchdog.phase("rollout"):
 
 
 def run(hang: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", HANGS.replace("HANG", hang)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", HANGS.replace("HANG", hang)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_a_call_that_takes_too_long_ends_the_process_with_rank_phase_iteration_and_call():
@@ -57,7 +63,10 @@ def test_native_code_that_holds_the_lock_is_ended_too():
 
 
 def test_a_failure_leaves_the_status_for_the_report():
-    failing = "sys.excepthook = lambda _, error, __: print(watchdog.status(error), flush=True)\n        raise ValueError"
+    failing = (
+        "sys.excepthook = lambda _, error, __: print(watchdog.status(error), flush=True)\n"
+        "        raise ValueError"
+    )
     assert run(failing).stdout.strip().endswith("in phase rollout, iteration 7, engine call of 3 requests")
 
 
@@ -123,7 +132,8 @@ def test_only_stopped_peers_are_killed():
     os.kill(stopped.pid, signal.SIGSTOP)
     os.kill(recycled.pid, signal.SIGSTOP)
     while (
-        Path(f"/proc/{stopped.pid}/stat").read_text().split()[2] != "T" or Path(f"/proc/{recycled.pid}/stat").read_text().split()[2] != "T"
+        Path(f"/proc/{stopped.pid}/stat").read_text().split()[2] != "T"
+        or Path(f"/proc/{recycled.pid}/stat").read_text().split()[2] != "T"
     ):
         time.sleep(0.01)
     kill_stopped([peer, other, replace(third, started="1"), replace(third, host="elsewhere")])

@@ -1,4 +1,4 @@
-"""A run's directory belongs to one configuration, and holds the records of one run."""
+"""Test that a run's directory belongs to one configuration, and holds the records of one run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifests: what is written is what is read, and nothing else is read."""
+"""Test that manifests read back equal, and that nothing else is read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,12 @@ def test_a_manifest_reads_back_equal():
 
 def test_names_and_order_follow_the_run():
     stops = [Progress("sft", 16), Progress("sft", 200), Progress("self-play", 1), Progress("self-play", 12)]
-    assert [stop.name for stop in stops] == ["sft-000016", "sft-000200", "iteration-000001", "iteration-000012"]
+    assert [stop.name for stop in stops] == [
+        "sft-000016",
+        "sft-000200",
+        "iteration-000001",
+        "iteration-000012",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +65,10 @@ def test_a_changed_value_shows():
 
 @pytest.mark.parametrize("number", ["1e999", "NaN", "-Infinity"])
 def test_a_number_that_is_not_finite_is_refused_wherever_it_stands(number):
-    """Found by fuzzing: it read as a number, and could not be written again."""
+    """Refuse NaN and infinity at any place.
+
+    Fuzzing found one that read as a number and could not be written again.
+    """
     with pytest.raises(ValueError, match=f"{number} is not a finite number"):
         decode_manifest(manifest().encode().replace("1.5", number))
 

@@ -1,4 +1,4 @@
-"""Runs that tests of the report share."""
+"""Provide the runs that tests of the report share."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.helpers.made_run import make_run
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, in a directory whose name is markup."""
+    """Make a finished run, in a directory whose name is markup."""
     return make_run(tmp_path_factory.mktemp("report") / "<i>run&")
 
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run under way: no final evaluation, no summary, half a line at the end."""
+    """Make a run under way: no final evaluation, no summary, half a line at the end."""
     return make_run(tmp_path_factory.mktemp("report") / "live", finished=False)

@@ -1,6 +1,7 @@
-"""The page in a real Chromium: no errors, no requests, phone width, dark mode, keyboard, and a live page that keeps its place.
+"""Test the page in a real Chromium: no errors, no requests, phone width, dark mode, keyboard.
 
-Skipped where the machine has no chromium (Debian: apt-get install chromium); the driver is playwright's, the browser the system's.
+A live page keeps its place. The tests are skipped if the machine has no chromium (Debian: apt-get
+install chromium); the driver is playwright's, the browser the system's.
 """
 
 from __future__ import annotations
@@ -15,26 +16,34 @@ from selfemo.records.reading import read_run
 from selfemo.report.page import render, write_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"
+)
 TIMEOUT_MS = 180_000
-"""For a machine that is busy with other things."""
+"""Milliseconds, for a machine that is busy with other things."""
 PHONE, DESK = {"width": 375, "height": 740}, {"width": 1200, "height": 900}
-OVERFLOWING = """() => [...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1
-  && !e.closest(".scroll") && !e.closest("nav ul") && !e.closest("svg")).map(e => e.tagName + "." + e.className)"""
+OVERFLOWING = """() => [...document.querySelectorAll("body *")].filter(e =>
+  e.getBoundingClientRect().right > innerWidth + 1
+  && !e.closest(".scroll") && !e.closest("nav ul") && !e.closest("svg")
+).map(e => e.tagName + "." + e.className)"""
 CONTRASTS = """() => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const rgba = colour => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+  const rgba = colour => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data]; };
   const behind = element => { const layers = [];
     for (let e = element; e; e = e.parentElement) layers.push(rgba(getComputedStyle(e).backgroundColor));
     const over = (below, [r, g, b, a]) => [r, g, b].map((c, i) => c * a / 255 + below[i] * (1 - a / 255));
     return layers.reverse().reduce(over, [255, 255, 255]); };
-  const luminance = rgb => rgb.map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+  const luminance = rgb => rgb.map(c => c / 255)
+    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
   const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-  return [...document.querySelectorAll("h1, h2, h3, p, th, td, dt, dd, li span, .chip, .change, summary, text, a, button")]
+  const texts = "h1, h2, h3, p, th, td, dt, dd, li span, .chip, .change, summary, text, a, button";
+  return [...document.querySelectorAll(texts)]
     .filter(e => e.textContent.trim() && e.checkVisibility())
-    .map(e => { const style = getComputedStyle(e); const ink = e.tagName === "text" ? style.fill : style.color;
+    .map(e => {
+      const style = getComputedStyle(e); const ink = e.tagName === "text" ? style.fill : style.color;
       const contrast = ratio(luminance(rgba(ink).slice(0, 3)), luminance(behind(e)));
       return [contrast, `${e.tagName}.${e.getAttribute("class")}: ${e.textContent.slice(0, 30)}`]; });
 }"""
@@ -45,13 +54,15 @@ def browser() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=TIMEOUT_MS)
+        running = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"], timeout=TIMEOUT_MS
+        )
         yield running
         running.close()
 
 
 class Visit:
-    """A page that was opened, with everything the browser complained about or asked for."""
+    """A page that was opened, with every error and request of the browser."""
 
     def __init__(self, browser, path: Path, viewport: dict = DESK, scheme: str = "light") -> None:
         self.problems: list[str] = []
@@ -85,11 +96,15 @@ def path(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.mark.parametrize(("viewport", "scheme"), [(DESK, "light"), (DESK, "dark"), (PHONE, "light"), (PHONE, "dark")])
+@pytest.mark.parametrize(
+    ("viewport", "scheme"), [(DESK, "light"), (DESK, "dark"), (PHONE, "light"), (PHONE, "dark")]
+)
 def test_it_opens_without_errors_and_asks_for_nothing(browser, path: Path, viewport: dict, scheme: str):
     visit = Visit(browser, path, viewport, scheme)
     visit.page.click("#toggle-dialogues")
-    assert visit.evaluate("[...document.querySelectorAll('details.dialogue[id^=dialogue]')].every(box => box.open)")
+    assert visit.evaluate(
+        "[...document.querySelectorAll('details.dialogue[id^=dialogue]')].every(box => box.open)"
+    )
     assert visit.problems == []
     assert visit.requests == [path.as_uri()]
     assert visit.evaluate("window.ran") is None  # the markup in dialogue texts never ran
@@ -99,7 +114,7 @@ def test_it_opens_without_errors_and_asks_for_nothing(browser, path: Path, viewp
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_what_is_behind_it(browser, path: Path, scheme: str):
-    """WCAG AA: 4.5 to 1 for text of any size, in charts too."""
+    """Compute contrast by WCAG AA: 4.5 to 1 for text of any size, in charts too."""
     visit = Visit(browser, path, DESK, scheme)
     visit.evaluate("document.querySelectorAll('details').forEach(box => { box.open = true; })")
     measured = visit.evaluate(CONTRASTS)
@@ -114,10 +129,14 @@ def test_charts_have_lines_and_follow_the_colour_scheme(browser, path: Path):
     colours = {}
     for scheme in ("light", "dark"):
         visit = Visit(browser, path, DESK, scheme)
-        boxes = visit.evaluate("[...document.querySelectorAll('main svg')].map(e => e.getBoundingClientRect().height)")
+        boxes = visit.evaluate(
+            "[...document.querySelectorAll('main svg')].map(e => e.getBoundingClientRect().height)"
+        )
         assert len(boxes) >= 14
         assert min(boxes) > 60
-        colours[scheme] = visit.evaluate("getComputedStyle(document.querySelector('#curves svg path[style*=\"--c0\"]')).stroke")
+        colours[scheme] = visit.evaluate(
+            "getComputedStyle(document.querySelector('#curves svg path[style*=\"--c0\"]')).stroke"
+        )
     assert colours["light"] != colours["dark"]
 
 
@@ -129,8 +148,12 @@ def test_everything_can_be_reached_and_opened_by_keyboard(browser, path: Path):
     visit.page.keyboard.press("Tab")
     assert visit.focused("e.closest('nav') !== null")
     assert visit.focused("getComputedStyle(e).outlineStyle") != "none"
-    visit.press_until("Tab", "e.matches('.scroll')")  # a table that may be wider than a phone scrolls by arrow keys
-    visit.press_until("Tab", "e.tagName === 'SUMMARY' && e.parentElement.id.startsWith('dialogue-') && !e.parentElement.open")
+    # Arrow keys scroll a table that may be wider than a phone.
+    visit.press_until("Tab", "e.matches('.scroll')")
+    visit.press_until(
+        "Tab",
+        "e.tagName === 'SUMMARY' && e.parentElement.id.startsWith('dialogue-') && !e.parentElement.open",
+    )
     visit.page.keyboard.press("Enter")
     assert visit.focused("e.parentElement.open")
     visit.press_until("Tab", "e.tagName === 'SUMMARY' && e.parentElement.className === 'group'")
@@ -138,7 +161,9 @@ def test_everything_can_be_reached_and_opened_by_keyboard(browser, path: Path):
     assert visit.focused("e.parentElement.open && e.parentElement.querySelectorAll('td').length > 0")
 
 
-def test_a_live_page_follows_the_run_and_keeps_what_is_open(browser, live: Path, finished: Path, tmp_path: Path):
+def test_a_live_page_follows_the_run_and_keeps_what_is_open(
+    browser, live: Path, finished: Path, tmp_path: Path
+):
     path = tmp_path / "live.html"
     write_page(path, render(read_run(live), refresh_s=1))
     visit = Visit(browser, path)

@@ -1,4 +1,6 @@
-"""What the page says of a run: changes credited to the stage that made them, groups under their turns, plans beside measurements."""
+"""Test the content of the report: changes credited to their stage, groups under their turns, plans
+beside measurements.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,7 @@ def page(finished: Path) -> Page:
 
 
 def test_a_change_is_credited_to_the_stage_that_made_it(finished: Path):
-    """From start to end accuracy gains 0.48; SFT brought 0.5 of it and SELF-GRPO lost 0.02."""
+    """Credit 0.5 to SFT and -0.02 to SELF-GRPO, where accuracy gains 0.48 from start to end."""
     accuracy = next(h for h in headlines(read_run(finished)) if h.name == "Accuracy")
     assert accuracy.values == (0.0, 0.5, 0.48)
     assert (accuracy.by_sft, accuracy.by_play) == (pytest.approx(0.5), pytest.approx(-0.02))
@@ -83,7 +85,12 @@ def test_a_change_without_an_interval_gets_no_verdict(finished: Path):
 
 def test_a_live_run_credits_nothing_to_a_stage_that_has_not_ended(live: Path):
     accuracy = headlines(read_run(live))[0]
-    assert (accuracy.values, accuracy.by_sft, accuracy.by_play, accuracy.last) == ((0.0, 0.5, None), 0.5, None, 0.5)
+    assert (accuracy.values, accuracy.by_sft, accuracy.by_play, accuracy.last) == (
+        (0.0, 0.5, None),
+        0.5,
+        None,
+        0.5,
+    )
 
 
 def test_facts_compare_the_first_third_with_the_last(finished: Path):
@@ -132,15 +139,29 @@ def test_spans_of_all_records_stand_on_one_axis(finished: Path):
     assert line.ranks == 2
     assert line.total_s == 950.0
     assert sums["train"].spans == 5
-    assert (sums["train"].least_s, sums["train"].most_s) == (5 * 24.0, 5 * 25.0)  # rank 1 is a second late every time
+    # Rank 1 is a second late every time.
+    assert (sums["train"].least_s, sums["train"].most_s) == (
+        5 * 24.0,
+        5 * 25.0,
+    )
     assert sums["train"].share == pytest.approx(125 / 950)
     assert [chart.title for chart in line.charts] == ["Whole run", "Last 2 iterations"]
 
 
 def test_a_long_run_is_drawn_in_columns_that_take_their_longest_phase():
-    """Each of 10 columns is 10 s: 6 s of rollout, 3 s of train, 1 s pause; then two columns of save; then nothing."""
-    spans = [span for i in range(5) for span in (("rollout", 10 * i, 10 * i + 6.0), ("train", 10 * i + 6.0, 10 * i + 9.0))]
-    assert coarse_spans([*spans, ("save", 50.0, 70.0)], 0.0, 100.0, columns=10) == [("rollout", 0.0, 50.0), ("save", 50.0, 70.0)]
+    """Draw 10 columns of 10 s.
+
+    Each has 6 s of rollout, 3 s of train, 1 s pause; then two columns of save; then nothing.
+    """
+    spans = [
+        span
+        for i in range(5)
+        for span in (("rollout", 10 * i, 10 * i + 6.0), ("train", 10 * i + 6.0, 10 * i + 9.0))
+    ]
+    assert coarse_spans([*spans, ("save", 50.0, 70.0)], 0.0, 100.0, columns=10) == [
+        ("rollout", 0.0, 50.0),
+        ("save", 50.0, 70.0),
+    ]
 
 
 def test_planned_bytes_stand_beside_measured_ones(finished: Path, tmp_path: Path):
@@ -150,7 +171,9 @@ def test_planned_bytes_stand_beside_measured_ones(finished: Path, tmp_path: Path
     assert not rows["Weight sync, received"].is_met  # the made run moved 123 bytes
     assert not any(name.startswith("Seconds") for name in rows)
     records = read_run(finished)
-    other = RunRecords(records.root, records.config, tuple(_one_byte_off(e) for e in records.events), (), records.summary)
+    other = RunRecords(
+        records.root, records.config, tuple(_one_byte_off(e) for e in records.events), (), records.summary
+    )
     assert [(row.is_met, row.note[:9]) for row in planned_rows(other) if row.name == "Optimizer"] == [
         (True, "on rank 0"),
         (False, "on rank 1"),
@@ -162,7 +185,10 @@ def test_seconds_are_planned_for_a_gpu_that_is_named(finished: Path):
     assert rows["Seconds, train"].measured == 60.0
     assert 0 < rows["Seconds, train"].planned < 60.0
     assert rows["Samples trained"].measured == rows["Training samples"].measured / 2
-    untold = tuple({k: v for k, v in event.items() if k != "samples_trained"} for event in read_run(finished).events)  # an older run
+    # Records of an older run.
+    untold = tuple(
+        {k: v for k, v in event.items() if k != "samples_trained"} for event in read_run(finished).events
+    )
     older = {row.name: row for row in planned_rows(replace(read_run(finished), events=untold), "h100-80g")}
     assert "Samples trained" not in older
     assert rows["Seconds, train"].planned < older["Seconds, train"].planned
@@ -173,7 +199,10 @@ def test_seconds_are_planned_for_a_gpu_that_is_named(finished: Path):
 def _one_byte_off(event: dict) -> dict:
     if event["event"] != "memory":
         return event
-    return event | {"ranks": event["ranks"] | {"1": event["ranks"]["1"] | {"optimizer": event["ranks"]["1"]["optimizer"] + 1}}}
+    return event | {
+        "ranks": event["ranks"]
+        | {"1": event["ranks"]["1"] | {"optimizer": event["ranks"]["1"]["optimizer"] + 1}}
+    }
 
 
 def test_lineage_counts_what_descends_from_kept_records(finished: Path):
@@ -192,26 +221,56 @@ def test_lineage_counts_what_descends_from_kept_records(finished: Path):
 def test_generations_and_chains_follow_parents():
     parents = {1: None, 2: 1, 3: 1, 4: 3, 5: None}
     assert generations(parents) == {1: 0, 2: 1, 3: 1, 4: 2, 5: 0}
-    links = [(1, None, True, "a"), (2, 1, True, "a"), (3, 1, True, "a"), (4, 3, False, "a"), (5, None, True, "b")]
+    links = [
+        (1, None, True, "a"),
+        (2, 1, True, "a"),
+        (3, 1, True, "a"),
+        (4, 3, False, "a"),
+        (5, None, True, "b"),
+    ]
     assert longest_chains(links, generations(parents)) == [[1, 2]]  # 4 was dropped, 5 descends from no record
 
 
 def test_groups_stand_under_the_turn_they_read_or_wrote(finished: Path):
-    for record, view in zip(read_run(finished).dialogues, dialogue_views(read_run(finished).dialogues), strict=True):
+    for record, view in zip(
+        read_run(finished).dialogues, dialogue_views(read_run(finished).dialogues), strict=True
+    ):
         seeds = record["seed_turns"]
         assert [t.generated for t in view.turns] == [i >= seeds for i in range(len(view.turns))]
         assert [g.role for g in view.turns[seeds - 1].groups] == ["recognizer"]
         for index, turn in enumerate(view.turns[seeds:]):
             chosen = [c for g in turn.groups if g.role == "responder" for c in g.candidates if c.chosen]
             assert [c.text for c in chosen] == [turn.text]
-            assert turn.groups[0].candidates[0].text == record["groups"][2 * index + 1]["candidates"][0]["text"]
+            assert (
+                turn.groups[0].candidates[0].text == record["groups"][2 * index + 1]["candidates"][0]["text"]
+            )
 
 
 def test_replies_that_could_not_be_read_end_the_dialogue():
-    candidate = {"text": "joy", "read": [], "failed_gates": ["leak"], "score": 0.0, "rewards": {"expression": 0.0}}
-    group = {"role": "responder", "turn": 0, "speaker": "Bo", "gold": [], "target": ["joy"], "consensus": [], "agreement": 0.0}
+    candidate = {
+        "text": "joy",
+        "read": [],
+        "failed_gates": ["leak"],
+        "score": 0.0,
+        "rewards": {"expression": 0.0},
+    }
+    group = {
+        "role": "responder",
+        "turn": 0,
+        "speaker": "Bo",
+        "gold": [],
+        "target": ["joy"],
+        "consensus": [],
+        "agreement": 0.0,
+    }
     turn = {"speaker": "Ann", "text": "so", "labels": []}
-    record = {"iteration": 0, "source": "s", "seed_turns": 1, "dialogue": [turn], "groups": [group | {"candidates": [candidate]}]}
+    record = {
+        "iteration": 0,
+        "source": "s",
+        "seed_turns": 1,
+        "dialogue": [turn],
+        "groups": [group | {"candidates": [candidate]}],
+    }
     (view,) = dialogue_views([record])
     assert view.unanswered is not None
     assert not any(c.chosen for c in view.unanswered.candidates)
@@ -250,7 +309,7 @@ def test_a_run_that_has_recorded_nothing_has_a_page(tmp_path: Path):
 
 
 def test_watch_follows_a_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """While the run is live the page reloads itself; the page of the finished run does not, and has what was recorded last."""
+    """Follow a live run: its page reloads itself; the finished one does not, and has the last record."""
     whole = make_run(tmp_path / "whole")
     run = make_run(tmp_path / "run", finished=False)
     seen: list[str] = []
@@ -277,7 +336,9 @@ def test_watch_follows_a_run_to_its_end(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_command_writes_where_it_is_told(finished: Path, tmp_path: Path):
-    result = CliRunner().invoke(_app(), [str(finished), "--output", str(tmp_path / "out.html"), "--dialogues", "1"])
+    result = CliRunner().invoke(
+        _app(), [str(finished), "--output", str(tmp_path / "out.html"), "--dialogues", "1"]
+    )
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out.html").read_text().count('class="dialogue" id="dialogue-') == 1
     assert json.loads((finished / "summary.json").read_text())["world_size"] == 2

@@ -1,4 +1,4 @@
-"""Rewards: components by hand and by property, gates, label weights, and what a group reports."""
+"""Test rewards: components by hand and by property, gates, label weights, and the report of a group."""
 
 from __future__ import annotations
 
@@ -55,11 +55,16 @@ def test_components_stay_within_zero_and_one_and_failures_earn_nothing(group: li
 
 
 @given(readings, st.randoms(use_true_random=False), st.sampled_from([*LABELS, None]))
-def test_rewards_belong_to_samples_and_not_to_places(group: list, rng: random.Random, gold: str | None) -> None:
+def test_rewards_belong_to_samples_and_not_to_places(
+    group: list, rng: random.Random, gold: str | None
+) -> None:
     texts = [", ".join(r.labels) if isinstance(r, Answer) else "" for r in group]
     order = rng.sample(range(len(texts)), len(texts))
     target = (gold,) if gold else None
-    before, after = (score_group(recognizer_group(t, target), CONFIG, SCORE, ONES) for t in (texts, [texts[i] for i in order]))
+    before, after = (
+        score_group(recognizer_group(t, target), CONFIG, SCORE, ONES)
+        for t in (texts, [texts[i] for i in order])
+    )
     assert after.gate is before.gate
     for place, source in enumerate(order):
         assert after.rewards[place] == pytest.approx(before.rewards[source])
@@ -115,7 +120,9 @@ def test_identical_samples_carry_no_ranking(group: list) -> None:
         (["joy", "anger", "neutral", "sadness"], None, False),
     ],
 )
-def test_agreement_is_paid_only_where_it_means_something(answers: list[str], gold: tuple[str, ...] | None, open_: bool) -> None:
+def test_agreement_is_paid_only_where_it_means_something(
+    answers: list[str], gold: tuple[str, ...] | None, open_: bool
+) -> None:
     consensus = vote([reading(text) for text in answers], SCORE)
     assert consistency_gate(consensus, gold, 0.5, 0.95) is open_
     scored = score_group(recognizer_group(answers, gold), CONFIG, SCORE, ONES)
@@ -124,7 +131,10 @@ def test_agreement_is_paid_only_where_it_means_something(answers: list[str], gol
 
 
 def test_collapsing_to_the_majority_label_pays_only_without_the_gate() -> None:
-    """The pull that the gate is there to remove: on a sad turn, everyone saying neutral beats disagreeing."""
+    """Show the incentive that the gate removes.
+
+    On a sad turn, if everyone says neutral, that beats disagreeing.
+    """
     collapsed, mixed = (
         recognizer_group(["neutral"] * 4, ("sadness",)),
         recognizer_group(["neutral", "sadness", "joy", "anger"], ("sadness",)),
@@ -146,7 +156,9 @@ def test_without_annotation_the_consensus_is_the_reference() -> None:
 
 
 def test_a_responder_group_by_hand() -> None:
-    group = responder_group([("grand", "joy"), ("so so", "neutral"), ("what joy", None), ("hm hm", "")], ("joy",))
+    group = responder_group(
+        [("grand", "joy"), ("so so", "neutral"), ("what joy", None), ("hm hm", "")], ("joy",)
+    )
     scored = score_group(group, CONFIG, SCORE, ONES)
     assert scored.component("expression") == pytest.approx((1, 0.05 / 2.05, 0, 0))
     assert scored.component("format") == (1, 1, 0, 1)
@@ -160,7 +172,9 @@ def test_a_responder_group_by_hand() -> None:
     st.floats(0, 1),
     st.floats(1, 10),
 )
-def test_label_weights_average_one_stay_under_the_cap_and_favour_the_rare(counts: list[int], exponent: float, cap: float) -> None:
+def test_label_weights_average_one_stay_under_the_cap_and_favour_the_rare(
+    counts: list[int], exponent: float, cap: float
+) -> None:
     shares = {str(i): count / sum(counts) for i, count in enumerate(counts)}
     weights = frequency_weights(shares, exponent, cap)
     assert sum(weights[label] * share for label, share in shares.items()) == pytest.approx(1.0)
@@ -175,7 +189,9 @@ def test_frequency_weight_scales_alignment_but_not_the_ranking_score() -> None:
     assert rewards.label_shares == pytest.approx({"anger": 0, "joy": 0.1, "neutral": 0.9, "sadness": 0})
     assert rewards.label_weights["joy"] == pytest.approx(3.0)
     assert rewards.label_weights["neutral"] == pytest.approx((1 - 0.3) / 0.9)
-    scored, unannotated = rewards.score_groups([recognizer_group(["joy", "anger"], gold) for gold in (("joy",), None)])
+    scored, unannotated = rewards.score_groups(
+        [recognizer_group(["joy", "anger"], gold) for gold in (("joy",), None)]
+    )
     assert scored.component("alignment")[0] == pytest.approx(3.0)
     assert scored.scores[0] == 1.0
     assert unannotated.frequency_weight == 1.0

@@ -1,6 +1,7 @@
-"""The colocated engine against transformers: same weights, same tokens, same logprobs, and no tokens at all without weights.
+"""Compare the colocated engine with transformers: same weights, same tokens, same logprobs; no
+tokens without weights.
 
-One engine per rank of the shared two-process group, kept between tests.
+There is one engine per rank of the shared two-process group, kept between tests.
 """
 
 from __future__ import annotations
@@ -23,12 +24,20 @@ from selfemo.tokens.init_model import init_model
 MAX_LENGTH = 256
 STOP_ID = 7
 STATE: dict[str, Any] = {}
-"""Lives in the worker processes: the engine and a transformers model of the same shape."""
+"""Of the worker processes: the engine and a transformers model of the same shape."""
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    shape = ModelConfig(vocab_size=400, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=32)
+    shape = ModelConfig(
+        vocab_size=400,
+        hidden_size=64,
+        intermediate_size=96,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=32,
+    )
     texts = ["the quick brown fox jumps over the lazy dog", "some more words for a small vocabulary"] * 4
     return str(init_model(tmp_path_factory.mktemp("engine") / "model", shape, texts, seed=5))
 
@@ -40,18 +49,25 @@ def _engine(model_dir: str) -> RolloutEngine:
         from selfemo.megatron.device import select_device
 
         select_device()  # as in a run: Megatron's CPU backend and vLLM share the process
-        STATE["engine"] = RolloutEngine(model_dir, RolloutConfig(kv_cache_bytes=32 << 20), MAX_LENGTH, (STOP_ID,), "cpu")
+        STATE["engine"] = RolloutEngine(
+            model_dir, RolloutConfig(kv_cache_bytes=32 << 20), MAX_LENGTH, (STOP_ID,), "cpu"
+        )
         STATE["model"] = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     return STATE["engine"]
 
 
 def _weights(seed: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Random weights, large enough that greedy choices are far apart; also loaded into the transformers model."""
+    """Draw random weights, so large that greedy choices are far apart.
+
+    Also load them into the transformers model.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in STATE["model"].named_parameters():
             scale = 0.1 if "norm" in name else 0.25
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + (1.0 if "norm" in name else 0.0))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) * scale + (1.0 if "norm" in name else 0.0)
+            )
             yield name, parameter.detach().clone()
             if name == "model.embed_tokens.weight":
                 yield "lm_head.weight", parameter.detach().clone()
@@ -92,15 +108,23 @@ def test_an_engine_without_whole_weights_refuses_to_generate(distributed, model_
 
 
 def _greedy_after_two_syncs(model_dir: str) -> tuple[float, int]:
-    """Largest shortfall of a greedily chosen token's logit below transformers' best, over two sets of weights and the same prompts."""
+    """Find by how much the logit of a greedily chosen token falls below transformers' best.
+
+    The largest over two sets of weights and the same prompts.
+    """
     engine, worst, tokens = _engine(model_dir), 0.0, 0
     for version in (1, 2):
         engine.receive_checkpoint_tensors(_weights(version), version)
         prompts = [_prompt(i) for i in range(6)]
-        for prompt, completion in zip(prompts, engine.generate([GenerationRequest(p, 0, 12, 0.0) for p in prompts])):
+        for prompt, completion in zip(
+            prompts, engine.generate([GenerationRequest(p, 0, 12, 0.0) for p in prompts])
+        ):
             logits = _logits(prompt, completion.token_ids)
             chosen = logits.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
-            worst, tokens = max(worst, float((logits.amax(-1) - chosen).max())), tokens + len(completion.token_ids)
+            worst, tokens = (
+                max(worst, float((logits.amax(-1) - chosen).max())),
+                tokens + len(completion.token_ids),
+            )
     return worst, tokens
 
 
@@ -152,11 +176,15 @@ def test_replicas_together_answer_like_one_engine(distributed, model_dir):
 
 
 def test_on_a_gpu_vllm_starts_beside_the_trainer(monkeypatch):
-    """vLLM's own check of free memory, given an H100 on which Megatron holds the larger part; its default would want 92%."""
+    """Run vLLM's own check of free memory on a simulated H100 of which Megatron holds the larger
+    part.
+
+    vLLM's default would require 92%.
+    """
     from vllm.config import CacheConfig
     from vllm.v1.worker.utils import request_memory
 
-    for name, value in ENVIRONMENT.items():  # which the engine sets: restored after the test
+    for name, value in ENVIRONMENT.items():  # the engine sets them; they are restored after the test
         monkeypatch.setenv(name, value)
     given: dict[str, Any] = {}
     stand_in = ModuleType("vllm")

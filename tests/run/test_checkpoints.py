@@ -1,4 +1,6 @@
-"""Which checkpoint a run goes on from: the newest that is whole, and what is said of those that are not."""
+"""Test the choice of the checkpoint to resume from: the newest that is whole, and the messages on
+the others.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ EMPTY = Manifest(
 
 
 def write(root: Path, step: int, reference: str = "") -> Path:
-    """A checkpoint of two files that no model needs to read."""
+    """Write a checkpoint of two files that no model needs to read."""
     import hashlib
 
     progress = Progress("self-play", step, step + 2)
@@ -41,13 +43,15 @@ def write(root: Path, step: int, reference: str = "") -> Path:
         content = f"{name} of {step}".encode() * 100
         (directory / name).write_bytes(content)
         files[name] = hashlib.blake2b(content, digest_size=16).hexdigest()
-    (directory / MANIFEST_NAME).write_text(replace(EMPTY, progress=progress, files=files, reference=reference).encode())
+    (directory / MANIFEST_NAME).write_text(
+        replace(EMPTY, progress=progress, files=files, reference=reference).encode()
+    )
     (root / "latest").write_text(progress.name + "\n")
     return directory
 
 
 def _find(root: str, refused: str = "") -> Found | str | None:
-    """In a process group of one."""
+    """Search in a process group of one."""
     try:
         return find_checkpoint(Path(root), lambda manifest: refused if manifest.progress.step == 3 else "")
     except UserError as error:
@@ -75,13 +79,22 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: (d / "common.pt").write_bytes(b"?" + (d / "common.pt").read_bytes()[1:]),
         "common.pt is not what was written",
     ),
-    "a truncated file": (lambda d: (d / "weights.distcp").write_bytes(b"weights"), "weights.distcp is not what was written"),
+    "a truncated file": (
+        lambda d: (d / "weights.distcp").write_bytes(b"weights"),
+        "weights.distcp is not what was written",
+    ),
     "a missing file": (lambda d: (d / "weights.distcp").unlink(), "weights.distcp is missing"),
     "a file too many": (lambda d: (d / "more").touch(), "more is not part of it"),
     "no manifest": (lambda d: (d / MANIFEST_NAME).unlink(), "manifest.json cannot be read"),
     "half a manifest": (lambda d: (d / MANIFEST_NAME).write_text('{"digest":'), "manifest.json: not JSON"),
-    "a directory for a file": (lambda d: ((d / "common.pt").unlink(), (d / "common.pt").mkdir()), "common.pt cannot be read"),
-    "another's name": (lambda d: d.rename(d.with_name("iteration-000007")), "its manifest is that of iteration-000003"),
+    "a directory for a file": (
+        lambda d: ((d / "common.pt").unlink(), (d / "common.pt").mkdir()),
+        "common.pt cannot be read",
+    ),
+    "another's name": (
+        lambda d: d.rename(d.with_name("iteration-000007")),
+        "its manifest is that of iteration-000003",
+    ),
 }
 
 
@@ -115,7 +128,10 @@ def test_none_good_is_an_error_and_not_a_fresh_start(found, tmp_path):
 
 
 def test_latest_decides_which_are_complete(tmp_path):
-    """Renamed, but `latest` has not moved: the run was interrupted there, and the older one stands."""
+    """Rename a directory without moving `latest`.
+
+    The run was interrupted there, and the older checkpoint counts.
+    """
     for step in (1, 2, 3):
         write(tmp_path, step)
     (tmp_path / "latest").write_text("iteration-000002\n")
@@ -125,7 +141,7 @@ def test_latest_decides_which_are_complete(tmp_path):
 
 
 class WrittenTensors:
-    """In the place of the learner's."""
+    """Takes the place of the learner's tensors."""
 
     def __init__(self, learner: object, directory: Path, common: object, **options: object) -> None:
         (directory / "weights.distcp").write_bytes(b"weights")

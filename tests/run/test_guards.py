@@ -1,4 +1,7 @@
-"""Skipped steps are counted and end a run that learns nothing; rewards and ratios out of bounds are errors."""
+"""Test the guards.
+
+Skipped steps are counted and end a run that learns nothing; figures out of bounds are errors.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ from tests.helpers.scripted import LABELS
 
 GOOD = StepStats(1.0, 0.5, True, 9, 1e-5)
 BAD = StepStats(math.nan, 0.5, False, 9, 1e-5)
-BATCH = [TrainingSample((1, 2), (3,), (-0.5,), 1.5, 1.0), TrainingSample((4,), (5, 6), (-0.1, -0.2), math.inf, 1.0)]
+BATCH = [
+    TrainingSample((1, 2), (3,), (-0.5,), 1.5, 1.0),
+    TrainingSample((4,), (5, 6), (-0.1, -0.2), math.inf, 1.0),
+]
 
 
 def test_a_good_step_ends_a_row():
@@ -32,7 +38,9 @@ def test_a_good_step_ends_a_row():
 
 
 def test_too_many_in_a_row_stop_the_run_with_the_batch(tmp_path):
-    assert "skipped on all ranks, 1 in a row" in skipped_step("iteration 5", BAD, BATCH, 1, 2, tmp_path / "bad")
+    assert "skipped on all ranks, 1 in a row" in skipped_step(
+        "iteration 5", BAD, BATCH, 1, 2, tmp_path / "bad"
+    )
     assert not (tmp_path / "bad").exists()
     with pytest.raises(UserError, match="iteration 5: loss nan"):
         skipped_step("iteration 5", BAD, BATCH, 2, 2, tmp_path / "bad")
@@ -54,9 +62,13 @@ def test_a_ratio_other_than_one_on_policy_is_an_error():
 
 
 def test_a_reward_out_of_bounds_names_its_place():
-    scored = score_group(recognizer_group(["joy", "joy", "anger"], ("joy",)), RewardConfig(), SCORE, dict.fromkeys(LABELS, 1.0))
+    scored = score_group(
+        recognizer_group(["joy", "joy", "anger"], ("joy",)), RewardConfig(), SCORE, dict.fromkeys(LABELS, 1.0)
+    )
     check_rewards([scored], RewardConfig())
     for value in (math.nan, -0.1, 5.0):
-        broken = replace(scored, rewards=(scored.rewards[0], (value, *scored.rewards[1][1:]), scored.rewards[2]))
+        broken = replace(
+            scored, rewards=(scored.rewards[0], (value, *scored.rewards[1][1:]), scored.rewards[2])
+        )
         with pytest.raises(ArithmeticError, match="alignment of recognizer sample 1, iteration 3, episode 1"):
             check_rewards([broken], RewardConfig())

@@ -1,4 +1,4 @@
-"""What an iteration's records say, against groups made by hand; and the spans of ranks."""
+"""Compare an iteration's records with groups made by hand; test the spans of ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from selfemo.corpora.conversation import Turn
 from selfemo.megatron.learner import PolicyStats, StepStats
 from selfemo.report.curves import ITERATION_CURVES
 from selfemo.rewards.scoring import score_group
-from selfemo.run.iteration import component_means, episode_records, groups_without_ranking, policy_figures, role_figures
+from selfemo.run.iteration import (
+    component_means,
+    episode_records,
+    groups_without_ranking,
+    policy_figures,
+    role_figures,
+)
 from selfemo.run.spans import MAX_RANKS, PhaseSpans, chosen_ranks
 from selfemo.selfplay.records import Episode, Opening
 from tests.helpers.groups import CONTEXT, SCORE, recognizer_group, responder_group
@@ -25,7 +31,10 @@ GROUPS = [
         responder_group([("that is great", "joy"), ("joy", None)], ("joy",)),
     )
 ]
-GROUPS = [replace(GROUPS[0], advantages=(1.0, -0.4, -0.6), loss_weight=0.5), replace(GROUPS[1], advantages=(0.7, -0.7), loss_weight=0.0)]
+GROUPS = [
+    replace(GROUPS[0], advantages=(1.0, -0.4, -0.6), loss_weight=0.5),
+    replace(GROUPS[1], advantages=(0.7, -0.7), loss_weight=0.0),
+]
 
 
 def test_figures_are_means_over_the_samples_of_a_role():
@@ -33,8 +42,12 @@ def test_figures_are_means_over_the_samples_of_a_role():
     assert figures["siou_recognizer"] == pytest.approx(sum(GROUPS[0].scores) / 3)
     assert figures["siou_responder"] == pytest.approx(GROUPS[1].scores[0] / 2)
     assert figures["agreement_recognizer"] == pytest.approx(GROUPS[0].group.consensus.agreement)
-    assert figures["completion_tokens_max_responder"] == max(len(s.completion_ids) for s in GROUPS[1].group.samples)
-    assert figures["completion_tokens_recognizer"] == pytest.approx(sum(len(s.completion_ids) for s in GROUPS[0].group.samples) / 3)
+    assert figures["completion_tokens_max_responder"] == max(
+        len(s.completion_ids) for s in GROUPS[1].group.samples
+    )
+    assert figures["completion_tokens_recognizer"] == pytest.approx(
+        sum(len(s.completion_ids) for s in GROUPS[0].group.samples) / 3
+    )
     assert component_means(GROUPS)["recognizer_format"] == pytest.approx(2 / 3)
     assert component_means(GROUPS)["responder_format"] == pytest.approx(1 / 2)
 
@@ -43,10 +56,13 @@ POLICY_FIGURES = [field.name for field in fields(PolicyStats) if field.name != "
 
 
 def test_every_figure_of_the_last_update_is_recorded_and_the_gap_to_the_engine_is_the_firsts():
-    updates = [PolicyStats(step=StepStats(2.0, 1.0, bool(n), 9, 1e-4), **dict.fromkeys(POLICY_FIGURES, float(n))) for n in range(2)]
+    updates = [
+        PolicyStats(step=StepStats(2.0, 1.0, bool(n), 9, 1e-4), **dict.fromkeys(POLICY_FIGURES, float(n)))
+        for n in range(2)
+    ]
     figures = policy_figures(updates)
     assert figures["learning_rate"] == 1e-4
-    assert not figures["step_applied"]  # the first was not
+    assert not figures["step_applied"]  # the first step was not applied
     assert {name: figures[name] for name in POLICY_FIGURES} == {
         name: 0.0 if name.startswith("logprob_gap") else 1.0 for name in POLICY_FIGURES
     }
@@ -66,10 +82,15 @@ def test_a_group_of_weight_zero_teaches_nothing():
 
 
 def test_a_candidate_keeps_its_own_reading_and_advantage():
-    seed = Opening(1, "toy/train/1", tuple(CONTEXT), parent=7)
-    episode = Episode(seed, tuple(g.group for g in GROUPS), (*CONTEXT, Turn("Ann", "that is great")))
+    opening = Opening(1, "toy/train/1", tuple(CONTEXT), parent=7)
+    episode = Episode(opening, tuple(g.group for g in GROUPS), (*CONTEXT, Turn("Ann", "that is great")))
     (record,) = episode_records(3, [episode], GROUPS, limit=2)
-    assert (record["iteration"], record["parent"], record["seed_turns"], len(record["dialogue"])) == (3, 7, 2, 3)
+    assert (record["iteration"], record["parent"], record["seed_turns"], len(record["dialogue"])) == (
+        3,
+        7,
+        2,
+        3,
+    )
     recognizer, responder = record["groups"]
     assert [c["advantage"] for c in recognizer["candidates"]] == [1.0, -0.4, -0.6]
     assert [c["advantage"] for c in responder["candidates"]] == [0.7, -0.7]

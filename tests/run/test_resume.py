@@ -1,4 +1,4 @@
-"""What a resume says has changed since its checkpoint was made."""
+"""Test the message of a resume about changes since its checkpoint was made."""
 
 from __future__ import annotations
 
@@ -21,12 +21,17 @@ def test_the_same_code_is_no_change():
 def test_other_code_is_told_by_what_is_other():
     code = code_versions()
     other = dataclasses.replace(MANIFEST, code={**code, "source": "0f", "vllm": "0.1"})
-    assert list(changes(other, CONFIG, 1)) == [f"vllm 0.1 -> {code['vllm']}", f"source 0f -> {code['source']}"]
+    assert list(changes(other, CONFIG, 1)) == [
+        f"vllm 0.1 -> {code['vllm']}",
+        f"source 0f -> {code['source']}",
+    ]
 
 
 def test_a_checkpoint_from_before_the_source_was_recorded_can_be_told_too():
     code = {name: version for name, version in code_versions().items() if name != "source"}
-    assert list(changes(dataclasses.replace(MANIFEST, code=code), CONFIG, 1)) == [f"source None -> {code_versions()['source']}"]
+    assert list(changes(dataclasses.replace(MANIFEST, code=code), CONFIG, 1)) == [
+        f"source None -> {code_versions()['source']}"
+    ]
 
 
 def test_the_source_digest_knows_every_module_and_no_more(tmp_path):

@@ -1,4 +1,6 @@
-"""Progress has one owner: what a checkpoint says was true where the run can go on, whatever has been counted since."""
+"""Test that a checkpoint states the progress at a point from which the run can go on, not any later
+count.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ GOOD = StepStats(1.0, 0.5, True, 9, 1e-5)
 
 
 class Written:
-    """In the place of Checkpoints: keeps the manifests."""
+    """Takes the place of Checkpoints and keeps the manifests."""
 
     def __init__(self, *_: object, **__: object) -> None:
         self.manifests: list[Manifest] = []
@@ -45,7 +47,7 @@ class Written:
 
 
 class Run:
-    """The state of a run whose parts only keep what they are told."""
+    """Connects the state of a run to parts that only record their calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
         self.written, self.said, self.synced = Written(), [], []
@@ -55,7 +57,8 @@ class Run:
         train = TrainConfig(max_skipped_steps=3)
         config = RunConfig(sft=SftConfig(steps=9), train=train, checkpoint=CheckpointConfig(sft_every=0))
         world = SimpleNamespace(
-            layout=SimpleNamespace(is_main=True, world_size=1), device=SimpleNamespace(torch_device=torch.device("cpu"))
+            layout=SimpleNamespace(is_main=True, world_size=1),
+            device=SimpleNamespace(torch_device=torch.device("cpu")),
         )
         system: Any = SimpleNamespace(
             world=world,
@@ -82,7 +85,7 @@ def test_a_checkpoint_says_what_was_true_where_the_run_can_go_on(monkeypatch, tm
     run.state.reached("sft", 1)
     run.state.count_step("SFT step 1", BAD, [])
     assert run.state.count_sync() == 2
-    run.state.checkpoint(wait=True)  # a signal, in the middle of what comes next
+    run.state.checkpoint(wait=True)  # a signal, in the middle of the next iteration
     assert [manifest.progress for manifest in run.written.manifests] == [Progress("sft", 1, 1, 1, 1)]
     run.state.reached("sft", 2)
     run.state.checkpoint(wait=True)
@@ -96,7 +99,11 @@ def test_a_resumed_run_goes_on_counting(monkeypatch, tmp_path):
     before.state.checkpoint()
     manifest = before.written.manifests[0]
     run = Run(monkeypatch, tmp_path)
-    run.state.load(Found(tmp_path, SimpleNamespace(**vars(manifest) | {"progress": Progress("self-play", 3, 5, 7, 2)}), ()))
+    run.state.load(
+        Found(
+            tmp_path, SimpleNamespace(**vars(manifest) | {"progress": Progress("self-play", 3, 5, 7, 2)}), ()
+        )
+    )
     assert run.synced == [5]
     assert run.state.count_sync() == 6
     with pytest.raises(UserError, match="3 in a row"):

@@ -1,4 +1,7 @@
-"""A request to stop is heard from the first moment of a run, kept until it can be followed, and followed by all ranks or none."""
+"""Test a request to stop.
+
+It is heard from the first moment, kept until a safe point, and followed by all ranks or none.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,8 @@ def train(config, run, terminal, signals):
     terminal.error(f"set up, asked by {int(signals.asked)}")
     TRAIN
 sys.modules["selfemo.trainer"] = types.SimpleNamespace(train=train)
-run_training(RunConfig(output_dir=sys.argv[1], corpus=CorpusConfig(name="everyday"), checkpoint=CheckpointConfig(grace_s=1)))
+corpus, checkpoint = CorpusConfig(name="everyday"), CheckpointConfig(grace_s=1)
+run_training(RunConfig(output_dir=sys.argv[1], corpus=corpus, checkpoint=checkpoint))
 """
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard and W&B show what metrics.jsonl holds: every record, once, also after a resume."""
+"""Test that TensorBoard and W&B show each record of metrics.jsonl once, also after a resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from selfemo.run.trackers import Tracking
 
 RECORDS: list[dict[str, Any]] = [
     {"event": "sync", "version": 1, "seconds": 0.5, "path": "direct", "received_bytes": 7, "probed": True},
-    {"event": "eval", "stage": "start", "accuracy": 0.25, "per_label_f1": {"joy": 0.5, "anger": 0.0}, "confusion": [[1, 0, 2], [0, 1, 0]]},
+    {
+        "event": "eval",
+        "stage": "start",
+        "accuracy": 0.25,
+        "per_label_f1": {"joy": 0.5, "anger": 0.0},
+        "confusion": [[1, 0, 2], [0, 1, 0]],
+    },
     {"event": "phases", "ranks": {"0": [["setup", 1.0, 2.0]]}},
     {"event": "sft", "step": 0, "loss": 2.5, "grad_norm": 1.5, "tokens": 40},
     {"event": "sft", "step": 1, "loss": 2.25, "grad_norm": 1.25, "tokens": 42},
@@ -92,7 +98,10 @@ def test_tensorboard_shows_every_record(tmp_path: Path):
 
 
 def test_a_resumed_run_shows_what_metrics_jsonl_holds_and_nothing_twice(tmp_path: Path):
-    """The first part logged step 1 of SFT before it was killed; the resume cut the file back to step 0 and takes the step again."""
+    """Resume a run that logged step 1 of SFT before it was killed.
+
+    The file is cut to step 0 and step 1 is taken again.
+    """
     metrics = tmp_path / "metrics.jsonl"
     record_run(metrics, RunConfig(), RECORDS[:4] + [RECORDS[4] | {"loss": 9.0}])
     metrics.write_text("".join(json.dumps(record) + "\n" for record in RECORDS[:4]))
@@ -109,7 +118,7 @@ def test_weights_and_biases_offline_shows_every_record(tmp_path: Path, monkeypat
     run.mkdir()
     record_run(run / "metrics.jsonl", config, RECORDS)
     deadline = time.monotonic() + WRITER_TIMEOUT_S
-    while True:  # W&B writes from a process of its own, which may be behind on a busy machine
+    while True:  # W&B writes from a process of its own, which may be late on a busy machine
         points, begun = wandb_content(run)
         if points == EXPECTED or time.monotonic() > deadline:
             break
@@ -121,7 +130,7 @@ def test_weights_and_biases_offline_shows_every_record(tmp_path: Path, monkeypat
 
 
 def wandb_content(run: Path) -> tuple[dict[str, list[tuple[int, float]]], Any]:
-    """Points by name, and the run's own record, of the one offline run in a directory."""
+    """Read points by name, and the run's own record, of the one offline run in a directory."""
     points: dict[str, list[tuple[int, float]]] = {}
     (file,) = run.glob("wandb/offline-run-*/*.wandb")
     begun = None
@@ -129,7 +138,10 @@ def wandb_content(run: Path) -> tuple[dict[str, list[tuple[int, float]]], Any]:
         if record.HasField("run"):
             begun = record.run
         if record.HasField("history"):
-            row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            row = {
+                item.key or ".".join(item.nested_key): json.loads(item.value_json)
+                for item in record.history.item
+            }
             (event,) = {"sft", "sync", "eval", "iteration"} & set(row)
             for name in (name for name in row if "/" in name):
                 points.setdefault(name, []).append((row[event], row[name]))
@@ -137,7 +149,11 @@ def wandb_content(run: Path) -> tuple[dict[str, list[tuple[int, float]]], Any]:
 
 
 def wandb_records(content: bytes) -> Iterator[Any]:
-    """Records of a .wandb file: a LevelDB log (32 KiB blocks; crc, length and type before each fragment) of protocol buffers."""
+    """Read the records of a .wandb file.
+
+    It is a LevelDB log (32 KiB blocks; crc, length and type before each fragment) of protocol
+    buffers.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
     block, header = 32768, 7

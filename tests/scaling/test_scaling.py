@@ -1,4 +1,6 @@
-"""The scaling study: rows from a run's records and from plans, what is told apart, and the cost of the project's own parts."""
+"""Test the scaling study: rows from a run's records and from plans, and the cost of the project's
+own parts.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def planned() -> list[Row]:
 
 
 def finished_run(directory: Path, processes: int) -> Path:
-    """What `row_of` reads of a run, with figures made by hand: iteration 0 warms up."""
+    """Make the records that `row_of` reads, with figures made by hand: iteration 0 warms up."""
     config = load_config(ROOT / CONFIG, overrides(processes, 16, directory))
     architecture = initialised_architecture(config.model)
     (directory / "model-initial").mkdir(parents=True)
@@ -74,7 +76,10 @@ def test_a_row_holds_the_medians_of_a_run_without_its_warm_up(tmp_path: Path) ->
     assert (row.training_layout, row.generation_layout) == ("TP2 DP2", "TP1 x 4")
     assert row.sync_bytes == 2000  # two replicas of a thousand
     architecture = initialised_architecture(load_config(ROOT / CONFIG).model)
-    assert row.planned_sync_bytes == sync_bytes(architecture, Layout(1, 4, tensor=2), "float32", "float32").checkpoint
+    assert (
+        row.planned_sync_bytes
+        == sync_bytes(architecture, Layout(1, 4, tensor=2), "float32", "float32").checkpoint
+    )
     assert "load average 0 before, 2 after" in row.note
 
 
@@ -97,25 +102,43 @@ def test_planned_curves_reach_4096_gpus_in_both_studies(planned: list[Row]) -> N
 
 
 def test_what_every_rank_repeats_ends_weak_scaling_and_what_ranks_share_does_not(planned: list[Row]) -> None:
-    """4.7 million samples at 50 us on every rank are minutes that no further GPU takes away; 6 us shared over 4,096 are nothing."""
-    without = plan_studies(ROOT / "examples" / "configs" / "qwen3_8b.yaml", "qwen3-8b", OwnCost(), sizes=(4096,))
+    """Compare replicated with shared work on 4,096 GPUs.
+
+    4.7 million samples at 50 us on every rank are minutes that no further GPU removes; 6 us shared
+    are nothing.
+    """
+    without = plan_studies(
+        ROOT / "examples" / "configs" / "qwen3_8b.yaml", "qwen3-8b", OwnCost(), sizes=(4096,)
+    )
     last, free = (next(r for r in rows if (r.study, r.gpus) == ("weak", 4096)) for rows in (planned, without))
     assert last.step_s - free.step_s == pytest.approx(last.samples * (50e-6 + 6e-6 / 4096))
 
 
 def test_efficiency_is_relative_to_the_smallest_of_the_same_study_and_kind(planned: list[Row]) -> None:
-    measured = [replace(planned[0], kind="measured", gpus=n, tokens_per_s_per_gpu=rate) for n, rate in ((1, 10.0), (2, 8.0))]
+    measured = [
+        replace(planned[0], kind="measured", gpus=n, tokens_per_s_per_gpu=rate)
+        for n, rate in ((1, 10.0), (2, 8.0))
+    ]
     rows = with_efficiency([*measured, *planned])
     assert [row.efficiency for row in rows if row.kind == "measured"] == [1.0, 0.8]
     assert [row.efficiency for row in rows if row.kind == "planned" and row.gpus == 8] == [1.0, 1.0]
 
 
 def test_the_files_hold_every_row_and_say_what_was_measured(planned: list[Row], tmp_path: Path) -> None:
-    rows = with_efficiency([replace(planned[0], kind="measured", gpus=1, hardware="CPU, 2 cores", note="here"), *planned])
+    rows = with_efficiency(
+        [replace(planned[0], kind="measured", gpus=1, hardware="CPU, 2 cores", note="here"), *planned]
+    )
     parts = [PartCost("reward", 10, 1e-4), PartCost("reward", 100, 1e-3)]
     written = write_study(tmp_path, rows, parts, {"command": "c", "date": "d", "machine": "m"})
-    assert sorted(path.name for path in written) == ["parts.csv", "study.csv", "study.json", "study.png", "study.svg"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in written)  # no temporary is left
+    assert sorted(path.name for path in written) == [
+        "parts.csv",
+        "study.csv",
+        "study.json",
+        "study.png",
+        "study.svg",
+    ]
+    # No temporary is left.
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in written)
     table = list(csv.DictReader((tmp_path / "study.csv").open()))
     assert set(table[0]) >= COLUMNS
     assert [row["kind"] for row in table] == ["measured"] + ["planned"] * len(planned)
@@ -123,14 +146,20 @@ def test_the_files_hold_every_row_and_say_what_was_measured(planned: list[Row], 
     assert document["rows"] == [asdict(row) for row in in_order(rows)]
     assert document["parts_growth"] == {"reward": pytest.approx(1.0)}
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
-    assert "PLANNED strong" in (tmp_path / "study.svg").read_text() or "<svg" in (tmp_path / "study.svg").read_text()
+    assert (
+        "PLANNED strong" in (tmp_path / "study.svg").read_text()
+        or "<svg" in (tmp_path / "study.svg").read_text()
+    )
 
 
 def test_the_plot_tells_measured_from_planned(planned: list[Row]) -> None:
     measured = [replace(planned[0], kind="measured", gpus=n, hardware="CPU, 2 cores") for n in (1, 2)]
     figure = draw([*measured, *planned], [])
     for axes in figure.axes[:2]:
-        styles = {line.get_label().split()[0]: (line.get_linestyle(), line.get_markerfacecolor()) for line in axes.lines}
+        styles = {
+            line.get_label().split()[0]: (line.get_linestyle(), line.get_markerfacecolor())
+            for line in axes.lines
+        }
         assert set(styles) == {"MEASURED", "PLANNED"}
         assert styles["MEASURED"][0] == "-"
         assert styles["PLANNED"] == ("--", "none")
@@ -144,9 +173,16 @@ def test_the_plot_shows_every_part(planned: list[Row]) -> None:
 
 
 def test_growth_is_cost_per_sample_against_a_tenth_of_the_samples() -> None:
-    costs = [PartCost("linear", n, n * 1e-6) for n in (10, 100, 1000)] + [PartCost("square", n, n * n * 1e-6) for n in (10, 100, 1000)]
+    costs = [PartCost("linear", n, n * 1e-6) for n in (10, 100, 1000)] + [
+        PartCost("square", n, n * n * 1e-6) for n in (10, 100, 1000)
+    ]
     assert growth(costs) == {"linear": pytest.approx(1.0), "square": pytest.approx(10.0)}
-    parts = [PartCost("reward", 10, 1e-4), PartCost("rewards of all", 10, 1e-5), PartCost("deal", 10, 2e-5), PartCost("pack", 10, 9.0)]
+    parts = [
+        PartCost("reward", 10, 1e-4),
+        PartCost("rewards of all", 10, 1e-5),
+        PartCost("deal", 10, 2e-5),
+        PartCost("pack", 10, 9.0),
+    ]
     cost = own_cost([PartCost("deal", 5, 1.0), *parts])  # of each part the largest count
     assert (cost.repeated_us, cost.shared_us) == (pytest.approx(3.0), pytest.approx(10.0))
 
@@ -163,10 +199,21 @@ def test_every_part_is_measured_once(tmp_path: Path) -> None:
 
 
 def test_the_tool_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "tools/scaling/__main__.py", "--output", str(tmp_path), "--processes", "1", "--samples", "0"]
+    command = [
+        sys.executable,
+        "tools/scaling/__main__.py",
+        "--output",
+        str(tmp_path),
+        "--processes",
+        "1",
+        "--samples",
+        "0",
+    ]
     environment = {"PATH": "/usr/bin", "PYTHONPATH": str(ROOT), "SELFEMO_DATA": str(tmp_path)}
     bad = [*command, "--runs", "/proc/nowhere"]
-    result = subprocess.run(bad, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    result = subprocess.run(
+        bad, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     assert result.returncode == 2
     assert result.stderr.startswith("scaling_study: a run of 1 process(es) failed")
     assert "Traceback" not in result.stderr

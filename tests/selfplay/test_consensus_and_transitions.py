@@ -1,4 +1,4 @@
-"""The vote of a group, and the prior that targets are drawn from."""
+"""Test the vote of a group, and the prior from which targets are drawn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from tests.helpers.scripted import LABELS, conversation
 SCORE = SmoothedIoU(identity_affinity(LABELS), 0.0)
 FAILURE = FormatFailure("empty")
 readings = st.lists(
-    st.lists(st.sampled_from(LABELS), min_size=1, max_size=3, unique=True).map(lambda x: Answer(tuple(x))) | st.just(FAILURE), max_size=8
+    st.lists(st.sampled_from(LABELS), min_size=1, max_size=3, unique=True).map(lambda x: Answer(tuple(x)))
+    | st.just(FAILURE),
+    max_size=8,
 )
 
 

@@ -1,4 +1,4 @@
-"""Each gate closes its way to a cheap reward, and ordinary lines pass."""
+"""Test that each gate stops its kind of cheap reward, and that ordinary lines pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ def gates(text: str, finished: bool = True) -> tuple[str, ...]:
     return failed_gates(text, HISTORY, MELD_LABELS, 2, 10, finished)
 
 
-@pytest.mark.parametrize("text", ["Oh my God!", "That is so great, I love it.", "Why: because I said so.", "You got me there, Joey."])
+@pytest.mark.parametrize(
+    "text",
+    ["Oh my God!", "That is so great, I love it.", "Why: because I said so.", "You got me there, Joey."],
+)
 def test_ordinary_lines_pass(text: str) -> None:
     assert gates(text) == ()
 

@@ -1,4 +1,4 @@
-"""Prompts show what they should, and text in them stays data."""
+"""Test that prompts show the context, and that text in them stays data."""
 
 from __future__ import annotations
 
@@ -79,20 +79,25 @@ def test_a_sampled_control_token_cannot_hide_in_an_answer() -> None:
 
 
 def test_the_longest_prompts_of_a_corpus_are_refused_where_they_do_not_fit() -> None:
-    """What the generator would be asked at the longest window, for both roles; one token less is too few."""
-    train = [conversation("1", "A[joy]: hm", "B[joy]: a long line, far longer than any", "A[joy]: no"), conversation("2", "A[joy]: yes")]
+    """Ask for the longest window of both roles; one token less is too few."""
+    train = [
+        conversation("1", "A[joy]: hm", "B[joy]: a long line, far longer than any", "A[joy]: no"),
+        conversation("2", "A[joy]: yes"),
+    ]
     config = SelfPlayConfig(max_answer_tokens=7, max_utterance_tokens=9)
     requests = longest_requests(builder(history_turns=1), train, config)
     needed = max(len(r.prompt_ids) + r.max_tokens for r in requests)
     assert needed == len(builder(history_turns=1).recognize(train[0].turns)) + 7
     assert {r.max_tokens for r in requests} == {7, 9}
     check_room(requests, needed)
-    with pytest.raises(UserError, match=rf"may take {needed} tokens, model.max_length={needed - 1} holds fewer: lower corpus"):
+    with pytest.raises(
+        UserError, match=rf"may take {needed} tokens, model.max_length={needed - 1} holds fewer: lower corpus"
+    ):
         check_room(requests, needed - 1)
 
 
 def test_replicas_refuse_what_does_not_fit_before_any_is_asked() -> None:
-    """On every rank, whose shares differ: a refusal by the engine of one would leave the others waiting."""
+    """Refuse on every rank, though shares differ: if one rank's engine refused, the others would wait."""
 
     class Engine:
         max_length = 10

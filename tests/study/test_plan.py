@@ -1,4 +1,4 @@
-"""Study files: every run is checked before one starts, and what each trains is what the file says."""
+"""Test study files: every run is checked before one starts, and each trains with the file's settings."""
 
 from __future__ import annotations
 
@@ -39,12 +39,19 @@ def settings_of(run):
 
 def test_every_variant_of_a_seed_continues_that_seeds_start(study_file, tmp_path):
     plan = read_plan(study_file)
-    first, others = starts(plan, study_file, tmp_path / "out"), continuations(plan, study_file, tmp_path / "out")
+    first, others = (
+        starts(plan, study_file, tmp_path / "out"),
+        continuations(plan, study_file, tmp_path / "out"),
+    )
     assert [(run.seed, run.variant) for run in first] == [(1, START), (2, START)]
     assert [(run.seed, run.variant) for run in others] == [(1, "sft"), (2, "sft"), (1, "grpo"), (2, "grpo")]
     by_name = {(run.seed, run.variant): settings_of(run) for run in [*first, *others]}
     assert (by_name[2, START].sft.steps, by_name[2, START].iterations, by_name[2, START].seed) == (30, 0, 2)
-    assert (by_name[2, "grpo"].sft.steps, by_name[2, "grpo"].iterations, by_name[2, "grpo"].algorithm.loss) == (0, 4, "grpo")
+    assert (
+        by_name[2, "grpo"].sft.steps,
+        by_name[2, "grpo"].iterations,
+        by_name[2, "grpo"].algorithm.loss,
+    ) == (0, 4, "grpo")
     assert (by_name[1, "sft"].sft.steps, by_name[1, "sft"].iterations) == (50, 0)
     assert all(by_name[run.seed, run.variant].model.path == str(first[run.seed - 1].model) for run in others)
     assert len({run.directory for run in [*first, *others]}) == 6
@@ -74,7 +81,9 @@ def test_a_wrong_override_is_found_before_any_run(study_file, tmp_path):
         continuations(read_plan(study_file), study_file, tmp_path)
 
 
-@pytest.mark.parametrize(("name", "seeds"), [("study_cpu.yaml", 3), ("study_smollm2.yaml", 3), ("study_pull.yaml", 1)])
+@pytest.mark.parametrize(
+    ("name", "seeds"), [("study_cpu.yaml", 3), ("study_smollm2.yaml", 3), ("study_pull.yaml", 1)]
+)
 def test_the_studies_of_this_project_are_valid(name, seeds, tmp_path):
     study_file = ROOT / "examples" / "configs" / name
     plan = read_plan(study_file)
@@ -83,7 +92,10 @@ def test_the_studies_of_this_project_are_valid(name, seeds, tmp_path):
 
 
 def test_a_run_that_was_trained_with_other_settings_is_not_taken_for_this_studys(study_file, tmp_path):
-    """A finished run is reused: after an edit of the study file it would stand in the table under settings it never had."""
+    """Edit the study file after a run.
+
+    If the run were reused, the table would give it settings it never had.
+    """
     (run,) = starts(only_seeds(read_plan(study_file), [1]), study_file, tmp_path / "out")
     RunDirectory.claim(settings_of(run)).write_json("summary.json", {})
     assert starts(read_plan(study_file), study_file, tmp_path / "out")[0].is_complete

@@ -1,4 +1,7 @@
-"""Intervals over seeds and dialogues: wider than over dialogues alone where seeds differ, paired, and what the tables show."""
+"""Test intervals over seeds and dialogues, which are paired and wider than over dialogues alone.
+
+Test the tables.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,20 @@ DIALOGUES = tuple(str(i // 5) for i in range(300))
 
 
 def noisy(accuracy: float, seed: int) -> tuple[str, ...]:
-    """Predictions that are right with this probability."""
+    """Draw predictions that are right with this probability."""
     rng = random.Random(seed)
-    return tuple(label if rng.random() < accuracy else rng.choice([other for other in LABELS if other != label]) for label in GOLD)
+    return tuple(
+        label if rng.random() < accuracy else rng.choice([other for other in LABELS if other != label])
+        for label in GOLD
+    )
 
 
 def test_one_seed_is_the_bootstrap_over_dialogues():
     ours, theirs = noisy(0.7, 1), noisy(0.5, 2)
     assert seeded_bootstrap(GOLD, [ours], None, DIALOGUES, 3) == bootstrap(GOLD, ours, DIALOGUES, 3)
-    assert seeded_bootstrap(GOLD, [ours], [theirs], DIALOGUES, 3) == paired_bootstrap(GOLD, ours, theirs, DIALOGUES, 3)
+    assert seeded_bootstrap(GOLD, [ours], [theirs], DIALOGUES, 3) == paired_bootstrap(
+        GOLD, ours, theirs, DIALOGUES, 3
+    )
 
 
 def test_the_value_is_the_mean_over_seeds():
@@ -39,7 +47,7 @@ def test_the_value_is_the_mean_over_seeds():
 
 
 def test_seeds_that_disagree_widen_the_interval():
-    """A recipe that helps by luck of the seed must not look certain: its interval reaches 0, that of its lucky run does not."""
+    """Give a recipe one lucky seed: its interval must reach 0, though that of the lucky run does not."""
     base = [noisy(0.6, i) for i in range(3)]
     lucky = [noisy(0.9, 11), noisy(0.6, 12), noisy(0.45, 13)]
     accuracy, *_ = seeded_bootstrap(GOLD, lucky, base, DIALOGUES, 3)
@@ -51,7 +59,9 @@ def test_seeds_that_disagree_widen_the_interval():
 
 def test_a_recipe_does_not_differ_from_itself():
     seeds = [noisy(0.5, i) for i in range(3)]
-    assert all((i.value, i.low, i.high) == (0, 0, 0) for i in seeded_bootstrap(GOLD, seeds, seeds, DIALOGUES, 3))
+    assert all(
+        (i.value, i.low, i.high) == (0, 0, 0) for i in seeded_bootstrap(GOLD, seeds, seeds, DIALOGUES, 3)
+    )
 
 
 @pytest.mark.parametrize(("first", "second"), [([], None), ([GOLD], [GOLD, GOLD])])
@@ -63,12 +73,21 @@ def test_unequal_seeds_are_refused(first, second):
 def answers() -> SplitAnswers:
     def models(variant: str, accuracy: float) -> list[ModelAnswers]:
         expression = None if variant == "start" else 0.25
-        return [ModelAnswers(variant, seed, noisy(accuracy, seed), 0.5, 1.0, 0.4, expression) for seed in (2, 1)]
+        return [
+            ModelAnswers(variant, seed, noisy(accuracy, seed), 0.5, 1.0, 0.4, expression) for seed in (2, 1)
+        ]
 
     return SplitAnswers("toy", "dev", LABELS, GOLD, DIALOGUES, (*models("start", 0.5), *models("good", 0.9)))
 
 
-PLAN = StudyPlan(base="b", seeds=[1, 2], start=["sft.steps=3"], self_play=[], variants=[Variant("good", "better")], baselines=["start"])
+PLAN = StudyPlan(
+    base="b",
+    seeds=[1, 2],
+    start=["sft.steps=3"],
+    self_play=[],
+    variants=[Variant("good", "better")],
+    baselines=["start"],
+)
 
 
 def test_figures_and_differences_agree():

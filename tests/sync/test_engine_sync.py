@@ -1,7 +1,9 @@
-"""Weights into live vLLM engines: every Megatron layout with engines of one rank and of two and with replicas, on both paths.
+"""Load weights into live vLLM engines: every Megatron layout, engines of one and two ranks,
+replicas, both paths.
 
-Proven three ways: live parameters are compared with the trainer by checksum, the two paths with each other by their greedy continuations,
-and these with transformers: in fp32 token for token, in bf16 no token may be worse than the best by more than rounding explains.
+There are three proofs: live parameters equal the trainer's by checksum, the greedy continuations of
+the two paths are equal, and they agree with transformers': in fp32 token for token, in bf16 within
+rounding of the best token.
 """
 
 from __future__ import annotations
@@ -40,13 +42,13 @@ BUCKET_BYTES = 30_000
 BF16_SHORTFALL = 0.25
 """Logits that bf16 rounding may cost a greedy token against fp32 transformers."""
 TIMEOUT_S = 600
-"""For a call: on a busy machine importing vLLM takes minutes."""
+"""Seconds for a call: on a busy machine importing vLLM takes minutes."""
 PROMPTS = tuple(tuple((7 * i + 3 * j) % VOCAB_SIZE for j in range(20)) for i in range(4))
 Tokens = list[tuple[int, ...]]
 
 
 class _Engine(RolloutEngine):
-    """A real engine that can lose one tensor on the way in."""
+    """A real engine that can damage one tensor on the way in."""
 
     damaged = ""
     """Part of the name of tensors that arrive negated."""
@@ -58,10 +60,15 @@ class _Engine(RolloutEngine):
         super().copy_direct(self._damage(tensors), version)
 
     def _damage(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        return ((name, -tensor if self.damaged and self.damaged in name else tensor) for name, tensor in tensors)
+        return (
+            (name, -tensor if self.damaged and self.damaged in name else tensor) for name, tensor in tensors
+        )
 
     def greedy(self) -> Tokens:
-        return [completion.token_ids for completion in self.generate([GenerationRequest(p, 0, 12, 0.0) for p in PROMPTS])]
+        return [
+            completion.token_ids
+            for completion in self.generate([GenerationRequest(p, 0, 12, 0.0) for p in PROMPTS])
+        ]
 
 
 _engines: dict[tuple[int, Dtype], _Engine] = {}
@@ -69,23 +76,34 @@ _engines: dict[tuple[int, Dtype], _Engine] = {}
 
 
 def engine_for(hf_dir: str, tensor_parallel: int, dtype: Dtype = "bfloat16") -> _Engine:
-    """This rank's engine, built at the first call; bf16 ones keep their matrices in plain layout."""
+    """Get this rank's engine, built at the first call; bf16 ones keep their matrices in plain layout."""
     keep_bf16_matrices_plain()
     if (tensor_parallel, dtype) not in _engines:
-        config = RolloutConfig(tensor_parallel=tensor_parallel, dtype=dtype, kv_cache_bytes=1 << 24, max_num_seqs=8)
+        config = RolloutConfig(
+            tensor_parallel=tensor_parallel, dtype=dtype, kv_cache_bytes=1 << 24, max_num_seqs=8
+        )
         _engines[tensor_parallel, dtype] = _Engine(hf_dir, config, 64, [], "cpu")
     return _engines[tensor_parallel, dtype]
 
 
-def _sync(hf_dir: str, parallel: ParallelConfig, engine_tensor: int, mode: str, dtype: Dtype) -> tuple[str, int, int, int, Tokens]:
-    """Path taken, tensors compared by checksum, bytes moved, least bytes possible, greedy continuations."""
+def _sync(
+    hf_dir: str, parallel: ParallelConfig, engine_tensor: int, mode: str, dtype: Dtype
+) -> tuple[str, int, int, int, Tokens]:
+    """Sync the weights into the engine.
+
+    Returns path taken, tensors compared, bytes moved, least bytes possible, greedy continuations.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     engine = engine_for(hf_dir, engine_tensor, dtype)
     with megatron_chunks(Path(hf_dir), parallel, getattr(torch, dtype)) as (chunks, architecture, layout):
         load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
-        trainer = TrainerLayout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, layout.data_size)
+        trainer = TrainerLayout(
+            parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, layout.data_size
+        )
         engines = EngineLayout(engine_tensor, world // engine_tensor)
-        transfer = choose_transfer(mode, architecture, trainer, engines, weight_groups(layout), engine, rank, BUCKET_BYTES)
+        transfer = choose_transfer(
+            mode, architecture, trainer, engines, weight_groups(layout), engine, rank, BUCKET_BYTES
+        )
         report = transfer.send(chunks, engine, version=1)
         compared = verify_transfer(chunks, engine, architecture, trainer, engines, rank)
         return report.path, compared, report.received_bytes, report.lower_bound_bytes, engine.greedy()
@@ -105,7 +123,7 @@ class _Ranks:
 
 @pytest.fixture(scope="module")
 def ranks(request: pytest.FixtureRequest) -> Iterator[_Ranks]:
-    """Ranks of their own, so that no other test shares a process with vLLM."""
+    """Start ranks of their own, so that no other test shares a process with vLLM."""
     runner = DistributedRunner()
     yield _Ranks(runner, *request.param)
     runner.close()
@@ -114,12 +132,19 @@ def ranks(request: pytest.FixtureRequest) -> Iterator[_Ranks]:
 ALONE, ACROSS, REPLICAS = (2, 1), (2, 2), (4, 2)
 TP2, PP2, DP2 = ParallelConfig(tensor=2), ParallelConfig(pipeline=2), ParallelConfig()
 LAYOUTS = {2: (TP2, PP2, DP2), 4: (TP2, PP2, ParallelConfig(tensor=2, pipeline=2))}
-"""Of Megatron, by the number of processes; what remains of four is data parallel."""
+"""Megatron layouts by the number of processes; the rest of four is data parallel."""
 
 
 def per_combination(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test for every kind of engine and every layout; the engines live from one layout to the next."""
-    engines = {"engine-per-rank": ALONE, "engine-over-two-ranks": ACROSS, "two-engines-over-two-ranks": REPLICAS}
+    """Run a test for every kind of engine and every layout.
+
+    The engines live from one layout to the next.
+    """
+    engines = {
+        "engine-per-rank": ALONE,
+        "engine-over-two-ranks": ACROSS,
+        "two-engines-over-two-ranks": REPLICAS,
+    }
     test = pytest.mark.parametrize("layout", range(3), ids=["tp2", "pp2", "dp2-or-tp2pp2"])(test)
     return pytest.mark.parametrize("ranks", engines.values(), ids=engines, indirect=True)(test)
 
@@ -129,16 +154,21 @@ per_rank = pytest.mark.parametrize("ranks", [ALONE], ids=["engine-per-rank"], in
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two models of one shape, whose weights bf16 holds exactly."""
+    """Write two models of one shape, whose weights are exact in bf16."""
     root = tmp_path_factory.mktemp("models")
     first, second = (
-        save_tiny(root / str(seed), "qwen3", True, torch.bfloat16, seed=seed, vocab_size=VOCAB_SIZE, head_dim=32) for seed in (1, 2)
+        save_tiny(
+            root / str(seed), "qwen3", True, torch.bfloat16, seed=seed, vocab_size=VOCAB_SIZE, head_dim=32
+        )
+        for seed in (1, 2)
     )
     return first, second
 
 
 @per_combination
-def test_both_paths_bring_the_same_right_weights(models: tuple[Path, Path], ranks: _Ranks, layout: int) -> None:
+def test_both_paths_bring_the_same_right_weights(
+    models: tuple[Path, Path], ranks: _Ranks, layout: int
+) -> None:
     parallel = LAYOUTS[ranks.processes][layout]
     first, second = models
     tensors = len(HfDirectory(first).tensors)
@@ -146,7 +176,13 @@ def test_both_paths_bring_the_same_right_weights(models: tuple[Path, Path], rank
     other = ranks(_sync, str(second), parallel, ranks.engine_tensor, "direct", "bfloat16")
     by_plan = ranks(_sync, str(first), parallel, ranks.engine_tensor, "auto", "bfloat16")
     assert other[0][4] != by_plan[0][4]
-    for (path, _, gathered_bytes, _, tokens), (other_path, compared, moved_bytes, least_bytes, same_tokens) in zip(by_checkpoint, by_plan):
+    for (path, _, gathered_bytes, _, tokens), (
+        other_path,
+        compared,
+        moved_bytes,
+        least_bytes,
+        same_tokens,
+    ) in zip(by_checkpoint, by_plan):
         assert (path, other_path, compared) == ("checkpoint", "direct", tensors)
         assert same_tokens == tokens == by_plan[0][4]
         assert moved_bytes == least_bytes <= gathered_bytes
@@ -158,15 +194,18 @@ def test_both_paths_bring_the_same_right_weights(models: tuple[Path, Path], rank
 def test_an_fp32_engine_on_cpu_takes_checkpoint_tensors_and_equals_transformers(
     models: tuple[Path, Path], ranks: _Ranks, layout: int
 ) -> None:
-    """Its matrices are prepacked: their checksums cannot be read, and greedy equality is the proof."""
+    """Compare greedy answers, since the checksums of prepacked matrices cannot be read."""
     parallel = LAYOUTS[ranks.processes][layout]
     for model in models:
-        for path, compared, _, _, tokens in ranks(_sync, str(model), parallel, ranks.engine_tensor, "auto", "float32"):
+        for path, compared, _, _, tokens in ranks(
+            _sync, str(model), parallel, ranks.engine_tensor, "auto", "float32"
+        ):
             assert path == "checkpoint"
             assert 0 < compared < len(HfDirectory(model).tensors)
             assert tokens == _greedy_choices(model, tokens)
     assert all(
-        "sync.mode=direct: the engine holds" in text for text in ranks(_refuses_direct, str(models[0]), parallel, ranks.engine_tensor)
+        "sync.mode=direct: the engine holds" in text
+        for text in ranks(_refuses_direct, str(models[0]), parallel, ranks.engine_tensor)
     )
 
 
@@ -179,9 +218,13 @@ def _refuses_direct(hf_dir: str, parallel: ParallelConfig, engine_tensor: int) -
 def _weight_sync(
     hf_dir: str, parallel: ParallelConfig, dtype: Dtype, damaged: str, damaged_rank: int
 ) -> tuple[list[tuple[bool, bool]], str]:
-    """(probed, checksummed) of four syncs, then what a fifth says whose stream is damaged on one rank."""
+    """Return (probed, checksummed) of four syncs, then the error of a fifth whose stream is damaged
+    on one rank.
+    """
     config = run_config(parallel, Options(dtype=dtype))
-    config = replace(config, rollout=RolloutConfig(dtype=dtype), sync=SyncConfig(verify_every=3, checksum_every=2))
+    config = replace(
+        config, rollout=RolloutConfig(dtype=dtype), sync=SyncConfig(verify_every=3, checksum_every=2)
+    )
     engine = engine_for(hf_dir, 1, dtype)
     with learner(hf_dir, parallel, Options(dtype=dtype)) as model:
         weight_sync = WeightSync(model, engine, hf_dir, config, PROMPTS)
@@ -192,7 +235,9 @@ def _weight_sync(
                 weight_sync.sync(5, verify=True)
         finally:
             engine.damaged = ""
-        return [(report.probed, report.checksummed_tensors > 0) for report in reports], f"{mismatch.type.__name__}: {mismatch.value}"
+        return [
+            (report.probed, report.checksummed_tensors > 0) for report in reports
+        ], f"{mismatch.type.__name__}: {mismatch.value}"
 
 
 CADENCE = [(True, True), (False, False), (False, True), (True, False)]
@@ -200,23 +245,28 @@ CADENCE = [(True, True), (False, False), (False, True), (True, False)]
 
 
 @per_rank
-def test_a_wrong_tensor_in_one_engine_stops_every_rank_and_is_named(models: tuple[Path, Path], ranks: _Ranks) -> None:
+def test_a_wrong_tensor_in_one_engine_stops_every_rank_and_is_named(
+    models: tuple[Path, Path], ranks: _Ranks
+) -> None:
     for cadence, text in ranks(_weight_sync, str(models[0]), PP2, "bfloat16", "layers.1.mlp.down_proj", 1):
         assert cadence == CADENCE
         assert text.startswith(
-            "WeightMismatch: tensor model.layers.1.mlp.down_proj.weight differs between the trainer and the engine on rank 1"
+            "WeightMismatch: tensor model.layers.1.mlp.down_proj.weight "
+            "differs between the trainer and the engine on rank 1"
         )
 
 
 @per_rank
-def test_a_wrong_tensor_that_no_checksum_can_read_fails_the_greedy_probe(models: tuple[Path, Path], ranks: _Ranks) -> None:
+def test_a_wrong_tensor_that_no_checksum_can_read_fails_the_greedy_probe(
+    models: tuple[Path, Path], ranks: _Ranks
+) -> None:
     for cadence, text in ranks(_weight_sync, str(models[0]), TP2, "float32", "layers.1.mlp.down_proj", 1):
         assert cadence == CADENCE
         assert text.startswith("SyncError: weight sync 5: probe 0 on rank 1: token")
 
 
 def _sleep_and_wake(hf_dir: str) -> list[str]:
-    """Refusals of an engine that sleeps, then of one that woke without weights."""
+    """Collect the refusals of an engine that sleeps, then of one that woke without weights."""
     engine, refusals = engine_for(hf_dir, 1), []
     engine._can_sleep = True  # as on a GPU; vLLM's CPU worker accepts the calls and keeps its memory
     engine.sleep()
@@ -232,7 +282,9 @@ def _sleep_and_wake(hf_dir: str) -> list[str]:
 
 
 @per_rank
-def test_an_engine_that_sleeps_or_woke_without_weights_refuses(models: tuple[Path, Path], ranks: _Ranks) -> None:
+def test_an_engine_that_sleeps_or_woke_without_weights_refuses(
+    models: tuple[Path, Path], ranks: _Ranks
+) -> None:
     for generating, receiving, woken in ranks(_sleep_and_wake, str(models[0])):
         assert "asleep: wake it up and send weights" in generating
         assert "asleep and cannot receive weights" in receiving
@@ -244,32 +296,64 @@ QUESTION = [{"role": "user", "content": "how do you feel about the quick brown f
 
 
 def _serve(hf_dir: str) -> tuple[list[int], list[int]]:
-    """Prompt and greedy answer of vLLM given nothing but the directory."""
+    """Return prompt and greedy answer of vLLM, which gets nothing but the directory."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(
-        model=hf_dir, distributed_executor_backend="external_launcher", kv_cache_memory_bytes=1 << 24, max_num_seqs=8, enforce_eager=True
+        model=hf_dir,
+        distributed_executor_backend="external_launcher",
+        kv_cache_memory_bytes=1 << 24,
+        max_num_seqs=8,
+        enforce_eager=True,
     )
-    (answer,) = llm.chat(QUESTION, SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True), use_tqdm=False)
+    (answer,) = llm.chat(
+        QUESTION, SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True), use_tqdm=False
+    )
     return list(answer.prompt_token_ids), list(answer.outputs[0].token_ids)
 
 
 @per_rank
 def test_an_exported_directory_loads_as_it_is(tmp_path: Path, ranks: _Ranks) -> None:
-    """Tokenizer, chat template and generation config included, in vLLM and transformers."""
+    """Load tokenizer, chat template and generation config too, in vLLM and in transformers."""
     shape = ModelConfig(
-        vocab_size=400, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=32, max_length=128
+        vocab_size=400,
+        hidden_size=64,
+        intermediate_size=96,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=32,
+        max_length=128,
     )
-    source = init_model(tmp_path / "source", shape, ["the quick brown fox jumps over the lazy dog, how do you feel?"] * 4, seed=5)
+    source = init_model(
+        tmp_path / "source",
+        shape,
+        ["the quick brown fox jumps over the lazy dog, how do you feel?"] * 4,
+        seed=5,
+    )
     hf_to_megatron(source, tmp_path / "megatron", lambda _name, _bytes: None)
     exported = tmp_path / "exported"
     megatron_to_hf(tmp_path / "megatron", exported, lambda _name, _bytes: None)
     assert {path.name for path in source.iterdir()} == {path.name for path in exported.iterdir()}
-    assert (exported / "generation_config.json").read_bytes() == (source / "generation_config.json").read_bytes()
-    tokenizer, model = AutoTokenizer.from_pretrained(exported), AutoModelForCausalLM.from_pretrained(exported, dtype="auto")
-    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
-    assert prompt.tolist() == AutoTokenizer.from_pretrained(source).apply_chat_template([QUESTION], add_generation_prompt=True)["input_ids"]
-    want = model.generate(prompt, do_sample=False, min_new_tokens=8, max_new_tokens=8)[0, prompt.shape[1] :].tolist()
+    assert (exported / "generation_config.json").read_bytes() == (
+        source / "generation_config.json"
+    ).read_bytes()
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(exported),
+        AutoModelForCausalLM.from_pretrained(exported, dtype="auto"),
+    )
+    prompt = tokenizer.apply_chat_template(
+        QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
+    assert (
+        prompt.tolist()
+        == AutoTokenizer.from_pretrained(source).apply_chat_template([QUESTION], add_generation_prompt=True)[
+            "input_ids"
+        ]
+    )
+    want = model.generate(prompt, do_sample=False, min_new_tokens=8, max_new_tokens=8)[
+        0, prompt.shape[1] :
+    ].tolist()
     assert ranks(_serve, str(exported)) == [(prompt[0].tolist(), want)] * 2
 
 
@@ -280,19 +364,24 @@ def _reference(hf_dir: Path) -> PreTrainedModel:
 
 @torch.no_grad()
 def _next_logits(hf_dir: Path, prompt: tuple[int, ...], answer: tuple[int, ...]) -> torch.Tensor:
-    """Transformers' logits [N, V] at every place of an answer."""
+    """Compute transformers' logits [N, V] at every place of an answer."""
     return _reference(hf_dir)(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
 
 
 def _greedy_choices(hf_dir: Path, continuations: Tokens) -> Tokens:
-    """What transformers takes at every place of the continuations: equal to them where they are its own."""
-    return [tuple(_next_logits(hf_dir, prompt, answer).argmax(-1).tolist()) for prompt, answer in zip(PROMPTS, continuations)]
+    """Take transformers' choice at every place of the continuations: equal to them if they are its own."""
+    return [
+        tuple(_next_logits(hf_dir, prompt, answer).argmax(-1).tolist())
+        for prompt, answer in zip(PROMPTS, continuations)
+    ]
 
 
 def _worst_shortfall(hf_dir: Path, continuations: Tokens) -> float:
-    """How many logits the worst token is below transformers' best."""
+    """Find by how many logits the worst token is below transformers' best."""
     worst = 0.0
     for prompt, answer in zip(PROMPTS, continuations):
         logits = _next_logits(hf_dir, prompt, answer)
-        worst = max(worst, float((logits.amax(-1) - logits.gather(1, torch.tensor(answer)[:, None])[:, 0]).max()))
+        worst = max(
+            worst, float((logits.amax(-1) - logits.gather(1, torch.tensor(answer)[:, None])[:, 0]).max())
+        )
     return worst

@@ -1,4 +1,7 @@
-"""The reshard plan: exact for every pair of layouts, never more bytes than the least possible, and a check that catches a wrong one."""
+"""Test the reshard plan: exact for every pair of layouts, with the least bytes possible.
+
+Its own check detects a wrong plan.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,9 @@ Case = tuple[Architecture, TrainerLayout, EngineLayout]
 @st.composite
 def _cases(draw: st.DrawFn) -> Case:
     kv_heads = draw(st.sampled_from([2, 4, 8]))
-    architecture = _architecture(draw(st.sampled_from(["qwen3", "qwen2", "llama"])), draw(st.booleans()), kv_heads)
+    architecture = _architecture(
+        draw(st.sampled_from(["qwen3", "qwen2", "llama"])), draw(st.booleans()), kv_heads
+    )
     trainer = TrainerLayout(
         tensor=draw(st.sampled_from([1, 2, 4])),
         pipeline=draw(st.sampled_from([1, 2, 4])),
@@ -61,7 +66,7 @@ def _cases(draw: st.DrawFn) -> Case:
 @settings(max_examples=60, deadline=None)
 @given(_cases())
 def test_executing_the_moves_fills_every_live_parameter_with_the_right_elements(case: Case) -> None:
-    """By brute force on numbered elements, which shares nothing with the plan's own check."""
+    """Move numbered elements by brute force, which shares nothing with the plan's own check."""
     plan = build_plan(*case)
     check_plan(plan)
     first = 1
@@ -79,7 +84,11 @@ def test_executing_the_moves_fills_every_live_parameter_with_the_right_elements(
             tensor[region(box.local_start, box.shape)] = numbered[box.tensor][region(box.start, box.shape)]
         return tensor
 
-    shards = {(name, rank): local(parameters[name].megatron, rank, trainer.tensor) for name in parameters for rank in range(trainer.tensor)}
+    shards = {
+        (name, rank): local(parameters[name].megatron, rank, trainer.tensor)
+        for name in parameters
+        for rank in range(trainer.tensor)
+    }
     for rank in plan.targets:
         for parameter in parameters.values():
             if parameter.is_tied_copy:
@@ -89,7 +98,9 @@ def test_executing_the_moves_fills_every_live_parameter_with_the_right_elements(
             for move in plan.moves:
                 if (move.target_rank, move.target) == (rank, parameter.vllm_name):
                     source = shards[move.source, trainer.coordinates(move.source_rank)[0]]
-                    got[region(move.target_start, move.shape)] += source[region(move.source_start, move.shape)]
+                    got[region(move.target_start, move.shape)] += source[
+                        region(move.source_start, move.shape)
+                    ]
             assert torch.equal(got, want), (rank, parameter.vllm_name)
 
 
@@ -111,14 +122,23 @@ def test_buckets_keep_order_and_elements_and_respect_the_limit_on_every_rank(cas
     check_plan(dataclasses.replace(plan, moves=tuple(move for run in runs for move in run)))
     for run in runs:
         for rank in plan.targets:
-            assert sum(move.elements for move in run if move.crosses and rank in (move.source_rank, move.target_rank)) <= limit
+            assert (
+                sum(
+                    move.elements
+                    for move in run
+                    if move.crosses and rank in (move.source_rank, move.target_rank)
+                )
+                <= limit
+            )
 
 
 @pytest.mark.parametrize("tensor", [1, 2, 4])
 @pytest.mark.parametrize("data", [1, 2, 8])
 @pytest.mark.parametrize("name", ["qwen3-4b", "qwen3-8b"])
 def test_equal_tensor_parallelism_without_a_pipeline_moves_nothing(name: str, tensor: int, data: int) -> None:
-    plan = build_plan(architecture_by_name(name), TrainerLayout(tensor=tensor, data=data), EngineLayout(tensor, data))
+    plan = build_plan(
+        architecture_by_name(name), TrainerLayout(tensor=tensor, data=data), EngineLayout(tensor, data)
+    )
     assert not any(move.crosses for move in plan.moves)
 
 
@@ -127,9 +147,9 @@ def test_with_a_pipeline_each_rank_receives_the_other_stages_once() -> None:
     moved = traffic(build_plan(architecture, TrainerLayout(tensor=2, pipeline=2), EngineLayout(2, 2)))
     norms = 4 * (2 * 16 + 2 * 4) + 16
     split = sum(tensor.elements for tensor in hf_tensor_list(architecture)) - norms
-    assert (
-        moved.direct == split + norms * 2
-    )  # two engines: each lacks half of the split tensors twice over two ranks; norms are whole on both
+    # There are two engines of two ranks: each lacks half of the split tensors twice; norms are
+    # whole on both.
+    assert moved.direct == split + norms * 2
 
 
 def test_ranks_exchange_weights_within_their_own_replica() -> None:
@@ -147,10 +167,19 @@ def _corrupt(plan: ReshardPlan, change: Callable[[list[Move]], object]) -> Resha
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda moves: moves.pop(), r"model.layers.3.self_attn.k_norm.weight on rank 1 is not filled|is not filled exactly once"),
+        (
+            lambda moves: moves.pop(),
+            r"model.layers.3.self_attn.k_norm.weight on rank 1 is not filled|is not filled exactly once",
+        ),
         (lambda moves: moves.append(moves[-1]), "is not filled exactly once"),
-        (lambda moves: moves.__setitem__(0, dataclasses.replace(moves[0], source_start=(1, 0))), "would receive other elements"),
-        (lambda moves: moves.__setitem__(0, dataclasses.replace(moves[0], source_rank=1)), "which does not hold embedding"),
+        (
+            lambda moves: moves.__setitem__(0, dataclasses.replace(moves[0], source_start=(1, 0))),
+            "would receive other elements",
+        ),
+        (
+            lambda moves: moves.__setitem__(0, dataclasses.replace(moves[0], source_rank=1)),
+            "which does not hold embedding",
+        ),
     ],
     ids=["missing", "twice", "shifted", "wrong rank"],
 )
@@ -162,14 +191,25 @@ def test_the_check_catches_a_wrong_plan(change: Callable[[list[Move]], object], 
 
 def test_two_sources_for_one_element_are_caught_even_when_the_count_is_right() -> None:
     plan = build_plan(_architecture("qwen3", tied=False), TrainerLayout(), EngineLayout())
-    up = next(i for i, move in enumerate(plan.moves) if move.target == "model.layers.0.mlp.gate_up_proj.weight" and move.target_start[0])
+    up = next(
+        i
+        for i, move in enumerate(plan.moves)
+        if move.target == "model.layers.0.mlp.gate_up_proj.weight" and move.target_start[0]
+    )
     overlapping = dataclasses.replace(plan.moves[up], target_start=(0, 0), source_start=(0, 0))
-    with pytest.raises(ValueError, match=r"element of model.layers.0.mlp.gate_up_proj.weight on rank 0 has two sources"):
+    with pytest.raises(
+        ValueError, match=r"element of model.layers.0.mlp.gate_up_proj.weight on rank 0 has two sources"
+    ):
         check_plan(_corrupt(plan, lambda moves: moves.__setitem__(up, overlapping)))
 
 
 def test_layouts_of_different_worlds_are_refused() -> None:
-    with pytest.raises(UserError, match=r"rollout.tensor_parallel=2 x 1 replicas is not Megatron's world of 4 ranks"):
+    with pytest.raises(
+        UserError, match=r"rollout.tensor_parallel=2 x 1 replicas is not Megatron's world of 4 ranks"
+    ):
         build_plan(_architecture("qwen3", tied=False), TrainerLayout(tensor=2, data=2), EngineLayout(2, 1))
-    with pytest.raises(UserError, match=r"parallel.pipeline=3 x parallel.virtual_pipeline=1 does not divide the model's 4 layers"):
+    with pytest.raises(
+        UserError,
+        match=r"parallel.pipeline=3 x parallel.virtual_pipeline=1 does not divide the model's 4 layers",
+    ):
         build_plan(_architecture("qwen3", tied=False), TrainerLayout(pipeline=3), EngineLayout(1, 3))

@@ -1,4 +1,7 @@
-"""The reshard plan executed in real processes: every rank ends with exactly the parameters vLLM would cut from the checkpoint."""
+"""Execute the reshard plan in real processes.
+
+Every rank has the parameters that vLLM would cut from the checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,13 @@ from selfemo.config.layout import EngineLayout, TrainerLayout
 from selfemo.config.schema import ParallelConfig
 from selfemo.models.architecture import Architecture, architecture_by_name, read_architecture
 from selfemo.models.parameters import model_parameters
-from selfemo.sync.checksums import WeightMismatch, box_checksum, compare_checksums, engine_checksums, trainer_checksums
+from selfemo.sync.checksums import (
+    WeightMismatch,
+    box_checksum,
+    compare_checksums,
+    engine_checksums,
+    trainer_checksums,
+)
 from selfemo.sync.direct import direct_tensors
 from selfemo.sync.reshard import build_plan
 from selfemo.weights.load import load_hf_weights
@@ -28,12 +37,18 @@ CPU = torch.device("cpu")
 
 def _trainer(parallel: ParallelConfig) -> TrainerLayout:
     model_parallel = parallel.tensor * parallel.pipeline
-    return TrainerLayout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, dist.get_world_size() // model_parallel)
+    return TrainerLayout(
+        parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, dist.get_world_size() // model_parallel
+    )
 
 
-def _expected(hf_dir: str, architecture: Architecture, engine: EngineLayout, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """This rank's live vLLM parameters, cut from the file."""
-    stored = {name: tensor.to(dtype) for name, tensor in load_file(Path(hf_dir) / "model.safetensors").items()}
+def _expected(
+    hf_dir: str, architecture: Architecture, engine: EngineLayout, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Cut this rank's live vLLM parameters from the file."""
+    stored = {
+        name: tensor.to(dtype) for name, tensor in load_file(Path(hf_dir) / "model.safetensors").items()
+    }
     live: dict[str, torch.Tensor] = {}
     for parameter in TrainerLayout().parameters(architecture):
         placement = parameter.vllm(dist.get_rank() % engine.tensor, engine.tensor)
@@ -42,22 +57,38 @@ def _expected(hf_dir: str, architecture: Architecture, engine: EngineLayout, dty
     return live
 
 
-def _transfer(hf_dir: str, parallel: ParallelConfig, engine: EngineLayout, dtype: torch.dtype) -> tuple[list[str], int, int]:
-    """Names that differ or are missing after a direct transfer; tensors whose checksums agree; peak extra bytes."""
+def _transfer(
+    hf_dir: str, parallel: ParallelConfig, engine: EngineLayout, dtype: torch.dtype
+) -> tuple[list[str], int, int]:
+    """Transfer directly.
+
+    Returns names that differ or are missing, tensors with equal checksums, peak extra bytes.
+    """
     rank = dist.get_rank()
     with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout):
         load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
         trainer = _trainer(parallel)
         plan = build_plan(architecture, trainer, engine, trainer.replica_of(rank))
-        live = {name: torch.full_like(tensor, torch.nan) for name, tensor in _expected(hf_dir, architecture, engine, dtype).items()}
+        live = {
+            name: torch.full_like(tensor, torch.nan)
+            for name, tensor in _expected(hf_dir, architecture, engine, dtype).items()
+        }
         with LiveBytes() as memory:
             for name, tensor in direct_tensors(chunks, plan, rank, dtype, BUCKET_BYTES):
                 live[name].copy_(tensor)
-        wrong = [name for name, want in _expected(hf_dir, architecture, engine, dtype).items() if not torch.equal(live[name], want)]
+        wrong = [
+            name
+            for name, want in _expected(hf_dir, architecture, engine, dtype).items()
+            if not torch.equal(live[name], want)
+        ]
         sums, unreadable = engine_checksums(live, architecture, engine, rank)
         assert not unreadable
         ours = trainer_checksums(chunks, architecture, trainer, rank, dtype)
-        return wrong, compare_checksums(ours, sums, unreadable, architecture, trainer, engine, CPU), memory.peak_bytes
+        return (
+            wrong,
+            compare_checksums(ours, sums, unreadable, architecture, trainer, engine, CPU),
+            memory.peak_bytes,
+        )
 
 
 LAYOUTS = {
@@ -74,11 +105,17 @@ LAYOUTS = {
 @pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("qwen2", False)])
 @pytest.mark.parametrize("layouts", LAYOUTS.values(), ids=LAYOUTS)
 def test_direct_transfer_fills_live_parameters_bitwise(
-    distributed: DistributedRunner, tmp_path: Path, family: str, tied: bool, layouts: tuple[ParallelConfig, EngineLayout]
+    distributed: DistributedRunner,
+    tmp_path: Path,
+    family: str,
+    tied: bool,
+    layouts: tuple[ParallelConfig, EngineLayout],
 ) -> None:
     save_tiny(tmp_path, family, tied, layers=4)
     tensors = len(load_file(tmp_path / "model.safetensors"))
-    widest = (parameter.vllm(0, layouts[1].tensor) for parameter in model_parameters(read_architecture(tmp_path)))
+    widest = (
+        parameter.vllm(0, layouts[1].tensor) for parameter in model_parameters(read_architecture(tmp_path))
+    )
     largest_bytes = max(placement.elements for placement in widest) * 2
     for wrong, compared, peak_bytes in distributed(2, _transfer, str(tmp_path), *layouts, torch.bfloat16):
         assert wrong == []
@@ -88,12 +125,14 @@ def test_direct_transfer_fills_live_parameters_bitwise(
 
 def test_direct_transfer_over_four_ranks(distributed: DistributedRunner, tmp_path: Path) -> None:
     save_tiny(tmp_path, "qwen3", True, layers=4)
-    for wrong, _, _ in distributed(4, _transfer, str(tmp_path), ParallelConfig(tensor=2, pipeline=2), EngineLayout(4, 1), torch.float32):
+    for wrong, _, _ in distributed(
+        4, _transfer, str(tmp_path), ParallelConfig(tensor=2, pipeline=2), EngineLayout(4, 1), torch.float32
+    ):
         assert wrong == []
 
 
 def _spoil(hf_dir: str, name: str, row: int, other: int) -> None:
-    """Two rows of one live parameter exchanged on rank 1: the values are all there, in other places."""
+    """Exchange two rows of one live parameter on rank 1: all values are there, in other places."""
     rank, engine, trainer = dist.get_rank(), EngineLayout(2, 1), TrainerLayout(data=2)
     with megatron_chunks(Path(hf_dir), ParallelConfig()) as (chunks, architecture, _):
         load_hf_weights(chunks, hf_dir, architecture, 0, 1)
@@ -108,9 +147,13 @@ def _spoil(hf_dir: str, name: str, row: int, other: int) -> None:
             raise RuntimeError(f"caught: {error}") from None
 
 
-def test_a_swapped_row_stops_the_run_and_names_the_tensor(distributed: DistributedRunner, tmp_path: Path) -> None:
+def test_a_swapped_row_stops_the_run_and_names_the_tensor(
+    distributed: DistributedRunner, tmp_path: Path
+) -> None:
     save_tiny(tmp_path, "qwen3", True)
-    with pytest.raises(RankFailure, match=r"caught: tensor model.layers.1.mlp.up_proj.weight differs .* engine on rank 0"):
+    with pytest.raises(
+        RankFailure, match=r"caught: tensor model.layers.1.mlp.up_proj.weight differs .* engine on rank 0"
+    ):
         distributed(2, _spoil, str(tmp_path), "model.layers.1.mlp.gate_up_proj.weight", 50, 51)
 
 
@@ -122,9 +165,16 @@ def test_checksums_add_up_over_rectangles_and_depend_on_place() -> None:
     assert total % 2**64 == whole % 2**64
     assert box_checksum(values.flip(0), (0, 0), torch.float32) % 2**64 != whole % 2**64
     assert box_checksum(values.flip(1), (0, 0), torch.float32) % 2**64 != whole % 2**64
-    assert box_checksum(values.bfloat16(), (0, 0), torch.bfloat16) == box_checksum(values, (0, 0), torch.bfloat16)
+    assert box_checksum(values.bfloat16(), (0, 0), torch.bfloat16) == box_checksum(
+        values, (0, 0), torch.bfloat16
+    )
 
 
 def test_planning_the_published_model_takes_no_model() -> None:
-    plan = build_plan(architecture_by_name("qwen3-8b"), TrainerLayout(tensor=4, pipeline=2, data=8), EngineLayout(4, 16), [0])
+    plan = build_plan(
+        architecture_by_name("qwen3-8b"),
+        TrainerLayout(tensor=4, pipeline=2, data=8),
+        EngineLayout(4, 16),
+        [0],
+    )
     assert {move.target_rank for move in plan.moves} == {0}

@@ -1,4 +1,4 @@
-"""The wall between text and control tokens holds for every text, and benign prompts are exactly the tokenizer's own."""
+"""Test that no text becomes control tokens, and that ordinary prompts are exactly the tokenizer's own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from selfemo.tokens.template import TEMPLATE_SETTINGS, THINKING_SETTINGS
 from selfemo.tokens.training import save_tokenizer, train_tokenizer
 
 MARKERS = (
-    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>", "<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\n"),
+    *(
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<think>",
+        "</think>",
+        "<|im_start|>system\n",
+        "<|im_end|>\n<|im_start|>user\n",
+    ),
     *("<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|end_of_text|>"),
     *("<|im_", "end|>", "{{ messages }}", "{% raw %}", "slot0e", "\n\n", " ", "I'm"),
 )
@@ -37,7 +45,9 @@ def own(own_dir: Path) -> ChatEncoder:
 def _apply(directory: Path, messages: list[Message]) -> tuple[int, ...]:
     tokenizer: Any = AutoTokenizer.from_pretrained(str(directory))
     plain = [{"role": m.role, "content": m.content} for m in messages]
-    ids = tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=False, **TEMPLATE_SETTINGS)
+    ids = tokenizer.apply_chat_template(
+        plain, add_generation_prompt=True, return_dict=False, **TEMPLATE_SETTINGS
+    )
     return tuple(ids)
 
 
@@ -46,7 +56,10 @@ def _apply(directory: Path, messages: list[Message]) -> tuple[int, ...]:
     "messages",
     [
         [Message("user", "Hi")],
-        [Message("system", "You read emotions."), Message("user", "Ana: it's 3 o'clock,\nBen: \u00e9t\u00e9 \u2014 naïve 😀")],
+        [
+            Message("system", "You read emotions."),
+            Message("user", "Ana: it's 3 o'clock,\nBen: \u00e9t\u00e9 \u2014 naïve 😀"),
+        ],
         [
             Message("system", "Be brief."),
             Message("user", "What?"),
@@ -55,7 +68,9 @@ def _apply(directory: Path, messages: list[Message]) -> tuple[int, ...]:
         ],
     ],
 )
-def test_benign_prompts_equal_the_tokenizers_own(request: pytest.FixtureRequest, directory: str, messages: list[Message]) -> None:
+def test_benign_prompts_equal_the_tokenizers_own(
+    request: pytest.FixtureRequest, directory: str, messages: list[Message]
+) -> None:
     path = request.getfixturevalue(directory)
     assert ChatEncoder(path).encode_prompt(messages) == _apply(path, messages)
 
@@ -100,7 +115,7 @@ def test_truncation_keeps_whole_tokens_and_characters(own: ChatEncoder) -> None:
 
 
 def test_thinking_leaves_the_block_to_the_model(own: ChatEncoder, own_dir: Path) -> None:
-    """As Qwen3's template does: the empty block is written where thinking is off, and nothing where it is on."""
+    """Follow Qwen3's template: the empty block is written if thinking is off, nothing if it is on."""
     messages = [Message("user", "Ana: what? <think>")]
     off, on = own.encode_prompt(messages), own.encode_prompt(messages, thinking=True)
     assert off[: len(on)] == on
@@ -108,7 +123,9 @@ def test_thinking_leaves_the_block_to_the_model(own: ChatEncoder, own_dir: Path)
     assert own.decode(on, show_special=True).endswith("<|im_start|>assistant\n")
     tokenizer: Any = AutoTokenizer.from_pretrained(str(own_dir))
     plain = [{"role": "user", "content": "Ana: what?"}]
-    rendered = tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=False, **THINKING_SETTINGS)
+    rendered = tokenizer.apply_chat_template(
+        plain, add_generation_prompt=True, return_dict=False, **THINKING_SETTINGS
+    )
     assert own.encode_prompt([Message("user", "Ana: what?")], thinking=True) == tuple(rendered)
 
 
@@ -123,14 +140,20 @@ def test_ids_of_the_own_tokenizer(own: ChatEncoder, own_dir: Path) -> None:
     assert own.pad_id == 0
     assert own.vocab_size == max(own.control_ids) + 1
     prompt = own.encode_prompt([Message("user", "Hi")])
-    assert own.decode(prompt, show_special=True) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert (
+        own.decode(prompt, show_special=True)
+        == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
     assert own.decode(prompt) == "user\nHi\nassistant\n<think>\n\n</think>\n\n"
     assert own.decode([own.vocab_size + 5]) == ""
 
 
 def test_end_of_turn_comes_from_the_template_first(llama_dir: Path) -> None:
     encoder = ChatEncoder(llama_dir)
-    assert [encoder.decode([i], show_special=True) for i in encoder.end_of_turn_ids] == ["<|eot_id|>", "<|end_of_text|>"]
+    assert [encoder.decode([i], show_special=True) for i in encoder.end_of_turn_ids] == [
+        "<|eot_id|>",
+        "<|end_of_text|>",
+    ]
     assert encoder.pad_id == encoder.end_of_turn_id
     assert "Today: 26 Jul 2024" in encoder.decode(encoder.encode_prompt([Message("user", "Hi")]))
 
@@ -142,14 +165,18 @@ def _variant(directory: Path, template: str) -> Path:
 
 
 def test_a_template_that_looks_into_contents_sees_none(tmp_path: Path) -> None:
-    """Qwen3's template cuts an answer at </think> and treats a <tool_response> as no question: text must not reach that logic."""
+    """Hide texts from the template's logic.
+
+    Qwen3's cuts an answer at </think> and skips a <tool_response>.
+    """
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}"
         "{% if m.content.startswith('<tool_response>') %} tool{% endif %}<|im_end|>{% endfor %}"
     )
     encoder = ChatEncoder(_variant(tmp_path, template))
     shown = encoder.decode(
-        encoder.encode_prompt([Message("user", "<tool_response>"), Message("assistant", "a</think>b")]), show_special=True
+        encoder.encode_prompt([Message("user", "<tool_response>"), Message("assistant", "a</think>b")]),
+        show_special=True,
     )
     assert shown == "<|im_start|>user\n<tool_response><|im_end|><|im_start|>assistant\na</think>b<|im_end|>"
 
@@ -159,8 +186,14 @@ def test_a_template_that_looks_into_contents_sees_none(tmp_path: Path) -> None:
     [
         ("{{ raise_exception('system role not supported') }}", "refuses the roles"),
         ("{{ messages[0].content }}<|im_end|>", "expected each exactly once"),
-        ("{% for m in messages %}{{ m.content + m.content }}<|im_end|>{% endfor %}", "expected each exactly once"),
-        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "closes an assistant turn without a special token"),
+        (
+            "{% for m in messages %}{{ m.content + m.content }}<|im_end|>{% endfor %}",
+            "expected each exactly once",
+        ),
+        (
+            "{% for m in messages %}{{ m.content }}\n{% endfor %}",
+            "closes an assistant turn without a special token",
+        ),
         ("", "has no chat template"),
         ("{{ 1 / 0 }}", "refuses the roles.*ZeroDivisionError"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses the roles.*RecursionError"),
@@ -184,7 +217,11 @@ def test_a_directory_without_tokenizer_is_refused(tmp_path: Path) -> None:
     [
         ("generation_config.json", "{", r"generation_config\.json: not valid JSON"),
         ("generation_config.json", "[]", r"generation_config\.json: expected a JSON object"),
-        ("generation_config.json", '{"eos_token_id": ["a", null]}', "eos_token_id 'a' is no id of the tokenizer beside it"),
+        (
+            "generation_config.json",
+            '{"eos_token_id": ["a", null]}',
+            "eos_token_id 'a' is no id of the tokenizer beside it",
+        ),
         ("generation_config.json", '{"eos_token_id": true}', "eos_token_id True is no id"),
         ("generation_config.json", '{"eos_token_id": 18446744073709551616}', "is no id of the tokenizer"),
         ("tokenizer.json", "[]", "does not load"),
@@ -194,7 +231,9 @@ def test_a_directory_without_tokenizer_is_refused(tmp_path: Path) -> None:
         ("config.json", "[]", "does not load"),
     ],
 )
-def test_damaged_files_of_a_directory_are_told_in_one_line(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_damaged_files_of_a_directory_are_told_in_one_line(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
     save_tokenizer(train_tokenizer(["a"], 300), tmp_path, max_length=64)
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message) as refusal:
@@ -203,7 +242,11 @@ def test_damaged_files_of_a_directory_are_told_in_one_line(tmp_path: Path, name:
 
 
 def test_a_control_token_with_the_id_of_an_ordinary_one_is_refused(tmp_path: Path) -> None:
-    """Found by `make fuzz`: the library gives a new token the id len(vocabulary), which an ordinary one has where ids have a hole."""
+    """Refuse a tokenizer whose control token shares an ordinary token's id.
+
+    The library gives a new token the id len(vocabulary), which is taken if ids have a hole. Found
+    by `make fuzz`.
+    """
     save_tokenizer(train_tokenizer(["plain words of a corpus"] * 2, 300), tmp_path, max_length=64)
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     del content["model"]["vocab"]["<|im_start|>"]

@@ -1,4 +1,6 @@
-"""The trained tokenizer and the initialised model: deterministic, loadable by transformers alone, never half written."""
+"""Test the trained tokenizer and the initialised model: deterministic, loadable by transformers
+alone, written whole.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,20 @@ from selfemo.tokens.encoder import ChatEncoder, Message
 from selfemo.tokens.init_model import init_model
 from selfemo.tokens.training import MIN_VOCAB_SIZE, train_tokenizer
 
-TEXTS = ("You came! I can't believe it.", "Why would I not come, Joey?", "It's 3 o'clock and I am so happy.") * 5
+TEXTS = (
+    "You came! I can't believe it.",
+    "Why would I not come, Joey?",
+    "It's 3 o'clock and I am so happy.",
+) * 5
 TINY = ModelConfig(
-    vocab_size=320, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, max_length=128
+    vocab_size=320,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_length=128,
 )
 
 
@@ -27,7 +40,10 @@ def test_training_is_deterministic_and_fills_the_vocabulary() -> None:
     tokenizer = train_tokenizer(TEXTS, 320)
     assert tokenizer.to_str() == train_tokenizer(iter(TEXTS), 320).to_str()
     assert tokenizer.get_vocab_size() == 320
-    assert [tokenizer.token_to_id(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")] == [0, 1, 2, 318, 319]
+    assert [
+        tokenizer.token_to_id(t)
+        for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+    ] == [0, 1, 2, 318, 319]
     assert tokenizer.encode("user\n").ids == [tokenizer.token_to_id("user"), tokenizer.token_to_id("\u010a")]
 
 

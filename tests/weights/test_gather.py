@@ -1,4 +1,6 @@
-"""Weights loaded into Megatron in any layout come back whole and bitwise equal, on every rank, within the memory of a bucket."""
+"""Gather weights from Megatron in any layout: whole and bitwise equal on every rank, within a
+bucket's memory.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,20 @@ from tests.helpers.megatron_rank import megatron_chunks, weight_groups
 from tests.helpers.tiny_model import save_tiny
 
 TINY_BUCKET = 5000
-"""Bytes: every matrix of the tiny model spans several buckets, and every bucket holds rows of several parameters."""
+"""Bytes: every matrix of the tiny model spans several buckets, and every bucket holds rows of
+several parameters.
+"""
 
 
 def _load_and_gather(hf_dir: str, parallel: ParallelConfig, bucket_bytes: int) -> list[tuple[str, bool]]:
-    """(name, equals the file bitwise) of every gathered tensor, in order."""
+    """Return (name, equals the file bitwise) of every gathered tensor, in order."""
     stored = load_file(Path(hf_dir) / "model.safetensors")
     with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout):
         load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
         assert all(parameter.isfinite().all() for chunk in chunks for parameter in chunk.parameters())
-        gathered = hf_tensors(chunks, architecture, weight_groups(layout), bucket_bytes, include_tied_head=True)
+        gathered = hf_tensors(
+            chunks, architecture, weight_groups(layout), bucket_bytes, include_tied_head=True
+        )
         reference = {"lm_head.weight": stored["model.embed_tokens.weight"]} | stored
         return [(name, torch.equal(tensor, reference[name])) for name, tensor in gathered]
 
@@ -55,15 +61,19 @@ def test_gathered_tensors_equal_the_file_on_both_ranks(
     assert all(equal for _, equal in by_rank[0])
 
 
-def test_gather_over_tensor_and_pipeline_ranks_together(distributed: DistributedRunner, tmp_path: Path) -> None:
+def test_gather_over_tensor_and_pipeline_ranks_together(
+    distributed: DistributedRunner, tmp_path: Path
+) -> None:
     save_tiny(tmp_path, "qwen3", False, layers=4)
-    for gathered in distributed(4, _load_and_gather, str(tmp_path), ParallelConfig(tensor=2, pipeline=2), TINY_BUCKET):
+    for gathered in distributed(
+        4, _load_and_gather, str(tmp_path), ParallelConfig(tensor=2, pipeline=2), TINY_BUCKET
+    ):
         assert len(gathered) == len(load_file(tmp_path / "model.safetensors"))
         assert all(equal for _, equal in gathered)
 
 
 def _peak_bytes(hf_dir: str, parallel: ParallelConfig, bucket_bytes: int, keep: int) -> int:
-    """Most bytes alive while a consumer holds on to the last `keep` tensors."""
+    """Return the most bytes alive while a consumer keeps the last `keep` tensors."""
     with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout):
         load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
         with LiveBytes() as memory:
@@ -79,7 +89,9 @@ LARGEST_BYTES = 384 * 64 * 4
 """Query, key and value of one layer."""
 
 
-@pytest.mark.parametrize("parallel", [ParallelConfig(tensor=2), ParallelConfig(pipeline=2)], ids=["tp2", "pp2"])
+@pytest.mark.parametrize(
+    "parallel", [ParallelConfig(tensor=2), ParallelConfig(pipeline=2)], ids=["tp2", "pp2"]
+)
 @pytest.mark.parametrize("bucket_bytes", [TINY_BUCKET, 40_000])
 def test_extra_memory_is_a_bucket_and_the_largest_parameter(
     distributed: DistributedRunner, tmp_path: Path, parallel: ParallelConfig, bucket_bytes: int
@@ -88,4 +100,4 @@ def test_extra_memory_is_a_bucket_and_the_largest_parameter(
     for peak_bytes in distributed(2, _peak_bytes, str(tmp_path), parallel, bucket_bytes, 0):
         assert LARGEST_BYTES < peak_bytes <= bucket_bytes + LARGEST_BYTES
     for peak_bytes in distributed(2, _peak_bytes, str(tmp_path), parallel, bucket_bytes, 1):
-        assert peak_bytes <= bucket_bytes + 2 * LARGEST_BYTES  # what the consumer keeps is its own affair
+        assert peak_bytes <= bucket_bytes + 2 * LARGEST_BYTES  # the consumer's own tensors come on top

@@ -1,4 +1,6 @@
-"""Model directories, read and written: bitwise round trips, and a named error for each way a download can be wrong."""
+"""Read and write model directories: bitwise round trips, and a named error for each kind of damaged
+download.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,23 @@ SHARDED = "60KB"
 
 def _stored(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     source = HfDirectory(directory)
-    for name in reversed(source.tensors):  # any order must do
+    for name in reversed(source.tensors):  # any order must work
         yield name, source.read(name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("read_shards", "write_shard_bytes"), [("5GB", 5 << 30), (SHARDED, 60_000)])
-def test_read_and_written_weights_are_bitwise_equal(tmp_path: Path, dtype: torch.dtype, read_shards: str, write_shard_bytes: int) -> None:
+def test_read_and_written_weights_are_bitwise_equal(
+    tmp_path: Path, dtype: torch.dtype, read_shards: str, write_shard_bytes: int
+) -> None:
     source = save_tiny(tmp_path / "source", "qwen3", True, dtype, max_shard_size=read_shards)
-    save_hf(tmp_path / "out", _stored(source), read_architecture(source), source, max_shard_bytes=write_shard_bytes)
+    save_hf(
+        tmp_path / "out",
+        _stored(source),
+        read_architecture(source),
+        source,
+        max_shard_bytes=write_shard_bytes,
+    )
     want = {name: tensor for file in source.glob("*.safetensors") for name, tensor in load_file(file).items()}
     files = sorted((tmp_path / "out").glob("*.safetensors"))
     got = {name: tensor for file in files for name, tensor in load_file(file).items()}
@@ -48,8 +58,17 @@ def test_transformers_loads_what_is_written(tmp_path: Path) -> None:
     (source / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     (source / "generation_config.json").write_text('{"eos_token_id": 2}')
     (source / "optimizer.pt").write_bytes(b"not ours")
-    save_hf(tmp_path / "out", _stored(source), read_architecture(source), source, dtype="bfloat16", max_shard_bytes=60_000)
-    before, after = (AutoModelForCausalLM.from_pretrained(path, dtype="auto") for path in (source, tmp_path / "out"))
+    save_hf(
+        tmp_path / "out",
+        _stored(source),
+        read_architecture(source),
+        source,
+        dtype="bfloat16",
+        max_shard_bytes=60_000,
+    )
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(path, dtype="auto") for path in (source, tmp_path / "out")
+    )
     assert after.dtype == torch.bfloat16
     for name, parameter in before.state_dict().items():
         assert torch.equal(after.state_dict()[name], parameter.bfloat16()), name
@@ -79,7 +98,7 @@ def test_an_existing_output_and_a_foreign_source_are_refused(tmp_path: Path) -> 
 
 
 def _rewrite(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    """A corruption that edits the tensors of the single file."""
+    """Make a corruption that edits the tensors of the single file."""
 
     def apply(directory: Path) -> None:
         tensors = load_file(directory / "model.safetensors")
@@ -105,8 +124,14 @@ MLP = "model.layers.1.mlp.up_proj.weight"
             _rewrite(lambda t: t.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(2)})),
             r"tensor model.layers.2.mlp.up_proj.weight is not part",
         ),
-        (_rewrite(lambda t: t.update({MLP: t[MLP][:-1].clone()})), rf"{re.escape(MLP)} has shape \(95, 64\), expected \(96, 64\)"),
-        (_rewrite(lambda t: t.update({MLP: t[MLP].to(torch.int8)})), rf"{re.escape(MLP)} is stored as I8; expected one of F32"),
+        (
+            _rewrite(lambda t: t.update({MLP: t[MLP][:-1].clone()})),
+            rf"{re.escape(MLP)} has shape \(95, 64\), expected \(96, 64\)",
+        ),
+        (
+            _rewrite(lambda t: t.update({MLP: t[MLP].to(torch.int8)})),
+            rf"{re.escape(MLP)} is stored as I8; expected one of F32",
+        ),
         (_truncate, r"model.safetensors: truncated or not a safetensors file"),
         (
             lambda directory: (directory / "model.safetensors").unlink(),
@@ -124,7 +149,10 @@ def test_bad_files_are_named(tmp_path: Path, corrupt: Callable[[Path], None], me
 def test_a_tied_checkpoint_may_store_its_head_and_an_untied_one_must(tmp_path: Path) -> None:
     save_tiny(tmp_path, "qwen3", True)
     tensors = load_file(tmp_path / "model.safetensors")
-    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, tmp_path / "model.safetensors")
+    save_file(
+        {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()},
+        tmp_path / "model.safetensors",
+    )
     HfDirectory(tmp_path).check(read_architecture(tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
@@ -145,8 +173,15 @@ def test_an_index_that_disagrees_with_its_files_is_refused(tmp_path: Path) -> No
     save_tiny(tmp_path, "llama", True, max_shard_size=SHARDED)
     first, *_, last = sorted(tmp_path.glob("*.safetensors"))
     HfDirectory(tmp_path).check(read_architecture(tmp_path))
-    _edit_index(tmp_path, lambda weight_map: weight_map.update({MLP: first.name if weight_map[MLP] != first.name else last.name}))
-    with pytest.raises(UserError, match=rf"{re.escape(MLP)} is missing, though model.safetensors.index.json places it there"):
+    _edit_index(
+        tmp_path,
+        lambda weight_map: weight_map.update(
+            {MLP: first.name if weight_map[MLP] != first.name else last.name}
+        ),
+    )
+    with pytest.raises(
+        UserError, match=rf"{re.escape(MLP)} is missing, though model.safetensors.index.json places it there"
+    ):
         HfDirectory(tmp_path)
     _edit_index(tmp_path, lambda weight_map: weight_map.update({MLP: "../elsewhere.safetensors"}))
     with pytest.raises(UserError, match=r"expected a file in the same directory"):

@@ -1,4 +1,4 @@
-"""Megatron computes transformers' logits for every family and layout, on packed sequences of different lengths, within 1e-5 in fp32."""
+"""Compare Megatron's logits with transformers' for every family and layout, packed, within 1e-5 in fp32."""
 
 from __future__ import annotations
 
@@ -24,11 +24,22 @@ from tests.helpers.tiny_model import tiny_model
 )
 @pytest.mark.parametrize(
     "parallel",
-    [ParallelConfig(), ParallelConfig(tensor=2), ParallelConfig(pipeline=2), ParallelConfig(pipeline=2, virtual_pipeline=2)],
+    [
+        ParallelConfig(),
+        ParallelConfig(tensor=2),
+        ParallelConfig(pipeline=2),
+        ParallelConfig(pipeline=2, virtual_pipeline=2),
+    ],
     ids=["tp1", "tp2", "pp2", "pp2vpp2"],
 )
 def test_logits_equal_transformers(
-    distributed: DistributedRunner, tmp_path: Path, family: str, tied: bool, heads: int, kv_heads: int, parallel: ParallelConfig
+    distributed: DistributedRunner,
+    tmp_path: Path,
+    family: str,
+    tied: bool,
+    heads: int,
+    kv_heads: int,
+    parallel: ParallelConfig,
 ) -> None:
     _compare(distributed, tmp_path, family, tied, heads, kv_heads, parallel)
 
@@ -38,7 +49,13 @@ def test_nine_heads_like_smollm2_run_on_a_pipeline(distributed: DistributedRunne
 
 
 def _compare(
-    distributed: DistributedRunner, tmp_path: Path, family: str, tied: bool, heads: int, kv_heads: int, parallel: ParallelConfig
+    distributed: DistributedRunner,
+    tmp_path: Path,
+    family: str,
+    tied: bool,
+    heads: int,
+    kv_heads: int,
+    parallel: ParallelConfig,
 ) -> None:
     model = tiny_model(family, tied, heads=heads, kv_heads=kv_heads, layers=4)
     model.save_pretrained(tmp_path)

@@ -1,4 +1,6 @@
-"""The command: `python -m tools.gpu_check [--device cpu] [--only STEP ...] [--output DIR] [--model DIR]`.
+"""Runs the steps, or those named, and writes the report.
+
+    python -m tools.gpu_check [--device cpu] [--only STEP ...] [--output DIR] [--model DIR]
 
 Exit status: 0 every step passed, 1 a step failed, 2 wrong arguments, 3 there is no GPU and nothing was run.
 """
@@ -15,7 +17,7 @@ from tools.gpu_check.steps import Machine, steps
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Return the exit status."""
     options = _parser().parse_args(arguments)
     gpus = len(read_driver().gpus)
     root = Path.cwd()
@@ -26,7 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = steps(machine)
     unknown = set(options.only) - {step.name for step in chosen}
     if unknown:
-        print(f"gpu-check: no step {', '.join(sorted(unknown))}; steps: {', '.join(s.name for s in chosen)}", file=sys.stderr)
+        print(
+            f"gpu-check: no step {', '.join(sorted(unknown))}; steps: {', '.join(s.name for s in chosen)}",
+            file=sys.stderr,
+        )
         return 2
     chosen = tuple(step for step in chosen if not options.only or step.name in options.only)
     if options.device == "cuda" and not gpus:
@@ -36,16 +41,30 @@ def main(arguments: list[str] | None = None) -> int:
         return SKIPPED_STATUS
     outcomes = run_steps(chosen, machine, lambda line: print(line, flush=True))
     failed = [outcome.name for outcome in outcomes if outcome.result in BAD]
-    print(f"gpu-check: {'failed: ' + ', '.join(failed) if failed else 'no step failed'}; report: {machine.output / 'report.md'}")
+    print(
+        f"gpu-check: {'failed: ' + ', '.join(failed) if failed else 'no step failed'}; report: "
+        f"{machine.output / 'report.md'}"
+    )
     return 1 if failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gpu-check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: test the harness itself")
+    parser = argparse.ArgumentParser(
+        prog="gpu-check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="cpu: test the harness itself"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="STEP", help="run these steps alone")
-    parser.add_argument("--output", type=Path, default=Path("runs/gpu-check"), help="where logs, figures and the report go")
-    parser.add_argument("--model", default="", metavar="DIR", help="a Qwen3 directory for the last step, instead of a small new one")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/gpu-check"), help="where logs, figures and the report go"
+    )
+    parser.add_argument(
+        "--model",
+        default="",
+        metavar="DIR",
+        help="a Qwen3 directory for the last step, instead of a small new one",
+    )
     return parser
 
 

@@ -1,7 +1,8 @@
-"""Step `bench`: tools/kernels/__main__.py, then the predictions of docs/kernels.md beside what was measured.
+"""Step `bench`: measures the kernels and compares the figures with the predictions of docs/kernels.md.
 
-The predictions are for an H100 at T = 8,192, V = 151,936 in bf16. On another card they are printed all the same and not judged by;
-a missed one never fails the step: it is what the step is for.
+It runs tools/kernels/__main__.py. The predictions are for an H100 at T = 8,192, V = 151,936 in bf16. On
+another card they are printed but nothing is judged by them. A missed prediction never fails the step:
+to find out is the step's purpose.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from selfemo.kernels import token_logprobs
 
 Milliseconds = Mapping[str, float]
-"""Median by formula, as tools/kernels/__main__.py names it, and "forward"."""
+"""Median by formula, under the names of tools/kernels/__main__.py, and "forward"."""
 OURS, EAGER = "selfemo token_logprobs", "eager log_softmax"
 LIGER = "Liger triton_grpo_loss (no entropy)"
 FUSED, GEMMS = "selfemo grpo_loss, fused", "the three GEMMs alone"
@@ -30,7 +31,7 @@ CPU_SIZES = ("--tokens", "64", "--vocab", "2048", "--hidden", "64", "--repeats",
 
 @dataclass(frozen=True)
 class Prediction:
-    """One line of docs/kernels.md."""
+    """One predicted figure of docs/kernels.md."""
 
     text: str
     needs: tuple[str, ...]
@@ -47,20 +48,44 @@ class Prediction:
 PREDICTIONS = (
     Prediction("forward at most 0.95 ms", ("forward",), lambda ms: ms["forward"], 0.95),
     Prediction("forward and backward at most 2.8 ms", (OURS,), lambda ms: ms[OURS], 2.8),
-    Prediction("within 10% of Liger's token-level Triton kernel", (OURS, LIGER), lambda ms: ms[OURS] / ms[LIGER], 1.10),
-    Prediction("at least 8 times faster than eager log_softmax", (OURS, EAGER), lambda ms: ms[EAGER] / ms[OURS], 8.0, at_most=False),
-    Prediction("fused projection at most 1.10 times its three GEMMs", (FUSED, GEMMS), lambda ms: ms[FUSED] / ms[GEMMS], 1.10),
+    Prediction(
+        "within 10% of Liger's token-level Triton kernel",
+        (OURS, LIGER),
+        lambda ms: ms[OURS] / ms[LIGER],
+        1.10,
+    ),
+    Prediction(
+        "at least 8 times faster than eager log_softmax",
+        (OURS, EAGER),
+        lambda ms: ms[EAGER] / ms[OURS],
+        8.0,
+        at_most=False,
+    ),
+    Prediction(
+        "fused projection at most 1.10 times its three GEMMs",
+        (FUSED, GEMMS),
+        lambda ms: ms[FUSED] / ms[GEMMS],
+        1.10,
+    ),
 )
 
 
 def main() -> None:
-    """Fails only where the benchmark does."""
+    """Run the benchmark and print the comparison. Fails only if the benchmark does."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     sizes = CPU_SIZES if options.device == "cpu" else ()
-    command = [sys.executable, "tools/kernels/__main__.py", "--device", options.device, "--json", str(options.json), *sizes]
+    command = [
+        sys.executable,
+        "tools/kernels/__main__.py",
+        "--device",
+        options.device,
+        "--json",
+        str(options.json),
+        *sizes,
+    ]
     subprocess.run(command, check=True)
     rows = [row for workload in json.loads(options.json.read_text())["timing"] for row in workload["rows"]]
     measured = {row["formula"]: row["median_ms"] for row in rows if row["median_ms"] is not None}
@@ -69,7 +94,7 @@ def main() -> None:
 
 
 def compared(measured: Milliseconds, device: str) -> list[str]:
-    """One line per prediction: what was predicted, what was measured, and whether it holds."""
+    """Return one line per prediction: the predicted figure, the measured one, and whether they agree."""
     card = torch.cuda.get_device_name(0) if device == "cuda" else "a CPU"
     is_judged = "H100" in card
     lines = [f"predictions for an H100, measured on {card}" + ("" if is_judged else ": not judged")]
@@ -84,7 +109,7 @@ def compared(measured: Milliseconds, device: str) -> list[str]:
 
 
 def forward_ms(device: str) -> float:
-    """Fastest of some forward passes over logits that exist, in milliseconds."""
+    """Return the time of the fastest of some forward passes over existing logits, in milliseconds."""
     tokens, columns = (8192, 151_936) if device == "cuda" else (64, 2048)
     logits_TV = torch.randn(tokens, columns, device=device, dtype=torch.bfloat16)
     targets_T = torch.randint(0, columns, (tokens,), device=device)

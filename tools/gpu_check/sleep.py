@@ -1,6 +1,7 @@
-"""Step `sleep`: a sleeping engine gives its memory back and refuses to generate; woken and sent its weights, it says what it said.
+"""Step `sleep`: puts the engine to sleep, then wakes it and sends it its weights.
 
-On a CPU the engine stays resident: the cycle runs, and memory has nothing to show.
+Asleep, it gives its memory back and refuses to generate; awake again, it answers as before. On a CPU
+the engine stays resident: the cycle runs, and memory has nothing to show.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from selfemo.rollout.api import GenerationRequest
 from tools.gpu_check.system import small_config, small_system
 
 RETURNED_SHARE = 0.9
-"""Of weights and cache, that must come back: vLLM keeps CUDA graphs and workspaces."""
+"""Share of weights and cache that must come back: vLLM keeps CUDA graphs and workspaces."""
 
 
 def main() -> None:
@@ -29,7 +30,10 @@ def main() -> None:
         _must_refuse(system.engine, request)
         held = config.rollout.kv_cache_bytes
         if asleep - awake < RETURNED_SHARE * held:
-            raise SystemExit(f"rank {layout.rank}: sleep returned {asleep - awake} bytes, expected at least {RETURNED_SHARE:.0%} of {held}")
+            raise SystemExit(
+                f"rank {layout.rank}: sleep returned {asleep - awake} bytes, expected at least "
+                f"{RETURNED_SHARE:.0%} of {held}"
+            )
     system.weight_sync.sync(2)  # wakes the engine
     after = system.engine.generate([request])[0].token_ids
     if after != before:
@@ -38,7 +42,7 @@ def main() -> None:
         if device.is_cuda:
             print(f"free bytes: awake {awake}, asleep {asleep}, awake again {_free_bytes()}")
         else:
-            print("the CPU engine does not sleep: the cycle ran, its memory was not looked at")
+            print("the CPU engine does not sleep: the cycle ran, its memory was not checked")
         print("the same greedy continuation before and after")
 
 

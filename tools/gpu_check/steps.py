@@ -1,4 +1,7 @@
-"""The steps, in order of what they cost: a broken installation shows in seconds, the method in minutes."""
+"""Lists the steps in order of their cost.
+
+A broken installation shows in seconds, an error of the method in minutes.
+"""
 
 from __future__ import annotations
 
@@ -12,42 +15,52 @@ ENVIRONMENT = "report.json, which holds `selfemo doctor`'s findings and the vers
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the steps run."""
+    """The machine that the steps run on, and its directories."""
 
     device: str
     """"cuda" or "cpu"."""
     gpus: int
     root: Path
-    """The checkout: tests/ and tools/ stand there."""
+    """The checkout, which holds tests/ and tools/."""
     output: Path
-    """Logs, figures and the report go here."""
+    """Directory of logs, figures and the report."""
     model_dir: str = ""
-    """A Qwen3 directory for the last step; empty: a small one is initialised."""
+    """A Qwen3 directory for the last step; if empty, a small one is initialised."""
 
     @property
     def processes(self) -> int:
-        """Ranks of the steps that need a world: two where there are two GPUs, so that weights have somewhere to travel."""
+        """Ranks of the steps that need a world.
+
+        Two if there are two GPUs, so that weights travel between them.
+        """
         return 2 if self.device == "cpu" else min(2, self.gpus)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to find out."""
+    """One check, as a command with a deadline."""
 
     name: str
     question: str
     command: tuple[str, ...]
     deadline_s: int
     send_back: str
-    """What a maintainer needs to act on a failure."""
+    """Files and facts that a maintainer needs to act on a failure."""
     environment: tuple[tuple[str, str], ...] = ()
 
 
 def steps(machine: Machine) -> tuple[Step, ...]:
-    """All of them, as commands for this machine."""
+    """List all steps, as commands for this machine."""
     python, device = sys.executable, machine.device
     bench = machine.output / "bench.json"
-    torchrun = (python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(machine.processes))
+    torchrun = (
+        python,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(machine.processes),
+    )
     layout = f"parallel.tensor={machine.processes}"
     return (
         Step(
@@ -60,7 +73,17 @@ def steps(machine: Machine) -> tuple[Step, ...]:
         Step(
             name="kernels",
             question="Do the kernels agree with the fp64 oracle on this device?",
-            command=(python, "-m", "pytest", "tests/kernels/test_device.py", "-m", "gpu", "-q", "-p", "no:cacheprovider"),
+            command=(
+                python,
+                "-m",
+                "pytest",
+                "tests/kernels/test_device.py",
+                "-m",
+                "gpu",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+            ),
             deadline_s=1200,
             send_back=f"{LOGS}; if Triton failed to compile, also the directory ~/.triton/cache",
             environment=(("SELFEMO_DEVICE", device),),
@@ -96,7 +119,15 @@ def steps(machine: Machine) -> tuple[Step, ...]:
         Step(
             name="iteration",
             question="Does one SELF-GRPO iteration of a small Qwen3 run from start to export?",
-            command=(*torchrun, "--no-python", python, "-m", "selfemo.commands.main", "train", *_iteration(machine, layout)),
+            command=(
+                *torchrun,
+                "--no-python",
+                python,
+                "-m",
+                "selfemo.commands.main",
+                "train",
+                *_iteration(machine, layout),
+            ),
             deadline_s=1800,
             send_back=f"{LOGS}, and {machine.output / 'run'}/logs with metrics.jsonl; {ENVIRONMENT}",
         ),
@@ -116,6 +147,11 @@ def _iteration(machine: Machine, layout: str) -> tuple[str, ...]:
         "selfplay.seeds_per_iteration=4",
         "evaluation.limit=16",
     )
-    gpu = ("train.dtype=bfloat16", "rollout.dtype=bfloat16", "rollout.enforce_eager=false", "parallel.distributed_optimizer=true")
+    gpu = (
+        "train.dtype=bfloat16",
+        "rollout.dtype=bfloat16",
+        "rollout.enforce_eager=false",
+        "parallel.distributed_optimizer=true",
+    )
     model = (f"model.path={machine.model_dir}",) if machine.model_dir else ("model.head_dim=64",)
     return (*settings, *model, *(gpu if on_gpu else ()))

@@ -1,4 +1,7 @@
-"""Step `sync`: weights from Megatron into vLLM on both paths, each checked by checksums and by the greedy probe (which raise)."""
+"""Step `sync`: sends weights from Megatron into vLLM on both paths.
+
+Checksums and the greedy probe verify each transfer, and raise if it went wrong.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ def main() -> None:
         if world.is_main:
             print(json.dumps(asdict(report)), flush=True)
     if seen[0] != seen[1]:
-        raise SystemExit(f"rank {world.rank}: the two paths give other greedy continuations: {seen[0]} and {seen[1]}")
+        raise SystemExit(
+            f"rank {world.rank}: the two paths give other greedy continuations: {seen[0]} and {seen[1]}"
+        )
     if world.is_main:
         print(f"both paths verified over {world.world_size} rank(s), tensor parallel {world.tensor_size}")
 

@@ -1,4 +1,4 @@
-"""The trainer and engine that the steps `sync` and `sleep` look at: a run's own parts, around a small Qwen3.
+"""Builds the trainer and engine for the steps `sync` and `sleep`: a run's own parts, around a small Qwen3.
 
 Overrides come last on the command line, as for `selfemo train`.
 """
@@ -24,7 +24,7 @@ SMALL_QWEN3 = (
     "model.num_layers=4",
     "model.num_heads=8",
     "model.num_kv_heads=4",
-    "model.head_dim=64",  # flash-attn, FlashInfer and vLLM's CPU attention all take it
+    "model.head_dim=64",  # a size that flash-attn, FlashInfer and vLLM's CPU attention all take
     "model.max_length=512",
     "corpus.name=everyday",
     "rollout.max_num_seqs=32",
@@ -32,14 +32,17 @@ SMALL_QWEN3 = (
 
 
 def small_config(overrides: list[str] | None = None) -> RunConfig:
-    """A run's configuration around the small model: bf16 on a GPU, fp32 on a CPU."""
+    """Return a run's configuration around the small model: bf16 on a GPU, fp32 on a CPU."""
     dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     dtypes = (f"train.dtype={dtype}", f"rollout.dtype={dtype}")
     return load_config(None, [*SMALL_QWEN3, *dtypes, *(sys.argv[1:] if overrides is None else overrides)])
 
 
 def small_system(config: RunConfig) -> System:
-    """Join torchrun's world and build learner, engine and sync in it. Files go to a directory that rank 0 names."""
+    """Join torchrun's world and build learner, engine and sync in it.
+
+    Files go to a directory that rank 0 names.
+    """
     world = join_world(config)
     name = [tempfile.mkdtemp(prefix="selfemo-gpu-check-") if world.layout.is_main else ""]
     dist.broadcast_object_list(name, src=0)

@@ -1,1 +1,1 @@
-"""What measures the kernels: time and memory beside their peers, the compiler's resources, counted traffic."""
+"""Measures the kernels: time and memory beside their peers, the compiler's resources, counted traffic."""

@@ -1,12 +1,13 @@
-"""Measures the kernels: time and memory beside other implementations, the compiler's resource table, and counted traffic.
+"""Measures the kernels: time and memory beside other implementations, compiled resources, counted traffic.
 
-    python -m tools.kernels --device cpu                    # time and peak memory on this machine
-    python -m tools.kernels --device cuda --tokens 8192     # milliseconds, bytes/s and share of the card's bandwidth
-    python -m tools.kernels --aot [--write]                 # registers, spills, 128-bit accesses for GPUs that are not here
-    python -m tools.kernels --traffic                       # bytes moved and held per logit
-    ... --json FILE                                               # the same, for a machine to read
+    python -m tools.kernels --device cpu                  # time and peak memory on this machine
+    python -m tools.kernels --device cuda --tokens 8192   # milliseconds, bytes/s and share of peak bandwidth
+    python -m tools.kernels --aot [--write]               # registers, spills, 128-bit accesses on absent GPUs
+    python -m tools.kernels --traffic                     # bytes moved and held per logit
+    ... --json FILE                                       # the same, for a machine to read
 
-Every figure is measured in the run that prints it. What cannot be measured here is a row that says why.
+Every figure is measured in the run that prints it. A figure that cannot be measured here is a row with
+the reason.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ BYTES_PER_LOGIT = 6
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 1 if --aot finds a spill or a difference from the committed table."""
+    """Return exit status 1 if --aot finds a spill or a difference from the committed table, else 0."""
     options = _parser().parse_args(arguments)
     console = Console(width=150)
-    command = shlex.join(["python", "-m", "tools.kernels", *(sys.argv[1:] if arguments is None else arguments)])
+    command = shlex.join(
+        ["python", "-m", "tools.kernels", *(sys.argv[1:] if arguments is None else arguments)]
+    )
     now = datetime.now(UTC).isoformat(timespec="seconds")
     document: dict[str, Any] = {"command": command, "machine": _machine(options.threads), "time": now}
     console.print(f"{command}\n{document['machine']}, {now}", highlight=False)
@@ -56,18 +59,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--workloads", nargs="+", choices=["logits", "projection"], default=["logits", "projection"])
-    parser.add_argument("--tokens", type=int, help="tokens; default 256 (logits) and 1024 (projection), 8192 on cuda")
-    parser.add_argument("--hidden", type=int, help="width of the hidden states; default 576, 4096 on cuda")
-    parser.add_argument("--vocab", type=int, help="columns; default 151936 (logits) and 49152 (projection), 151936 on cuda")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], help="default bfloat16 (logits), float32 (projection), bfloat16 on cuda"
+        "--workloads", nargs="+", choices=["logits", "projection"], default=["logits", "projection"]
+    )
+    parser.add_argument(
+        "--tokens", type=int, help="tokens; default 256 (logits) and 1024 (projection), 8192 on cuda"
+    )
+    parser.add_argument("--hidden", type=int, help="width of the hidden states; default 576, 4096 on cuda")
+    parser.add_argument(
+        "--vocab", type=int, help="columns; default 151936 (logits) and 49152 (projection), 151936 on cuda"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="default bfloat16 (logits), float32 (projection), bfloat16 on cuda",
     )
     parser.add_argument("--repeats", type=int, default=7, help="rounds; the median is reported")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
-    parser.add_argument("--aot", action="store_true", help="compile for sm_80, sm_90, sm_100 and gfx942 and compare with the table")
+    parser.add_argument(
+        "--aot",
+        action="store_true",
+        help="compile for sm_80, sm_90, sm_100 and gfx942 and compare with the table",
+    )
     parser.add_argument("--write", action="store_true", help="with --aot: replace the committed table")
     parser.add_argument("--traffic", action="store_true", help="count bytes per logit")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
@@ -89,14 +106,33 @@ def _timing(console: Console, options: argparse.Namespace, workload: str) -> dic
     rows = run_all(sizes, options.threads)
     console.print(_timing_table(sizes, rows, bandwidth))
     if not on_gpu:
-        console.print(f"load average at the end: {', '.join(f'{load:.1f}' for load in os.getloadavg())} on {os.cpu_count()} cores")
+        console.print(
+            f"load average at the end: {', '.join(f'{load:.1f}' for load in os.getloadavg())} on "
+            f"{os.cpu_count()} cores"
+        )
     return {"sizes": asdict(sizes), "rows": [asdict(row) for row in rows], "card_bytes_per_s": bandwidth}
 
 
 def _timing_table(sizes: Sizes, rows: list[Row], bandwidth: float | None) -> Table:
-    shape = f"T={sizes.tokens}, " + (f"H={sizes.hidden}, " if sizes.workload == "projection" else "") + f"V={sizes.columns}"
-    table = Table(title=f"{sizes.workload}: {shape}, {sizes.dtype}, forward + backward, median of {sizes.repeats}", title_justify="left")
-    for heading in ("formula", "median ms", "fastest ms", "CPU ms", "first call ms", "extra peak MB", "error", "note"):
+    shape = (
+        f"T={sizes.tokens}, "
+        + (f"H={sizes.hidden}, " if sizes.workload == "projection" else "")
+        + f"V={sizes.columns}"
+    )
+    table = Table(
+        title=f"{sizes.workload}: {shape}, {sizes.dtype}, forward + backward, median of {sizes.repeats}",
+        title_justify="left",
+    )
+    for heading in (
+        "formula",
+        "median ms",
+        "fastest ms",
+        "CPU ms",
+        "first call ms",
+        "extra peak MB",
+        "error",
+        "note",
+    ):
         table.add_column(heading, justify="left" if heading in ("formula", "note") else "right")
     with_bandwidth = bandwidth is not None and sizes.workload == "logits"
     if with_bandwidth:
@@ -104,8 +140,14 @@ def _timing_table(sizes: Sizes, rows: list[Row], bandwidth: float | None) -> Tab
         table.add_column("% of card", justify="right")
     for row in rows:
         peak_mb = None if row.extra_peak_bytes is None else row.extra_peak_bytes / 1e6
-        cells = [row.formula, *(_number(x) for x in (row.median_ms, row.fastest_ms, row.cpu_ms, row.first_call_ms, peak_mb))]
-        cells += ["" if row.error is None else f"{row.error:.1e}", row.note if row.median_ms is not None else f"not measured: {row.note}"]
+        cells = [
+            row.formula,
+            *(_number(x) for x in (row.median_ms, row.fastest_ms, row.cpu_ms, row.first_call_ms, peak_mb)),
+        ]
+        cells += [
+            "" if row.error is None else f"{row.error:.1e}",
+            row.note if row.median_ms is not None else f"not measured: {row.note}",
+        ]
         if with_bandwidth and bandwidth is not None and row.median_ms is not None:
             rate = BYTES_PER_LOGIT * sizes.tokens * sizes.columns / (row.median_ms / 1e3)
             cells += [f"{rate / 1e9:.0f}", f"{100 * rate / bandwidth:.0f}"]
@@ -119,14 +161,18 @@ def _aot(console: Console, write: bool) -> tuple[list[dict[str, Any]], bool]:
     measured = list(aot.compile_all())
     table = Table(title="ahead-of-time compilation, bf16 logits", title_justify="left")
     for entry in fields(aot.Resources):
-        table.add_column(entry.name.replace("_", " "), justify="left" if entry.name in ("target", "kernel") else "right")
+        table.add_column(
+            entry.name.replace("_", " "), justify="left" if entry.name in ("target", "kernel") else "right"
+        )
     for row in measured:
         table.add_row(*(str(value) for value in asdict(row).values()))
     console.print(table)
     if write:
         aot.write_table(measured)
         console.print(f"wrote {aot.TABLE}")
-    problems = [f"{row.target} {row.kernel} spills" for row in measured if row.spills] + aot.differences(measured, aot.committed())
+    problems = [f"{row.target} {row.kernel} spills" for row in measured if row.spills] + aot.differences(
+        measured, aot.committed()
+    )
     for problem in problems:
         console.print(problem)
     if not problems:
@@ -141,13 +187,15 @@ def _traffic(console: Console) -> list[dict[str, Any]]:
         table.add_column(heading, justify="left" if heading == "formula" else "right")
     for row in rows:
         peak = "" if row.peak is None else f"{row.peak:.2f}"
-        table.add_row(row.formula, f"{row.read:.2f}", f"{row.written:.2f}", f"{row.read + row.written:.2f}", peak)
+        table.add_row(
+            row.formula, f"{row.read:.2f}", f"{row.written:.2f}", f"{row.read + row.written:.2f}", peak
+        )
     console.print(table)
     return [asdict(row) for row in rows]
 
 
 def _card_bytes_per_s() -> float:
-    """Peak memory bandwidth of device 0: twice the memory clock times the bus width."""
+    """Return the peak memory bandwidth of device 0: twice the memory clock times the bus width."""
     import pynvml
 
     pynvml.nvmlInit()
@@ -162,11 +210,19 @@ def _machine(threads: int) -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}"
     model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), ""
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        "",
     )
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{model or platform.machine()}, {threads} threads, {capability}, {memory_gib:.0f} GiB, torch {torch.__version__}"
+    return (
+        f"{model or platform.machine()}, {threads} threads, {capability}, {memory_gib:.0f} GiB, "
+        f"torch {torch.__version__}"
+    )
 
 
 def _number(value: float | None) -> str:

@@ -1,10 +1,12 @@
-"""Compiles every kernel for GPUs that are not here, and reads what the compiler made of it.
+"""Compiles every kernel for GPUs that are not here, and reads the resources of each binary.
 
-Triton needs no GPU to compile: its wheel carries ptxas, cuobjdump and nvdisasm, and LLVM for AMD. Registers, spills, the width
-of memory accesses and the number of special-function instructions (exp, sqrt) are facts of the binary, so a regression in any
-of them fails in CI. `resources.json` beside this file is the committed table. What this cannot show is time.
+Triton needs no GPU to compile: its wheel carries ptxas, cuobjdump and nvdisasm, and LLVM for AMD.
+Registers, spills, the width of memory accesses and the number of special-function instructions (exp,
+sqrt) are facts of the binary, so a regression in any of them fails in CI. `resources.json` beside this
+file is the committed table. It says nothing about time.
 
-Kernels compiled here must not come from an interpreting process: Triton reads TRITON_INTERPRET when @triton.jit runs.
+Kernels compiled here must not come from an interpreting process: Triton reads TRITON_INTERPRET when
+@triton.jit runs.
 """
 
 from __future__ import annotations
@@ -38,12 +40,24 @@ TARGETS = {
 }
 """A100, H100, B200 and MI300."""
 
-FP32 = {"inv_temperature", "clip_low", "clip_high", "dual_clip", "kl_beta", "importance_cap", "entropy_weight", "epsilon", "degenerate"}
+FP32 = {
+    "inv_temperature",
+    "clip_low",
+    "clip_high",
+    "dual_clip",
+    "kl_beta",
+    "importance_cap",
+    "entropy_weight",
+    "epsilon",
+    "degenerate",
+}
 INT32 = {"row_stride", "columns", "real_columns", "vocab_start", "components", "range_component"}
 INT64_POINTERS = {"targets_T", "cu_seqlens", "group_ptr"}
 BYTE_POINTERS = {"live_T", "mask_T"}
 MULTIPLES_OF_16 = {"row_stride", "columns"}
-"""What the launcher can promise of a padded vocabulary; the real vocabulary's size is promised nothing."""
+"""Arguments of which the launcher can promise a multiple of 16: a padded vocabulary. A real vocabulary
+may have any size.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,38 +72,54 @@ class Variant:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one binary uses, per thread unless said otherwise."""
+    """Resources of one binary, per thread unless said otherwise."""
 
     target: str
     kernel: str
     registers: int
-    """Vector registers on AMD."""
+    """Registers; on AMD, vector registers."""
     spills: int
     """NVIDIA: bytes of stack and local memory. AMD: spilled vector and scalar registers."""
     shared_bytes: int
-    """Per program."""
+    """Shared memory, per program."""
     loads: int
     """Global load instructions in the code."""
     wide_loads: int
-    """Those of 128 bits."""
+    """Global load instructions of 128 bits."""
     stores: int
     """Global store instructions in the code."""
     wide_stores: int
-    """Those of 128 bits."""
+    """Global store instructions of 128 bits."""
     special: int
     """Special-function instructions: exp, log, sqrt, reciprocal."""
 
 
 def variants() -> list[Variant]:
-    """Every kernel as the launcher runs it on bf16 logits, with every optional part of its code switched on."""
+    """List every kernel as the launcher runs it on bf16 logits, with all optional parts of its code
+    switched on.
+    """
     vocab = {"BLOCK": launch.VOCAB_BLOCK}
-    full = {"KL": KL_K3, "HAS_OLD": True, "HAS_ROLLOUT": True, "HAS_CAP": True, "HAS_DUAL": True, "BLOCK": launch.TOKEN_BLOCK}
+    full = {
+        "KL": KL_K3,
+        "HAS_OLD": True,
+        "HAS_ROLLOUT": True,
+        "HAS_CAP": True,
+        "HAS_DUAL": True,
+        "BLOCK": launch.TOKEN_BLOCK,
+    }
     group = {"NORMALISE": NORMALISE_STD, "BLOCK": launch.SAMPLE_BLOCK}
     return [
         Variant("vocab_stats", vocab_stats_kernel, {"HAS_LIVE": True, **vocab}, launch.VOCAB_WARPS),
         Variant("dlogits", dlogits_kernel, vocab, launch.VOCAB_WARPS),
-        Variant("sequence_loss_token", sequence_loss_kernel, {"SEQUENCE_RATIO": False, **full}, launch.TOKEN_WARPS),
-        Variant("sequence_loss_sequence", sequence_loss_kernel, {"SEQUENCE_RATIO": True, **full}, launch.TOKEN_WARPS),
+        Variant(
+            "sequence_loss_token", sequence_loss_kernel, {"SEQUENCE_RATIO": False, **full}, launch.TOKEN_WARPS
+        ),
+        Variant(
+            "sequence_loss_sequence",
+            sequence_loss_kernel,
+            {"SEQUENCE_RATIO": True, **full},
+            launch.TOKEN_WARPS,
+        ),
         Variant("group_advantage", group_advantage_kernel, group, launch.SAMPLE_WARPS),
     ]
 
@@ -103,7 +133,10 @@ def compile_all(targets: tuple[str, ...] = tuple(TARGETS)) -> Iterator[Resources
 
 def measure(variant: Variant, target: str) -> Resources:
     """Compile one variant for one target and read the binary."""
-    signature = {name: "constexpr" if name in variant.constants else _type_of(name) for name in variant.kernel.arg_names}
+    signature = {
+        name: "constexpr" if name in variant.constants else _type_of(name)
+        for name in variant.kernel.arg_names
+    }
     aligned = {
         (position,): [["tt.divisibility", 16]]
         for position, (name, kind) in enumerate(signature.items())
@@ -112,12 +145,16 @@ def measure(variant: Variant, target: str) -> Resources:
     constants = {(variant.kernel.arg_names.index(name),): value for name, value in variant.constants.items()}
     source = ASTSource(fn=variant.kernel, signature=signature, constexprs=constants, attrs=aligned)
     compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": variant.warps})
-    read = _read_cubin(compiled.asm["cubin"]) if "cubin" in compiled.asm else _read_amdgcn(compiled.asm["amdgcn"])
+    read = (
+        _read_cubin(compiled.asm["cubin"])
+        if "cubin" in compiled.asm
+        else _read_amdgcn(compiled.asm["amdgcn"])
+    )
     return Resources(target=target, kernel=variant.name, shared_bytes=compiled.metadata.shared, **read)
 
 
 def committed() -> list[Resources]:
-    """The table in the repository."""
+    """Read the table in the repository."""
     rows = json.loads(TABLE.read_text())["kernels"]
     return [Resources(**row) for row in rows]
 
@@ -131,9 +168,14 @@ def write_table(rows: list[Resources]) -> None:
 
 
 def differences(measured: list[Resources], expected: list[Resources]) -> list[str]:
-    """One line per number that differs from the committed table, and per row that one of the two lacks."""
+    """Return one line per number that differs from the committed table, and per row that only one of
+    the two has.
+    """
     ours, theirs = ({(row.target, row.kernel): row for row in rows} for rows in (measured, expected))
-    lines = [f"{target} {kernel}: only in the {where}" for where, target, kernel in _unmatched(ours.keys(), theirs.keys())]
+    lines = [
+        f"{target} {kernel}: only in the {where}"
+        for where, target, kernel in _unmatched(ours.keys(), theirs.keys())
+    ]
     for key in ours.keys() & theirs.keys():
         for entry in fields(Resources):
             got, want = getattr(ours[key], entry.name), getattr(theirs[key], entry.name)
@@ -162,8 +204,12 @@ def _read_cubin(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = subprocess.run([NVIDIA_TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-        code = subprocess.run([NVIDIA_TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run(
+            [NVIDIA_TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+        code = subprocess.run(
+            [NVIDIA_TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True
+        ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump -res-usage printed no resource line: {usage[:200]!r}")

@@ -1,9 +1,11 @@
 """Counts bytes, so that "one read forward, one read and one write backward" is an assertion and not a claim.
 
-Two meters. `TorchMeter` watches torch operators on any device: what an operator reads and writes counts if it belongs to a
-tensor too large for the cache, since a chunk that stays in the cache costs no memory traffic; it also tracks the peak of live
-tensors. `interpreted_traffic` watches the Triton kernels themselves in Triton's interpreter: every address that they load from
-or store to within one tensor. Both count per element, so the figures hold for any number of tokens and any vocabulary.
+There are two meters. `TorchMeter` watches torch operators on any device: the bytes that an operator
+reads and writes count if they belong to a tensor too large for the cache, since a chunk that stays in
+the cache costs no memory traffic; it also tracks the peak of live tensors. `interpreted_traffic`
+watches the Triton kernels themselves in Triton's interpreter: every address that they load from or
+store to within one tensor. Both count per element, so the figures hold for any number of tokens and any
+vocabulary.
 """
 
 from __future__ import annotations
@@ -23,34 +25,62 @@ from torch.utils._pytree import tree_leaves
 from selfemo.kernels.row_threads import set_num_threads
 
 VIEWS = frozenset(
-    {"view", "_unsafe_view", "slice", "select", "expand", "unsqueeze", "squeeze", "detach", "t", "transpose", "permute"}
+    {
+        "view",
+        "_unsafe_view",
+        "slice",
+        "select",
+        "expand",
+        "unsqueeze",
+        "squeeze",
+        "detach",
+        "t",
+        "transpose",
+        "permute",
+    }
     | {"alias", "as_strided", "reshape", "split", "unbind"}
 )
 ALLOCATIONS = frozenset({"empty", "empty_like", "new_empty", "empty_strided"})
-FILLS = frozenset({"fill_", "zero_", "zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "full_like", "new_full"})
-"""Operators that read no tensor: one they are given only lends its shape, or is overwritten."""
+FILLS = frozenset(
+    {
+        "fill_",
+        "zero_",
+        "zeros",
+        "zeros_like",
+        "new_zeros",
+        "ones",
+        "ones_like",
+        "new_ones",
+        "full",
+        "full_like",
+        "new_full",
+    }
+)
+"""Operators that read no tensor: a tensor argument only lends its shape, or is overwritten."""
 OVERWRITES = frozenset({"copy_", "index_put_", "scatter_", "masked_fill_"})
 """Operators that read every argument but the first, which they overwrite."""
 
 
 @dataclass
 class Counted:
-    """Bytes loaded and stored."""
+    """Bytes loaded and bytes stored."""
 
     read_bytes: int = 0
     written_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        """Both directions."""
+        """Bytes in both directions."""
         return self.read_bytes + self.written_bytes
 
 
 class TorchMeter(TorchDispatchMode):
-    """While active, sums the memory traffic of torch operators and follows the bytes of tensors that they allocate.
+    """Sums, while active, the memory traffic of torch operators, and follows the bytes of tensors that
+    they allocate.
 
-    Operands in storages of at most `cache_bytes` count as traffic-free. Gathers and scatters along one column per row, and
-    boolean assignments, count the elements they touch. It sees the operators of its own thread, so torch gets one meanwhile.
+    Operands in storages of at most `cache_bytes` count as traffic-free. Gathers and scatters along one
+    column per row, and boolean assignments, count the elements they touch. It sees the operators of its
+    own thread, so torch gets one thread meanwhile.
     """
 
     def __init__(self, cache_bytes: int) -> None:
@@ -71,7 +101,9 @@ class TorchMeter(TorchDispatchMode):
         super().__exit__(*exception)
         set_num_threads(self._threads)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -87,12 +119,16 @@ class TorchMeter(TorchDispatchMode):
         return result
 
     def _elements_by_index(self, name: str, args: tuple[Any, ...]) -> int | None:
-        """Elements of the large tensor that an indexed operator touches; None for any other operator."""
+        """Count the elements of the large tensor that an indexed operator touches; None for any other
+        operator.
+        """
         if name in ("gather", "scatter_add", "scatter_add_"):
             return int(args[2].numel())
         if name in ("index", "index_put_", "index_put", "index_select"):
             return (
-                int(args[0][tuple(slice(None) if i is None else i for i in args[1])].numel()) if isinstance(args[1], list | tuple) else None
+                int(args[0][tuple(slice(None) if i is None else i for i in args[1])].numel())
+                if isinstance(args[1], list | tuple)
+                else None
             )
         return None
 
@@ -125,7 +161,10 @@ class TorchMeter(TorchDispatchMode):
 
 @contextmanager
 def interpreted_traffic(watched: Tensor) -> Iterator[Counted]:
-    """Bytes that Triton kernels load from and store to `watched` while they run in Triton's interpreter (TRITON_INTERPRET=1)."""
+    """Count the bytes that Triton kernels load from and store to `watched` in Triton's interpreter.
+
+    The process must have TRITON_INTERPRET=1.
+    """
     from triton.runtime import interpreter
 
     builder, counted = interpreter.interpreter_builder, Counted()
@@ -148,4 +187,8 @@ def interpreted_traffic(watched: Tensor) -> Iterator[Counted]:
     try:
         yield counted
     finally:
-        del builder.create_masked_load, builder.create_masked_store  # instance attributes: the class's own remain
+        # instance attributes hide the class's own, which stay as they are
+        del (
+            builder.create_masked_load,
+            builder.create_masked_store,
+        )

@@ -1,10 +1,11 @@
-"""Scaling of a run: measured over local processes, planned over thousands of GPUs, and the cost of the project's own parts.
+"""Makes the scaling study: runs over local processes, plans for thousands of GPUs, and the cost of own parts.
 
-    python -m tools.scaling --output docs/scaling                    # everything: about half an hour on two idle cores
-    python -m tools.scaling --output DIR --processes 1 2             # fewer measured runs
-    python -m tools.scaling --output DIR --processes 0 --samples 0   # planned curves alone, in seconds
+    python -m tools.scaling --output docs/scaling                   # everything: half an hour, two idle cores
+    python -m tools.scaling --output DIR --processes 1 2            # fewer measured runs
+    python -m tools.scaling --output DIR --processes 0 --samples 0  # planned curves alone, in seconds
 
-Writes study.csv, study.json, study.png, study.svg and parts.csv. Runs are kept under --runs, and finished ones are not made again.
+Writes study.csv, study.json, study.png, study.svg and parts.csv. Runs are kept under --runs, and
+finished ones are not made again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from tools.scaling.parts import LINEAR_FACTOR, growth, measure_parts, own_cost
 from tools.scaling.planned import plan_studies
 from tools.scaling.rows import Row, in_order, with_efficiency
 
-PLANNED = ((Path("examples/configs/qwen3_4b.yaml"), "qwen3-4b"), (Path("examples/configs/qwen3_8b.yaml"), "qwen3-8b"))
+PLANNED = (
+    (Path("examples/configs/qwen3_4b.yaml"), "qwen3-4b"),
+    (Path("examples/configs/qwen3_8b.yaml"), "qwen3-8b"),
+)
 SAMPLES = (1_000, 10_000, 100_000, 1_000_000)
 SHOWN = (
     "kind",
@@ -44,7 +48,7 @@ SHOWN = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 1 when a part's cost per sample grows."""
+    """Return the exit status: 1 if a part's cost per sample grows."""
     options = _parser().parse_args(arguments)
     try:
         rows = measure([n for n in options.processes if n], options.runs)
@@ -56,7 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_USER_ERROR
     rows = in_order(with_efficiency(rows))
     facts = {
-        "command": shlex.join(["python", "tools/scaling/__main__.py", *(sys.argv[1:] if arguments is None else arguments)]),
+        "command": shlex.join(
+            ["python", "tools/scaling/__main__.py", *(sys.argv[1:] if arguments is None else arguments)]
+        ),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
     }
@@ -71,18 +77,36 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, required=True, help="directory for table and plot")
-    parser.add_argument("--runs", type=Path, default=Path("runs/scaling"), help="directory for the measured runs")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="local process counts to measure; 0 for none")
-    parser.add_argument("--samples", type=int, nargs="+", default=list(SAMPLES), help="sample counts for the parts; 0 for none")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/scaling"), help="directory for the measured runs"
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4],
+        help="local process counts to measure; 0 for none",
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        nargs="+",
+        default=list(SAMPLES),
+        help="sample counts for the parts; 0 for none",
+    )
     return parser
 
 
 def _table(rows: list[Row]) -> Table:
     table = Table(title="measured rows ran here; planned rows never ran")
     for name in SHOWN:
-        table.add_column(name.replace("_", " "), justify="left" if name in ("kind", "study", "model") else "right")
+        table.add_column(
+            name.replace("_", " "), justify="left" if name in ("kind", "study", "model") else "right"
+        )
     for row in rows:
         cells = (getattr(row, name) for name in SHOWN)
         table.add_row(*(f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in cells))

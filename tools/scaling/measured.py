@@ -1,6 +1,7 @@
-"""Real runs over local processes: the whole job under torchrun, read back from its metrics.
+"""Measures real runs over local processes: the whole job under torchrun, read back from its metrics.
 
-The model is untrained (no SFT), so nearly every completion runs to its cap: lengths are alike in all runs, and so is the work per sample.
+The model is untrained (no SFT), so nearly every completion runs to its cap: lengths are alike in all
+runs, and so is the work per sample.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from tools.scaling.rows import Row, Study
 CONFIG = Path("examples/configs/quickstart_cpu.yaml")
 ITERATIONS = 4
 WARM_UP_ITERATIONS = 1
-STRONG_SEEDS = 16
-WEAK_SEEDS = 8
-"""Per process."""
+STRONG_OPENINGS = 16
+WEAK_OPENINGS = 8
+"""Openings per process."""
 RUN_TIMEOUT_S = 3600
 
 
 def measure(process_counts: Sequence[int], directory: Path, say: Any = print) -> list[Row]:
-    """Both studies; a run that serves both is made once.
+    """Measure both studies. A run that serves both is made once.
 
     Raises:
         UserError: a run failed; quotes the end of its output.
@@ -44,21 +45,24 @@ def measure(process_counts: Sequence[int], directory: Path, say: Any = print) ->
     studies: tuple[Study, ...] = ("strong", "weak")
     for study in studies:
         for processes in process_counts:
-            seeds = STRONG_SEEDS if study == "strong" else WEAK_SEEDS * processes
-            if (processes, seeds) not in done:
-                say(f"measuring {processes} process(es), {seeds} seeds per iteration")
-                done[processes, seeds] = run(processes, seeds, directory / f"{processes}x{seeds}")
-            rows.append(row_of(done[processes, seeds], processes, study))
+            openings = STRONG_OPENINGS if study == "strong" else WEAK_OPENINGS * processes
+            if (processes, openings) not in done:
+                say(f"measuring {processes} process(es), {openings} openings per iteration")
+                done[processes, openings] = run(processes, openings, directory / f"{processes}x{openings}")
+            rows.append(row_of(done[processes, openings], processes, study))
     return rows
 
 
-def overrides(processes: int, seeds: int, output: Path) -> list[str]:
-    """What the runs differ in from the demo: sizes, and nothing that would not be repeated in every iteration."""
+def overrides(processes: int, openings: int, output: Path) -> list[str]:
+    """Return the settings in which the runs differ from the demo.
+
+    They are sizes, and they switch off the work that is not repeated in every iteration.
+    """
     return [
         f"output_dir={output}",
         "corpus.name=everyday",
         f"parallel.tensor={min(2, processes)}",
-        f"selfplay.seeds_per_iteration={seeds}",
+        f"selfplay.seeds_per_iteration={openings}",
         f"iterations={ITERATIONS}",
         "sft.steps=0",
         "evaluation.limit=1",
@@ -68,11 +72,19 @@ def overrides(processes: int, seeds: int, output: Path) -> list[str]:
     ]
 
 
-def run(processes: int, seeds: int, output: Path) -> Path:
-    """One run under torchrun, one thread per process; a finished one is not run again."""
+def run(processes: int, openings: int, output: Path) -> Path:
+    """Run the job under torchrun, one thread per process. A finished run is not run again."""
     if (output / "summary.json").exists():
         return output
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--no-python"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "--no-python",
+    ]
     command = [
         *torchrun,
         sys.executable,
@@ -81,11 +93,16 @@ def run(processes: int, seeds: int, output: Path) -> Path:
         "train",
         "--config",
         str(CONFIG),
-        *overrides(processes, seeds, output),
+        *overrides(processes, openings, output),
     ]
     before = os.getloadavg()[0]
     result = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=RUN_TIMEOUT_S,
+        check=False,
     )
     if result.returncode:
         raise UserError(f"a run of {processes} process(es) failed: {_reason(result.stderr or result.stdout)}")
@@ -94,7 +111,7 @@ def run(processes: int, seeds: int, output: Path) -> Path:
 
 
 def row_of(output: Path, processes: int, study: Study) -> Row:
-    """The medians of a run's iterations, the first of which warms up."""
+    """Return the medians of a run's iterations, without the first, which warms up."""
     config = load_config(output / "config.yaml")
     events = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     iterations = [event for event in events if event["event"] == "iteration"][WARM_UP_ITERATIONS:]
@@ -108,7 +125,9 @@ def row_of(output: Path, processes: int, study: Study) -> Row:
         return float(median(event["seconds"][phase] for event in iterations))
 
     step_s = float(median(sum(event["seconds"].values()) for event in iterations))
-    tokens, samples = (sum(event[key] for event in iterations) / len(iterations) for key in ("tokens", "samples"))
+    tokens, samples = (
+        sum(event[key] for event in iterations) / len(iterations) for key in ("tokens", "samples")
+    )
     return Row(
         kind="measured",
         study=study,
@@ -117,7 +136,11 @@ def row_of(output: Path, processes: int, study: Study) -> Row:
         model=_model_name(config, output),
         policy_lag=0,
         mean_tokens=tokens / samples,
-        max_tokens=max(event[f"completion_tokens_max_{role}"] for event in iterations for role in ("recognizer", "responder")),
+        max_tokens=max(
+            event[f"completion_tokens_max_{role}"]
+            for event in iterations
+            for role in ("recognizer", "responder")
+        ),
         gpus=processes,
         groups=round(sum(event["groups"] for event in iterations) / len(iterations)),
         samples=round(samples),
@@ -137,18 +160,20 @@ def row_of(output: Path, processes: int, study: Study) -> Row:
 
 
 def training_label(layout: Layout) -> str:
-    """Such as "TP2 DP2", without the engine."""
+    """Return the training layout, such as "TP2 DP2", without the engine."""
     return layout.label.split(",")[0]
 
 
 def _reason(output: str) -> str:
-    """A run's own line about a failure; torchrun's report around it says less."""
+    """Return a run's own line about a failure; torchrun's report around it says less."""
     lines = output.strip().splitlines() or ["no output"]
     return next((line.removeprefix("selfemo: ") for line in lines if line.startswith("selfemo: ")), lines[-1])
 
 
 def _planned_sync_bytes(config: RunConfig, layout: Layout, output: Path, path: str) -> int:
-    planned = sync_bytes(read_architecture(output / "model-initial"), layout, config.rollout.dtype, config.train.dtype)
+    planned = sync_bytes(
+        read_architecture(output / "model-initial"), layout, config.rollout.dtype, config.train.dtype
+    )
     return planned.direct if path == "direct" else planned.checkpoint
 
 

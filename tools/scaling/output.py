@@ -1,4 +1,7 @@
-"""The study on disk: one CSV and one JSON of all rows, and one plot in which measured and planned cannot be taken for each other."""
+"""Writes the study: a CSV and a JSON of all rows, and a plot.
+
+In the plot, measured and planned points cannot be taken for each other.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,33 @@ COLOURS = ("#0b6e99", "#b3541e", "#4b7f52", "#7a4fa3")
 PHASES = ("generate_s", "logprob_s", "train_s", "sync_s", "other_s")
 
 
-def write_study(directory: Path, rows: Sequence[Row], parts: Sequence[PartCost], facts: dict[str, Any]) -> list[Path]:
-    """study.csv, study.json, study.png, study.svg, and parts.csv where parts were measured; each under a temporary name first."""
+def write_study(
+    directory: Path, rows: Sequence[Row], parts: Sequence[PartCost], facts: dict[str, Any]
+) -> list[Path]:
+    """Write study.csv, study.json, study.png, study.svg, and parts.csv if parts were measured.
+
+    Each is written under a temporary name first.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     rows = in_order(rows)
-    document = {"schema": SCHEMA, **facts, "rows": [asdict(row) for row in rows], "parts": [_part(cost) for cost in parts]}
+    document = {
+        "schema": SCHEMA,
+        **facts,
+        "rows": [asdict(row) for row in rows],
+        "parts": [_part(cost) for cost in parts],
+    }
     document["parts_growth"] = growth(parts)
     written = [
-        _write(directory / "study.csv", _csv([asdict(row) for row in rows], [field.name for field in fields(Row)])),
+        _write(
+            directory / "study.csv",
+            _csv([asdict(row) for row in rows], [field.name for field in fields(Row)]),
+        ),
         _write(directory / "study.json", json.dumps(document, indent=1) + "\n"),
     ]
     if parts:
-        written.append(_write(directory / "parts.csv", _csv([_part(cost) for cost in parts], list(_part(parts[0])))))
+        written.append(
+            _write(directory / "parts.csv", _csv([_part(cost) for cost in parts], list(_part(parts[0]))))
+        )
     figure = draw(rows, parts)
     for kind in ("png", "svg"):
         target = directory / f"study.{kind}"
@@ -42,9 +60,10 @@ def write_study(directory: Path, rows: Sequence[Row], parts: Sequence[PartCost],
 
 
 def draw(rows: Sequence[Row], parts: Sequence[PartCost]) -> Any:
-    """Throughput and efficiency by size, the share of each phase, and the parts' cost per sample.
+    """Draw throughput and efficiency by size, the share of each phase, and the parts' cost per sample.
 
-    Measured points are filled and joined by solid lines; planned ones are hollow and dashed, on the same axes, over a shaded ground.
+    Measured points are filled and joined by solid lines; planned ones are hollow and dashed, on the
+    same axes, over a shaded ground.
     """
     from matplotlib.figure import Figure
 
@@ -63,14 +82,32 @@ def draw(rows: Sequence[Row], parts: Sequence[PartCost]) -> Any:
 def _curves(axes: Any, rows: Sequence[Row], value: Callable[[Row], float]) -> None:
     studies = list(dict.fromkeys((row.kind, row.study, row.model, row.hardware) for row in rows))
     for (kind, study, model, hardware), colour in zip(studies, COLOURS * len(studies)):
-        points = [row for row in rows if (row.kind, row.study, row.model, row.hardware) == (kind, study, model, hardware)]
-        style = {"linestyle": "-", "marker": "o"} if kind == "measured" else {"linestyle": "--", "marker": "o", "markerfacecolor": "none"}
+        points = [
+            row
+            for row in rows
+            if (row.kind, row.study, row.model, row.hardware) == (kind, study, model, hardware)
+        ]
+        style = (
+            {"linestyle": "-", "marker": "o"}
+            if kind == "measured"
+            else {"linestyle": "--", "marker": "o", "markerfacecolor": "none"}
+        )
         label = f"{kind.upper()} {study}: {model}, {hardware}"
-        axes.plot([row.gpus for row in points], [value(row) for row in points], color=colour, label=label, **style)
+        axes.plot(
+            [row.gpus for row in points], [value(row) for row in points], color=colour, label=label, **style
+        )
     planned = [row.gpus for row in rows if row.kind == "planned"]
     if planned:
         axes.axvspan(min(planned) / 1.4, max(planned) * 1.4, color="#f1ede4", zorder=0)
-        axes.text(max(planned), 0.98, "planned, not run", transform=axes.get_xaxis_transform(), ha="right", va="top", fontsize=8)
+        axes.text(
+            max(planned),
+            0.98,
+            "planned, not run",
+            transform=axes.get_xaxis_transform(),
+            ha="right",
+            va="top",
+            fontsize=8,
+        )
     axes.set_xscale("log", base=2)
     axes.set_xlabel("GPUs (planned) or local processes (measured)")
     axes.grid(alpha=0.3)
@@ -94,15 +131,32 @@ def _phase_bars(axes: Any, rows: Sequence[Row]) -> None:
 def _part_curves(axes: Any, parts: Sequence[PartCost]) -> None:
     for number, part in enumerate(dict.fromkeys(cost.part for cost in parts)):
         points = [cost for cost in parts if cost.part == part]
-        axes.plot([cost.samples for cost in points], [cost.per_sample_us for cost in points], "-o", color=f"C{number % 10}", label=part)
-    axes.set(xscale="log", yscale="log", xlabel="samples", ylabel="us per sample", title="own parts, MEASURED: a level line is linear")
+        axes.plot(
+            [cost.samples for cost in points],
+            [cost.per_sample_us for cost in points],
+            "-o",
+            color=f"C{number % 10}",
+            label=part,
+        )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="samples",
+        ylabel="us per sample",
+        title="own parts, MEASURED: a level line is linear",
+    )
     axes.grid(alpha=0.3)
     if parts:
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
 def _part(cost: PartCost) -> dict[str, Any]:
-    return {"part": cost.part, "samples": cost.samples, "seconds": cost.seconds, "per_sample_us": cost.per_sample_us}
+    return {
+        "part": cost.part,
+        "samples": cost.samples,
+        "seconds": cost.seconds,
+        "per_sample_us": cost.per_sample_us,
+    }
 
 
 def _csv(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:

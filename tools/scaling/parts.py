@@ -1,7 +1,9 @@
-"""What the project's own parts cost per sample: planning, self-play around the engine, rewards, flywheel, dealing, packing.
+"""Measures the cost of the project's own parts per sample.
 
-Groups are fed in batches, as iterations feed them, and dropped again: what is looked for is cost that grows with what was seen before.
-Seconds are the processor's, not the clock's, so that a busy machine does not show.
+The parts are planning, self-play around the engine, rewards, flywheel, dealing and packing. Groups are
+fed in batches, as iterations feed them, and dropped again, because the study looks for cost that grows
+with the number of samples seen before. Seconds are the processor's, not the clock's, so that a busy
+machine does not show.
 """
 
 from __future__ import annotations
@@ -42,12 +44,15 @@ DATA_PARALLEL = 8
 REPEATED = ("self-play of all", "rewards of all", "advantage", "flywheel", "deal")
 """Parts that every rank computes alike over the whole batch (selfemo.trainer)."""
 SHARED = ("self-play", "reward")
-"""Parts that ranks share out, and pack for one another; packing micro-batches is shared out too, and the planner counts it as training."""
-SEEDS = 64
-"""Of one iteration of self-play."""
+"""Parts that ranks share out, and pack for one another. Packing micro-batches is shared out too, but
+the planner counts it as training.
+"""
+OPENINGS = 64
+"""Openings of one iteration of self-play."""
 LINEAR_FACTOR = 3.0
-"""A part grows when a sample of the largest study costs more than this times one of a tenth of it: dealing sorts, and caches overflow, but
-quadratic cost would be 10."""
+"""Largest ratio of the cost of a sample in the largest study to that in a tenth of it before a part
+counts as growing. Sorting in dealing and overflowing caches stay below it; quadratic cost would be 10.
+"""
 
 
 @dataclass(frozen=True)
@@ -60,40 +65,53 @@ class PartCost:
 
     @property
     def per_sample_us(self) -> float:
-        """Microseconds per sample."""
         return self.seconds / self.samples * 1e6
 
 
 @dataclass(frozen=True)
 class OwnCost:
-    """What the project's own parts take of a rank, per sample of the whole batch."""
+    """Cost of the project's own parts on a rank, per sample of the whole batch."""
 
     repeated_us: float = 0.0
-    """Microseconds on every rank, however many there are."""
+    """Microseconds on every rank, however many ranks there are."""
     shared_us: float = 0.0
     """Microseconds in all, shared out over the ranks."""
 
     def seconds(self, samples: int, ranks: int) -> float:
-        """Seconds that a batch takes of each of `ranks` ranks."""
+        """Return the seconds that a batch takes of each of `ranks` ranks."""
         return samples * (self.repeated_us + self.shared_us / ranks) / 1e6
 
 
-def measure_parts(sample_counts: Sequence[int], kept: Path, say: Callable[[str], None] = print) -> list[PartCost]:
-    """Every part at every count. What was measured is kept in the JSON file `kept` and not measured again."""
+def measure_parts(
+    sample_counts: Sequence[int], kept: Path, say: Callable[[str], None] = print
+) -> list[PartCost]:
+    """Measure every part at every count.
+
+    Results are kept in the JSON file `kept` and not measured again.
+    """
     corpus = load_corpus("everyday", "")
     found = [PartCost(**cost) for cost in json.loads(kept.read_text())] if kept.exists() else []
     for samples in sample_counts:
         for part, measure in PARTS.items():
             if not any((cost.part, cost.samples) == (part, samples) for cost in found):
                 found.append(PartCost(part, samples, measure(corpus, samples)))
-                say(f"{part}: {samples} samples in {found[-1].seconds:.1f} s of processor time, {found[-1].per_sample_us:.1f} us each")
+                say(
+                    f"{part}: {samples} samples in {found[-1].seconds:.1f} s of processor time, "
+                    f"{found[-1].per_sample_us:.1f} us each"
+                )
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_text(json.dumps([asdict(cost) for cost in found], indent=1) + "\n")
-    return sorted((cost for cost in found if cost.samples in sample_counts), key=lambda cost: (list(PARTS).index(cost.part), cost.samples))
+    return sorted(
+        (cost for cost in found if cost.samples in sample_counts),
+        key=lambda cost: (list(PARTS).index(cost.part), cost.samples),
+    )
 
 
 def growth(costs: Sequence[PartCost]) -> dict[str, float]:
-    """Cost per sample at the largest count over that at a tenth of it, by part; 1 is linear, 10 is quadratic."""
+    """Return, by part, the cost per sample at the largest count over that at a tenth of it.
+
+    1 is linear, 10 is quadratic.
+    """
     found = {}
     for part in dict.fromkeys(cost.part for cost in costs):
         by_count = {cost.samples: cost.per_sample_us for cost in costs if cost.part == part}
@@ -104,18 +122,20 @@ def growth(costs: Sequence[PartCost]) -> dict[str, float]:
 
 
 def own_cost(costs: Sequence[PartCost]) -> OwnCost:
-    """From the largest count of each part; a part that was not measured costs nothing."""
+    """Add up the parts' costs at each one's largest count; a part that was not measured costs nothing."""
     largest = {cost.part: cost.per_sample_us for cost in sorted(costs, key=lambda cost: cost.samples)}
     repeated, shared = (sum(largest.get(part, 0.0) for part in parts) for parts in (REPEATED, SHARED))
     return OwnCost(repeated, shared)
 
 
 def _planning(_: Corpus, samples: int) -> float:
-    seeds = max(1, samples // (4 * GROUP_SIZE))
-    config = RunConfig(selfplay=SelfPlayConfig(seeds_per_iteration=seeds))
+    openings = max(1, samples // (4 * GROUP_SIZE))
+    config = RunConfig(selfplay=SelfPlayConfig(seeds_per_iteration=openings))
     layout, gpu = Layout(8, 8, tensor=2, distributed_optimizer=True), gpu_by_name("h100-80g")
     started = time.process_time()
-    make_plan(config, planned_architecture(replace(config.model, path="qwen3-8b")), layout, workload_of(config), gpu)
+    make_plan(
+        config, planned_architecture(replace(config.model, path="qwen3-8b")), layout, workload_of(config), gpu
+    )
     return time.process_time() - started
 
 
@@ -142,23 +162,38 @@ def _packing(_: Corpus, samples: int) -> float:
 
 
 class _Engine:
-    """Stands for the engines and for the other ranks: completions of the usual lengths, and time kept of who would do what."""
+    """Stands for the engines and for the other ranks.
 
-    def __init__(self, answers: Sequence[tuple[int, ...]], utterances: Sequence[tuple[int, ...]], answer_tokens: int) -> None:
-        self._draw, self._answers, self._utterances, self._answer_tokens = random.Random(0), answers, utterances, answer_tokens
+    It returns completions of the usual lengths, and adds up the time of the work that the others would do.
+    """
+
+    def __init__(
+        self, answers: Sequence[tuple[int, ...]], utterances: Sequence[tuple[int, ...]], answer_tokens: int
+    ) -> None:
+        self._draw, self._answers, self._utterances, self._answer_tokens = (
+            random.Random(0),
+            answers,
+            utterances,
+            answer_tokens,
+        )
         self.engine_s = self.shared_s = 0.0
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """Completions as they come from other ranks."""
+        """Return completions as they come from other ranks."""
         started = time.process_time()
-        pools = [self._answers if request.max_tokens == self._answer_tokens else self._utterances for request in requests]
-        sent = pickle.dumps([Completion(ids, (-0.1,) * len(ids), True) for ids in map(self._draw.choice, pools)])
+        pools = [
+            self._answers if request.max_tokens == self._answer_tokens else self._utterances
+            for request in requests
+        ]
+        sent = pickle.dumps(
+            [Completion(ids, (-0.1,) * len(ids), True) for ids in map(self._draw.choice, pools)]
+        )
         self.engine_s += time.process_time() - started
         completions: list[Completion] = pickle.loads(sent)
         return completions
 
     def deal(self, compute: Callable[[Any], Any], items: Sequence[Any], /) -> list[Any]:
-        """All shares, as they come from other ranks."""
+        """Return all shares, as they come from other ranks."""
         started = time.process_time()
         sent = pickle.dumps([compute(item) for item in items])
         self.shared_s += time.process_time() - started
@@ -167,28 +202,41 @@ class _Engine:
 
 
 def _self_play(corpus: Corpus, samples: int) -> tuple[float, float]:
-    """Seconds of what ranks share out in self-play, and of what each does for all: requests, and what the others sent."""
+    """Return the seconds of self-play that ranks share out, and those that each spends for all.
+
+    The latter are requests, and the results that the others sent.
+    """
     from selfemo.system import tokenizer_texts
     from selfemo.tokens.encoder import ChatEncoder
     from selfemo.tokens.training import save_tokenizer, train_tokenizer
 
     config, train = RunConfig(), corpus.split("train")
-    play = replace(config.selfplay, seeds_per_iteration=SEEDS)
+    play = replace(config.selfplay, seeds_per_iteration=OPENINGS)
     with tempfile.TemporaryDirectory() as directory:
-        save_tokenizer(train_tokenizer(tokenizer_texts(corpus), config.model.vocab_size), Path(directory), config.model.max_length)
+        save_tokenizer(
+            train_tokenizer(tokenizer_texts(corpus), config.model.vocab_size),
+            Path(directory),
+            config.model.max_length,
+        )
         encoder = ChatEncoder(directory)
     texts = [turn.text for conversation in train for turn in conversation.turns]
-    answers, utterances = ([encoder.encode_completion(text) for text in choices] for choices in (corpus.labels, texts))
+    answers, utterances = (
+        [encoder.encode_completion(text) for text in choices] for choices in (corpus.labels, texts)
+    )
     engine = _Engine(answers, utterances, play.max_recognizer_tokens)
-    prompts = PromptBuilder(encoder, corpus.labels, config.corpus.history_turns, config.corpus.max_turn_tokens)
+    prompts = PromptBuilder(
+        encoder, corpus.labels, config.corpus.history_turns, config.corpus.max_turn_tokens
+    )
     score = Rewards(config.reward, train, corpus.labels).score
-    selfplay = SelfPlay(engine, prompts, score, TransitionPrior.estimate(train), play, config.seed, engine.deal)
+    selfplay = SelfPlay(
+        engine, prompts, score, TransitionPrior.estimate(train), play, config.seed, engine.deal
+    )
     pool = OpeningPool(corpus, play, config.seed, config.corpus.history_turns)
     played, iteration, seconds = 0, 0, 0.0
     while played < samples:
-        seeds = pool.draw(iteration, [])
+        openings = pool.draw(iteration, [])
         started = time.process_time()
-        episodes = selfplay.play(seeds, iteration)
+        episodes = selfplay.play(openings, iteration)
         seconds += time.process_time() - started
         played += sum(len(group.samples) for episode in episodes for group in episode.groups)
         iteration += 1
@@ -197,7 +245,7 @@ def _self_play(corpus: Corpus, samples: int) -> tuple[float, float]:
 
 
 def _rewarding(corpus: Corpus, samples: int) -> float:
-    """Scoring, and packing the figures for the other ranks."""
+    """Return the seconds of scoring, and of packing the figures for the other ranks."""
     rewards = Rewards(RewardConfig(), corpus.split("train"), corpus.labels)
     seconds = 0.0
     for groups in made_groups(corpus, rewards, samples):
@@ -208,7 +256,10 @@ def _rewarding(corpus: Corpus, samples: int) -> float:
 
 
 def _receiving(corpus: Corpus, samples: int) -> float:
-    """Unpacking everybody's figures and putting them to their groups; moving the bytes, some 40 a sample, is not counted."""
+    """Return the seconds of unpacking everybody's figures and putting them to their groups.
+
+    Moving the bytes, some 40 a sample, is not counted.
+    """
     rewards = Rewards(RewardConfig(), corpus.split("train"), corpus.labels)
     seconds = 0.0
     for groups in made_groups(corpus, rewards, samples):
@@ -220,7 +271,10 @@ def _receiving(corpus: Corpus, samples: int) -> float:
 
 
 def _weighing(corpus: Corpus, samples: int) -> float:
-    """Checking rewards, and the advantages of the whole batch as training samples."""
+    """Return the seconds of checking rewards, and of turning the whole batch into training samples.
+
+    Advantages are computed on the way.
+    """
     from selfemo.grpo.advantages import training_samples, with_advantages
     from selfemo.run.guards import check_rewards
 
@@ -242,7 +296,9 @@ def _collecting(corpus: Corpus, samples: int) -> float:
     rewards = Rewards(RewardConfig(), corpus.split("train"), corpus.labels)
     seconds = 0.0
     with tempfile.TemporaryDirectory() as directory:
-        flywheel = Flywheel(FlywheelConfig(), corpus, rewards, Path(directory) / "flywheel.sqlite", is_writer=True)
+        flywheel = Flywheel(
+            FlywheelConfig(), corpus, rewards, Path(directory) / "flywheel.sqlite", is_writer=True
+        )
         for version, groups in enumerate(made_groups(corpus, rewards, samples)):
             scored = rewards.score_groups(groups)
             started = time.process_time()
@@ -272,7 +328,10 @@ def _training_samples(count: int) -> list[TrainingSample]:
 
 
 def made_groups(corpus: Corpus, rewards: Rewards, samples: int) -> Iterator[list[Group]]:
-    """Batches of recognizer groups: real dialogues with a new last turn each, and answers that mostly agree."""
+    """Yield batches of recognizer groups.
+
+    They are real dialogues with a new last turn each, and answers that mostly agree.
+    """
     draw = random.Random(0)
     texts = [turn.text for conversation in corpus.split("train") for turn in conversation.turns]
     vocabulary = sorted({word for text in texts for word in text.split()})
@@ -282,12 +341,22 @@ def made_groups(corpus: Corpus, rewards: Rewards, samples: int) -> Iterator[list
         yield [_group(corpus, rewards, vocabulary, draw, iteration, episode) for episode in range(count)]
 
 
-def _group(corpus: Corpus, rewards: Rewards, vocabulary: Sequence[str], draw: random.Random, iteration: int, episode: int) -> Group:
+def _group(
+    corpus: Corpus,
+    rewards: Rewards,
+    vocabulary: Sequence[str],
+    draw: random.Random,
+    iteration: int,
+    episode: int,
+) -> Group:
     text = " ".join(draw.choices(vocabulary, k=draw.randint(4, 24)))
     gold = (draw.choice(corpus.labels),)
-    readings = [Answer(gold if draw.random() < 0.7 else (draw.choice(corpus.labels),)) for _ in range(GROUP_SIZE)]
+    readings = [
+        Answer(gold if draw.random() < 0.7 else (draw.choice(corpus.labels),)) for _ in range(GROUP_SIZE)
+    ]
     drawn = tuple(
-        Sample((1, 2, 3), (4, 5), (-0.1, -0.2), index, ", ".join(reading.labels), True, reading) for index, reading in enumerate(readings)
+        Sample((1, 2, 3), (4, 5), (-0.1, -0.2), index, ", ".join(reading.labels), True, reading)
+        for index, reading in enumerate(readings)
     )
     return Group(
         role="recognizer",

@@ -1,8 +1,8 @@
-"""What the planner expects of thousands of GPUs: the best layout at every size, under the example configurations.
+"""Plans thousands of GPUs: the best layout at every size, under the example configurations.
 
-One thing is added to the planner's step: the project's own parts, of which ranks share out the rewards, and repeat advantages, dealing and
-flywheel over the whole batch. They are nothing for one node and what ends weak scaling, so their cost per sample is taken from this
-machine's measurement.
+One thing is added to the planner's step: the project's own parts. Ranks share out the rewards, but
+repeat advantages, dealing and flywheel over the whole batch. These parts cost next to nothing on one
+node and are what ends weak scaling, so their cost per sample is taken from this machine's measurement.
 """
 
 from __future__ import annotations
@@ -25,30 +25,41 @@ GPUS_PER_NODE = 8
 GPU = "h100-80g"
 SIZES = tuple(8 << doubling for doubling in range(10))
 """8 to 4,096 GPUs."""
-STRONG_SEEDS = 2048
-WEAK_SEEDS = 32
-"""Per GPU."""
+STRONG_OPENINGS = 2048
+WEAK_OPENINGS = 32
+"""Openings per GPU."""
 
 
 def plan_studies(config_path: Path, model: str, own: OwnCost, sizes: Sequence[int] = SIZES) -> list[Row]:
-    """Strong and weak curves of one example configuration; a size at which no layout fits has no row.
+    """Plan strong and weak curves of one example configuration. A size at which no layout fits has no row.
 
     Args:
-        own: what the project's own parts cost (parts.own_cost); OwnCost() leaves it out.
+        own: cost of the project's own parts (parts.own_cost); OwnCost() leaves it out.
     """
     config = load_config(config_path, [f"model.path={model}"])
     rows = []
     for gpus in sizes:
-        rows += _rows(config, model, "strong", gpus, STRONG_SEEDS, own)
-        rows += _rows(config, model, "weak", gpus, WEAK_SEEDS * gpus, own)
+        rows += _rows(config, model, "strong", gpus, STRONG_OPENINGS, own)
+        rows += _rows(config, model, "weak", gpus, WEAK_OPENINGS * gpus, own)
     return rows
 
 
-def _rows(config: RunConfig, model: str, study: Study, gpus: int, seeds: int, own: OwnCost) -> list[Row]:
-    sized = replace(config, selfplay=replace(config.selfplay, seeds_per_iteration=seeds))
+def _rows(config: RunConfig, model: str, study: Study, gpus: int, openings: int, own: OwnCost) -> list[Row]:
+    sized = replace(config, selfplay=replace(config.selfplay, seeds_per_iteration=openings))
     workload = workload_of(sized)
-    best = best_layouts(sized, planned_architecture(sized.model), workload, gpus // GPUS_PER_NODE, GPUS_PER_NODE, gpu_by_name(GPU), 1)
-    return [_row(suggestion.plan, workload, model, study, seeds * 2 * max(1, sized.selfplay.turns), own) for suggestion in best]
+    best = best_layouts(
+        sized,
+        planned_architecture(sized.model),
+        workload,
+        gpus // GPUS_PER_NODE,
+        GPUS_PER_NODE,
+        gpu_by_name(GPU),
+        1,
+    )
+    return [
+        _row(suggestion.plan, workload, model, study, openings * 2 * max(1, sized.selfplay.turns), own)
+        for suggestion in best
+    ]
 
 
 def _row(plan: Plan, workload: Workload, model: str, study: Study, groups: int, own: OwnCost) -> Row:
@@ -80,7 +91,10 @@ def _row(plan: Plan, workload: Workload, model: str, study: Study, groups: int, 
         other_s=step.other + own_s,
         sync_bytes=moved,
         planned_sync_bytes=moved,
-        note=f"planned, never run; {own.repeated_us:.0f} us per sample on every rank, {own.shared_us:.0f} us shared out"
+        note=(
+            f"planned, never run; {own.repeated_us:.0f} us per sample on every rank, "
+            f"{own.shared_us:.0f} us shared out"
+        )
         if own != OwnCost()
         else "planned, never run; without the project's own parts",
     )

@@ -1,1 +1,1 @@
-"""A controlled comparison of training variants: many runs, one evaluation, intervals over seeds and dialogues."""
+"""Compares training variants under control: many runs, one evaluation, intervals over seeds and dialogues."""

@@ -1,7 +1,10 @@
-"""Train and compare the variants of a study: python -m tools.study STUDY.yaml --output DIR [--at-once 2] [--seed 1] [--test]
+"""Trains and compares the variants of a study.
 
-Training is resumed by the same command. Dev is evaluated every time; --test evaluates the test split too: once, when nothing will be
-changed any more. Writes DIR/report.md, figures, and every model's answers as JSON.
+Usage: python -m tools.study STUDY.yaml --output DIR [--at-once 2] [--seed 1] [--test]
+
+The same command resumes training. Dev is evaluated every time; --test evaluates the test split too:
+once, when nothing will be changed any more. Writes DIR/report.md, figures, and every model's answers as
+JSON.
 """
 
 from __future__ import annotations
@@ -21,11 +24,15 @@ from tools.study.runs import continuations, starts, train_all
 
 
 def study(
-    study_file: Annotated[Path, typer.Argument(help="What is compared, such as examples/configs/study_cpu.yaml.")],
-    output: Annotated[Path, typer.Option(help="Where runs and results go.")],
+    study_file: Annotated[Path, typer.Argument(help="Study file, such as examples/configs/study_cpu.yaml.")],
+    output: Annotated[Path, typer.Option(help="Directory for runs and results.")],
     at_once: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 2,
-    test: Annotated[bool, typer.Option("--test", help="Evaluate the test split too, once, at the end.")] = False,
-    seed: Annotated[list[int] | None, typer.Option(help="Only this seed of the study; may be repeated.")] = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="Evaluate the test split too, once, at the end.")
+    ] = False,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Only this seed of the study; may be repeated.")
+    ] = None,
 ) -> None:
     """Train every variant and seed, evaluate them, and write the comparison."""
 

@@ -1,7 +1,7 @@
-"""What every model of a study answers, asked once and kept: statistics and plots need no model after this.
+"""Asks every model of a study once and keeps the answers: statistics and plots then need no model.
 
-All models of a study share one engine where they share a shape, so twenty models cost one start-up. Replies are read by the seed's
-SFT start, which no variant trained further.
+All models of a study share one engine if they share a shape, so twenty models cost one start-up.
+Replies are read by the seed's SFT start, which no variant trained further.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SAMPLING_SEED = 1
 
 @dataclass(frozen=True)
 class ModelAnswers:
-    """One model on one split."""
+    """The answers of one model on one split."""
 
     variant: str
     seed: int
@@ -36,14 +36,16 @@ class ModelAnswers:
     label_entropy: float
     neutral_share: float
     expression: float | None
-    """Mean smoothed IoU of its replies as the SFT start reads them; None for the start itself, which would judge itself."""
+    """Mean smoothed IoU of its replies as the SFT start reads them. None for the start itself, which
+    would judge itself.
+    """
     trained_as: str = ""
     """`StudyRun.trained_as` of the run that was asked."""
 
 
 @dataclass(frozen=True)
 class SplitAnswers:
-    """Every model on one split."""
+    """The answers of every model on one split."""
 
     corpus: str
     split: str
@@ -52,20 +54,29 @@ class SplitAnswers:
     dialogues: tuple[str, ...]
     models: tuple[ModelAnswers, ...]
     limit: int = 0
-    """Only the split's first N turns were asked about; 0: all."""
+    """Number of turns asked about, from the split's first on; 0: all."""
 
     def of(self, variant: str) -> tuple[ModelAnswers, ...]:
-        """The variant's models, by seed."""
-        return tuple(sorted((model for model in self.models if model.variant == variant), key=lambda model: model.seed))
+        """Return the variant's models, by seed."""
+        return tuple(
+            sorted((model for model in self.models if model.variant == variant), key=lambda model: model.seed)
+        )
 
 
-def ask_all(runs: Sequence[StudyRun], split: str, limit: int, kept: Path, engines: Engines, tell: Callable[[str], None]) -> SplitAnswers:
-    """Let every trained model read a split and answer it; a run whose answers are kept is not asked again.
+def ask_all(
+    runs: Sequence[StudyRun],
+    split: str,
+    limit: int,
+    kept: Path,
+    engines: Engines,
+    tell: Callable[[str], None],
+) -> SplitAnswers:
+    """Let every trained model read a split and answer it. A run whose answers are kept is not asked again.
 
     Args:
         runs: complete ones, the start of every seed among them.
         limit: only the first N turns; 0 for all.
-        kept: file of answers; written after every model, so that nothing that was asked is asked twice.
+        kept: file of answers, written after every model, so that nothing is asked twice.
     """
     first = find_model(runs[0].model)
     fmt, place = corpus_of("", first)
@@ -74,7 +85,9 @@ def ask_all(runs: Sequence[StudyRun], split: str, limit: int, kept: Path, engine
     task = Task(turns, corpus.labels, smoothed_iou(first, corpus.labels), "generate", 0, SAMPLING_SEED)
     asked = SplitAnswers(corpus.name, split, corpus.labels, task.gold, task.dialogues, (), limit)
     earlier = load_answers(kept) if kept.exists() else asked
-    models = {(model.seed, model.variant): model for model in earlier.models if replace(earlier, models=()) == asked}
+    models = {
+        (model.seed, model.variant): model for model in earlier.models if replace(earlier, models=()) == asked
+    }
     readers = {run.seed: find_model(run.model) for run in runs if run.variant == START}
     for run in runs:
         answered = models.get((run.seed, run.variant))
@@ -108,6 +121,6 @@ def save_answers(path: Path, answers: SplitAnswers) -> None:
 
 
 def load_answers(path: Path) -> SplitAnswers:
-    """What `save_answers` wrote."""
+    """Read the file that `save_answers` wrote."""
     answers: SplitAnswers = TypeAdapter(SplitAnswers).validate_json(path.read_bytes())
     return answers

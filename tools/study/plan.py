@@ -1,7 +1,7 @@
-"""What a study compares: a YAML file that names a base configuration, seeds, a shared SFT start and variants.
+"""Reads a study's plan: a YAML file with a base configuration, seeds, a shared SFT start and variants.
 
-All variants of a seed continue the same SFT model, so that a difference between them is what they did after it. A
-variant is a name, a sentence, and overrides: an ablation is one line.
+All variants of a seed continue the same SFT model, so that a difference between them comes from their
+training after it. A variant is a name, a sentence, and overrides: an ablation is one line.
 """
 
 from __future__ import annotations
@@ -31,25 +31,23 @@ class Variant:
     says: str
     """One sentence for the table."""
     overrides: list[str] = field(default_factory=list)
-    """On top of the base configuration and of `self_play`."""
+    """Overrides on top of the base configuration and of `self_play`."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class StudyPlan:
-    """A whole study."""
-
     base: str
-    """Configuration file of every run, from the study file's directory."""
+    """Configuration file of every run, relative to the study file's directory."""
     seeds: Annotated[list[int], Field(min_length=1)]
     start: list[str]
     """Overrides of the SFT run that all variants of a seed share."""
     self_play: list[str]
-    """Overrides of every run that continues it."""
+    """Overrides of every run that continues the SFT run."""
     variants: Annotated[list[Variant], Field(min_length=1)]
     baselines: list[Name]
-    """Variants that every other one is compared with."""
+    """Variants with which every other one is compared."""
     processes: Annotated[int, Field(gt=0)] = 1
-    """Per run; parallel.* must fit."""
+    """Processes per run; parallel.* must fit."""
     limit: Annotated[int, Field(ge=0)] = 0
     """Models are compared on the first N turns of a split; 0 for all."""
 
@@ -58,20 +56,29 @@ def read_plan(path: Path) -> StudyPlan:
     """Read a study file.
 
     Raises:
-        UserError: not readable, an unknown or missing field, a repeated name, or a baseline that is no variant.
+        UserError: not readable, an unknown or missing field, a repeated name, or a baseline that is no
+            variant.
     """
     try:
         plan = TypeAdapter(StudyPlan).validate_python(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); examples/configs/study_cpu.yaml is one") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); examples/configs/study_cpu.yaml is one"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
     except ValidationError as error:
-        raise UserError(f"{path}: " + "; ".join(f"{'.'.join(map(str, e['loc'])) or 'study'}: {e['msg']}" for e in error.errors())) from None
+        raise UserError(
+            f"{path}: "
+            + "; ".join(f"{'.'.join(map(str, e['loc'])) or 'study'}: {e['msg']}" for e in error.errors())
+        ) from None
     names = [START, *(variant.name for variant in plan.variants)]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{path}: variant {name!r} is named twice ({START!r} is the SFT start itself): give it another name")
+            raise UserError(
+                f"{path}: variant {name!r} is named twice ({START!r} is the SFT start itself): "
+                "give it another name"
+            )
     for name in plan.baselines:
         if name not in names:
             raise UserError(f"{path}: baseline {name!r} is not a variant; expected one of {', '.join(names)}")
@@ -79,7 +86,7 @@ def read_plan(path: Path) -> StudyPlan:
 
 
 def only_seeds(plan: StudyPlan, seeds: Sequence[int]) -> StudyPlan:
-    """The part of a study that concerns some of its seeds, in the study's order.
+    """Return the part of a study that concerns some of its seeds, in the study's order.
 
     Raises:
         UserError: a seed the study does not have.

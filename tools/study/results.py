@@ -1,4 +1,6 @@
-"""From answers to figures: every variant's averages over its seeds, and its difference to each baseline, with intervals."""
+"""Turns answers into averages over each variant's seeds and differences from each baseline, with
+intervals.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,12 @@ BOOTSTRAP_SEED = 1
 
 @dataclass(frozen=True)
 class VariantFigures:
-    """One variant on one split, averaged over seeds."""
+    """One variant's figures on one split, averaged over seeds."""
 
     variant: str
     seeds: tuple[int, ...]
     intervals: tuple[Interval, ...]
-    """Of accuracy, weighted F1 and macro F1."""
+    """Intervals of accuracy, weighted F1 and macro F1."""
     siou: float
     neutral_share: float
     label_entropy: float
@@ -28,7 +30,7 @@ class VariantFigures:
 
 @dataclass(frozen=True)
 class Difference:
-    """A variant minus a baseline."""
+    """The difference of a variant from a baseline."""
 
     variant: str
     baseline: str
@@ -36,7 +38,7 @@ class Difference:
 
 
 def figures_of(answers: SplitAnswers, variants: Sequence[str]) -> list[VariantFigures]:
-    """Averages of every variant, in the given order."""
+    """Average the figures of every variant, in the given order."""
     found = []
     for name in variants:
         models = answers.of(name)
@@ -45,7 +47,9 @@ def figures_of(answers: SplitAnswers, variants: Sequence[str]) -> list[VariantFi
             VariantFigures(
                 variant=name,
                 seeds=tuple(model.seed for model in models),
-                intervals=seeded_bootstrap(answers.gold, _predictions(models), None, answers.dialogues, BOOTSTRAP_SEED),
+                intervals=seeded_bootstrap(
+                    answers.gold, _predictions(models), None, answers.dialogues, BOOTSTRAP_SEED
+                ),
                 siou=statistics.mean(model.siou for model in models),
                 neutral_share=statistics.mean(model.neutral_share for model in models),
                 label_entropy=statistics.mean(model.label_entropy for model in models),
@@ -56,13 +60,17 @@ def figures_of(answers: SplitAnswers, variants: Sequence[str]) -> list[VariantFi
 
 
 def differences(answers: SplitAnswers, variants: Sequence[str], baselines: Sequence[str]) -> list[Difference]:
-    """Every variant against every baseline but itself."""
+    """Compare every variant with every baseline but itself."""
     return [
         Difference(
             name,
             baseline,
             seeded_bootstrap(
-                answers.gold, _predictions(answers.of(name)), _predictions(answers.of(baseline)), answers.dialogues, BOOTSTRAP_SEED
+                answers.gold,
+                _predictions(answers.of(name)),
+                _predictions(answers.of(baseline)),
+                answers.dialogues,
+                BOOTSTRAP_SEED,
             ),
         )
         for baseline in baselines

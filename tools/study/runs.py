@@ -1,7 +1,7 @@
 """Trains every model of a study, a few runs at a time, each in processes of its own.
 
-A run is the ordinary `selfemo train`, so a study that was interrupted is started again with the same command: finished runs are left
-alone and unfinished ones go on as any run does.
+A run is the ordinary `selfemo train`, so the command that started an interrupted study also resumes it:
+finished runs are left alone and unfinished ones go on as any run does.
 """
 
 from __future__ import annotations
@@ -46,17 +46,20 @@ class StudyRun:
 
     @property
     def trained_as(self) -> str:
-        """Digest of a complete run's summary: another once it is trained again."""
+        """Digest of a complete run's summary: another digest once the run is trained again."""
         return hashlib.sha256((self.directory / SUMMARY_NAME).read_bytes()).hexdigest()[:16]
 
 
 def starts(plan: StudyPlan, study_file: Path, output: Path) -> list[StudyRun]:
-    """The SFT run of every seed."""
+    """List the SFT run of every seed."""
     return [_run(plan, study_file, output, seed, START, [*plan.start, "iterations=0"]) for seed in plan.seeds]
 
 
 def continuations(plan: StudyPlan, study_file: Path, output: Path) -> list[StudyRun]:
-    """The run of every variant and seed, a variant's seeds together: a study that is cut short has whole variants."""
+    """List the run of every variant and seed.
+
+    A variant's seeds stand together, so that a study that is cut short has whole variants.
+    """
     return [
         _run(plan, study_file, output, seed, variant.name, _overrides(plan, output, seed, variant))
         for variant in plan.variants
@@ -65,11 +68,11 @@ def continuations(plan: StudyPlan, study_file: Path, output: Path) -> list[Study
 
 
 def train_all(runs: Sequence[StudyRun], processes: int, at_once: int, tell: Callable[[str], None]) -> None:
-    """Train what is not complete yet.
+    """Train the runs that are not complete yet.
 
     Args:
-        processes: of each run.
-        at_once: runs side by side.
+        processes: number of processes of each run.
+        at_once: number of runs side by side.
 
     Raises:
         UserError: a run failed; names it, its status and its log. Runs already under way are finished first.
@@ -82,14 +85,22 @@ def train_all(runs: Sequence[StudyRun], processes: int, at_once: int, tell: Call
 
 
 def _overrides(plan: StudyPlan, output: Path, seed: int, variant: Variant) -> list[str]:
-    return [*plan.self_play, f"model.path={_directory(output, seed, START) / 'model'}", "sft.steps=0", *variant.overrides]
+    return [
+        *plan.self_play,
+        f"model.path={_directory(output, seed, START) / 'model'}",
+        "sft.steps=0",
+        *variant.overrides,
+    ]
 
 
-def _run(plan: StudyPlan, study_file: Path, output: Path, seed: int, name: str, overrides: Sequence[str]) -> StudyRun:
+def _run(
+    plan: StudyPlan, study_file: Path, output: Path, seed: int, name: str, overrides: Sequence[str]
+) -> StudyRun:
     directory = _directory(output, seed, name)
     base = str(study_file.parent / plan.base)
     settings = [*overrides, f"seed={seed}", f"output_dir={directory}"]
-    RunDirectory.check(load_config(base, settings))  # before the first run starts: settings, and that what is there was made with them
+    # before the first run starts: check the settings, and that existing runs were made with them
+    RunDirectory.check(load_config(base, settings))
     return StudyRun(seed, name, directory, ("--config", base, *settings))
 
 
@@ -98,7 +109,7 @@ def _directory(output: Path, seed: int, name: str) -> Path:
 
 
 def _train(run: StudyRun, processes: int, tell: Callable[[str], None]) -> str:
-    """Run to the end; returns what went wrong, or ""."""
+    """Train a run to its end; return the error, or ""."""
     if run.is_complete:
         return ""
     tell(f"training {run.directory}")
@@ -106,11 +117,21 @@ def _train(run: StudyRun, processes: int, tell: Callable[[str], None]) -> str:
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "selfemo.commands.main", "train", *run.settings]
     if processes > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--no-python"]
+        launcher = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+            "--no-python",
+        ]
         command = [*launcher, *command]
     environment = {**os.environ, "MASTER_PORT": str(_free_port())}
     with log.open("w", encoding="utf-8") as file:
-        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+        status = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
+        ).returncode
     if status == 0 and run.is_complete:
         tell(f"finished {run.directory}")
         return ""

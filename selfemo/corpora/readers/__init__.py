@@ -1,1 +1,1 @@
-"""One module per corpus format; each names what it reads in FORMATS, and selfemo.corpora.registry finds it there."""
+"""Read one corpus format per module; selfemo.corpora.registry finds each by its tuple FORMATS."""

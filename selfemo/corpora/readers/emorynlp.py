@@ -1,8 +1,10 @@
-"""EmoryNLP emotion detection (Zahiri & Choi, 2018): Friends, seasons 1-4, seven emotions of its own; JSON in two forms.
+"""Read EmoryNLP emotion detection (Zahiri & Choi, 2018): Friends, seasons 1-4, seven emotions of
+its own, JSON in two forms.
 
-The official form nests episodes > scenes > utterances; the widespread re-serialised one is a list of scenes, each a list of
-{text, speaker, label}. Texts and labels are the same; where several people speak at once the official form lists them and the
-other joins their names with blanks. Files of either form may stand side by side; the official one is taken where both do.
+The official form nests episodes > scenes > utterances. The widespread re-serialised form is a list
+of scenes, each a list of {text, speaker, label}. Texts and labels are the same. If several people
+speak at once, the official form lists them and the other joins their names with blanks. If files of
+both forms are in one directory, the official one is taken.
 """
 
 from __future__ import annotations
@@ -28,19 +30,22 @@ FILES = {
 
 
 def read_emorynlp(directory: Path, report: ProblemSink) -> Corpus:
-    """EmoryNLP from a directory that holds one file per split, in either form."""
+    """Read EmoryNLP from a directory that holds one file per split, in either form."""
     conversations: list[Conversation] = []
     for split, names in FILES.items():
         path = next((directory / name for name in names if (directory / name).is_file()), None)
         if path is None:
-            report(Problem(directory, 0, f"has no {split} split, expected {' or '.join(names)}: copy it there"))
+            report(
+                Problem(directory, 0, f"has no {split} split, expected {' or '.join(names)}: copy it there")
+            )
         else:
             conversations += read_emorynlp_split(path, split, report)
     return Corpus("emorynlp", LABELS, tuple(conversations))
 
 
 def read_emorynlp_split(path: Path, split: str, report: ProblemSink) -> list[Conversation]:
-    """One JSON file of either form; dialogue ids are scene_id, or the scene's number where the form has none."""
+    """Read one JSON file of either form. Dialogue ids are scene_id, or the scene's number in the
+    form without it."""
     text = read_text(path, report)
     value = None if text is None else parse_json(path, text, report)
     if value is None:
@@ -53,7 +58,10 @@ def read_emorynlp_split(path: Path, split: str, report: ProblemSink) -> list[Con
             line = next((u.line for u in utterances if isinstance(u, LocatedDict)), 0)
             checker.fault(line, f"scene {quote(scene_id)} appears twice: remove one")
             continue
-        turns = [_turn(checker, f"scene {quote(scene_id)}, utterance {i}", u) for i, u in enumerate(utterances, start=1)]
+        turns = [
+            _turn(checker, f"scene {quote(scene_id)}, utterance {i}", u)
+            for i, u in enumerate(utterances, start=1)
+        ]
         kept = tuple(turn for turn in turns if turn is not None)
         if kept:
             conversations[scene_id] = Conversation("emorynlp", split, scene_id, kept)
@@ -75,7 +83,9 @@ def _turn(checker: TurnChecker, where: str, utterance: Any) -> Turn | None:
     text, speaker, label = (utterance[key] for key in keys)
     if official:
         if not isinstance(speaker, list) or not all(isinstance(name, str) for name in speaker):
-            checker.fault(utterance.line, f"speakers of {where} are {quote(speaker)}, expected a list of names")
+            checker.fault(
+                utterance.line, f"speakers of {where} are {quote(speaker)}, expected a list of names"
+            )
             return None
         speaker = ", ".join(speaker)
     return checker.turn(utterance.line, speaker, text, [label])
@@ -89,7 +99,9 @@ def _listed_scenes(value: Any, checker: TurnChecker) -> Iterator[tuple[str, list
         if isinstance(scene, list):
             yield str(number), scene
         else:
-            checker.fault(getattr(scene, "line", 0), f"scene {number} is {quote(scene)}, expected a list of utterances")
+            checker.fault(
+                getattr(scene, "line", 0), f"scene {number} is {quote(scene)}, expected a list of utterances"
+            )
 
 
 def _official_scenes(value: Any, checker: TurnChecker) -> Iterator[tuple[str, list[Any]]]:
@@ -100,14 +112,19 @@ def _official_scenes(value: Any, checker: TurnChecker) -> Iterator[tuple[str, li
             if isinstance(scene_id, str) and scene_id.strip() and scene_id.isprintable():
                 yield scene_id, utterances
             elif isinstance(scene, LocatedDict):
-                checker.fault(scene.line, f"scene_id is {quote(scene_id)}, expected a text of printable characters")
+                checker.fault(
+                    scene.line, f"scene_id is {quote(scene_id)}, expected a text of printable characters"
+                )
 
 
 def _children(parent: Any, key: str, checker: TurnChecker) -> list[Any]:
     children = parent.get(key) if isinstance(parent, dict) else None
     if isinstance(children, list):
         return children
-    checker.fault(getattr(parent, "line", 0), f"{quote(parent)} has no list {key!r}, expected episodes > scenes > utterances")
+    checker.fault(
+        getattr(parent, "line", 0),
+        f"{quote(parent)} has no list {key!r}, expected episodes > scenes > utterances",
+    )
     return []
 
 

@@ -1,10 +1,12 @@
-"""The project's own form: one dialogue a line, turns with several labels and votes; and `everyday`, the bundled corpus in it.
+"""Read the project's own form, one dialogue per line, and `everyday`, the bundled corpus in that form.
 
-    {"id": "cafe-3", "turns": [{"speaker": "Ana", "text": "You came!", "labels": ["joy", "surprise"], "votes": {"joy": 3}}]}
+    {"id": "cafe-3", "turns": [{"speaker": "Ana", "text": "You came!",
+                                "labels": ["joy", "surprise"], "votes": {"joy": 3}}]}
 
-A directory holds train.jsonl, dev.jsonl, test.jsonl and labels.json, the list of label names. Labels and votes are optional;
-votes without labels imply them. Unknown keys are refused, since `label` for `labels` would quietly drop annotations; what a
-program wants to keep beside a dialogue goes under "meta", which is not read.
+A turn may have several labels and votes. A directory holds train.jsonl, dev.jsonl, test.jsonl and
+labels.json, the list of label names. Labels and votes are optional; votes without labels imply
+them. Unknown keys are refused, since `label` for `labels` would silently drop annotations. A
+program may keep further data of a dialogue under "meta", which is not read.
 """
 
 from __future__ import annotations
@@ -24,45 +26,62 @@ from selfemo.corpora.turns import TurnChecker
 SPLITS = ("train", "dev", "test")
 LABELS_FILE = "labels.json"
 EVERYDAY_PATH = (Path(__file__).parents[1] / "everyday").resolve()
-"""The bundled corpus: a link to examples/data/everyday in a checkout, package data where a wheel is installed."""
+"""Directory of the bundled corpus: a link to examples/data/everyday in a checkout, package data in
+an installed wheel."""
 MAX_LABELS = 1_000
-"""Most labels of a set."""
+"""Most labels of a label set."""
 _LABEL_NAME = re.compile(r"[a-z][a-z -]{0,99}")
 
 
 def read_jsonl(path: Path, report: ProblemSink, name: str = "jsonl") -> Corpus:
-    """A directory of three splits, or one .jsonl file beside its labels.json.
+    """Read a directory of three splits, or one .jsonl file beside its labels.json.
 
     A single file named train, dev or test is that split; any other is a training split.
     """
     directory = path.parent if path.is_file() else path
-    files = {path.stem if path.stem in SPLITS else "train": path} if path.is_file() else {s: path / f"{s}.jsonl" for s in SPLITS}
+    files = (
+        {path.stem if path.stem in SPLITS else "train": path}
+        if path.is_file()
+        else {s: path / f"{s}.jsonl" for s in SPLITS}
+    )
     labels = read_labels(directory / LABELS_FILE, report)
     if not labels:
         return Corpus(name, (), ())
-    conversations = [c for split, file in files.items() for c in read_jsonl_split(file, split, labels, report, name)]
+    conversations = [
+        c for split, file in files.items() for c in read_jsonl_split(file, split, labels, report, name)
+    ]
     return Corpus(name, labels, tuple(conversations))
 
 
 def read_labels(path: Path, report: ProblemSink) -> tuple[str, ...]:
-    """The closed label set, alphabetical; empty after a reported problem."""
+    """Read the closed label set, alphabetical; empty after a reported problem."""
     text = read_text(path, report)
     value = None if text is None else parse_json(path, text, report)
     if text is None:
         return ()
     if not isinstance(value, list) or not 2 <= len(value) <= MAX_LABELS:
-        report(Problem(path, 1, f"holds {quote(value)}, expected a list of at least two label names and at most {MAX_LABELS}"))
+        report(
+            Problem(
+                path,
+                1,
+                f"holds {quote(value)}, expected a list of at least two label names and at most {MAX_LABELS}",
+            )
+        )
         return ()
     bad = [item for item in value if not isinstance(item, str) or not _LABEL_NAME.fullmatch(item)]
     if bad or len(set(value)) < len(value):
         wrong = f"label name {quote(bad[0])} is not valid" if bad else "a label name appears twice"
-        report(Problem(path, 1, f"{wrong}, expected distinct names of lower-case letters, blanks and hyphens"))
+        report(
+            Problem(path, 1, f"{wrong}, expected distinct names of lower-case letters, blanks and hyphens")
+        )
         return ()
     return tuple(sorted(value))
 
 
-def read_jsonl_split(path: Path, split: str, labels: tuple[str, ...], report: ProblemSink, corpus: str) -> list[Conversation]:
-    """One .jsonl file, dialogues in the order of their lines."""
+def read_jsonl_split(
+    path: Path, split: str, labels: tuple[str, ...], report: ProblemSink, corpus: str
+) -> list[Conversation]:
+    """Read one .jsonl file, dialogues in the order of their lines."""
     checker = TurnChecker(path, labels, report)
     line_of: dict[str, int] = {}
     conversations = []
@@ -76,7 +95,10 @@ def read_jsonl_split(path: Path, split: str, labels: tuple[str, ...], report: Pr
         if not isinstance(dialogue_id, str) or not dialogue_id.strip() or not dialogue_id.isprintable():
             checker.fault(line, f"id is {quote(dialogue_id)}, expected a text that is not empty")
         elif line_of.setdefault(dialogue_id, line) != line:
-            checker.fault(line, f"id {quote(dialogue_id)} is that of line {line_of[dialogue_id]}: give each dialogue its own")
+            checker.fault(
+                line,
+                f"id {quote(dialogue_id)} is that of line {line_of[dialogue_id]}: give each dialogue its own",
+            )
         else:
             turns = _turns(checker, line, value["turns"])
             if turns:
@@ -91,20 +113,36 @@ def _turns(checker: TurnChecker, line: int, values: Any) -> tuple[Turn, ...]:
     turns = []
     for number, value in enumerate(values, start=1):
         where = f"turn {number}"
-        if not _has_keys(checker, line, where, value, required=("speaker", "text"), optional=("labels", "votes")):
+        if not _has_keys(
+            checker, line, where, value, required=("speaker", "text"), optional=("labels", "votes")
+        ):
             continue
         labels, votes = value.get("labels", []), value.get("votes", {})
         if not isinstance(labels, list):
-            checker.fault(line, f'labels of {where} are {quote(labels)}, expected a list such as ["{checker.example_label}"]')
+            checker.fault(
+                line,
+                f'labels of {where} are {quote(labels)}, expected a list such as ["{checker.example_label}"]',
+            )
         elif not isinstance(votes, dict):
-            checker.fault(line, f'votes of {where} are {quote(votes)}, expected an object such as {{"{checker.example_label}": 2}}')
+            checker.fault(
+                line,
+                f"votes of {where} are {quote(votes)}, expected an object such as "
+                f'{{"{checker.example_label}": 2}}',
+            )
         else:
             turn = checker.turn(line, value["speaker"], value["text"], labels, votes, where=where)
             turns += [turn] if turn is not None else []
     return tuple(turns)
 
 
-def _has_keys(checker: TurnChecker, line: int, where: str, value: Any, required: tuple[str, ...], optional: tuple[str, ...]) -> bool:
+def _has_keys(
+    checker: TurnChecker,
+    line: int,
+    where: str,
+    value: Any,
+    required: tuple[str, ...],
+    optional: tuple[str, ...],
+) -> bool:
     if not isinstance(value, dict):
         checker.fault(line, f"{where} is {quote(value)}, expected an object with {', '.join(required)}")
         return False
@@ -114,7 +152,11 @@ def _has_keys(checker: TurnChecker, line: int, where: str, value: Any, required:
         checker.fault(line, f"{where} has no {missing[0]!r}, expected an object with {', '.join(required)}")
     elif unknown:
         valid = (*required, *optional)
-        checker.fault(line, f"{where} has the key {quote(unknown[0])}, expected {', '.join(valid)}{nearest(unknown[0], valid)}")
+        checker.fault(
+            line,
+            f"{where} has the key {quote(unknown[0])}, expected "
+            f"{', '.join(valid)}{nearest(unknown[0], valid)}",
+        )
     return not missing and not unknown
 
 
@@ -128,7 +170,10 @@ FORMATS = (
         read=read_jsonl,
         recognises=lambda path: path.suffix == ".jsonl" or (path / "train.jsonl").is_file(),
         default_path=lambda data_root: None,
-        what="a .jsonl file beside labels.json, or a directory with train.jsonl, dev.jsonl, test.jsonl and labels.json",
+        what=(
+            "a .jsonl file beside labels.json, or a directory with train.jsonl, dev.jsonl, "
+            "test.jsonl and labels.json"
+        ),
     ),
     CorpusFormat(
         name="everyday",

@@ -1,7 +1,8 @@
-"""MELD (Poria et al., ACL 2019): lines of Friends with one of seven emotions, three CSV files.
+"""Read MELD (Poria et al., ACL 2019): lines of Friends with one of seven emotions, in three CSV files.
 
-Facts that decide the reading: Dialogue_ID restarts in every split; Utterance_ID has gaps and need not start at 0, so the order
-of turns is that of the rows; `Sr No.` repeats. The other columns (sentiment, season, times) are not used.
+Three facts decide how it is read. Dialogue_ID restarts in every split. Utterance_ID has gaps and
+need not start at 0, so turns are in the order of the rows. `Sr No.` repeats. The other columns
+(sentiment, season, times) are not used.
 """
 
 from __future__ import annotations
@@ -21,30 +22,39 @@ _COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
 
 
 def read_meld(directory: Path, report: ProblemSink) -> Corpus:
-    """MELD from a directory that holds its three CSV files."""
-    conversations = [c for split, name in FILES.items() for c in read_meld_split(directory / name, split, report)]
+    """Read MELD from a directory that holds its three CSV files."""
+    conversations = [
+        c for split, name in FILES.items() for c in read_meld_split(directory / name, split, report)
+    ]
     return Corpus("meld", LABELS, tuple(conversations))
 
 
 def read_meld_split(path: Path, split: str, report: ProblemSink) -> list[Conversation]:
-    """One CSV file, dialogues in order of their first row."""
+    """Read one CSV file, dialogues in order of their first row."""
     checker = TurnChecker(path, LABELS, report)
     turns_by_dialogue: dict[str, list[Turn]] = {}
     line_of: dict[tuple[str, str], int] = {}
     for line, row in read_csv(path, _COLUMNS, report):
         dialogue, utterance = row["Dialogue_ID"].strip(), row["Utterance_ID"].strip()
-        bad_id = next((value for value in (dialogue, utterance) if not (value.isascii() and value.isdigit())), None)
+        bad_id = next(
+            (value for value in (dialogue, utterance) if not (value.isascii() and value.isdigit())), None
+        )
         if bad_id is not None:
             checker.fault(line, f"Dialogue_ID or Utterance_ID is {quote(bad_id)}, expected a whole number")
             continue
         first = line_of.setdefault((dialogue, utterance), line)
         if first != line:
-            checker.fault(line, f"dialogue {dialogue} has utterance {utterance} twice, first in line {first}: remove one")
+            checker.fault(
+                line,
+                f"dialogue {dialogue} has utterance {utterance} twice, first in line {first}: remove one",
+            )
             continue
         turn = checker.turn(line, row["Speaker"], row["Utterance"], [row["Emotion"]])
         if turn is not None:
             turns_by_dialogue.setdefault(dialogue, []).append(turn)
-    return [Conversation("meld", split, dialogue, tuple(turns)) for dialogue, turns in turns_by_dialogue.items()]
+    return [
+        Conversation("meld", split, dialogue, tuple(turns)) for dialogue, turns in turns_by_dialogue.items()
+    ]
 
 
 FORMATS = (

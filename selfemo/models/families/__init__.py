@@ -1,1 +1,1 @@
-"""One file per model family; each defines FAMILY (see selfemo.models.family)."""
+"""Hold one file per model family; each defines FAMILY (see selfemo.models.family)."""

@@ -1,4 +1,7 @@
-"""Llama (SmolLM2 included): grouped-query attention, gated MLP, RMSNorm, no biases. The rules other families extend."""
+"""Describe Llama (SmolLM2 included): grouped-query attention, gated MLP, RMSNorm, no biases.
+
+Other families extend its rules.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ RULES = (
         layout=VocabularyRows(),
     ),
     Rule(
-        megatron=(MEGATRON_LAYER + "input_layernorm.weight", MEGATRON_LAYER + "self_attention.linear_qkv.layer_norm_weight"),
+        megatron=(
+            MEGATRON_LAYER + "input_layernorm.weight",
+            MEGATRON_LAYER + "self_attention.linear_qkv.layer_norm_weight",
+        ),
         hf={HF_LAYER + "input_layernorm.weight": ("hidden_size",)},
         vllm=HF_LAYER + "input_layernorm.weight",
         layout=Replicated(),
@@ -38,7 +44,10 @@ RULES = (
         layout=Split(dim=1),
     ),
     Rule(
-        megatron=(MEGATRON_LAYER + "pre_mlp_layernorm.weight", MEGATRON_LAYER + "mlp.linear_fc1.layer_norm_weight"),
+        megatron=(
+            MEGATRON_LAYER + "pre_mlp_layernorm.weight",
+            MEGATRON_LAYER + "mlp.linear_fc1.layer_norm_weight",
+        ),
         hf={HF_LAYER + "post_attention_layernorm.weight": ("hidden_size",)},
         vllm=HF_LAYER + "post_attention_layernorm.weight",
         layout=Replicated(),

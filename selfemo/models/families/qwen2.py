@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5 dense: Llama with biases on the query, key and value projections."""
+"""Describe Qwen2 and Qwen2.5 dense: Llama with biases on the query, key and value projections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Qwen3 dense: Llama with an RMSNorm on every query and key head, and a head width of its own."""
+"""Describe Qwen3 dense: Llama with an RMSNorm on every query and key head, and head_dim 128
+whatever the hidden size.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ HEAD_NORMS = tuple(
 
 
 def _published(layers: int, hidden: int, intermediate: int, heads: int, tied: bool) -> Mapping[str, object]:
-    """What the published sizes differ in (their config.json); the rest they share."""
+    """Fill in a published model's config.json: the arguments are the fields in which the models
+    differ, the rest they share.
+    """
     return {
         "num_hidden_layers": layers,
         "hidden_size": hidden,

@@ -1,1 +1,1 @@
-"""What tools/kernels/__main__.py measures: this project's kernels beside other implementations of the same mathematics."""
+"""Measures this project's kernels beside other implementations of the same mathematics."""

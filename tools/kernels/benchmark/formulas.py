@@ -1,8 +1,9 @@
-"""The formulas that are compared, ours and others', on two workloads with one answer each.
+"""Defines the formulas that are compared, ours and others', on two workloads with one answer each.
 
-`LOGITS`: log-probability and entropy of existing logits, forward and backward, with random derivatives of both.
-`PROJECTION`: hidden states and output weight to an on-policy GRPO loss (mean over tokens and sequences) and both gradients.
-A formula returns its gradients, so that a fast wrong answer shows in the table.
+`LOGITS`: log-probability and entropy of existing logits, forward and backward, with random derivatives
+of both. `PROJECTION`: hidden states and output weight to an on-policy GRPO loss (mean over tokens and
+sequences) and both gradients. A formula returns its gradients, so that a fast wrong answer shows in the
+table.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ GRPO = LossConfig.preset("grpo", kl_beta=0.0)
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of both workloads; a formula uses what it needs."""
+    """Inputs of both workloads. A formula uses those that it needs."""
 
     targets_T: Tensor
     dlogprob_T: Tensor
@@ -33,13 +34,14 @@ class Batch:
     dentropy_T: Tensor
     """Derivative in each entropy (LOGITS)."""
     advantage_S: Tensor
-    """One per sequence (PROJECTION)."""
+    """Advantage of each sequence (PROJECTION)."""
     sequence_length: int
-    """Tokens of each sequence; they are equally long, as two of the peers need padding otherwise."""
+    """Tokens of each sequence. All are equally long, because two of the peers would need padding
+    otherwise.
+    """
 
     @property
     def cu_seqlens(self) -> Tensor:
-        """Borders of the sequences."""
         return torch.arange(len(self.advantage_S) + 1, device=self.targets_T.device) * self.sequence_length
 
     @property
@@ -50,17 +52,20 @@ class Batch:
 
 @dataclass(frozen=True)
 class Formula:
-    """One implementation. `run` takes leaves (logits, or hidden states and weight) and the batch, and returns their gradients."""
+    """One implementation.
+
+    `run` takes leaves (logits, or hidden states and weight) and the batch, and returns their gradients.
+    """
 
     name: str
     run: Callable[..., tuple[Tensor, ...]]
     needs: str | None = None
-    """Module that must be importable."""
+    """Name of a module that must be importable."""
     device: str | None = None
     """Device type that it runs on; None: any."""
 
     def missing(self, device: str) -> str | None:
-        """Why this formula cannot be measured here, or None."""
+        """Return the reason why this formula cannot be measured here, or None."""
         if self.device is not None and self.device != device:
             return f"runs on {self.device} only"
         if self.needs is not None and importlib.util.find_spec(self.needs) is None:
@@ -69,7 +74,7 @@ class Formula:
 
 
 def _peer(module: str, name: str) -> Any:
-    """Imported by name and only where it is measured: peers are no dependency."""
+    """Import a peer by name, only when it is measured: peers are no dependency."""
     return getattr(importlib.import_module(module), name)
 
 
@@ -83,7 +88,9 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function)
 
 
-def _logits_gradient(logits_TV: Tensor, batch: Batch, logprob_T: Tensor, entropy_T: Tensor) -> tuple[Tensor, ...]:
+def _logits_gradient(
+    logits_TV: Tensor, batch: Batch, logprob_T: Tensor, entropy_T: Tensor
+) -> tuple[Tensor, ...]:
     (logprob_T @ batch.dlogprob_T + entropy_T @ batch.dentropy_T).backward()
     assert logits_TV.grad is not None
     return (logits_TV.grad,)
@@ -103,11 +110,19 @@ def _ours(logits_TV: Tensor, batch: Batch) -> tuple[Tensor, ...]:
 
 
 def _liger_triton(logits_TV: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-    """Its loss has no entropy, so there is no gradient to compare; of each sequence's rows it leaves the last one out."""
+    """Run Liger's loss. It has no entropy, so there is no gradient to compare.
+
+    It leaves out the last row of each sequence.
+    """
     triton_grpo_loss = _peer("liger_kernel.transformers.grpo_loss", "triton_grpo_loss")
     sequences, length = len(batch.advantage_S), batch.sequence_length
-    logits_BLV, targets_BL = logits_TV.view(sequences, length, -1), batch.targets_T.view(sequences, length)[:, :-1].contiguous()
-    loss, *_ = triton_grpo_loss(logits_BLV, None, None, targets_BL, batch.advantage_S, temperature=1.0, beta=0.0, reduce=True)
+    logits_BLV, targets_BL = (
+        logits_TV.view(sequences, length, -1),
+        batch.targets_T.view(sequences, length)[:, :-1].contiguous(),
+    )
+    loss, *_ = triton_grpo_loss(
+        logits_BLV, None, None, targets_BL, batch.advantage_S, temperature=1.0, beta=0.0, reduce=True
+    )
     loss.backward()
     return ()
 
@@ -125,7 +140,7 @@ def _gradients(*leaves: Tensor) -> tuple[Tensor, ...]:
 
 
 def _policy_loss(logprob_T: Tensor, batch: Batch) -> Tensor:
-    """On-policy GRPO: the ratio is 1 and only its gradient counts."""
+    """Compute on-policy GRPO: the ratio is 1 and only its gradient counts."""
     ratio_T = (logprob_T - logprob_T.detach()).exp()
     clipped_T = ratio_T.clamp(0.8, 1.2)
     return -torch.minimum(ratio_T * batch.advantage_T, clipped_T * batch.advantage_T).mean()
@@ -138,7 +153,7 @@ def _projection_eager(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tup
 
 
 def _bare_gemms(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-    """The three matrix products alone, in the chunks that ours uses: no loss, so no gradient to compare."""
+    """Run the three matrix products alone, in our formula's chunks: no loss, so no gradient to compare."""
     with torch.no_grad():
         dweight_VH, rows = torch.empty_like(weight_VH), min(DEFAULT_CHUNK_TOKENS, len(hidden_TH))
         buffer = torch.empty(rows, len(weight_VH), dtype=hidden_TH.dtype, device=hidden_TH.device)
@@ -163,7 +178,9 @@ def _projection_ours(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tupl
 
 @functools.cache
 def _liger_module() -> Any:
-    return _peer("liger_kernel.chunked_loss", "LigerFusedLinearGRPOLoss")(beta=0.0, use_ref_model=False, loss_type="grpo")
+    return _peer("liger_kernel.chunked_loss", "LigerFusedLinearGRPOLoss")(
+        beta=0.0, use_ref_model=False, loss_type="grpo"
+    )
 
 
 def _projection_liger(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tuple[Tensor, ...]:
@@ -176,7 +193,7 @@ def _projection_liger(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tup
 
 
 def _projection_cut(hidden_TH: Tensor, weight_VH: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-    """Cross-entropy weighted by the advantage: on-policy, the same gradient."""
+    """Run cross-entropy weighted by the advantage: on-policy, it has the same gradient."""
     linear_cross_entropy = _peer("cut_cross_entropy", "linear_cross_entropy")
     impl = "cce" if hidden_TH.is_cuda else "torch_compile"
     nll_T = linear_cross_entropy(hidden_TH, weight_VH, batch.targets_T, reduction="none", impl=impl)

@@ -1,9 +1,10 @@
-"""Runs the formulas: time in one process, round after round, and peak memory in a process of its own per formula.
+"""Measures the formulas: time in one process, round after round, and peak memory in a process per formula.
 
-Interleaved rounds let a noisy neighbour hit every formula alike, and the median of each is what is reported, beside the median of
-the processor time that the process was given: on a shared machine, the wall clock also counts what others did. Peak memory on a
-CPU is the kernel's own figure (VmHWM, reset before the call), with malloc told to return what is freed, so that one call's
-leftovers do not hide the next one's need.
+Interleaved rounds let a noisy neighbour hit every formula alike. The report has the median time of
+each, beside the median of the processor time that the process was given: on a shared machine, the wall
+clock also counts the work of others. Peak memory on a CPU is the kernel's own figure (VmHWM, reset
+before the call), with malloc told to return freed memory, so that one call's leftovers do not hide the
+next one's need.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tools.kernels.benchmark.formulas import WORKLOADS, Batch, Formula
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured."""
+    """Sizes of the inputs, and their dtype and device."""
 
     workload: str
     tokens: int
@@ -39,7 +40,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Row:
-    """One formula's figures; None where nothing was measured, with the reason in `note`."""
+    """One formula's figures. None if nothing was measured; `note` has the reason."""
 
     formula: str
     median_ms: float | None = None
@@ -54,7 +55,10 @@ class Row:
 
 
 def inputs(sizes: Sizes) -> tuple[tuple[Tensor, ...], Batch]:
-    """Tensors to differentiate (logits, or hidden states and weight) and the rest; the same numbers at every call."""
+    """Make the tensors to differentiate (logits, or hidden states and weight) and the rest.
+
+    The numbers are the same at every call.
+    """
     generator = torch.Generator().manual_seed(0)
     dtype, tokens = getattr(torch, sizes.dtype), sizes.tokens
     length = min(64, tokens)
@@ -85,11 +89,14 @@ class Call:
 
 
 def run_all(sizes: Sizes, threads: int, names: tuple[str, ...] | None = None) -> list[Row]:
-    """The workload's formulas (those named; None: all) on so many CPU threads: one first call each (compiles, allocates), then rounds.
+    """Measure the workload's formulas (those named; None: all) on so many CPU threads.
 
-    What cannot be measured, because a device or a peer is missing or the peer fails, is a row that says so.
+    Each gets one first call, which compiles and allocates, then rounds. A formula that cannot be
+    measured, because a device or a peer is missing or the peer fails, gets a row with the reason.
     """
-    formulas = tuple(formula for formula in WORKLOADS[sizes.workload] if names is None or formula.name in names)
+    formulas = tuple(
+        formula for formula in WORKLOADS[sizes.workload] if names is None or formula.name in names
+    )
     if sizes.device == "cuda" and not torch.cuda.is_available():
         return [Row(formula.name, note="no CUDA device on this machine") for formula in formulas]
     before = torch.get_num_threads()
@@ -113,7 +120,9 @@ def _measure(sizes: Sizes, formulas: tuple[Formula, ...]) -> list[Row]:
         except Exception as error:  # a peer's, of any kind: it must not take the other rows with it
             if formula.needs is None:
                 raise
-            notes[formula.name] = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            notes[formula.name] = (
+                f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
             continue
         first_ms[formula.name] = first.wall_ms
         kept = tuple(gradient.clone() for gradient in first.gradients)
@@ -136,16 +145,27 @@ def _measure(sizes: Sizes, formulas: tuple[Formula, ...]) -> list[Row]:
         wall_ms, cpu_ms = zip(*times[formula.name])
         cpu = statistics.median(cpu_ms) if sizes.device == "cpu" else None
         peak = _peak_in_own_process(sizes, formula.name)
-        rows.append(Row(formula.name, statistics.median(wall_ms), min(wall_ms), cpu, first_ms[formula.name], peak, errors[formula.name]))
+        rows.append(
+            Row(
+                formula.name,
+                statistics.median(wall_ms),
+                min(wall_ms),
+                cpu,
+                first_ms[formula.name],
+                peak,
+                errors[formula.name],
+            )
+        )
     return rows
 
 
 def _call(formula: Formula, tensors: tuple[Tensor, ...], batch: Batch) -> Call:
-    """One forward and backward pass over fresh copies of the inputs."""
+    """Run one forward and backward pass over fresh copies of the inputs."""
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
     on_gpu = leaves[0].is_cuda
     if on_gpu:
-        torch.empty(1 << 28, dtype=torch.int8, device=leaves[0].device).zero_()  # evict the copies from the cache
+        # evict the copies from the cache
+        torch.empty(1 << 28, dtype=torch.int8, device=leaves[0].device).zero_()
         torch.cuda.synchronize()
     begin, cpu_begin = time.perf_counter(), time.process_time()
     gradients = formula.run(*leaves, batch)
@@ -158,20 +178,27 @@ def _difference(gradients: tuple[Tensor, ...], reference: tuple[Tensor, ...]) ->
     if len(gradients) != len(reference):
         return None
     pairs = zip(gradients, reference)
-    return max(float((one.float() - other.float()).abs().max() / other.float().abs().max()) for one, other in pairs)
+    return max(
+        float((one.float() - other.float()).abs().max() / other.float().abs().max()) for one, other in pairs
+    )
 
 
 def _peak_in_own_process(sizes: Sizes, name: str) -> int:
-    """Extra peak bytes of one call, inputs not counted, after a warm-up call."""
+    """Return the extra peak bytes of one call in a new process, inputs not counted, after a warm-up call."""
     threads = str(torch.get_num_threads())
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
     command = [sys.executable, "-m", "tools.kernels.benchmark.measure", json.dumps(asdict(sizes)), name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 
 
 def peak_of_one_call(sizes: Sizes, name: str) -> int:
-    """In this process: peak memory of a second call above what was resident before it."""
+    """Return the peak memory of a second call in this process, above the resident memory before it."""
     (formula,) = (formula for formula in WORKLOADS[sizes.workload] if formula.name == name)
     tensors, batch = inputs(sizes)
     _call(formula, tensors, batch)
@@ -181,7 +208,7 @@ def peak_of_one_call(sizes: Sizes, name: str) -> int:
         before = torch.cuda.memory_allocated()
         formula.run(*leaves, batch)
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again at what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM restarts at the memory that is resident now
     before = _status_bytes("VmRSS")
     formula.run(*leaves, batch)
     return _status_bytes("VmHWM") - before

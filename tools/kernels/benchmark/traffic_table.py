@@ -1,4 +1,7 @@
-"""Bytes moved and held per logit, counted: eager formulas and the CPU path by their operators, the Triton kernels by address."""
+"""Counts the bytes that each formula moves and holds per logit.
+
+Eager formulas and the CPU path are counted by their operators, the Triton kernels by address.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ CACHE_BYTES = 8 * CHUNK_ELEMENTS
 
 @dataclass(frozen=True)
 class TrafficRow:
-    """Per bf16 logit. `peak` is what the formula holds beside the logits; None where it was not counted."""
+    """Bytes per bf16 logit.
+
+    `peak` is the memory that the formula holds beside the logits; None if it was not counted.
+    """
 
     formula: str
     read: float
@@ -70,7 +76,7 @@ FORMULAS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], None]] = {
 
 
 def torch_rows(tokens: int = 1024, columns: int = 8192) -> list[TrafficRow]:
-    """Eager formulas and the CPU path. Sizes matter only in that the logits must not fit the cache."""
+    """Measure eager formulas and the CPU path, on logits of any size that does not fit the cache."""
     rows = []
     for name, formula in FORMULAS.items():
         x_TV = torch.randn(tokens, columns).bfloat16().requires_grad_()
@@ -78,12 +84,19 @@ def torch_rows(tokens: int = 1024, columns: int = 8192) -> list[TrafficRow]:
         with TorchMeter(CACHE_BYTES) as meter:
             formula(x_TV, torch.arange(tokens), a_T, b_T)
         logits = tokens * columns
-        rows.append(TrafficRow(name, meter.counted.read_bytes / logits, meter.counted.written_bytes / logits, meter.peak_bytes / logits))
+        rows.append(
+            TrafficRow(
+                name,
+                meter.counted.read_bytes / logits,
+                meter.counted.written_bytes / logits,
+                meter.peak_bytes / logits,
+            )
+        )
     return rows
 
 
 def triton_rows(tokens: int = 4, columns: int = 8192) -> list[TrafficRow]:
-    """The Triton kernels, in a process with Triton's interpreter."""
+    """Measure the Triton kernels, in a process with Triton's interpreter."""
     command = [sys.executable, "-m", "tools.kernels.benchmark.traffic_table", str(tokens), str(columns)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -97,8 +110,12 @@ def _interpreted(tokens: int, columns: int) -> list[TrafficRow]:
     with interpreted_traffic(x_TV) as backward:
         (got.logprob_T.sum() + got.entropy_T.sum()).backward()
     return [
-        TrafficRow("selfemo Triton vocab_stats", forward.read_bytes / logits, forward.written_bytes / logits, None),
-        TrafficRow("selfemo Triton dlogits", backward.read_bytes / logits, backward.written_bytes / logits, None),
+        TrafficRow(
+            "selfemo Triton vocab_stats", forward.read_bytes / logits, forward.written_bytes / logits, None
+        ),
+        TrafficRow(
+            "selfemo Triton dlogits", backward.read_bytes / logits, backward.written_bytes / logits, None
+        ),
     ]
 
 

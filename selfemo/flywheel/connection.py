@@ -1,0 +1,101 @@
+"""Opens the flywheel's SQLite file: lock against a second writer, creation, and a check of its tables."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import sqlite3
+import weakref
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import IO
+
+from selfemo.common.errors import UserError
+from selfemo.flywheel.schema import SCHEMA, SCHEMA_VERSION
+
+MAX_VALUE_BYTES = 64 << 20
+"""Largest value that is read from a store, in bytes; a record has a few kilobytes."""
+
+
+def lock_writer(path: Path) -> IO[bytes]:
+    """Open the file that holds the writer's lock until it is closed, forgotten, or the process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.fdopen(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+    _close_in_children(handle)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise UserError(
+            f"{path}: another process is writing it; expected one writer; "
+            "wait for it, or choose another output_dir"
+        ) from None
+    return handle
+
+
+def _close_in_children(handle: IO[bytes]) -> None:
+    """Close the lock in forked children.
+
+    A child that writes a checkpoint must not hold the lock of a run that was killed meanwhile.
+    """
+    held = weakref.ref(handle)
+
+    def close() -> None:
+        inherited = held()
+        if inherited is not None and not inherited.closed:
+            os.close(inherited.fileno())
+
+    os.register_at_fork(after_in_child=close)
+
+
+def connect(path: Path, writable: bool, labels: Sequence[str]) -> sqlite3.Connection:
+    """Connect to a store; with `writable`, one that does not exist is created with these labels.
+
+    Raises:
+        UserError: it is of another version, or its tables are not a flywheel's.
+        sqlite3.Error, UnicodeDecodeError: it is not a database, or damaged.
+    """
+    if writable and not path.exists():
+        _create(path, labels)
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode={'rw' if writable else 'ro'}", uri=True)
+    version = connection.execute("pragma user_version").fetchone()[0]
+    if version != SCHEMA_VERSION:
+        connection.close()
+        raise UserError(
+            f"{path}: flywheel version {version}, expected {SCHEMA_VERSION}; "
+            "it was written by another version of selfemo"
+        )
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
+    # A view or a trigger in the place of a table would run statements that its author chose.
+    if _schema(connection) != _expected_schema():
+        connection.close()
+        raise UserError(f"{path}: not the tables of a flywheel; expected the flywheel.sqlite of a run")
+    if writable:
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = full")
+    return connection
+
+
+def _schema(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    query = "select type, name, sql from sqlite_master where sql is not null order by type, name"
+    return connection.execute(query).fetchall()
+
+
+@functools.cache
+def _expected_schema() -> list[tuple[str, str, str]]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(SCHEMA)
+        return _schema(connection)
+
+
+def _create(path: Path, labels: Sequence[str]) -> None:
+    """Make an empty store under a temporary name first, so that a store that exists is complete."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    with closing(sqlite3.connect(temporary)) as connection:
+        connection.executescript(SCHEMA)
+        connection.executemany("insert into label_set values (?)", [(label,) for label in labels])
+        connection.commit()
+    os.replace(temporary, path)

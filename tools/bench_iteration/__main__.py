@@ -1,0 +1,148 @@
+"""Measures an iteration: a self-play rollout beside plain vLLM, and all of it beside TRL's GRPOTrainer.
+
+    python -m tools.bench_iteration                         # both, on this machine
+    python -m tools.bench_iteration --parts rollout         # needs nothing beyond the project
+    python -m tools.bench_iteration --parts trl             # needs requirements/bench.txt
+    ... --json FILE                                         # the same, for a machine to read
+
+Both sides of a comparison run in this process on the same threads, in turns, so that any other load on
+the machine slows both alike; the figure is the median over rounds. Nothing is downloaded: the model is
+initialised here, the dialogues are the bundled corpus.
+
+rollout   selfplay.play (prompts, engine calls, parsing, gates, votes) against LLM.generate of the very
+          prompts and lengths that it asked for; beside it with the seeds and logprobs that self-play
+          needs, and in one call
+trl       rollout, rewards, SELF-GRPO step and weight sync of the trainer's own loop, against
+          GRPOTrainer's step on the same prompts, G, completion cap, loss (GRPO), KL and optimizer rate,
+          in fp32, without gradient checkpointing and with nothing logged
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tools.bench_iteration.against_trl import bench_trl
+from tools.bench_iteration.rollout import bench_rollout
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return exit status 1 if a bar is missed, else 0."""
+    options = _parser().parse_args(arguments)
+    # before torch is imported: vLLM makes torch.set_num_threads a no-op
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    # libraries print; the trainer's terminal sends file descriptor 1 to a log
+    terminal = os.fdopen(os.dup(1), "w")
+    warnings.simplefilter("ignore")
+    console = Console(file=terminal, width=110, highlight=False)
+    document: dict[str, Any] = {
+        "machine": _machine(options.threads),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    console.print(f"{document['machine']}, {document['time']}")
+    with tempfile.TemporaryDirectory(prefix="selfemo-bench-") as scratch, _failures_told():
+        if "rollout" in options.parts:
+            document["rollout"] = bench_rollout(options, Path(scratch) / "rollout")
+            console.print(_rollout_table(document["rollout"]))
+        if "trl" in options.parts:
+            document["trl"] = bench_trl(options, Path(scratch) / "trl")
+            console.print(_trl_table(document["trl"]))
+    if options.json:
+        temporary = options.json.with_suffix(".tmp")
+        temporary.write_text(json.dumps(document, indent=1) + "\n")
+        temporary.replace(options.json)
+    return int(any(document[part]["ratio"] < document[part]["bar"] for part in options.parts))
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    """Send a traceback to the terminal, although the trainer's log has file descriptor 2."""
+    kept = os.fdopen(os.dup(2), "w", buffering=1)
+    try:
+        yield
+    except BaseException:
+        sys.stderr = kept
+        raise
+
+
+def _rollout_table(result: dict[str, Any]) -> Table:
+    title = (
+        f"Self-play rollout: {result['seeds']} episodes x {result['turns']} turns, "
+        f"{result['requests_per_round']:.0f} requests and "
+        f"{result['tokens_per_round']:.0f} tokens a round, median of {result['rounds']} rounds"
+    )
+    table = Table("", "seconds", "tokens/s", title=title, title_justify="left")
+    for name, seconds in result["seconds"].items():
+        table.add_row(name, f"{seconds:.3f}", f"{result['tokens_per_round'] / seconds:.0f}")
+    table.add_row("self-play / plain", *_verdict(result))
+    return table
+
+
+def _trl_table(result: dict[str, Any]) -> Table:
+    lengths = result["mean_completion_tokens"]
+    sizes = f"{result['prompts']} prompts x G {result['group']}, at most {result['tokens_cap']} tokens"
+    title = f"One iteration: {sizes}, median of {result['rounds']} rounds"
+    table = Table("", "seconds", "mean tokens", title=title, title_justify="left")
+    table.add_row("selfemo", f"{result['seconds']['selfemo']:.3f}", f"{lengths['selfemo']:.1f}")
+    table.add_row(
+        f"TRL {result['trl']} GRPOTrainer", f"{result['seconds']['trl']:.3f}", f"{lengths['trl']:.1f}"
+    )
+    for name, seconds in result["phases"].items():
+        table.add_row(f"  selfemo: {name}", f"{seconds:.3f}", "")
+    table.add_row("TRL / selfemo", *_verdict(result))
+    return table
+
+
+def _verdict(result: dict[str, Any]) -> tuple[str, str]:
+    verdict = "holds" if result["ratio"] >= result["bar"] else "MISSED"
+    return (
+        f"{result['ratio']:.2f} ({result['ratio_low']:.2f} to {result['ratio_high']:.2f})",
+        f"bar {result['bar']}: {verdict}",
+    )
+
+
+def _machine(threads: int) -> str:
+    import psutil
+
+    memory_gib = round(psutil.virtual_memory().total / 2**30)
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores, {memory_gib} GiB, {threads} threads, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="+", choices=["rollout", "trl"], default=["rollout", "trl"])
+    parser.add_argument("--prompts", type=int, default=8, help="dialogues per iteration (default 8)")
+    parser.add_argument("--group", type=int, default=8, help="G, samples per prompt (default 8)")
+    parser.add_argument("--tokens", type=int, default=32, help="completion cap (default 32)")
+    parser.add_argument(
+        "--turns", type=int, default=2, help="turns of a self-play episode, rollout part (default 2)"
+    )
+    parser.add_argument("--rounds", type=int, default=9, help="measured rounds (default 9)")
+    parser.add_argument("--warmup", type=int, default=2, help="rounds before them (default 2)")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="OpenMP threads (default: all cores)"
+    )
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
