@@ -80,7 +80,7 @@ def test_set_up_and_image_have_one_uv():
 
 
 def test_every_page_and_script_names_a_python_that_set_up_takes():
-    for page in PAGES:
+    for page in (page for page in PAGES if page.name not in HISTORY):
         for version in re.findall(
             r"[Pp]ython ?(3\.\d+)", page.read_text(encoding="utf-8") if page.is_file() else ""
         ):

@@ -57,6 +57,7 @@ def main() -> int:
         "uv": [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV],
         "packages (some minutes on a slow line)": [*uv, *packages, torch_requirement()],
         "this checkout": [*uv, "--no-deps", "--no-build-isolation", "--editable", "."],
+        "its byte-code": [str(python), "-m", "compileall", "-q", "selfemo", "kernels", "tools"],
         "imports": [str(python), "tools/check_install.py"],
     }
     for number, (name, command) in enumerate(steps.items(), start=1):

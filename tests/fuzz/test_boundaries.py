@@ -96,7 +96,7 @@ def test_pickle_is_read_in_one_place() -> None:
         }
     reads_files = {("selfemo/weights/metadata_pickle.py", "pickle.Unpickler")}
     reads_memory_of_its_own_fork = {
-        ("selfemo/megatron/checkpoint.py", name) for name in ("pickle.dump", "pickle.loads")
+        ("selfemo/megatron/checkpoint_writer.py", name) for name in ("pickle.dump", "pickle.loads")
     }
     times_what_it_pickled_itself = {
         ("tools/scaling/parts.py", name) for name in ("pickle.dumps", "pickle.loads")
@@ -206,7 +206,8 @@ def test_the_environment_is_read_by_name_and_never_written_down() -> None:
             for argument in (*call.args, *(word.value for word in call.keywords))
             if ast.unparse(argument) == "os.environ"
         ]
-        assert not whole or str(path) == "selfemo/commands/doctor.py", f"{path}:{call.lineno}"
+        allowed = ("selfemo/commands/doctor.py", "tools/set_up.py")  # the latter for uv, a child process
+        assert not whole or str(path) in allowed, f"{path}:{call.lineno}"
     for path, tree in PRODUCT.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FormattedValue | ast.Return):
