@@ -19,7 +19,7 @@ from selfemo.models.architecture import architecture_by_name, hf_config
 from selfemo.tokens.init_model import init_model
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = ("4b", "8b")
+MODELS = ("8b", pytest.param("4b", marks=pytest.mark.slow))
 TOLD = (
     'echo "store not shared: $TORCH_DISABLE_SHARE_RDZV_TCP_STORE, connections: $CUDA_DEVICE_MAX_CONNECTIONS"'
 )
@@ -133,7 +133,7 @@ def test_bash_calls_torchrun_with_the_nodes_of_the_environment(environment, tmp_
     ]
 
 
-@pytest.mark.parametrize("gpus", ["4", "h100:4"])
+@pytest.mark.parametrize("gpus", [pytest.param("4", marks=pytest.mark.slow), "h100:4"])
 def test_bash_reads_slurm(environment, tmp_path, whole_model, gpus):
     slurm = {
         "SLURM_NNODES": "2",

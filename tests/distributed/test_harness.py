@@ -107,6 +107,7 @@ def test_a_nested_function_is_refused(distributed: DistributedRunner) -> None:
         distributed(2, lambda: None)
 
 
+@pytest.mark.slow
 def test_ranks_and_their_children_end_with_a_killed_session(tmp_path: Path) -> None:
     """Kill a test session.
 

@@ -80,7 +80,10 @@ def test_the_chain_notices_a_kill_that_did_not_strike_and_a_run_that_started_ove
 
 @pytest.mark.parametrize(
     ("sent", "at", "count", "place"),
-    [("term", "reward", 1, "1 iterations"), ("usr1", "generate", 5, "0 iterations")],
+    [
+        pytest.param("term", "reward", 1, "1 iterations", marks=pytest.mark.slow),
+        ("usr1", "generate", 5, "0 iterations"),
+    ],
 )
 def test_a_signal_leaves_a_checkpoint_and_status_0(launcher, untouched, tmp_path, sent, at, count, place):
     """Send the signal to one rank.

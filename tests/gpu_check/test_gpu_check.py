@@ -137,6 +137,7 @@ def test_wrong_arguments_end_with_two(arguments: list[str]) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 @needs_no_gpu
 def test_steps_that_a_cpu_can_run_pass_there(tmp_path: Path) -> None:
     """Run two real steps as processes of the real harness.

@@ -50,7 +50,10 @@ LAYOUTS = _PLAIN | {
     for name, (size, parallel) in _PLAIN.items()
 }
 """Name: (processes, layout)."""
-SLOW = ("TP2 PP2 +SP", "TP2 +recompute", "PP2 +recompute", "DP2 +recompute", "TP2 PP2 +recompute")
+SLOW = (
+    *("TP2 PP2 +SP", "TP2 PP2", "TP2 +recompute", "TP2 +SP +recompute", "PP2 +recompute", "DP2 +recompute"),
+    *("TP2 PP2 +recompute", "TP2 DP2 +DO +recompute"),
+)
 """Layouts that `make test` leaves to `make test-layouts`.
 
 The others contain each kind of layout and of recomputation.

@@ -45,7 +45,9 @@ The vocabulary is a prime: with TP2 one row of the output weight is padding.
 """
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+@pytest.fixture(
+    scope="module", params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["tied", "untied"]
+)
 def hf_dir(request, tmp_path_factory):
     return str(
         save_tiny(
