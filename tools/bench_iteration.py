@@ -330,13 +330,14 @@ def _config(options: argparse.Namespace, run_dir: Path, turns: int) -> RunConfig
 
 def _trainer(config: RunConfig) -> Trainer:
     """The trainer of a run that has just started: random weights, sent to the engine."""
+    from selfemo.config.training_corpus import load_run_corpus
     from selfemo.inference.engines import join_world_of_one
     from selfemo.process.stop import StopSignals
     from selfemo.process.terminal import Terminal
     from selfemo.records.directory import RunDirectory
     from selfemo.run.journal import Journal
     from selfemo.run.stoppable import StopRequest
-    from selfemo.system import build_system, join_world, load_run_corpus
+    from selfemo.system import build_system, join_world
     from selfemo.trainer import Trainer
 
     run = RunDirectory.claim(config)
@@ -352,9 +353,10 @@ def _trainer(config: RunConfig) -> Trainer:
 
 def _prompts(config: RunConfig, iterations: int) -> tuple[Path, list[list[Opening]], tuple[str, ...]]:
     """The run's initial model, the seeds of its first iterations, and the label set."""
+    from selfemo.config.training_corpus import load_run_corpus
     from selfemo.records.directory import RunDirectory
     from selfemo.selfplay.openings import OpeningPool
-    from selfemo.system import INITIAL_MODEL, load_run_corpus, tokenizer_texts
+    from selfemo.system import INITIAL_MODEL, tokenizer_texts
     from selfemo.tokens.init_model import init_model
 
     corpus = load_run_corpus(config)

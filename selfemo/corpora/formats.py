@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfemo.corpora.conversation import Corpus
+from selfemo.corpora.conversation import Conversation, Corpus
 from selfemo.corpora.problems import ProblemSink
 
 
@@ -27,3 +27,5 @@ class CorpusFormat:
     """Its usual place given the data root (None where there is none); None where it has no usual place."""
     what: str
     """What its path must hold, for messages."""
+    read_unlabelled: Callable[[Path, ProblemSink], list[Conversation]] | None = None
+    """Reads training dialogues alone, without labels, so that no label set is needed; None: `read` does."""

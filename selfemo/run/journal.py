@@ -6,6 +6,7 @@ computed from the records of metrics.jsonl, so that a run that was interrupted s
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -16,6 +17,7 @@ from typing import Any
 
 from selfemo.common.files import size_of
 from selfemo.config.schema import RunConfig
+from selfemo.corpora.labelled import label_counts
 from selfemo.evaluation.metrics import MajorityBaseline
 from selfemo.evaluation.recognition import RecognitionReport
 from selfemo.flywheel.flywheel import FlywheelCounts
@@ -213,6 +215,7 @@ class Journal:
             "trainer": f"megatron-core {importlib.metadata.version('megatron-core')}",
             "engine": engine_version(),
             "corpus": system.corpus.name,
+            "training_dialogues": dataclasses.asdict(label_counts(system.corpus)),
             "iterations": self._config.iterations,
             "eval": {"majority": _figures(majority), **evaluations},
             "rollout": {
