@@ -1,4 +1,4 @@
-"""Hidden labels, and dialogues that never had any: which, how many, and that nothing of the labels is left."""
+"""Hidden labels, and dialogues that never had any: which, how many, and that no label is left."""
 
 from __future__ import annotations
 

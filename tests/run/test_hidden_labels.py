@@ -1,4 +1,4 @@
-"""Plants recognisable labels in hidden dialogues and looks for them: in priors, weights, examples, groups, records.
+"""Plants recognisable labels in hidden dialogues and looks for them in priors, examples, groups, records.
 
 The same search finds them where they may be: in the openings of the oracle, which alone get them back.
 """

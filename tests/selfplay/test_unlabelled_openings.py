@@ -1,4 +1,4 @@
-"""Turns without labels open episodes: as often as asked, each once per epoch, with consensus in place of gold."""
+"""Turns without labels open episodes: as often as asked, each once an epoch, with consensus for gold."""
 
 from __future__ import annotations
 
