@@ -15,7 +15,6 @@ from pathlib import Path
 
 from selfemo.config.schema import RunConfig
 from selfemo.corpora.conversation import Corpus
-from selfemo.corpora.registry import load_training_corpus
 from selfemo.megatron.device import Device, select_device
 from selfemo.megatron.learner import Learner
 from selfemo.megatron.parallel import Layout, init_distributed, init_parallel
@@ -146,8 +145,3 @@ def tokenizer_texts(corpus: Corpus) -> Iterator[str]:
                 yield responder_text(
                     conversation.turns[max(0, index - 1) : index + 1], turn.speaker, turn.labels
                 )
-
-
-def load_run_corpus(config: RunConfig) -> Corpus:
-    """Read and check the configured corpus."""
-    return load_training_corpus(config.corpus.name, config.corpus.path, config.corpus.hold_out)

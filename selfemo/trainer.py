@@ -13,6 +13,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 from selfemo.config.schema import RunConfig
+from selfemo.config.training_corpus import load_run_corpus
+from selfemo.corpora.labelled import label_counts
 from selfemo.evaluation.metrics import majority_baseline
 from selfemo.evaluation.recognition import evaluate_recognition
 from selfemo.evaluation.turns import evaluation_turns
@@ -22,11 +24,12 @@ from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.learner import PolicyStats, batch_counts
 from selfemo.megatron.optimizer import warmup_linear
 from selfemo.process import watchdog
-from selfemo.process.collectives import all_or_none
+from selfemo.process.collectives import all_or_none, on_rank0
 from selfemo.process.dealing import map_over_ranks
 from selfemo.process.stop import StopSignals
 from selfemo.process.terminal import Terminal
 from selfemo.records.directory import FLYWHEEL_NAME, RunDirectory
+from selfemo.records.training_dialogues import record_training_dialogues
 from selfemo.rewards.scoring import Rewards
 from selfemo.run.guards import check_ratio, check_rewards
 from selfemo.run.journal import Journal
@@ -37,7 +40,7 @@ from selfemo.run.supervised_start import supervised_start
 from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.openings import OpeningPool
 from selfemo.selfplay.transitions import TransitionPrior
-from selfemo.system import System, build_system, join_world, load_run_corpus
+from selfemo.system import System, build_system, join_world
 
 
 def train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: StopSignals) -> None:
@@ -51,8 +54,9 @@ def train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: Sto
     """
     world = join_world(config)
     corpus = all_or_none(lambda: load_run_corpus(config))
+    on_rank0(lambda: record_training_dialogues(run, corpus, config))
     terminal.say(
-        f"{run.root}: {world.layout.world_size} processes, corpus {corpus.name}; "
+        f"{run.root}: {world.layout.world_size} processes, corpus {corpus.name}: {label_counts(corpus)}; "
         f"libraries write to {terminal.log_path.parent}"
     )
     journal, stop = Journal(config, run, terminal, world), StopRequest(world.device.torch_device, signals)

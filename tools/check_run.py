@@ -25,6 +25,7 @@ SUMMARY_KEYS = (
     "trainer",
     "engine",
     "corpus",
+    "training_dialogues",
     "iterations",
     "eval",
     "rollout",
@@ -36,6 +37,12 @@ SUMMARY_KEYS = (
 PARTS = {
     "rollout": ("samples", "tokens", "tokens_per_second"),
     "weight_sync": ("count", "bytes_per_sync", "seconds_mean", "greedy_match"),
+    "training_dialogues": (
+        "labelled_dialogues",
+        "labelled_turns",
+        "unlabelled_dialogues",
+        "unlabelled_turns",
+    ),
     "flywheel": ("offered", "kept"),
     "seconds": ("total", "sft", "rollout", "train", "sync", "eval"),
 }

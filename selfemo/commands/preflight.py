@@ -13,8 +13,10 @@ from selfemo.common.errors import UserError
 from selfemo.config.checks import planned_architecture, run_violations
 from selfemo.config.layout import layout_of
 from selfemo.config.schema import RunConfig
+from selfemo.config.training_corpus import load_run_corpus
 from selfemo.corpora.conversation import Corpus
-from selfemo.corpora.registry import CorpusAbsent, load_training_corpus
+from selfemo.corpora.labelled import label_counts
+from selfemo.corpora.registry import CorpusAbsent
 from selfemo.models.architecture import is_known_by_name, read_architecture
 from selfemo.records.directory import RunDirectory
 
@@ -55,9 +57,7 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str
         )
     run = RunDirectory.check(config)
     try:
-        told_corpus = _summary(
-            load_training_corpus(config.corpus.name, config.corpus.path, config.corpus.hold_out)
-        )
+        told_corpus = _summary(load_run_corpus(config))
     except CorpusAbsent as error:
         if not planning:
             raise
@@ -119,7 +119,7 @@ def check_model_files(path: str) -> None:
 
 def _summary(corpus: Corpus) -> str:
     sizes = ", ".join(f"{split} {len(corpus.split(split))}" for split in ("train", "dev", "test"))
-    return f"corpus {corpus.name} (dialogues: {sizes})"
+    return f"corpus {corpus.name} (dialogues: {sizes}; train: {label_counts(corpus)})"
 
 
 def check_dependencies() -> None:

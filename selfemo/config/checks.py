@@ -62,6 +62,10 @@ def violations(config: RunConfig) -> Iterator[str]:
         if name not in known:
             yield f"{field}={quote(name)}: expected one of {', '.join(known)}{nearest(name, known)}"
     model, play = config.model, config.selfplay
+    if config.corpus.labelled_share == 0:
+        yield "corpus.labelled_share=0 leaves no labelled turn to learn from: set it above 0"
+    if config.corpus.reveal_hidden and config.corpus.labelled_share == 1:
+        yield "corpus.reveal_hidden=true has nothing to reveal: set corpus.labelled_share below 1"
     if config.reward.consistency_low > config.reward.consistency_high:
         yield (
             f"reward.consistency_low={config.reward.consistency_low} is above "

@@ -90,6 +90,17 @@ class CorpusConfig:
     hold_out: str = ""
     """Other corpora (names or paths, separated by commas) whose dev and test texts training must
     not meet: MELD and EmoryNLP overlap."""
+    labelled_share: Share = 1.0
+    """Share of the labelled training dialogues that keep their labels, drawn by the run's seed and recorded
+    by name. The others open episodes as bare text: nothing in a run sees their labels. Dev and test keep
+    theirs."""
+    unlabelled: str = ""
+    """Further training dialogues without labels: names of corpora, whose training split is read, or paths of
+    corpora or JSONL files, separated by commas. Labels that they hold are dropped in reading."""
+    reveal_hidden: bool = False
+    """The arm `oracle`, an upper bound: the labels that labelled_share hides are gold in the groups that open
+    on those turns, and the target of the first reply to them. SFT, label shares, caps and transitions still
+    do without them."""
     history_turns: Count = 4
     """Earlier turns shown to both roles."""
     max_turn_tokens: Positive = 64
@@ -138,8 +149,10 @@ class SelfPlayConfig:
     """A longer utterance earns no expression reward."""
     real_seed_share: Share = 0.5
     """Least share of an iteration's seeds that are real dialogues; others continue kept flywheel records."""
+    unlabelled_share: Share | None = None
+    """Share of the real seeds that end in a turn of a dialogue without labels; null: as they occur."""
     seed_label_balance: Share = 0.0
-    """How much real seeds favour rare labels: 0 follows the training split, 1 draws all labels equally."""
+    """How much labelled seeds favour rare labels: 0 follows their shares, 1 draws all labels equally."""
     target_flattening: Share = 0.0
     """The same for targets beyond the seed: 0 follows the transition prior, 1 draws all sets equally."""
     thinking: bool = False

@@ -34,6 +34,11 @@ class Conversation:
         """Name that is unique across corpora: "corpus/split/dialogue_id"."""
         return f"{self.corpus}/{self.split}/{self.dialogue_id}"
 
+    @property
+    def is_labelled(self) -> bool:
+        """Whether any turn has labels."""
+        return any(turn.labels for turn in self.turns)
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -45,6 +50,8 @@ class Corpus:
     conversations: tuple[Conversation, ...] = field(repr=False)
     barred_texts: tuple[str, ...] = field(repr=False, default=())
     """Dev and test texts of other corpora, which training must not meet either."""
+    revealed: tuple[Conversation, ...] = field(repr=False, default=())
+    """Dialogues that `conversations` holds without their labels, here with them: for openings alone."""
 
     def split(self, name: str) -> tuple[Conversation, ...]:
         """Return the conversations of one split, in file order."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfemo.corpora.conversation import Corpus
+from selfemo.corpora.conversation import Conversation, Corpus
 from selfemo.corpora.problems import ProblemSink
 
 
@@ -28,3 +28,5 @@ class CorpusFormat:
     """Return its usual place, given the data root (None if there is none); None if it has no usual place."""
     what: str
     """Description of the files its path must hold, for messages."""
+    read_unlabelled: Callable[[Path, ProblemSink], list[Conversation]] | None = None
+    """Read training dialogues alone, without labels, so that no label set is needed. None: `read` serves."""

@@ -29,6 +29,7 @@ CHECKPOINTS_NAME = "checkpoints"
 FLYWHEEL_NAME = "flywheel.sqlite"
 MODEL_NAME = "model"
 RESUMES_NAME = "resumes.jsonl"
+TRAINING_DIALOGUES_NAME = "training_dialogues.json"
 CHECKPOINT_NAME = re.compile(rf"({'|'.join(CHECKPOINT_KINDS)})-\d{{6,12}}")
 CHANGEABLE = (
     "parallel.",

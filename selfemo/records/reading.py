@@ -15,7 +15,13 @@ from typing import Any
 from selfemo.common.errors import UserError
 from selfemo.config.load import read_config
 from selfemo.config.schema import RunConfig
-from selfemo.records.directory import CONFIG_NAME, METRICS_NAME, SAMPLES_NAME, SUMMARY_NAME
+from selfemo.records.directory import (
+    CONFIG_NAME,
+    METRICS_NAME,
+    SAMPLES_NAME,
+    SUMMARY_NAME,
+    TRAINING_DIALOGUES_NAME,
+)
 
 Json = dict[str, Any]
 
@@ -32,6 +38,8 @@ class RunRecords:
     """samples.jsonl, in order."""
     summary: Json | None
     """None while the run is not finished."""
+    training_dialogues: Json | None = None
+    """training_dialogues.json; None where the run began before it was written."""
 
     def of(self, event: str) -> list[Json]:
         return [record for record in self.events if record["event"] == event]
@@ -49,7 +57,7 @@ def read_run(root: Path) -> RunRecords:
     """
     if not (root / CONFIG_NAME).is_file():
         raise UserError(f"{root}: no {CONFIG_NAME} there; expected the output_dir of a run (selfemo train)")
-    summary = root / SUMMARY_NAME
+    summary, dialogues = root / SUMMARY_NAME, root / TRAINING_DIALOGUES_NAME
     return RunRecords(
         root=root,
         # read_config and not load_config: a corpus or loss of another checkout is no reason to show nothing
@@ -57,6 +65,7 @@ def read_run(root: Path) -> RunRecords:
         events=tuple(read_jsonl(root / METRICS_NAME, "event")),
         dialogues=tuple(read_jsonl(root / SAMPLES_NAME, "groups")),
         summary=json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,
+        training_dialogues=json.loads(dialogues.read_text(encoding="utf-8")) if dialogues.is_file() else None,
     )
 
 

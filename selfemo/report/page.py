@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from selfemo.common.files import new_file
+from selfemo.corpora.labelled import LabelCounts
 from selfemo.records.reading import RunRecords
 from selfemo.report import formats
 from selfemo.report.curves import curves
@@ -132,6 +133,8 @@ def _about(records: RunRecords) -> list[tuple[str, str]]:
             ("corpus", config.corpus.name),
             ("parallel", f"tensor {config.parallel.tensor} × pipeline {config.parallel.pipeline}"),
         ]
+    if records.training_dialogues is not None:
+        about.append(("training", str(LabelCounts(**records.training_dialogues["counts"]))))
     return [*about, ("algorithm", config.algorithm.loss), ("seed", str(config.seed))]
 
 

@@ -7,6 +7,7 @@ one that was not.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -17,6 +18,7 @@ from typing import Any
 
 from selfemo.common.files import size_of
 from selfemo.config.schema import RunConfig
+from selfemo.corpora.labelled import label_counts
 from selfemo.evaluation.metrics import MajorityBaseline
 from selfemo.evaluation.recognition import RecognitionReport
 from selfemo.flywheel.flywheel import FlywheelCounts
@@ -218,6 +220,7 @@ class Journal:
             "trainer": f"megatron-core {importlib.metadata.version('megatron-core')}",
             "engine": engine_version(),
             "corpus": system.corpus.name,
+            "training_dialogues": dataclasses.asdict(label_counts(system.corpus)),
             "iterations": self._config.iterations,
             "eval": {"majority": _figures(majority), **evaluations},
             "rollout": {

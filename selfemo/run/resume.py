@@ -106,9 +106,9 @@ def source_digest(package: Path) -> str:
 
 
 def corpus_digest(corpus: Corpus) -> str:
-    """Hash every label, turn and split of a corpus."""
+    """Hash every label, turn and split of a corpus as the run sees them: without hidden labels."""
     found = hashlib.blake2b(repr((corpus.name, corpus.labels)).encode(), digest_size=16)
-    for conversation in corpus.conversations:
+    for conversation in (*corpus.conversations, *corpus.revealed):
         found.update(repr((conversation.key, conversation.turns)).encode("utf-8", "surrogatepass"))
     return found.hexdigest()
 

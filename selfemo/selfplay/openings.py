@@ -1,9 +1,13 @@
 """Draws the openings of episodes: prefixes of real dialogues, and dialogues that the flywheel kept.
 
 A fixed number of an iteration's openings is always real and walks through every annotated turn of the
-training split that is free of dev and test texts (each once per epoch, unless rare labels are favoured). The
-other openings continue kept flywheel records. While the flywheel holds too few, more real prefixes take their
-place, from a schedule of their own, so that the first walk stays complete.
+training split that is free of dev and test texts (each once per epoch, unless rare labels are favoured), and
+through every such turn of the dialogues without labels, where the group's consensus replaces the annotation.
+The other openings continue kept flywheel records. While the flywheel holds too few, more real prefixes take
+their place, from a schedule of their own, so that the first walk stays complete.
+
+A turn without labels in a labelled dialogue opens nothing: its annotators disagreed, or chose an emotion
+outside the set.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from selfemo.config.schema import SelfPlayConfig
 from selfemo.corpora.conversation import Conversation, Corpus, Turn
 from selfemo.corpora.overlap import TRAIN, HeldOutTexts, held_out_texts
 from selfemo.selfplay.records import Opening
-from selfemo.selfplay.schedule import Schedule
+from selfemo.selfplay.schedule import MixedSchedule
 
 MAX_SPEAKERS = 8
 
@@ -35,6 +39,12 @@ class KeptDialogue:
     speakers: tuple[str, ...] = ()
 
 
+def opening_turns(conversation: Conversation) -> list[int]:
+    """Indices of the turns that may open an episode: those with labels, or all of a dialogue without any."""
+    is_labelled = conversation.is_labelled
+    return [i for i, turn in enumerate(conversation.turns) if turn.labels or not is_labelled]
+
+
 class OpeningPool:
     """Draws openings from the training split and the flywheel."""
 
@@ -44,32 +54,45 @@ class OpeningPool:
         Args:
             corpus: openings come from its training split. A prefix is left out if its last turn, or the turn
                 that follows, equals a dev or test text or one that the corpus bars, or if it shows a long
-                one.
+                one. Dialogues that it reveals carry their labels in an opening; which turns are drawn does
+                not depend on that.
             history_turns: earlier turns that a prompt shows; an opening carries no more than a prompt can
                 use.
 
         Raises:
-            UserError: no annotated turn is left to start from.
+            UserError: no annotated turn is left to start from, or none without labels although some are asked
+            for.
         """
         self._config = config
         self._run_seed = run_seed
         self._keep_turns = history_turns + 1
         held_out = HeldOutTexts(held_out_texts(corpus))
-        self._places = [
-            (c, i)
-            for c in corpus.split(TRAIN)
-            for i, turn in enumerate(c.turns)
-            if turn.labels and not self._barred(c, i, held_out)
+        places = [
+            (c, i) for c in corpus.split(TRAIN) for i in opening_turns(c) if not self._barred(c, i, held_out)
         ]
-        if not self._places:
+        labelled = [(c, i) for c, i in places if c.is_labelled]
+        unlabelled = [(c, i) for c, i in places if not c.is_labelled]
+        share = config.unlabelled_share
+        if not labelled and share != 1:
             raise UserError(
                 "corpus: the training split holds no annotated turn free of dev and test texts; "
                 "check its label column and splits"
             )
-        labels = tuple(c.turns[i].labels[0] for c, i in self._places)
+        if share and not unlabelled:
+            raise UserError(
+                f"selfplay.unlabelled_share={share}, but no dialogue without labels has a turn free of dev "
+                "and test texts; lower corpus.labelled_share, or name more in corpus.unlabelled"
+            )
+        if share is None:
+            share = len(unlabelled) / len(places)
+        self._places = labelled + unlabelled
+        self._revealed = {c.key: c for c in corpus.revealed}
+        labels = tuple(c.turns[i].labels[0] for c, i in labelled)
         # A purpose is part of every draw: "seeds" is the older name of openings, a new one would draw others.
-        self._walk = Schedule(labels, config.seed_label_balance, run_seed, "seeds")
-        self._spare = Schedule(labels, config.seed_label_balance, run_seed, "spare seeds")
+        self._walk, self._spare = (
+            MixedSchedule.of(labels, len(unlabelled), share, config.seed_label_balance, run_seed, purpose)
+            for purpose in ("seeds", "spare seeds")
+        )
 
     def draw(self, iteration: int, kept: Sequence[KeptDialogue] = ()) -> list[Opening]:
         """Draw the openings of one iteration, real ones first. A pure function of its arguments.
@@ -99,6 +122,7 @@ class OpeningPool:
 
     def _real(self, index: int, item: int) -> Opening:
         conversation, last = self._places[item]
+        conversation = self._revealed.get(conversation.key, conversation)
         turns = conversation.turns[max(0, last + 1 - self._keep_turns) : last + 1]
         following = conversation.turns[last + 1] if last + 1 < len(conversation.turns) else None
         names = tuple(dict.fromkeys(turn.speaker for turn in conversation.turns))

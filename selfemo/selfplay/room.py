@@ -12,6 +12,7 @@ from selfemo.config.schema import SelfPlayConfig
 from selfemo.corpora.conversation import Conversation
 from selfemo.emotions.answer import MAX_LABELS
 from selfemo.rollout.api import GenerationRequest
+from selfemo.selfplay.openings import opening_turns
 from selfemo.selfplay.prompts import PromptBuilder
 
 MEASURED = 8
@@ -22,14 +23,13 @@ the most tokens."""
 def longest_requests(
     prompts: PromptBuilder, conversations: Sequence[Conversation], config: SelfPlayConfig
 ) -> list[GenerationRequest]:
-    """Build both roles' requests at the longest windows of these dialogues.
-
-    A request covers the earlier turns, the annotated turn, and room to answer.
+    """Build both roles' requests at the longest windows of these dialogues: earlier turns, an opening turn,
+    and room to answer.
 
     They are no upper bound for self-play, whose prompts also show turns that the model wrote. Every generator
     call is therefore checked again.
     """
-    places = [(c, i) for c in conversations for i, turn in enumerate(c.turns) if turn.labels]
+    places = [(c, i) for c in conversations for i in opening_turns(c)]
     shown = prompts.history_turns + 1
     longest = heapq.nlargest(
         MEASURED,
@@ -41,7 +41,8 @@ def longest_requests(
     requests = []
     for conversation, index in longest:
         turns = conversation.turns[: index + 1]
-        asked = prompts.respond(turns, turns[-1].speaker, turns[-1].labels[:MAX_LABELS])
+        target = turns[-1].labels[:MAX_LABELS] or prompts.labels[:1]
+        asked = prompts.respond(turns, turns[-1].speaker, target)
         requests.append(GenerationRequest(prompts.recognize(turns), 0, config.max_recognizer_tokens, 0.0))
         requests.append(GenerationRequest(asked, 0, config.max_utterance_tokens, 0.0))
     return requests

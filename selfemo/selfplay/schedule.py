@@ -90,6 +90,46 @@ class Schedule:
         self._orders[key] = order
 
 
+@dataclass(frozen=True)
+class MixedSchedule:
+    """An endless, stateless order over labelled items and others, each kind in an order of its own."""
+
+    labelled: Schedule | None
+    """Over the first items; None where there are none, and `share` is 1."""
+    unlabelled: Schedule | None
+    """Over the items that follow those; None where there are none, and `share` is 0."""
+    share: float
+    """Share of the slots that hold an item without labels; 0 takes from `labelled` alone, slot by slot."""
+
+    @classmethod
+    def of(
+        cls,
+        labels: tuple[str, ...],
+        unlabelled: int,
+        share: float,
+        balance: float,
+        run_seed: int,
+        purpose: str,
+    ) -> MixedSchedule:
+        """The schedule over len(labels) labelled items and `unlabelled` others; arguments as in Schedule."""
+        return cls(
+            Schedule(labels, balance, run_seed, purpose) if labels else None,
+            Schedule(("",) * unlabelled, 0.0, run_seed, f"unlabelled {purpose}") if unlabelled else None,
+            share,
+        )
+
+    def take(self, start: int, count: int) -> list[int]:
+        """Items of slots start .. start + count - 1; the others are numbered after the labelled ones."""
+        items = []
+        for slot in range(start, start + count):
+            is_unlabelled, index = interleave(slot, self.share)
+            schedule = self.unlabelled if is_unlabelled else self.labelled
+            assert schedule is not None, "a kind without items has no share"
+            first = len(self.labelled.labels) if is_unlabelled and self.labelled is not None else 0
+            items.append(first + schedule.take(index, 1)[0])
+        return items
+
+
 def interleave(slot: int, share: float) -> tuple[bool, int]:
     """Deal slots over two kinds as evenly as `share`, the share of the second kind, allows.
 

@@ -57,12 +57,23 @@ def everyday(*more: str) -> tuple[str, ...]:
         (everyday("parallel.tensor=2", "--processes-per-node", "3"), ("parallel.tensor=2", "world of 3")),
         (everyday("model.path=/nowhere"), ("model.path=/nowhere", "no such directory")),
         (everyday("nonsense"), ("override 'nonsense'", "section.field=value")),
+        (everyday("corpus.labelled_share=2"), ("corpus.labelled_share=2", "less than or equal to 1")),
+        (everyday("corpus.labelled_share=0.001"), ("corpus.labelled_share=0.001", "no labelled turn")),
+        (everyday("corpus.unlabelled=mled"), ("'mled' is neither a path nor a corpus", "'meld'")),
+        (everyday("selfplay.unlabelled_share=0.5"), ("selfplay.unlabelled_share=0.5", "set corpus.")),
     ],
 )
 def test_mistakes_in_the_configuration(tmp_path, overrides, parts):
     line = refused(tmp_path, *overrides)
     for part in parts:
         assert part in line
+
+
+def test_the_line_before_a_launch_counts_dialogues_with_labels_and_without(tmp_path):
+    result = dry_run(tmp_path, *everyday("corpus.labelled_share=0.25"))
+    assert result.returncode == 0, result.stderr
+    assert "(dialogues: train 224, dev 40, test 40; train: 56 dialogues with labels (" in result.stdout
+    assert "168 without (" in result.stdout
 
 
 def test_a_yaml_error_names_file_and_line(tmp_path):

@@ -81,8 +81,9 @@ def test_a_corpus_that_one_rank_cannot_read_ends_every_rank_and_names_that_one(d
 
 
 def _read_model(root: str) -> tuple[str, bool]:
+    from selfemo.config.training_corpus import load_run_corpus
     from selfemo.records.directory import RunDirectory
-    from selfemo.system import build_system, load_run_corpus
+    from selfemo.system import build_system
 
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, path=f"{root}/absent"))
     try:

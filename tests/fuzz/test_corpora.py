@@ -139,7 +139,8 @@ def test_emorynlp_json(seed: int, tally: Tally, scratch: Path) -> None:
 
 
 @fuzz
-def test_jsonl(seed: int, tally: Tally, scratch: Path) -> None:
+@pytest.mark.parametrize("labels", [LABELS, None])
+def test_jsonl(labels: tuple[str, ...] | None, seed: int, tally: Tally, scratch: Path) -> None:
     path, sound = (
         scratch / "train.jsonl",
         [(json.dumps(DIALOGUE) + "\n" + json.dumps(DIALOGUE | {"id": "b"})).encode()],
@@ -147,8 +148,9 @@ def test_jsonl(seed: int, tally: Tally, scratch: Path) -> None:
     for rng in tally.batch(seed):
         content = damaged(rng, sound, JSONL_TOKENS) if rng.random() < 0.9 else of_tokens(rng, JSONL_TOKENS)
         path.write_bytes(content)
-        run(tally, lambda: read_jsonl_split(path, "train", LABELS, raise_first, "jsonl"), content, LABELS)
-        collects(lambda report: read_jsonl_split(path, "train", LABELS, report, "jsonl"))
+        read = functools.partial(read_jsonl_split, path, "train", labels)
+        run(tally, functools.partial(read, raise_first, "jsonl"), content, labels or ())
+        collects(lambda report: read(report, "jsonl"))  # noqa: B023 - called at once
 
 
 @fuzz

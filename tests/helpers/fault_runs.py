@@ -132,6 +132,7 @@ def fingerprint(run: Path) -> dict[str, str]:
     last = sorted(run.glob("checkpoints/iteration-*"))[-1]
     found = {
         "export": digest((run / "model" / "model.safetensors").read_bytes()),
+        "training dialogues": digest((run / "training_dialogues.json").read_bytes()),
         "samples": digest((run / "samples.jsonl").read_bytes()),
         "metrics": digest(
             json.dumps([without_timings(e) for e in _events(run) if e["event"] not in TIMED_EVENTS]).encode()

@@ -28,6 +28,7 @@ from selfemo.config.schema import (
 from selfemo.corpora.conversation import Corpus
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.planning.trainer_bytes import trainer_bytes
+from selfemo.records.training_dialogues import training_dialogues
 from selfemo.rewards.scoring import Rewards
 from selfemo.rollout.api import GenerationRequest
 from selfemo.run.iteration import component_means, episode_records, outcome_counts, role_figures
@@ -96,6 +97,7 @@ def make_run(root: Path, finished: bool = True, config: RunConfig = CONFIG) -> P
     after = [_evaluation("final"), _phases(900, "eval", "save"), _memory(config)] if finished else []
     _append(root / "metrics.jsonl", [*before, *events, *after])
     _append(root / "samples.jsonl", dialogues)
+    (root / "training_dialogues.json").write_text(json.dumps(training_dialogues(CORPUS, config)))
     if finished:
         (root / "summary.json").write_text(json.dumps(_summary()))
     else:

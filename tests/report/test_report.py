@@ -71,6 +71,12 @@ def test_a_change_is_credited_to_the_stage_that_made_it(finished: Path):
     assert accuracy.majority == 0.4
 
 
+def test_the_page_counts_training_dialogues_with_labels_and_without(page: Page, finished: Path):
+    assert "20 dialogues with labels (60 turns), 0 without (0 turns)" in page.text
+    older = replace(read_run(finished), training_dialogues=None)
+    assert "dialogues with labels" not in render(older), "a run from before they were recorded"
+
+
 def test_fewer_format_failures_are_better(finished: Path):
     failures = next(h for h in headlines(read_run(finished)) if h.name == "Format failures")
     assert failures.by_sft == pytest.approx(-1.0)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import selfemo
 from selfemo.config.schema import RunConfig
-from selfemo.run.resume import changes, code_versions, source_digest
+from selfemo.config.training_corpus import load_run_corpus
+from selfemo.run.resume import changes, code_versions, corpus_digest, source_digest
+from tests.helpers.hidden_labels import PLANTED, config_for, write_corpus
 from tests.run.test_checkpoints import EMPTY
 
 CONFIG = RunConfig()
@@ -56,3 +58,14 @@ def test_the_source_digest_knows_every_module_and_no_more(tmp_path):
 
 def test_the_digest_of_a_checkpoint_is_that_of_this_package():
     assert code_versions()["source"] == source_digest(Path(selfemo.__file__).parent)
+
+
+def test_the_corpus_digest_knows_what_the_run_sees(tmp_path):
+    """Two files that differ in hidden labels alone are one corpus to a run, unless it reveals them."""
+    roots = [write_corpus(tmp_path / label, label) for label in (PLANTED, "neutral")]
+    hidden, revealed, other_draw = (
+        [corpus_digest(load_run_corpus(config_for(root, **corpus))) for root in roots]
+        for corpus in ({}, {"reveal_hidden": True}, {"labelled_share": 0.5})
+    )
+    assert hidden[0] == hidden[1]
+    assert len({hidden[0], *revealed, *other_draw}) == 5

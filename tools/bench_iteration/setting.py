@@ -43,13 +43,14 @@ def bench_config(options: argparse.Namespace, run_dir: Path, turns: int) -> RunC
 
 def build_trainer(config: RunConfig) -> Trainer:
     """Build the trainer of a run that has just started, with random weights, and send them to the engine."""
+    from selfemo.config.training_corpus import load_run_corpus
     from selfemo.inference.engines import join_world_of_one
     from selfemo.process.stop import StopSignals
     from selfemo.process.terminal import Terminal
     from selfemo.records.directory import RunDirectory
     from selfemo.run.journal import Journal
     from selfemo.run.stoppable import StopRequest
-    from selfemo.system import build_system, join_world, load_run_corpus
+    from selfemo.system import build_system, join_world
     from selfemo.trainer import Trainer
 
     run = RunDirectory.claim(config)
@@ -65,9 +66,10 @@ def build_trainer(config: RunConfig) -> Trainer:
 
 def initial_prompts(config: RunConfig, iterations: int) -> tuple[Path, list[list[Opening]], tuple[str, ...]]:
     """Return the run's initial model, the openings of its first iterations, and the label set."""
+    from selfemo.config.training_corpus import load_run_corpus
     from selfemo.records.directory import RunDirectory
     from selfemo.selfplay.openings import OpeningPool
-    from selfemo.system import INITIAL_MODEL, load_run_corpus, tokenizer_texts
+    from selfemo.system import INITIAL_MODEL, tokenizer_texts
     from selfemo.tokens.init_model import init_model
 
     corpus = load_run_corpus(config)

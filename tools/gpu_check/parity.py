@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from selfemo.config.schema import ParallelConfig, RunConfig
+from selfemo.config.training_corpus import load_run_corpus
 from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.device import Device, select_device
 from selfemo.megatron.model import DTYPES, build_chunks, transformer_config
@@ -25,7 +26,7 @@ from selfemo.megatron.output_layer import completion_logits
 from selfemo.megatron.packing import pack
 from selfemo.megatron.parallel import Layout, init_parallel
 from selfemo.models.architecture import read_architecture
-from selfemo.system import load_run_corpus, tokenizer_texts
+from selfemo.system import tokenizer_texts
 from selfemo.tokens.init_model import init_model
 from selfemo.weights.gather import SINGLE, hf_tensors
 from selfemo.weights.load import load_hf_weights

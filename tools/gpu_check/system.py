@@ -14,8 +14,9 @@ import torch.distributed as dist
 
 from selfemo.config.load import load_config
 from selfemo.config.schema import RunConfig
+from selfemo.config.training_corpus import load_run_corpus
 from selfemo.records.directory import RunDirectory
-from selfemo.system import System, build_system, join_world, load_run_corpus
+from selfemo.system import System, build_system, join_world
 
 SMALL_QWEN3 = (
     "model.vocab_size=2048",

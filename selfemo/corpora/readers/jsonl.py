@@ -53,6 +53,12 @@ def read_jsonl(path: Path, report: ProblemSink, name: str = "jsonl") -> Corpus:
     return Corpus(name, labels, tuple(conversations))
 
 
+def read_jsonl_unlabelled(path: Path, report: ProblemSink) -> list[Conversation]:
+    """The training split of a directory, or one .jsonl file of any name; no label or vote is read."""
+    file = path if path.is_file() else path / "train.jsonl"
+    return read_jsonl_split(file, "train", None, report, path.stem)
+
+
 def read_labels(path: Path, report: ProblemSink) -> tuple[str, ...]:
     """Read the closed label set, alphabetical; empty after a reported problem."""
     text = read_text(path, report)
@@ -79,10 +85,14 @@ def read_labels(path: Path, report: ProblemSink) -> tuple[str, ...]:
 
 
 def read_jsonl_split(
-    path: Path, split: str, labels: tuple[str, ...], report: ProblemSink, corpus: str
+    path: Path, split: str, labels: tuple[str, ...] | None, report: ProblemSink, corpus: str
 ) -> list[Conversation]:
-    """Read one .jsonl file, dialogues in the order of their lines."""
-    checker = TurnChecker(path, labels, report)
+    """Read one .jsonl file, dialogues in the order of their lines.
+
+    Args:
+        labels: the closed label set; None drops labels and votes unread.
+    """
+    checker = TurnChecker(path, labels or (), report)
     line_of: dict[str, int] = {}
     conversations = []
     for line, text in read_lines(path, report):
@@ -100,13 +110,13 @@ def read_jsonl_split(
                 f"id {quote(dialogue_id)} is that of line {line_of[dialogue_id]}: give each dialogue its own",
             )
         else:
-            turns = _turns(checker, line, value["turns"])
+            turns = _turns(checker, line, value["turns"], labels is not None)
             if turns:
                 conversations.append(Conversation(corpus, split, dialogue_id, turns))
     return conversations
 
 
-def _turns(checker: TurnChecker, line: int, values: Any) -> tuple[Turn, ...]:
+def _turns(checker: TurnChecker, line: int, values: Any, with_labels: bool) -> tuple[Turn, ...]:
     if not isinstance(values, list) or not values:
         checker.fault(line, f"turns is {quote(values)}, expected a list of at least one turn")
         return ()
@@ -117,7 +127,7 @@ def _turns(checker: TurnChecker, line: int, values: Any) -> tuple[Turn, ...]:
             checker, line, where, value, required=("speaker", "text"), optional=("labels", "votes")
         ):
             continue
-        labels, votes = value.get("labels", []), value.get("votes", {})
+        labels, votes = (value.get("labels", []), value.get("votes", {})) if with_labels else ([], {})
         if not isinstance(labels, list):
             checker.fault(
                 line,
@@ -174,6 +184,7 @@ FORMATS = (
             "a .jsonl file beside labels.json, or a directory with train.jsonl, dev.jsonl, "
             "test.jsonl and labels.json"
         ),
+        read_unlabelled=read_jsonl_unlabelled,
     ),
     CorpusFormat(
         name="everyday",

@@ -1,0 +1,37 @@
+"""Reads the corpus that a configuration trains on, with the labels that the run may see.
+
+Preflight and every rank read it here, so both refuse the same mistakes.
+"""
+
+from __future__ import annotations
+
+from selfemo.common.errors import UserError
+from selfemo.config.schema import RunConfig
+from selfemo.corpora.conversation import Corpus
+from selfemo.corpora.labelled import hide_labels, label_counts
+from selfemo.corpora.registry import load_training_corpus
+from selfemo.corpora.unlabelled import add_unlabelled
+
+
+def load_run_corpus(config: RunConfig) -> Corpus:
+    """The configured corpus, checked. Labels are hidden here, before anything of a run is built from it.
+
+    Raises:
+        UserError: a corpus is unknown or malformed, no labelled turn is left, or openings from dialogues
+            without labels are asked for and there are none.
+    """
+    settings = config.corpus
+    corpus = load_training_corpus(settings.name, settings.path, settings.hold_out)
+    corpus = hide_labels(corpus, settings.labelled_share, config.seed, settings.reveal_hidden)
+    corpus = add_unlabelled(corpus, settings.unlabelled)
+    counts = label_counts(corpus)
+    if not counts.labelled_turns:
+        raise UserError(
+            f"corpus {corpus.name}: the training split holds no labelled turn to learn from: check its labels"
+        )
+    if config.selfplay.unlabelled_share and not counts.unlabelled_turns:
+        raise UserError(
+            f"selfplay.unlabelled_share={config.selfplay.unlabelled_share}, but every training dialogue of "
+            f"{corpus.name} has labels: set corpus.labelled_share below 1, or corpus.unlabelled"
+        )
+    return corpus
