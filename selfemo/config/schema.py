@@ -268,6 +268,10 @@ class TrainConfig:
     """Steps of linear warm-up."""
     final_learning_rate_share: Share = 1.0
     """Rate of the last iteration as a share of the peak, approached on a straight line; 1 keeps the rate constant."""
+    frozen_layers: Count = 0
+    """So many of the lowest transformer layers, and the input embedding, keep their weights in SFT and
+    self-play: no gradients, no optimizer state, no backward pass through them. A tied output layer is the
+    embedding, so it is frozen too. 0 trains everything."""
     weight_decay: NonNegative = 0.01
     """Decoupled decay, not applied to norms."""
     adam_beta1: Share = 0.9

@@ -14,6 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from selfemo.config.schema import ParallelConfig
 from selfemo.megatron.device import Device, transformer_options
+from selfemo.megatron.frozen import freeze
 from selfemo.megatron.layer_spec import block_spec
 from selfemo.megatron.parallel import Layout
 from selfemo.models.architecture import Architecture
@@ -104,8 +105,13 @@ def build_chunks(
     max_length: int,
     device: Device,
     share_prompts: bool = False,
+    frozen_layers: int = 0,
 ) -> list[CompletionGPTModel]:
-    """This rank's model chunks (one, or one per virtual stage), uninitialised weights, on the device."""
+    """This rank's model chunks (one, or one per virtual stage), uninitialised weights, on the device.
+
+    Args:
+        frozen_layers: so many of the model's lowest layers are not trained, nor the embedding (frozen.py).
+    """
     chunks = []
     for stage in range(layout.virtual_size):
         vp_stage = stage if layout.virtual_size > 1 else None
@@ -122,4 +128,5 @@ def build_chunks(
             vp_stage=vp_stage,
         )
         chunks.append(chunk.to(device.torch_device))
+        freeze(chunks[-1], frozen_layers)
     return chunks

@@ -17,7 +17,7 @@ from selfemo.config.schema import RunConfig, TrainConfig
 from selfemo.models.architecture import DTYPE_BYTES, Architecture
 from selfemo.planning.generation import Engine
 from selfemo.planning.hardware import GIB
-from selfemo.planning.parameters import layers_on
+from selfemo.planning.parameters import trained_layers_on, trains_head
 from selfemo.planning.steptime import busiest_head_tokens, passes
 from selfemo.planning.sync import engine_elements
 from selfemo.planning.trainer_bytes import trainer_bytes
@@ -94,8 +94,8 @@ def activation_bytes(
     architecture: Architecture, layout: Layout, tokens: float, stage: int, microbatches: int, dtype: str
 ) -> int:
     """Activations that a stage keeps at its fullest, for micro-batches of `tokens`."""
-    layers = layers_on(architecture, layout)
-    chunk_layers = layers / layout.virtual_pipeline
+    trained_layers = trained_layers_on(architecture, layout, stage)  # frozen ones keep nothing
+    chunk_layers = trained_layers / layout.virtual_pipeline
     # One-forward-one-backward keeps a micro-batch per later stage in flight; interleaving adds a share of a round of chunks.
     in_flight_chunks = layout.virtual_pipeline * (layout.pipeline - stage)
     if layout.virtual_pipeline > 1:
@@ -103,6 +103,7 @@ def activation_bytes(
             (layout.virtual_pipeline - 1) * layout.pipeline + 1 + 2 * (layout.pipeline - stage - 1)
         )
     in_flight_layers = chunk_layers * min(in_flight_chunks, microbatches * layout.virtual_pipeline)
+    in_flight_layers = max(1.0, in_flight_layers)  # one at least, while it is computed
     whole, kept = _layer_bytes(architecture, layout, dtype)
     tokens = tokens / layout.context
     if layout.recompute:
@@ -128,7 +129,7 @@ def _layer_bytes(architecture: Architecture, layout: Layout, dtype: str) -> tupl
 def logits_bytes(
     architecture: Architecture, layout: Layout, completion_tokens: float, train: TrainConfig
 ) -> int:
-    """Logits of one micro-batch's completion tokens, overwritten by their gradient, and autograd's of the output weight.
+    """Logits of a micro-batch's completion tokens, overwritten by their gradient, and that of a trained head.
 
     Fused (train.fuse_output_layer) it is one chunk of logits: the weight's gradient grows in Megatron's buffer.
     """
@@ -136,7 +137,7 @@ def logits_bytes(
     logits = int(completion_tokens * column_bytes)
     if train.fuses_output_layer(logits):
         return int(min(completion_tokens, FUSED_CHUNK_TOKENS) * column_bytes)
-    return logits + int(architecture.hidden_size * column_bytes)
+    return logits + int(architecture.hidden_size * column_bytes) * trains_head(architecture, layout)
 
 
 def _stage_memory(
