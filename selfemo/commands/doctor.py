@@ -33,6 +33,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from selfemo.config.dtype import Automatic, this_machine
+
 GIB = 1 << 30
 SCHEMA = 1
 PROBLEM_STATUS = 1
@@ -116,6 +118,7 @@ def diagnose(imports: bool = False) -> list[Finding]:
     findings += check_torch_companions(installed)
     findings += check_cuda(driver, torch_cuda(), installed, os.environ)
     findings += check_gpus(driver.gpus)
+    findings.append(check_dtype(this_machine()))
     findings.append(check_compiler(shutil.which("cc") or shutil.which("gcc") or "", has_gpu))
     findings += check_space(
         memory_bytes=psutil.virtual_memory().available,
@@ -280,6 +283,11 @@ def check_gpus(gpus: Sequence[Gpu]) -> list[Finding]:
             )
         )
     return findings
+
+
+def check_dtype(found: Automatic) -> Finding:
+    """What train.dtype=auto and rollout.dtype=auto stand for on this machine."""
+    return Finding("system", "dtype=auto", "ok", f"{found.dtype}: {found.reason}")
 
 
 def check_compiler(path: str, has_gpu: bool) -> Finding:

@@ -24,6 +24,8 @@ FUSE_FROM_BYTES = 2**30
 """Logits of a micro-batch on a rank, in bytes, above which `train.fuse_output_layer=auto` does without them. A policy step
 takes the same matrix products either way, and on a CPU they are 98% of the fused time (docs/kernels.md; a GPU is unmeasured):
 memory decides."""
+Dtype = Literal["auto", "float32", "bfloat16"]
+"""selfemo.config.dtype settles "auto" as a configuration is loaded: a run has one of the other two."""
 CorpusName = str
 """A reader of selfemo.corpora.readers, or "auto". Registries know their names, this file does not: config_file compares."""
 LossName = str
@@ -244,8 +246,8 @@ class RolloutConfig:
 
     tensor_parallel: Positive = 1
     """Ranks per engine; the world holds world_size / tensor_parallel replicas."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Weights and activations of the engine."""
+    dtype: Dtype = "float32"
+    """Weights and activations of the engine; auto as for train.dtype."""
     max_num_seqs: Positive = 128
     """Sequences decoded together per engine."""
     kv_cache_bytes: Positive = 268_435_456
@@ -260,8 +262,9 @@ class RolloutConfig:
 class TrainConfig:
     """Megatron's optimizer and micro-batches."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Parameters and activations; gradients and optimizer state are fp32 either way."""
+    dtype: Dtype = "float32"
+    """Parameters and activations; gradients and optimizer state are fp32 either way. auto: bfloat16 on a GPU
+    or where the processor computes in it (`selfemo doctor` tells), else float32; the run records which."""
     learning_rate: PositiveFloat = 2e-4
     """Peak rate of the SELF-GRPO stage."""
     warmup_steps: Count = 0
