@@ -37,6 +37,7 @@ from selfemo.commands.doctor_checks import (
     Gpu,
     check_compiler,
     check_cuda,
+    check_dtype,
     check_gpus,
     check_limits,
     check_network,
@@ -47,6 +48,7 @@ from selfemo.commands.doctor_checks import (
     normal_name,
     wanted_extra,
 )
+from selfemo.config.dtype import this_machine
 
 SCHEMA = 1
 PROBLEM_STATUS = 1
@@ -96,6 +98,7 @@ def diagnose(imports: bool = False) -> list[Finding]:
     findings += check_torch_companions(installed)
     findings += check_cuda(driver, torch_cuda(), installed, os.environ)
     findings += check_gpus(driver.gpus)
+    findings.append(check_dtype(this_machine()))
     findings.append(check_compiler(shutil.which("cc") or shutil.which("gcc") or "", has_gpu))
     findings += check_space(
         memory_bytes=psutil.virtual_memory().available,

@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from selfemo.config.dtype import Automatic
+
 GIB = 1 << 30
 TORCH_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 """Packages whose wheels on PyPI are built against a CUDA torch. Beside the CPU torch they fail to
@@ -223,6 +225,11 @@ def check_gpus(gpus: Sequence[Gpu]) -> list[Finding]:
             )
         )
     return findings
+
+
+def check_dtype(found: Automatic) -> Finding:
+    """Say what train.dtype=auto and rollout.dtype=auto stand for on this machine."""
+    return Finding("system", "dtype=auto", "ok", f"{found.dtype}: {found.reason}")
 
 
 def check_compiler(path: str, has_gpu: bool) -> Finding:

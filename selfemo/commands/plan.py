@@ -11,6 +11,7 @@ from rich.console import Console
 
 from selfemo.common.errors import UserError
 from selfemo.config.checks import planned_architecture, run_violations, violations
+from selfemo.config.dtype import ON_GPU, with_dtypes
 from selfemo.config.layout import layout_of
 from selfemo.config.load import read_config
 from selfemo.config.schema import RunConfig
@@ -60,6 +61,7 @@ def plan(
     # The name is set as model.path, so that the configuration is not checked against the model it would
     # initialise.
     settings = read_config(config, [*(overrides or []), *([f"model.path={model}"] if model else [])])
+    settings = with_dtypes(settings, ON_GPU)
     _refuse_beyond_bounds(settings, nodes * gpus_per_node, prompt_tokens, answer_tokens, utterance_tokens)
     hardware = gpu_by_name(gpu)
     architecture = planned_architecture(settings.model)

@@ -33,6 +33,11 @@ def run_violations(config: RunConfig, layout: Layout, architecture: Architecture
             f"parallel.context={layout.context} needs Transformer Engine's attention over split sequences, "
             "on a GPU and in bf16, but train.dtype=float32: set train.dtype=bfloat16, or parallel.context=1"
         )
+    if config.train.frozen_layers >= architecture.num_layers:
+        yield (
+            f"train.frozen_layers={config.train.frozen_layers} leaves no layer to train: "
+            f"the model has {architecture.num_layers}, freeze at most {architecture.num_layers - 1}"
+        )
     longest, limit = config.model.max_length, architecture.max_position_embeddings
     if longest > limit:
         yield f"model.max_length={longest} is above the {limit} positions that the model knows"

@@ -29,6 +29,8 @@ class Layout:
     recompute: bool = False
     engine_tensor: int = 1
     """Ranks per vLLM engine."""
+    frozen_layers: int = 0
+    """Lowest layers that are not trained (train.frozen_layers); it decides what the ranks of a stage hold."""
 
     @property
     def world_size(self) -> int:
@@ -106,6 +108,7 @@ def layout_of(config: RunConfig, nodes: int, gpus_per_node: int) -> Layout:
         distributed_optimizer=parallel.distributed_optimizer,
         recompute=parallel.recompute,
         engine_tensor=config.rollout.tensor_parallel,
+        frozen_layers=config.train.frozen_layers,
     )
 
 

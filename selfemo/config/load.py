@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from selfemo.common.errors import UserError, nearest
 from selfemo.common.printable import quote
 from selfemo.config.checks import violations
+from selfemo.config.dtype import this_machine, with_dtypes
 from selfemo.config.schema import RunConfig
 
 MAX_CONFIG_BYTES = 100_000
@@ -32,10 +33,12 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     """Read `path` (None for all defaults), apply overrides such as "train.learning_rate=1e-4", and
     validate the whole.
 
+    A dtype of "auto" becomes what it stands for on this machine.
+
     Raises:
         UserError: names the file or override, the field, and the expected value.
     """
-    config = read_config(path, overrides)
+    config = with_dtypes(read_config(path, overrides), this_machine())
     problems = list(violations(config))
     if problems:
         raise UserError(f"{path or 'configuration'}: " + "; ".join(problems))

@@ -26,6 +26,8 @@ FUSE_FROM_BYTES = 2**30
 """Bytes of a micro-batch's logits on a rank above which `train.fuse_output_layer=auto` never
 creates them. Memory decides, because a policy step takes the same matrix products either way: on a
 CPU they are 98% of the fused time (docs/kernels.md; a GPU is unmeasured)."""
+Dtype = Literal["auto", "float32", "bfloat16"]
+"""selfemo.config.dtype settles "auto" as a configuration is loaded: a run has one of the other two."""
 CorpusName = str
 """A reader of selfemo.corpora.readers, or "auto". selfemo.config.checks compares it with the registry."""
 LossName = str
@@ -267,8 +269,8 @@ class RolloutConfig:
 
     tensor_parallel: Positive = 1
     """Ranks per engine; the world holds world_size / tensor_parallel replicas."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Weights and activations of the engine."""
+    dtype: Dtype = "float32"
+    """Weights and activations of the engine; auto as for train.dtype."""
     max_num_seqs: Positive = 128
     """Sequences decoded together per engine."""
     kv_cache_bytes: Positive = 268_435_456
@@ -283,14 +285,19 @@ class RolloutConfig:
 class TrainConfig:
     """Megatron's optimizer and micro-batches."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Parameters and activations; gradients and optimizer state are fp32 either way."""
+    dtype: Dtype = "float32"
+    """Parameters and activations; gradients and optimizer state are fp32 either way. auto: bfloat16 on a GPU
+    or where the processor computes in it (`selfemo doctor` tells), else float32; the run records which."""
     learning_rate: PositiveFloat = 2e-4
     """Peak rate of the SELF-GRPO stage."""
     warmup_steps: Count = 0
     """Steps of linear warm-up."""
     final_learning_rate_share: Share = 1.0
     """Rate of the last iteration over the peak, approached on a straight line; 1 keeps the rate constant."""
+    frozen_layers: Count = 0
+    """Number of the lowest transformer layers that keep their weights in SFT and self-play, with the input
+    embedding: no gradients, no optimizer state, no backward pass through them. A tied output layer is the
+    embedding, so it is frozen too. 0 trains everything."""
     weight_decay: NonNegative = 0.01
     """Decoupled decay, not applied to norms."""
     adam_beta1: Share = 0.9

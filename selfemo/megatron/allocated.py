@@ -28,7 +28,8 @@ def allocated_bytes(
     weights = _storages(parameters)
     return {
         "weights": sum(weights.values()),
-        "gradients": sum(_storages(p.main_grad for p in parameters).values()),  # megatron-private
+        # megatron-private
+        "gradients": sum(_storages(p.main_grad for p in parameters if p.requires_grad).values()),
         "optimizer": sum(size for key, size in _storages([*state, *main]).items() if key not in weights),
         "reference": sum(_storages(reference).values()),
     }

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from selfemo.common.errors import UserError
 from selfemo.megatron.checkpoint_writer import ForkedResult, write_refusal
+from selfemo.megatron.frozen import without_frozen
 from selfemo.megatron.learner import Learner
 from selfemo.weights.torch_dist import FORMAT_NAME, LOAD_ERRORS, CheckpointReader, read_common
 
@@ -174,10 +175,8 @@ def _sharded_state(learner: Learner, with_optimizer: bool, is_loading: bool) -> 
         return model
     flat = model if len(model) > 1 else model["model"]
     metadata = {"metadata": SHARDING} if learner.config.parallel.distributed_optimizer else {}
-    return {
-        **model,
-        "optimizer": learner.optimizer.sharded_state_dict(flat, is_loading=is_loading, **metadata),
-    }
+    optimizer = learner.optimizer.sharded_state_dict(flat, is_loading=is_loading, **metadata)
+    return {**model, "optimizer": without_frozen(optimizer, learner.config.train.frozen_layers)}
 
 
 def _model_key(learner: Learner, index: int) -> str:

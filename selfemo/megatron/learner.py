@@ -27,7 +27,7 @@ from selfemo.megatron.allocated import allocated_bytes
 from selfemo.megatron.context import ContextShare
 from selfemo.megatron.device import Device
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
-from selfemo.megatron.optimizer import build_optimizer, set_hyperparameters, wrap_chunks
+from selfemo.megatron.optimizer import build_optimizer, count_empty_groups, set_hyperparameters, wrap_chunks
 from selfemo.megatron.output_layer import LossAtOutput, completion_loss
 from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack, units
 from selfemo.megatron.parallel import Layout, copies_group, pipeline_group, tensor_group
@@ -97,7 +97,13 @@ class Learner:
         self.share_prompts = share = config.train.share_prompts and layout.context_size == 1
         self.transformer_config = transformer_config(architecture, config.parallel, dtype, device, share)
         self.chunks: list[CompletionGPTModel] = build_chunks(
-            architecture, self.transformer_config, layout, config.model.max_length, device, share
+            architecture,
+            self.transformer_config,
+            layout,
+            config.model.max_length,
+            device,
+            share,
+            config.train.frozen_layers,
         )
         self.wrapped = wrap_chunks(self.chunks, self.transformer_config, config.parallel)
         # Losses are weighted sums, so gradients are summed and never divided by a token count.
@@ -122,9 +128,10 @@ class Learner:
 
     @property
     def has_optimizer_state(self) -> bool:
-        """True once a step has been taken in this stage, so that there are moments."""
-        parts = getattr(self.optimizer, "chained_optimizers", [self.optimizer])  # megatron-private
-        return any(len(part.optimizer.state) > 0 for part in parts)
+        """True once a step has been taken in this stage: there are moments, if not on a rank that trains
+        nothing.
+        """
+        return any(group.get("step") for group in self.optimizer.param_groups)
 
     def offload(self) -> None:
         """Free gradient buffers and move optimizer state to host memory until the next step, if
@@ -393,4 +400,5 @@ class Learner:
             applied = math.isfinite(grad_norm) and math.isfinite(loss)
             if applied:
                 _, grad_norm, _ = self.optimizer.step()
+                count_empty_groups(self.optimizer)
         return StepStats(loss, float(grad_norm), applied, tokens, learning_rate)

@@ -15,6 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from selfemo.config.schema import ParallelConfig
 from selfemo.megatron.device import Device, transformer_options
+from selfemo.megatron.frozen import freeze
 from selfemo.megatron.layer_spec import block_spec
 from selfemo.megatron.parallel import Layout
 from selfemo.models.architecture import Architecture
@@ -105,9 +106,13 @@ def build_chunks(
     max_length: int,
     device: Device,
     share_prompts: bool = False,
+    frozen_layers: int = 0,
 ) -> list[CompletionGPTModel]:
     """Build this rank's model chunks (one, or one per virtual stage) on the device, with
     uninitialised weights.
+
+    Args:
+        frozen_layers: number of the model's lowest layers that are not trained, with the embedding (frozen.py).
     """
     chunks = []
     for stage in range(layout.virtual_size):
@@ -125,4 +130,5 @@ def build_chunks(
             vp_stage=vp_stage,
         )
         chunks.append(chunk.to(device.torch_device))
+        freeze(chunks[-1], frozen_layers)
     return chunks

@@ -94,6 +94,16 @@ def set_hyperparameters(optimizer: MegatronOptimizer, learning_rate: float, weig
         group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
 
 
+def count_empty_groups(optimizer: MegatronOptimizer) -> None:
+    """Count a step in parameter groups that are empty on this rank (a stage of frozen layers).
+
+    Adam passes them over, but a checkpoint stores the groups of rank 0, whose step every rank goes on with.
+    """
+    for group in optimizer.param_groups:
+        if not group["params"]:
+            group["step"] = group.get("step", 0) + 1
+
+
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
     """Return the learning rate of a linear warm-up to `peak`, then cosine decay to a tenth of it.
 

@@ -65,7 +65,8 @@ def completion_loss(
     weight_VH = output_layer.weight if output_weight is None else output_weight
     hidden_NH = rows_N1H.squeeze(1)
     if context.fuses(len(hidden_NH) * len(weight_VH) * weight_VH.element_size()):
-        main_grad_VH = weight_VH.main_grad if torch.is_grad_enabled() else None  # megatron-private
+        wanted = torch.is_grad_enabled() and weight_VH.requires_grad  # not of a frozen one
+        main_grad_VH = weight_VH.main_grad if wanted else None  # megatron-private
         predictions = Predictions(hidden_NH, weight_VH=weight_VH, weight_main_grad_VH=main_grad_VH)
     else:
         logits_N1V, _bias = output_layer(rows_N1H, weight=output_weight)

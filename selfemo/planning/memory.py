@@ -21,7 +21,7 @@ from selfemo.config.schema import RunConfig, TrainConfig
 from selfemo.models.architecture import DTYPE_BYTES, Architecture
 from selfemo.planning.generation import Engine
 from selfemo.planning.hardware import GIB
-from selfemo.planning.parameters import layers_on
+from selfemo.planning.parameters import trained_layers_on, trains_head
 from selfemo.planning.steptime import busiest_head_tokens, passes
 from selfemo.planning.sync import engine_elements
 from selfemo.planning.trainer_bytes import trainer_bytes
@@ -106,8 +106,8 @@ def activation_bytes(
     Args:
         tokens: tokens per micro-batch.
     """
-    layers = layers_on(architecture, layout)
-    chunk_layers = layers / layout.virtual_pipeline
+    trained_layers = trained_layers_on(architecture, layout, stage)  # frozen ones keep nothing
+    chunk_layers = trained_layers / layout.virtual_pipeline
     # One-forward-one-backward keeps a micro-batch per later stage in flight; interleaving adds a share
     # of a round of chunks.
     in_flight_chunks = layout.virtual_pipeline * (layout.pipeline - stage)
@@ -116,6 +116,7 @@ def activation_bytes(
             (layout.virtual_pipeline - 1) * layout.pipeline + 1 + 2 * (layout.pipeline - stage - 1)
         )
     in_flight_layers = chunk_layers * min(in_flight_chunks, microbatches * layout.virtual_pipeline)
+    in_flight_layers = max(1.0, in_flight_layers)  # one at least, while it is computed
     whole, kept = _layer_bytes(architecture, layout, dtype)
     tokens = tokens / layout.context
     if layout.recompute:
@@ -145,7 +146,7 @@ def logits_bytes(
     architecture: Architecture, layout: Layout, completion_tokens: float, train: TrainConfig
 ) -> int:
     """Bytes of one micro-batch's logits over its completion tokens, and of autograd's gradient of
-    the output weight.
+    a trained output weight.
 
     The gradient of the logits overwrites them. With train.fuse_output_layer only one chunk of
     logits exists, and the weight's gradient accumulates in Megatron's buffer.
@@ -154,7 +155,7 @@ def logits_bytes(
     logits = int(completion_tokens * column_bytes)
     if train.fuses_output_layer(logits):
         return int(min(completion_tokens, FUSED_CHUNK_TOKENS) * column_bytes)
-    return logits + int(architecture.hidden_size * column_bytes)
+    return logits + int(architecture.hidden_size * column_bytes) * trains_head(architecture, layout)
 
 
 def _stage_memory(

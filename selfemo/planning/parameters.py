@@ -8,7 +8,7 @@ optimizer cuts its shards through them in that order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from selfemo.config.layout import Layout
@@ -76,26 +76,31 @@ class Allocation:
     """Elements on each tensor-parallel rank, padding included; every rank has the same number."""
     own_bucket: bool
     """True for the two ends of a tied embedding, which Megatron reduces in buckets of their own."""
+    is_trained: bool = True
+    """False for frozen layers, the embedding beside them, and an output layer that is the same matrix."""
 
 
 def stage_chunks(architecture: Architecture, layout: Layout, stage: int) -> list[list[Allocation]]:
     """List the parameters a pipeline stage allocates, per virtual chunk, in order of registration."""
     size, tied_apart = layout.tensor, architecture.tie_word_embeddings and layout.pipeline > 1
-    layers_per_chunk = architecture.num_layers // (layout.pipeline * layout.virtual_pipeline)
+    is_thawed = layout.frozen_layers == 0
     by_kind = {kind: Allocation(kind, kind.megatron(0, size).elements, False) for kind in kinds(architecture)}
+    in_layer = [by_kind[kind] for kind in by_kind if kind.per_layer]
+    in_frozen = [replace(allocation, is_trained=False) for allocation in in_layer]
     chunks: list[list[Allocation]] = []
-    for chunk in range(layout.virtual_pipeline):
-        held = [by_kind[kind] for kind in by_kind if kind.per_layer] * layers_per_chunk
+    for chunk, layers in enumerate(_chunk_layers(architecture, layout, stage)):
+        frozen = min(len(layers), max(0, layout.frozen_layers - layers.start))
+        held = in_frozen * frozen + in_layer * (len(layers) - frozen)
         if stage == 0 and chunk == 0:
             held = [
-                Allocation(kind, by_kind[kind].elements, tied_apart)
+                Allocation(kind, by_kind[kind].elements, tied_apart, is_thawed)
                 for kind in by_kind
                 if kind.name == EMBEDDING
             ] + held
         if stage == layout.pipeline - 1 and chunk == layout.virtual_pipeline - 1:
             last = [kind for kind in by_kind if not kind.per_layer and kind.name != EMBEDDING]
             held += [
-                Allocation(k, by_kind[k].elements, k.is_tied_copy)
+                Allocation(k, by_kind[k].elements, k.is_tied_copy, is_thawed or not k.is_tied_copy)
                 for k in last
                 if not k.is_tied_copy or tied_apart
             ]
@@ -106,6 +111,24 @@ def stage_chunks(architecture: Architecture, layout: Layout, stage: int) -> list
 def layers_on(architecture: Architecture, layout: Layout) -> int:
     """Number of layers on each pipeline stage."""
     return architecture.num_layers // layout.pipeline
+
+
+def trained_layers_on(architecture: Architecture, layout: Layout, stage: int) -> int:
+    """Layers of a pipeline stage that are not frozen; no stage has more than the last one."""
+    chunks = _chunk_layers(architecture, layout, stage)
+    return sum(max(0, layers.stop - max(layers.start, layout.frozen_layers)) for layers in chunks)
+
+
+def trains_head(architecture: Architecture, layout: Layout) -> bool:
+    """Whether the output weight has a gradient: not where it is the frozen embedding."""
+    return layout.frozen_layers == 0 or not architecture.tie_word_embeddings
+
+
+def _chunk_layers(architecture: Architecture, layout: Layout, stage: int) -> list[range]:
+    """The global layer numbers of each of a stage's virtual chunks, which are dealt to the stages in turn."""
+    count = architecture.num_layers // (layout.pipeline * layout.virtual_pipeline)
+    firsts = ((chunk * layout.pipeline + stage) * count for chunk in range(layout.virtual_pipeline))
+    return [range(first, first + count) for first in firsts]
 
 
 def stages_of(kind: Kind, architecture: Architecture, layout: Layout) -> dict[int, int]:

@@ -79,7 +79,7 @@ def make_plan(
         step=step,
         bubble=bubble_share(workload, layout),
         tokens_per_second_per_gpu=workload.train_tokens / step.total / layout.world_size,
-        checkpoint_bytes=checkpoint_bytes(architecture, config.train.dtype),
+        checkpoint_bytes=checkpoint_bytes(architecture, config.train.dtype, layout.frozen_layers),
         checkpoint_host_bytes=checkpoint_host_bytes(architecture, layout),
         live_sequences=engine.slots(max(call.lengths.mean_total for call in workload.calls)),
     )

@@ -16,10 +16,10 @@ from selfemo.config.layout import Layout
 from selfemo.models.architecture import DTYPE_BYTES, Architecture
 from selfemo.planning.generation import Engine, generation_seconds
 from selfemo.planning.hardware import Gpu
-from selfemo.planning.parameters import layer_elements, layers_on
+from selfemo.planning.parameters import layer_elements, layers_on, trained_layers_on, trains_head
 from selfemo.planning.rates import Rates
 from selfemo.planning.sync import SyncBytes
-from selfemo.planning.trainer_bytes import trainer_bytes
+from selfemo.planning.trainer_bytes import GRADIENT_BYTES, trainer_bytes
 from selfemo.planning.workload import Workload
 
 
@@ -120,22 +120,23 @@ def pass_seconds(
 ) -> float:
     """Estimate the seconds of one pass over a data-parallel rank's micro-batches, through the whole
     pipeline."""
-    layers = layers_on(architecture, layout)
-    forward, backward = 1.0, 2.0 if with_backward else 0.0
-    if with_backward and layout.recompute:
-        forward += 1.0
+    layers, trained, again = layers_on(architecture, layout), 0, 0.0
+    if with_backward:  # the last stage has most layers that are not frozen
+        trained = trained_layers_on(architecture, layout, layout.pipeline - 1)
+        again = 1.0 if layout.recompute else 0.0
     tokens = batch.tokens / layout.context
     matrix = 2 * layer_elements(architecture) * tokens / layout.tensor
     # two causal products: 2 * 2 * s / 2 per row
     attention = 2 * batch.sequence * architecture.query_size * tokens / layout.tensor
     head_tokens = busiest_head_tokens(layout, batch.tokens, batch.head_tokens)
     head = 2 * architecture.vocab_size * architecture.hidden_size * head_tokens / layout.tensor
-    work = layers * (matrix * (forward + backward) + attention * (forward + 1.25 * backward))
-    work += head * (1.0 + backward)  # on the last stage, which is therefore the slowest
+    head_gradients = (2.0 if trains_head(architecture, layout) else 1.0) if with_backward else 0.0
+    work = layers * (matrix + attention) + trained * (matrix * (again + 2) + attention * (again + 2.5))
+    work += head * (1.0 + head_gradients)  # on the last stage, which is therefore the slowest
     per_microbatch = work / (gpu.flops * rates.gemm_efficiency)
-    per_microbatch += layers * rates.layer_s * (forward + backward) / 3
-    per_microbatch += (
-        layers * (forward + backward / 2) * _tensor_collectives(architecture, layout, tokens, gpu, rates)
+    per_microbatch += (layers + trained * (again + 2)) * rates.layer_s / 3
+    per_microbatch += (layers + trained * (again + 1)) * _tensor_collectives(
+        architecture, layout, tokens, gpu, rates
     )
     bubble = (layout.pipeline - 1) / layout.virtual_pipeline
     return (batch.microbatches + bubble) * per_microbatch
@@ -159,8 +160,9 @@ def update_seconds(architecture: Architecture, layout: Layout, dtype: str, gpu: 
     if layout.weight_copies > 1:
         link = _link(layout, layout.weight_copies, layout.tensor, gpu) * rates.link_efficiency
         ring = (layout.weight_copies - 1) / layout.weight_copies
-        # the second half of an all-reduce
-        gathered = held.weights if layout.distributed_optimizer else held.gradients
+        gathered = held.gradients  # the second half of an all-reduce
+        if layout.distributed_optimizer:
+            gathered = held.gradients // GRADIENT_BYTES * DTYPE_BYTES[dtype]  # the trained weights
         seconds += ring * (held.gradients + gathered) / link
     return seconds
 

@@ -6,7 +6,7 @@ order of registration. With the distributed optimizer a parameter starts at a mu
 elements, a bucket ends at a multiple of lcm(copies, 128), the two ends of a tied embedding have
 buckets of their own, weights live in such a buffer too, and each of the ranks that hold the same
 weights owns an equal run of every bucket. Gradients are fp32. Adam keeps two fp32 moments, and for
-bf16 weights an fp32 copy.
+bf16 weights an fp32 copy. Frozen weights (train.frozen_layers) are in no buffer and have neither.
 
 Source: core/distributed/param_and_grad_buffer.py, core/optimizer/distrib_optimizer.py.
 """
@@ -81,18 +81,20 @@ def trainer_bytes(
     weights = gradients = optimizer = reference = 0
     for chunk in stage_chunks(architecture, layout, stage):
         held = sum(allocation.elements for allocation in chunk)
+        trained = sum(allocation.elements for allocation in chunk if allocation.is_trained)
         buffer = lay_out(chunk, layout.weight_copies, layout.distributed_optimizer)
         gradients += buffer.elements * GRADIENT_BYTES
-        weights += (buffer.elements if layout.distributed_optimizer else held) * element_bytes
+        padding = buffer.elements - trained if layout.distributed_optimizer else 0
+        weights += (held + padding) * element_bytes
         optimizer += (
-            buffer.owned(copy, layout.weight_copies) if layout.distributed_optimizer else held
+            buffer.owned(copy, layout.weight_copies) if layout.distributed_optimizer else trained
         ) * state_bytes
         reference += held * element_bytes
     return TrainerBytes(weights, gradients, optimizer, reference)
 
 
 def lay_out(chunk: Sequence[Allocation], copies: int, distributed: bool) -> Buffer:
-    """Lay a chunk's parameters into a buffer as DDP does."""
+    """Lay a chunk's trained parameters into a buffer as DDP does."""
     alignment = PARAMETER_ALIGNMENT if distributed else 1
     bucket_alignment = math.lcm(copies, BUCKET_ALIGNMENT) if distributed else 1
     spans: list[tuple[int, int]] = []
@@ -100,6 +102,8 @@ def lay_out(chunk: Sequence[Allocation], copies: int, distributed: bool) -> Buff
     start = bucket_start = 0
     is_open = False
     for allocation in reversed(chunk):
+        if not allocation.is_trained:
+            continue
         start = _round_up(start, alignment)
         alone = distributed and allocation.own_bucket
         if alone and is_open:
@@ -119,14 +123,14 @@ def lay_out(chunk: Sequence[Allocation], copies: int, distributed: bool) -> Buff
     return Buffer(start, tuple(spans), tuple(buckets))
 
 
-def checkpoint_bytes(architecture: Architecture, dtype: str) -> int:
+def checkpoint_bytes(architecture: Architecture, dtype: str, frozen_layers: int = 0) -> int:
     """Count the bytes of a checkpoint's tensors, which no layout changes.
 
-    They are weights, moments, and fp32 weights if the model is bf16.
+    They are weights, and of trained ones moments, and fp32 weights if the model is bf16.
     """
-    tensors = stage_chunks(architecture, Layout(), 0)[0]
+    tensors = stage_chunks(architecture, Layout(frozen_layers=frozen_layers), 0)[0]
     state_bytes = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if dtype != "float32" else 0)
-    return sum(allocation.elements for allocation in tensors) * (DTYPE_BYTES[dtype] + state_bytes)
+    return sum(t.elements * (DTYPE_BYTES[dtype] + state_bytes * t.is_trained) for t in tensors)
 
 
 def checkpoint_host_bytes(architecture: Architecture, layout: Layout) -> int:

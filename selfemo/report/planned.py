@@ -122,7 +122,7 @@ def _checkpoint_rows(root: Path, architecture: Architecture, config: RunConfig) 
         note = "planned: tensor data; measured: all files, indices included"
         yield Row(
             "Checkpoint",
-            checkpoint_bytes(architecture, config.train.dtype),
+            checkpoint_bytes(architecture, config.train.dtype, config.train.frozen_layers),
             size,
             "bytes",
             exact=False,

@@ -55,6 +55,8 @@ def everyday(*more: str) -> tuple[str, ...]:
         ),
         (everyday("parallel.pipeline=3", "--processes-per-node", "3"), ("parallel.pipeline", "4 layers")),
         (everyday("parallel.tensor=2", "--processes-per-node", "3"), ("parallel.tensor=2", "world of 3")),
+        (everyday("train.frozen_layers=4"), ("train.frozen_layers=4", "freeze at most 3")),
+        (everyday("train.frozen_layers=-1"), ("train.frozen_layers=-1", "greater than or equal to 0")),
         (everyday("model.path=/nowhere"), ("model.path=/nowhere", "no such directory")),
         (everyday("nonsense"), ("override 'nonsense'", "section.field=value")),
         (everyday("corpus.labelled_share=2"), ("corpus.labelled_share=2", "less than or equal to 1")),

@@ -51,7 +51,11 @@ class Measured:
 
 
 def measure(
-    architecture: Architecture, parallel: ParallelConfig, engine: EngineLayout, dtype: str
+    architecture: Architecture,
+    parallel: ParallelConfig,
+    engine: EngineLayout,
+    dtype: str,
+    frozen_layers: int = 0,
 ) -> Measured:
     """Build a real learner, send its weights both ways, take an optimizer step.
 
@@ -62,7 +66,7 @@ def measure(
     layout = init_parallel(parallel, device, seed=1)
     try:
         config = transformer_config(architecture, parallel, DTYPES[dtype], device)
-        chunks = build_chunks(architecture, config, layout, 64, device)
+        chunks = build_chunks(architecture, config, layout, 64, device, frozen_layers=frozen_layers)
         direct, gathered = _transferred(chunks, architecture, parallel, engine, layout, dtype)
         return Measured(**_allocated(chunks, config, parallel), direct_by_source=direct, checkpoint=gathered)
     finally:
@@ -76,7 +80,8 @@ def _allocated(
     optimizer = build_optimizer(wrapped, TrainConfig(), parallel, config.bf16)
     parameters = [p for chunk in chunks for p in chunk.parameters()]
     for parameter in parameters:
-        parameter.main_grad.fill_(1e-3)
+        if parameter.requires_grad:
+            parameter.main_grad.fill_(1e-3)
     optimizer.step()
     return allocated_bytes(parameters, optimizer, [p.detach().clone() for p in parameters])
 

@@ -81,6 +81,7 @@ class Options:
     share_prompts: bool = False
     fuse: Literal["auto", "on", "off"] = "auto"
     """train.fuse_output_layer; "auto" never fuses a model as small as these."""
+    frozen_layers: int = 0
 
 
 DEFAULT = Options()
@@ -149,6 +150,7 @@ def run_config(parallel: ParallelConfig, options: Options = DEFAULT) -> RunConfi
         offload_during_rollout=options.offload,
         share_prompts=options.share_prompts,
         fuse_output_layer=options.fuse,
+        frozen_layers=options.frozen_layers,
     )
     return replace(
         RunConfig(),

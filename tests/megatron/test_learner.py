@@ -19,7 +19,7 @@ from selfemo.kernels import LossConfig
 from selfemo.megatron.checkpoint import TensorWrite, read_tensors
 from selfemo.megatron.cpu_adam import CpuFusedAdam
 from selfemo.megatron.packing import balance_by_tokens
-from tests.helpers.parity import LEARNING_RATE, Options, learner, samples
+from tests.helpers.parity import DEFAULT, LEARNING_RATE, Options, learner, samples
 from tests.helpers.tiny_model import save_tiny
 
 OVERFLOWING = 3e38
@@ -99,10 +99,10 @@ def test_a_gradient_that_is_not_finite_changes_nothing_on_any_rank(distributed, 
 
 
 def _steps_then_save(
-    hf_dir: str, directory: str, parallel: ParallelConfig, background: bool
+    hf_dir: str, directory: str, parallel: ParallelConfig, background: bool, options: Options = DEFAULT
 ) -> dict[str, torch.Tensor]:
     """Take two steps, write a checkpoint, take a third step; returns the weights after it."""
-    with learner(hf_dir, parallel) as model:
+    with learner(hf_dir, parallel, options) as model:
         batch = samples(model.architecture.vocab_size)
         for step in range(3):
             if step == 2:
@@ -118,10 +118,10 @@ def _steps_then_save(
 
 
 def _load_then_step(
-    hf_dir: str, directory: str, parallel: ParallelConfig
+    hf_dir: str, directory: str, parallel: ParallelConfig, options: Options = DEFAULT
 ) -> tuple[int, dict[str, torch.Tensor]]:
     """Load the checkpoint into a fresh learner of a layout and take the third step."""
-    with learner(hf_dir, parallel) as model:
+    with learner(hf_dir, parallel, options) as model:
         common = read_tensors(model, Path(directory))
         batch = samples(model.architecture.vocab_size)
         model.policy_step(
@@ -160,6 +160,37 @@ def test_the_step_after_a_checkpoint_is_the_same_in_any_layout(
                 torch.testing.assert_close(
                     tensor, wanted[name], rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
                 )
+
+
+PIPELINE, SHARDED_PIPELINE = (ParallelConfig(pipeline=2, distributed_optimizer=on) for on in (False, True))
+FROZEN: dict[str, tuple[ParallelConfig, Options, list[tuple[int, ParallelConfig]]]] = {
+    "fp32": (
+        PIPELINE,
+        Options(frozen_layers=1),
+        [(2, PIPELINE), (2, ParallelConfig(tensor=2)), (1, ParallelConfig())],
+    ),
+    "sharded": (
+        SHARDED_PIPELINE,
+        Options(frozen_layers=1),
+        [(2, SHARDED_PIPELINE), (2, ParallelConfig(tensor=2, distributed_optimizer=True))],
+    ),
+    "bf16": (PIPELINE, Options(frozen_layers=1, dtype="bfloat16"), [(2, PIPELINE)]),
+}
+"""One of the model's two layers is frozen: the first stage has no optimizer state. (Saved, with, loaded.)"""
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_the_step_after_a_checkpoint_with_frozen_layers_is_the_same(distributed, hf_dir, tmp_path, name):
+    directory, (saved, options, loaded) = str(tmp_path / "checkpoint"), FROZEN[name]
+    run = (hf_dir, directory, saved, False, options)
+    wanted = distributed(2, _steps_then_save, *run, timeout_s=240)[0]
+    for processes, parallel in loaded:
+        for step, tensors in distributed(
+            processes, _load_then_step, hf_dir, directory, parallel, options, timeout_s=240
+        ):
+            assert step == 2
+            for tensor_name, tensor in tensors.items():
+                assert float((tensor - wanted[tensor_name]).abs().max()) <= 1e-6, tensor_name
 
 
 def test_a_directory_without_a_checkpoint_is_refused(distributed, hf_dir, tmp_path):

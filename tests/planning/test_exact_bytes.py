@@ -45,6 +45,7 @@ class Case:
     engine_tensor: int
     architecture: Architecture
     dtype: str
+    frozen_layers: int = 0
 
     @property
     def layout(self) -> Layout:
@@ -58,6 +59,7 @@ class Case:
             sequence_parallel=p.sequence_parallel,
             distributed_optimizer=p.distributed_optimizer,
             engine_tensor=self.engine_tensor,
+            frozen_layers=self.frozen_layers,
         )
 
 
@@ -73,7 +75,16 @@ CASES = {
     "tp2-dp2-sharded-tied-bf16": Case(4, ParallelConfig(tensor=2, **SHARDED), 4, TIED, "bfloat16"),
     "pp2-dp2-sharded-tied-bf16": Case(4, ParallelConfig(pipeline=2, **SHARDED), 2, TIED, "bfloat16"),
     "tp2-pp2-untied-fp32": Case(4, ParallelConfig(tensor=2, pipeline=2), 1, UNTIED, "float32"),
+    "pp2-tied-fp32-frozen": Case(2, ParallelConfig(pipeline=2), 1, TIED, "float32", 2),
+    "pp2-vpp2-untied-bf16-frozen": Case(
+        2, ParallelConfig(pipeline=2, virtual_pipeline=2), 1, UNTIED, "bfloat16", 1
+    ),
+    "dp2-sharded-tied-bf16-frozen": Case(2, ParallelConfig(**SHARDED), 1, TIED, "bfloat16", 3),
+    "pp2-dp2-sharded-untied-fp32-frozen": Case(
+        4, ParallelConfig(pipeline=2, **SHARDED), 2, UNTIED, "float32", 2
+    ),
 }
+"""With two of four layers frozen, the first of two stages has nothing to train."""
 
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=list(CASES))
@@ -81,7 +92,8 @@ def run(request: pytest.FixtureRequest, distributed: DistributedRunner) -> tuple
     """Run a case; returns it and the measured bytes by rank."""
     case: Case = request.param
     engine = EngineLayout(case.layout.engine_tensor, case.layout.replicas)
-    return case, distributed(case.world_size, measure, case.architecture, case.parallel, engine, case.dtype)
+    built = (case.architecture, case.parallel, engine, case.dtype, case.frozen_layers)
+    return case, distributed(case.world_size, measure, *built)
 
 
 def test_allocated_bytes_are_the_planned_ones_on_every_rank(run: tuple[Case, list[Measured]]) -> None:

@@ -45,8 +45,8 @@ from selfemo.planning.memory import (
     rank_memory,
 )
 from selfemo.planning.plan import best_layouts, make_plan
-from selfemo.planning.published import ASSUMED, HELD_OUT
-from selfemo.planning.steptime import busiest_head_tokens
+from selfemo.planning.published import ASSUMED, HELD_OUT, fitted_rates
+from selfemo.planning.steptime import busiest_head_tokens, pass_seconds, passes
 from selfemo.planning.trainer_bytes import checkpoint_bytes, checkpoint_host_bytes, trainer_bytes
 from selfemo.planning.workload import workload_of
 
@@ -95,6 +95,61 @@ def test_the_first_pipeline_stage_keeps_one_micro_batch_per_stage() -> None:
     assert activation_bytes(QWEN, layout, 1000, 0, 2, "bfloat16") == 2 * kept[3]  # never more than there are
     interleaved = activation_bytes(QWEN, replace(layout, virtual_pipeline=3), 1000, 0, 32, "bfloat16")
     assert kept[0] < interleaved < 2 * kept[0]
+
+
+def test_frozen_layers_keep_no_activations_and_take_no_backward_pass() -> None:
+    """Qwen3-8B has 36 layers and an output layer of its own."""
+    layer = activation_bytes(QWEN, Layout(), 1000, 0, 1, "bfloat16") // 36
+
+    def kept(stage: int, **sizes: int) -> float:
+        return activation_bytes(QWEN, Layout(1, 4, **sizes), 1000, stage, 32, "bfloat16") / layer
+
+    assert kept(0, frozen_layers=30) == 6
+    assert [kept(stage, pipeline=2, frozen_layers=30) for stage in (0, 1)] == [
+        1,
+        6,
+    ]  # one while it is computed
+    assert [kept(stage, pipeline=2, frozen_layers=12) for stage in (0, 1)] == [2 * 6, 18]
+    assert kept(1, pipeline=2, virtual_pipeline=3, frozen_layers=35) == pytest.approx(
+        5 / 3
+    )  # five chunks in flight
+    rates, batch = fitted_rates(), passes(WORKLOAD, Layout())[0]
+
+    def seconds(frozen_layers: int, with_backward: bool, recompute: bool = False) -> float:
+        layout = Layout(frozen_layers=frozen_layers, recompute=recompute)
+        return pass_seconds(QWEN, layout, batch, with_backward, H100, rates)
+
+    forward = seconds(0, False)
+    assert seconds(30, False) == forward
+    assert seconds(0, True, recompute=True) == pytest.approx(4 * forward, rel=0.1)
+    for recompute in (False, True):
+        whole, some, most = (seconds(frozen, True, recompute) for frozen in (0, 18, 35))
+        assert forward < most < some < whole
+        assert some == pytest.approx((whole + seconds(36, True, recompute)) / 2)
+
+
+def test_only_trained_weights_have_gradients_and_moments() -> None:
+    """By hand from Qwen3-8B's parameters: 36 layers alike, embedding and output layer of 151,936 x 4,096."""
+    matrix, norm = 151_936 * 4096, 4096
+    layer = (8_190_735_360 - 2 * matrix - norm) // 36
+    held = trainer_bytes(QWEN, Layout(frozen_layers=30), 0, 0, "bfloat16")
+    assert held.weights == held.reference == 2 * 8_190_735_360
+    assert held.gradients == 4 * (6 * layer + norm + matrix)
+    assert held.optimizer == 12 * (6 * layer + norm + matrix)
+    assert checkpoint_bytes(QWEN, "bfloat16", 30) == held.weights + held.optimizer
+    tied = replace(QWEN, tie_word_embeddings=True)
+    assert trainer_bytes(tied, Layout(frozen_layers=30), 0, 0, "bfloat16").gradients == 4 * (6 * layer + norm)
+    layout, train = Layout(frozen_layers=1), TrainConfig(dtype="bfloat16")
+    assert logits_bytes(tied, layout, 1000, train) == 1000 * 151_936 * 2
+    assert logits_bytes(QWEN, layout, 1000, train) == (1000 + 4096) * 151_936 * 2
+
+
+def test_freezing_every_layer_is_refused() -> None:
+    config = replace(CONFIG, train=replace(CONFIG.train, frozen_layers=36))
+    (violation,) = run_violations(config, Layout(1, 2, tensor=2), QWEN)
+    assert "train.frozen_layers=36 leaves no layer to train: the model has 36, freeze at most 35" in violation
+    config = replace(CONFIG, train=replace(CONFIG.train, frozen_layers=35))
+    assert not list(run_violations(config, Layout(1, 2, tensor=2), QWEN))
 
 
 def test_logits_are_those_of_completions_on_one_shard() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from selfemo.common.errors import UserError
-from selfemo.config.schema import ParallelConfig, RunConfig
+from selfemo.config.schema import ParallelConfig, RunConfig, TrainConfig
 from selfemo.records.directory import SUMMARY_NAME, RunDirectory
 
 
@@ -39,6 +39,8 @@ def test_an_unfinished_run_may_go_on_in_another_layout_and_a_finished_one_stays_
     assert "timeout_s: 7" in run.path("config.yaml").read_text()
     with pytest.raises(UserError, match=r"other parallel\.distributed_optimizer;"):
         RunDirectory.claim(replace(elsewhere, parallel=ParallelConfig(tensor=2, distributed_optimizer=True)))
+    with pytest.raises(UserError, match=r"other train\.frozen_layers;"):
+        RunDirectory.claim(replace(elsewhere, train=TrainConfig(frozen_layers=1)))
     run.write_json(SUMMARY_NAME, {"schema": 1})
     with pytest.raises(UserError, match=r"other .*timeout_s.*; see"):
         RunDirectory.claim(config(tmp_path))

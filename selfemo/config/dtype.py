@@ -1,0 +1,58 @@
+"""Decides what `auto` means for train.dtype and rollout.dtype: bfloat16 where the machine computes in it, else float32.
+
+It is settled when a configuration is loaded, so a run's config.yaml says what the run computed in. No torch here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from selfemo.config.schema import RunConfig
+
+CPU_FLAGS = ("amx_bf16", "avx512_bf16")
+"""Flags in /proc/cpuinfo of processors that multiply bf16 matrices; others emulate them, slower than fp32."""
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """The dtype that `auto` stands for, and why."""
+
+    dtype: Literal["float32", "bfloat16"]
+    reason: str
+
+
+ON_GPU = Automatic("bfloat16", "a GPU computes in it")
+
+
+def automatic(cpuinfo: str, has_gpu: bool) -> Automatic:
+    """What `auto` stands for on a machine with this /proc/cpuinfo."""
+    if has_gpu:
+        return ON_GPU
+    lines = (line.partition(":") for line in cpuinfo.splitlines())
+    flags = next((value.split() for name, _, value in lines if name.strip() == "flags"), [])
+    found = [flag for flag in CPU_FLAGS if flag in flags]
+    if found:
+        return Automatic("bfloat16", f"the processor computes in it ({found[0]})")
+    return Automatic("float32", f"the processor does not compute in bfloat16 (no {' or '.join(CPU_FLAGS)})")
+
+
+def this_machine(environment: Mapping[str, str] = os.environ) -> Automatic:
+    """What `auto` stands for here. A GPU that CUDA_VISIBLE_DEVICES hides does not count."""
+    hidden = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    has_gpu = not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
+    cpuinfo = Path("/proc/cpuinfo")
+    return automatic(cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else "", has_gpu)
+
+
+def with_dtypes(config: RunConfig, found: Automatic) -> RunConfig:
+    """The configuration with `found.dtype` wherever it says `auto`."""
+    train, rollout = config.train, config.rollout
+    if train.dtype == "auto":
+        train = replace(train, dtype=found.dtype)
+    if rollout.dtype == "auto":
+        rollout = replace(rollout, dtype=found.dtype)
+    return replace(config, train=train, rollout=rollout)

@@ -1,0 +1,115 @@
+"""Freezes the lowest layers and the embedding (train.frozen_layers): they run without a graph.
+
+Frozen parameters want no gradient, so Megatron's DDP gives them no buffer and its optimizer no state. That
+alone would not keep the backward pass, or recomputation, from going through their layers: megatron-core marks
+what a pipeline stage receives as wanting a gradient. So a chunk's frozen layers run first, under no_grad, and
+the others start from their output. The stage before still waits for a gradient and is sent zeros, which reach
+no parameter.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace
+from megatron.core.dist_checkpointing.mapping import (
+    LocalNonpersistentObject,
+    ShardedTensor,
+    ShardedTensorFactory,
+)
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_block import TransformerBlock
+
+MASTERS = "fp32_from_fp16_params"  # megatron-private
+"""Where a bf16 optimizer keeps its fp32 weights, a list per parameter group."""
+
+
+def freeze(chunk: GPTModel, layers: int) -> None:
+    """Freeze the embedding and the model's lowest `layers` layers, as far as `chunk` holds them (0: nothing).
+
+    The output layer of a tied model is the embedding, so it is frozen too. Call this before DDP wraps it.
+    """
+    if layers == 0:
+        return
+    frozen = [layer for layer in chunk.decoder.layers if layer.layer_number <= layers]
+    for layer in frozen:
+        layer.requires_grad_(False)
+    if chunk.pre_process:
+        chunk.embedding.requires_grad_(False)
+    if chunk.post_process and chunk.share_embeddings_and_output_weights:
+        chunk.shared_embedding_or_output_weight().requires_grad_(False)
+    if frozen:
+        chunk.decoder.forward = _FrozenFirst(chunk.decoder, len(frozen))
+
+
+def without_frozen(state: dict[str, Any], layers: int) -> dict[str, Any]:
+    """An optimizer's sharded state in which stacked layers count from the lowest trained one.
+
+    megatron-core stores the state of a parameter of all layers as one tensor and refuses one with gaps.
+    """
+
+    def moved(part: Any) -> Any:
+        if isinstance(part, ShardedTensorFactory):
+            build = part.build_fn
+            return replace(part, build_fn=lambda *given: dict_list_map_outplace(moved, build(*given)))
+        if isinstance(part, ShardedTensor) and part.prepend_axis_num:  # the axis of layers, which comes first
+            assert part.axis_fragmentations is not None
+            return replace(
+                part,
+                global_shape=(part.global_shape[0] - layers, *part.global_shape[1:]),
+                global_offset=(part.global_offset[0] - layers, *part.global_offset[1:]),
+                axis_fragmentations=(part.axis_fragmentations[0] - layers, *part.axis_fragmentations[1:]),
+            )
+        return part
+
+    if layers == 0:
+        return state
+    masters = state.get(MASTERS)
+    if masters is not None and not any(masters):
+        # Of a stage that trains nothing: among rank 0's plain values they would clash with others' tensors.
+        state = {**state, MASTERS: LocalNonpersistentObject(masters)}
+    stored: dict[str, Any] = dict_list_map_outplace(moved, state)
+    return stored
+
+
+class _FrozenFirst:
+    """The forward pass of a block whose lowest layers are frozen."""
+
+    def __init__(self, block: TransformerBlock, count: int) -> None:
+        self._block, self._frozen = block, list(block.layers[:count])
+        # A second block over the same modules: recomputation indexes its layers again in the backward pass.
+        self._rest = copy.copy(block)
+        self._rest._modules = {**block._modules, "layers": block.layers[count:]}
+        self._rest.num_layers_per_pipeline_rank = len(block.layers) - count  # megatron-private
+
+    def __call__(self, hidden_states: torch.Tensor | None, **arguments: Any) -> torch.Tensor:
+        """[T, 1, H] after this block's layers, from `hidden_states` or from what the stage before sent."""
+        if not torch.is_grad_enabled():
+            return type(self._block).forward(self._block, hidden_states, **arguments)
+        received = hidden_states if self._block.pre_process else self._block.input_tensor
+        assert received is not None
+        output = received.detach()
+        with torch.no_grad():
+            for layer in self._frozen:
+                output, _ = layer(hidden_states=output, **arguments)
+        if len(self._rest.layers):
+            # A recomputed layer is in the graph through its input alone.
+            output = output.detach().requires_grad_(self._rest.config.recompute_granularity is not None)
+            self._rest.set_input_tensor(output)
+            output = self._rest(hidden_states=output, **arguments)
+        return _WithoutInputGradient.apply(received, output) if received.requires_grad else output
+
+
+class _WithoutInputGradient(torch.autograd.Function):
+    """A block's output as it is; what the block received gets a gradient of zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, received: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, doutput: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros_like(doutput), doutput
