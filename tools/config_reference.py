@@ -11,6 +11,7 @@ from pathlib import Path
 
 from selfemo.corpora.registry import corpus_names
 from selfemo.kernels.config import PRESETS
+from selfemo.selfplay.views import view_names
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "selfemo" / "config" / "schema.py"
@@ -101,6 +102,8 @@ def _type(annotation: str) -> str:
     if annotation.startswith("Annotated["):
         kind, bounds = annotation.removeprefix("Annotated[").rstrip("]").split(", ", 1)
         return f"{kind}, {bounds.removeprefix('Field(').rstrip(')')}"
+    if annotation.startswith("tuple[ViewName, ...]"):
+        return f"list of {', '.join(map(repr, view_names()))}" + (" or null" if "None" in annotation else "")
     return (
         annotation.replace("Literal[", "one of ").rstrip("]").replace("|", "or")
         if "Literal" in annotation

@@ -126,11 +126,21 @@ def provenance_lines(r: Record) -> list[str]:
 
 def candidates_table(r: Record) -> Table:
     """Every candidate with its rewards."""
-    table = Table("seed", "text", "read as", "gates", "sIoU", *map(printable, r.components))
+    views = len({c.view for c in r.candidates}) > 1
+    table = Table(
+        "seed",
+        *(["view"] if views else []),
+        "text",
+        "read as",
+        "gates",
+        "sIoU",
+        *map(printable, r.components),
+    )
     for c in r.candidates:
         rewards = [f"{value:.3f}" for value in c.rewards]
         reading, gates = printable(c.reading or "-"), printable(", ".join(c.gates))
-        table.add_row(str(c.seed), _cut(c.text, 60), reading, gates, f"{c.score:.3f}", *rewards)
+        first = [str(c.seed), printable(c.view)] if views else [str(c.seed)]
+        table.add_row(*first, _cut(c.text, 60), reading, gates, f"{c.score:.3f}", *rewards)
     return table
 
 

@@ -17,6 +17,7 @@ from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.registry import CorpusAbsent, load_training_corpus
 from selfemo.models.architecture import is_known_by_name, read_architecture
 from selfemo.records.directory import RunDirectory
+from selfemo.selfplay.views import unknown_views
 
 DEPENDENCIES = (
     ("torch", "torch"),
@@ -41,6 +42,7 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str
         raise UserError(
             f"tracking.wandb={config.tracking.wandb}, but package wandb is not installed: pip install 'selfemo[wandb]'"
         )
+    check_views(config)
     check_layout(config, world_size, by_name=planning)
     missing = []
     if config.model.path and not Path(config.model.path).is_dir():
@@ -91,6 +93,12 @@ def check_layout(config: RunConfig, world_size: int, by_name: bool = False) -> N
         raise UserError(
             "; ".join(violations) + ": choose sizes that fit, or torchrun's --nproc-per-node to match"
         )
+
+
+def check_views(config: RunConfig) -> None:
+    """Refuse a view that no function stands for; UserError names all of them."""
+    if problems := list(unknown_views(config)):
+        raise UserError("; ".join(problems))
 
 
 def check_model_files(path: str) -> None:

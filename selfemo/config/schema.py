@@ -26,6 +26,8 @@ takes the same matrix products either way, and on a CPU they are 98% of the fuse
 memory decides."""
 CorpusName = str
 """A reader of selfemo.corpora.readers, or "auto". Registries know their names, this file does not: config_file compares."""
+ViewName = str
+"""A view of selfemo.selfplay.views, which stands above this room: selfemo.commands.preflight compares."""
 LossName = str
 """A preset of selfemo.kernels.config."""
 
@@ -108,6 +110,8 @@ class SftConfig:
     """Share of examples that teach the responder's task; the others teach the recognizer's."""
     label_balance: Share = 0.0
     """How far rare labels are shown more often: a label's share of examples is proportional to (its share of turns) ** (1 - this)."""
+    views: tuple[ViewName, ...] | None = None
+    """Views that recognizer examples are shown in, one drawn for each example; null takes selfplay.views."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -120,6 +124,12 @@ class SelfPlayConfig:
     """Turns generated per episode; 0 trains understanding alone on the seed's last turn."""
     recognizer_group_size: AtLeastTwo = 8
     """G: label sets sampled per turn to recognise."""
+    views: tuple[ViewName, ...] = ("plain",)
+    """Ways in which a turn to recognise is shown: its G samples are dealt over them, and each has one vote
+    (docs/method.md)."""
+    consensus: Literal["all", "other_views"] = "all"
+    """What an answer is compared with where nothing is annotated: the vote of all views, or of the views
+    other than its own."""
     responder_group_size: AtLeastTwo = 4
     """M: replies sampled per turn to answer."""
     temperature: PositiveFloat = 1.0
@@ -154,9 +164,11 @@ class RewardConfig:
     """Weights and gates of the reward components (docs/method.md)."""
 
     alignment_weight: NonNegative = 1.0
-    """w_a: smoothed IoU with the gold set, or with the group's consensus where nothing is annotated."""
+    """w_a: smoothed IoU with the gold set, or with the group's consensus where nothing is annotated
+    (selfplay.consensus)."""
     consistency_weight: NonNegative = 0.2
-    """w_c: mean smoothed IoU with the other samples of the group, behind the gate."""
+    """w_c: mean smoothed IoU with the other samples of the group, of its other views where it has several,
+    behind the gate."""
     format_weight: NonNegative = 0.1
     """w_f: 1 for an answer in the grammar, 0 otherwise."""
     expression_weight: NonNegative = 1.0
@@ -380,3 +392,8 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def sft_views(self) -> tuple[ViewName, ...]:
+        """Views that supervised examples are shown in."""
+        return self.selfplay.views if self.sft.views is None else self.sft.views

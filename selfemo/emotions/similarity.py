@@ -13,7 +13,7 @@ An iteration asks for some 10^5 of these over a few hundred distinct pairs, so a
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from itertools import combinations
+from itertools import combinations, compress
 
 from selfemo.emotions.affinity import Affinity
 from selfemo.emotions.answer import Answer, Reading
@@ -53,14 +53,20 @@ class SmoothedIoU:
         """The smoothed IoU of an answer with `reference`; exactly 0 for a format failure."""
         return self(reading.labels, reference) if isinstance(reading, Answer) else 0.0
 
-    def mean_pairwise(self, readings: Sequence[Reading]) -> float:
+    def mean_pairwise(self, readings: Sequence[Reading], views: Sequence[str] = ()) -> float:
         """Mean over all pairs of a group's answers; a pair with a format failure counts 0. 1 for a single answer, 0 for nothing.
 
         Called a group's consistency: how far its samples agree.
+
+        Args:
+            views: the view of each answer; where they are several, only pairs of different views count.
         """
         if len(readings) < 2:
             return float(bool(readings) and isinstance(readings[0], Answer))
         pairs = list(combinations(readings, 2))
+        if len(set(views)) > 1:
+            across = [a != b for a, b in combinations(views, 2)]
+            pairs = list(compress(pairs, across))
         return sum(self.of_reading(a, b.labels) if isinstance(b, Answer) else 0.0 for a, b in pairs) / len(
             pairs
         )

@@ -1,4 +1,5 @@
-"""Generate a recorded turn again and compare: a record holds the prompt's ids, the seed of every sample and the sampling settings."""
+"""Generate a recorded turn again and compare: a record holds the ids of each prompt, each sample's seed and
+the sampling settings."""
 
 from __future__ import annotations
 
@@ -44,9 +45,9 @@ class Replay:
 
 
 def replay(record: Record, generator: Generator) -> Replay:
-    """Sample the record's prompt again with its seeds, in one call."""
+    """Sample the record's prompts again, each candidate's with its seed, in one call."""
     requests = [
-        GenerationRequest(record.prompt_ids, c.seed, record.max_tokens, record.temperature)
+        GenerationRequest(record.prompt_of(c), c.seed, record.max_tokens, record.temperature)
         for c in record.candidates
     ]
     completions = generator.generate(requests)

@@ -19,7 +19,8 @@ from selfemo.kernels import PRESETS, GroupAdvantages, LossConfig, group_advantag
 from selfemo.rewards.scoring import ScoredGroup
 
 SCORE_COLUMN = 0
-"""Column of the plain scores, before the components' columns: it has weight 0 in rewards, and the range gate looks at it."""
+"""Column of what ranks a group's samples, before the components' columns: the range gate looks at it, and
+it has weight 0 in rewards."""
 
 
 def loss_config(config: RunConfig) -> LossConfig:
@@ -74,7 +75,7 @@ def _advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> GroupAdvant
     rows = [
         (score, *rewards)
         for group in groups
-        for score, rewards in zip(group.scores, group.rewards, strict=True)
+        for score, rewards in zip(group.ranked_by, group.rewards, strict=True)
     ]
     return group_advantages(
         torch.tensor(rows, dtype=torch.float32),

@@ -62,7 +62,7 @@ class GenerationCall:
 
     samples: int
     groups: int
-    """Distinct prompts: samples of a group share their prefix in the cache."""
+    """Distinct prompts: samples of one (a group, or a view of it) share their prefix in the cache."""
     lengths: Lengths
 
 
@@ -125,7 +125,7 @@ def workload_of(
         prompt, utterance_tokens or MEAN_SHARE * play.max_utterance_tokens, play.max_utterance_tokens
     )
     seeds, turns = play.seeds_per_iteration, max(1, play.turns)
-    recognise = GenerationCall(seeds * play.recognizer_group_size, seeds, answer)
+    recognise = GenerationCall(seeds * play.recognizer_group_size, seeds * len(play.views), answer)
     calls = [recognise]
     if play.turns:
         replies = seeds * play.responder_group_size

@@ -19,6 +19,8 @@ MAX_DIALOGUES = 40
 class CandidateView:
     """One sample."""
 
+    view: str
+    """The view that its prompt shows; plain where the record names none."""
     text: str
     read: tuple[str, ...]
     """Emotions it answered (recognizer) or was read as showing (responder); empty outside the grammar or behind a gate."""
@@ -32,7 +34,7 @@ class CandidateView:
 
 @dataclass(frozen=True)
 class GroupView:
-    """One prompt's samples."""
+    """The samples of one turn."""
 
     role: str
     speaker: str
@@ -43,6 +45,11 @@ class GroupView:
     weight: float | None
     """In the loss; 0: the group carries no ranking."""
     candidates: tuple[CandidateView, ...]
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views that its samples were shown, each once."""
+        return tuple(dict.fromkeys(candidate.view for candidate in self.candidates))
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,7 @@ def _group(record: Json) -> GroupView:
         weight=candidates[0].get("weight"),
         candidates=tuple(
             CandidateView(
+                view=c.get("view", "plain"),
                 text=c["text"],
                 read=tuple(c.get("read", ())),
                 score=c["score"],

@@ -31,6 +31,8 @@ class Judged:
     """Weight of the group's gold label; 1 where nobody annotated it."""
     score: SmoothedIoU
     """This run's smoothed IoU."""
+    views: tuple[str, ...] = ()
+    """S names: the view of each sample."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,20 @@ def alignment(reading: Reading, reference: Collection[str], score: SmoothedIoU) 
     return score.of_reading(reading, reference) if reference else 0.0
 
 
-def consistency(readings: Sequence[Reading], index: int, score: SmoothedIoU) -> float:
-    """c_i: mean smoothed IoU of one sample with the others of its group; a format failure on either side counts 0; 0 for a lone sample."""
-    others = [reading for i, reading in enumerate(readings) if i != index]
+def consistency(
+    readings: Sequence[Reading], index: int, score: SmoothedIoU, views: Sequence[str] = ()
+) -> float:
+    """c_i: mean smoothed IoU of one sample with the others of its group; 0 for a lone sample.
+
+    A format failure on either side counts 0.
+
+    Args:
+        views: the view of each sample; where they are several, the others are the samples of other views.
+    """
+    if len(set(views)) > 1:
+        others = [reading for reading, view in zip(readings, views, strict=True) if view != views[index]]
+    else:
+        others = [reading for i, reading in enumerate(readings) if i != index]
     if not others:
         return 0.0
     return sum(
@@ -107,7 +120,8 @@ def reply_format(gates: Collection[str]) -> float:
 def paid_consistency(group: Judged) -> list[float]:
     """S values of c_i, all 0 behind a closed gate."""
     return [
-        consistency(group.readings, i, group.score) if group.gate else 0.0 for i in range(len(group.readings))
+        consistency(group.readings, i, group.score, group.views) if group.gate else 0.0
+        for i in range(len(group.readings))
     ]
 
 

@@ -18,7 +18,15 @@ from selfemo.emotions.affinity import build_affinity
 from selfemo.emotions.answer import FormatFailure
 from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.process.dealing import Deal, one_by_one
-from selfemo.rewards.components import COMPONENTS, Component, Judged, alignment, consistency_gate, expression
+from selfemo.rewards.components import (
+    COMPONENTS,
+    Component,
+    Judged,
+    alignment,
+    consistency,
+    consistency_gate,
+    expression,
+)
 from selfemo.rewards.frequency import frequency_weights, label_shares
 from selfemo.selfplay.records import Group
 
@@ -30,6 +38,7 @@ class Figures(NamedTuple):
     scores: tuple[float, ...]
     gate: bool
     frequency_weight: float
+    ranking: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,8 @@ class ScoredGroup:
     """Whether consistency was paid (recognizer); whether any reply was admissible (responder)."""
     frequency_weight: float
     """Weight of the group's gold label; 1 where nobody annotated it."""
+    ranking: tuple[float, ...] = ()
+    """`agreement_across_views`: S values that the range threshold looks at; empty for `scores`."""
     advantages: tuple[float, ...] = ()
     """S group-relative advantages; empty until they are computed."""
     loss_weight: float = 1.0
@@ -65,9 +76,14 @@ class ScoredGroup:
         return tuple(sum(w * r for w, r in zip(self.weights, row, strict=True)) for row in self.rewards)
 
     @property
+    def ranked_by(self) -> tuple[float, ...]:
+        """S values that the range threshold looks at."""
+        return self.ranking or self.scores
+
+    @property
     def alignment_range(self) -> float:
-        """Largest minus smallest of `scores`: near 0, the group ranks nothing."""
-        return max(self.scores) - min(self.scores)
+        """Largest minus smallest of `ranked_by`: near 0, the group ranks nothing."""
+        return max(self.ranked_by) - min(self.ranked_by)
 
     @property
     def best(self) -> int:
@@ -148,7 +164,23 @@ def figures_of(
             raise ValueError(
                 f"reward component {component.name} returned {found}: expected one value per sample"
             )
-    return Figures(tuple(zip(*columns, strict=True)), judged.scores, judged.gate, judged.frequency_weight)
+    rewards = tuple(zip(*columns, strict=True))
+    return Figures(
+        rewards, judged.scores, judged.gate, judged.frequency_weight, agreement_across_views(judged)
+    )
+
+
+def agreement_across_views(judged: Judged) -> tuple[float, ...]:
+    """S mean smoothed IoUs with the samples of other views, in an unannotated group of several; else ().
+
+    Two views that firmly answer unlike tie the vote: `scores` would rank one over the other by the alphabet.
+    Their agreement with each other is the same number for both, so it ranks nothing.
+    """
+    if judged.group.role == "responder" or judged.group.gold or len(set(judged.views)) < 2:
+        return ()
+    return tuple(
+        consistency(judged.readings, i, judged.score, judged.views) for i in range(len(judged.readings))
+    )
 
 
 def judge(
@@ -159,8 +191,13 @@ def judge(
     if group.role == "responder":
         scores = tuple(expression(sample.reading, group.target or (), score) for sample in group.samples)
         return Judged(group, readings, scores, any(not sample.gates for sample in group.samples), 1.0, score)
-    scores = tuple(alignment(reading, group.gold or group.consensus.labels, score) for reading in readings)
+    views = tuple(sample.view for sample in group.samples)
+    scores = tuple(
+        alignment(reading, group.gold or group.consensus.reference(view), score)
+        for reading, view in zip(readings, views, strict=True)
+    )
     gate = not config.consistency_gate or consistency_gate(
         group.consensus, group.gold, config.consistency_low, config.consistency_high
     )
-    return Judged(group, readings, scores, gate, label_weights[group.gold[0]] if group.gold else 1.0, score)
+    frequency_weight = label_weights[group.gold[0]] if group.gold else 1.0
+    return Judged(group, readings, scores, gate, frequency_weight, score, views)

@@ -14,6 +14,7 @@ blank, so that no utterance can open a line of its own, and the encoder turns ch
 
 from __future__ import annotations
 
+import random
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from typing import Protocol
 from selfemo.corpora.conversation import Turn
 from selfemo.emotions.answer import SEPARATOR, format_answer
 from selfemo.rollout.api import Completion
+from selfemo.selfplay.views import INSTRUCTION, PLAIN, Shown, View
 from selfemo.tokens.encoder import Message
 
 TARGET_MARK = "> "
@@ -63,9 +65,15 @@ class PromptBuilder:
     thinking: bool = False
     """The recognizer may think before it answers; the responder never does."""
 
-    def recognize(self, turns: Sequence[Turn]) -> tuple[int, ...]:
-        """Prompt ids that ask for the emotions of `turns[-1]`; only `history_turns` turns before it are shown, none after."""
-        return self._encode(recognizer_text(self._window(turns), self.labels), self.thinking)
+    def recognize(self, turns: Sequence[Turn], view: View = PLAIN, seed: int = 0) -> tuple[int, ...]:
+        """Prompt ids that ask for the emotions of `turns[-1]`, after at most `history_turns` turns before it.
+
+        Args:
+            view: how the turns, the label list and the instruction are shown.
+            seed: of the view's draws.
+        """
+        shown = view.show(Shown(tuple(self._window(turns)), self.labels), random.Random(seed))
+        return self._encode(recognizer_text(shown.turns, shown.labels, shown.instruction), self.thinking)
 
     def respond(self, turns: Sequence[Turn], speaker: str, emotions: Sequence[str]) -> tuple[int, ...]:
         """Prompt ids that ask for `speaker`'s answer to `turns[-1]`, showing `emotions`."""
@@ -105,13 +113,11 @@ def completion_text(encoder: Encoder, completion: Completion) -> str:
     return encoder.decode(ids, show_special=True)
 
 
-def recognizer_text(turns: Sequence[Turn], labels: Sequence[str]) -> str:
+def recognizer_text(turns: Sequence[Turn], labels: Sequence[str], instruction: str = INSTRUCTION) -> str:
     """The recognizer's message: instruction, history, and the marked last line, whose emotions are asked for."""
-    instruction = (
-        f"Which of {SEPARATOR.join(labels)} does the last line show? Name one to three, the main one first."
-    )
+    asked = instruction.format(labels=SEPARATOR.join(labels))
     lines = [_line(turn.speaker, turn.text) for turn in turns]
-    return "\n".join([instruction, "", *lines[:-1], TARGET_MARK + lines[-1]])
+    return "\n".join([asked, "", *lines[:-1], TARGET_MARK + lines[-1]])
 
 
 def responder_text(turns: Sequence[Turn], speaker: str, emotions: Sequence[str]) -> str:

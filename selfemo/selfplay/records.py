@@ -48,11 +48,13 @@ class Sample:
     """Recognizer: its own answer. Responder: what the recognizer read in the reply, None where a gate failed before."""
     gates: tuple[Gate, ...] = ()
     """Gates that a reply failed; always empty for a recognizer."""
+    view: str = "plain"
+    """Recognizer: the view (selfemo.selfplay.views) that its prompt shows. Responder: always plain."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The samples of one prompt: what SELF-GRPO normalises over."""
+    """The samples of one turn, in one prompt or in one for each view: what SELF-GRPO normalises over."""
 
     role: Role
     iteration: int

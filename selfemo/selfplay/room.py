@@ -10,18 +10,26 @@ from selfemo.corpora.conversation import Conversation
 from selfemo.emotions.answer import MAX_LABELS
 from selfemo.rollout.api import GenerationRequest
 from selfemo.selfplay.prompts import PromptBuilder
+from selfemo.selfplay.views import PLAIN, view_named
 
 MEASURED = 8
 """Windows that are encoded: those with the most characters, which mostly, and not always, have the most tokens."""
 
 
 def longest_requests(
-    prompts: PromptBuilder, conversations: Sequence[Conversation], config: SelfPlayConfig
+    prompts: PromptBuilder,
+    conversations: Sequence[Conversation],
+    config: SelfPlayConfig,
+    views: Sequence[str] = (),
 ) -> list[GenerationRequest]:
     """What both roles are asked at the longest windows of these dialogues: earlier turns, the annotated turn, and room to answer.
 
     No upper bound for self-play, which also shows turns that it wrote: every generator call is checked again.
+
+    Args:
+        views: those that turns are shown in, besides the plain one.
     """
+    shown_in = [view_named(name) for name in dict.fromkeys((PLAIN.name, *views))]
     places = [(c, i) for c in conversations for i, turn in enumerate(c.turns) if turn.labels]
     shown = prompts.history_turns + 1
     longest = heapq.nlargest(
@@ -35,6 +43,7 @@ def longest_requests(
     for conversation, index in longest:
         turns = conversation.turns[: index + 1]
         asked = prompts.respond(turns, turns[-1].speaker, turns[-1].labels[:MAX_LABELS])
-        requests.append(GenerationRequest(prompts.recognize(turns), 0, config.max_recognizer_tokens, 0.0))
+        read = [prompts.recognize(turns, view) for view in shown_in]
+        requests += [GenerationRequest(prompt, 0, config.max_recognizer_tokens, 0.0) for prompt in read]
         requests.append(GenerationRequest(asked, 0, config.max_utterance_tokens, 0.0))
     return requests
