@@ -32,7 +32,9 @@ class EvaluationOptions:
     votes: int
     """Sampled answers per turn that calibration is computed from when scoring is "generate"; 0 leaves calibration out."""
     seed: int
-    """Of sampling and resampling."""
+    """Of sampling, of views and of resampling."""
+    views: tuple[str, ...] = ()
+    """Views that vote on each turn, beside the plain reading; empty for none."""
 
     def check(self) -> None:
         """UserError for options that do not go together."""
