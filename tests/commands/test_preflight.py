@@ -55,6 +55,11 @@ def everyday(*more: str) -> tuple[str, ...]:
         (everyday("parallel.tensor=2", "--processes-per-node", "3"), ("parallel.tensor=2", "world of 3")),
         (everyday("model.path=/nowhere"), ("model.path=/nowhere", "no such directory")),
         (everyday("nonsense"), ("override 'nonsense'", "section.field=value")),
+        (everyday("selfplay.views=[plain, shrt]"), ("selfplay.views names 'shrt'", "did you mean 'short'?")),
+        (
+            everyday("selfplay.views=[plain, short, labels]", "selfplay.recognizer_group_size=2"),
+            ("selfplay.views names 3 views", "selfplay.recognizer_group_size=2"),
+        ),
     ],
 )
 def test_mistakes_in_the_configuration(tmp_path, overrides, parts):
