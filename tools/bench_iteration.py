@@ -128,6 +128,7 @@ def bench_rollout(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
             tokens += sum(length for call in calls for _, length in call)
     return {
         "seeds": options.prompts,
+        "views": options.views,
         "turns": options.turns,
         "rounds": options.rounds,
         "requests_per_round": requests / options.rounds,
@@ -246,6 +247,7 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
     return {
         "prompts": options.prompts,
         "group": options.group,
+        "views": options.views,
         "tokens_cap": options.tokens,
         "rounds": options.rounds,
         "trl": trl.__version__,
@@ -308,6 +310,7 @@ def _llm(trainer: Trainer) -> Any:
 def _config(options: argparse.Namespace, run_dir: Path, turns: int) -> RunConfig:
     """The default configuration with the sizes asked for."""
     from selfemo.config.load import load_config
+    from selfemo.selfplay.views import view_names
 
     return load_config(
         None,
@@ -318,6 +321,7 @@ def _config(options: argparse.Namespace, run_dir: Path, turns: int) -> RunConfig
             f"selfplay.seeds_per_iteration={options.prompts}",
             f"selfplay.turns={turns}",
             f"selfplay.recognizer_group_size={options.group}",
+            f"selfplay.views=[{', '.join(view_names()[: options.views])}]",
             f"selfplay.max_answer_tokens={options.tokens if turns == 0 else 12}",
             f"selfplay.max_utterance_tokens={options.tokens}",
             "selfplay.real_seed_share=1.0",
@@ -377,8 +381,8 @@ def _ratios(slower: Sequence[float], ours: Sequence[float], bar: float) -> dict[
 
 def _rollout_table(result: dict[str, Any]) -> Table:
     title = (
-        f"Self-play rollout: {result['seeds']} episodes x {result['turns']} turns, {result['requests_per_round']:.0f} requests and "
-        f"{result['tokens_per_round']:.0f} tokens a round, median of {result['rounds']} rounds"
+        f"Self-play rollout: {result['seeds']} episodes x {result['turns']} turns, {result['views']} views, "
+        f"{result['requests_per_round']:.0f} requests and {result['tokens_per_round']:.0f} tokens a round, median of {result['rounds']} rounds"
     )
     table = Table("", "seconds", "tokens/s", title=title, title_justify="left")
     for name, seconds in result["seconds"].items():
@@ -389,7 +393,7 @@ def _rollout_table(result: dict[str, Any]) -> Table:
 
 def _trl_table(result: dict[str, Any]) -> Table:
     lengths = result["mean_completion_tokens"]
-    sizes = f"{result['prompts']} prompts x G {result['group']}, at most {result['tokens_cap']} tokens"
+    sizes = f"{result['prompts']} turns x G {result['group']} over {result['views']} views, at most {result['tokens_cap']} tokens"
     title = f"One iteration: {sizes}, median of {result['rounds']} rounds"
     table = Table("", "seconds", "mean tokens", title=title, title_justify="left")
     table.add_row("selfemo", f"{result['seconds']['selfemo']:.3f}", f"{lengths['selfemo']:.1f}")
@@ -424,6 +428,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parts", nargs="+", choices=["rollout", "trl"], default=["rollout", "trl"])
     parser.add_argument("--prompts", type=int, default=8, help="dialogues per iteration (default 8)")
     parser.add_argument("--group", type=int, default=8, help="G, samples per prompt (default 8)")
+    parser.add_argument(
+        "--views", type=int, default=1, help="V, prompts that a recognizer group is dealt over (default 1)"
+    )
     parser.add_argument("--tokens", type=int, default=32, help="completion cap (default 32)")
     parser.add_argument(
         "--turns", type=int, default=2, help="turns of a self-play episode, rollout part (default 2)"
