@@ -146,8 +146,10 @@ def candidates_table(r: Record) -> Table:
 
 def replay_table(result: Replay) -> Table:
     """Every candidate, recorded against replayed."""
+    views = len({c.view for c in result.candidates}) > 1
     table = Table(
         "seed",
+        *(["view"] if views else []),
         "tokens",
         "replayed",
         "result",
@@ -155,7 +157,8 @@ def replay_table(result: Replay) -> Table:
     )
     for c in result.candidates:
         outcome = "equal" if c.equal else f"differs from token {c.first_difference}"
-        table.add_row(str(c.seed), str(len(c.recorded_ids)), str(len(c.replayed_ids)), outcome)
+        first = [str(c.seed), printable(c.view)] if views else [str(c.seed)]
+        table.add_row(*first, str(len(c.recorded_ids)), str(len(c.replayed_ids)), outcome)
     return table
 
 

@@ -14,6 +14,7 @@ class ReplayedCandidate:
     """One candidate, recorded and regenerated."""
 
     seed: int
+    view: str
     recorded_ids: tuple[int, ...]
     replayed_ids: tuple[int, ...]
 
@@ -54,5 +55,8 @@ def replay(record: Record, generator: Generator) -> Replay:
     pairs = zip(record.candidates, completions, strict=True)
     return Replay(
         record,
-        tuple(ReplayedCandidate(c.seed, c.completion_ids, completion.token_ids) for c, completion in pairs),
+        tuple(
+            ReplayedCandidate(c.seed, c.view, c.completion_ids, completion.token_ids)
+            for c, completion in pairs
+        ),
     )

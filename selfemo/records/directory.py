@@ -154,9 +154,12 @@ def unwritable(path: Path, error: OSError) -> UserError:
 def config_changes(
     before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, old value, new value) of every setting that differs."""
+    """(dotted name, old value, new value) of every setting that differs; JSON's lists and tuples are alike."""
     for name in {**before, **after}:
-        old, new = before.get(name), after.get(name)
+        old, new = (
+            list(value) if isinstance(value, tuple) else value
+            for value in (before.get(name), after.get(name))
+        )
         if isinstance(old, dict) and isinstance(new, dict):
             yield from config_changes(old, new, f"{prefix}{name}.")
         elif old != new:
