@@ -154,7 +154,7 @@ def unwritable(path: Path, error: OSError) -> UserError:
 def config_changes(
     before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, old value, new value) of every setting that differs; JSON's lists and tuples are alike."""
+    """(dotted name, old value, new value) of every setting that differs; a list (JSON) equals a tuple."""
     for name in {**before, **after}:
         old, new = (
             list(value) if isinstance(value, tuple) else value
