@@ -90,9 +90,9 @@ def test_with_views_they_vote_and_the_first_is_shown_beside_them() -> None:
     """The plain view reads joy, the two others anger: each has one vote, whatever its number of answers."""
 
     def script(prompt: str, request: GenerationRequest) -> str:
-        if prompt.startswith("Write") or "Alex: We" not in prompt:
+        if prompt.startswith("Write") or not prompt.endswith("We won!"):
             return read_joy_and_mirror(prompt, request)
-        return "joy" if prompt.startswith("Which of anger, joy, neutral, sadness") else "anger"
+        return "joy" if prompt.startswith("Which of") and prompt.endswith("> Alex: We won!") else "anger"
 
     shown, generator = talk(script, "We won!", views=("plain", "rephrased", "anonymous"))
     assert "reads anger in you (anger 67%, joy 33% of 4 answers over 3 views; plain alone: joy)" in shown
