@@ -109,7 +109,8 @@ def _read_model(
     )
     starts = [c.turns[: config.corpus.history_turns + 1] for c in corpus.split("train")[:PROBE_PROMPTS]]
     shown = [*corpus.split("train"), *corpus.split(config.evaluation.split)]
-    check_room(longest_requests(prompts, shown, config.selfplay), config.model.max_length)
+    views = (*config.selfplay.views, *config.sft_views)
+    check_room(longest_requests(prompts, shown, config.selfplay, views), config.model.max_length)
     return encoder, prompts, [prompts.recognize(turns) for turns in starts], read_architecture(model_dir)
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md: every field of selfemo/config/schema.py with its type, default and docstring.
+"""Writes docs/configuration.md: every field of the configuration with its type, default and docstring.
 
 `python tools/config_reference.py` writes it; `--check` exits with 1 if the committed file differs from
 the one that would be written.
@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from selfemo.corpora.registry import corpus_names
 from selfemo.kernels.config import PRESETS
+from selfemo.selfplay.views import view_names
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE = ROOT / "selfemo" / "config" / "schema.py"
+SOURCES = tuple(ROOT / "selfemo" / "config" / name for name in ("schema.py", "method.py"))
+"""RunConfig and its sections."""
 TARGET = ROOT / "docs" / "configuration.md"
 HEADER = """# Configuration reference
 
-Generated from `selfemo/config/schema.py` by `python tools/config_reference.py`; do not edit.
+Generated from `selfemo/config/schema.py` and `selfemo/config/method.py` by
+`python tools/config_reference.py`; do not edit.
 
 A run reads one YAML file (`--config FILE`) and dotted overrides (`section.field=value`), and every field
 below has a default. Unknown keys, wrong types and combinations that cannot work are refused before
@@ -28,7 +32,7 @@ anything starts; `selfemo train --dry-run` checks a configuration without runnin
 
 def main() -> int:
     """Return the exit status."""
-    text = render(ast.parse(SOURCE.read_text(encoding="utf-8")))
+    text = render([ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES])
     if "--check" in sys.argv:
         current = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
         if current != text:
@@ -41,9 +45,11 @@ def main() -> int:
     return 0
 
 
-def render(module: ast.Module) -> str:
+def render(modules: Sequence[ast.Module]) -> str:
     """Return the whole page: the root's own fields first, then each section under its name in the root."""
-    classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
+    classes = {
+        node.name: node for module in modules for node in module.body if isinstance(node, ast.ClassDef)
+    }
     root = classes["RunConfig"]
     sections = [(name, classes[kind]) for name, kind, _, _ in _fields(root) if kind in classes]
     own = [entry for entry in _fields(root) if entry[1] not in classes]
@@ -105,6 +111,8 @@ def _type(annotation: str) -> str:
     if annotation.startswith("Annotated["):
         kind, bounds = annotation.removeprefix("Annotated[").rstrip("]").split(", ", 1)
         return f"{kind}, {bounds.removeprefix('Field(').rstrip(')')}"
+    if annotation.startswith("tuple[ViewName, ...]"):
+        return f"list of {', '.join(map(repr, view_names()))}" + (" or null" if "None" in annotation else "")
     return (
         annotation.replace("Literal[", "one of ").rstrip("]").replace("|", "or")
         if "Literal" in annotation

@@ -35,6 +35,7 @@ from selfemo.selfplay.consensus import Consensus, vote
 from selfemo.selfplay.gates import Gate
 from selfemo.selfplay.prompts import PromptBuilder, clean_line, clean_speaker
 from selfemo.selfplay.roles import Recognizer, Responder
+from selfemo.selfplay.views import PLAIN, parse_views, view_named, views_of_samples
 
 HELP = "/emotion joy: answer in joy;  /emotion auto: mirror what is read in you;  /quit: end"
 AUTO = "auto"
@@ -52,6 +53,17 @@ class Reply:
     """The recognizer's reading of the reply; None if a gate failed."""
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What the model reads in you."""
+
+    views: tuple[str, ...]
+    consensus: Consensus
+    """The vote over all views."""
+    first: Consensus
+    """The vote of the first view alone."""
+
+
 class Dialogue:
     """A conversation in progress."""
 
@@ -64,19 +76,36 @@ class Dialogue:
         you: str,
         speaker: str,
         seed: int,
+        views: tuple[str, ...] = (PLAIN.name,),
     ) -> None:
-        """Start a conversation between `you` and `speaker`, whose names must differ."""
+        """Start a conversation between `you` and `speaker`, whose names must differ.
+
+        Args:
+            views: the views in which your lines are read.
+        """
         self._generator, self._prompts, self._config, self._score = generator, prompts, config, score
         self._recognizer, self._responder = Recognizer(prompts, config), Responder(prompts, config)
         self._you, self._speaker, self._seed = you, speaker, seed
+        self._views = views
         self._turns: list[Turn] = []
 
-    def hear(self, text: str) -> Consensus:
-        """Add your line and read it by the vote of `recognizer_group_size` sampled answers."""
+    def hear(self, text: str) -> Heard:
+        """Add your line and read it by the vote of `recognizer_group_size` samples, dealt over the views."""
         self._turns.append(Turn(self._you, text))
-        prompt, size = self._prompts.recognize(self._turns), self._config.recognizer_group_size
-        requests = [self._recognizer.request(prompt, self._sampling_seed("read", i)) for i in range(size)]
-        return vote(self._recognizer.read_all(self._generator, requests), self._score)
+        prompts = {
+            view: self._prompts.recognize(
+                self._turns, view_named(view), self._sampling_seed(f"view {view}", 0)
+            )
+            for view in self._views
+        }
+        views = views_of_samples(self._views, self._config.recognizer_group_size)
+        requests = [
+            self._recognizer.request(prompts[view], self._sampling_seed("read", i))
+            for i, view in enumerate(views)
+        ]
+        readings = self._recognizer.read_all(self._generator, requests)
+        first = [reading for reading, view in zip(readings, views, strict=True) if view == self._views[0]]
+        return Heard(self._views, vote(readings, self._score, views), vote(first, self._score))
 
     def answer(self, target: tuple[str, ...]) -> Reply:
         """Sample `responder_group_size` replies to the last line, add the best one and return it."""
@@ -126,6 +155,9 @@ def chat(
     corpus: Annotated[
         str, typer.Option(help="Corpus whose label set is used; by default the one of the model's run.")
     ] = "",
+    views: Annotated[
+        str, typer.Option(help="Read you in several views that vote: how many, or their names with commas.")
+    ] = "",
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 1,
 ) -> None:
     """Talk with a finished model: it shows what it reads in you and answers in an emotion. Reads a
@@ -139,7 +171,13 @@ def chat(
             f"--you and --speaker are both {names[0]!r}: expected two names, "
             "since prompts tell the two sides apart by them"
         )
+    shown_in = parse_views(views, "--views") or (PLAIN.name,)
     found = find_model(model, overrides or [])
+    if len(shown_in) > found.config.selfplay.recognizer_group_size:
+        raise UserError(
+            f"--views {views}: {len(shown_in)} views, more than selfplay.recognizer_group_size="
+            f"{found.config.selfplay.recognizer_group_size} samples: name fewer, or raise the size"
+        )
     label_set = _label_set(labels, corpus, found)
     target = None if emotion == AUTO else parse_target(emotion, label_set, "--emotion")
     prompts = prompts_of(found, label_set)
@@ -150,7 +188,7 @@ def chat(
     console.print(f"{names[1]} answers in {_rule(target)}.  {HELP}", style="dim")
     generator = StandaloneEngines().generator(found)
     dialogue = Dialogue(
-        generator, prompts, found.config.selfplay, smoothed_iou(found, label_set), *names, seed
+        generator, prompts, found.config.selfplay, smoothed_iou(found, label_set), *names, seed, shown_in
     )
     try:
         converse(dialogue, _lines(names[0]), label_set, target, names[1], console)
@@ -180,7 +218,7 @@ def converse(
         elif text:
             heard = dialogue.hear(text)
             console.print(f"  [{_votes(heard)}]", style="cyan")
-            reply = dialogue.answer(target or heard.labels or (fallback_emotion(labels),))
+            reply = dialogue.answer(target or heard.consensus.labels or (fallback_emotion(labels),))
             console.print(f"{name}: {reply.text}", style="bold")
             console.print(f"  [{_outcome(reply)}]", style="cyan")
 
@@ -253,11 +291,16 @@ def _rule(target: tuple[str, ...] | None) -> str:
     return "the emotion it reads in you" if target is None else SEPARATOR.join(target)
 
 
-def _votes(heard: Consensus) -> str:
-    if not heard.labels:
+def _votes(heard: Heard) -> str:
+    found = heard.consensus
+    if not found.labels:
         return "reads nothing: no sampled answer was in the grammar"
-    shares = SEPARATOR.join(f"{label} {count / heard.answers:.0%}" for label, count in heard.votes)
-    return f"reads {SEPARATOR.join(heard.labels)} in you ({shares} of {heard.answers} answers)"
+    shares = SEPARATOR.join(f"{label} {share:.0%}" for label, share in found.shares)
+    told = f"reads {SEPARATOR.join(found.labels)} in you ({shares} of {found.answers} answers"
+    if len(heard.views) == 1:
+        return f"{told})"
+    alone = SEPARATOR.join(heard.first.labels) or "nothing"
+    return f"{told} over {len(heard.views)} views; {heard.views[0]} alone: {alone})"
 
 
 def _outcome(reply: Reply) -> str:

@@ -17,6 +17,7 @@ from selfemo.common.errors import UserError
 from selfemo.common.files import check_target
 from selfemo.evaluation.options import EvaluationOptions, Scoring, Split
 from selfemo.inference.finished_model import Engines
+from selfemo.selfplay.views import parse_views
 
 REDIRECTED_WIDTH = 110
 """Width in columns of a report that goes to a file or pipe, which has no width of its own."""
@@ -46,6 +47,10 @@ def build_command(open_engines: Callable[[], Engines]) -> Callable[..., None]:
         votes: Annotated[
             int, typer.Option(min=0, help="Sampled answers per turn for calibration (generate); 0 for none.")
         ] = 8,
+        views: Annotated[
+            str,
+            typer.Option(help="Also vote over views of each turn: how many, or their names with commas."),
+        ] = "",
         limit: Annotated[int, typer.Option(min=0, help="Only the first N turns; 0 for all.")] = 0,
         expression: Annotated[
             bool, typer.Option("--expression", help="Also let the model answer at given emotions.")
@@ -63,7 +68,17 @@ def build_command(open_engines: Callable[[], Engines]) -> Callable[..., None]:
                 "such as the SFT model"
             )
         options = EvaluationOptions(
-            model, against, recognizer, tuple(overrides or ()), corpus, split, limit, scoring, votes, seed
+            model,
+            against,
+            recognizer,
+            tuple(overrides or ()),
+            corpus,
+            split,
+            limit,
+            scoring,
+            votes,
+            seed,
+            parse_views(views, "--views"),
         )
         from selfemo.evaluation.results import as_json, write_json
         from selfemo.evaluation.run import run_evaluation

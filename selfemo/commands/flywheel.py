@@ -128,18 +128,30 @@ def provenance_lines(r: Record) -> list[str]:
 
 def candidates_table(r: Record) -> Table:
     """Show every candidate with its rewards."""
-    table = Table("seed", "text", "read as", "gates", "sIoU", *map(printable, r.components))
+    views = len({c.view for c in r.candidates}) > 1
+    table = Table(
+        "seed",
+        *(["view"] if views else []),
+        "text",
+        "read as",
+        "gates",
+        "sIoU",
+        *map(printable, r.components),
+    )
     for c in r.candidates:
         rewards = [f"{value:.3f}" for value in c.rewards]
         reading, gates = printable(c.reading or "-"), printable(", ".join(c.gates))
-        table.add_row(str(c.seed), _cut(c.text, 60), reading, gates, f"{c.score:.3f}", *rewards)
+        first = [str(c.seed), printable(c.view)] if views else [str(c.seed)]
+        table.add_row(*first, _cut(c.text, 60), reading, gates, f"{c.score:.3f}", *rewards)
     return table
 
 
 def replay_table(result: Replay) -> Table:
     """Show every candidate, recorded against replayed."""
+    views = len({c.view for c in result.candidates}) > 1
     table = Table(
         "seed",
+        *(["view"] if views else []),
         "tokens",
         "replayed",
         "result",
@@ -147,7 +159,8 @@ def replay_table(result: Replay) -> Table:
     )
     for c in result.candidates:
         outcome = "equal" if c.equal else f"differs from token {c.first_difference}"
-        table.add_row(str(c.seed), str(len(c.recorded_ids)), str(len(c.replayed_ids)), outcome)
+        first = [str(c.seed), printable(c.view)] if views else [str(c.seed)]
+        table.add_row(*first, str(len(c.recorded_ids)), str(len(c.replayed_ids)), outcome)
     return table
 
 

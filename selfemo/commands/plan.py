@@ -20,6 +20,7 @@ from selfemo.planning.plan import best_layouts, make_plan
 from selfemo.planning.render import as_json, print_accuracy, print_plan
 from selfemo.planning.sync import distinct_pair_bytes
 from selfemo.planning.workload import workload_of
+from selfemo.selfplay.views import unknown_views
 
 MAX_GPUS = 16_384
 """Largest world that is planned for. The search for layouts and the table of rank pairs grow with
@@ -66,7 +67,11 @@ def plan(
     hardware = gpu_by_name(gpu)
     architecture = planned_architecture(settings.model)
     layout = layout_of(settings, nodes, gpus_per_node)
-    problems = [*violations(settings), *run_violations(settings, layout, architecture)]
+    problems = [
+        *violations(settings),
+        *unknown_views(settings),
+        *run_violations(settings, layout, architecture),
+    ]
     if problems:
         raise UserError(f"{config or 'configuration'}: " + "; ".join(problems))
     workload = workload_of(settings, prompt_tokens, answer_tokens, utterance_tokens)

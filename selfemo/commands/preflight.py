@@ -19,6 +19,7 @@ from selfemo.corpora.labelled import label_counts
 from selfemo.corpora.registry import CorpusAbsent
 from selfemo.models.architecture import is_known_by_name, read_architecture
 from selfemo.records.directory import RunDirectory
+from selfemo.selfplay.views import unknown_views
 
 DEPENDENCIES = (
     ("torch", "torch"),
@@ -48,6 +49,7 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str
             f"tracking.wandb={config.tracking.wandb}, but package wandb is not installed: "
             "pip install 'selfemo[wandb]'"
         )
+    check_views(config)
     check_layout(config, world_size, by_name=planning)
     missing = []
     if config.model.path and not Path(config.model.path).is_dir():
@@ -100,6 +102,16 @@ def check_layout(config: RunConfig, world_size: int, by_name: bool = False) -> N
         raise UserError(
             "; ".join(violations) + ": choose sizes that fit, or torchrun's --nproc-per-node to match"
         )
+
+
+def check_views(config: RunConfig) -> None:
+    """Refuse a configuration that names views which the registry lacks.
+
+    Raises:
+        UserError: such a view; names all of them.
+    """
+    if problems := list(unknown_views(config)):
+        raise UserError("; ".join(problems))
 
 
 def check_model_files(path: str) -> None:

@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from selfemo.commands.preflight import check_layout
+from selfemo.commands.preflight import check_layout, check_views
 from selfemo.common.errors import EXIT_USER_ERROR, UserError
 from selfemo.config.schema import RunConfig
 from selfemo.process import watchdog
@@ -39,6 +39,7 @@ def run_training(config: RunConfig) -> None:
     signals = StopSignals()
     signals.listen()
     rank = int(os.environ.get("RANK", "0"))
+    check_views(config)
     check_layout(config, int(os.environ.get("WORLD_SIZE", "1")))
     run = RunDirectory.claim(config) if rank == 0 else RunDirectory(Path(config.output_dir))
     terminal = Terminal(rank == 0, run.root, rank)

@@ -86,6 +86,7 @@ def violations(config: RunConfig) -> Iterator[str]:
             f"selfplay.min_utterance_words={play.min_utterance_words} is above "
             f"selfplay.max_utterance_words={play.max_utterance_words}"
         )
+    yield from _view_violations(config)
     longest = max(play.max_recognizer_tokens, play.max_utterance_tokens)
     if longest >= model.max_length:
         yield (
@@ -109,6 +110,26 @@ def violations(config: RunConfig) -> Iterator[str]:
         )
     if not model.path and model.num_heads % model.num_kv_heads:
         yield f"model.num_kv_heads={model.num_kv_heads} does not divide model.num_heads={model.num_heads}"
+
+
+def _view_violations(config: RunConfig) -> Iterator[str]:
+    """Yield a sentence for every list of views that cannot be dealt.
+
+    selfemo.selfplay.views.unknown_views checks their names.
+    """
+    play = config.selfplay
+    for field, views in (("selfplay.views", play.views), ("sft.views", config.sft.views)):
+        if views == ():
+            yield f"{field} is empty: name at least one view, such as plain"
+        for name in {name: None for name in views or () if (views or ()).count(name) > 1}:
+            yield f"{field} names {quote(name)} twice: name each view once"
+    if len(play.views) > play.recognizer_group_size:
+        yield (
+            f"selfplay.views names {len(play.views)} views, more than selfplay.recognizer_group_size="
+            f"{play.recognizer_group_size} samples: name fewer, or raise the size"
+        )
+    if play.consensus == "other_views" and len(play.views) == 1:
+        yield "selfplay.consensus=other_views needs two views: name them in selfplay.views, or set it to all"
 
 
 def layout_violations(layout: Layout, architecture: Architecture) -> Iterator[str]:

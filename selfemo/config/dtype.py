@@ -1,6 +1,7 @@
-"""Decides what `auto` means for train.dtype and rollout.dtype: bfloat16 where the machine computes in it, else float32.
+"""Decides what `auto` means for train.dtype and rollout.dtype.
 
-It is settled when a configuration is loaded, so a run's config.yaml says what the run computed in. No torch here.
+It is bfloat16 if the machine computes in it, else float32. It is settled when a configuration is loaded, so a
+run's config.yaml says what the run computed in. No torch here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Define the whole configuration: a tree of frozen dataclasses, each field documented below it.
+"""Defines the whole configuration: a tree of frozen dataclasses, each field documented below it.
+
+The sections of the method are in selfemo.config.method, shared types in selfemo.config.types.
 
 A run is described by one YAML file plus dotted overrides (`train.learning_rate=1e-4`). pydantic
 checks types, bounds and unknown keys as the file is read. `violations` (selfemo.config.checks)
@@ -10,28 +12,46 @@ load it.
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-AtLeastTwo = Annotated[int, Field(ge=2)]
-Share = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+from selfemo.config.method import AlgorithmConfig, FlywheelConfig, RewardConfig, SelfPlayConfig, SftConfig
+from selfemo.config.types import (
+    STRICT,
+    CorpusName,
+    Count,
+    Dtype,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Share,
+    ViewName,
+)
+
+__all__ = [
+    "FUSE_FROM_BYTES",
+    "AlgorithmConfig",
+    "CheckpointConfig",
+    "CorpusConfig",
+    "EvaluationConfig",
+    "FlywheelConfig",
+    "ModelConfig",
+    "ParallelConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "SelfPlayConfig",
+    "SftConfig",
+    "SyncConfig",
+    "TrackingConfig",
+    "TrainConfig",
+]
+
 FUSE_FROM_BYTES = 2**30
 """Bytes of a micro-batch's logits on a rank above which `train.fuse_output_layer=auto` never
 creates them. Memory decides, because a policy step takes the same matrix products either way: on a
 CPU they are 98% of the fused time (docs/kernels.md; a GPU is unmeasured)."""
-Dtype = Literal["auto", "float32", "bfloat16"]
-"""selfemo.config.dtype settles "auto" as a configuration is loaded: a run has one of the other two."""
-CorpusName = str
-"""A reader of selfemo.corpora.readers, or "auto". selfemo.config.checks compares it with the registry."""
-LossName = str
-"""Name of a preset of selfemo.kernels.config."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -107,160 +127,6 @@ class CorpusConfig:
     """Earlier turns shown to both roles."""
     max_turn_tokens: Positive = 64
     """Tokens at which a longer turn is cut in a prompt, at a token border."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class SftConfig:
-    """The supervised start. Without it no answer has the answer format, and every reward is equal."""
-
-    steps: Count = 150
-    """Optimizer steps; 0 skips the stage."""
-    batch_size: Positive = 32
-    """Examples per step over all ranks."""
-    learning_rate: PositiveFloat = 1e-3
-    """Peak rate; linear warm-up, cosine decay to a tenth."""
-    warmup_steps: Count = 10
-    """Steps of linear warm-up."""
-    expression_share: Share = 0.25
-    """Share of examples that teach the responder's task; the others teach the recognizer's."""
-    label_balance: Share = 0.0
-    """Show rare labels more often: each in proportion to (its share of turns) ** (1 - this)."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class SelfPlayConfig:
-    """Episodes: who speaks, how often, and how many candidates are sampled."""
-
-    seeds_per_iteration: Positive = 16
-    """Dialogue prefixes that start an episode, per iteration over all ranks."""
-    turns: Count = 2
-    """Turns generated per episode. 0 trains only the recognizer, on the seed's last turn."""
-    recognizer_group_size: AtLeastTwo = 8
-    """G: label sets sampled per turn to recognise."""
-    responder_group_size: AtLeastTwo = 4
-    """M: replies sampled per turn to answer."""
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature of both roles."""
-    max_answer_tokens: Positive = 12
-    """Cap on a recognizer's answer, in tokens."""
-    max_utterance_tokens: Positive = 32
-    """Cap on a responder's utterance, in tokens."""
-    min_utterance_words: Positive = 2
-    """A shorter utterance earns no expression reward."""
-    max_utterance_words: Positive = 40
-    """A longer utterance earns no expression reward."""
-    real_seed_share: Share = 0.5
-    """Least share of an iteration's seeds that are real dialogues; others continue kept flywheel records."""
-    unlabelled_share: Share | None = None
-    """Share of the real seeds that end in a turn of a dialogue without labels; null: as they occur."""
-    seed_label_balance: Share = 0.0
-    """How much labelled seeds favour rare labels: 0 follows their shares, 1 draws all labels equally."""
-    target_flattening: Share = 0.0
-    """The same for targets beyond the seed: 0 follows the transition prior, 1 draws all sets equally."""
-    thinking: bool = False
-    """Let the recognizer think before it answers, which needs a model whose template switches
-    thinking, such as Qwen3. The answer is parsed after the thoughts."""
-    max_thinking_tokens: Positive = 256
-    """Room for thinking, in tokens, beside max_answer_tokens; thoughts cut there are a format failure."""
-
-    @property
-    def max_recognizer_tokens(self) -> int:
-        """Cap on everything the recognizer generates for one answer, in tokens."""
-        return self.max_answer_tokens + (self.max_thinking_tokens if self.thinking else 0)
-
-
-@dataclass(frozen=True, config=STRICT)
-class RewardConfig:
-    """Weights and gates of the reward components (docs/method.md)."""
-
-    alignment_weight: NonNegative = 1.0
-    """w_a: smoothed IoU with the gold set, or with the group's consensus if the turn has no annotation."""
-    consistency_weight: NonNegative = 0.2
-    """w_c: mean smoothed IoU with the other samples of the group, behind the gate."""
-    format_weight: NonNegative = 0.1
-    """w_f: 1 for an answer in the grammar, 0 otherwise."""
-    expression_weight: NonNegative = 1.0
-    """w_e: smoothed IoU of the targets and the emotions the recognizer reads in the reply, behind
-    the gates."""
-    consistency_gate: bool = True
-    """False pays consistency ungated, which rewards collapse to the majority label: for the ablation only."""
-    consistency_low: Share = 0.5
-    """tau_low: an unannotated group pays consistency only above this mean pairwise sIoU."""
-    consistency_high: Share = 0.95
-    """tau_high: and only below this one."""
-    smoothing: Annotated[float, Field(ge=0, le=0.1)] = 0.05
-    """e of the smoothed IoU."""
-    affinity: Literal["identity", "circumplex"] = "identity"
-    """Similarity of labels in the smoothed IoU: none, or distance on the valence-arousal circumplex."""
-    frequency_exponent: Share = 0.0
-    """Weight alignment by (1 / label share) ** exponent, mean 1 over the training split; 0 is off."""
-    frequency_cap: Annotated[float, Field(ge=1)] = 4.0
-    """Largest such weight."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class AlgorithmConfig:
-    """The policy-gradient loss: SELF-GRPO and the variants it is compared with."""
-
-    loss: LossName = "self_grpo"
-    """Named preset of aggregation, normalisation, clipping and group weighting."""
-    clip_low: PositiveFloat | None = None
-    """Ratio clip below 1; null takes the preset's."""
-    clip_high: PositiveFloat | None = None
-    """Ratio clip above 1; null takes the preset's."""
-    kl_beta: NonNegative | None = None
-    """Weight of the KL to the reference policy (the SFT model). 0 needs no reference pass; null
-    takes the preset's."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Bound for samples below their group's mean: a token's policy loss is at most -advantage *
-    this, so that a ratio far above 1 cannot pull without limit (Ye et al. 2020, who take 3). null
-    is off. It acts only if updates_per_rollout > 1, since ratios are 1 otherwise."""
-    kl_estimator: Literal["k2", "k3"] = "k3"
-    """Estimator of the KL per token (Schulman 2020), with x = log p - log p_ref. k3 = exp(-x) + x -
-    1 is the value without bias. k2 = x^2 / 2 has, on-policy, the gradient of the KL in the mean
-    (Tang and Munos 2025, arXiv 2506.09477)."""
-    range_threshold: NonNegative = 0.05
-    """tau_range: below this alignment range a group of a gated loss carries no ranking and gets weight 0."""
-    weight_by_consistency: bool = False
-    """Scale a group's weight by its mean pairwise sIoU (gated losses)."""
-    weight_by_frequency: bool = False
-    """Scale a group's weight by its gold label's inverse-frequency weight
-    (reward.frequency_exponent; gated losses). In the reward itself, dividing by the group's
-    standard deviation would cancel that weight."""
-    normalise: Literal["none", "std", "leave_one_out"] | None = None
-    """How a group's rewards become advantages; null takes the preset's."""
-    normalise_per_component: bool = False
-    """Normalise every reward component by itself and add the results with the reward weights, so
-    that a component with a small spread counts as much as its weight says. False normalises the
-    weighted sum."""
-    entropy_weight: NonNegative = 0.0
-    """Entropy bonus per token."""
-    truncated_importance_cap: PositiveFloat | None = None
-    """Cap of the importance weight between rollout engine and trainer logprobs; null takes the preset's."""
-    updates_per_rollout: Positive = 1
-    """Optimizer steps per rollout batch; 1 is exactly on-policy and needs no old-logprob pass."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class FlywheelConfig:
-    """Which self-generated samples are kept and fed back."""
-
-    enabled: bool = True
-    """False keeps nothing and starts every episode from a real dialogue."""
-    keep_annotated: Share = 0.5
-    """Keep an annotated group's best sample at or above this sIoU."""
-    keep_low: Share = 0.5
-    """Keep a self-generated sample at or above this mean pairwise sIoU..."""
-    keep_high: Share = 0.95
-    """...and at or below this one (above it, all answers agree and nothing is learned)..."""
-    keep_expression: Share = 0.5
-    """...whose expression sIoU is at least this."""
-    trust_labels: bool = True
-    """Count a kept record's labels as annotation when it seeds an episode. False: the consensus stands in."""
-    rare_label_share: Share = 0.0
-    """Cap on a label's share of kept records: its share of the training split, or this if smaller."""
-    near_duplicate: Share = 0.9
-    """Token-set Jaccard similarity from which a kept text counts as a repeat."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -417,3 +283,8 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def sft_views(self) -> tuple[ViewName, ...]:
+        """Return the views that supervised examples are shown in."""
+        return self.selfplay.views if self.sft.views is None else self.sft.views

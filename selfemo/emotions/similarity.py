@@ -18,7 +18,7 @@ results.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from itertools import combinations
+from itertools import combinations, compress
 
 from selfemo.emotions.affinity import Affinity
 from selfemo.emotions.answer import Answer, Reading
@@ -63,15 +63,21 @@ class SmoothedIoU:
         """Compute the smoothed IoU of an answer with `reference`; exactly 0 for a format failure."""
         return self(reading.labels, reference) if isinstance(reading, Answer) else 0.0
 
-    def mean_pairwise(self, readings: Sequence[Reading]) -> float:
+    def mean_pairwise(self, readings: Sequence[Reading], views: Sequence[str] = ()) -> float:
         """Average the score over all pairs of a group's answers: the group's consistency.
 
         A pair with a format failure counts 0. A single answer gives 1; a single format failure, or
         an empty group, gives 0.
+
+        Args:
+            views: the view of each answer; if they are several, only pairs of different views count.
         """
         if len(readings) < 2:
             return float(bool(readings) and isinstance(readings[0], Answer))
         pairs = list(combinations(readings, 2))
+        if len(set(views)) > 1:
+            across = [a != b for a, b in combinations(views, 2)]
+            pairs = list(compress(pairs, across))
         return sum(self.of_reading(a, b.labels) if isinstance(b, Answer) else 0.0 for a, b in pairs) / len(
             pairs
         )

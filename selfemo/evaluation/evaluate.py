@@ -23,6 +23,13 @@ from selfemo.evaluation.recognition import (
     sample_readings,
 )
 from selfemo.evaluation.turns import EvaluationTurn
+from selfemo.evaluation.voting import (
+    Voted,
+    VotingReport,
+    prompts_in_views,
+    vote_by_generation,
+    vote_by_likelihood,
+)
 from selfemo.inference.finished_model import FinishedModel
 from selfemo.rollout.api import Generator
 from selfemo.selfplay.prompts import PromptBuilder
@@ -42,6 +49,7 @@ class Task:
     scoring: Scoring
     votes: int
     seed: int
+    views: tuple[str, ...] = ()
 
     @property
     def gold(self) -> tuple[str, ...]:
@@ -76,6 +84,8 @@ class ModelReport:
     expression: ExpressionReport | None
     read_by: FinishedModel | None
     """The recognizer that read the replies of `expression`."""
+    voting: VotingReport | None = None
+    """What the vote of several views reads; None if no views vote."""
 
 
 def smoothed_iou(model: FinishedModel, labels: Sequence[str]) -> SmoothedIoU:
@@ -109,13 +119,18 @@ def evaluate_model(
     prompts = prompts_of(model, task.labels)
     calibration: Calibration | None
     if task.scoring == "likelihood":
-        recognition, calibration = _by_likelihood(model, prompts, task)
+        recognition, calibration, voted = _by_likelihood(model, prompts, task)
         confidence = "label likelihood, renormalised over the label set"
     else:
         if generator is None:
             raise ValueError("generator is None: scoring by generation needs one")
         recognition = evaluate_recognition(generator, prompts, task.turns, model.config.selfplay, task.score)
         calibration = _by_votes(model, generator, prompts, task) if task.votes else None
+        voted = None
+        if task.views:
+            voted = vote_by_generation(
+                generator, prompts, task.turns, model.config.selfplay, task.score, task.views, task.seed
+            )
         confidence = (
             f"share of {task.votes} sampled answers (temperature "
             f"{model.config.selfplay.temperature:g}) with the voted label first"
@@ -135,16 +150,16 @@ def evaluate_model(
             recognizer_prompts=prompts_of(recognizer.model, task.labels),
             recognizer_config=recognizer.model.config.selfplay,
         )
-    intervals = (
-        *bootstrap(task.gold, recognition.predicted, task.dialogues, task.seed),
-        *(
-            mean_interval(name, values, task.dialogues, task.seed)
-            for name, values in turn_scores(recognition.readings, task).items()
-        ),
-    )
     reader = recognizer.model if recognizer else None
     return ModelReport(
-        model, recognition, intervals, calibration, confidence if calibration else "", expression, reader
+        model,
+        recognition,
+        figure_intervals(recognition, task),
+        calibration,
+        confidence if calibration else "",
+        expression,
+        reader,
+        _voting(recognition, voted, task) if voted else None,
     )
 
 
@@ -153,10 +168,24 @@ def compare_models(first: ModelReport, second: ModelReport, task: Task) -> tuple
 
     Figures: accuracy, weighted F1, macro F1, sIoU and exact match.
     """
-    labelled = paired_bootstrap(
-        task.gold, first.recognition.predicted, second.recognition.predicted, task.dialogues, task.seed
+    return figure_differences(first.recognition, second.recognition, task)
+
+
+def figure_intervals(report: RecognitionReport, task: Task) -> tuple[Interval, ...]:
+    """Compute intervals of accuracy, weighted F1, macro F1, sIoU and exact match."""
+    means = turn_scores(report.readings, task)
+    return (
+        *bootstrap(task.gold, report.predicted, task.dialogues, task.seed),
+        *(mean_interval(name, values, task.dialogues, task.seed) for name, values in means.items()),
     )
-    ours, theirs = (turn_scores(report.recognition.readings, task) for report in (first, second))
+
+
+def figure_differences(
+    first: RecognitionReport, second: RecognitionReport, task: Task
+) -> tuple[Interval, ...]:
+    """Compute paired intervals of first - second, for the same figures."""
+    labelled = paired_bootstrap(task.gold, first.predicted, second.predicted, task.dialogues, task.seed)
+    ours, theirs = (turn_scores(report.readings, task) for report in (first, second))
     means = []
     for name, values in ours.items():
         differences = [a - b for a, b in zip(values, theirs[name], strict=True)]
@@ -175,17 +204,30 @@ def turn_scores(readings: Sequence[Reading], task: Task) -> dict[str, list[float
     }
 
 
+def _voting(plain: RecognitionReport, voted: Voted, task: Task) -> VotingReport:
+    """Report the vote beside each view, and its differences to the plain reading."""
+    together, *alone = (
+        report_readings(readings, task.turns, task.labels, task.score)
+        for readings in (voted.together, *voted.alone)
+    )
+    intervals, differences = figure_intervals(together, task), figure_differences(together, plain, task)
+    return VotingReport(task.views, together, intervals, differences, tuple(alone))
+
+
 def _by_likelihood(
     model: FinishedModel, prompts: PromptBuilder, task: Task
-) -> tuple[RecognitionReport, Calibration]:
+) -> tuple[RecognitionReport, Calibration, Voted | None]:
     # loads transformers' model, which only this way of scoring needs
     from selfemo.evaluation.likelihood import AnswerScorer
 
     prompts = prompts.without_thinking()
     answers = {label: prompts.answer_ids([label]) for label in task.labels}
-    rows = AnswerScorer(model).score([prompts.recognize(turn.context) for turn in task.turns], answers)
+    scorer = AnswerScorer(model)
+    rows = scorer.score([prompts.recognize(turn.context) for turn in task.turns], answers)
     recognition = report_readings(read_likeliest(rows), task.turns, task.labels, task.score)
-    return recognition, _calibrate([likelihood_confidence(row) for row in rows], task)
+    shown = prompts_in_views(prompts, task.turns, task.views, task.seed)
+    voted = vote_by_likelihood([scorer.score(column, answers) for column in shown]) if shown else None
+    return recognition, _calibrate([likelihood_confidence(row) for row in rows], task), voted
 
 
 def _by_votes(model: FinishedModel, generator: Generator, prompts: PromptBuilder, task: Task) -> Calibration:

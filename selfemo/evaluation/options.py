@@ -32,7 +32,9 @@ class EvaluationOptions:
     calibration out.
     """
     seed: int
-    """Seed of sampling and resampling."""
+    """Seed of sampling, of views and of resampling."""
+    views: tuple[str, ...] = ()
+    """Views that vote on each turn, beside the plain reading; empty for none."""
 
     def check(self) -> None:
         """Raise UserError for options that do not go together."""

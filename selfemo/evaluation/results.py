@@ -17,7 +17,8 @@ from selfemo.evaluation.evaluate import ModelReport, Task
 from selfemo.evaluation.expression import ExpressionReport
 from selfemo.evaluation.intervals import RESAMPLES, Interval
 from selfemo.evaluation.metrics import NO_ANSWER, MajorityBaseline, entropy, majority_baseline
-from selfemo.evaluation.recognition import CONTEXT
+from selfemo.evaluation.recognition import CONTEXT, RecognitionReport
+from selfemo.evaluation.voting import VotingReport
 
 SCHEMA = 1
 CONTEXT_MEANING = "causal: a turn is read with earlier turns only, never a later one"
@@ -128,9 +129,35 @@ def _model(report: ModelReport) -> dict[str, Any]:
         "calibration": {"confidence": report.confidence, **asdict(report.calibration)}
         if report.calibration
         else None,
+        "voting": _voting(report.voting) if report.voting else None,
         "expression": _expression(report.expression, str(report.read_by.path))
         if report.expression and report.read_by
         else None,
+    }
+
+
+def _voting(report: VotingReport) -> dict[str, Any]:
+    """Return the vote's figures, its differences to the plain reading, and each view's own figures."""
+    return {
+        "views": list(report.views),
+        **_figures(report.recognition),
+        "intervals": [asdict(interval) for interval in report.intervals],
+        "differences": [{**asdict(d), "excludes_zero": d.excludes_zero} for d in report.differences],
+        "alone": [
+            {"view": view, **_figures(alone)} for view, alone in zip(report.views, report.alone, strict=True)
+        ],
+    }
+
+
+def _figures(report: RecognitionReport) -> dict[str, float]:
+    return {
+        "accuracy": report.accuracy,
+        "weighted_f1": report.weighted_f1,
+        "macro_f1": report.macro_f1,
+        "siou": report.siou,
+        "exact_match": report.exact_match,
+        "neutral_share": report.classification.neutral_share,
+        "format_failure_rate": report.format_failure_rate,
     }
 
 
@@ -158,14 +185,19 @@ def _expression(report: ExpressionReport, recognizer: str) -> dict[str, Any]:
 
 
 def _answers(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """List, per turn, its place, the gold set, and each model's set (null for a format failure)."""
+    """List, per turn, its place, the gold set, each model's set and its views' vote.
+
+    A set is null for a format failure.
+    """
     columns = [report.recognition.readings for report in evaluation.models]
+    voted = [report.voting.recognition.readings for report in evaluation.models if report.voting]
     return [
         {
             "dialogue": turn.dialogue,
             "turn": turn.index,
             "gold": list(turn.gold),
             "predicted": [_labels(column[i]) for column in columns],
+            **({"voted": [_labels(column[i]) for column in voted]} if voted else {}),
         }
         for i, turn in enumerate(evaluation.task.turns)
     ]

@@ -49,6 +49,7 @@ def run_evaluation(
         options.scoring,
         options.votes,
         options.seed,
+        options.views,
     )
     engines = open_engines()
     recognizer = Recognizer(reader, engines.generator(reader)) if reader else None

@@ -15,6 +15,7 @@ from selfemo.evaluation.expression import ExpressionReport
 from selfemo.evaluation.intervals import Interval
 from selfemo.evaluation.metrics import NO_ANSWER, Classification
 from selfemo.evaluation.results import CONTEXT_MEANING, Evaluation, never_predicted
+from selfemo.evaluation.voting import VotingReport
 
 NAMES = {
     "accuracy": "accuracy",
@@ -34,6 +35,8 @@ def render(evaluation: Evaluation) -> Iterator[RenderableType]:
         yield differences_table(evaluation.differences)
     yield collapse_table(evaluation)
     for name, report in zip(model_names(evaluation), evaluation.models, strict=True):
+        if report.voting:
+            yield voting_table(name, report.voting)
         yield per_label_table(name, report.recognition.classification)
         yield confusion_table(name, report.recognition.classification)
         if report.calibration:
@@ -90,6 +93,24 @@ def differences_table(differences: Sequence[Interval]) -> Group:
     for interval in differences:
         table.add_row(
             NAMES[interval.metric], _interval(interval, sign="+"), "yes" if interval.excludes_zero else "no"
+        )
+    return Group(title, table)
+
+
+def voting_table(name: str, report: VotingReport) -> Group:
+    """Show the vote over views, its difference to the plain reading, and the range of the views alone."""
+    told = (
+        f"{name}: voting over {len(report.views)} views ({', '.join(report.views)}) against the plain reading"
+    )
+    title, table = _table(told, "figure", "vote", "vote minus plain", "excludes 0", "views alone")
+    for vote, difference in zip(report.intervals, report.differences, strict=True):
+        alone = [getattr(view, vote.metric) for view in report.alone]
+        table.add_row(
+            NAMES[vote.metric],
+            _interval(vote),
+            _interval(difference, sign="+"),
+            "yes" if difference.excludes_zero else "no",
+            f"{min(alone):.3f} to {max(alone):.3f}",
         )
     return Group(title, table)
 

@@ -16,7 +16,7 @@ from selfemo.corpora.conversation import Corpus, Turn
 from selfemo.corpora.overlap import HeldOutTexts, held_out_texts
 from selfemo.emotions.answer import Answer
 from selfemo.flywheel.duplicates import NearDuplicates
-from selfemo.flywheel.record import Record, candidates_of
+from selfemo.flywheel.record import Record, candidates_of, view_prompts_of
 from selfemo.flywheel.rule import agreement_on, gather_evidence, judge, within_cap
 from selfemo.flywheel.store import FlywheelStore
 from selfemo.rewards.scoring import Rewards, ScoredGroup
@@ -223,6 +223,7 @@ def make_record(scored: ScoredGroup, record_id: int, weight_version: int, agreem
         context=group.context,
         components=scored.names,
         candidates=candidates_of(scored),
+        view_prompts=view_prompts_of(scored),
     )
 
 

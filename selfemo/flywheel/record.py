@@ -26,6 +26,8 @@ class Candidate:
     """One entry per name in the record's `components`."""
     score: float
     """Plain smoothed IoU."""
+    view: str = "plain"
+    """The view that its prompt shows; plain for records written before there were views."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,15 @@ class Record:
     reason: str
     """Why it was kept or dropped (selfemo.flywheel.rule)."""
     prompt_ids: tuple[int, ...] = field(repr=False)
+    """The best sample's prompt; every candidate's, unless `view_prompts` says otherwise."""
     max_tokens: int
     temperature: float
     context: tuple[Turn, ...] = field(repr=False)
     """The dialogue up to the turn that was read or answered; labels of real turns included."""
     components: tuple[str, ...]
     candidates: tuple[Candidate, ...] = field(repr=False)
+    view_prompts: tuple[tuple[str, tuple[int, ...]], ...] = field(repr=False, default=())
+    """(view, prompt ids) of a group that was shown in several views; empty for one."""
 
     @property
     def dialogue(self) -> tuple[Turn, ...]:
@@ -72,13 +77,25 @@ class Record:
         before = self.context if self.role == "responder" else self.context[:-1]
         return (*before, Turn(self.speaker, self.text, self.labels))
 
+    def prompt_of(self, candidate: Candidate) -> tuple[int, ...]:
+        """Return the prompt that a candidate answered."""
+        return dict(self.view_prompts).get(candidate.view, self.prompt_ids)
+
 
 def candidates_of(scored: ScoredGroup) -> tuple[Candidate, ...]:
     """Convert the group's samples to a record's candidates."""
     return tuple(
-        Candidate(s.seed, s.text, s.completion_ids, s.finished, reading_text(s), s.gates, rewards, score)
+        Candidate(
+            s.seed, s.text, s.completion_ids, s.finished, reading_text(s), s.gates, rewards, score, s.view
+        )
         for s, rewards, score in zip(scored.group.samples, scored.rewards, scored.scores, strict=True)
     )
+
+
+def view_prompts_of(scored: ScoredGroup) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return the group's prompts as a record holds them: by view if it has several, else ()."""
+    prompts = {sample.view: sample.prompt_ids for sample in scored.group.samples}
+    return tuple(prompts.items()) if len(prompts) > 1 else ()
 
 
 def reading_text(sample: Sample) -> str:

@@ -1,7 +1,7 @@
 """Generates a recorded turn again and compares the two.
 
-A record holds the prompt's ids, the seed of every sample and the sampling settings, so nothing else is needed
-but the weights.
+A record holds the ids of each prompt, the seed of every sample and the sampling settings, so nothing else is
+needed but the weights.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ class ReplayedCandidate:
     """One candidate as recorded, and as generated again."""
 
     seed: int
+    view: str
     recorded_ids: tuple[int, ...]
     replayed_ids: tuple[int, ...]
 
@@ -51,14 +52,17 @@ class Replay:
 
 
 def replay(record: Record, generator: Generator) -> Replay:
-    """Sample the record's prompt again with the seeds of its candidates, in one call."""
+    """Sample the record's prompts again, each candidate's with its seed, in one call."""
     requests = [
-        GenerationRequest(record.prompt_ids, c.seed, record.max_tokens, record.temperature)
+        GenerationRequest(record.prompt_of(c), c.seed, record.max_tokens, record.temperature)
         for c in record.candidates
     ]
     completions = generator.generate(requests)
     pairs = zip(record.candidates, completions, strict=True)
     return Replay(
         record,
-        tuple(ReplayedCandidate(c.seed, c.completion_ids, completion.token_ids) for c, completion in pairs),
+        tuple(
+            ReplayedCandidate(c.seed, c.view, c.completion_ids, completion.token_ids)
+            for c, completion in pairs
+        ),
     )

@@ -92,6 +92,7 @@ def encode_detail(record: Record) -> str:
             "components": record.components,
             "context": [vars(turn) for turn in record.context],
             "candidates": [vars(candidate) for candidate in record.candidates],
+            "view_prompts": record.view_prompts,
         },
         ensure_ascii=False,
         separators=(",", ":"),

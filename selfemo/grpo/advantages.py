@@ -20,8 +20,8 @@ from selfemo.kernels import PRESETS, GroupAdvantages, LossConfig, group_advantag
 from selfemo.rewards.scoring import ScoredGroup
 
 SCORE_COLUMN = 0
-"""Column of the plain scores, before the components' columns. Its weight in rewards is 0; the range gate
-reads it."""
+"""Column of the values that rank a group's samples, before the components' columns. Its weight in rewards is
+0; the range gate reads it."""
 
 
 def loss_config(config: RunConfig) -> LossConfig:
@@ -80,7 +80,7 @@ def _advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> GroupAdvant
     rows = [
         (score, *rewards)
         for group in groups
-        for score, rewards in zip(group.scores, group.rewards, strict=True)
+        for score, rewards in zip(group.ranked_by, group.rewards, strict=True)
     ]
     return group_advantages(
         torch.tensor(rows, dtype=torch.float32),

@@ -65,7 +65,8 @@ class GenerationCall:
 
     samples: int
     groups: int
-    """Distinct prompts. Samples of a group share their prefix in the cache."""
+    """Distinct prompts: one per group, or per view of it. Samples of one prompt share their prefix in the
+    cache."""
     lengths: Lengths
 
 
@@ -132,7 +133,7 @@ def workload_of(
         prompt, utterance_tokens or MEAN_SHARE * play.max_utterance_tokens, play.max_utterance_tokens
     )
     seeds, turns = play.seeds_per_iteration, max(1, play.turns)
-    recognise = GenerationCall(seeds * play.recognizer_group_size, seeds, answer)
+    recognise = GenerationCall(seeds * play.recognizer_group_size, seeds * len(play.views), answer)
     calls = [recognise]
     if play.turns:
         replies = seeds * play.responder_group_size

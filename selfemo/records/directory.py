@@ -156,9 +156,15 @@ def unwritable(path: Path, error: OSError) -> UserError:
 def config_changes(
     before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (dotted name, old value, new value) of every setting that differs."""
+    """Yield (dotted name, old value, new value) of every setting that differs.
+
+    A list equals a tuple of the same items, since JSON has only lists.
+    """
     for name in {**before, **after}:
-        old, new = before.get(name), after.get(name)
+        old, new = (
+            list(value) if isinstance(value, tuple) else value
+            for value in (before.get(name), after.get(name))
+        )
         if isinstance(old, dict) and isinstance(new, dict):
             yield from config_changes(old, new, f"{prefix}{name}.")
         elif old != new:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from selfemo.config.schema import STRICT
+from selfemo.config.types import STRICT
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION: Literal[1] = 1

@@ -21,6 +21,8 @@ included.
 class CandidateView:
     """One sample."""
 
+    view: str
+    """The view that its prompt shows; plain if the record names none."""
     text: str
     read: tuple[str, ...]
     """Emotions it answered (recognizer) or was read as showing (responder). Empty if it is outside the
@@ -36,7 +38,7 @@ class CandidateView:
 
 @dataclass(frozen=True)
 class GroupView:
-    """The samples of one prompt."""
+    """The samples of one turn."""
 
     role: str
     speaker: str
@@ -47,6 +49,11 @@ class GroupView:
     weight: float | None
     """Weight in the loss. 0: the group carries no ranking."""
     candidates: tuple[CandidateView, ...]
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """List the views that its samples were shown, each once."""
+        return tuple(dict.fromkeys(candidate.view for candidate in self.candidates))
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,7 @@ def _group(record: Json) -> GroupView:
         weight=candidates[0].get("weight"),
         candidates=tuple(
             CandidateView(
+                view=c.get("view", "plain"),
                 text=c["text"],
                 read=tuple(c.get("read", ())),
                 score=c["score"],

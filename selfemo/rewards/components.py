@@ -34,6 +34,8 @@ class Judged:
     """Weight of the group's gold label; 1 if nobody annotated it."""
     score: SmoothedIoU
     """Smoothed IoU with this run's affinity and smoothing."""
+    views: tuple[str, ...] = ()
+    """S names: the view of each sample."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,20 @@ def alignment(reading: Reading, reference: Collection[str], score: SmoothedIoU) 
     return score.of_reading(reading, reference) if reference else 0.0
 
 
-def consistency(readings: Sequence[Reading], index: int, score: SmoothedIoU) -> float:
+def consistency(
+    readings: Sequence[Reading], index: int, score: SmoothedIoU, views: Sequence[str] = ()
+) -> float:
     """c_i: mean smoothed IoU of one sample with the others of its group.
 
     A format failure on either side counts 0; a lone sample has 0.
+
+    Args:
+        views: the view of each sample; if they are several, the others are the samples of other views.
     """
-    others = [reading for i, reading in enumerate(readings) if i != index]
+    if len(set(views)) > 1:
+        others = [reading for reading, view in zip(readings, views, strict=True) if view != views[index]]
+    else:
+        others = [reading for i, reading in enumerate(readings) if i != index]
     if not others:
         return 0.0
     return sum(
@@ -122,7 +132,8 @@ def reply_format(gates: Collection[str]) -> float:
 def paid_consistency(group: Judged) -> list[float]:
     """c_i of the S samples; all 0 if the group's gate is closed."""
     return [
-        consistency(group.readings, i, group.score) if group.gate else 0.0 for i in range(len(group.readings))
+        consistency(group.readings, i, group.score, group.views) if group.gate else 0.0
+        for i in range(len(group.readings))
     ]
 
 

@@ -19,7 +19,15 @@ from selfemo.emotions.affinity import build_affinity
 from selfemo.emotions.answer import FormatFailure
 from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.process.dealing import Deal, one_by_one
-from selfemo.rewards.components import COMPONENTS, Component, Judged, alignment, consistency_gate, expression
+from selfemo.rewards.components import (
+    COMPONENTS,
+    Component,
+    Judged,
+    alignment,
+    consistency,
+    consistency_gate,
+    expression,
+)
 from selfemo.rewards.frequency import frequency_weights, label_shares
 from selfemo.selfplay.records import Group
 
@@ -34,6 +42,7 @@ class Figures(NamedTuple):
     scores: tuple[float, ...]
     gate: bool
     frequency_weight: float
+    ranking: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,8 @@ class ScoredGroup:
     """Recognizer: whether consistency was paid. Responder: whether any reply was admissible."""
     frequency_weight: float
     """Weight of the group's gold label; 1 if nobody annotated it."""
+    ranking: tuple[float, ...] = ()
+    """`agreement_across_views`: S values that the range threshold looks at; empty for `scores`."""
     advantages: tuple[float, ...] = ()
     """S group-relative advantages; empty until they are computed."""
     loss_weight: float = 1.0
@@ -70,9 +81,14 @@ class ScoredGroup:
         return tuple(sum(w * r for w, r in zip(self.weights, row, strict=True)) for row in self.rewards)
 
     @property
+    def ranked_by(self) -> tuple[float, ...]:
+        """S values that the range threshold looks at."""
+        return self.ranking or self.scores
+
+    @property
     def alignment_range(self) -> float:
-        """Largest minus smallest of `scores`: near 0, the group ranks nothing."""
-        return max(self.scores) - min(self.scores)
+        """Largest minus smallest of `ranked_by`: near 0, the group ranks nothing."""
+        return max(self.ranked_by) - min(self.ranked_by)
 
     @property
     def best(self) -> int:
@@ -161,7 +177,24 @@ def figures_of(
             raise ValueError(
                 f"reward component {component.name} returned {found}: expected one value per sample"
             )
-    return Figures(tuple(zip(*columns, strict=True)), judged.scores, judged.gate, judged.frequency_weight)
+    rewards = tuple(zip(*columns, strict=True))
+    return Figures(
+        rewards, judged.scores, judged.gate, judged.frequency_weight, agreement_across_views(judged)
+    )
+
+
+def agreement_across_views(judged: Judged) -> tuple[float, ...]:
+    """Compute S mean smoothed IoUs with the samples of other views.
+
+    Empty for a group that is annotated, of replies, or in one view. If two views each answer firmly, and
+    differently, the vote is a tie, and `scores` would rank one over the other by the alphabet. Their
+    agreement with each other is the same number for both, so it ranks nothing.
+    """
+    if judged.group.role == "responder" or judged.group.gold or len(set(judged.views)) < 2:
+        return ()
+    return tuple(
+        consistency(judged.readings, i, judged.score, judged.views) for i in range(len(judged.readings))
+    )
 
 
 def judge(
@@ -172,8 +205,13 @@ def judge(
     if group.role == "responder":
         scores = tuple(expression(sample.reading, group.target or (), score) for sample in group.samples)
         return Judged(group, readings, scores, any(not sample.gates for sample in group.samples), 1.0, score)
-    scores = tuple(alignment(reading, group.gold or group.consensus.labels, score) for reading in readings)
+    views = tuple(sample.view for sample in group.samples)
+    scores = tuple(
+        alignment(reading, group.gold or group.consensus.reference(view), score)
+        for reading, view in zip(readings, views, strict=True)
+    )
     gate = not config.consistency_gate or consistency_gate(
         group.consensus, group.gold, config.consistency_low, config.consistency_high
     )
-    return Judged(group, readings, scores, gate, label_weights[group.gold[0]] if group.gold else 1.0, score)
+    frequency_weight = label_weights[group.gold[0]] if group.gold else 1.0
+    return Judged(group, readings, scores, gate, frequency_weight, score, views)

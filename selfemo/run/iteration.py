@@ -48,7 +48,7 @@ def role_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         figures |= {
             f"siou_{role}": _mean([score for group in mine for score in group.scores]),
             f"agreement_{role}": _mean([group.group.consensus.agreement for group in mine]),
-            f"prompt_tokens_{role}": _mean([len(group.group.samples[0].prompt_ids) for group in mine]),
+            f"prompt_tokens_{role}": _mean([len(sample.prompt_ids) for sample in samples]),
             f"completion_tokens_{role}": _mean(lengths),
             f"completion_tokens_max_{role}": max(lengths),
             f"unfinished_share_{role}": _mean([float(not sample.finished) for sample in samples]),
@@ -113,6 +113,7 @@ def _group_record(scored: ScoredGroup) -> dict[str, Any]:
         "agreement": group.consensus.agreement,
         "candidates": [
             {
+                "view": sample.view,
                 "text": sample.text,
                 "read": list(sample.reading.labels) if isinstance(sample.reading, Answer) else [],
                 "failed_gates": list(sample.gates),

@@ -27,6 +27,7 @@ def supervised_start(config: RunConfig, system: System, state: RunState, journal
         sft.expression_share,
         config.model.max_length,
         sft.label_balance,
+        config.sft_views,
     )
     system.engine.sleep()  # it is awake: it has answered the evaluation, or proved a resumed run's weights
     with journal.stage("SFT", sft.steps) as bar:

@@ -1,10 +1,15 @@
-"""Votes over a group of answers: the labels that win, and how far the answers agree."""
+"""Votes over a group of answers: the labels that win, and how far the answers agree.
+
+If the answers come from several views of the turn, each view has one vote, however many answers it gave: the
+shares of a view's answers are added up over views.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import lcm
 
 from selfemo.emotions.answer import MAX_LABELS, Answer, Reading
 from selfemo.emotions.similarity import SmoothedIoU
@@ -17,24 +22,88 @@ class Consensus:
     labels: tuple[str, ...]
     """Winning labels, primary first; empty only if no sample was in the grammar."""
     votes: tuple[tuple[str, int], ...]
-    """(label, samples that named it), most votes first."""
+    """(label, samples that named it), the label with the largest share first."""
     answers: int
     """Number of samples in the grammar."""
     agreement: float
-    """Mean pairwise smoothed IoU over all samples; a pair with a format failure counts 0."""
+    """Mean pairwise smoothed IoU over all samples, with several views over pairs of different ones; a pair
+    with a format failure counts 0."""
+    shares: tuple[tuple[str, float], ...] = ()
+    """(label, share of the answers that named it, the mean over views that answered), in order of `votes`."""
+    of_other_views: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """(view, winners among the answers of the other views); empty unless `vote` was asked for it."""
+
+    def reference(self, view: str) -> tuple[str, ...]:
+        """Return the set that a view's answers are compared with.
+
+        It is the other views' winners if they are known, else `labels`.
+        """
+        return dict(self.of_other_views).get(view, self.labels)
 
 
-def vote(readings: Sequence[Reading], score: SmoothedIoU) -> Consensus:
-    """Vote label by label: every answer gives one vote to each label it names.
+def vote(
+    readings: Sequence[Reading],
+    score: SmoothedIoU,
+    views: Sequence[str] = (),
+    other_views: bool = False,
+) -> Consensus:
+    """Count votes label by label.
 
-    A label wins with more than half of the answers. If no label has that many, the one with most votes wins
-    alone. At most three win. Ties are broken by the votes as primary label, then alphabetically, so that the
-    result does not depend on the order of samples.
+    Every answer gives one vote, divided by the number of its view's answers, to each label it names.
+
+    A label wins with more than half of the votes. If no label has that many, the one with most votes wins
+    alone. At most three win. Ties are broken by the votes as primary label, then by those of the first view,
+    of the second and so on, then alphabetically, so that the result does not depend on the order of a view's
+    samples.
+
+    Args:
+        views: the view of each reading, in the order of their precedence; empty for a single view.
+        other_views: also find, for each view, what the others agree on.
     """
-    answers = [reading for reading in readings if isinstance(reading, Answer)]
-    named = Counter(label for answer in answers for label in answer.labels)
-    primary = Counter(answer.primary for answer in answers)
-    ranked = sorted(named, key=lambda label: (-named[label], -primary[label], label))
-    winners = [label for label in ranked if 2 * named[label] > len(answers)] or ranked[:1]
-    votes = tuple((label, named[label]) for label in ranked)
-    return Consensus(tuple(winners[:MAX_LABELS]), votes, len(answers), score.mean_pairwise(readings))
+    by_view = _answers_by_view(readings, views)
+    # a view's vote in equal parts: its answers divide it without rounding
+    whole = lcm(*map(len, by_view.values()))
+    counts = [Counter(label for answer in answers for label in answer.labels) for answers in by_view.values()]
+    named, primary = Counter[str](), Counter[str]()
+    for answers, count in zip(by_view.values(), counts, strict=True):
+        part = whole // len(answers)
+        named.update({label: part * times for label, times in count.items()})
+        primary.update({label: part * times for label, times in Counter(a.primary for a in answers).items()})
+    ranked = sorted(
+        named, key=lambda label: (-named[label], -primary[label], [-count[label] for count in counts], label)
+    )
+    votes = whole * len(by_view)
+    winners = [label for label in ranked if 2 * named[label] > votes] or ranked[:1]
+    total = sum(counts, Counter[str]())
+    return Consensus(
+        labels=tuple(winners[:MAX_LABELS]),
+        votes=tuple((label, total[label]) for label in ranked),
+        answers=sum(map(len, by_view.values())),
+        agreement=score.mean_pairwise(readings, views),
+        shares=tuple((label, named[label] / votes) for label in ranked),
+        of_other_views=_without_each(readings, score, views) if other_views else (),
+    )
+
+
+def _answers_by_view(readings: Sequence[Reading], views: Sequence[str]) -> dict[str, list[Answer]]:
+    """Sort the answers by view, in the order of `views`; views without any are left out.
+
+    All answers are under "" if no view is named.
+    """
+    found: dict[str, list[Answer]] = {view: [] for view in views or ("",)}
+    for reading, view in zip(readings, views or ("",) * len(readings), strict=True):
+        if isinstance(reading, Answer):
+            found[view].append(reading)
+    return {view: answers for view, answers in found.items() if answers}
+
+
+def _without_each(
+    readings: Sequence[Reading], score: SmoothedIoU, views: Sequence[str]
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return (view, winners among the answers of the other views) of each view."""
+    found = []
+    for left_out in dict.fromkeys(views):
+        kept = [i for i, view in enumerate(views) if view != left_out]
+        others = vote([readings[i] for i in kept], score, [views[i] for i in kept])
+        found.append((left_out, others.labels))
+    return tuple(found)

@@ -2,7 +2,7 @@
 
 Each turn of an episode has three phases, and each phase is one call of the generator over all live episodes:
 
-    1. recognise   G label sets are sampled for the last turn; their vote is the consensus.
+    1. recognise   G label sets are sampled for the last turn, in its views; their vote is the consensus.
     2. respond     M replies are sampled for a target emotion set E: the annotation of the opening's next
                    turn if there is one, else a draw from the transition prior given the labels recognised.
     3. score       the recognizer reads each admissible reply greedily, in a fresh context that never mentions
@@ -28,12 +28,13 @@ from selfemo.corpora.conversation import Turn
 from selfemo.emotions.answer import Answer, Reading
 from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.process.dealing import Deal, one_by_one
-from selfemo.rollout.api import Completion, Generator
+from selfemo.rollout.api import Completion, GenerationRequest, Generator
 from selfemo.selfplay.consensus import Consensus, vote
 from selfemo.selfplay.prompts import DEFAULT_SPEAKER, PromptBuilder, clean_line
 from selfemo.selfplay.records import Episode, Gate, Group, Opening, Role, Sample
 from selfemo.selfplay.roles import Recognizer, Responder
 from selfemo.selfplay.transitions import TransitionPrior
+from selfemo.selfplay.views import view_named, views_of_samples
 
 
 @dataclass
@@ -48,6 +49,15 @@ class _Live:
     target: tuple[str, ...] | None = None
     """Emotions that the last generated turn was written for; empty if that turn is real."""
     over: bool = False
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A turn in one view."""
+
+    turns: Sequence[Turn]
+    view: str
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,15 @@ class SelfPlay:
         return [Episode(live.opening, tuple(live.groups), tuple(live.turns)) for live in lives]
 
     def _recognise(self, lives: list[_Live], turn: int, iteration: int) -> None:
-        prompts = self.deal(self.prompts.recognize, [live.turns for live in lives])
+        names = self.config.views
+        views = views_of_samples(names, self.config.recognizer_group_size)
+        asked = [
+            _Asked(live.turns, name, view_seed(self.run_seed, iteration, live.opening.index, turn, name))
+            for live in lives
+            for name in names
+        ]
+        shown = self.deal(self._show, asked)
+        prompts = [[shown[e * len(names) + names.index(view)] for view in views] for e in range(len(lives))]
         answers = self._sample(lives, prompts, "recognizer", turn, iteration)
         readings = iter(
             self.deal(
@@ -107,8 +125,11 @@ class SelfPlay:
             )
         )
         groups = [
-            [_sample(prompt, seed, completion, *next(readings)) for seed, completion in completions]
-            for prompt, completions in zip(prompts, answers, strict=True)
+            [
+                _sample(request, completion, view, *next(readings))
+                for view, (request, completion) in zip(views, completions, strict=True)
+            ]
+            for completions in answers
         ]
         for live, samples, consensus in zip(lives, groups, self.deal(self._vote, groups), strict=True):
             gold = live.turns[-1].labels or None
@@ -126,7 +147,8 @@ class SelfPlay:
 
     def _respond(self, lives: list[_Live], turn: int, iteration: int) -> None:
         targets = [self._target(live, turn, iteration) for live in lives]
-        prompts = self.deal(self._ask, list(zip(lives, targets, strict=True)))
+        asked = self.deal(self._ask, list(zip(lives, targets, strict=True)))
+        prompts = [[prompt] * self.config.responder_group_size for prompt in asked]
         replies = self._sample(lives, prompts, "responder", turn, iteration)
         written = [
             (live, completion)
@@ -135,8 +157,8 @@ class SelfPlay:
         ]
         gates = iter(self.deal(self._gate, written))
         gated = [
-            [_reply(prompt, seed, completion, *next(gates)) for seed, completion in completions]
-            for prompt, completions in zip(prompts, replies, strict=True)
+            [_reply(request, completion, *next(gates)) for request, completion in completions]
+            for completions in replies
         ]
         groups = self._score_replies(lives, gated)
         for live, target, samples, consensus in zip(
@@ -148,25 +170,27 @@ class SelfPlay:
             self._append_best(live, target, samples)
 
     def _sample(
-        self, lives: list[_Live], prompts: list[tuple[int, ...]], role: Role, turn: int, iteration: int
-    ) -> list[list[tuple[int, Completion]]]:
-        """Sample every episode's prompt in one generator call.
+        self, lives: list[_Live], prompts: list[list[tuple[int, ...]]], role: Role, turn: int, iteration: int
+    ) -> list[list[tuple[GenerationRequest, Completion]]]:
+        """Answer every episode's prompts, one per sample, in one generator call.
 
         Returns:
-            (seed, completion) of each sample, per episode.
+            (request, completion) of each sample, per episode.
         """
         size, _ = group_shape(self.config, role)
         player = self.recognizer if role == "recognizer" else self.responder
         requests = [
             player.request(prompt, sample_seed(self.run_seed, iteration, live.opening.index, turn, role, i))
-            for live, prompt in zip(lives, prompts, strict=True)
-            for i in range(size)
+            for live, mine in zip(lives, prompts, strict=True)
+            for i, prompt in enumerate(mine)
         ]
         completions = self.generator.generate(requests) if requests else []
-        pairs = [
-            (request.seed, completion) for request, completion in zip(requests, completions, strict=True)
-        ]
+        pairs = list(zip(requests, completions, strict=True))
         return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+    def _show(self, asked: _Asked) -> tuple[int, ...]:
+        """Build the recognizer's prompt in one view."""
+        return self.prompts.recognize(asked.turns, view_named(asked.view), asked.seed)
 
     def _gate(self, written: tuple[_Live, Completion]) -> tuple[str, tuple[Gate, ...]]:
         """Decode a responder's completion, and list the gates it fails."""
@@ -174,7 +198,9 @@ class SelfPlay:
         return self.responder.gate(live.turns, live.speakers[0], completion)
 
     def _vote(self, samples: Sequence[Sample]) -> Consensus:
-        return vote([sample.reading for sample in samples if sample.reading is not None], self.score)
+        read = [(sample.reading, sample.view) for sample in samples if sample.reading is not None]
+        others = self.config.consensus == "other_views"
+        return vote([reading for reading, _ in read], self.score, [view for _, view in read], others)
 
     def _ask(self, asked: tuple[_Live, tuple[str, ...]]) -> tuple[int, ...]:
         """Build the responder's prompt for a target."""
@@ -255,6 +281,11 @@ def sample_seed(run_seed: int, iteration: int, episode: int, turn: int, role: Ro
     return derive_seed(run_seed, "rollout", iteration, episode, turn, role, sample)
 
 
+def view_seed(run_seed: int, iteration: int, episode: int, turn: int, view: str) -> int:
+    """Derive the seed of a view's draws for one recognizer group."""
+    return derive_seed(run_seed, "view", iteration, episode, turn, view)
+
+
 def group_shape(config: SelfPlayConfig, role: Role) -> tuple[int, int]:
     """Return (samples per group, token cap) of a role."""
     if role == "recognizer":
@@ -288,14 +319,14 @@ def best_reply(samples: Sequence[Sample], target: Sequence[str], score: Smoothed
 
 
 def _sample(
-    prompt: tuple[int, ...], seed: int, completion: Completion, text: str, reading: Reading | None
+    request: GenerationRequest, completion: Completion, view: str, text: str, reading: Reading | None
 ) -> Sample:
-    return Sample(prompt, completion.token_ids, completion.logprobs, seed, text, completion.finished, reading)
-
-
-def _reply(
-    prompt: tuple[int, ...], seed: int, completion: Completion, text: str, gates: tuple[Gate, ...]
-) -> Sample:
+    ids, logprobs = completion.token_ids, completion.logprobs
     return Sample(
-        prompt, completion.token_ids, completion.logprobs, seed, text, completion.finished, None, gates
+        request.prompt_ids, ids, logprobs, request.seed, text, completion.finished, reading, view=view
     )
+
+
+def _reply(request: GenerationRequest, completion: Completion, text: str, gates: tuple[Gate, ...]) -> Sample:
+    ids, logprobs = completion.token_ids, completion.logprobs
+    return Sample(request.prompt_ids, ids, logprobs, request.seed, text, completion.finished, None, gates)

@@ -22,6 +22,7 @@ chat-template markers into plain text.
 
 from __future__ import annotations
 
+import random
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from typing import Protocol
 from selfemo.corpora.conversation import Turn
 from selfemo.emotions.answer import SEPARATOR, format_answer
 from selfemo.rollout.api import Completion
+from selfemo.selfplay.views import INSTRUCTION, PLAIN, Shown, View
 from selfemo.tokens.encoder import Message
 
 TARGET_MARK = "> "
@@ -74,12 +76,17 @@ class PromptBuilder:
     thinking: bool = False
     """Whether the recognizer may think before it answers; the responder never does."""
 
-    def recognize(self, turns: Sequence[Turn]) -> tuple[int, ...]:
+    def recognize(self, turns: Sequence[Turn], view: View = PLAIN, seed: int = 0) -> tuple[int, ...]:
         """Ask for the emotions of `turns[-1]`, as prompt ids.
 
         At most `history_turns` turns before it are shown, and none after it.
+
+        Args:
+            view: how the turns, the label list and the instruction are shown.
+            seed: of the view's draws.
         """
-        return self._encode(recognizer_text(self._window(turns), self.labels), self.thinking)
+        shown = view.show(Shown(tuple(self._window(turns)), self.labels), random.Random(seed))
+        return self._encode(recognizer_text(shown.turns, shown.labels, shown.instruction), self.thinking)
 
     def respond(self, turns: Sequence[Turn], speaker: str, emotions: Sequence[str]) -> tuple[int, ...]:
         """Ask for `speaker`'s answer to `turns[-1]`, showing `emotions`, as prompt ids."""
@@ -123,16 +130,14 @@ def completion_text(encoder: Encoder, completion: Completion) -> str:
     return encoder.decode(ids, show_special=True)
 
 
-def recognizer_text(turns: Sequence[Turn], labels: Sequence[str]) -> str:
+def recognizer_text(turns: Sequence[Turn], labels: Sequence[str], instruction: str = INSTRUCTION) -> str:
     """Write the recognizer's message: instruction, history, and the last line, marked.
 
     The emotions of the last line are asked for.
     """
-    instruction = (
-        f"Which of {SEPARATOR.join(labels)} does the last line show? Name one to three, the main one first."
-    )
+    asked = instruction.format(labels=SEPARATOR.join(labels))
     lines = [_line(turn.speaker, turn.text) for turn in turns]
-    return "\n".join([instruction, "", *lines[:-1], TARGET_MARK + lines[-1]])
+    return "\n".join([asked, "", *lines[:-1], TARGET_MARK + lines[-1]])
 
 
 def responder_text(turns: Sequence[Turn], speaker: str, emotions: Sequence[str]) -> str:

@@ -49,11 +49,16 @@ class Sample:
     a gate."""
     gates: tuple[Gate, ...] = ()
     """Gates that a reply failed; always empty for a recognizer."""
+    view: str = "plain"
+    """Recognizer: the view (selfemo.selfplay.views) that its prompt shows. Responder: always plain."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The samples of one prompt: the set over which SELF-GRPO normalises rewards."""
+    """The samples of one turn: the set over which SELF-GRPO normalises rewards.
+
+    They share one prompt, or have one per view.
+    """
 
     role: Role
     iteration: int

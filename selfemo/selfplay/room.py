@@ -14,6 +14,7 @@ from selfemo.emotions.answer import MAX_LABELS
 from selfemo.rollout.api import GenerationRequest
 from selfemo.selfplay.openings import opening_turns
 from selfemo.selfplay.prompts import PromptBuilder
+from selfemo.selfplay.views import PLAIN, view_named
 
 MEASURED = 8
 """Number of windows that are encoded: those with the most characters, which mostly, though not always, have
@@ -21,14 +22,21 @@ the most tokens."""
 
 
 def longest_requests(
-    prompts: PromptBuilder, conversations: Sequence[Conversation], config: SelfPlayConfig
+    prompts: PromptBuilder,
+    conversations: Sequence[Conversation],
+    config: SelfPlayConfig,
+    views: Sequence[str] = (),
 ) -> list[GenerationRequest]:
     """Build both roles' requests at the longest windows of these dialogues: earlier turns, an opening turn,
     and room to answer.
 
     They are no upper bound for self-play, whose prompts also show turns that the model wrote. Every generator
     call is therefore checked again.
+
+    Args:
+        views: those that turns are shown in, besides the plain one.
     """
+    shown_in = [view_named(name) for name in dict.fromkeys((PLAIN.name, *views))]
     places = [(c, i) for c in conversations for i in opening_turns(c)]
     shown = prompts.history_turns + 1
     longest = heapq.nlargest(
@@ -43,6 +51,7 @@ def longest_requests(
         turns = conversation.turns[: index + 1]
         target = turns[-1].labels[:MAX_LABELS] or prompts.labels[:1]
         asked = prompts.respond(turns, turns[-1].speaker, target)
-        requests.append(GenerationRequest(prompts.recognize(turns), 0, config.max_recognizer_tokens, 0.0))
+        read = [prompts.recognize(turns, view) for view in shown_in]
+        requests += [GenerationRequest(prompt, 0, config.max_recognizer_tokens, 0.0) for prompt in read]
         requests.append(GenerationRequest(asked, 0, config.max_utterance_tokens, 0.0))
     return requests

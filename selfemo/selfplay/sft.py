@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from selfemo.common.errors import UserError, on_all_ranks
+from selfemo.common.seeds import derive_rng, derive_seed
 from selfemo.config.schema import SelfPlayConfig
 from selfemo.corpora.conversation import Conversation
 from selfemo.emotions.answer import MAX_LABELS
@@ -19,6 +20,7 @@ from selfemo.selfplay.gates import leaks_label, words
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.records import Role
 from selfemo.selfplay.schedule import Schedule, interleave
+from selfemo.selfplay.views import PLAIN, view_named
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class SftExamples:
         expression_share: float,
         max_length: int,
         label_balance: float = 0.0,
+        views: Sequence[str] = (PLAIN.name,),
     ) -> None:
         """Find the turns to teach from.
 
@@ -51,6 +54,7 @@ class SftExamples:
             expression_share: share of examples that teach the responder's task.
             max_length: the model's longest sequence, in tokens.
             label_balance: as Schedule.balance; 0 shows every turn once per epoch.
+            views: each recognizer example is shown in one of them, drawn by its slot.
 
         Raises:
             UserError: no annotated turn to learn recognition from, or no reply to learn expression from while
@@ -59,6 +63,8 @@ class SftExamples:
         self._prompts = prompts.without_thinking()
         self._config = config
         self._max_length = max_length
+        self._run_seed = run_seed
+        self._views = tuple(views)
         places = [(c, i) for c in train for i, turn in enumerate(c.turns) if turn.labels]
         replies = [(c, i) for c, i in places if i > 0 and self._teachable(c, i)]
         if not places or (expression_share > 0 and not replies):
@@ -98,7 +104,9 @@ class SftExamples:
         conversation, last = self._places[role][self._schedules[role].take(index, 1)[0]]
         turn = conversation.turns[last]
         if role == "recognizer":
-            prompt = self._prompts.recognize(conversation.turns[: last + 1])
+            view = derive_rng(self._run_seed, "sft view", slot).choice(self._views)
+            seed = derive_seed(self._run_seed, "sft view", slot, view)
+            prompt = self._prompts.recognize(conversation.turns[: last + 1], view_named(view), seed)
             completion = self._prompts.answer_ids(turn.labels[:MAX_LABELS])
         else:
             prompt = self._prompts.respond(conversation.turns[:last], turn.speaker, turn.labels[:MAX_LABELS])

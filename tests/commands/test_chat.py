@@ -49,13 +49,17 @@ def read_joy_and_mirror(prompt: str, request: GenerationRequest) -> str:
     )
 
 
-def talk(script: Script, *lines: str, target: tuple[str, ...] | None = None) -> tuple[str, ScriptedGenerator]:
+def talk(
+    script: Script,
+    *lines: str,
+    target: tuple[str, ...] | None = None,
+    views: tuple[str, ...] = ("plain",),
+) -> tuple[str, ScriptedGenerator]:
     """Run a conversation; returns the terminal's output and the generator, which keeps every prompt."""
     generator = ScriptedGenerator(script)
     score = SmoothedIoU(identity_affinity(LABELS), 0.05)
-    dialogue = Dialogue(
-        generator, PromptBuilder(CharEncoder(), LABELS, 3, 80), CONFIG, score, "Alex", "Sam", seed=1
-    )
+    prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
+    dialogue = Dialogue(generator, prompts, CONFIG, score, "Alex", "Sam", seed=1, views=views)
     shown = io.StringIO()
     converse(
         dialogue,
@@ -89,6 +93,20 @@ def test_it_reads_you_by_vote_and_mirrors_what_it_reads() -> None:
     assert not any("showing" in prompt for prompt in prompts_of(scored)), (
         "replies are read without knowledge of the target"
     )
+
+
+def test_with_views_they_vote_and_the_first_is_shown_beside_them() -> None:
+    """The plain view reads joy, the two others anger: each has one vote, whatever its number of answers."""
+
+    def script(prompt: str, request: GenerationRequest) -> str:
+        if prompt.startswith("Write") or not prompt.endswith("We won!"):
+            return read_joy_and_mirror(prompt, request)
+        return "joy" if prompt.startswith("Which of") and prompt.endswith("> Alex: We won!") else "anger"
+
+    shown, generator = talk(script, "We won!", views=("plain", "rephrased", "anonymous"))
+    assert "reads anger in you (anger 67%, joy 33% of 4 answers over 3 views; plain alone: joy)" in shown
+    assert len(prompts_of(generator.calls[0])) == 3
+    assert "showing anger" in next(iter(prompts_of(generator.calls[1])))
 
 
 def test_the_reply_read_closest_to_the_target_is_said_and_remembered() -> None:

@@ -193,6 +193,28 @@ def test_likelihood_scoring_needs_no_engine(run_dir: Path) -> None:
     assert all(len(row["predicted"][0]) == 1 for row in report["answers"])
 
 
+@pytest.mark.parametrize("scoring", ["generate", "likelihood"])
+def test_views_vote_beside_the_plain_reading(run_dir: Path, engines: StandaloneEngines, scoring: str) -> None:
+    output, report = evaluate(engines, run_dir, "--scoring", scoring, "--votes", "0", "--views", "3")
+    (figures,) = report["models"]
+    voting = figures["voting"]
+    assert voting["views"] == ["plain", "short", "labels"]
+    assert [view["view"] for view in voting["alone"]] == voting["views"]
+    assert voting["alone"][0]["accuracy"] == figures["accuracy"], "the plain view is the plain reading"
+    gold = [row["gold"][0] for row in report["answers"]]
+    first, voted = (
+        [(answer or [NO_ANSWER])[0] for answer in column]
+        for column in zip(*((row["predicted"][0], row["voted"][0]) for row in report["answers"]))
+    )
+    assert voting["accuracy"] == accuracy_score(gold, voted)
+    keys = [row["dialogue"] for row in report["answers"]]
+    assert voting["differences"][:3] == [
+        {**asdict(i), "excludes_zero": i.excludes_zero} for i in paired_bootstrap(gold, voted, first, keys, 1)
+    ]
+    assert "voting over 3 views (plain, short, labels)" in output
+    assert evaluate(engines, run_dir, "--scoring", scoring, "--votes", "0")[1]["models"][0]["voting"] is None
+
+
 def test_expression_is_read_by_the_frozen_recognizer(run_dir: Path, engines: StandaloneEngines) -> None:
     frozen = run_dir / "model-frozen"
     shutil.copytree(run_dir / "model", frozen)

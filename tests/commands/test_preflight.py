@@ -63,6 +63,11 @@ def everyday(*more: str) -> tuple[str, ...]:
         (everyday("corpus.labelled_share=0.001"), ("corpus.labelled_share=0.001", "no labelled turn")),
         (everyday("corpus.unlabelled=mled"), ("'mled' is neither a path nor a corpus", "'meld'")),
         (everyday("selfplay.unlabelled_share=0.5"), ("selfplay.unlabelled_share=0.5", "set corpus.")),
+        (everyday("selfplay.views=[plain, shrt]"), ("selfplay.views names 'shrt'", "did you mean 'short'?")),
+        (
+            everyday("selfplay.views=[plain, short, labels]", "selfplay.recognizer_group_size=2"),
+            ("selfplay.views names 3 views", "selfplay.recognizer_group_size=2"),
+        ),
     ],
 )
 def test_mistakes_in_the_configuration(tmp_path, overrides, parts):

@@ -23,8 +23,10 @@ from selfemo.evaluation.intervals import bootstrap, paired_bootstrap
 from selfemo.evaluation.metrics import NO_ANSWER, classify, majority_baseline
 from selfemo.evaluation.recognition import evaluate_recognition, read_likeliest, sample_readings
 from selfemo.evaluation.turns import evaluation_turns
+from selfemo.evaluation.voting import vote_by_generation, vote_by_likelihood
 from selfemo.rollout.api import GenerationRequest
 from selfemo.selfplay.prompts import PromptBuilder
+from selfemo.selfplay.views import VIEWS, view_named
 from tests.helpers.groups import SCORE
 from tests.helpers.scripted import LABELS, THINK, CharEncoder, ScriptedGenerator, conversation
 
@@ -186,6 +188,39 @@ def test_confidences_from_votes_and_likelihoods() -> None:
     assert vote_confidence([FormatFailure("empty")]) == (NO_ANSWER, 1.0)
     assert likelihood_confidence({"joy": -1.0, "anger": -1.0 - math.log(3)}) == ("joy", pytest.approx(0.75))
     assert read_likeliest([{"joy": -2.0, "anger": -1.0}]) == [Answer(("anger",))]
+
+
+def test_views_vote_on_each_turn_in_one_greedy_call() -> None:
+    """The plain view is wrong on every turn, the two others are right where they agree."""
+
+    def by_view(prompt: str, request: GenerationRequest) -> str:
+        return "anger" if "Ann: " in prompt or "Bo: " in prompt else by_word(prompt, request)
+
+    turns, generator = evaluation_turns(DEV), ScriptedGenerator(by_view)
+    views = ("plain", "anonymous", "second")
+    with_second = (*VIEWS, replace(view_named("anonymous"), name="second"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("selfemo.selfplay.views.VIEWS", with_second)
+        voted = vote_by_generation(generator, PROMPTS, turns, CONFIG, SCORE, views, seed=3)
+    assert [len(call) for call in generator.calls] == [3 * len(turns)]
+    assert all(request.temperature == 0 for request in generator.calls[0])
+    plain, second, third = ([r.labels if isinstance(r, Answer) else () for r in view] for view in voted.alone)
+    assert set(plain) == {("anger",)}
+    assert second == third == [("joy",), ("neutral",), ("neutral",), ("joy",), ()]
+    together = [r.labels for r in voted.together if isinstance(r, Answer)]
+    assert together == [("joy",), ("neutral",), ("neutral",), ("joy",), ("anger",)], "failures do not vote"
+
+
+def test_likelihoods_of_views_are_summed_as_shares() -> None:
+    """One view is far surer than two: with summed logprobs it would win alone. Raw scales must not count."""
+    rows = [
+        [{"anger": math.log(0.98) - 9, "joy": math.log(0.02) - 9}],
+        [{"anger": math.log(0.1), "joy": math.log(0.9)}],
+        [{"anger": math.log(0.3), "joy": math.log(0.7)}],
+    ]
+    voted = vote_by_likelihood(rows)
+    assert voted.alone == ((Answer(("anger",)),), (Answer(("joy",)),), (Answer(("joy",)),))
+    assert voted.together == (Answer(("joy",)),)
 
 
 def test_sampled_readings_come_in_groups_of_one_call() -> None:

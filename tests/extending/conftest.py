@@ -12,6 +12,7 @@ from selfemo.kernels.config import PRESETS
 from selfemo.report import curves
 from selfemo.rewards import components
 from selfemo.rewards.components import COMPONENTS, Component
+from selfemo.selfplay import views
 from tests.helpers.guide import entry, example
 
 AddComponent = Callable[..., Component]
@@ -30,6 +31,16 @@ def add_brevity(monkeypatch: pytest.MonkeyPatch) -> AddComponent:
         return component
 
     return add
+
+
+@pytest.fixture
+def transcript(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The page's view, in the registry; its name."""
+    names = dict(vars(views))
+    exec(compile(example("selfemo/selfplay/views.py"), "extending.md", "exec"), names)
+    (view,) = entry("selfemo/selfplay/views.py, in VIEWS", names)
+    monkeypatch.setattr(views, "VIEWS", (*views.VIEWS, view))
+    return view.name
 
 
 @pytest.fixture

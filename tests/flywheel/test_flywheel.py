@@ -5,7 +5,9 @@ commands.
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,14 +69,19 @@ def speak(prompt: str, request: GenerationRequest) -> str:
 class Run:
     """Connect the parts of a run as the trainer does."""
 
-    def __init__(self, path: Path, config: FlywheelConfig | None = None, is_writer: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: FlywheelConfig | None = None,
+        is_writer: bool = True,
+        views: tuple[str, ...] = ("plain",),
+    ) -> None:
         self.generator = ScriptedGenerator(speak)
         self.rewards = Rewards(RewardConfig(), TRAIN, LABELS)
         self.pool = OpeningPool(CORPUS, CONFIG, 5, 3)
         prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
-        self.selfplay = SelfPlay(
-            self.generator, prompts, self.rewards.score, TransitionPrior.estimate(TRAIN), CONFIG, 5
-        )
+        play, transitions = replace(CONFIG, views=views), TransitionPrior.estimate(TRAIN)
+        self.selfplay = SelfPlay(self.generator, prompts, self.rewards.score, transitions, play, 5)
         self.flywheel = Flywheel(config or FlywheelConfig(), CORPUS, self.rewards, path, is_writer)
 
     def play(self, iteration: int) -> list[ScoredGroup]:
@@ -206,6 +213,44 @@ def test_a_recorded_turn_is_generated_again_from_its_record(path: Path) -> None:
     changed = replay(record, ScriptedGenerator(lambda prompt, request: "jolly"))
     assert not changed.equal
     assert changed.candidates[0].first_difference == (2 if record.candidates[0].reading == "joy" else 0)
+
+
+def test_candidates_of_several_views_are_replayed_each_from_its_own_prompt(path: Path) -> None:
+    run = Run(path, views=("plain", "anonymous", "rephrased"))
+    run.iterate(range(1))
+    for record in FlywheelStore(path).find(Filter(role="recognizer")):
+        assert [c.view for c in record.candidates] == ["plain", "plain", "anonymous", "rephrased"]
+        assert [view for view, _ in record.view_prompts] == ["plain", "anonymous", "rephrased"]
+        assert dict(record.view_prompts)["plain"] == record.prompt_of(record.candidates[1])
+        generator = ScriptedGenerator(speak)
+        assert replay(record, generator).equal
+        asked = [request.prompt_ids for request in generator.calls[0]]
+        assert asked == [dict(record.view_prompts)[c.view] for c in record.candidates]
+        assert len(set(asked)) == 3
+    shown = CliRunner().invoke(app, ["show", str(path), "1"]).output
+    assert "│ view" in shown or "┃ view" in shown
+
+
+def test_a_record_from_before_there_were_views_is_plain(path: Path) -> None:
+    run = Run(path)
+    run.iterate(range(1))
+    run.flywheel.close()
+    with closing(sqlite3.connect(path)) as store:
+        (detail,) = store.execute("select detail from details where record_id = 1").fetchone()
+        old = json.loads(detail)
+        del old["view_prompts"]
+        for candidate in old["candidates"]:
+            del candidate["view"]
+        store.execute("drop trigger details_keep")
+        store.execute("update details set detail = ? where record_id = 1", (json.dumps(old),))
+        store.execute(
+            "create trigger details_keep before update on details "
+            "begin select raise(abort, 'the flywheel is append-only'); end"
+        )
+        store.commit()
+    record = FlywheelStore(path).read(1)
+    assert {candidate.view for candidate in record.candidates} == {"plain"}
+    assert replay(record, ScriptedGenerator(speak)).equal
 
 
 def test_an_export_is_a_corpus(path: Path, tmp_path: Path) -> None:

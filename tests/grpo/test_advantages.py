@@ -70,6 +70,20 @@ def test_a_group_that_ranks_nothing_stays_out_whatever_its_weight():
     assert weights(groups, weight_by_frequency=True) == [0.0] * 3
 
 
+def test_views_that_disagree_firmly_stay_out_and_a_majority_of_views_ranks():
+    """Fails if the range threshold looks at the vote's winner, which a tie leaves to the alphabet."""
+    two, three = ["plain", "plain", "short", "short"], ["plain", "short", "labels"]
+    tied, ranked = scored(
+        recognizer_group(["joy", "joy", "anger", "anger"], None, views=two),
+        recognizer_group(["joy", "joy", "anger"], None, views=three),
+    )
+    assert weights([tied, ranked]) == [0.0] * 4 + [1.0] * 3
+    won, too, lost = (sample.advantage for sample in samples([ranked]))
+    assert won == too > 0 > lost
+    agreement = SCORE(("joy",), ("anger",)) * 2 / 3 + 1 / 3
+    assert weights([ranked], weight_by_consistency=True) == pytest.approx([agreement] * 3), "across views"
+
+
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "gspo"])
 def test_only_self_grpo_weighs_groups(loss):
     groups = scored(recognizer_group(RANKED, (RARE,)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from selfemo.corpora.conversation import Turn
 from selfemo.emotions.affinity import identity_affinity
@@ -28,10 +29,14 @@ def recognizer_group(
     turn: int = 0,
     target: tuple[str, ...] | None = None,
     context: Sequence[Turn] = CONTEXT,
+    views: Sequence[str] = (),
+    other_views: bool = False,
 ) -> Group:
-    readings = [reading(text) for text in answers]
-    samples = [_sample(i, text, readings[i]) for i, text in enumerate(answers)]
-    return _group("recognizer", context, samples, readings, gold, target, turn)
+    """`views`: the view of each answer; plain if none are named."""
+    readings, views = [reading(text) for text in answers], views or ["plain"] * len(answers)
+    samples = [_sample(i, text, readings[i], view=views[i]) for i, text in enumerate(answers)]
+    consensus = vote(readings, SCORE, views, other_views)
+    return replace(_group("recognizer", context, samples, readings, gold, target, turn), consensus=consensus)
 
 
 def responder_group(
@@ -50,9 +55,9 @@ def responder_group(
     return _group("responder", context, samples, [r for r in readings if r is not None], None, target, turn)
 
 
-def _sample(index: int, text: str, read: Reading | None, gates: tuple = ()) -> Sample:
+def _sample(index: int, text: str, read: Reading | None, gates: tuple = (), view: str = "plain") -> Sample:
     ids = CharEncoder().encode_completion(text)
-    return Sample((1, 2, 3), ids, (-0.5,) * len(ids), 1000 + index, text, True, read, gates)
+    return Sample((1, 2, 3), ids, (-0.5,) * len(ids), 1000 + index, text, True, read, gates, view)
 
 
 def _group(role, context, samples, readings, gold, target, turn) -> Group:

@@ -85,7 +85,7 @@ def make_run(root: Path, finished: bool = True, config: RunConfig = CONFIG) -> P
     """Write a run's records to `root`: a finished run's, or those of a live run in the middle of a line."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "config.yaml").write_text(as_yaml(replace(config, output_dir="runs/made")))
-    events, dialogues = _self_play(root)
+    events, dialogues = _self_play(root, replace(PLAY, views=config.selfplay.views))
     before = [
         _sync(1),
         _evaluation("start"),
@@ -106,18 +106,18 @@ def make_run(root: Path, finished: bool = True, config: RunConfig = CONFIG) -> P
     return root
 
 
-def _self_play(root: Path) -> tuple[list[dict], list[dict]]:
+def _self_play(root: Path, play: SelfPlayConfig) -> tuple[list[dict], list[dict]]:
     rewards = Rewards(RewardConfig(), TRAIN, LABELS)
     selfplay = SelfPlay(
         ScriptedGenerator(_speak),
         PromptBuilder(CharEncoder(), LABELS, 3, 200),
         rewards.score,
         TransitionPrior.estimate(TRAIN),
-        PLAY,
+        play,
         5,
     )
     pool, flywheel = (
-        OpeningPool(CORPUS, PLAY, 5, 3),
+        OpeningPool(CORPUS, play, 5, 3),
         Flywheel(FlywheelConfig(), CORPUS, rewards, root / "flywheel.sqlite", is_writer=True),
     )
     events: list[dict[str, Any]] = []

@@ -91,6 +91,17 @@ def test_units_partition_the_batch_in_order(drawn, max_tokens, parts, share):
         assert share or len(unit.sample_indices) == 1
 
 
+def test_a_group_with_a_prompt_for_each_view_shares_each_prompt():
+    """Neighbours of one view share its prompt, in a unit of their own; fails if a group has one prompt."""
+    batch = _batch([([1, 2, 3], [[7], [8]]), ([1, 2, 4], [[7], [9]]), ([5], [[8]])])
+    assert [unit.sample_indices for unit in units(batch, True, 1000, 1)] == [(0, 1), (2, 3), (4,)]
+    packed = pack(batch, range(5), 1, CPU, share_prompts=True)
+    assert _reads(packed) == [
+        (list(whole), list(range(len(whole))), 1)
+        for whole in ((s.prompt_ids + s.completion_ids)[:-1] for s in batch)
+    ]
+
+
 def test_one_large_group_still_fills_every_rank():
     batch = _batch([([1] * 6, [[2] * 5] * 8)])
     assert len(units(batch, True, 1000, 4)) >= 4

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfemo.config.schema import RunConfig, SelfPlayConfig
+from selfemo.records.directory import config_changes
 from selfemo.records.manifest import Manifest, Position, Progress, decode_manifest, digest_of
 
 
@@ -30,6 +33,15 @@ def manifest() -> Manifest:
 
 def test_a_manifest_reads_back_equal():
     assert decode_manifest(manifest().encode()) == manifest()
+
+
+def test_a_configuration_from_a_checkpoint_differs_from_its_own_in_nothing():
+    """JSON gives a list where the configuration holds a tuple: every resume would tell of changed views."""
+    config = asdict(RunConfig(selfplay=SelfPlayConfig(views=("plain", "short"))))
+    stored = decode_manifest(replace(manifest(), config=config).encode()).config
+    assert list(config_changes(stored, config)) == []
+    other = asdict(RunConfig(selfplay=SelfPlayConfig(views=("plain", "labels"))))
+    assert [name for name, _, _ in config_changes(stored, other)] == ["selfplay.views"]
 
 
 def test_names_and_order_follow_the_run():

@@ -26,7 +26,7 @@ from selfemo.report.page import render
 from selfemo.report.planned import planned_rows
 from selfemo.report.timeline import coarse_spans, time_line
 from tests.helpers.label_sets import EVERY_CORPUS
-from tests.helpers.made_run import HOSTILE, SPEAKER, make_run
+from tests.helpers.made_run import CONFIG, HOSTILE, PLAY, SPEAKER, make_run
 from tests.helpers.scripted import LABELS
 
 
@@ -250,6 +250,24 @@ def test_groups_stand_under_the_turn_they_read_or_wrote(finished: Path):
             assert (
                 turn.groups[0].candidates[0].text == record["groups"][2 * index + 1]["candidates"][0]["text"]
             )
+
+
+def test_the_view_of_each_sample_is_shown_and_plain_where_no_record_names_one(tmp_path: Path):
+    shown = ("plain", "anonymous", "labels", "short")
+    run = read_run(make_run(tmp_path / "run", config=replace(CONFIG, selfplay=replace(PLAY, views=shown))))
+    (group,) = dialogue_views(run.dialogues, limit=1)[0].turns[run.dialogues[0]["seed_turns"] - 1].groups
+    assert group.views == shown
+    text = Page(render(run)).text
+    assert "read by 4 samples in 4 views" in text
+    old = json.loads(json.dumps(run.dialogues[0]))
+    for candidate in (c for g in old["groups"] for c in g["candidates"]):
+        del candidate["view"]
+    assert {g.views for turn in dialogue_views([old])[0].turns for g in turn.groups} == {("plain",)}
+
+
+def test_one_view_needs_no_column(page: Page):
+    assert "in 1 views" not in page.text
+    assert "anonymous" not in page.text
 
 
 def test_replies_that_could_not_be_read_end_the_dialogue():

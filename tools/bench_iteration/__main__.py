@@ -80,9 +80,9 @@ def _failures_told() -> Iterator[None]:
 
 def _rollout_table(result: dict[str, Any]) -> Table:
     title = (
-        f"Self-play rollout: {result['seeds']} episodes x {result['turns']} turns, "
-        f"{result['requests_per_round']:.0f} requests and "
-        f"{result['tokens_per_round']:.0f} tokens a round, median of {result['rounds']} rounds"
+        f"Self-play rollout: {result['seeds']} episodes x {result['turns']} turns, {result['views']} views, "
+        f"{result['requests_per_round']:.0f} requests and {result['tokens_per_round']:.0f} tokens a round, "
+        f"median of {result['rounds']} rounds"
     )
     table = Table("", "seconds", "tokens/s", title=title, title_justify="left")
     for name, seconds in result["seconds"].items():
@@ -93,7 +93,8 @@ def _rollout_table(result: dict[str, Any]) -> Table:
 
 def _trl_table(result: dict[str, Any]) -> Table:
     lengths = result["mean_completion_tokens"]
-    sizes = f"{result['prompts']} prompts x G {result['group']}, at most {result['tokens_cap']} tokens"
+    groups = f"G {result['group']} over {result['views']} views"
+    sizes = f"{result['prompts']} turns x {groups}, at most {result['tokens_cap']} tokens"
     title = f"One iteration: {sizes}, median of {result['rounds']} rounds"
     table = Table("", "seconds", "mean tokens", title=title, title_justify="left")
     table.add_row("selfemo", f"{result['seconds']['selfemo']:.3f}", f"{lengths['selfemo']:.1f}")
@@ -131,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parts", nargs="+", choices=["rollout", "trl"], default=["rollout", "trl"])
     parser.add_argument("--prompts", type=int, default=8, help="dialogues per iteration (default 8)")
     parser.add_argument("--group", type=int, default=8, help="G, samples per prompt (default 8)")
+    parser.add_argument(
+        "--views", type=int, default=1, help="V, prompts of our recognizer groups (default 1); TRL's keep one"
+    )
     parser.add_argument("--tokens", type=int, default=32, help="completion cap (default 32)")
     parser.add_argument(
         "--turns", type=int, default=2, help="turns of a self-play episode, rollout part (default 2)"

@@ -134,6 +134,7 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
     return {
         "prompts": options.prompts,
         "group": options.group,
+        "views": options.views,
         "tokens_cap": options.tokens,
         "rounds": options.rounds,
         "trl": trl.__version__,

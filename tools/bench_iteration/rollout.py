@@ -64,6 +64,7 @@ def bench_rollout(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
             tokens += sum(length for call in calls for _, length in call)
     return {
         "seeds": options.prompts,
+        "views": options.views,
         "turns": options.turns,
         "rounds": options.rounds,
         "requests_per_round": requests / options.rounds,

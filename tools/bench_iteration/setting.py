@@ -20,6 +20,7 @@ LEARNING_RATE = 1e-5
 def bench_config(options: argparse.Namespace, run_dir: Path, turns: int) -> RunConfig:
     """Return the default configuration with the sizes asked for."""
     from selfemo.config.load import load_config
+    from selfemo.selfplay.views import view_names
 
     return load_config(
         None,
@@ -30,6 +31,7 @@ def bench_config(options: argparse.Namespace, run_dir: Path, turns: int) -> RunC
             f"selfplay.seeds_per_iteration={options.prompts}",
             f"selfplay.turns={turns}",
             f"selfplay.recognizer_group_size={options.group}",
+            f"selfplay.views=[{', '.join(view_names()[: options.views])}]",
             f"selfplay.max_answer_tokens={options.tokens if turns == 0 else 12}",
             f"selfplay.max_utterance_tokens={options.tokens}",
             "selfplay.real_seed_share=1.0",
