@@ -73,9 +73,7 @@ class PolicyStats:
     clipped_high_share: float
     """Tokens with a positive advantage and a ratio above the clip."""
     importance_weight_mean: float
-    """Weight between engine and trainer after truncation; 1 without
-    algorithm.truncated_importance_cap.
-    """
+    """Weight between engine and trainer after truncation; 1 without algorithm.truncated_importance_cap."""
     importance_truncated_share: float
     """Tokens whose importance weight was above the cap."""
     logprob_mean: float
@@ -223,8 +221,7 @@ class Learner:
 
         Args:
             reference, old: logprobs(plan) under the reference and the rollout weights; empty: none.
-            counts: of the whole batch, if `samples` leaves out those of weight 0; None counts
-                `samples`.
+            counts: of the whole batch, if `samples` leaves out those of weight 0; None counts `samples`.
 
         Raises:
             ValueError: loss_config asks for a ratio per sequence, but context ranks each see only a
@@ -263,8 +260,7 @@ class Learner:
 
     @contextmanager
     def weights_of(self, snapshot: list[torch.Tensor]) -> Iterator[None]:
-        """Compute with `snapshot` (from `snapshot()`) instead of the current weights inside the
-        block.
+        """Compute with `snapshot` (from `snapshot()`) instead of the current weights in the block.
 
         Pointers are exchanged, nothing is copied.
         """
@@ -311,9 +307,7 @@ class Learner:
         return [p.detach().clone() for p in self._parameters()]
 
     def allocated(self, reference: Sequence[torch.Tensor]) -> dict[str, int]:
-        """Count the bytes that this rank holds for training, by kind; `reference` comes from
-        `snapshot()`.
-        """
+        """Count the bytes that this rank holds for training, by kind; `reference` is a `snapshot()`."""
         self.restore()
         return allocated_bytes(self._parameters(), self.optimizer, reference)
 
@@ -363,8 +357,8 @@ class Learner:
                 else iter(list(enumerate(plan))),
                 model=self.wrapped if interleaved else self.wrapped[0],
                 num_microbatches=len(plan),
-                # Only the interleaved schedule reads it, and divides it by the context size; others
-                # exchange shapes.
+                # Only the interleaved schedule reads it, and divides it by the context size; others exchange
+                # shapes.
                 seq_length=plan[0].token_ids_T.numel() * self.layout.context_size,
                 micro_batch_size=1,
                 forward_only=forward_only,
@@ -377,8 +371,7 @@ class Learner:
         width: int,
         op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
     ) -> torch.Tensor:
-        """Reduce a collected vector over micro-batches, data- and context-parallel ranks and
-        stages.
+        """Reduce a collected vector over micro-batches, data- and context-parallel ranks and stages.
 
         Only the last stage collects; the others contribute zeros.
         """

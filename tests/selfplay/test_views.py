@@ -48,7 +48,7 @@ TRAIN = [
     conversation(str(i), f"Ann[joy]: start of {i}", f"Bo[anger]: {i} goes on so", "Ann[joy]: well then")
     for i in range(6)
 ]
-SEEDS = [
+OPENINGS = [
     Opening(0, "toy/train/7", turns("Ann[joy]: we won it all", "Bo: yes we did")),
     Opening(1, "toy/train/8", turns("Bo: it broke again", "Ann: oh no not that")),
 ]
@@ -181,11 +181,11 @@ def answer(prompt: str, request: GenerationRequest) -> str:
 
 
 def play(
-    config: SelfPlayConfig, iteration: int = 4, seeds: Sequence[Opening] = SEEDS
+    config: SelfPlayConfig, iteration: int = 4, openings: Sequence[Opening] = OPENINGS
 ) -> tuple[list[Episode], ScriptedGenerator]:
     generator = ScriptedGenerator(answer)
     selfplay = SelfPlay(generator, PROMPTS, SCORE, TransitionPrior.estimate(TRAIN), config, run_seed=11)
-    return selfplay.play(seeds, iteration), generator
+    return selfplay.play(openings, iteration), generator
 
 
 PLAIN = SelfPlayConfig(
@@ -197,8 +197,8 @@ SEVERAL = replace(PLAIN, views=("plain", "labels", "anonymous"))
 def test_prompts_of_one_view_are_those_without_views() -> None:
     _, generator = play(PLAIN)
     asked = [CharEncoder().decode(request.prompt_ids) for request in generator.calls[0]]
-    assert asked == [recognizer_text(seed.turns, LABELS) for seed in SEEDS for _ in range(6)]
-    assert generator.calls[0][0].prompt_ids == PROMPTS.recognize(SEEDS[0].turns)
+    assert asked == [recognizer_text(opening.turns, LABELS) for opening in OPENINGS for _ in range(6)]
+    assert generator.calls[0][0].prompt_ids == PROMPTS.recognize(OPENINGS[0].turns)
 
 
 def test_a_group_is_dealt_over_the_views_of_its_turn() -> None:
@@ -220,7 +220,7 @@ def test_a_group_is_dealt_over_the_views_of_its_turn() -> None:
 
 def test_views_depend_on_run_iteration_group_and_view_alone() -> None:
     together = play(SEVERAL)[0]
-    assert together == [play(SEVERAL, seeds=[seed])[0][0] for seed in SEEDS], (
+    assert together == [play(SEVERAL, openings=[opening])[0][0] for opening in OPENINGS], (
         "however they are dealt over ranks"
     )
     shuffled = {
