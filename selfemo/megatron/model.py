@@ -112,7 +112,8 @@ def build_chunks(
     uninitialised weights.
 
     Args:
-        frozen_layers: number of the model's lowest layers that are not trained, with the embedding (frozen.py).
+        frozen_layers: number of the model's lowest layers that are not trained, with the embedding
+            (selfemo.megatron.frozen).
     """
     chunks = []
     for stage in range(layout.virtual_size):
