@@ -1,7 +1,7 @@
-"""Decides what `auto` means for train.dtype and rollout.dtype.
+"""Decide what `auto` means for train.dtype and rollout.dtype: bfloat16 if the machine computes in it.
 
-It is bfloat16 if the machine computes in it, else float32. It is settled when a configuration is loaded, so a
-run's config.yaml says what the run computed in. No torch here.
+It is settled as a configuration is loaded, so a run's config.yaml says what the run computed in. Imports no
+torch.
 """
 
 from __future__ import annotations

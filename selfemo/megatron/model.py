@@ -113,7 +113,7 @@ def build_chunks(
 
     Args:
         frozen_layers: number of the model's lowest layers that are not trained, with the embedding
-            (frozen.py).
+            (selfemo.megatron.frozen).
     """
     chunks = []
     for stage in range(layout.virtual_size):

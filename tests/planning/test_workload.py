@@ -14,7 +14,7 @@ from selfemo.config.layout import Layout
 from selfemo.config.schema import AlgorithmConfig, RunConfig, SelfPlayConfig, TrainConfig
 from selfemo.planning.steptime import passes
 from selfemo.planning.workload import Lengths, workload_of
-from tests.selfplay.test_episode import SEED, play
+from tests.selfplay.test_episode import OPENING, play
 
 
 @settings(deadline=None, max_examples=40)
@@ -53,7 +53,7 @@ def test_calls_are_those_that_self_play_makes(turns: int) -> None:
         max_answer_tokens=20,
         max_utterance_tokens=60,
     )
-    episodes, generator = play([SEED] * 3, play_config)
+    episodes, generator = play([OPENING] * 3, play_config)
     workload = workload_of(RunConfig(selfplay=play_config))
     # No reply fails a gate in this script.
     assert [call.samples for call in workload.calls] == [len(call) for call in generator.calls]
