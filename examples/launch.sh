@@ -1,4 +1,5 @@
 # Sourced by the launch scripts: turns an environment of one node (plain or SLURM) into a torchrun call.
+# Every node has an environment of Python 3.12 (or 3.13) on its PATH, installed as docs/gpu.md says.
 #
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, GPUS_PER_NODE   the world; SLURM's variables stand in where they are not set
 #   LOCAL_ADDR     this node's address, where its host name does not resolve for the others
