@@ -1,9 +1,8 @@
-"""Checks a finished run's directory: summary.json keeps its promises, and plain transformers loads the
-export.
+"""Checks a finished run's directory: summary.json keeps its promises, transformers loads the export.
 
-Usage: python tools/check_run.py RUN_DIR [--gains]. Prints one line per check and exits with 1 if any
-fails. --gains also checks the gains that training should bring: SFT above the majority class, and a
-reward that rises during SELF-GRPO.
+Usage: python tools/check_run.py RUN_DIR [--gains]. Prints one line per check and exits with 1 if any fails.
+--gains also checks the gains that training should bring: SFT above the majority class, and a reward that
+rises during SELF-GRPO.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Writes docs/configuration.md: every field of the configuration with its type, default and docstring.
 
-`python tools/config_reference.py` writes it; `--check` exits with 1 if the committed file differs from
-the one that would be written.
+`python tools/config_reference.py` writes it; `--check` exits with 1 if the committed file differs.
 """
 
 from __future__ import annotations
@@ -62,10 +61,7 @@ def render(modules: Sequence[ast.Module]) -> str:
 
 
 def _fields(node: ast.ClassDef) -> list[tuple[str, str, str, str]]:
-    """Return (name, type, default, docstring) of every field.
-
-    A field's docstring is the string that follows it.
-    """
+    """Return (name, type, default, docstring) of every field. The docstring is the string that follows it."""
     found = []
     for statement, following in zip(node.body, [*node.body[1:], None]):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):

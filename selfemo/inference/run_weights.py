@@ -89,9 +89,7 @@ def _checkpoint_version(checkpoint: Path) -> int | None:
 
 def _synced(metrics: Path) -> tuple[int | None, int | None]:
     """Find the versions of two syncs: the one that self-play began with, and the last that the run recorded.
-
-    None for a sync that does not exist.
-    """
+    None for a sync that does not exist."""
     first: int | None = None
     last: int | None = None
     for event in read_jsonl(metrics, "event"):

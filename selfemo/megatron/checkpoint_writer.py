@@ -1,11 +1,10 @@
 """Return a forked checkpoint writer's result to the trainer, and name the cause if writing failed.
 
-The cause tells a full disk from a read-only directory or a lost mount. megatron-core loses it
-twice: the writer turns an exception into a RuntimeError that names only its class (0.19.2,
-dist_checkpointing/strategies/filesystem_async.py, `write_preloaded_data_multithread`), and only
-rank 0 learns of the failure (state_dict_saver.py, `save_state_dict_async_finalize`). Here the
-writer returns the exception itself, its errno is read from the text that reaches rank 0, and rank 0
-tells the others.
+The cause tells a full disk from a read-only directory or a lost mount. megatron-core loses it twice: the
+writer turns an exception into a RuntimeError that names only its class (0.19.2,
+dist_checkpointing/strategies/filesystem_async.py, `write_preloaded_data_multithread`), and only rank 0 learns
+of the failure (state_dict_saver.py, `save_state_dict_async_finalize`). Here the writer returns the exception
+itself, its errno is read from the text that reaches rank 0, and rank 0 tells the others.
 """
 
 from __future__ import annotations
@@ -33,9 +32,7 @@ _failed_writes: list[OSError] = []
 
 
 class ForkedResult:
-    """Holds a writer's result in anonymous memory: no third process, and no pipe that a long result
-    could fill.
-    """
+    """Holds a writer's result in anonymous memory: no third process, no pipe that a result could fill."""
 
     def __init__(self) -> None:
         self._fd = os.memfd_create("selfemo-checkpoint")

@@ -1,9 +1,8 @@
 """Describe shards, files and the reshard plan by rectangles of tensors.
 
-A `Box` says that a rectangle of a Hugging Face tensor sits at some offset in a local tensor; a
-`Placement` is a local tensor made of boxes. Elements that no box covers are padding and hold zero.
-The module is pure Python over integers, so that a plan for hundreds of ranks is made and checked
-without allocating a tensor.
+A `Box` says that a rectangle of a Hugging Face tensor sits at some offset in a local tensor; a `Placement` is
+a local tensor made of boxes. Elements that no box covers are padding and hold zero. The module is pure Python
+over integers, so that a plan for hundreds of ranks is made and checked without allocating a tensor.
 """
 
 from __future__ import annotations
@@ -95,9 +94,7 @@ def region(start: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
 
 
 class Tensor(Protocol):
-    """The operations that this module needs of a tensor: indexing and copying (torch.Tensor has
-    both).
-    """
+    """Declares what this module needs of a tensor: indexing and copying (torch.Tensor has both)."""
 
     def __getitem__(self, index: tuple[slice, ...], /) -> Tensor: ...
 

@@ -54,10 +54,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Writes one W&B run per start of the training.
-
-    Parts of a resumed run share a group, and the last of them is complete.
-    """
+    """Writes one W&B run per start of a training; parts of a resumed run share a group."""
 
     def __init__(self, root: Path, config: RunConfig, mode: Literal["offline", "online"]) -> None:
         import wandb

@@ -1,11 +1,11 @@
-"""Execute a reshard plan: build live vLLM parameters from Megatron shards, and send only missing
-rectangles between ranks.
+"""Execute a reshard plan: build live vLLM parameters from Megatron shards, and send only missing rectangles
+between ranks.
 
-The ranks of one data-parallel replica walk the plan's buckets in lockstep. In each bucket a rank
-sends every peer one flat message with the rectangles that peer lacks, already in the engine's
-dtype, and fills its own parameters from its shard and from the messages that arrived. It hands a
-parameter on as soon as it is complete, in the engine's fused and sharded layout, so that extra
-memory is one bucket plus the largest parameter.
+The ranks of one data-parallel replica walk the plan's buckets in lockstep. In each bucket a rank sends every
+peer one flat message with the rectangles that peer lacks, already in the engine's dtype, and fills its own
+parameters from its shard and from the messages that arrived. It hands a parameter on as soon as it is
+complete, in the engine's fused and sharded layout, so that extra memory is one bucket plus the largest
+parameter.
 """
 
 from __future__ import annotations
@@ -89,11 +89,7 @@ def _exchange(
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[Move, torch.Tensor]:
-    """Send and receive the run's crossing moves, one message per pair of ranks.
-
-    Returns:
-        The rectangles that arrived, by move.
-    """
+    """Send and receive the run's crossing moves, one message per pair of ranks; returns what arrived, by move."""
     outgoing: dict[int, list[Move]] = {}
     incoming: dict[int, list[Move]] = {}
     for move in run:
