@@ -89,7 +89,7 @@ def _exchange(
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[Move, torch.Tensor]:
-    """Send and receive the run's crossing moves, one message per pair of ranks; returns what arrived, by move."""
+    """Send and receive the crossing moves, one message per pair of ranks; return what arrived, by move."""
     outgoing: dict[int, list[Move]] = {}
     incoming: dict[int, list[Move]] = {}
     for move in run:
