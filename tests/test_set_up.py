@@ -17,7 +17,6 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 FIND = ROOT / "tools" / "find_python.sh"
-UNPINNED = {"types-pyyaml", "types-psutil"}
 
 
 def set_up_module():

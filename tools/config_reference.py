@@ -90,30 +90,44 @@ def _table(title: str, intro: str, prefix: str, fields: list[tuple[str, str, str
     )
 
 
+NAMED = {
+    "Positive": "integer > 0",
+    "Count": "integer >= 0",
+    "Share": "number in [0, 1]",
+    "NonNegative": "number >= 0",
+    "PositiveFloat": "number > 0",
+    "AtLeastTwo": "integer >= 2",
+    "CorpusName": f"one of {', '.join(map(repr, corpus_names()))}",
+    "LossName": f"one of {', '.join(map(repr, PRESETS))}",
+    "tuple[ViewName, ...]": f"list of {', '.join(map(repr, view_names()))}",
+    "float": "number",
+    "None": "null",
+}
+BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
 def _type(annotation: str) -> str:
-    names = {
-        "Positive": "integer > 0",
-        "Count": "integer >= 0",
-        "Share": "number in [0, 1]",
-        "NonNegative": "number >= 0",
-        "PositiveFloat": "number > 0",
-        "AtLeastTwo": "integer >= 2",
-        "CorpusName": f"one of {', '.join(map(repr, corpus_names()))}",
-        "LossName": f"one of {', '.join(map(repr, PRESETS))}",
-    }
-    for name, meaning in names.items():
-        if annotation.split(" | ")[0] == name:
-            return meaning + (" or null" if "None" in annotation else "")
-    if annotation.startswith("Annotated["):
-        kind, bounds = annotation.removeprefix("Annotated[").rstrip("]").split(", ", 1)
-        return f"{kind}, {bounds.removeprefix('Field(').rstrip(')')}"
-    if annotation.startswith("tuple[ViewName, ...]"):
-        return f"list of {', '.join(map(repr, view_names()))}" + (" or null" if "None" in annotation else "")
-    return (
-        annotation.replace("Literal[", "one of ").rstrip("]").replace("|", "or")
-        if "Literal" in annotation
-        else annotation.replace("|", "\\|")
-    )
+    """Say a field's type in words."""
+    alternatives: list[ast.expr] = []
+    node = ast.parse(annotation, mode="eval").body
+    while isinstance(node, ast.BinOp):  # a | b | c is (a | b) | c
+        alternatives.insert(0, node.right)
+        node = node.left
+    return " or ".join(_alternative(part) for part in (node, *alternatives))
+
+
+def _alternative(node: ast.expr) -> str:
+    text = ast.unparse(node)
+    if text in NAMED:
+        return NAMED[text]
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):
+        kind, first, *_ = ast.unparse(node.value), *node.slice.elts
+        if kind == "Literal":
+            return f"one of {', '.join(map(ast.unparse, node.slice.elts))}"
+        if kind == "Annotated" and isinstance(node.slice.elts[1], ast.Call):
+            limits = (f"{BOUNDS[str(k.arg)]} {ast.unparse(k.value)}" for k in node.slice.elts[1].keywords)
+            return f"{_alternative(first)} {' and '.join(limits)}"
+    return text
 
 
 if __name__ == "__main__":

@@ -108,4 +108,5 @@ def _shares(row: Mapping[str, float]) -> dict[str, float]:
     """Convert logprobs to probabilities that sum to 1."""
     highest = max(row.values())
     weights = {label: math.exp(value - highest) for label, value in row.items()}
-    return {label: weight / sum(weights.values()) for label, weight in weights.items()}
+    total = sum(weights.values())
+    return {label: weight / total for label, weight in weights.items()}

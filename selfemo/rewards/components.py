@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from selfemo.config.schema import RewardConfig
 from selfemo.emotions.answer import Answer, Reading
@@ -36,6 +37,11 @@ class Judged:
     """Smoothed IoU with this run's affinity and smoothing."""
     views: tuple[str, ...] = ()
     """S names: the view of each sample."""
+
+    @cached_property
+    def consistencies(self) -> tuple[float, ...]:
+        """`consistency` of the S samples, computed once: the reward and the ranking of views both use it."""
+        return tuple(consistency(self.readings, i, self.score, self.views) for i in range(len(self.readings)))
 
 
 @dataclass(frozen=True)
@@ -131,10 +137,7 @@ def reply_format(gates: Collection[str]) -> float:
 
 def paid_consistency(group: Judged) -> list[float]:
     """c_i of the S samples; all 0 if the group's gate is closed."""
-    return [
-        consistency(group.readings, i, group.score, group.views) if group.gate else 0.0
-        for i in range(len(group.readings))
-    ]
+    return list(group.consistencies) if group.gate else [0.0] * len(group.readings)
 
 
 COMPONENTS: dict[Role, tuple[Component, ...]] = {

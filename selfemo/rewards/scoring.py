@@ -24,7 +24,6 @@ from selfemo.rewards.components import (
     Component,
     Judged,
     alignment,
-    consistency,
     consistency_gate,
     expression,
 )
@@ -192,9 +191,7 @@ def agreement_across_views(judged: Judged) -> tuple[float, ...]:
     """
     if judged.group.role == "responder" or judged.group.gold or len(set(judged.views)) < 2:
         return ()
-    return tuple(
-        consistency(judged.readings, i, judged.score, judged.views) for i in range(len(judged.readings))
-    )
+    return judged.consistencies
 
 
 def judge(
