@@ -26,13 +26,14 @@ from selfemo.evaluation.turns import EvaluationTurn
 from selfemo.evaluation.voting import (
     Voted,
     VotingReport,
-    prompts_in_views,
+    prompts_in_view,
     vote_by_generation,
     vote_by_likelihood,
 )
 from selfemo.inference.finished_model import FinishedModel
 from selfemo.rollout.api import Generator
 from selfemo.selfplay.prompts import PromptBuilder
+from selfemo.selfplay.views import PLAIN
 from selfemo.tokens.encoder import ChatEncoder
 
 
@@ -129,7 +130,14 @@ def evaluate_model(
         voted = None
         if task.views:
             voted = vote_by_generation(
-                generator, prompts, task.turns, model.config.selfplay, task.score, task.views, task.seed
+                generator,
+                prompts,
+                task.turns,
+                model.config.selfplay,
+                task.score,
+                task.views,
+                task.seed,
+                plain=recognition.readings,
             )
         confidence = (
             f"share of {task.votes} sampled answers (temperature "
@@ -225,8 +233,13 @@ def _by_likelihood(
     scorer = AnswerScorer(model)
     rows = scorer.score([prompts.recognize(turn.context) for turn in task.turns], answers)
     recognition = report_readings(read_likeliest(rows), task.turns, task.labels, task.score)
-    shown = prompts_in_views(prompts, task.turns, task.views, task.seed)
-    voted = vote_by_likelihood([scorer.score(column, answers) for column in shown]) if shown else None
+    columns = [
+        rows
+        if view == PLAIN.name
+        else scorer.score(prompts_in_view(prompts, task.turns, view, task.seed), answers)
+        for view in task.views
+    ]
+    voted = vote_by_likelihood(columns) if columns else None
     return recognition, _calibrate([likelihood_confidence(row) for row in rows], task), voted
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from selfemo.common.seeds import derive_seed
 from selfemo.config.schema import SelfPlayConfig
@@ -21,7 +22,7 @@ from selfemo.rollout.api import Generator
 from selfemo.selfplay.consensus import vote
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.roles import Recognizer
-from selfemo.selfplay.views import view_named
+from selfemo.selfplay.views import PLAIN, view_named
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,13 @@ class VotingReport:
     """Of each view, in the order of `views`."""
 
 
-def prompts_in_views(
-    prompts: PromptBuilder, turns: Sequence[EvaluationTurn], views: Sequence[str], seed: int
-) -> list[list[tuple[int, ...]]]:
-    """Build the prompts of every turn, view by view.
-
-    Draws derive from the seed, the turn's place and the view.
-    """
+def prompts_in_view(
+    prompts: PromptBuilder, turns: Sequence[EvaluationTurn], view: str, seed: int
+) -> list[tuple[int, ...]]:
+    """Build every turn's prompt in one view. Draws derive from the seed, the turn's place and the view."""
     return [
-        [
-            prompts.recognize(turn.context, view_named(view), derive_seed(seed, "evaluation view", i, view))
-            for i, turn in enumerate(turns)
-        ]
-        for view in views
+        prompts.recognize(turn.context, view_named(view), derive_seed(seed, "evaluation view", i, view))
+        for i, turn in enumerate(turns)
     ]
 
 
@@ -72,16 +67,21 @@ def vote_by_generation(
     score: SmoothedIoU,
     views: Sequence[str],
     seed: int,
+    plain: Sequence[Reading],
 ) -> Voted:
     """Vote with one greedy answer per view, all sampled in one call.
 
     A label's share in a view is 1 if the answer names it.
+
+    Args:
+        plain: the turns' greedy readings in the plain view, which is not asked again.
     """
     recognizer = Recognizer(prompts, config)
-    shown = prompts_in_views(prompts, turns, views, seed)
-    requests = [recognizer.greedy_request(prompt) for column in shown for prompt in column]
-    readings = recognizer.read_all(generator, requests)
-    alone = [tuple(readings[start : start + len(turns)]) for start in range(0, len(readings), len(turns))]
+    asked = [view for view in views if view != PLAIN.name]
+    shown = [prompt for view in asked for prompt in prompts_in_view(prompts, turns, view, seed)]
+    readings = iter(recognizer.read_all(generator, [recognizer.greedy_request(prompt) for prompt in shown]))
+    read = {view: tuple(islice(readings, len(turns))) for view in asked} | {PLAIN.name: tuple(plain)}
+    alone = [read[view] for view in views]
     votes = [vote(of_turn, score, views).labels for of_turn in zip(*alone, strict=True)]
     return Voted(
         tuple(alone), tuple(Answer(labels) if labels else FormatFailure("empty") for labels in votes)

@@ -201,9 +201,10 @@ def test_views_vote_on_each_turn_in_one_greedy_call() -> None:
     with_second = (*VIEWS, replace(view_named("anonymous"), name="second"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("selfemo.selfplay.views.VIEWS", with_second)
-        voted = vote_by_generation(generator, PROMPTS, turns, CONFIG, SCORE, views, seed=3)
-    assert [len(call) for call in generator.calls] == [3 * len(turns)]
-    assert all(request.temperature == 0 for request in generator.calls[0])
+        read = evaluate_recognition(generator, PROMPTS, turns, CONFIG, SCORE).readings
+        voted = vote_by_generation(generator, PROMPTS, turns, CONFIG, SCORE, views, seed=3, plain=read)
+    assert [len(call) for call in generator.calls] == [len(turns), 2 * len(turns)], "plain is asked once"
+    assert all(request.temperature == 0 for call in generator.calls for request in call)
     plain, second, third = ([r.labels if isinstance(r, Answer) else () for r in view] for view in voted.alone)
     assert set(plain) == {("anger",)}
     assert second == third == [("joy",), ("neutral",), ("neutral",), ("joy",), ()]
