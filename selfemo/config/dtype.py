@@ -30,7 +30,7 @@ ON_GPU = Automatic("bfloat16", "a GPU computes in it")
 
 
 def automatic(cpuinfo: str, has_gpu: bool) -> Automatic:
-    """What `auto` stands for on a machine with this /proc/cpuinfo."""
+    """Decide what `auto` stands for on a machine with this /proc/cpuinfo."""
     if has_gpu:
         return ON_GPU
     lines = (line.partition(":") for line in cpuinfo.splitlines())
@@ -42,7 +42,7 @@ def automatic(cpuinfo: str, has_gpu: bool) -> Automatic:
 
 
 def this_machine(environment: Mapping[str, str] = os.environ) -> Automatic:
-    """What `auto` stands for here. A GPU that CUDA_VISIBLE_DEVICES hides does not count."""
+    """Decide what `auto` stands for here. A GPU that CUDA_VISIBLE_DEVICES hides does not count."""
     hidden = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     has_gpu = not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
     cpuinfo = Path("/proc/cpuinfo")
@@ -50,7 +50,7 @@ def this_machine(environment: Mapping[str, str] = os.environ) -> Automatic:
 
 
 def with_dtypes(config: RunConfig, found: Automatic) -> RunConfig:
-    """The configuration with `found.dtype` wherever it says `auto`."""
+    """Put `found.dtype` wherever the configuration says `auto`."""
     train, rollout = config.train, config.rollout
     if train.dtype == "auto":
         train = replace(train, dtype=found.dtype)

@@ -14,7 +14,7 @@ from selfemo.corpora.unlabelled import add_unlabelled
 
 
 def load_run_corpus(config: RunConfig) -> Corpus:
-    """The configured corpus, checked. Labels are hidden here, before anything of a run is built from it.
+    """Read and check the configured corpus. Labels are hidden here, before a run is built from it.
 
     Raises:
         UserError: a corpus is unknown or malformed, no labelled turn is left, or openings from dialogues

@@ -18,7 +18,7 @@ from selfemo.corpora.overlap import TRAIN
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """The training dialogues of a run by kind."""
+    """Counts the training dialogues of a run by kind."""
 
     labelled_dialogues: int
     """Dialogues with at least one labelled turn."""
@@ -55,7 +55,7 @@ def label_counts(corpus: Corpus) -> LabelCounts:
 
 
 def draw_labelled(conversations: Sequence[Conversation], share: float, seed: int) -> set[str]:
-    """Keys of the dialogues that keep their labels: the nearest whole number to `share` of them.
+    """Draw the keys of the dialogues that keep their labels: the nearest whole number to `share` of them.
 
     Each dialogue has a rank that depends on the seed and its key alone, and the lowest ranks are drawn: what
     a smaller share draws, a larger one draws too.
@@ -67,7 +67,7 @@ def draw_labelled(conversations: Sequence[Conversation], share: float, seed: int
 
 
 def hide_labels(corpus: Corpus, share: float, seed: int, reveal: bool = False) -> Corpus:
-    """The corpus with labels on a share of its labelled training dialogues alone; dev and test keep theirs.
+    """Keep labels on a share of the labelled training dialogues alone; dev and test keep theirs.
 
     Args:
         share: of the training dialogues that have labels; 1 returns the corpus as it is.
@@ -91,7 +91,7 @@ def hide_labels(corpus: Corpus, share: float, seed: int, reveal: bool = False) -
 
 
 def without_labels(conversation: Conversation) -> Conversation:
-    """The dialogue as bare text: no turn has labels or votes."""
+    """Strip a dialogue to bare text: no turn has labels or votes."""
     return replace(
         conversation, turns=tuple(replace(turn, labels=(), votes=()) for turn in conversation.turns)
     )

@@ -14,7 +14,7 @@ from selfemo.corpora.registry import locate_corpus
 
 
 def add_unlabelled(corpus: Corpus, named: str) -> Corpus:
-    """The corpus with the training dialogues of others added to its training split, without labels.
+    """Add the training dialogues of other corpora to the training split, without labels.
 
     A dialogue that holds a long dev or test text of the corpus, or one that the corpus bars, is left out
     whole: one shared line means a shared scene.
@@ -48,7 +48,7 @@ def add_unlabelled(corpus: Corpus, named: str) -> Corpus:
 
 
 def read_unlabelled(source: str) -> Sequence[Conversation]:
-    """The training dialogues of one corpus, labels dropped.
+    """Read the training dialogues of one corpus, and drop their labels.
 
     Args:
         source: a corpus's name (its training split is read), a directory, or a file.

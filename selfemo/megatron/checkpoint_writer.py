@@ -36,7 +36,6 @@ class ForkedResult:
 
     def __init__(self) -> None:
         self._fd = os.memfd_create("selfemo-checkpoint")
-        FileSystemWriterAsync.write_preloaded_data = staticmethod(_write_file_noting_errors)
         _failed_writes.clear()
 
     def put(self, result: object) -> None:
@@ -117,3 +116,6 @@ def _write_file_noting_errors(*args: Any, **kwargs: Any) -> Any:
     if isinstance(result[1], Exception) and (found := os_error_behind(result[1])):
         _failed_writes.append(found)
     return result
+
+
+FileSystemWriterAsync.write_preloaded_data = staticmethod(_write_file_noting_errors)  # megatron-private

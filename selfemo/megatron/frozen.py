@@ -46,7 +46,7 @@ def freeze(chunk: GPTModel, layers: int) -> None:
 
 
 def without_frozen(state: dict[str, Any], layers: int) -> dict[str, Any]:
-    """An optimizer's sharded state in which stacked layers count from the lowest trained one.
+    """Count stacked layers of an optimizer's sharded state from the lowest trained one.
 
     megatron-core stores the state of a parameter of all layers as one tensor and refuses one with gaps.
     """
@@ -76,7 +76,7 @@ def without_frozen(state: dict[str, Any], layers: int) -> dict[str, Any]:
 
 
 class _FrozenFirst:
-    """The forward pass of a block whose lowest layers are frozen."""
+    """Runs the forward pass of a block whose lowest layers are frozen."""
 
     def __init__(self, block: TransformerBlock, count: int) -> None:
         self._block, self._frozen = block, list(block.layers[:count])
@@ -86,7 +86,7 @@ class _FrozenFirst:
         self._rest.num_layers_per_pipeline_rank = len(block.layers) - count  # megatron-private
 
     def __call__(self, hidden_states: torch.Tensor | None, **arguments: Any) -> torch.Tensor:
-        """[T, 1, H] after this block's layers, from `hidden_states` or from what the stage before sent."""
+        """Return [T, 1, H] after this block's layers, from `hidden_states` or the stage before's output."""
         if not torch.is_grad_enabled():
             return type(self._block).forward(self._block, hidden_states, **arguments)
         received = hidden_states if self._block.pre_process else self._block.input_tensor
@@ -104,7 +104,7 @@ class _FrozenFirst:
 
 
 class _WithoutInputGradient(torch.autograd.Function):
-    """A block's output as it is; what the block received gets a gradient of zeros."""
+    """Passes a block's output on as it is; the tensor that the block received gets a gradient of zeros."""
 
     @staticmethod
     def forward(ctx: Any, received: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

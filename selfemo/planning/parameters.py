@@ -120,12 +120,12 @@ def trained_layers_on(architecture: Architecture, layout: Layout, stage: int) ->
 
 
 def trains_head(architecture: Architecture, layout: Layout) -> bool:
-    """Whether the output weight has a gradient: not where it is the frozen embedding."""
+    """Return True if the output weight has a gradient: it has none if it is the frozen embedding."""
     return layout.frozen_layers == 0 or not architecture.tie_word_embeddings
 
 
 def _chunk_layers(architecture: Architecture, layout: Layout, stage: int) -> list[range]:
-    """The global layer numbers of each of a stage's virtual chunks, which are dealt to the stages in turn."""
+    """List the global layer numbers of each of a stage's virtual chunks, which are dealt to the stages in turn."""
     count = architecture.num_layers // (layout.pipeline * layout.virtual_pipeline)
     firsts = ((chunk * layout.pipeline + stage) * count for chunk in range(layout.virtual_pipeline))
     return [range(first, first + count) for first in firsts]

@@ -40,7 +40,7 @@ def record_training_dialogues(run: RunDirectory, corpus: Corpus, config: RunConf
 
 
 def training_dialogues(corpus: Corpus, config: RunConfig) -> dict[str, Any]:
-    """Plain values: share and seed of the draw, counts, and the keys of the dialogues by kind, in order."""
+    """Collect share and seed of the draw, counts, and the dialogues' keys by kind as plain values."""
     train = corpus.split(TRAIN)
     return {
         "labelled_share": config.corpus.labelled_share,
@@ -52,7 +52,7 @@ def training_dialogues(corpus: Corpus, config: RunConfig) -> dict[str, Any]:
 
 
 def _difference(stored: Any, wanted: dict[str, Any]) -> str:
-    """The first entry that differs, in a few words."""
+    """Say in a few words which entry differs first."""
     before = stored if isinstance(stored, dict) else {}
     name = next(name for name in (*wanted, *before) if before.get(name) != wanted.get(name))
     old, new = before.get(name), wanted.get(name)

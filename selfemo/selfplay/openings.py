@@ -40,7 +40,7 @@ class KeptDialogue:
 
 
 def opening_turns(conversation: Conversation) -> list[int]:
-    """Indices of the turns that may open an episode: those with labels, or all of a dialogue without any."""
+    """List the turns that may open an episode: those with labels, or all of a dialogue without any."""
     is_labelled = conversation.is_labelled
     return [i for i, turn in enumerate(conversation.turns) if turn.labels or not is_labelled]
 

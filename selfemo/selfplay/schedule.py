@@ -95,9 +95,9 @@ class MixedSchedule:
     """An endless, stateless order over labelled items and others, each kind in an order of its own."""
 
     labelled: Schedule | None
-    """Over the first items; None where there are none, and `share` is 1."""
+    """Over the first items; None if there are none: then `share` is 1."""
     unlabelled: Schedule | None
-    """Over the items that follow those; None where there are none, and `share` is 0."""
+    """Over the items that follow those; None if there are none: then `share` is 0."""
     share: float
     """Share of the slots that hold an item without labels; 0 takes from `labelled` alone, slot by slot."""
 
@@ -111,7 +111,7 @@ class MixedSchedule:
         run_seed: int,
         purpose: str,
     ) -> MixedSchedule:
-        """The schedule over len(labels) labelled items and `unlabelled` others; arguments as in Schedule."""
+        """Order len(labels) labelled items and `unlabelled` others; arguments as in Schedule."""
         return cls(
             Schedule(labels, balance, run_seed, purpose) if labels else None,
             Schedule(("",) * unlabelled, 0.0, run_seed, f"unlabelled {purpose}") if unlabelled else None,
@@ -119,7 +119,7 @@ class MixedSchedule:
         )
 
     def take(self, start: int, count: int) -> list[int]:
-        """Items of slots start .. start + count - 1; the others are numbered after the labelled ones."""
+        """Return the items of slots start .. start + count - 1; those without labels are numbered last."""
         items = []
         for slot in range(start, start + count):
             is_unlabelled, index = interleave(slot, self.share)

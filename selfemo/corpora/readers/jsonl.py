@@ -54,7 +54,7 @@ def read_jsonl(path: Path, report: ProblemSink, name: str = "jsonl") -> Corpus:
 
 
 def read_jsonl_unlabelled(path: Path, report: ProblemSink) -> list[Conversation]:
-    """The training split of a directory, or one .jsonl file of any name; no label or vote is read."""
+    """Read a directory's training split, or one .jsonl file of any name, without labels and votes."""
     file = path if path.is_file() else path / "train.jsonl"
     return read_jsonl_split(file, "train", None, report, path.stem)
 
