@@ -125,7 +125,7 @@ def trains_head(architecture: Architecture, layout: Layout) -> bool:
 
 
 def _chunk_layers(architecture: Architecture, layout: Layout, stage: int) -> list[range]:
-    """List the global layer numbers of each of a stage's virtual chunks, which are dealt to the stages in turn."""
+    """List the layer numbers of each virtual chunk of a stage; chunks are dealt to the stages in turn."""
     count = architecture.num_layers // (layout.pipeline * layout.virtual_pipeline)
     firsts = ((chunk * layout.pipeline + stage) * count for chunk in range(layout.virtual_pipeline))
     return [range(first, first + count) for first in firsts]

@@ -25,10 +25,7 @@ CACHE_BYTES = 8 * CHUNK_ELEMENTS
 
 @dataclass(frozen=True)
 class TrafficRow:
-    """Bytes per bf16 logit.
-
-    `peak` is the memory that the formula holds beside the logits; None if it was not counted.
-    """
+    """Bytes per bf16 logit; `peak` is held beside the logits, None if it was not counted."""
 
     formula: str
     read: float
