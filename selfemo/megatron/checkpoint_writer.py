@@ -89,10 +89,8 @@ def _remedy(number: int) -> str:
 
 
 def _errno_behind(error: BaseException) -> int | None:
-    """Return the number of the OSError that caused an exception.
-
-    The exception may have passed between processes, which leaves the number in its text only.
-    """
+    """Return the number of the OSError behind an exception: one that passed between processes has it only in
+    its text."""
     causes = (
         [failure[0] for failure in error.failures.values()]
         if isinstance(error, CheckpointException)
