@@ -260,16 +260,7 @@ class CheckpointReader:
         items = create_read_items_for_chunk_list(key, self._tensors[key], [chunk])
         try:
             self._reader.read_data(LoadPlan(items), _IntoTensor(wide)).wait()
-        except (
-            OSError,
-            RuntimeError,
-            EOFError,
-            pickle.UnpicklingError,
-            LookupError,
-            ValueError,
-            TypeError,
-            AssertionError,
-        ) as error:
+        except LOAD_ERRORS as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 f"{self.directory}: tensor {key} cannot be read ({reason}); the checkpoint is incomplete"
