@@ -189,9 +189,7 @@ def traffic(plan: ReshardPlan) -> Traffic:
 
 def buckets(plan: ReshardPlan, limit_elements: int) -> Iterator[tuple[Move, ...]]:
     """Yield the moves in order, in runs for which no rank sends or receives more than
-    `limit_elements`.
-
-    One row always fits.
+    `limit_elements`, or one row where a row has more.
     """
     pending: list[Move] = []
     load: dict[int, int] = {}
