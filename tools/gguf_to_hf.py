@@ -20,8 +20,11 @@ from selfemo.common.pending import new_directory
 from selfemo.models.architecture import read_architecture
 
 
-def convert(gguf: Path, output: Path) -> None:
+def convert(gguf: Path, output: Path, chat_template: str = "") -> None:
     """Write the directory.
+
+    Args:
+        chat_template: written in the place of the file's own, unless it is empty.
 
     Raises:
         UserError: the file is missing or no Llama model, a package is missing, or the output exists.
@@ -49,6 +52,7 @@ def convert(gguf: Path, output: Path) -> None:
         model = type(quantised)(LlamaConfig(**fields | {"architectures": ["LlamaForCausalLM"]}))
         model.load_state_dict(quantised.state_dict())
         model.save_pretrained(pending)
+        tokenizer.chat_template = chat_template or tokenizer.chat_template
         tokenizer.save_pretrained(pending)
         read_architecture(pending)
 

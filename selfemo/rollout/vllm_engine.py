@@ -33,6 +33,10 @@ MEMORY_CHECK_FRACTION = 0.01
 the GPU alone: beside the trainer's model and optimizer it would end the run. With an explicit KV cache size
 vLLM uses the value for nothing else."""
 
+CPU_BLOCK_TOKENS = 32
+"""Tokens of a KV block on a CPU, the smallest that vLLM's kernels there prefer. Whole blocks are shared, and
+of its default, 128, prompts of short dialogues fill none."""
+
 
 class RolloutEngine:
     """A vLLM engine on this rank, or this rank's part of one that spans `rollout.tensor_parallel` ranks."""
@@ -81,6 +85,7 @@ class RolloutEngine:
                 kv_cache_memory_bytes=config.kv_cache_bytes,
                 gpu_memory_utilization=MEMORY_CHECK_FRACTION,
                 enable_prefix_caching=True,
+                **({"block_size": CPU_BLOCK_TOKENS} if device_kind == "cpu" else {}),
                 enforce_eager=config.enforce_eager,
                 enable_sleep_mode=config.sleep and device_kind == "cuda",
                 logprobs_mode="processed_logprobs",
@@ -108,6 +113,10 @@ class RolloutEngine:
             return []
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
+
+        # Prompts share prefixes within a call alone, so that what a call returns does not depend on those
+        # before it: after a resume there are none.
+        self._llm.reset_prefix_cache()
 
         params = [
             SamplingParams(
