@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -23,7 +24,7 @@ from selfemo.evaluation.metrics import MajorityBaseline
 from selfemo.evaluation.recognition import RecognitionReport
 from selfemo.flywheel.flywheel import FlywheelCounts
 from selfemo.grpo.samples import TrainingSample
-from selfemo.megatron.learner import PolicyStats, StepStats
+from selfemo.megatron.step_stats import PolicyStats, StepStats
 from selfemo.process import watchdog
 from selfemo.process.terminal import Bar, Terminal
 from selfemo.records.directory import METRICS_NAME, SAMPLES_NAME, SUMMARY_NAME, RunDirectory
@@ -41,6 +42,7 @@ from selfemo.run.iteration import (
 from selfemo.run.spans import PhaseSpans, gather_by_rank
 from selfemo.run.trackers import Tracking
 from selfemo.selfplay.records import Episode
+from selfemo.selfplay.teacher import Reading
 from selfemo.sync.sync import SyncReport
 from selfemo.system import System, World
 
@@ -153,6 +155,25 @@ class Journal:
             f"weighted F1 {report.weighted_f1:.3f}, "
             f"macro F1 {report.macro_f1:.3f}, format failures {report.format_failure_rate:.1%} "
             f"of {report.n} turns"
+        )
+
+    def taught(self, iteration: int, read: Reading) -> None:
+        """Record what the teacher read where a round begins."""
+        first = Counter(labels[0] for labels in read.labels if labels)
+        turns = len(read.labels)
+        self._write(
+            {
+                "event": "teacher",
+                "iteration": iteration,
+                "turns": turns,
+                "agreement": sum(group.consensus.agreement for group in read.groups) / max(1, turns),
+                "labels": dict(sorted(first.items())),
+                "weights": dict(read.weights),
+            }
+        )
+        self._terminal.say(
+            f"teacher read {turns} turns without labels; {first.total()} of them teach: "
+            + ", ".join(f"{label} {count}" for label, count in first.most_common())
         )
 
     def iteration(
