@@ -27,10 +27,10 @@ class Opening:
     """The real dialogue's next turn, if it has one: its speaker and its labels are the first reply's."""
     parent: int | None = None
     """Flywheel record that keeps the prefix; None for a real dialogue."""
-    taught: tuple[str, ...] | None = None
-    """The teacher's labels of the last turn; None if it has not read it."""
     speakers: tuple[str, ...] = ()
     """Everyone who speaks in the dialogue, inside the prefix or after it, in order of appearance."""
+    taught: tuple[str, ...] | None = None
+    """The teacher's labels of the last turn; None if it has not read it."""
 
 
 @dataclass(frozen=True)
