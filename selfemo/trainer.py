@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from selfemo.config.schema import RunConfig
 from selfemo.config.training_corpus import load_run_corpus
 from selfemo.corpora.labelled import label_counts
-from selfemo.evaluation.metrics import majority_baseline
 from selfemo.evaluation.recognition import evaluate_recognition
 from selfemo.evaluation.turns import evaluation_turns
 from selfemo.flywheel.flywheel import Flywheel
@@ -122,7 +121,7 @@ class Trainer:
         self.state.save()
         self.journal.allocated(self.system.learner.allocated(self.state.reference))
         self.flywheel.close()
-        self.journal.finish(self.system, self.flywheel.counts, majority_baseline(self.held_out))
+        self.journal.finish(self.system, self.flywheel.counts, self.held_out)
 
     def self_play(self) -> None:
         """Run the self-play iterations that are left; after each one the run can be interrupted."""

@@ -20,8 +20,10 @@ from typing import Any
 from selfemo.common.files import size_of
 from selfemo.config.schema import RunConfig
 from selfemo.corpora.labelled import label_counts
-from selfemo.evaluation.metrics import MajorityBaseline
+from selfemo.emotions.answer import Answer
+from selfemo.evaluation.metrics import MajorityBaseline, majority_baseline
 from selfemo.evaluation.recognition import RecognitionReport
+from selfemo.evaluation.turns import EvaluationTurn
 from selfemo.flywheel.flywheel import FlywheelCounts
 from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.step_stats import PolicyStats, StepStats
@@ -38,6 +40,15 @@ from selfemo.run.iteration import (
     outcome_counts,
     policy_figures,
     role_figures,
+)
+from selfemo.run.outcome import (
+    chat_lines,
+    dialogue_lines,
+    figure_rows,
+    primary,
+    turn_lines,
+    verdict,
+    with_intervals,
 )
 from selfemo.run.spans import PhaseSpans, gather_by_rank
 from selfemo.run.trackers import Tracking
@@ -147,6 +158,8 @@ class Journal:
             "per_label_f1": {row.label: row.f1 for row in figures.per_label},
             # rows: gold, in the order of per_label_f1; columns: predicted, the same order, then no answer
             "confusion": figures.confusion,
+            # the labels of each turn's answer, none for a format failure
+            "readings": [list(r.labels) if isinstance(r, Answer) else [] for r in report.readings],
         }
         self._write({"event": "eval", "stage": stage, **_figures(report), **extra})
         self._write_phases()
@@ -221,11 +234,16 @@ class Journal:
         """Record the memory that each rank holds for training, {kind: bytes}. Collective."""
         self._write({"event": "memory", "ranks": gather_by_rank(dict(held_bytes))})
 
-    def finish(self, system: System, flywheel: FlywheelCounts, majority: MajorityBaseline) -> None:
-        """Write summary.json and show the run's result. Every rank calls it; rank 0 writes."""
+    def finish(self, system: System, flywheel: FlywheelCounts, turns: Sequence[EvaluationTurn]) -> None:
+        """Write summary.json and show the run's result. Every rank calls it; rank 0 writes.
+
+        Args:
+            turns: the turns that every evaluation read.
+        """
         self._write_phases()
         if not self._world.layout.is_main:
             return
+        majority = majority_baseline(turns)
         layout, syncs, iterations = self._world.layout, self._events["sync"], self._events["iteration"]
         evaluations = {
             event["stage"]: {name: event[name] for name in FIGURES} for event in self._events["eval"]
@@ -268,19 +286,31 @@ class Journal:
         }
         self._tracking.close()
         self._run.write_json(SUMMARY_NAME, summary)
+        self._show_recognition(summary, majority, turns)
         self._show(summary)
 
-    def _show(self, summary: dict[str, Any]) -> None:
-        rows = [
-            [name, *(f"{figures[key]:.3f}" for key in ("accuracy", "weighted_f1", "macro_f1"))]
-            for name, figures in summary["eval"].items()
-        ]
+    def _show_recognition(
+        self, summary: dict[str, Any], majority: MajorityBaseline, turns: Sequence[EvaluationTurn]
+    ) -> None:
+        readings = {event["stage"]: event["readings"] for event in self._events["eval"]}
+        predicted = {stage: primary(mine) for stage, mine in readings.items()}
+        if not self._config.iterations:
+            del predicted["final"], readings["final"]
+        always = {"majority": [majority.label] * len(turns)}
+        intervals = with_intervals(always | predicted, turns, self._config.seed)
         split = self._config.evaluation.split
         self._terminal.table(
-            f"Emotion recognition, {summary['corpus']} {split} ({summary['eval']['majority']['n']} turns)",
+            f"Emotion recognition, {summary['corpus']} {split}, {len(turns)} turns; intervals of 95%",
             ["model", "accuracy", "weighted F1", "macro F1"],
-            rows,
+            figure_rows(intervals),
         )
+        if said := verdict(intervals):
+            self._terminal.say(said)
+        self._terminal.say(f"turns of {split}, and what each stage read in them")
+        for line in (*turn_lines(turns, readings), *dialogue_lines(self._run.path(SAMPLES_NAME))):
+            self._terminal.say(line)
+
+    def _show(self, summary: dict[str, Any]) -> None:
         seconds, sync = summary["seconds"], summary["weight_sync"]
         rewards = [event["reward"] for event in self._events["iteration"]]
         if len(rewards) >= THIRDS:
@@ -309,6 +339,8 @@ class Journal:
             f"results     {self._run.path(SUMMARY_NAME)}; "
             f"export for transformers and vLLM: {self._run.path('model')}"
         )
+        for line in chat_lines(self._run.path("model")):
+            self._terminal.say(line)
 
     def _write_phases(self) -> None:
         """Record when each rank was in which phase, since the last such record. Collective."""
