@@ -292,10 +292,12 @@ class Journal:
     def _show_recognition(
         self, summary: dict[str, Any], majority: MajorityBaseline, turns: Sequence[EvaluationTurn]
     ) -> None:
-        readings = {event["stage"]: event["readings"] for event in self._events["eval"]}
-        predicted = {stage: primary(mine) for stage, mine in readings.items()}
+        # a part of the run that an older version did recorded none
+        events = [event for event in self._events["eval"] if "readings" in event]
+        readings = {event["stage"]: event["readings"] for event in events}
         if not self._config.iterations:
-            del predicted["final"], readings["final"]
+            readings.pop("final", None)
+        predicted = {stage: primary(mine) for stage, mine in readings.items()}
         always = {"majority": [majority.label] * len(turns)}
         intervals = with_intervals(always | predicted, turns, self._config.seed)
         split = self._config.evaluation.split
