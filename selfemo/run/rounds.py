@@ -80,11 +80,12 @@ class Rounds:
         if is_another:
             with self._system.learner.weights_of(self._state.reference):
                 self._sync()
+        version = self._state.progress.weight_version
         with self._journal.phase("rollout"):
             groups = read_turns(play, openings, iteration)
         if is_another:
             self._sync()
         read = labels_to_teach(groups, rewards.label_shares, settings.align_consensus)
         scored = rewards.score_groups(read.groups, map_over_ranks)
-        flywheel.teach(scored, read.labels, self._state.progress.weight_version)
+        flywheel.teach(scored, read.labels, version)
         self._journal.taught(iteration, read)

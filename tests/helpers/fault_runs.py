@@ -145,10 +145,13 @@ def fingerprint(run: Path) -> dict[str, str]:
     }
     for path in sorted(last.glob("rng-*")):
         found[path.name] = digest(path.read_bytes())
-    reference = {
-        f"reference {name}": value for name, value in tensors(run / "checkpoints" / "reference").items()
+    references = {
+        f"{path.name} {name}": value
+        for path in sorted((run / "checkpoints").glob("reference*"))
+        for name, value in tensors(path).items()
     }
-    return found | tensors(last) | reference
+    assert references, "self-play keeps its reference"
+    return found | tensors(last) | references
 
 
 def tensors(checkpoint: Path) -> dict[str, str]:
