@@ -45,8 +45,10 @@ test-portable: $(STAMP)
 	$(BIN)/python -m pytest $(PORTABLE)
 	$(MAKE) demo VENV=$(VENV) RUN_DIR=runs/portable DEMO_OVERRIDES="corpus.name=everyday sft.steps=8 iterations=1 evaluation.limit=40"
 
+# One process for each core that a test of one process would leave idle; a file's tests share fixtures, so they stay together.
+TEST_PROCESSES ?= 2
 tests: $(STAMP)
-	$(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder --durations=15
 
 # On a machine with a GPU, in an environment installed as docs/gpu.md says: one report about everything no GPU has run yet.
 # It installs nothing, so it takes .venv where there is one and python3 elsewhere (the image of the Dockerfile).
