@@ -43,7 +43,7 @@ WORKDIR /workspace
 COPY requirements requirements
 COPY --from=uv /uv /usr/local/bin/uv
 RUN uv pip install --system --no-cache --compile-bytecode --index https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match \
-    --override requirements/overrides.txt -r requirements/cpu.txt -r requirements/dev.txt
+    --override requirements/overrides.txt -r requirements/cpu.txt -r requirements/demo.txt -r requirements/dev.txt
 COPY --chown=selfemo . .
 RUN uv pip install --system --no-cache --no-deps . && python tools/check_install.py
 USER 10001

@@ -6,7 +6,7 @@ TORCH_THREADS ?= 1
 export OMP_NUM_THREADS ?= $(TORCH_THREADS)
 RUN_DIR ?= runs/demo
 
-.PHONY: setup lock demo test lint types tests gpu-check gpu-check-cpu test-slow test-layouts test-multinode test-faults test-portable fuzz clean
+.PHONY: setup lock demo smoke test lint types tests gpu-check gpu-check-cpu test-slow test-layouts test-multinode test-faults test-portable fuzz clean
 
 setup: $(STAMP)
 
@@ -22,10 +22,15 @@ CUDA_LIBRARIES := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidi
 lock:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.12 --no-annotate --no-header --generate-hashes \
 	    --override requirements/overrides.txt $(addprefix --no-emit-package ,torch $(CUDA_LIBRARIES)) \
-	    requirements/cpu.txt requirements/dev.txt --output-file requirements/cpu.lock
+	    requirements/cpu.txt requirements/demo.txt requirements/dev.txt --output-file requirements/cpu.lock
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" RUN_DIR=$(RUN_DIR) bash examples/quickstart_cpu.sh $(DEMO_OVERRIDES)
+
+# Every stage with a model of two million parameters, in two minutes: for tests, since it learns no English.
+smoke: RUN_DIR = runs/smoke
+smoke: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" RUN_DIR=$(RUN_DIR) CONFIG=examples/configs/smoke_cpu.yaml bash examples/quickstart_cpu.sh $(SMOKE_OVERRIDES)
 
 test: lint types tests
 
@@ -43,7 +48,7 @@ PORTABLE := tests/weights/test_convert.py tests/weights/test_convert_refusals.py
     tests/corpora tests/kernels/test_interpreter.py tests/fuzz/test_weights.py
 test-portable: $(STAMP)
 	$(BIN)/python -m pytest $(PORTABLE)
-	$(MAKE) demo VENV=$(VENV) RUN_DIR=runs/portable DEMO_OVERRIDES="corpus.name=everyday sft.steps=8 iterations=1 evaluation.limit=40"
+	$(MAKE) smoke VENV=$(VENV) RUN_DIR=runs/portable SMOKE_OVERRIDES="sft.steps=8 iterations=1 evaluation.limit=40"
 
 # One process for each core that a test of one process would leave idle; a file's tests share fixtures, so they stay together.
 TEST_PROCESSES ?= 2

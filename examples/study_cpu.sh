@@ -7,4 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 study=${STUDY:-examples/configs/study_cpu.yaml}
+if grep -q 'model.path=runs/models/' "$study"; then
+    python -m tools.demo_model
+fi
 exec python -m tools.study "$study" --output "${OUT:-runs/$(basename "$study" .yaml)}" --at-once "${AT_ONCE:-2}" "$@"

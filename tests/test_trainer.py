@@ -14,8 +14,9 @@ import pytest
 
 from selfemo import system as assembly
 from selfemo.config.load import load_config
-from selfemo.megatron.learner import Learner, StepStats
+from selfemo.megatron.learner import Learner
 from selfemo.megatron.parallel import leave_parallel
+from selfemo.megatron.step_stats import StepStats
 from selfemo.process.stop import StopSignals
 from selfemo.records.directory import RunDirectory
 from selfemo.rollout.api import Completion, GenerationRequest

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -19,11 +20,13 @@ from typing import Any
 from selfemo.common.files import size_of
 from selfemo.config.schema import RunConfig
 from selfemo.corpora.labelled import label_counts
-from selfemo.evaluation.metrics import MajorityBaseline
+from selfemo.emotions.answer import Answer
+from selfemo.evaluation.metrics import MajorityBaseline, majority_baseline
 from selfemo.evaluation.recognition import RecognitionReport
+from selfemo.evaluation.turns import EvaluationTurn
 from selfemo.flywheel.flywheel import FlywheelCounts
 from selfemo.grpo.samples import TrainingSample
-from selfemo.megatron.learner import PolicyStats, StepStats
+from selfemo.megatron.step_stats import PolicyStats, StepStats
 from selfemo.process import watchdog
 from selfemo.process.terminal import Bar, Terminal
 from selfemo.records.directory import METRICS_NAME, SAMPLES_NAME, SUMMARY_NAME, RunDirectory
@@ -38,9 +41,19 @@ from selfemo.run.iteration import (
     policy_figures,
     role_figures,
 )
+from selfemo.run.outcome import (
+    chat_lines,
+    dialogue_lines,
+    figure_rows,
+    primary,
+    turn_lines,
+    verdict,
+    with_intervals,
+)
 from selfemo.run.spans import PhaseSpans, gather_by_rank
 from selfemo.run.trackers import Tracking
 from selfemo.selfplay.records import Episode
+from selfemo.selfplay.teacher import Reading
 from selfemo.sync.sync import SyncReport
 from selfemo.system import System, World
 
@@ -145,6 +158,8 @@ class Journal:
             "per_label_f1": {row.label: row.f1 for row in figures.per_label},
             # rows: gold, in the order of per_label_f1; columns: predicted, the same order, then no answer
             "confusion": figures.confusion,
+            # the labels of each turn's answer, none for a format failure
+            "readings": [list(r.labels) if isinstance(r, Answer) else [] for r in report.readings],
         }
         self._write({"event": "eval", "stage": stage, **_figures(report), **extra})
         self._write_phases()
@@ -153,6 +168,25 @@ class Journal:
             f"weighted F1 {report.weighted_f1:.3f}, "
             f"macro F1 {report.macro_f1:.3f}, format failures {report.format_failure_rate:.1%} "
             f"of {report.n} turns"
+        )
+
+    def taught(self, iteration: int, read: Reading) -> None:
+        """Record what the teacher read where a round begins."""
+        first = Counter(labels[0] for labels in read.labels if labels)
+        turns = len(read.labels)
+        self._write(
+            {
+                "event": "teacher",
+                "iteration": iteration,
+                "turns": turns,
+                "agreement": sum(group.consensus.agreement for group in read.groups) / max(1, turns),
+                "labels": dict(sorted(first.items())),
+                "weights": dict(read.weights),
+            }
+        )
+        self._terminal.say(
+            f"teacher read {turns} turns without labels; {first.total()} of them teach: "
+            + ", ".join(f"{label} {count}" for label, count in first.most_common())
         )
 
     def iteration(
@@ -200,11 +234,16 @@ class Journal:
         """Record the memory that each rank holds for training, {kind: bytes}. Collective."""
         self._write({"event": "memory", "ranks": gather_by_rank(dict(held_bytes))})
 
-    def finish(self, system: System, flywheel: FlywheelCounts, majority: MajorityBaseline) -> None:
-        """Write summary.json and show the run's result. Every rank calls it; rank 0 writes."""
+    def finish(self, system: System, flywheel: FlywheelCounts, turns: Sequence[EvaluationTurn]) -> None:
+        """Write summary.json and show the run's result. Every rank calls it; rank 0 writes.
+
+        Args:
+            turns: the turns that every evaluation read.
+        """
         self._write_phases()
         if not self._world.layout.is_main:
             return
+        majority = majority_baseline(turns)
         layout, syncs, iterations = self._world.layout, self._events["sync"], self._events["iteration"]
         evaluations = {
             event["stage"]: {name: event[name] for name in FIGURES} for event in self._events["eval"]
@@ -247,19 +286,33 @@ class Journal:
         }
         self._tracking.close()
         self._run.write_json(SUMMARY_NAME, summary)
+        self._show_recognition(summary, majority, turns)
         self._show(summary)
 
-    def _show(self, summary: dict[str, Any]) -> None:
-        rows = [
-            [name, *(f"{figures[key]:.3f}" for key in ("accuracy", "weighted_f1", "macro_f1"))]
-            for name, figures in summary["eval"].items()
-        ]
+    def _show_recognition(
+        self, summary: dict[str, Any], majority: MajorityBaseline, turns: Sequence[EvaluationTurn]
+    ) -> None:
+        # a part of the run that an older version did recorded none
+        events = [event for event in self._events["eval"] if "readings" in event]
+        readings = {event["stage"]: event["readings"] for event in events}
+        if not self._config.iterations:
+            readings.pop("final", None)
+        predicted = {stage: primary(mine) for stage, mine in readings.items()}
+        always = {"majority": [majority.label] * len(turns)}
+        intervals = with_intervals(always | predicted, turns, self._config.seed)
         split = self._config.evaluation.split
         self._terminal.table(
-            f"Emotion recognition, {summary['corpus']} {split} ({summary['eval']['majority']['n']} turns)",
+            f"Emotion recognition, {summary['corpus']} {split}, {len(turns)} turns; intervals of 95%",
             ["model", "accuracy", "weighted F1", "macro F1"],
-            rows,
+            figure_rows(intervals),
         )
+        if said := verdict(intervals):
+            self._terminal.say(said)
+        self._terminal.say(f"turns of {split}, and what each stage read in them")
+        for line in (*turn_lines(turns, readings), *dialogue_lines(self._run.path(SAMPLES_NAME))):
+            self._terminal.say(line)
+
+    def _show(self, summary: dict[str, Any]) -> None:
         seconds, sync = summary["seconds"], summary["weight_sync"]
         rewards = [event["reward"] for event in self._events["iteration"]]
         if len(rewards) >= THIRDS:
@@ -288,6 +341,8 @@ class Journal:
             f"results     {self._run.path(SUMMARY_NAME)}; "
             f"export for transformers and vLLM: {self._run.path('model')}"
         )
+        for line in chat_lines(self._run.path("model")):
+            self._terminal.say(line)
 
     def _write_phases(self) -> None:
         """Record when each rank was in which phase, since the last such record. Collective."""

@@ -17,7 +17,7 @@ SOUND = [
     b"iterations: 2\nmodel: {path: ''}\noutput_dir: runs/x\n",
 ]
 # Few and short: PyYAML reads 0.2 MB/s.
-SOUND += [b"\n".join((ROOT / "examples" / "configs" / "quickstart_cpu.yaml").read_bytes().splitlines()[1:12])]
+SOUND += [b"\n".join((ROOT / "examples" / "configs" / "smoke_cpu.yaml").read_bytes().splitlines()[1:12])]
 FIELDS = [
     f"{section}.{name}" if name else section
     for section, values in dataclasses.asdict(RunConfig()).items()

@@ -138,7 +138,7 @@ def _iteration(machine: Machine, layout: str) -> tuple[str, ...]:
     on_gpu = machine.device == "cuda"
     settings = (
         "--config",
-        "examples/configs/quickstart_cpu.yaml",
+        "examples/configs/smoke_cpu.yaml",
         f"output_dir={machine.output / 'run'}",
         layout,
         "corpus.name=everyday",

@@ -26,7 +26,7 @@ from selfemo.models.architecture import read_architecture
 from selfemo.planning.sync import sync_bytes
 from tools.scaling.rows import Row, Study
 
-CONFIG = Path("examples/configs/quickstart_cpu.yaml")
+CONFIG = Path("examples/configs/smoke_cpu.yaml")
 ITERATIONS = 4
 WARM_UP_ITERATIONS = 1
 STRONG_OPENINGS = 16
