@@ -201,9 +201,11 @@ def three_steps(
         old = model.logprobs(plan)
         losses, norms = [], []
         taught = [replace(s, weight=0.2 + 0.1 * i) for i, s in enumerate(batch[::4])] * options.supervised
-        for _ in range(STEPS):
-            with model.weights_of(reference):
-                kept = model.logprobs(plan)
+        kept = old  # before the first step the policy is the reference
+        for step in range(STEPS):
+            if step == 1:
+                with model.weights_of(reference):
+                    kept = model.logprobs(plan)
             stats = model.policy_step(batch, plan, loss, options.learning_rate, kept, old, supervised=taught)
             losses.append(stats.step.loss)
             norms.append(stats.step.grad_norm)

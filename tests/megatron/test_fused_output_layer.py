@@ -43,6 +43,8 @@ LAYOUTS = {
 
 The vocabulary is a prime: with TP2 one row of the output weight is padding.
 """
+SLOW = ("TP2", "PP2")
+"""Contained in other layouts."""
 
 
 @pytest.fixture(
@@ -66,7 +68,9 @@ def from_logits(distributed, hf_dir):
     distributed.close()
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LAYOUTS]
+)
 def test_three_self_grpo_steps_are_those_from_logits(distributed, hf_dir, from_logits, name):
     """Compare reference pass, old-policy pass and policy step with entropy bonus.
 
@@ -78,7 +82,7 @@ def test_three_self_grpo_steps_are_those_from_logits(distributed, hf_dir, from_l
         assert difference(from_logits[0], trace).largest <= BOUND, difference(from_logits[0], trace)
 
 
-@pytest.mark.parametrize("name", ["TP2 +SP", "PP2"])
+@pytest.mark.parametrize("name", ["TP2 +SP", pytest.param("PP2", marks=pytest.mark.slow)])
 def test_three_sft_steps_are_those_from_logits(distributed, hf_dir, from_logits, name):
     processes, parallel = LAYOUTS[name]
     for trace in distributed(processes, three_sft_steps, hf_dir, parallel, FUSED, timeout_s=240):
@@ -99,7 +103,7 @@ def test_context_ranks_fuse_what_each_of_them_holds(distributed, hf_dir):
 
 
 @pytest.mark.parametrize("hf_dir", [True], ids=["tied"], indirect=True)
-@pytest.mark.parametrize("name", ["TP2 +SP", "DP2 +DO"])
+@pytest.mark.parametrize("name", [pytest.param("TP2 +SP", marks=pytest.mark.slow), "DP2 +DO"])
 def test_three_steps_in_bf16_stay_near_those_in_fp32(distributed, hf_dir, from_logits, name):
     """Use the model and the bounds of tests/megatron/test_bf16.py.
 
@@ -168,11 +172,12 @@ def _worst_differences(hf_dir: str, seeds: int) -> dict[str, float]:
     return worst
 
 
-def test_any_batch_has_the_same_loss_and_gradients(distributed, hf_dir):
+@pytest.mark.parametrize("seeds", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_any_batch_has_the_same_loss_and_gradients(distributed, hf_dir, seeds):
     """Draw lengths, weights (all zero among them) and advantages; every loss, on two
     tensor-parallel ranks.
     """
-    for worst in distributed(2, _worst_differences, hf_dir, 6, timeout_s=240):
+    for worst in distributed(2, _worst_differences, hf_dir, seeds, timeout_s=240):
         assert max(worst.values()) <= 1e-5, worst
 
 
