@@ -29,8 +29,10 @@ from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.step_stats import PolicyStats, StepStats
 from selfemo.process import watchdog
 from selfemo.process.terminal import Bar, Terminal
-from selfemo.records.directory import METRICS_NAME, SAMPLES_NAME, SUMMARY_NAME, RunDirectory
+from selfemo.records.directory import METRICS_NAME, MODEL_NAME, SAMPLES_NAME, SUMMARY_NAME, RunDirectory
 from selfemo.records.manifest import Position
+from selfemo.report.model_card import model_card
+from selfemo.report.vote_card import CARD_NAME
 from selfemo.rewards.scoring import ScoredGroup
 from selfemo.rollout.vllm_engine import engine_version
 from selfemo.run.iteration import (
@@ -235,7 +237,9 @@ class Journal:
         self._write({"event": "memory", "ranks": gather_by_rank(dict(held_bytes))})
 
     def finish(self, system: System, flywheel: FlywheelCounts, turns: Sequence[EvaluationTurn]) -> None:
-        """Write summary.json and show the run's result. Every rank calls it; rank 0 writes.
+        """Write model card and summary.json, and show the run's result. Every rank calls it; rank 0 writes.
+
+        The model must be exported already, since its card goes beside it.
 
         Args:
             turns: the turns that every evaluation read.
@@ -285,7 +289,9 @@ class Journal:
             },
         }
         self._tracking.close()
-        self._run.write_json(SUMMARY_NAME, summary)
+        card = model_card(self._config, system.corpus.labels, summary)
+        self._run.write_text(f"{MODEL_NAME}/{CARD_NAME}", card)
+        self._run.write_json(SUMMARY_NAME, summary)  # last: it marks the run as complete
         self._show_recognition(summary, majority, turns)
         self._show(summary)
 
@@ -339,9 +345,9 @@ class Journal:
         )
         self._terminal.say(
             f"results     {self._run.path(SUMMARY_NAME)}; "
-            f"export for transformers and vLLM: {self._run.path('model')}"
+            f"export for transformers and vLLM: {self._run.path(MODEL_NAME)}"
         )
-        for line in chat_lines(self._run.path("model")):
+        for line in chat_lines(self._run.path(MODEL_NAME)):
             self._terminal.say(line)
 
     def _write_phases(self) -> None:
