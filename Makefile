@@ -50,8 +50,10 @@ test-portable: $(STAMP)
 	$(BIN)/python -m pytest $(PORTABLE)
 	$(MAKE) smoke VENV=$(VENV) RUN_DIR=runs/portable SMOKE_OVERRIDES="sft.steps=8 iterations=1 evaluation.limit=40"
 
+# Two processes, since most tests use one core. The tests of a file share fixtures, so they stay together; tests/conftest.py orders the files.
+TEST_PROCESSES ?= 2
 tests: $(STAMP)
-	$(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder --durations=15
 
 # On a machine with a GPU, in an environment installed as docs/gpu.md says: one report about everything no GPU has run yet.
 # It installs nothing, so it takes .venv where there is one and python3 elsewhere (the image of the Dockerfile).
@@ -65,7 +67,7 @@ gpu-check-cpu: $(STAMP)
 
 # What `make test` leaves out for its length has a mark (pyproject.toml) and one of these targets.
 
-# Repetitions of what faster tests prove, the layouts below among them. Not run whole yet.
+# Repetitions of what faster tests prove, the layouts below among them: a test there has a faster one in `make test`. Not run whole yet.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --durations=5
 

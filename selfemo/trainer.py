@@ -10,7 +10,7 @@ at the place that its newest checkpoint records.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Mapping
 
 from selfemo.config.schema import RunConfig
 from selfemo.config.training_corpus import load_run_corpus
@@ -18,10 +18,7 @@ from selfemo.corpora.labelled import label_counts
 from selfemo.evaluation.recognition import evaluate_recognition
 from selfemo.evaluation.turns import evaluation_turns
 from selfemo.flywheel.flywheel import Flywheel
-from selfemo.grpo.advantages import loss_config, training_samples, with_advantages
-from selfemo.grpo.samples import TrainingSample
-from selfemo.megatron.learner import PolicyStats, batch_counts
-from selfemo.megatron.optimizer import warmup_linear
+from selfemo.grpo.advantages import training_samples, with_advantages
 from selfemo.process import watchdog
 from selfemo.process.collectives import all_or_none, on_rank0
 from selfemo.process.dealing import map_over_ranks
@@ -30,14 +27,17 @@ from selfemo.process.terminal import Terminal
 from selfemo.records.directory import FLYWHEEL_NAME, RunDirectory
 from selfemo.records.training_dialogues import record_training_dialogues
 from selfemo.rewards.scoring import Rewards
-from selfemo.run.guards import check_ratio, check_rewards
+from selfemo.run.guards import check_rewards
 from selfemo.run.journal import Journal
+from selfemo.run.policy_update import policy_update
 from selfemo.run.resume import resume
+from selfemo.run.rounds import Rounds, round_of
 from selfemo.run.state import RunState
 from selfemo.run.stoppable import GuardedGenerator, Stopped, StopRequest
+from selfemo.run.supervised_examples import StepExamples
 from selfemo.run.supervised_start import supervised_start
 from selfemo.selfplay.episode import SelfPlay
-from selfemo.selfplay.openings import OpeningPool
+from selfemo.selfplay.openings import OpeningPool, Place
 from selfemo.selfplay.transitions import TransitionPrior
 from selfemo.system import System, build_system, join_world
 
@@ -96,11 +96,12 @@ class Trainer:
         )
         is_main, path = system.world.layout.is_main, run.path(FLYWHEEL_NAME)
         self.flywheel = Flywheel(config.flywheel, system.corpus, self.rewards, path, is_writer=is_main)
-        self.loss_config = loss_config(config)
         self.held_out = evaluation_turns(
             system.corpus.split(config.evaluation.split), config.evaluation.limit
         )
         self.state = RunState(config, system, run, journal, self.flywheel, stop)
+        self.rounds = Rounds(config, system, self.state, journal, self.sync)
+        self.examples = StepExamples(config, system, self.flywheel.lessons)
 
     def run(self) -> None:
         """Run the stages in order, starting with the one that `state.progress` names."""
@@ -132,13 +133,16 @@ class Trainer:
                 self.state.reached("self-play", iteration + 1)
 
     def iterate(self, iteration: int) -> str:
-        """Run one iteration: rollout, rewards, policy update, sync.
+        """Run one iteration: rollout, rewards, policy update, sync; where a round begins, the teacher reads.
 
         Returns its figures as one line for the progress bar.
         """
+        self.rounds.begin(iteration, self.selfplay, self.opening_pool, self.flywheel, self.rewards)
         with self.journal.phase("rollout"):
             openings = self.opening_pool.draw(
-                iteration, self.flywheel.kept_dialogues(before_iteration=iteration)
+                iteration,
+                self.flywheel.kept_dialogues(before_iteration=iteration),
+                self.taught(iteration),
             )
             episodes = self.selfplay.play(openings, iteration)
             self.system.engine.sleep()
@@ -151,58 +155,17 @@ class Trainer:
             groups = with_advantages(groups, self.config)
             samples = training_samples(groups)
         with self.journal.phase("train"):
-            stats = self.policy_update(iteration, samples)
+            stats = policy_update(self.config, self.system, self.state, self.examples, iteration, samples)
         self.sync()
         return self.journal.iteration(
             iteration, episodes, groups, samples, stats, self.flywheel.outcomes(iteration)
         )
 
-    def policy_update(self, iteration: int, samples: list[TrainingSample]) -> list[PolicyStats]:
-        """Take the optimizer steps of SELF-GRPO on one rollout batch.
-
-        The reference of the KL term is the frozen SFT model.
-
-        Args:
-            samples: this iteration's samples of all ranks, the same list on every rank; cut into
-                `algorithm.updates_per_rollout` batches.
-        """
-        learner, updates, settings = (
-            self.system.learner,
-            self.config.algorithm.updates_per_rollout,
-            self.config.train,
-        )
-        bounds = [len(samples) * i // updates for i in range(updates + 1)]
-        counts = [batch_counts(samples[start:end]) for start, end in pairwise(bounds)]
-        # A sample of weight 0 adds exactly nothing to loss or gradient, so the model does not read it. The
-        # batch's counts still include it.
-        batches = [
-            [sample for sample in samples[start:end] if sample.weight != 0] for start, end in pairwise(bounds)
-        ]
-        plans = [learner.plan(batch) for batch in batches]
-        reference: list[list] = [[] for _ in plans]
-        if self.loss_config.kl_beta > 0:
-            with learner.weights_of(self.state.reference):
-                reference = [learner.logprobs(plan) for plan in plans]
-        # With one update per rollout the policy in training is the one that sampled, so the ratio is exactly
-        # 1 and needs no old logprobs.
-        old = [learner.logprobs(plan) for plan in plans] if updates > 1 else [[] for _ in plans]
-        rate = warmup_linear(
-            iteration,
-            self.config.iterations,
-            settings.warmup_steps,
-            settings.learning_rate,
-            settings.final_learning_rate_share,
-        )
-        steps = []
-        for batch, plan, ref, previous, whole in zip(batches, plans, reference, old, counts, strict=True):
-            stats = learner.policy_step(
-                batch, plan, self.loss_config, rate, reference=ref, old=previous, counts=whole
-            )
-            self.state.count_step(f"iteration {iteration}", stats.step, batch)
-            if batch:
-                check_ratio(stats, on_policy=updates == 1)
-            steps.append(stats)
-        return steps
+    def taught(self, iteration: int) -> Mapping[Place, tuple[str, ...]] | None:
+        """Return the teacher's labels of real turns in this round; None if every group votes for itself."""
+        if self.config.selfplay.teacher == "policy":
+            return None
+        return self.flywheel.lessons.labels(since=round_of(iteration, self.config).start)
 
     def sync(self) -> None:
         """Send the current weights to every engine, under the next version number."""

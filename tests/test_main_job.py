@@ -1,5 +1,5 @@
 """Run the main job as a user does: the quickstart script under torchrun with real Megatron and
-vLLM, on the bundled corpus.
+vLLM, on the bundled corpus and the small model of `make smoke`.
 
 All tests share one run of a shortened configuration. A second run, with `make test-slow`, proves
 that the seed determines every figure; tests/faults/test_resume.py compares runs to the bit in `make
@@ -23,6 +23,7 @@ from selfemo.report.planned import planned_rows
 from tools.check_run import checks
 
 ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "examples/configs/smoke_cpu.yaml"
 SHORT = (
     "corpus.name=everyday",
     "sft.steps=12",
@@ -41,6 +42,8 @@ def quickstart(output: Path, *overrides: str) -> subprocess.CompletedProcess[str
     """Run examples/quickstart_cpu.sh into `output`."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, **SECRETS, "PATH": path, "RUN_DIR": str(output), "OMP_NUM_THREADS": "1"}
+    environment["CONFIG"] = CONFIG
+    environment.pop("TORCH_COMPILE_DISABLE", None)  # of tests/conftest.py
     command = ["bash", "examples/quickstart_cpu.sh", *overrides]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False

@@ -14,8 +14,9 @@ import pytest
 
 from selfemo import system as assembly
 from selfemo.config.load import load_config
-from selfemo.megatron.learner import Learner, StepStats
+from selfemo.megatron.learner import Learner
 from selfemo.megatron.parallel import leave_parallel
+from selfemo.megatron.step_stats import StepStats
 from selfemo.process.stop import StopSignals
 from selfemo.records.directory import RunDirectory
 from selfemo.rollout.api import Completion, GenerationRequest
@@ -99,3 +100,10 @@ def test_a_resume_into_sft_puts_the_engine_to_sleep_when_it_has_proved_its_weigh
     assert stopped == ["sync", "generate", "sleep", "SFT step"]
     (resumed,) = distributed(1, _events, str(tmp_path), 0)
     assert resumed == ["sync", "sleep", "SFT step", "sync", "generate"]
+
+
+def test_the_exported_model_has_a_card_with_the_figures_of_the_run(distributed, tmp_path):
+    distributed(1, _events, str(tmp_path), 0)
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "| after SFT | 0.000 ± 0.000 |" in card, "its engine answers nothing in the grammar"
+    assert (tmp_path / "summary.json").is_file()

@@ -53,7 +53,7 @@ def demo_model(output: Path) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     from tools.gguf_to_hf import convert  # loads transformers
 
-    convert(source, output, CHAT_TEMPLATE)
+    convert(source, output, chat_template=CHAT_TEMPLATE)
     print(f"{output}: made in {time.monotonic() - started:.0f} s")
 
 

@@ -2,9 +2,10 @@
 
     python tools/gguf_to_hf.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
 
-Weights are dequantised to fp32; tokenizer and chat template are included. For machines that can reach a
-package index but no model hub. transformers reads the file, which needs the packages gguf and
-accelerate.
+`--layers 10` keeps the lowest ten layers and the output head: a cheap recognizer for studies, whose head
+has to be trained. Weights are dequantised to fp32; tokenizer and chat template are included. For machines
+that can reach a package index but no model hub. transformers reads the file, which needs the packages gguf
+and accelerate.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from selfemo.common.pending import new_directory
 from selfemo.models.architecture import read_architecture
 
 
-def convert(gguf: Path, output: Path, chat_template: str = "") -> None:
+def convert(gguf: Path, output: Path, layers: int = 0, chat_template: str = "") -> None:
     """Write the directory.
 
     Args:
+        layers: number of the lowest layers to keep; 0 for all.
         chat_template: written in the place of the file's own, unless it is empty.
 
     Raises:
-        UserError: the file is missing or no Llama model, a package is missing, or the output exists.
+        UserError: the file is missing or no Llama model, it has fewer layers, a package is missing, or the
+            output exists.
     """
     if not gguf.is_file():
         raise UserError(f"{gguf}: no such file; expected a GGUF model")
@@ -49,8 +52,15 @@ def convert(gguf: Path, output: Path, chat_template: str = "") -> None:
             fields.pop(name, None)
         if fields["model_type"] != "llama":
             raise UserError(f"{gguf}: holds a {fields['model_type']} model; expected llama")
-        model = type(quantised)(LlamaConfig(**fields | {"architectures": ["LlamaForCausalLM"]}))
-        model.load_state_dict(quantised.state_dict())
+        if layers > fields["num_hidden_layers"]:
+            raise UserError(
+                f"--layers {layers}: the model has {fields['num_hidden_layers']}; name fewer, or 0"
+            )
+        fields |= {"architectures": ["LlamaForCausalLM"]}
+        fields["num_hidden_layers"] = layers or fields["num_hidden_layers"]
+        model = type(quantised)(LlamaConfig(**fields))
+        held = quantised.state_dict()
+        model.load_state_dict({name: held[name] for name in model.state_dict()})
         model.save_pretrained(pending)
         tokenizer.chat_template = chat_template or tokenizer.chat_template
         tokenizer.save_pretrained(pending)
@@ -60,10 +70,11 @@ def convert(gguf: Path, output: Path, chat_template: str = "") -> None:
 def main(
     gguf: Annotated[Path, typer.Option(help="GGUF file of a Llama model")],
     output: Annotated[Path, typer.Option(help="Hugging Face directory to create")],
+    layers: Annotated[int, typer.Option(min=0, help="keep the lowest N layers; 0 keeps all")] = 0,
 ) -> None:
     """Turn a GGUF file of a Llama model into a Hugging Face directory."""
     try:
-        convert(gguf, output)
+        convert(gguf, output, layers)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

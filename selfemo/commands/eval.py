@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from selfemo.common.files import check_target
 from selfemo.evaluation.options import EvaluationOptions, Scoring, Split
 from selfemo.inference.finished_model import Engines
 from selfemo.selfplay.views import parse_views
+
+if TYPE_CHECKING:
+    from selfemo.evaluation.results import Evaluation
 
 REDIRECTED_WIDTH = 110
 """Width in columns of a report that goes to a file or pipe, which has no width of its own."""
@@ -96,5 +99,30 @@ def build_command(open_engines: Callable[[], Engines]) -> Callable[..., None]:
             console.print(part)
         if json_file is not None:
             console.print(f"results: {json_file}", markup=False, soft_wrap=True)
+        if (card := write_vote_into_card(options, result)) is not None:
+            console.print(f"model card: {card}", markup=False, soft_wrap=True)
 
     return evaluate
+
+
+def write_vote_into_card(options: EvaluationOptions, result: Evaluation) -> Path | None:
+    """Write into the model's card what voting over views brought; returns the card's path.
+
+    Only a vote that the run's own evaluation can stand beside is written: the same split of the run's corpus,
+    whole, under the run's settings. None if this is no such vote, or the model has no card, or its directory
+    cannot be written.
+    """
+    from selfemo.report.vote_card import CARD_NAME, record_vote
+
+    report = result.models[0]
+    is_the_runs_own = options.split == report.model.config.evaluation.split and not (
+        options.corpus or options.limit or options.overrides
+    )
+    if report.voting is None or not is_the_runs_own:
+        return None
+    turns = f"{result.corpus} {result.split}, {len(result.task.turns)} turns, scoring: {options.scoring}"
+    try:
+        written = record_vote(options.model, turns, report.intervals, report.voting)
+    except OSError:
+        return None
+    return options.model / CARD_NAME if written else None

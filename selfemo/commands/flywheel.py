@@ -18,6 +18,8 @@ from selfemo.inference.engines import StandaloneEngines
 from selfemo.inference.run_weights import weights_of
 from selfemo.process.plain_console import plain_console
 from selfemo.records.directory import FLYWHEEL_NAME
+from selfemo.records.reading import read_run
+from selfemo.report.expression import EmotionRow, emotion_rows
 
 RoleName = Literal["recognizer", "responder"]
 RunArgument = Annotated[Path, typer.Argument(help="A run's output directory, or its flywheel.sqlite.")]
@@ -73,6 +75,18 @@ def open_store(run: Path) -> FlywheelStore:
     return FlywheelStore(run / FLYWHEEL_NAME if run.is_dir() else run)
 
 
+def show_stats(run: RunArgument) -> None:
+    """Show by emotion how many replies were asked for and kept, and F1 before and after self-play."""
+    console = plain_console()
+    with closing(open_store(run)) as store:
+        console.print(summary_line(store.totals()))
+    rows = emotion_rows(read_run(run if run.is_dir() else run.parent))
+    if not rows:
+        console.print("no reply has been asked for yet")
+        return
+    console.print(emotions_table(rows))
+
+
 def summary_line(totals: list[Total]) -> str:
     """Say how many groups were offered and kept."""
     offered, kept = sum(t.count for t in totals), sum(t.count for t in totals if t.kept)
@@ -106,6 +120,16 @@ def records_table(records: list[Record]) -> Table:
             outcome,
         ]
         table.add_row(*map(printable, row), _cut(r.text, 60))
+    return table
+
+
+def emotions_table(rows: list[EmotionRow]) -> Table:
+    """Show one line per emotion; a figure that was not measured is a dash."""
+    table = Table("emotion", "asked", "kept", "F1 after SFT", "F1 at the end", "change")
+    for row in rows:
+        values = ["-" if value is None else f"{value:.3f}" for value in (row.before, row.after)]
+        change = "-" if row.change is None else f"{row.change:+.3f}"
+        table.add_row(printable(row.label), str(row.asked), str(row.kept), *values, change)
     return table
 
 
@@ -172,6 +196,7 @@ def _cut(text: str, width: int) -> str:
 app = typer.Typer(help="Look at what self-play recorded, replay it, export it.", no_args_is_help=True)
 app.command("list")(list_records)
 app.command("show")(show_record)
+app.command("stats")(show_stats)
 app.command("export")(export_records)
 
 

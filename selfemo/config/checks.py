@@ -87,6 +87,7 @@ def violations(config: RunConfig) -> Iterator[str]:
             f"selfplay.max_utterance_words={play.max_utterance_words}"
         )
     yield from _view_violations(config)
+    yield from _teacher_violations(config)
     longest = max(play.max_recognizer_tokens, play.max_utterance_tokens)
     if longest >= model.max_length:
         yield (
@@ -130,6 +131,25 @@ def _view_violations(config: RunConfig) -> Iterator[str]:
         )
     if play.consensus == "other_views" and len(play.views) == 1:
         yield "selfplay.consensus=other_views needs two views: name them in selfplay.views, or set it to all"
+
+
+def _teacher_violations(config: RunConfig) -> Iterator[str]:
+    """Yield a sentence for every setting of teacher and supervised examples that can have no effect."""
+    play, flywheel = config.selfplay, config.flywheel
+    if play.rounds > max(1, config.iterations):
+        yield f"selfplay.rounds={play.rounds} is above iterations={config.iterations}"
+    if play.teacher != "policy" and not flywheel.enabled:
+        yield (
+            f"selfplay.teacher={play.teacher} keeps its readings in the flywheel: set flywheel.enabled=true, "
+            "or selfplay.teacher=policy"
+        )
+    if play.align_consensus and play.teacher == "policy":
+        yield "selfplay.align_consensus=true needs a teacher: set selfplay.teacher=round_start"
+    if flywheel.teach_share and not (flywheel.enabled and config.algorithm.supervised_weight):
+        yield (
+            f"flywheel.teach_share={flywheel.teach_share} needs flywheel.enabled=true and "
+            "algorithm.supervised_weight above 0"
+        )
 
 
 def layout_violations(layout: Layout, architecture: Architecture) -> Iterator[str]:

@@ -60,6 +60,19 @@ class SelfPlayConfig:
     consensus: Literal["all", "other_views"] = "all"
     """What an answer is compared with if the turn has no annotation: the vote of all views, or of the views
     other than its own."""
+    teacher: Literal["policy", "round_start", "average"] = "policy"
+    """Whose consensus stands in for the annotation of a real turn without one. policy: the answers of its
+    own group. round_start: those of the model at the start of the round, which reads the turns once, in all
+    views. average: those of a moving average of these models. It is the KL reference too (docs/method.md)."""
+    rounds: Positive = 1
+    """Parts of equal length that the iterations are cut into; reference and teacher change between them."""
+    teacher_memory: Share = 0.5
+    """teacher=average: the old average's share where a round begins; the policy has the rest."""
+    teacher_turns: Count = 0
+    """Most turns that the teacher reads per round, those that episodes open on first; 0 reads all."""
+    align_consensus: bool = False
+    """Weigh the teacher's labels so that each is the likeliest as often as it is annotated. This trades
+    accuracy for macro F1."""
     responder_group_size: AtLeastTwo = 4
     """M: replies sampled per turn to answer."""
     temperature: PositiveFloat = 1.0
@@ -164,6 +177,11 @@ class AlgorithmConfig:
     """Cap of the importance weight between rollout engine and trainer logprobs; null takes the preset's."""
     updates_per_rollout: Positive = 1
     """Optimizer steps per rollout batch; 1 is exactly on-policy and needs no old-logprob pass."""
+    supervised_weight: NonNegative = 0.0
+    """Weight of the loss on supervised examples that every step also learns from: labelled turns, shown as in
+    the supervised start, and what the flywheel teaches (flywheel.teach_share). 0 has none."""
+    supervised_batch_size: Positive = 16
+    """Such examples per step over all ranks."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -184,5 +202,12 @@ class FlywheelConfig:
     """Count a kept record's labels as annotation when it seeds an episode. False: the consensus stands in."""
     rare_label_share: Share = 0.0
     """Cap on a label's share of kept records: its share of the training split, or this if smaller."""
+    teach_share: Share = 0.0
+    """Share of a step's supervised examples (algorithm.supervised_batch_size) that the flywheel gives: the
+    consensus on real turns without labels, and kept replies, to be read and to be written."""
+    teach_weight: NonNegative = 1.0
+    """Weight of such an example; a labelled turn's is 1."""
+    teach_replies: Share = 0.0
+    """Share of such examples that come from kept replies, as far as there are any."""
     near_duplicate: Share = 0.9
     """Token-set Jaccard similarity from which a kept text counts as a repeat."""

@@ -29,6 +29,11 @@ def load_run_corpus(config: RunConfig) -> Corpus:
         raise UserError(
             f"corpus {corpus.name}: the training split holds no labelled turn to learn from: check its labels"
         )
+    if config.selfplay.teacher != "policy" and not counts.unlabelled_turns:
+        raise UserError(
+            f"selfplay.teacher={config.selfplay.teacher}, but no dialogue without labels is there to read: "
+            "lower corpus.labelled_share, name some in corpus.unlabelled, or set selfplay.teacher=policy"
+        )
     if config.selfplay.unlabelled_share and not counts.unlabelled_turns:
         raise UserError(
             f"selfplay.unlabelled_share={config.selfplay.unlabelled_share}, but every training dialogue of "

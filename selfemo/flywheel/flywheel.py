@@ -14,14 +14,16 @@ from pathlib import Path
 from selfemo.config.schema import FlywheelConfig
 from selfemo.corpora.conversation import Corpus, Turn
 from selfemo.corpora.overlap import HeldOutTexts, held_out_texts
-from selfemo.emotions.answer import Answer
+from selfemo.emotions.answer import Answer, Reading
 from selfemo.flywheel.duplicates import NearDuplicates
+from selfemo.flywheel.lessons import KEPT_REPLIES, Lessons
 from selfemo.flywheel.record import Record, candidates_of, view_prompts_of
-from selfemo.flywheel.rule import agreement_on, gather_evidence, judge, within_cap
-from selfemo.flywheel.store import FlywheelStore
+from selfemo.flywheel.rule import CONSENSUS, agreement_on, gather_evidence, judge, within_cap
+from selfemo.flywheel.store import Filter, FlywheelStore
 from selfemo.rewards.scoring import Rewards, ScoredGroup
 from selfemo.selfplay.openings import KeptDialogue
 from selfemo.selfplay.prompts import clean_line
+from selfemo.selfplay.records import Group
 
 OPENING_RECORDS = 4096
 """Number of kept recognizer records, the newest, that openings are drawn from. Bounds memory, and drops the
@@ -64,6 +66,8 @@ class Flywheel:
         self._offered = self._last_id = 0
         self._continuable: deque[tuple[int, KeptDialogue]] = deque(maxlen=OPENING_RECORDS)
         self._recorded: set[int] = set()
+        self.lessons = Lessons()
+        """What kept records teach."""
         self._store = (
             FlywheelStore(path, writable=True, labels=corpus.labels) if config.enabled and is_writer else None
         )
@@ -120,6 +124,24 @@ class Flywheel:
             self._store.append(records)
         return records
 
+    def teach(
+        self, groups: Sequence[ScoredGroup], labels: Sequence[tuple[str, ...]], weight_version: int
+    ) -> None:
+        """Record a teacher's readings of real turns, and keep those that have labels.
+
+        Args:
+            labels: taught for each group's turn.
+        """
+        records = []
+        for scored, taught in zip(groups, labels, strict=True):
+            record = make_record(scored, self._last_id + 1, weight_version, scored.group.consensus.agreement)
+            reason = CONSENSUS if taught else "no answer"
+            record = replace(record, labels=taught, kept=bool(taught), reason=reason)
+            self._remember(record)
+            records.append(record)
+        if self._store is not None:
+            self._store.append(records)
+
     def kept_dialogues(self, before_iteration: int | None = None) -> list[KeptDialogue]:
         """Return the dialogues that openings may continue, oldest first.
 
@@ -142,6 +164,8 @@ class Flywheel:
             return record
         if self._held_out.bars(record.text, record.context):
             return replace(record, kept=False, reason="held-out text")
+        if record.reason == CONSENSUS:
+            return record
         if self._duplicates[record.role].holds(record.text):
             return replace(record, kept=False, reason="near duplicate")
         label, role = record.labels[0], record.role
@@ -155,6 +179,11 @@ class Flywheel:
         """Update the state that later decisions depend on."""
         self._offered += 1
         self._last_id = record.record_id
+        if record.kept:
+            self.lessons.add(record)
+        if record.kept and record.reason == CONSENSUS:
+            self._kept[CONSENSUS, record.labels[0]] += 1
+            return
         if record.kept or record.reason == "label cap":
             self._passed[record.role] += 1
         if not record.kept:
@@ -176,6 +205,9 @@ class Flywheel:
         """Rebuild the state from a store."""
         for total in store.totals():
             self._offered += total.count
+            if total.kept and total.reason == CONSENSUS:
+                self._kept[CONSENSUS, total.label] += total.count
+                continue
             if total.kept:
                 self._kept[total.role, total.label] += total.count
             if total.kept or total.reason == "label cap":
@@ -184,6 +216,10 @@ class Flywheel:
             self._duplicates[role].add(text)
         for record in store.newest_kept("recognizer", OPENING_RECORDS):
             self._offer_as_opening(record)
+        for record in store.find(Filter(kept=True, reason=CONSENSUS)):
+            self.lessons.add(record)
+        for record in store.newest_kept("responder", KEPT_REPLIES):
+            self.lessons.add(record)
         self._recorded = store.iterations()
         self._last_id = store.last_id()
         if store is not self._store:
@@ -198,7 +234,6 @@ def make_record(scored: ScoredGroup, record_id: int, weight_version: int, agreem
     """
     group, best = scored.group, scored.group.samples[scored.best]
     recognizer = group.role == "recognizer"
-    answered = best.reading.labels if isinstance(best.reading, Answer) else ()
     return Record(
         record_id=record_id,
         iteration=group.iteration,
@@ -210,7 +245,7 @@ def make_record(scored: ScoredGroup, record_id: int, weight_version: int, agreem
         weight_version=weight_version,
         speaker=group.speaker,
         text=group.context[-1].text if recognizer else clean_line(best.text),
-        labels=answered if recognizer else (group.target or ()),
+        labels=_labels(group, best.reading),
         gold=group.gold or (),
         target=group.target or (),
         score=scored.scores[scored.best],
@@ -225,6 +260,15 @@ def make_record(scored: ScoredGroup, record_id: int, weight_version: int, agreem
         candidates=candidates_of(scored),
         view_prompts=view_prompts_of(scored),
     )
+
+
+def _labels(group: Group, reading: Reading | None) -> tuple[str, ...]:
+    """Return the labels that a record gives its turn; `reading` is the best sample's."""
+    if group.role == "responder":
+        return group.target or ()
+    if group.is_real_unlabelled:
+        return group.consensus.labels
+    return reading.labels if isinstance(reading, Answer) else ()
 
 
 def _speakers(turns: Sequence[Turn]) -> tuple[str, ...]:

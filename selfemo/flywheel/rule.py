@@ -8,8 +8,12 @@ Kept
                      pairwise smoothed IoU in [keep_low, keep_high]), and as a reply it was read as intended
                      (expression score at least keep_expression)
     expression       the reply itself, under the same two conditions
+    consensus        a real turn without annotation: the teacher's labels, or the vote of the group that read
+                     it if there is no teacher. Every turn is kept: neither the cap nor the search for near
+                     duplicates applies
 Dropped, first reason that applies
     no answer, low score, not read, low agreement, full agreement, low expression    the rule above
+    taught           a group on a turn that the teacher has read already
     held-out text    the turn equals a dev or test text, or its context holds a long one
     near duplicate   of a kept text of the same role
     label cap        its label already has its share of all that passed so far
@@ -25,11 +29,13 @@ from typing import Literal
 from selfemo.config.schema import FlywheelConfig
 from selfemo.rewards.scoring import ScoredGroup
 
-KeepReason = Literal["annotated", "self-generated", "expression"]
+CONSENSUS: Literal["consensus"] = "consensus"
+KeepReason = Literal["annotated", "self-generated", "expression", "consensus"]
 DropReason = Literal[
     "no answer",
     "low score",
     "not read",
+    "taught",
     "low agreement",
     "full agreement",
     "low expression",
@@ -85,6 +91,8 @@ def judge(
         return False, "no answer"
     if scored.group.role == "recognizer" and scored.group.gold:
         return (True, "annotated") if best >= config.keep_annotated else (False, "low score")
+    if scored.group.is_real_unlabelled:
+        return (False, "taught") if scored.group.taught is not None else (True, CONSENSUS)
     known = evidence.get(_place(scored, 1 if scored.group.role == "responder" else 0), Evidence(None, None))
     if known.agreement is None or known.expression is None:
         return False, "not read"

@@ -22,6 +22,7 @@ from selfemo.common.errors import UserError
 from selfemo.common.printable import quote
 from selfemo.flywheel.connection import connect, lock_writer
 from selfemo.flywheel.record import Record
+from selfemo.flywheel.rule import CONSENSUS
 from selfemo.flywheel.schema import (
     COLUMN_KINDS,
     COLUMNS,
@@ -205,13 +206,16 @@ class FlywheelStore:
             yield self._decode(row)
 
     def kept_texts(self) -> Iterator[tuple[str, str]]:
-        """Yield (role, text) of every kept record, in order."""
-        yield from self._rows("select role, text from records where kept = 1 order by record_id", (str, str))
+        """Yield (role, text) of every kept record but those of a consensus, in order."""
+        query = "select role, text from records where kept = 1 and reason != ? order by record_id"
+        yield from self._rows(query, (str, str), CONSENSUS)
 
     def newest_kept(self, role: str, count: int) -> list[Record]:
-        """Return the newest kept records of a role, oldest first."""
-        query = f"{SELECT} where kept = 1 and role = ? order by records.record_id desc limit ?"
-        return [self._decode(row) for row in self._rows(query, COLUMN_KINDS, role, count)][::-1]
+        """Return the newest kept records of a role but those of a consensus, oldest first."""
+        query = (
+            f"{SELECT} where kept = 1 and role = ? and reason != ? order by records.record_id desc limit ?"
+        )
+        return [self._decode(row) for row in self._rows(query, COLUMN_KINDS, role, CONSENSUS, count)][::-1]
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

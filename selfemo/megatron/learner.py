@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,58 +30,21 @@ from selfemo.megatron.optimizer import build_optimizer, count_empty_groups, set_
 from selfemo.megatron.output_layer import LossAtOutput, completion_loss
 from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack, units
 from selfemo.megatron.parallel import Layout, copies_group, pipeline_group, tensor_group
+from selfemo.megatron.step_stats import PolicyStats, StepStats
 from selfemo.models.architecture import Architecture
 from selfemo.process import watchdog
 from selfemo.weights.gather import WeightGroups, hf_tensors
 from selfemo.weights.load import load_hf_weights
 
 
-@dataclass(frozen=True)
-class StepStats:
-    """One optimizer step, the same on every rank."""
-
-    loss: float
-    grad_norm: float
-    """Before clipping."""
-    applied: bool
-    """False: the gradient was not finite, so all ranks skipped the step."""
-    tokens: int
-    """Completion tokens in the batch, over all ranks."""
-    learning_rate: float
-
-
-@dataclass(frozen=True)
-class PolicyStats:
-    """A SELF-GRPO step: the step itself, and means over the tokens that the loss saw.
-
-    metrics.jsonl holds each figure under the name it has here.
-    """
-
-    step: StepStats
-    kl: float
-    clipped_share: float
-    """Tokens without a policy gradient: beyond either clip, or held by the dual clip."""
-    entropy: float
-    ratio_mean: float
-    logprob_gap_max: float
-    """Largest |trainer - engine| logprob of a sampled token, in nats."""
-    logprob_gap_mean: float
-    """Mean |trainer - engine| logprob under the weights that sampled, in nats."""
-    clipped_low_share: float
-    """Tokens with a negative advantage and a ratio below the clip."""
-    clipped_high_share: float
-    """Tokens with a positive advantage and a ratio above the clip."""
-    importance_weight_mean: float
-    """Weight between engine and trainer after truncation; 1 without algorithm.truncated_importance_cap."""
-    importance_truncated_share: float
-    """Tokens whose importance weight was above the cap."""
-    logprob_mean: float
-    """Mean logprob of the sampled tokens, in nats."""
-
-
 def batch_counts(samples: Sequence[TrainingSample]) -> BatchCounts:
     """Count a batch's sequences and completion tokens, over all ranks."""
     return BatchCounts(sequences=len(samples), tokens=sum(len(s.completion_ids) for s in samples))
+
+
+def longest_tokens(plan: Sequence[MicroBatch]) -> int:
+    """Return the tokens of a plan's longest micro-batch on this rank."""
+    return max(batch.token_ids_T.numel() for batch in plan)
 
 
 class Learner:
@@ -149,11 +111,14 @@ class Learner:
             self.optimizer.restore_from_cpu()
             self._offloaded = False
 
-    def plan(self, samples: Sequence[TrainingSample]) -> list[MicroBatch]:
+    def plan(self, samples: Sequence[TrainingSample], min_tokens: int = 0) -> list[MicroBatch]:
         """Pack this rank's share of the batch; every rank gets the same number of micro-batches.
 
         train.max_tokens_per_microbatch caps a whole micro-batch, over the context ranks that share
         it, before padding.
+
+        Args:
+            min_tokens: shorter micro-batches are padded to this.
 
         Raises:
             UserError: a sample is longer than train.max_tokens_per_microbatch.
@@ -177,11 +142,11 @@ class Learner:
                 for indices in mine
             ]
 
-        batches = packed(0)
+        batches = packed(min_tokens)
         if self.layout.virtual_size == 1:
             return batches
         # The interleaved schedule exchanges tensors of one fixed shape.
-        return packed(max(batch.token_ids_T.numel() for batch in batches))
+        return packed(longest_tokens(batches))
 
     def sft_step(self, samples: Sequence[TrainingSample], learning_rate: float) -> StepStats:
         """Take one step of next-token loss on the completions.
@@ -216,12 +181,14 @@ class Learner:
         reference: Sequence[torch.Tensor] = (),
         old: Sequence[torch.Tensor] = (),
         counts: BatchCounts | None = None,
+        supervised: Sequence[TrainingSample] = (),
     ) -> PolicyStats:
-        """Take one SELF-GRPO step.
+        """Take one SELF-GRPO step, towards rewards and supervised examples at once.
 
         Args:
             reference, old: logprobs(plan) under the reference and the rollout weights; empty: none.
             counts: of the whole batch, if `samples` leaves out those of weight 0; None counts `samples`.
+            supervised: examples whose SFT loss, by their weights, is added to the policy loss.
 
         Raises:
             ValueError: loss_config asks for a ratio per sequence, but context ranks each see only a
@@ -235,16 +202,21 @@ class Learner:
         tokens = sum(len(s.completion_ids) for s in samples)
         counts = counts or batch_counts(samples)
 
+        plan, examples = self._alike(samples, plan, supervised)
+
         def loss(batch: MicroBatch, index: int) -> losses.LossFunction:
+            if index >= len(plan):
+                return losses.supervised_loss(batch, supervised, self.context)
             ref, previous = (logprobs[index] if logprobs else None for logprobs in (reference, old))
             return losses.policy_loss(batch, list(samples), self.context, loss_config, counts, ref, previous)
 
-        collected = self._forward_backward(plan, loss)
+        collected = self._forward_backward([*plan, *examples], loss)
         sums = self._reduce(collected, losses.SUMS, width=len(losses.POLICY_SUMS))
         maxima = self._reduce(collected, losses.MAXIMA, width=1, op=dist.ReduceOp.MAX)
+        taught = float(self._reduce(collected, losses.SUPERVISED, width=1)[0]) if supervised else 0.0
         mean = {name: float(value) / max(1, tokens) for name, value in zip(losses.POLICY_SUMS, sums)}
         return PolicyStats(
-            step=self._optimizer_step(float(sums[0]), learning_rate, counts.tokens),
+            step=self._optimizer_step(float(sums[0]) + taught, learning_rate, counts.tokens),
             kl=mean["kl"],
             clipped_share=mean["clipped_low"] + mean["clipped_high"] + mean["dual_clipped"],
             entropy=mean["entropy"],
@@ -256,7 +228,21 @@ class Learner:
             importance_weight_mean=mean["importance_weight"],
             importance_truncated_share=mean["importance_truncated"],
             logprob_mean=mean["logprob"],
+            supervised_loss=taught * len(supervised) / max(1e-9, sum(s.weight for s in supervised)),
         )
+
+    def _alike(
+        self,
+        samples: Sequence[TrainingSample],
+        plan: Sequence[MicroBatch],
+        supervised: Sequence[TrainingSample],
+    ) -> tuple[Sequence[MicroBatch], Sequence[MicroBatch]]:
+        """Pack the supervised examples too, so that one schedule can run over both plans."""
+        examples = self.plan(supervised) if supervised else []
+        if examples and self.layout.virtual_size > 1:
+            tokens = max(longest_tokens(plan), longest_tokens(examples))
+            return self.plan(samples, tokens), self.plan(supervised, tokens)
+        return plan, examples
 
     @contextmanager
     def weights_of(self, snapshot: list[torch.Tensor]) -> Iterator[None]:
@@ -375,7 +361,7 @@ class Learner:
 
         Only the last stage collects; the others contribute zeros.
         """
-        rows = [entry[key].float() for entry in collected] or [
+        rows = [entry[key].float() for entry in collected if key in entry] or [
             torch.zeros(width, device=self.device.torch_device)
         ]
         stacked = torch.stack(rows)

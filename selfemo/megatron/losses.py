@@ -8,7 +8,7 @@ token of a micro-batch contributes exactly 0, so that it still takes part in the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -71,6 +71,7 @@ LossFunction = Callable[[Predictions], tuple[torch.Tensor, dict[str, torch.Tenso
 SUMS = "sums"
 MAXIMA = "maxima"
 LOGPROBS = "logprobs"
+SUPERVISED = "supervised"
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,17 @@ def _gap_max(logprob_N: torch.Tensor, rollout_N: torch.Tensor) -> torch.Tensor:
     return (logprob_N - rollout_N).abs().amax()
 
 
-def sft_loss(batch: MicroBatch, context: LossContext, batch_sequences: int) -> LossFunction:
+def sft_loss(
+    batch: MicroBatch, context: LossContext, batch_sequences: int, sequence_weights: Sequence[float] = ()
+) -> LossFunction:
     """Build the SFT loss: negative logprob, mean over each completion's tokens, then over the
     batch's sequences.
 
     Sequences weigh alike because the two tasks differ in length: if tokens weighed alike, a reply
     would outweigh the few tokens of a label. The loss collects sums: loss, tokens.
+
+    Args:
+        sequence_weights: a factor for each sequence of the batch; empty for 1.
     """
 
     def loss(predictions: Predictions) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -107,9 +113,27 @@ def sft_loss(batch: MicroBatch, context: LossContext, batch_sequences: int) -> L
             **predictions.source,
         )
         weight_S = 1.0 / (batch.completion_tokens_S * batch_sequences)
+        if sequence_weights:
+            weight_S *= weight_S.new_tensor([sequence_weights[i] for i in batch.sample_indices])
         weight_N = weight_S.repeat_interleave(batch.completion_bounds.diff())
         total = -(out.logprob_T * weight_N).sum()
         return total, {SUMS: torch.stack([total.detach(), total.new_tensor(batch.target_ids_N.numel())])}
+
+    return loss
+
+
+def supervised_loss(
+    batch: MicroBatch, examples: Sequence[TrainingSample], context: LossContext
+) -> LossFunction:
+    """Build the SFT loss of examples that a policy step also learns from, by their weights.
+
+    It collects its sum under a name of its own, apart from those of the policy loss.
+    """
+    inner = sft_loss(batch, context, len(examples), [example.weight for example in examples])
+
+    def loss(predictions: Predictions) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        total, collected = inner(predictions)
+        return total, {SUPERVISED: collected[SUMS][:1]}
 
     return loss
 

@@ -86,7 +86,7 @@ class Manifest:
     corpus: str
     """Digest of the corpus."""
     reference: str
-    """Digest of the reference (SFT) weights of self-play; empty if no later step needs them."""
+    """Digest of the reference weights of self-play; empty if no later step needs them."""
     roles: dict[str, dict[str, Count]]
     """Per role: groups that passed the flywheel's rule, and groups kept."""
     seconds: dict[str, Seconds]
@@ -95,6 +95,8 @@ class Manifest:
     """Versions of selfemo and of the libraries that compute, and a digest of selfemo's source."""
     files: dict[str, str]
     """Digest of every other file of the checkpoint, by its name."""
+    round: Count = 0
+    """Number of the round whose reference weights these are, from 0."""
 
     def encode(self) -> str:
         """Write the manifest as JSON, with a digest of itself."""

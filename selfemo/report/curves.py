@@ -55,6 +55,7 @@ ITERATION_CURVES = (
         {"importance_weight_mean": "mean weight", "importance_truncated_share": "share of tokens truncated"},
         bottom=0,
     ),
+    Curve("Loss of supervised examples", {"supervised_loss": "loss, nats per token"}, bottom=0),
     Curve("Learning rate", {"learning_rate": "learning rate"}, bottom=0),
     Curve("Gradient norm", {"grad_norm": "norm before clipping"}, bottom=0),
     Curve(

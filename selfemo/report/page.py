@@ -22,6 +22,7 @@ from selfemo.report import formats
 from selfemo.report.curves import curves
 from selfemo.report.dialogues import MAX_DIALOGUES, dialogue_views
 from selfemo.report.emotions import confusions, label_chart, label_rows
+from selfemo.report.expression import emotion_rows
 from selfemo.report.flywheel import flywheel_view
 from selfemo.report.headlines import headlines, run_facts, stage_names
 from selfemo.report.planned import planned_rows
@@ -44,7 +45,7 @@ def render(records: RunRecords, refresh_s: int = 0, gpu: str = "", max_dialogues
     """Render the page. With `refresh_s` it reloads itself every so many seconds.
 
     Raises:
-        UserError: see planned_rows and flywheel_view.
+        UserError: see planned_rows, flywheel_view and emotion_rows.
     """
     environment = Environment(
         loader=PackageLoader("selfemo.report"),
@@ -84,6 +85,7 @@ def render(records: RunRecords, refresh_s: int = 0, gpu: str = "", max_dialogues
         planned=planned_rows(records, gpu),
         gpu=gpu,
         flywheel=flywheel_view(records),
+        replies=emotion_rows(records),
         flywheel_enabled=records.config.flywheel.enabled,
         dialogues=dialogue_views(records.dialogues, max_dialogues),
         dialogues_recorded=len(records.dialogues),

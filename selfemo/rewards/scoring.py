@@ -185,11 +185,12 @@ def figures_of(
 def agreement_across_views(judged: Judged) -> tuple[float, ...]:
     """Compute S mean smoothed IoUs with the samples of other views.
 
-    Empty for a group that is annotated, of replies, or in one view. If two views each answer firmly, and
-    differently, the vote is a tie, and `scores` would rank one over the other by the alphabet. Their
-    agreement with each other is the same number for both, so it ranks nothing.
+    Empty for a group that is annotated or taught, of replies, or in one view. If two views each answer
+    firmly, and differently, the vote is a tie, and `scores` would rank one over the other by the alphabet.
+    Their agreement with each other is the same number for both, so it ranks nothing.
     """
-    if judged.group.role == "responder" or judged.group.gold or len(set(judged.views)) < 2:
+    given = judged.group.gold or judged.group.taught
+    if judged.group.role == "responder" or given or len(set(judged.views)) < 2:
         return ()
     return judged.consistencies
 
@@ -204,7 +205,7 @@ def judge(
         return Judged(group, readings, scores, any(not sample.gates for sample in group.samples), 1.0, score)
     views = tuple(sample.view for sample in group.samples)
     scores = tuple(
-        alignment(reading, group.gold or group.consensus.reference(view), score)
+        alignment(reading, group.gold or group.taught or group.consensus.reference(view), score)
         for reading, view in zip(readings, views, strict=True)
     )
     gate = not config.consistency_gate or consistency_gate(

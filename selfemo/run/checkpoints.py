@@ -6,6 +6,7 @@ A checkpoint is a directory that appears whole or not at all, with a digest of e
       iteration-000004/     tensors (megatron/checkpoint.py), rng-00000.safetensors of each rank,
                             manifest.json (records/manifest.py)
       reference/            the SFT weights, the reference of self-play, stored once
+      reference-001/        the reference of its second round, if it has one
       latest                the name of the newest; it moves last
 
 A checkpoint is written under a temporary name that no other attempt shares (a writer that outlives a kill
@@ -60,6 +61,11 @@ class Found:
     manifest: Manifest
     damaged: tuple[str, ...]
     """One line per newer checkpoint that is not good."""
+
+
+def reference_name(number: int) -> str:
+    """Name the directory of a round's reference weights."""
+    return f"{REFERENCE_NAME}-{number:03d}" if number else REFERENCE_NAME
 
 
 class Checkpoints:
@@ -122,10 +128,10 @@ class Checkpoints:
         with watchdog.doing(f"removal of checkpoints before {final.name}"):
             on_rank0(lambda: _prune(self._root, self._keep))
 
-    def save_reference(self, snapshot: Sequence[torch.Tensor]) -> str:
-        """Store the reference weights; returns their digest."""
+    def save_reference(self, snapshot: Sequence[torch.Tensor], number: int) -> str:
+        """Store the reference weights of a round; returns their digest."""
         self.finish()
-        final = self._root / REFERENCE_NAME
+        final = self._root / reference_name(number)
         temporary = _new_temporary(final)
         with watchdog.doing("tensors of the reference weights"):
             write_snapshot(self._learner, snapshot, temporary)
@@ -154,7 +160,9 @@ class Checkpoints:
             UserError: it does not fit this model.
         """
         reference = (
-            read_snapshot(self._learner, self._root / REFERENCE_NAME) if found.manifest.reference else None
+            read_snapshot(self._learner, self._root / reference_name(found.manifest.round))
+            if found.manifest.reference
+            else None
         )
         read_tensors(self._learner, found.directory)
         return reference
@@ -187,7 +195,9 @@ def find_checkpoint(root: Path, problem_with: Callable[[Manifest], str]) -> Foun
         directory = root / name
         manifest, problem = on_rank0(partial(_read_manifest, directory, problem_with))
         if manifest is not None:
-            problem = _file_problem(directory, manifest.files) or _reference_problem(root, manifest.reference)
+            problem = _file_problem(directory, manifest.files) or _reference_problem(
+                root / reference_name(manifest.round), manifest.reference
+            )
             if not problem:
                 return Found(directory, manifest, tuple(damaged))
         damaged.append(f"{directory}: {problem}")
@@ -253,8 +263,7 @@ def _file_problem(directory: Path, wanted: dict[str, str]) -> str:
     )
 
 
-def _reference_problem(root: Path, digest: str) -> str:
-    directory = root / REFERENCE_NAME
+def _reference_problem(directory: Path, digest: str) -> str:
     if not digest:
         return ""
     if not on_rank0(directory.is_dir):
@@ -344,9 +353,23 @@ def _prune(root: Path, keep: int) -> None:
 
     Each gets a hidden name first, so that no half-removed directory bears a checkpoint's name.
     """
-    for old in completed(root)[keep:]:
+    checkpoints = completed(root)
+    for old in checkpoints[keep:]:
         os.replace(old, _hidden(old))
+    rounds = {_read_round(path / MANIFEST_NAME) for path in checkpoints[:keep]}
+    needed = {reference_name(number) for number in rounds if number is not None}
+    for reference in root.glob(f"{REFERENCE_NAME}*"):
+        if None not in rounds and reference.name not in needed:
+            os.replace(reference, _hidden(reference))
     remove_temporaries(root)
+
+
+def _read_round(manifest: Path) -> int | None:
+    """Return the round of a checkpoint; None if its manifest is damaged."""
+    try:
+        return decode_manifest(manifest.read_bytes()).round
+    except (OSError, ValueError):
+        return None
 
 
 def _digests(directory: Path, names: Sequence[str] = ()) -> dict[str, str]:

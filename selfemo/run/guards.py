@@ -19,7 +19,7 @@ from selfemo.common.errors import UserError, on_all_ranks
 from selfemo.common.files import replace_text
 from selfemo.config.schema import RewardConfig
 from selfemo.grpo.samples import TrainingSample
-from selfemo.megatron.learner import PolicyStats, StepStats
+from selfemo.megatron.step_stats import PolicyStats, StepStats
 from selfemo.rewards.scoring import ScoredGroup
 
 DUMP_NAME = "bad_batch"

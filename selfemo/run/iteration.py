@@ -16,7 +16,7 @@ from selfemo.rewards.scoring import ScoredGroup
 from selfemo.selfplay.records import Episode
 
 if TYPE_CHECKING:  # records of a run can be made without torch
-    from selfemo.megatron.learner import PolicyStats
+    from selfemo.megatron.step_stats import PolicyStats
 
 ROLES = ("recognizer", "responder")
 
@@ -110,6 +110,7 @@ def _group_record(scored: ScoredGroup) -> dict[str, Any]:
         "gold": list(group.gold or ()),
         "target": list(group.target or ()),
         "consensus": list(group.consensus.labels),
+        "taught": list(group.taught or ()),
         "agreement": group.consensus.agreement,
         "candidates": [
             {

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -25,11 +26,13 @@ from selfemo.evaluation.recognition import RecognitionReport
 from selfemo.evaluation.turns import EvaluationTurn
 from selfemo.flywheel.flywheel import FlywheelCounts
 from selfemo.grpo.samples import TrainingSample
-from selfemo.megatron.learner import PolicyStats, StepStats
+from selfemo.megatron.step_stats import PolicyStats, StepStats
 from selfemo.process import watchdog
 from selfemo.process.terminal import Bar, Terminal
-from selfemo.records.directory import METRICS_NAME, SAMPLES_NAME, SUMMARY_NAME, RunDirectory
+from selfemo.records.directory import METRICS_NAME, MODEL_NAME, SAMPLES_NAME, SUMMARY_NAME, RunDirectory
 from selfemo.records.manifest import Position
+from selfemo.report.model_card import model_card
+from selfemo.report.vote_card import CARD_NAME
 from selfemo.rewards.scoring import ScoredGroup
 from selfemo.rollout.vllm_engine import engine_version
 from selfemo.run.iteration import (
@@ -52,6 +55,7 @@ from selfemo.run.outcome import (
 from selfemo.run.spans import PhaseSpans, gather_by_rank
 from selfemo.run.trackers import Tracking
 from selfemo.selfplay.records import Episode
+from selfemo.selfplay.teacher import Reading
 from selfemo.sync.sync import SyncReport
 from selfemo.system import System, World
 
@@ -168,6 +172,25 @@ class Journal:
             f"of {report.n} turns"
         )
 
+    def taught(self, iteration: int, read: Reading) -> None:
+        """Record what the teacher read where a round begins."""
+        first = Counter(labels[0] for labels in read.labels if labels)
+        turns = len(read.labels)
+        self._write(
+            {
+                "event": "teacher",
+                "iteration": iteration,
+                "turns": turns,
+                "agreement": sum(group.consensus.agreement for group in read.groups) / max(1, turns),
+                "labels": dict(sorted(first.items())),
+                "weights": dict(read.weights),
+            }
+        )
+        self._terminal.say(
+            f"teacher read {turns} turns without labels; {first.total()} of them teach: "
+            + ", ".join(f"{label} {count}" for label, count in first.most_common())
+        )
+
     def iteration(
         self,
         iteration: int,
@@ -214,7 +237,9 @@ class Journal:
         self._write({"event": "memory", "ranks": gather_by_rank(dict(held_bytes))})
 
     def finish(self, system: System, flywheel: FlywheelCounts, turns: Sequence[EvaluationTurn]) -> None:
-        """Write summary.json and show the run's result. Every rank calls it; rank 0 writes.
+        """Write model card and summary.json, and show the run's result. Every rank calls it; rank 0 writes.
+
+        The model must be exported already, since its card goes beside it.
 
         Args:
             turns: the turns that every evaluation read.
@@ -264,17 +289,21 @@ class Journal:
             },
         }
         self._tracking.close()
-        self._run.write_json(SUMMARY_NAME, summary)
+        card = model_card(self._config, system.corpus.labels, summary)
+        self._run.write_text(f"{MODEL_NAME}/{CARD_NAME}", card)
+        self._run.write_json(SUMMARY_NAME, summary)  # last: it marks the run as complete
         self._show_recognition(summary, majority, turns)
         self._show(summary)
 
     def _show_recognition(
         self, summary: dict[str, Any], majority: MajorityBaseline, turns: Sequence[EvaluationTurn]
     ) -> None:
-        readings = {event["stage"]: event["readings"] for event in self._events["eval"]}
-        predicted = {stage: primary(mine) for stage, mine in readings.items()}
+        # a part of the run that an older version did recorded none
+        events = [event for event in self._events["eval"] if "readings" in event]
+        readings = {event["stage"]: event["readings"] for event in events}
         if not self._config.iterations:
-            del predicted["final"], readings["final"]
+            readings.pop("final", None)
+        predicted = {stage: primary(mine) for stage, mine in readings.items()}
         always = {"majority": [majority.label] * len(turns)}
         intervals = with_intervals(always | predicted, turns, self._config.seed)
         split = self._config.evaluation.split
@@ -316,9 +345,9 @@ class Journal:
         )
         self._terminal.say(
             f"results     {self._run.path(SUMMARY_NAME)}; "
-            f"export for transformers and vLLM: {self._run.path('model')}"
+            f"export for transformers and vLLM: {self._run.path(MODEL_NAME)}"
         )
-        for line in chat_lines(self._run.path("model")):
+        for line in chat_lines(self._run.path(MODEL_NAME)):
             self._terminal.say(line)
 
     def _write_phases(self) -> None:

@@ -107,7 +107,7 @@ def _aim(record: Mapping[str, Any], index: int, text: str) -> str:
     """Say what a generated line was to show, and what the model then read in it."""
     turn = index - record["seed_turns"]
     group = next(g for g in record["groups"] if g["role"] == "responder" and g["turn"] == turn)
-    read = next((c["read"] for c in group["candidates"] if clean_line(c["text"]) == text), [])
+    read: Sequence[str] = next((c["read"] for c in group["candidates"] if clean_line(c["text"]) == text), [])
     return f"   (asked for {_labels(group['target'])}; read as {_labels(read)})"
 
 

@@ -15,8 +15,8 @@ import torch
 from selfemo.config.schema import RunConfig
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.grpo.samples import TrainingSample
-from selfemo.megatron.learner import StepStats
 from selfemo.megatron.rng import collect_rng
+from selfemo.megatron.step_stats import StepStats
 from selfemo.process import watchdog
 from selfemo.records.directory import CHECKPOINTS_NAME, MODEL_NAME, RunDirectory
 from selfemo.records.manifest import MANIFEST_VERSION, Manifest, Position, Progress, Stage
@@ -60,11 +60,12 @@ class RunState:
         self._reached = Progress()
         self._saved: Progress | None = None
         self._reference_digest = ""
+        self._round = 0
         self._generators: dict[str, torch.Tensor] = {}
         """State in `reached`: an engine that has generated since then may have drawn from the generators."""
         self.progress = Progress()
         self.reference: list[torch.Tensor] = []
-        """The reference weights of self-play; empty before it begins."""
+        """The reference weights of self-play, those at the start of its round; empty before it begins."""
 
     def count_sync(self) -> int:
         """Count a weight sync; returns its number in the run, from 1."""
@@ -81,6 +82,10 @@ class RunState:
         if not stats.applied:
             in_a_row, limit = self.progress.skipped_in_a_row, self._config.train.max_skipped_steps
             self._journal.say(skipped_step(where, stats, batch, in_a_row, limit, self._dump))
+
+    def begin_round(self, reference: list[torch.Tensor]) -> None:
+        """Take the reference weights of the next round; checkpoints store them under its number."""
+        self.reference, self._reference_digest, self._round = reference, "", self._round + 1
 
     def reached(self, stage: Stage, step: int) -> None:
         """Set the place from which the run can go on: `step` steps of `stage` are done and recorded.
@@ -109,7 +114,7 @@ class RunState:
         if self._saved != self._reached:
             with self._journal.phase("checkpoint"):
                 if self._reached.stage == "self-play" and not self._reference_digest:
-                    self._reference_digest = self._checkpoints.save_reference(self.reference)
+                    self._reference_digest = self._checkpoints.save_reference(self.reference, self._round)
                 self._checkpoints.save(self._manifest(), self._generators, wait)
             self._saved = self._reached
         if wait:
@@ -145,7 +150,7 @@ class RunState:
         """
         self.progress = self._reached = self._saved = found.manifest.progress
         self._position = found.manifest.position
-        self._reference_digest = found.manifest.reference
+        self._reference_digest, self._round = found.manifest.reference, found.manifest.round
         self.reference = self._checkpoints.load(found) or []
         self._journal.resume(found.manifest.seconds)
         self._system.weight_sync.sync(self.progress.weight_version, verify=True)
@@ -162,6 +167,7 @@ class RunState:
             architecture=dataclasses.asdict(self._system.learner.architecture),
             corpus=corpus_digest(self._system.corpus),
             reference=self._reference_digest,
+            round=self._round,
             roles=self._flywheel.role_counts,
             seconds=self._journal.seconds,
             code=self._code,

@@ -7,7 +7,7 @@ from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.optimizer import warmup_cosine
 from selfemo.run.journal import Journal
 from selfemo.run.state import RunState
-from selfemo.selfplay.sft import SftExamples
+from selfemo.run.supervised_examples import labelled_examples
 from selfemo.system import System
 
 
@@ -18,17 +18,7 @@ def supervised_start(config: RunConfig, system: System, state: RunState, journal
         UserError: no turn to teach from, or too many steps in a row were skipped.
         Stopped: a signal asked for it, between two steps.
     """
-    sft = config.sft
-    examples = SftExamples(
-        system.corpus.split("train"),
-        system.prompts,
-        config.selfplay,
-        config.seed,
-        sft.expression_share,
-        config.model.max_length,
-        sft.label_balance,
-        config.sft_views,
-    )
+    sft, examples = config.sft, labelled_examples(config, system)
     system.engine.sleep()  # it is awake: it has answered the evaluation, or proved a resumed run's weights
     with journal.stage("SFT", sft.steps) as bar:
         bar.skip(state.progress.step)

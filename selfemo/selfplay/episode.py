@@ -131,7 +131,7 @@ class SelfPlay:
             ]
             for completions in answers
         ]
-        for live, samples, consensus in zip(lives, groups, self.deal(self._vote, groups), strict=True):
+        for live, samples, consensus in zip(lives, groups, self.deal(self.vote, groups), strict=True):
             gold = live.turns[-1].labels or None
             self._close(
                 live,
@@ -143,6 +143,7 @@ class SelfPlay:
                 live.target,
                 samples,
                 consensus,
+                live.opening.taught if turn == 0 and gold is None else None,
             )
 
     def _respond(self, lives: list[_Live], turn: int, iteration: int) -> None:
@@ -162,7 +163,7 @@ class SelfPlay:
         ]
         groups = self._score_replies(lives, gated)
         for live, target, samples, consensus in zip(
-            lives, targets, groups, self.deal(self._vote, groups), strict=True
+            lives, targets, groups, self.deal(self.vote, groups), strict=True
         ):
             self._close(
                 live, "responder", turn, iteration, live.speakers[0], None, target, samples, consensus
@@ -197,7 +198,8 @@ class SelfPlay:
         live, completion = written
         return self.responder.gate(live.turns, live.speakers[0], completion)
 
-    def _vote(self, samples: Sequence[Sample]) -> Consensus:
+    def vote(self, samples: Sequence[Sample]) -> Consensus:
+        """Vote over a group's readings; of a responder's, over those of the replies that were read."""
         read = [(sample.reading, sample.view) for sample in samples if sample.reading is not None]
         others = self.config.consensus == "other_views"
         return vote([reading for reading, _ in read], self.score, [view for _, view in read], others)
@@ -253,6 +255,7 @@ class SelfPlay:
         target: tuple[str, ...] | None,
         samples: list[Sample],
         consensus: Consensus,
+        taught: tuple[str, ...] | None = None,
     ) -> None:
         """Add the finished group to its episode."""
         _, max_tokens = group_shape(self.config, role)
@@ -272,6 +275,7 @@ class SelfPlay:
                 temperature=self.config.temperature,
                 samples=tuple(samples),
                 consensus=consensus,
+                taught=taught,
             )
         )
 

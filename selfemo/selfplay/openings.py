@@ -13,8 +13,8 @@ outside the set.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from selfemo.common.errors import UserError
 from selfemo.common.seeds import derive_rng
@@ -25,6 +25,15 @@ from selfemo.selfplay.records import Opening
 from selfemo.selfplay.schedule import MixedSchedule
 
 MAX_SPEAKERS = 8
+
+
+Place = tuple[str, tuple[str, ...]]
+"""Conversation key and texts of a prefix: the turn that ends it, as records know it."""
+
+
+def place_of(source: str, turns: Sequence[Turn]) -> Place:
+    """Name the last turn of a real dialogue's prefix."""
+    return source, tuple(turn.text for turn in turns)
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,12 @@ class OpeningPool:
             )
         if share is None:
             share = len(unlabelled) / len(places)
-        self._places = labelled + unlabelled
+        self._places, self._labelled = labelled + unlabelled, len(labelled)
+        if config.teacher != "policy" and not unlabelled:
+            raise UserError(
+                f"selfplay.teacher={config.teacher}, but no dialogue without labels has a turn to read; "
+                "lower corpus.labelled_share, name more in corpus.unlabelled, or set selfplay.teacher=policy"
+            )
         self._revealed = {c.key: c for c in corpus.revealed}
         labels = tuple(c.turns[i].labels[0] for c, i in labelled)
         # A purpose is part of every draw: "seeds" is the older name of openings, a new one would draw others.
@@ -94,24 +108,52 @@ class OpeningPool:
             for purpose in ("seeds", "spare seeds")
         )
 
-    def draw(self, iteration: int, kept: Sequence[KeptDialogue] = ()) -> list[Opening]:
+    def unlabelled(self, iterations: range, limit: int) -> list[Opening]:
+        """List the turns without labels, for a teacher to read.
+
+        The turns that openings walk to in these iterations come first, the others in a random order.
+
+        Args:
+            limit: list no more than this; 0 for all.
+        """
+        always_real = self._always_real
+        walked = self._walk.take(iterations.start * always_real, len(iterations) * always_real)
+        others = list(range(self._labelled, len(self._places)))
+        derive_rng(self._run_seed, "teacher", iterations.start).shuffle(others)
+        items = dict.fromkeys(item for item in [*walked, *others] if item >= self._labelled)
+        first = self._config.seeds_per_iteration  # episodes of the iteration have the numbers before
+        return [self._real(first + i, item) for i, item in enumerate(list(items)[: limit or None])]
+
+    def draw(
+        self,
+        iteration: int,
+        kept: Sequence[KeptDialogue] = (),
+        taught: Mapping[Place, tuple[str, ...]] | None = None,
+    ) -> list[Opening]:
         """Draw the openings of one iteration, real ones first. A pure function of its arguments.
 
         Args:
             iteration: from 0.
             kept: kept dialogues of the flywheel, in a fixed order; at most 1 - real_seed_share of the
                 openings come from them.
+            taught: the teacher's labels of real turns.
         """
-        count = self._config.seeds_per_iteration
-        always_real = math.ceil(self._config.real_seed_share * count)
-        open_places = count - always_real
+        always_real = self._always_real
+        open_places = self._config.seeds_per_iteration - always_real
         chosen = derive_rng(self._run_seed, "kept seeds", iteration).sample(
             range(len(kept)), min(open_places, len(kept))
         )
         items = self._walk.take(iteration * always_real, always_real)
         items += self._spare.take(iteration * open_places, open_places - len(chosen))
         openings = [self._real(index, item) for index, item in enumerate(items)]
+        if taught:
+            openings = [replace(o, taught=taught.get(place_of(o.source, o.turns))) for o in openings]
         return openings + [self._continued(len(items) + i, kept[choice]) for i, choice in enumerate(chosen)]
+
+    @property
+    def _always_real(self) -> int:
+        """Openings of an iteration that are real in any case."""
+        return math.ceil(self._config.real_seed_share * self._config.seeds_per_iteration)
 
     def _barred(self, conversation: Conversation, last: int, held_out: HeldOutTexts) -> bool:
         turns = conversation.turns

@@ -29,6 +29,8 @@ class Opening:
     """Flywheel record that keeps the prefix; None for a real dialogue."""
     speakers: tuple[str, ...] = ()
     """Everyone who speaks in the dialogue, inside the prefix or after it, in order of appearance."""
+    taught: tuple[str, ...] | None = None
+    """The teacher's labels of the last turn; None if it has not read it."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,13 @@ class Group:
     samples: tuple[Sample, ...]
     consensus: Consensus
     """Vote over the samples' readings; for a responder, over the readings of its replies."""
+    taught: tuple[str, ...] | None = None
+    """Recognizer: the teacher's labels of a real turn without annotation; None if there are none."""
+
+    @property
+    def is_real_unlabelled(self) -> bool:
+        """Whether it reads a turn of a real dialogue that nobody annotated."""
+        return self.role == "recognizer" and self.turn == 0 and self.parent is None and not self.gold
 
     @property
     def generated(self) -> bool:

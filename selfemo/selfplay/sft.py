@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from selfemo.common.errors import UserError, on_all_ranks
 from selfemo.common.seeds import derive_rng, derive_seed
 from selfemo.config.schema import SelfPlayConfig
-from selfemo.corpora.conversation import Conversation
+from selfemo.corpora.conversation import Conversation, Turn
 from selfemo.emotions.answer import MAX_LABELS
 from selfemo.selfplay.gates import leaks_label, words
 from selfemo.selfplay.prompts import PromptBuilder
@@ -104,14 +104,10 @@ class SftExamples:
         conversation, last = self._places[role][self._schedules[role].take(index, 1)[0]]
         turn = conversation.turns[last]
         if role == "recognizer":
-            view = derive_rng(self._run_seed, "sft view", slot).choice(self._views)
-            seed = derive_seed(self._run_seed, "sft view", slot, view)
-            prompt = self._prompts.recognize(conversation.turns[: last + 1], view_named(view), seed)
-            completion = self._prompts.answer_ids(turn.labels[:MAX_LABELS])
+            example = self.reading(conversation.turns[: last + 1], turn.labels, "sft view", slot)
         else:
-            prompt = self._prompts.respond(conversation.turns[:last], turn.speaker, turn.labels[:MAX_LABELS])
-            completion = self._prompts.utterance_ids(turn.text)
-        length = len(prompt) + len(completion)
+            example = self.reply(conversation.turns[:last], turn.speaker, turn.labels, turn.text)
+        length = len(example.prompt_ids) + len(example.completion_ids)
         if length > self._max_length:
             message = (
                 f"dialogue {conversation.key}, turn {last + 1}: as an SFT example ({role}) it takes "
@@ -119,7 +115,24 @@ class SftExamples:
                 "corpus.history_turns or corpus.max_turn_tokens, or raise model.max_length"
             )
             raise on_all_ranks(UserError(message))  # every rank makes the whole batch
-        return SftExample(role, prompt, completion)
+        return example
+
+    def reading(
+        self, turns: Sequence[Turn], labels: Sequence[str], purpose: str, *coordinates: int
+    ) -> SftExample:
+        """Make an example that answers `labels` for the last turn.
+
+        The view, and its draws, derive from purpose and coordinates.
+        """
+        view = derive_rng(self._run_seed, purpose, *coordinates).choice(self._views)
+        seed = derive_seed(self._run_seed, purpose, *coordinates, view)
+        prompt = self._prompts.recognize(turns, view_named(view), seed)
+        return SftExample("recognizer", prompt, self._prompts.answer_ids(labels[:MAX_LABELS]))
+
+    def reply(self, turns: Sequence[Turn], speaker: str, labels: Sequence[str], text: str) -> SftExample:
+        """Make an example in which `speaker` answers the last turn with `text`, showing `labels`."""
+        prompt = self._prompts.respond(turns, speaker, labels[:MAX_LABELS])
+        return SftExample("responder", prompt, self._prompts.utterance_ids(text))
 
     def _teachable(self, conversation: Conversation, index: int) -> bool:
         spoken = words(conversation.turns[index].text)

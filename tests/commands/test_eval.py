@@ -33,6 +33,7 @@ from selfemo.evaluation.recognition import evaluate_recognition
 from selfemo.inference import engines as standalone
 from selfemo.inference.engines import ModelGenerator, StandaloneEngines
 from selfemo.inference.finished_model import DEFAULTS, FinishedModel, find_model
+from selfemo.report.vote_card import CARD_NAME, NOT_MEASURED, vote_part
 from selfemo.rollout.api import GenerationRequest
 from selfemo.tokens.init_model import init_model
 from tests.helpers.finished_run import CORPUS, LIMIT, SHAPE, dev_turns
@@ -213,6 +214,21 @@ def test_views_vote_beside_the_plain_reading(run_dir: Path, engines: StandaloneE
     ]
     assert "voting over 3 views (plain, short, labels)" in output
     assert evaluate(engines, run_dir, "--scoring", scoring, "--votes", "0")[1]["models"][0]["voting"] is None
+
+
+def test_the_card_tells_of_a_vote_on_the_runs_own_split_alone(
+    run_dir: Path, engines: StandaloneEngines, tmp_path: Path
+) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+    card = tmp_path / "run" / "model" / CARD_NAME
+    card.write_text(f"# Card\n{vote_part()}\n")
+    arguments = ("--votes", "0", "--scoring", "likelihood", "--views", "plain,short")
+    evaluate(engines, tmp_path / "run", *arguments)  # evaluates the first turns alone
+    assert NOT_MEASURED in card.read_text()
+    output, report = evaluate(engines, tmp_path / "run", *arguments, "--limit", "0")
+    voted = report["models"][0]["voting"]
+    assert f"| vote over 2 views (plain, short) | {voted['accuracy']:.3f} |" in card.read_text()
+    assert f"model card: {card}" in output
 
 
 def test_expression_is_read_by_the_frozen_recognizer(run_dir: Path, engines: StandaloneEngines) -> None:

@@ -166,7 +166,7 @@ def test_the_same_file_is_a_python_program(environment, tmp_path, model):
     assert "8 processes" in result.stdout
 
 
-@pytest.mark.parametrize("place", [0, 2], ids=["first", "last"])
+@pytest.mark.parametrize("place", [0, pytest.param(2, marks=pytest.mark.slow)], ids=["first", "last"])
 @pytest.mark.parametrize("model", MODELS)
 def test_a_dry_run_prints_the_plan(environment, tmp_path, model, place):
     told = {**environment, "MODEL_DIR": model_dir(tmp_path, model), "NNODES": "2"}
@@ -212,7 +212,7 @@ def test_a_launch_never_falls_back_to_the_bundled_corpus(environment, tmp_path, 
     ("lost", "told"),
     [
         ("model.safetensors", "no weights; expected model.safetensors"),
-        ("tokenizer.json", "no tokenizer.json"),
+        pytest.param("tokenizer.json", "no tokenizer.json", marks=pytest.mark.slow),
     ],
 )
 def test_a_launch_refuses_an_incomplete_model_directory(environment, tmp_path, whole_model, lost, told):
@@ -235,7 +235,9 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("dry", [["--dry-run"], []], ids=["dry", "launch"])
+@pytest.mark.parametrize(
+    "dry", [pytest.param(["--dry-run"], marks=pytest.mark.slow), []], ids=["dry", "launch"]
+)
 @pytest.mark.parametrize(("overrides", "told", "has_model"), WRONG.values(), ids=list(WRONG))
 def test_what_is_wrong_is_one_line_before_torchrun(environment, tmp_path, overrides, told, has_model, dry):
     model = model_dir(tmp_path, "8b") if has_model else str(tmp_path / "absent")

@@ -68,6 +68,17 @@ def everyday(*more: str) -> tuple[str, ...]:
             everyday("selfplay.views=[plain, short, labels]", "selfplay.recognizer_group_size=2"),
             ("selfplay.views names 3 views", "selfplay.recognizer_group_size=2"),
         ),
+        (
+            everyday("selfplay.teacher=round_start"),
+            ("selfplay.teacher=round_start", "no dialogue without labels"),
+        ),
+        (
+            everyday("selfplay.teacher=average", "flywheel.enabled=false", "corpus.labelled_share=0.5"),
+            ("selfplay.teacher=average", "flywheel.enabled=true"),
+        ),
+        (everyday("selfplay.align_consensus=true"), ("selfplay.align_consensus=true", "needs a teacher")),
+        (everyday("selfplay.rounds=99"), ("selfplay.rounds=99", "iterations=12")),
+        (everyday("flywheel.teach_share=0.5"), ("flywheel.teach_share=0.5", "supervised_weight above 0")),
     ],
 )
 def test_mistakes_in_the_configuration(tmp_path, overrides, parts):

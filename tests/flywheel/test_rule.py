@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,7 +72,14 @@ def test_generated_turns_need_agreement_and_expression(
 def test_a_turn_that_was_never_read_or_written_here_is_not_kept() -> None:
     assert outcome(responder_group(WELL_READ, ("joy",))) == [(False, "not read")]
     assert outcome(recognizer_group(["joy", "joy", "anger"], None, turn=1)) == [(False, "not read")]
-    assert outcome(recognizer_group(["joy", "joy", "anger"], None, turn=0)) == [(False, "not read")]
+
+
+def test_a_real_turn_without_annotation_is_kept_with_its_consensus_if_nobody_else_taught_it() -> None:
+    group = recognizer_group(["joy", "joy", "anger"], None, turn=0)
+    assert outcome(group) == [(True, "consensus")]
+    assert outcome(replace(group, taught=("joy",))) == [(False, "taught")]
+    assert outcome(replace(group, parent=4)) == [(False, "not read")], "a turn that the model wrote"
+    assert outcome(recognizer_group(["", ""], None, turn=0)) == [(False, "no answer")]
 
 
 @settings(max_examples=60)

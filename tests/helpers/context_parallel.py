@@ -38,7 +38,7 @@ LAYOUTS = {
     "CP2 PP2 VPP2": (4, ParallelConfig(context=2, pipeline=2, virtual_pipeline=2)),
 }
 """Name: (processes, layout)."""
-SLOW = ("CP2 DP2 +DO", "CP2 PP2 VPP2")
+SLOW = ("CP2", "CP2 TP2 +SP", "CP2 DP2 +DO", "CP2 PP2 VPP2")
 """Layouts that `make test` leaves to `make test-layouts`."""
 
 

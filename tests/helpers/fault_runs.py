@@ -8,6 +8,7 @@ import socket
 import sqlite3
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
@@ -25,6 +26,7 @@ GRACE_S = 30.0
 POLL_S = 0.1
 TIMINGS = ("seconds",)
 TIMED_EVENTS = ("phases",)
+Rank = Callable[[list[str], list[dict[str, Any]]], None]
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,9 @@ class Launcher:
     itself.
     """
 
-    def __init__(self, logs: Path) -> None:
-        self._logs, self._launches = logs, 0
+    def __init__(self, logs: Path, rank: Rank | None = None) -> None:
+        """Launch `rank(arguments, faults)` in each process; by default the command with its faults."""
+        self._logs, self._launches, self._rank = logs, 0, rank or _rank
 
     def run(
         self, run: Path, *overrides: str, world_size: int = 2, faults: list[dict[str, Any]] | None = None
@@ -65,7 +68,7 @@ class Launcher:
         world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         ranks = [
             forked.start(
-                _rank,
+                self._rank,
                 arguments,
                 faults or [],
                 environment={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -145,10 +148,13 @@ def fingerprint(run: Path) -> dict[str, str]:
     }
     for path in sorted(last.glob("rng-*")):
         found[path.name] = digest(path.read_bytes())
-    reference = {
-        f"reference {name}": value for name, value in tensors(run / "checkpoints" / "reference").items()
+    references = {
+        f"{path.name} {name}": value
+        for path in sorted((run / "checkpoints").glob("reference*"))
+        for name, value in tensors(path).items()
     }
-    return found | tensors(last) | reference
+    assert references, "self-play keeps its reference"
+    return found | tensors(last) | references
 
 
 def tensors(checkpoint: Path) -> dict[str, str]:

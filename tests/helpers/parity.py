@@ -82,6 +82,8 @@ class Options:
     fuse: Literal["auto", "on", "off"] = "auto"
     """train.fuse_output_layer; "auto" never fuses a model as small as these."""
     frozen_layers: int = 0
+    supervised: bool = False
+    """Whether the policy step also learns from supervised examples, of different weights."""
 
 
 DEFAULT = Options()
@@ -198,10 +200,13 @@ def three_steps(
         )
         old = model.logprobs(plan)
         losses, norms = [], []
-        for _ in range(STEPS):
-            with model.weights_of(reference):
-                kept = model.logprobs(plan)
-            stats = model.policy_step(batch, plan, loss, options.learning_rate, reference=kept, old=old)
+        taught = [replace(s, weight=0.2 + 0.1 * i) for i, s in enumerate(batch[::4])] * options.supervised
+        kept = old  # before the first step the policy is the reference
+        for step in range(STEPS):
+            if step == 1:
+                with model.weights_of(reference):
+                    kept = model.logprobs(plan)
+            stats = model.policy_step(batch, plan, loss, options.learning_rate, kept, old, supervised=taught)
             losses.append(stats.step.loss)
             norms.append(stats.step.grad_norm)
         return _trace(model, losses, norms)

@@ -108,6 +108,7 @@ def page(rows: list[str], context_rows: list[str]) -> str:
             *rows,
             "",
             "The same comparison is a test (`tests/megatron/test_parity.py`, and `make test-layouts` for",
+            "untied embeddings and for",
             f"{', '.join(SLOW)}; bound 1e-6), with one more that only changes how samples",
             (
                 "are dealt over micro-batches; bf16 has one of its own (`tests/megatron/test_bf16.py`). "
@@ -141,7 +142,7 @@ def page(rows: list[str], context_rows: list[str]) -> str:
             "",
             (
                 "A test as well: `tests/megatron/test_context_parallel.py`, and `make test-layouts` for "
-                "those of four processes; bound 1e-6."
+                "CP2 and those of four processes; bound 1e-6."
             ),
             "",
         ]

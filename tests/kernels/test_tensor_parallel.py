@@ -63,7 +63,7 @@ def _errors(dtype: torch.dtype) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_sharded_vocabulary_matches_the_oracle(
     distributed: DistributedRunner, size: int, dtype: torch.dtype
 ) -> None:

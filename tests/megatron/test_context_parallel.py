@@ -20,9 +20,9 @@ from selfemo.kernels import LossConfig
 from selfemo.megatron.checkpoint import TensorWrite, read_tensors
 from selfemo.megatron.context import ContextShare
 from selfemo.megatron.device import select_device
-from selfemo.megatron.learner import PolicyStats
 from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack
 from selfemo.megatron.parallel import enter_layout, init_distributed, init_parallel
+from selfemo.megatron.step_stats import PolicyStats
 from tests.helpers import parity
 from tests.helpers.context_parallel import (
     LAYOUTS,

@@ -28,12 +28,14 @@ LAYOUTS = {
     "PP4 +recompute": (4, ParallelConfig(pipeline=4, recompute=True)),
 }
 """Name: (processes, layout). Of two stages the first has nothing to train, of four the second neither."""
-SLOW = ("PP2 DP2 +DO", "PP4 +recompute")
+SLOW = ("TP2", "PP2", "PP2 DP2 +DO", "PP4 +recompute")
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+@pytest.fixture(
+    scope="module", params=[pytest.param(True, marks=pytest.mark.slow), False], ids=["tied", "untied"]
+)
 def one_process(request, tmp_path_factory, distributed):
-    """(directory, trace of the one-process run)."""
+    """(directory, trace of the one-process run). Tied ones are in test_parity.py in every `make test`."""
     hf_dir = save_tiny(tmp_path_factory.mktemp("frozen") / "model", "qwen3", request.param, layers=LAYERS)
     yield str(hf_dir), distributed(1, three_steps, str(hf_dir), ParallelConfig(), FROZEN, timeout_s=240)[0]
     distributed.close()

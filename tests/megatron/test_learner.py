@@ -144,8 +144,15 @@ LOADED = {
 }
 
 
-@pytest.mark.parametrize("background", [False, True], ids=["waiting", "in the background"])
-@pytest.mark.parametrize("saved", SAVED)
+@pytest.mark.parametrize(
+    ("saved", "background"),
+    [
+        pytest.param("TP2", False, id="TP2-waiting", marks=pytest.mark.slow),
+        pytest.param("TP2", True, id="TP2-in the background"),
+        pytest.param("DP2 +DO", False, id="DP2 +DO-waiting"),
+        pytest.param("DP2 +DO", True, id="DP2 +DO-in the background", marks=pytest.mark.slow),
+    ],
+)
 def test_the_step_after_a_checkpoint_is_the_same_in_any_layout(
     distributed, hf_dir, tmp_path, saved, background
 ):
@@ -179,7 +186,7 @@ FROZEN: dict[str, tuple[ParallelConfig, Options, list[tuple[int, ParallelConfig]
 """One of the model's two layers is frozen: the first stage has no optimizer state. (Saved, with, loaded.)"""
 
 
-@pytest.mark.parametrize("name", FROZEN)
+@pytest.mark.parametrize("name", [pytest.param("fp32", marks=pytest.mark.slow), "sharded", "bf16"])
 def test_the_step_after_a_checkpoint_with_frozen_layers_is_the_same(distributed, hf_dir, tmp_path, name):
     directory, (saved, options, loaded) = str(tmp_path / "checkpoint"), FROZEN[name]
     run = (hf_dir, directory, saved, False, options)
@@ -230,7 +237,10 @@ def _with_offload(
 
 @pytest.mark.parametrize(
     ("parallel", "dtype"),
-    [(ParallelConfig(tensor=2), "float32"), (ParallelConfig(distributed_optimizer=True), "bfloat16")],
+    [
+        pytest.param(ParallelConfig(tensor=2), "float32", marks=pytest.mark.slow),
+        (ParallelConfig(distributed_optimizer=True), "bfloat16"),
+    ],
     ids=["tp2-fp32", "dp2-do-bf16"],
 )
 def test_offloading_between_steps_frees_gradients_and_changes_no_bit(distributed, hf_dir, parallel, dtype):

@@ -56,7 +56,9 @@ def _by_transformers(hf_dir: str) -> list[torch.Tensor]:
     return wanted
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("TP2", "PP2") else ()) for name in LAYOUTS]
+)
 def test_logprobs_equal_transformers(distributed, hf_dir, name):
     processes, parallel = LAYOUTS[name]
     wanted = _by_transformers(hf_dir)

@@ -31,7 +31,9 @@ LAYERS = 4
 """Two layers per stage, so that a virtual pipeline has chunks."""
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+@pytest.fixture(
+    scope="module", params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["tied", "untied"]
+)
 def one_process(request, tmp_path_factory, distributed):
     """Run one process: (directory, whether embeddings are tied, trace with a prompt of its own for
     every sample).
@@ -50,6 +52,8 @@ def one_process(request, tmp_path_factory, distributed):
 def test_every_layout_takes_the_same_three_steps(distributed, one_process, name):
     """Compare steps: own prompts for samples if embeddings are tied, else a prompt that the group
     shares.
+
+    Untied ones are slow; tests/megatron/test_frozen_layers.py has them in every `make test`.
     """
     hf_dir, tied, one = one_process
     processes, parallel = LAYOUTS[name]

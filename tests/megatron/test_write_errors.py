@@ -82,18 +82,27 @@ def _write(hf_dir: str, directory: str, fault: str, background: bool) -> str:
     return ""
 
 
-@pytest.mark.parametrize("background", [False, True], ids=["waiting", "in the background"])
+TOLD = {
+    "full": "(File too large): free space",
+    "lost": "(Stale file handle): see that the directory exists and its file system is mounted",
+    "read-only": "(Read-only file system): make it writable, or choose another output_dir",
+}
+
+
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "background"),
     [
-        ("full", "(File too large): free space"),
-        ("lost", "(Stale file handle): see that the directory exists and its file system is mounted"),
-        ("read-only", "(Read-only file system): make it writable, or choose another output_dir"),
+        pytest.param("full", False, id="full-waiting", marks=pytest.mark.slow),
+        pytest.param("full", True, id="full-in the background"),
+        pytest.param("lost", False, id="lost-waiting"),
+        pytest.param("lost", True, id="lost-in the background", marks=pytest.mark.slow),
+        pytest.param("read-only", False, id="read-only-waiting", marks=pytest.mark.slow),
+        pytest.param("read-only", True, id="read-only-in the background"),
     ],
 )
-def test_every_rank_tells_why_one_rank_could_not_write(distributed, tmp_path, fault, told, background):
+def test_every_rank_tells_why_one_rank_could_not_write(distributed, tmp_path, fault, background):
     hf_dir = save_tiny(tmp_path / "model", "qwen3", True)
     place = tmp_path / "checkpoints"
     place.mkdir()
     messages = distributed(2, _write, str(hf_dir), str(place / "one"), fault, background, timeout_s=240)
-    assert messages == [f"{place}: a checkpoint cannot be written {told}, then run again"] * 2
+    assert messages == [f"{place}: a checkpoint cannot be written {TOLD[fault]}, then run again"] * 2

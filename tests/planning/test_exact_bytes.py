@@ -87,7 +87,16 @@ CASES = {
 """With two of four layers frozen, the first of two stages has nothing to train."""
 
 
-@pytest.fixture(scope="module", params=CASES.values(), ids=list(CASES))
+SLOW = ("pp2-untied-bf16", "dp2-sharded-tied-fp32", "pp2-dp2-sharded-tied-bf16", "pp2-tied-fp32-frozen")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(case, id=name, marks=pytest.mark.slow if name in SLOW else ())
+        for name, case in CASES.items()
+    ],
+)
 def run(request: pytest.FixtureRequest, distributed: DistributedRunner) -> tuple[Case, list[Measured]]:
     """Run a case; returns it and the measured bytes by rank."""
     case: Case = request.param

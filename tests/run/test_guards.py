@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from selfemo.common.errors import UserError
 from selfemo.config.schema import RewardConfig
 from selfemo.grpo.samples import TrainingSample
-from selfemo.megatron.learner import PolicyStats, StepStats
+from selfemo.megatron.step_stats import PolicyStats, StepStats
 from selfemo.records.manifest import Progress
 from selfemo.rewards.scoring import score_group
 from selfemo.run.guards import check_ratio, check_rewards, skipped_step

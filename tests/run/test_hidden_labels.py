@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -30,6 +31,7 @@ from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.openings import OpeningPool
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.sft import SftExamples
+from selfemo.selfplay.teacher import labels_to_teach, read_turns
 from selfemo.selfplay.transitions import TransitionPrior
 from tests.helpers.hidden_labels import IDS, LABEL_SET, PLANTED, config_for, shown_ids, write_corpus
 from tests.helpers.scripted import CharEncoder, ScriptedGenerator
@@ -77,6 +79,12 @@ def parts_of(config: RunConfig, corpus: Corpus, path: Path) -> Iterator[tuple[st
             for g in scored
         ]
         samples += list(episode_records(iteration, episodes, scored, limit=len(episodes)))
+    turns = read_turns(selfplay, pool.unlabelled(range(ITERATIONS), 0), ITERATIONS)
+    read = labels_to_teach(turns, rewards.label_shares, align=True)
+    flywheel.teach(rewards.score_groups(read.groups), read.labels, ITERATIONS)
+    yield "teacher", [(g.gold, g.taught, g.context, g.consensus) for g in read.groups]
+    yield "labels to teach", (read.labels, read.weights)
+    yield "lessons", [vars(lesson) for lesson in flywheel.lessons.draw(200, 0.2, 0, random.Random(1))]
     flywheel.close()
     yield "openings", openings
     yield "groups", groups
@@ -111,16 +119,20 @@ def test_a_planted_label_is_nowhere(tmp_path: Path) -> None:
 def test_the_oracle_sees_it_in_self_play_and_nowhere_else(tmp_path: Path) -> None:
     config = config_for(write_corpus(tmp_path / "c"), reveal_hidden=True)
     found = leaks(config, load_run_corpus(config), tmp_path / "flywheel.sqlite")
-    assert found == {"openings", "groups", "samples.jsonl", "flywheel"}
+    taught = {"teacher", "labels to teach", "lessons"}
+    assert found == {"openings", "groups", "samples.jsonl", "flywheel", *taught}
 
 
 def test_the_search_would_find_a_label_that_is_not_hidden(tmp_path: Path) -> None:
-    """Each part shows the label where the corpus is read as it is, so none of the searches above is blind."""
+    """Each part shows the label where the corpus is read as it is, so none of the searches above is blind.
+
+    A teacher has nothing to read there; the oracle's test finds the label in what it teaches.
+    """
     root = write_corpus(tmp_path / "c")
     config = config_for(root, labelled_share=1.0)
     everything = {name for name, _ in parts_of(config, load_corpus("jsonl", root), tmp_path / "a.sqlite")}
     found = leaks(config, load_corpus("jsonl", root), tmp_path / "b.sqlite")
-    assert everything - found == {"training_dialogues.json"}
+    assert everything - found == {"training_dialogues.json", "teacher", "lessons"}
 
 
 @pytest.mark.parametrize("reveal", [False, True])

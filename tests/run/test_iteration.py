@@ -9,7 +9,7 @@ import pytest
 
 from selfemo.config.schema import RewardConfig
 from selfemo.corpora.conversation import Turn
-from selfemo.megatron.learner import PolicyStats, StepStats
+from selfemo.megatron.step_stats import PolicyStats, StepStats
 from selfemo.report.curves import ITERATION_CURVES
 from selfemo.rewards.scoring import score_group
 from selfemo.run.iteration import (

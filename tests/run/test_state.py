@@ -16,7 +16,7 @@ import torch
 from selfemo.common.errors import UserError
 from selfemo.config.schema import CheckpointConfig, RunConfig, SftConfig, TrainConfig
 from selfemo.corpora.conversation import Corpus
-from selfemo.megatron.learner import StepStats
+from selfemo.megatron.step_stats import StepStats
 from selfemo.records.directory import RunDirectory
 from selfemo.records.manifest import Manifest, Position, Progress
 from selfemo.run import state as module

@@ -135,18 +135,26 @@ LAYOUTS = {2: (TP2, PP2, DP2), 4: (TP2, PP2, ParallelConfig(tensor=2, pipeline=2
 """Megatron layouts by the number of processes; the rest of four is data parallel."""
 
 
-def per_combination(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test for every kind of engine and every layout.
+ENGINES = {"engine-per-rank": ALONE, "engine-over-two-ranks": ACROSS, "two-engines-over-two-ranks": REPLICAS}
+
+
+def per_combination(*slow: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test for every kind of engine and every layout; names kinds and layouts that are slow.
 
     The engines live from one layout to the next.
     """
-    engines = {
-        "engine-per-rank": ALONE,
-        "engine-over-two-ranks": ACROSS,
-        "two-engines-over-two-ranks": REPLICAS,
-    }
-    test = pytest.mark.parametrize("layout", range(3), ids=["tp2", "pp2", "dp2-or-tp2pp2"])(test)
-    return pytest.mark.parametrize("ranks", engines.values(), ids=engines, indirect=True)(test)
+
+    def named(values: dict[str, Any]) -> list[Any]:
+        return [
+            pytest.param(value, id=name, marks=pytest.mark.slow if name in slow else ())
+            for name, value in values.items()
+        ]
+
+    def parametrized(test: Callable[..., None]) -> Callable[..., None]:
+        test = pytest.mark.parametrize("layout", named({"tp2": 0, "pp2": 1, "dp2-or-tp2pp2": 2}))(test)
+        return pytest.mark.parametrize("ranks", named(ENGINES), indirect=True)(test)
+
+    return parametrized
 
 
 per_rank = pytest.mark.parametrize("ranks", [ALONE], ids=["engine-per-rank"], indirect=True)
@@ -165,7 +173,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return first, second
 
 
-@per_combination
+@per_combination("dp2-or-tp2pp2")
 def test_both_paths_bring_the_same_right_weights(
     models: tuple[Path, Path], ranks: _Ranks, layout: int
 ) -> None:
@@ -190,7 +198,7 @@ def test_both_paths_bring_the_same_right_weights(
     assert _worst_shortfall(first, by_plan[0][4]) <= BF16_SHORTFALL < _worst_shortfall(second, by_plan[0][4])
 
 
-@per_combination
+@per_combination("pp2", "dp2-or-tp2pp2", "two-engines-over-two-ranks")
 def test_an_fp32_engine_on_cpu_takes_checkpoint_tensors_and_equals_transformers(
     models: tuple[Path, Path], ranks: _Ranks, layout: int
 ) -> None:

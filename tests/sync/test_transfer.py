@@ -100,10 +100,18 @@ LAYOUTS = {
     "dp2-to-tp2": (ParallelConfig(), EngineLayout(2, 1)),
     "dp2-to-replicas": (ParallelConfig(), EngineLayout(1, 2)),
 }
+SLOW = ("tp2-to-tp2", "pp2-to-replicas", "dp2-to-replicas")
+"""Layouts in which nothing moves, and one that "pp2vpp2-to-replicas" contains."""
 
 
 @pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("qwen2", False)])
-@pytest.mark.parametrize("layouts", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(
+    "layouts",
+    [
+        pytest.param(pair, id=name, marks=pytest.mark.slow if name in SLOW else ())
+        for name, pair in LAYOUTS.items()
+    ],
+)
 def test_direct_transfer_fills_live_parameters_bitwise(
     distributed: DistributedRunner,
     tmp_path: Path,

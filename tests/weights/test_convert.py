@@ -106,7 +106,11 @@ def _megatron_loads(checkpoint: str, hf_dir: str, parallel: ParallelConfig) -> l
 
 @pytest.mark.parametrize(
     "parallel",
-    [ParallelConfig(tensor=2), ParallelConfig(pipeline=2), ParallelConfig(pipeline=2, virtual_pipeline=2)],
+    [
+        ParallelConfig(tensor=2),
+        pytest.param(ParallelConfig(pipeline=2), marks=pytest.mark.slow),
+        ParallelConfig(pipeline=2, virtual_pipeline=2),
+    ],
     ids=["tp2", "pp2", "pp2vpp2"],
 )
 @pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("qwen2", False)])

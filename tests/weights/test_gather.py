@@ -38,12 +38,15 @@ def _load_and_gather(hf_dir: str, parallel: ParallelConfig, bucket_bytes: int) -
         return [(name, torch.equal(tensor, reference[name])) for name, tensor in gathered]
 
 
-@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("qwen2", False), ("llama", True)])
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [("qwen3", True), ("qwen2", False), pytest.param("llama", True, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize(
     "parallel",
     [
         ParallelConfig(tensor=2),
-        ParallelConfig(pipeline=2),
+        pytest.param(ParallelConfig(pipeline=2), marks=pytest.mark.slow),
         ParallelConfig(pipeline=2, virtual_pipeline=2),
         ParallelConfig(),
     ],

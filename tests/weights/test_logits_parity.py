@@ -17,7 +17,7 @@ from tests.helpers.tiny_model import tiny_model
     ("family", "tied", "heads", "kv_heads"),
     [
         ("qwen3", True, 8, 4),
-        ("qwen3", False, 8, 4),
+        pytest.param("qwen3", False, 8, 4, marks=pytest.mark.slow),
         ("qwen2", True, 8, 2),
         ("llama", False, 8, 4),
     ],
@@ -25,9 +25,9 @@ from tests.helpers.tiny_model import tiny_model
 @pytest.mark.parametrize(
     "parallel",
     [
-        ParallelConfig(),
+        pytest.param(ParallelConfig(), marks=pytest.mark.slow),
         ParallelConfig(tensor=2),
-        ParallelConfig(pipeline=2),
+        pytest.param(ParallelConfig(pipeline=2), marks=pytest.mark.slow),
         ParallelConfig(pipeline=2, virtual_pipeline=2),
     ],
     ids=["tp1", "tp2", "pp2", "pp2vpp2"],

@@ -1,0 +1,74 @@
+"""Compares, emotion by emotion, the replies that self-play asked for with how well the emotion is read.
+
+Replies are written for emotions that are rare in the corpus, so that the recognizer sees more of them. This
+table shows whether their F1 rose.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+
+from selfemo.flywheel.store import FlywheelStore, Total
+from selfemo.records.directory import FLYWHEEL_NAME
+from selfemo.records.reading import RunRecords
+
+
+@dataclass(frozen=True)
+class EmotionRow:
+    """One emotion's replies, and F1 of reading it before and after self-play."""
+
+    label: str
+    asked: int
+    """Responder groups whose target's first emotion this is."""
+    kept: int
+    """Those of them whose best reply the flywheel kept as `expression`."""
+    before: float | None
+    """F1 of the recognizer after SFT; None if that was not evaluated."""
+    after: float | None
+    """F1 of the recognizer at the end of the run; None before that."""
+
+    @property
+    def change(self) -> float | None:
+        """Change of F1 from the SFT model to the final one."""
+        return None if self.before is None or self.after is None else self.after - self.before
+
+
+def emotion_rows(records: RunRecords) -> list[EmotionRow]:
+    """Return a row per emotion, most asked first; [] if nothing has been asked.
+
+    Raises:
+        UserError: the flywheel's file is damaged.
+    """
+    asked, kept = _replies(_totals(records))
+    if not asked:
+        return []
+    before, after = (_f1(records, stage) for stage in ("sft", "final"))
+    return [
+        EmotionRow(label, asked[label], kept[label], before.get(label), after.get(label))
+        for label in sorted({*asked, *before, *after}, key=lambda label: (-asked[label], label))
+    ]
+
+
+def _totals(records: RunRecords) -> list[Total]:
+    path = records.root / FLYWHEEL_NAME
+    if not path.is_file():
+        return []
+    with closing(FlywheelStore(path)) as store:
+        return store.totals()
+
+
+def _replies(totals: list[Total]) -> tuple[Counter[str], Counter[str]]:
+    """Count responder groups by target: those asked for, and those kept as expression."""
+    asked, kept = Counter[str](), Counter[str]()
+    for total in totals:
+        if total.role == "responder":
+            asked[total.label] += total.count
+            if total.kept and total.reason == "expression":
+                kept[total.label] += total.count
+    return asked, kept
+
+
+def _f1(records: RunRecords, stage: str) -> dict[str, float]:
+    return (records.evaluation(stage) or {}).get("per_label_f1", {})

@@ -1,0 +1,131 @@
+"""Lets a teacher read real turns without labels, once per round: one greedy answer in each view, and a vote.
+
+A group's own consensus moves with every step and sharpens what the model thinks already. The teacher's is
+taken from weights that stay as they are for a round (docs/method.md).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from selfemo.emotions.answer import MAX_LABELS
+from selfemo.selfplay.episode import SelfPlay, view_seed
+from selfemo.selfplay.records import Group, Opening, Sample
+from selfemo.selfplay.roles import GREEDY
+from selfemo.selfplay.views import view_named
+
+STEPS = 100
+RATE = 0.5
+LARGEST_WEIGHT = 6.0
+"""Label weights lie between its inverse and this: a label that is hardly ever read is not made up."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the teacher read in one round."""
+
+    groups: tuple[Group, ...]
+    """One per turn, of one greedy answer per view; its consensus carries the votes."""
+    labels: tuple[tuple[str, ...], ...]
+    """The labels taught for each turn, primary first; empty if no answer was in the grammar."""
+    weights: tuple[tuple[str, float], ...]
+    """(label, weight) of the alignment; empty without it."""
+
+
+def read_turns(play: SelfPlay, openings: Sequence[Opening], iteration: int) -> list[Group]:
+    """Read the last turn of each opening in every view of the run, in one generator call.
+
+    Args:
+        iteration: the round's first; openings are numbered after its episodes.
+    """
+    views = play.config.views
+    asked = [(opening, view) for opening in openings for view in views]
+
+    def show(item: tuple[Opening, str]) -> tuple[int, ...]:
+        opening, view = item
+        seed = view_seed(play.run_seed, iteration, opening.index, 0, view)
+        return play.prompts.recognize(opening.turns, view_named(view), seed)
+
+    requests = [play.recognizer.greedy_request(prompt) for prompt in play.deal(show, asked)]
+    completions = play.generator.generate(requests) if requests else []
+    texts = play.deal(play.recognizer.read, completions)
+    samples = [
+        Sample(r.prompt_ids, c.token_ids, c.logprobs, r.seed, text, c.finished, reading, view=view)
+        for r, c, (text, reading), (_, view) in zip(requests, completions, texts, asked, strict=True)
+    ]
+    rows = [samples[i : i + len(views)] for i in range(0, len(samples), len(views))]
+    return [
+        Group(
+            role="recognizer",
+            iteration=iteration,
+            episode=opening.index,
+            turn=0,
+            source=opening.source,
+            parent=None,
+            context=opening.turns,
+            speaker=opening.turns[-1].speaker,
+            gold=opening.turns[-1].labels or None,
+            target=None,
+            max_tokens=play.config.max_recognizer_tokens,
+            temperature=GREEDY,
+            samples=tuple(row),
+            consensus=consensus,
+        )
+        for opening, row, consensus in zip(openings, rows, play.deal(play.vote, rows), strict=True)
+    ]
+
+
+def labels_to_teach(groups: Sequence[Group], shares: Mapping[str, float], align: bool) -> Reading:
+    """Decide on the labels of each turn: its annotation if the run reveals it, else the consensus.
+
+    Args:
+        shares: of each label among annotated turns.
+        align: weigh the labels so that the likeliest one has these shares.
+    """
+    weights = alignment_weights([dict(group.consensus.shares) for group in groups], shares) if align else {}
+    labels = tuple(group.gold or _weighted(group, weights) for group in groups)
+    pairs = zip(groups, labels, strict=True)
+    taught = tuple(replace(group, taught=None if group.gold else found) for group, found in pairs)
+    return Reading(taught, labels, tuple(sorted(weights.items())))
+
+
+def alignment_weights(votes: Sequence[Mapping[str, float]], shares: Mapping[str, float]) -> dict[str, float]:
+    """Find a weight for each label, so that each is the likeliest of as many turns as `shares` says.
+
+    Each step multiplies a weight by (wanted share / found share) ** RATE; the step with the smallest error is
+    returned. Aligning the votes' sums instead of their winners would change the turns that are clear already
+    (docs/method.md).
+
+    Args:
+        votes: per turn, the share of answers that named each label.
+        shares: wanted; labels of share 0 are left alone.
+    """
+    weights = {label: 1.0 for label, share in shares.items() if share > 0}
+    best, smallest = dict(weights), float("inf")
+    votes = [vote for vote in votes if vote]
+    for _ in range(STEPS if votes else 0):
+        winners = Counter(_likeliest(vote, weights) for vote in votes)
+        found = {label: winners[label] / len(votes) for label in weights}
+        error = sum(abs(found[label] - shares[label]) for label in weights)
+        if error < smallest:
+            best, smallest = dict(weights), error
+        for label in weights:
+            step = (shares[label] / max(found[label], 0.5 / len(votes))) ** RATE
+            weights[label] = min(LARGEST_WEIGHT, max(1 / LARGEST_WEIGHT, weights[label] * step))
+    return best
+
+
+def _weighted(group: Group, weights: Mapping[str, float]) -> tuple[str, ...]:
+    consensus = group.consensus
+    if not weights or not consensus.labels:
+        return consensus.labels
+    first = _likeliest(dict(consensus.shares), weights)
+    if first == consensus.labels[0]:
+        return consensus.labels
+    return (first, *(label for label in consensus.labels[1:] if label != first))[:MAX_LABELS]
+
+
+def _likeliest(vote: Mapping[str, float], weights: Mapping[str, float]) -> str:
+    return max(vote, key=lambda label: vote[label] * weights.get(label, 1.0))

@@ -1,0 +1,123 @@
+"""Test what the flywheel teaches: consensus on real turns, kept replies, the same after a resume."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+from selfemo.config.schema import FlywheelConfig, RewardConfig
+from selfemo.corpora.conversation import Corpus
+from selfemo.flywheel.flywheel import Flywheel
+from selfemo.flywheel.rule import CONSENSUS
+from selfemo.flywheel.store import Filter, FlywheelStore
+from selfemo.rewards.scoring import Rewards, ScoredGroup, score_group
+from selfemo.selfplay.openings import place_of
+from selfemo.selfplay.records import Group
+from tests.helpers.groups import SCORE, recognizer_group, responder_group
+from tests.helpers.scripted import LABELS, conversation, turns
+
+CORPUS = Corpus("toy", LABELS, (conversation("0", "Ann[joy]: one", "Bo[joy]: two"),))
+REWARDS = Rewards(RewardConfig(), CORPUS.split("train"), LABELS)
+SAME_LINE = turns("Ann: how was it", "Bo: it went as it goes")
+
+
+def flywheel(path: Path, is_writer: bool = True) -> Flywheel:
+    return Flywheel(FlywheelConfig(), CORPUS, REWARDS, path, is_writer)
+
+
+def scored(group: Group, episode: int, iteration: int = 0) -> ScoredGroup:
+    placed = replace(group, episode=episode, iteration=iteration, source=f"toy/train/{episode}")
+    return score_group(placed, RewardConfig(), SCORE, dict.fromkeys(LABELS, 1.0))
+
+
+def unlabelled(answers: list[str], episode: int, iteration: int = 0) -> ScoredGroup:
+    return scored(recognizer_group(answers, None, context=SAME_LINE), episode, iteration)
+
+
+def reply(episode: int, iteration: int = 0) -> list[ScoredGroup]:
+    """A reply written for joy, and the group that reads it with some disagreement."""
+    written = responder_group([(f"grand word{episode} of all things", "joy")], ("joy",))
+    read = recognizer_group(["joy", "joy", "joy", "anger"], None, turn=1)
+    return [scored(written, episode, iteration), scored(read, episode, iteration)]
+
+
+def test_every_real_turn_without_labels_is_kept_with_the_consensus_and_opens_nothing(tmp_path: Path) -> None:
+    wheel = flywheel(tmp_path / "flywheel.sqlite")
+    groups = [unlabelled(["sadness", "joy, sadness", "sadness"], episode) for episode in range(5)]
+    records = wheel.offer(groups, 1)
+    assert [(r.kept, r.reason, r.labels) for r in records] == [(True, CONSENSUS, ("sadness",))] * 5, (
+        "neither a cap nor a repeated text drops one"
+    )
+    assert wheel.counts.kept == 5
+    assert wheel.kept_dialogues() == []
+    assert wheel.role_counts["recognizer"] == {"passed": 0, "kept": 0}, "they use up no cap"
+
+
+def test_a_group_on_a_turn_that_the_teacher_has_read_is_dropped(tmp_path: Path) -> None:
+    wheel = flywheel(tmp_path / "flywheel.sqlite")
+    taught = scored(replace(recognizer_group(["joy", "joy"], None), taught=("anger",)), 0)
+    (record,) = wheel.offer([taught], 1)
+    assert (record.kept, record.reason) == (False, "taught")
+
+
+def test_a_teachers_labels_are_recorded_and_the_newest_hold(tmp_path: Path) -> None:
+    wheel = flywheel(tmp_path / "flywheel.sqlite")
+    first, again, silent = (unlabelled(["joy", "joy"], 9, i) for i in (0, 4, 5))
+    wheel.teach([first], [("joy",)], 1)
+    assert wheel.lessons.labels(since=0) == {place_of("toy/train/9", SAME_LINE): ("joy",)}
+    wheel.teach([again], [("anger",)], 2)
+    wheel.teach([silent], [()], 3)
+    assert wheel.lessons.labels(since=0) == {place_of("toy/train/9", SAME_LINE): ("anger",)}
+    assert wheel.lessons.labels(since=5) == {}, "of this round alone"
+    wheel.close()
+    with_reasons = [
+        (r.iteration, r.labels, r.reason) for r in FlywheelStore(wheel_path(tmp_path)).find(Filter())
+    ]
+    assert with_reasons == [(0, ("joy",), CONSENSUS), (4, ("anger",), CONSENSUS), (5, (), "no answer")]
+
+
+def wheel_path(root: Path) -> Path:
+    return root / "flywheel.sqlite"
+
+
+def test_a_reply_teaches_to_read_it_and_to_write_it(tmp_path: Path) -> None:
+    wheel = flywheel(wheel_path(tmp_path))
+    wheel.offer(reply(3), 1)
+    read, write = wheel.lessons.draw(2, 0.5, 0, random.Random(1))
+    assert (read.role, read.labels, read.turns[-1].text) == (
+        "recognizer",
+        ("joy",),
+        "grand word3 of all things",
+    )
+    assert (write.role, write.labels, write.text) == ("responder", ("joy",), "grand word3 of all things")
+    assert read.turns[:-1] == write.turns
+
+
+def test_shares_are_kept_as_far_as_there_are_lessons(tmp_path: Path) -> None:
+    wheel = flywheel(wheel_path(tmp_path))
+    assert wheel.lessons.draw(8, 0.5, 0, random.Random(1)) == []
+    wheel.offer([g for e in range(6) for g in reply(e)], 1)
+    assert len(wheel.lessons.draw(8, 0.25, 0, random.Random(1))) == 8, "replies alone"
+    wheel.teach([unlabelled(["anger", "anger"], e, 1) for e in range(20)], [("anger",)] * 20, 2)
+    drawn = wheel.lessons.draw(8, 0.25, 0, random.Random(1))
+    assert [lesson.labels for lesson in drawn] == [("anger",)] * 6 + [("joy",)] * 2
+    assert len({id(lesson) for lesson in drawn}) == 8, "none twice"
+    assert [x.labels for x in wheel.lessons.draw(4, 0.5, 1, random.Random(1))] == [("anger",)] * 4
+
+
+def test_a_flywheel_that_recalls_its_store_teaches_the_same(tmp_path: Path) -> None:
+    wheel = flywheel(wheel_path(tmp_path))
+    wheel.offer([g for e in range(3) for g in reply(e)], 1)
+    wheel.teach([unlabelled(["anger", "joy"], e, 1) for e in range(7)], [("anger",)] * 6 + [()], 2)
+    wheel.offer([unlabelled(["joy", "joy"], e, 2) for e in range(3, 9)], 3)
+    wheel.close()
+    for is_writer in (True, False):
+        again = flywheel(wheel_path(tmp_path), is_writer)
+        assert again.counts == wheel.counts
+        assert again.role_counts == wheel.role_counts
+        for since in (0, 1, 2):
+            drawn, wanted = (f.lessons.draw(9, 0.3, since, random.Random(since)) for f in (again, wheel))
+            assert drawn == wanted
+        assert again.kept_dialogues() == wheel.kept_dialogues()
+        again.close()
