@@ -80,7 +80,7 @@ def _failures_told() -> Iterator[None]:
 
 def _rollout_table(result: dict[str, Any]) -> Table:
     title = (
-        f"Self-play rollout: {result['seeds']} episodes x {result['turns']} turns, {result['views']} views, "
+        f"Self-play rollout: {result['seeds']} episodes x {result['turns']} turns, {_views(result)}, "
         f"{result['requests_per_round']:.0f} requests and {result['tokens_per_round']:.0f} tokens a round, "
         f"median of {result['rounds']} rounds"
     )
@@ -93,7 +93,7 @@ def _rollout_table(result: dict[str, Any]) -> Table:
 
 def _trl_table(result: dict[str, Any]) -> Table:
     lengths = result["mean_completion_tokens"]
-    groups = f"G {result['group']} over {result['views']} views"
+    groups = f"G {result['group']} over {_views(result)}"
     sizes = f"{result['prompts']} turns x {groups}, at most {result['tokens_cap']} tokens"
     title = f"One iteration: {sizes}, median of {result['rounds']} rounds"
     table = Table("", "seconds", "mean tokens", title=title, title_justify="left")
@@ -105,6 +105,10 @@ def _trl_table(result: dict[str, Any]) -> Table:
         table.add_row(f"  selfemo: {name}", f"{seconds:.3f}", "")
     table.add_row("TRL / selfemo", *_verdict(result))
     return table
+
+
+def _views(result: dict[str, Any]) -> str:
+    return "1 view" if result["views"] == 1 else f"{result['views']} views"
 
 
 def _verdict(result: dict[str, Any]) -> tuple[str, str]:
