@@ -117,7 +117,9 @@ class _LooksUpATorchFunction:
 
 
 @pytest.mark.parametrize(
-    "payload", [_LooksUpATorchFunction(), io.BytesIO(b"x"), torch.load, subprocess.run, print], ids=str
+    "payload",
+    [_LooksUpATorchFunction(), io.BytesIO(b"x"), torch.load, subprocess.run, print],
+    ids=["a torch function", "an object in memory", "torch.load", "subprocess.run", "print"],
 )
 def test_metadata_names_records_alone(tmp_path: Path, payload: object) -> None:
     (tmp_path / METADATA_NAME).write_bytes(pickle.dumps(payload))
