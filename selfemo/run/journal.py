@@ -249,6 +249,7 @@ class Journal:
             return
         majority = majority_baseline(turns)
         layout, syncs, iterations = self._world.layout, self._events["sync"], self._events["iteration"]
+        play = self._config.selfplay
         evaluations = {
             event["stage"]: {name: event[name] for name in FIGURES} for event in self._events["eval"]
         }
@@ -274,6 +275,7 @@ class Journal:
             "logprob_gap_max": max((event["logprob_gap_max"] for event in iterations), default=0.0),
             "weight_sync": {
                 "count": len(syncs),
+                "for_teacher": 2 * (play.rounds - 1) if play.teacher == "average" else 0,
                 "bytes_per_sync": syncs[-1]["received_bytes"],
                 "seconds_mean": sum(event["seconds"] for event in syncs) / len(syncs),
                 # a probe that fails raises; sync.verify_every decides how many run
