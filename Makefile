@@ -27,7 +27,7 @@ lock:
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" RUN_DIR=$(RUN_DIR) bash examples/quickstart_cpu.sh $(DEMO_OVERRIDES)
 
-# Every stage with a model of two million parameters, in two minutes: for tests, since it learns no English.
+# Every stage with a model of two million parameters: for tests, since it learns no English.
 smoke: RUN_DIR = runs/smoke
 smoke: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" RUN_DIR=$(RUN_DIR) CONFIG=examples/configs/smoke_cpu.yaml bash examples/quickstart_cpu.sh $(SMOKE_OVERRIDES)

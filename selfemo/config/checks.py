@@ -136,7 +136,7 @@ def _view_violations(config: RunConfig) -> Iterator[str]:
 def _teacher_violations(config: RunConfig) -> Iterator[str]:
     """Yield a sentence for every setting of teacher and supervised examples that can have no effect."""
     play, flywheel = config.selfplay, config.flywheel
-    if play.rounds > max(1, config.iterations):
+    if config.iterations and play.rounds > config.iterations:
         yield f"selfplay.rounds={play.rounds} is above iterations={config.iterations}"
     if play.teacher != "policy" and not flywheel.enabled:
         yield (
