@@ -55,7 +55,7 @@ from selfemo.run.outcome import (
 from selfemo.run.spans import PhaseSpans, gather_by_rank
 from selfemo.run.trackers import Tracking
 from selfemo.selfplay.records import Episode
-from selfemo.selfplay.teacher import Reading
+from selfemo.selfplay.teacher import TaughtTurns
 from selfemo.sync.sync import SyncReport
 from selfemo.system import System, World
 
@@ -172,7 +172,7 @@ class Journal:
             f"of {report.n} turns"
         )
 
-    def taught(self, iteration: int, read: Reading) -> None:
+    def taught(self, iteration: int, read: TaughtTurns) -> None:
         """Record what the teacher read where a round begins."""
         first = Counter(labels[0] for labels in read.labels if labels)
         turns = len(read.labels)

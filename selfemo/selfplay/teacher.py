@@ -23,7 +23,7 @@ LARGEST_WEIGHT = 6.0
 
 
 @dataclass(frozen=True)
-class Reading:
+class TaughtTurns:
     """What the teacher read in one round."""
 
     groups: tuple[Group, ...]
@@ -77,7 +77,7 @@ def read_turns(play: SelfPlay, openings: Sequence[Opening], iteration: int) -> l
     ]
 
 
-def labels_to_teach(groups: Sequence[Group], shares: Mapping[str, float], align: bool) -> Reading:
+def labels_to_teach(groups: Sequence[Group], shares: Mapping[str, float], align: bool) -> TaughtTurns:
     """Decide on the labels of each turn: its annotation if the run reveals it, else the consensus.
 
     Args:
@@ -88,7 +88,7 @@ def labels_to_teach(groups: Sequence[Group], shares: Mapping[str, float], align:
     labels = tuple(group.gold or _weighted(group, weights) for group in groups)
     pairs = zip(groups, labels, strict=True)
     taught = tuple(replace(group, taught=None if group.gold else found) for group, found in pairs)
-    return Reading(taught, labels, tuple(sorted(weights.items())))
+    return TaughtTurns(taught, labels, tuple(sorted(weights.items())))
 
 
 def alignment_weights(votes: Sequence[Mapping[str, float]], shares: Mapping[str, float]) -> dict[str, float]:
