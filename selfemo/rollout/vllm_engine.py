@@ -114,8 +114,8 @@ class RolloutEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        # Prompts share prefixes within a call alone, so that what a call returns does not depend on those
-        # before it: after a resume there are none.
+        # Prompts share prefixes within a call alone. What a call returns then does not depend on calls before
+        # it, of which there are none after a resume, and no keys of older weights are left.
         self._llm.reset_prefix_cache()
 
         params = [
@@ -193,7 +193,6 @@ class RolloutEngine:
                 "reload_weights",
                 kwargs={"weights_iterator": iter(tensors), "is_checkpoint_format": is_checkpoint_format},
             )
-        self._llm.reset_prefix_cache()
         self.weight_version = version
 
     def _refuse_unless_ready(self) -> None:
