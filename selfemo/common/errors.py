@@ -9,7 +9,9 @@ a bug of selfemo and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from selfemo.common.printable import one_line
 
@@ -38,6 +40,16 @@ def on_all_ranks[E: BaseException](error: E) -> E:
     if isinstance(error, UserError):
         error.shared = True
     return error
+
+
+@contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Print a UserError of the block as one line, and exit with EXIT_USER_ERROR, as the commands do."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
