@@ -105,5 +105,5 @@ def test_a_resume_into_sft_puts_the_engine_to_sleep_when_it_has_proved_its_weigh
 def test_the_exported_model_has_a_card_with_the_figures_of_the_run(distributed, tmp_path):
     distributed(1, _events, str(tmp_path), 0)
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    assert "| after SFT | 0.000 ± 0.000 |" in card, "its engine answers nothing in the grammar"
+    assert "| SFT | 0.000 ± 0.000 |" in card, "its engine answers nothing in the grammar"
     assert (tmp_path / "summary.json").is_file()

@@ -19,7 +19,8 @@ from selfemo.report.headlines import Z_95
 from selfemo.report.vote_card import METRICS, table, vote_part
 from selfemo.selfplay.prompts import recognizer_text
 
-STAGES = {"majority": "majority class", "start": "start", "sft": "after SFT", "final": "after self-play"}
+STAGES = {"majority": "majority class", "start": "start", "sft": "SFT", "final": "after self-play"}
+"""Names of what is compared, in a table's order."""
 EXAMPLE = (Turn("Ann", "I lost my keys again."), Turn("Ben", "I knew you would, and I am so tired of it."))
 
 

@@ -19,10 +19,9 @@ from selfemo.emotions.answer import SEPARATOR
 from selfemo.evaluation.intervals import Interval, bootstrap, paired_bootstrap
 from selfemo.evaluation.metrics import NO_ANSWER
 from selfemo.evaluation.turns import EvaluationTurn
+from selfemo.report.model_card import STAGES
 from selfemo.selfplay.prompts import clean_line
 
-STAGES = {"majority": "majority class", "start": "start", "sft": "SFT", "final": "after self-play"}
-"""Names of what is compared, in the table's order."""
 SHOWN_TURNS = 5
 DIALOGUES_SEARCHED = 8
 """Newest dialogues in which one with a generated line is looked for."""

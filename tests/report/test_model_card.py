@@ -65,7 +65,7 @@ def test_each_stage_stands_with_its_interval_and_the_majority_class():
     assert lines == [
         "| majority class | 0.400 ± 0.096 | 0.250 | 0.125 |",
         "| start | 0.000 ± 0.000 | 0.250 | 0.125 |",
-        "| after SFT | 0.500 ± 0.098 | 0.250 | 0.125 |",
+        "| SFT | 0.500 ± 0.098 | 0.250 | 0.125 |",
         "| after self-play | 0.800 ± 0.078 | 0.250 | 0.125 |",
     ]
 
