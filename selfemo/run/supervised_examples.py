@@ -37,7 +37,8 @@ class StepExamples:
 
     def __init__(self, config: RunConfig, system: System, lessons: Lessons) -> None:
         self._config, self._lessons = config, lessons
-        self._labelled = labelled_examples(config, system)
+        is_asked = config.algorithm.supervised_weight > 0
+        self._labelled = labelled_examples(config, system) if is_asked else None
 
     def of_step(self, step: int, since: int) -> list[TrainingSample]:
         """Make the examples of one step, with their weights; none if algorithm.supervised_weight is 0.
@@ -47,22 +48,24 @@ class StepExamples:
             since: the flywheel teaches records from this iteration on.
         """
         config, algorithm, flywheel = self._config, self._config.algorithm, self._config.flywheel
-        if not algorithm.supervised_weight:
+        examples = self._labelled
+        if examples is None:
             return []
         size = algorithm.supervised_batch_size
         wanted = round(size * flywheel.teach_share)
         rng = derive_rng(config.seed, "lessons", step)
         lessons = self._lessons.draw(wanted, flywheel.teach_replies, since, rng) if wanted else []
         first = config.sft.steps * config.sft.batch_size + step * size
-        labelled = [self._labelled.example(first + i) for i in range(size - len(lessons))]
-        taught = [self._taught(lesson, step, i) for i, lesson in enumerate(lessons)]
+        labelled = [examples.example(first + i) for i in range(size - len(lessons))]
+        taught = [_taught(examples, lesson, step, i) for i, lesson in enumerate(lessons)]
         weight = algorithm.supervised_weight
         return [TrainingSample(e.prompt_ids, e.completion_ids, weight=weight) for e in labelled] + [
             TrainingSample(e.prompt_ids, e.completion_ids, weight=weight * flywheel.teach_weight)
             for e in taught
         ]
 
-    def _taught(self, lesson: Lesson, step: int, index: int) -> SftExample:
-        if lesson.role == "recognizer":
-            return self._labelled.reading(lesson.turns, lesson.labels, "lesson view", step, index)
-        return self._labelled.reply(lesson.turns, lesson.speaker, lesson.labels, lesson.text)
+
+def _taught(examples: SftExamples, lesson: Lesson, step: int, index: int) -> SftExample:
+    if lesson.role == "recognizer":
+        return examples.reading(lesson.turns, lesson.labels, "lesson view", step, index)
+    return examples.reply(lesson.turns, lesson.speaker, lesson.labels, lesson.text)
