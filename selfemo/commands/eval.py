@@ -105,12 +105,11 @@ def build_command(open_engines: Callable[[], Engines]) -> Callable[..., None]:
     return evaluate
 
 
-def write_vote_into_card(options: EvaluationOptions, result: Evaluation) -> Path | None:
-    """Write into the model's card what voting over views brought; returns the card's path.
+def write_vote_into_card(options: EvaluationOptions, result: Evaluation) -> str | None:
+    """Write into the model's card what voting over views brought; returns its path, or why it is as it was.
 
     Only a vote that the run's own evaluation can stand beside is written: the same split of the run's corpus,
-    whole, under the run's settings. None if this is no such vote, or the model has no card, or its directory
-    cannot be written.
+    whole, under the run's settings. None if this is no such vote, or the model has no card.
     """
     from selfemo.report.vote_card import CARD_NAME, record_vote
 
@@ -123,6 +122,6 @@ def write_vote_into_card(options: EvaluationOptions, result: Evaluation) -> Path
     turns = f"{result.corpus} {result.split}, {len(result.task.turns)} turns, scoring: {options.scoring}"
     try:
         written = record_vote(options.model, turns, report.intervals, report.voting)
-    except OSError:
-        return None
-    return options.model / CARD_NAME if written else None
+    except OSError as error:
+        return f"{options.model / CARD_NAME} cannot be written ({error.strerror}) and stays as it was"
+    return str(options.model / CARD_NAME) if written else None
