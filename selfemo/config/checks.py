@@ -38,6 +38,18 @@ def run_violations(config: RunConfig, layout: Layout, architecture: Architecture
             f"train.frozen_layers={config.train.frozen_layers} leaves no layer to train: "
             f"the model has {architecture.num_layers}, freeze at most {architecture.num_layers - 1}"
         )
+    if config.train.frozen_cache_bytes and config.train.frozen_layers == 0:
+        yield (
+            f"train.frozen_cache_bytes={config.train.frozen_cache_bytes} has no frozen layer to serve: set "
+            "train.frozen_layers, or train.frozen_cache_bytes=0"
+        )
+    if config.train.frozen_cache_bytes and (
+        layout.pipeline > 1 or layout.context > 1 or layout.sequence_parallel
+    ):
+        yield (
+            f"train.frozen_cache_bytes={config.train.frozen_cache_bytes} keeps whole sequences of whole "
+            "models: set parallel.pipeline=1, parallel.context=1 and parallel.sequence_parallel=false"
+        )
     longest, limit = config.model.max_length, architecture.max_position_embeddings
     if longest > limit:
         yield f"model.max_length={longest} is above the {limit} positions that the model knows"

@@ -164,6 +164,9 @@ class TrainConfig:
     """Number of the lowest transformer layers that keep their weights in SFT and self-play, with the input
     embedding: no gradients, no optimizer state, no backward pass through them. A tied output layer is the
     embedding, so it is frozen too. 0 trains everything."""
+    frozen_cache_bytes: Count = 0
+    """Memory in which a rank keeps the frozen layers' output of the prompts and completions it has read, so
+    that reference, rollout policy, training and later epochs do not compute it again. 0 keeps none."""
     weight_decay: NonNegative = 0.01
     """Decoupled decay, not applied to norms."""
     adam_beta1: Share = 0.9

@@ -23,6 +23,20 @@ FLASH_DTYPES = (torch.bfloat16, torch.float16)
 """Dtypes that flash-attn accepts."""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Neighbouring rows of a micro-batch that attend to no others.
+
+    They are one sample, or several behind one prompt.
+    """
+
+    rows: slice
+    digest: bytes
+    """Equal for pieces of the same tokens and segments."""
+    alone: Segments
+    """The piece as a batch of its own."""
+
+
 @dataclass
 class Segments(PackedSeqParams):
     """Packed segments, S of them.
@@ -40,6 +54,8 @@ class Segments(PackedSeqParams):
     """
     key_bounds: torch.Tensor | None = None
     """int32 [S+1]: the start of each segment's keys among the K rows."""
+    pieces: tuple[Piece, ...] = ()
+    """The T tokens cut into pieces, if frozen layers keep their output of each."""
 
 
 class PackedCausalAttention(torch.nn.Module):

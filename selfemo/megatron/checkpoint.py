@@ -142,6 +142,7 @@ def read_tensors(learner: Learner, directory: Path, *, weights_only: bool = Fals
         ) from error
     for index, chunk in enumerate(learner.chunks):
         chunk.load_state_dict(state[_model_key(learner, index)])
+    learner.frozen_outputs.forget()
     if with_optimizer:
         learner.optimizer.load_state_dict(state["optimizer"])
     else:

@@ -10,6 +10,7 @@ no parameter.
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from dataclasses import replace
 from typing import Any
 
@@ -23,14 +24,55 @@ from megatron.core.dist_checkpointing.mapping import (
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_block import TransformerBlock
 
+from selfemo.megatron.attention import Piece
+
 MASTERS = "fp32_from_fp16_params"  # megatron-private
 """Where a bf16 optimizer keeps its fp32 weights, a list per parameter group."""
 
 
-def freeze(chunk: GPTModel, layers: int) -> None:
+class FrozenOutputs:
+    """Keeps what the frozen layers made of each piece, the last used ones within a limit of bytes.
+
+    A piece is computed alone, so that its rows do not depend on its neighbours in a micro-batch,
+    and a run that is resumed with nothing kept computes the same bits.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.held_bytes = 0
+        self._kept: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+
+    def find(self, piece: Piece) -> torch.Tensor | None:
+        """Return the kept rows [t, 1, H] of a piece, or None."""
+        if (rows := self._kept.get(piece.digest)) is not None:
+            self._kept.move_to_end(piece.digest)
+        return rows
+
+    def keep(self, piece: Piece, rows: torch.Tensor) -> None:
+        """Keep the rows [t, 1, H] of a piece that `find` did not have.
+
+        They take the place of those that were not used for longest.
+        """
+        if rows.nbytes > self.limit_bytes:
+            return
+        self._kept[piece.digest] = rows
+        self.held_bytes += rows.nbytes
+        while self.held_bytes > self.limit_bytes:
+            self.held_bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def forget(self) -> None:
+        """Drop everything: the frozen layers have got other weights."""
+        self._kept.clear()
+        self.held_bytes = 0
+
+
+def freeze(chunk: GPTModel, layers: int, outputs: FrozenOutputs) -> None:
     """Freeze the embedding and the model's lowest `layers` layers, as far as `chunk` holds them (0: nothing).
 
     The output layer of a tied model is the embedding, so it is frozen too. Call this before DDP wraps it.
+
+    Args:
+        outputs: where the frozen layers' output is kept, for batches that are cut into pieces.
     """
     if layers == 0:
         return
@@ -42,7 +84,7 @@ def freeze(chunk: GPTModel, layers: int) -> None:
     if chunk.post_process and chunk.share_embeddings_and_output_weights:
         chunk.shared_embedding_or_output_weight().requires_grad_(False)
     if frozen:
-        chunk.decoder.forward = _FrozenFirst(chunk.decoder, len(frozen))
+        chunk.decoder.forward = _FrozenFirst(chunk.decoder, len(frozen), outputs)
 
 
 def without_frozen(state: dict[str, Any], layers: int) -> dict[str, Any]:
@@ -78,8 +120,8 @@ def without_frozen(state: dict[str, Any], layers: int) -> dict[str, Any]:
 class _FrozenFirst:
     """Runs the forward pass of a block whose lowest layers are frozen."""
 
-    def __init__(self, block: TransformerBlock, count: int) -> None:
-        self._block, self._frozen = block, list(block.layers[:count])
+    def __init__(self, block: TransformerBlock, count: int, outputs: FrozenOutputs) -> None:
+        self._block, self._frozen, self._outputs = block, list(block.layers[:count]), outputs
         # A second block over the same modules: recomputation indexes its layers again in the backward pass.
         self._rest = copy.copy(block)
         self._rest._modules = {**block._modules, "layers": block.layers[count:]}
@@ -87,20 +129,39 @@ class _FrozenFirst:
 
     def __call__(self, hidden_states: torch.Tensor | None, **arguments: Any) -> torch.Tensor:
         """Return [T, 1, H] after this block's layers, from `hidden_states` or the stage before's output."""
-        if not torch.is_grad_enabled():
+        pieces: tuple[Piece, ...] = arguments["packed_seq_params"].pieces
+        if not torch.is_grad_enabled() and not pieces:
             return type(self._block).forward(self._block, hidden_states, **arguments)
         received = hidden_states if self._block.pre_process else self._block.input_tensor
         assert received is not None
-        output = received.detach()
         with torch.no_grad():
-            for layer in self._frozen:
-                output, _ = layer(hidden_states=output, **arguments)
+            if pieces:
+                output = torch.cat([self._piece(piece, received, arguments) for piece in pieces])
+            else:
+                output = self._lowest(received.detach(), arguments)
         if len(self._rest.layers):
             # A recomputed layer is in the graph through its input alone.
             output = output.detach().requires_grad_(self._rest.config.recompute_granularity is not None)
             self._rest.set_input_tensor(output)
             output = self._rest(hidden_states=output, **arguments)
         return _WithoutInputGradient.apply(received, output) if received.requires_grad else output
+
+    def _lowest(self, hidden_states: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
+        for layer in self._frozen:
+            hidden_states, _ = layer(hidden_states=hidden_states, **arguments)
+        return hidden_states
+
+    def _piece(self, piece: Piece, received: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
+        """Return the frozen layers' output of a piece, computed at its first use."""
+        rows = self._outputs.find(piece)
+        if rows is None:
+            rotary = arguments["rotary_pos_emb"]
+            if piece.alone.cu_seqlens_q is None:  # one row per token of the batch, see CompletionGPTModel
+                rotary = rotary[piece.rows]
+            alone = {**arguments, "packed_seq_params": piece.alone, "rotary_pos_emb": rotary}
+            rows = self._lowest(received[piece.rows].detach(), alone)
+            self._outputs.keep(piece, rows)
+        return rows
 
 
 class _WithoutInputGradient(torch.autograd.Function):

@@ -25,6 +25,7 @@ from selfemo.megatron import losses
 from selfemo.megatron.allocated import allocated_bytes
 from selfemo.megatron.context import ContextShare
 from selfemo.megatron.device import Device
+from selfemo.megatron.frozen import FrozenOutputs
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.optimizer import build_optimizer, count_empty_groups, set_hyperparameters, wrap_chunks
 from selfemo.megatron.output_layer import LossAtOutput, completion_loss
@@ -56,6 +57,7 @@ class Learner:
         # Context ranks cut every sequence; a prompt that several sequences continue cannot be cut.
         self.share_prompts = share = config.train.share_prompts and layout.context_size == 1
         self.transformer_config = transformer_config(architecture, config.parallel, dtype, device, share)
+        self.frozen_outputs = FrozenOutputs(config.train.frozen_cache_bytes)
         self.chunks: list[CompletionGPTModel] = build_chunks(
             architecture,
             self.transformer_config,
@@ -64,6 +66,7 @@ class Learner:
             device,
             share,
             config.train.frozen_layers,
+            self.frozen_outputs,
         )
         self.wrapped = wrap_chunks(self.chunks, self.transformer_config, config.parallel)
         # Losses are weighted sums, so gradients are summed and never divided by a token count.
@@ -135,10 +138,11 @@ class Learner:
         ]
         context = ContextShare(self.layout.context_size, self.layout.context_rank)
         tensor_size, device = self.layout.tensor_size, self.device.torch_device
+        pieces = self.config.train.frozen_cache_bytes > 0
 
         def packed(min_tokens: int) -> list[MicroBatch]:
             return [
-                pack(samples, indices, tensor_size, device, min_tokens, context, self.share_prompts)
+                pack(samples, indices, tensor_size, device, min_tokens, context, self.share_prompts, pieces)
                 for indices in mine
             ]
 
@@ -286,6 +290,7 @@ class Learner:
         load_hf_weights(
             self.chunks, model_dir, self.architecture, self.layout.tensor_rank, self.layout.tensor_size
         )
+        self.frozen_outputs.forget()
         self.optimizer.reload_model_params()
 
     def snapshot(self) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from selfemo.config.schema import ParallelConfig
 from selfemo.megatron.device import Device, transformer_options
-from selfemo.megatron.frozen import freeze
+from selfemo.megatron.frozen import FrozenOutputs, freeze
 from selfemo.megatron.layer_spec import block_spec
 from selfemo.megatron.parallel import Layout
 from selfemo.models.architecture import Architecture
@@ -107,6 +107,7 @@ def build_chunks(
     device: Device,
     share_prompts: bool = False,
     frozen_layers: int = 0,
+    frozen_outputs: FrozenOutputs | None = None,
 ) -> list[CompletionGPTModel]:
     """Build this rank's model chunks (one, or one per virtual stage) on the device, with
     uninitialised weights.
@@ -114,6 +115,7 @@ def build_chunks(
     Args:
         frozen_layers: number of the model's lowest layers that are not trained, with the embedding
             (selfemo.megatron.frozen).
+        frozen_outputs: where their output is kept; None keeps none.
     """
     chunks = []
     for stage in range(layout.virtual_size):
@@ -131,5 +133,5 @@ def build_chunks(
             vp_stage=vp_stage,
         )
         chunks.append(chunk.to(device.torch_device))
-        freeze(chunks[-1], frozen_layers)
+        freeze(chunks[-1], frozen_layers, frozen_outputs or FrozenOutputs(0))
     return chunks

@@ -16,15 +16,17 @@ from __future__ import annotations
 
 import heapq
 import math
+from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from itertools import accumulate, groupby
 
 import torch
 
 from selfemo.common.errors import UserError
 from selfemo.grpo.samples import TrainingSample
-from selfemo.megatron.attention import Segments
+from selfemo.megatron.attention import Piece, Segments
 from selfemo.megatron.context import ContextShare
 
 PADDING_ID = 0
@@ -168,11 +170,13 @@ def pack(
     min_tokens: int = 0,
     context: ContextShare = WHOLE,
     share_prompts: bool = False,
+    with_pieces: bool = False,
 ) -> MicroBatch:
     """Pack `samples[i] for i in indices` into a micro-batch and keep this rank's context share.
 
     A dummy fills T to `min_tokens` and to a multiple of `multiple_of` (the tensor-parallel size).
-    With `share_prompts`, neighbours with equal prompts share one copy.
+    With `share_prompts`, neighbours with equal prompts share one copy. `with_pieces` fills
+    Segments.pieces and asks for whole sequences.
 
     Raises:
         ValueError: `share_prompts` with a context share: a shared prompt is not cut.
@@ -185,6 +189,9 @@ def pack(
     if filler := wanted + -wanted % math.lcm(context.pieces, multiple_of * context.size) - total:
         segments.append(_Segment((PADDING_ID,) * filler))
     lengths = [context.padded(len(segment.token_ids)) for segment in segments]
+    attention = _attention_bounds(segments, lengths, context, share_prompts, device)
+    if with_pieces:
+        attention.pieces = tuple(_pieces(segments, share_prompts, device))
     token_ids: list[int] = []
     position_ids: list[int] = []
     loss_mask: list[bool] = []
@@ -211,7 +218,7 @@ def pack(
         completion_tokens_S=torch.tensor(
             [len(samples[i].completion_ids) for i in places], dtype=torch.int64, device=device
         ),
-        packed_seq_params=_attention_bounds(segments, lengths, context, share_prompts, device),
+        packed_seq_params=attention,
     )
 
 
@@ -285,6 +292,24 @@ def _attention_bounds(
         key_rows=key_rows,
         key_bounds=key_bounds,
     )
+
+
+def _pieces(segments: Sequence[_Segment], share_prompts: bool, device: torch.device) -> Iterator[Piece]:
+    """Yield the runs of segments that begin with one which continues no prompt, unless it is one itself."""
+    begin = 0
+    for first, run in enumerate(segments):
+        if run.prompt is not None:
+            continue
+        end = next((i for i, s in enumerate(segments) if i > first and s.prompt != begin), len(segments))
+        members = [replace(s, prompt=None if s.prompt is None else 0) for s in segments[first:end]]
+        lengths = [len(segment.token_ids) for segment in members]
+        told = blake2b(digest_size=16)
+        for segment in members:
+            told.update(array("q", [len(segment.token_ids), segment.first_position, *segment.token_ids]))
+        rows = slice(begin, begin + sum(lengths))
+        alone = _attention_bounds(members, lengths, WHOLE, share_prompts, device)
+        yield Piece(rows, told.digest(), alone)
+        begin = rows.stop
 
 
 def _rows(segment: _Segment, begin: int) -> tuple[torch.Tensor, ...]:

@@ -44,6 +44,7 @@ class Memory:
     gradients: int = 0
     optimizer: int = 0
     reference: int = 0
+    frozen_cache: int = 0
     activations: int = 0
     logits: int = 0
     engine_weights: int = 0
@@ -183,7 +184,14 @@ def _phases(
 ) -> dict[str, Memory]:
     dtype = config.train.dtype
     held = trainer_bytes(architecture, layout, stage, copy, dtype)
-    trainer = Memory(held.weights, held.gradients, held.optimizer, held.reference, workspace=CONTEXT_BYTES)
+    trainer = Memory(
+        held.weights,
+        held.gradients,
+        held.optimizer,
+        held.reference,
+        config.train.frozen_cache_bytes,
+        workspace=CONTEXT_BYTES,
+    )
     engine_weights = engine_elements(architecture, layout.engine_tensor) * DTYPE_BYTES[engine.dtype]
     awake = {
         "engine_weights": engine_weights,

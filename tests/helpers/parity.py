@@ -82,6 +82,7 @@ class Options:
     fuse: Literal["auto", "on", "off"] = "auto"
     """train.fuse_output_layer; "auto" never fuses a model as small as these."""
     frozen_layers: int = 0
+    frozen_cache_bytes: int = 0
     supervised: bool = False
     """Whether the policy step also learns from supervised examples, of different weights."""
 
@@ -153,6 +154,7 @@ def run_config(parallel: ParallelConfig, options: Options = DEFAULT) -> RunConfi
         share_prompts=options.share_prompts,
         fuse_output_layer=options.fuse,
         frozen_layers=options.frozen_layers,
+        frozen_cache_bytes=options.frozen_cache_bytes,
     )
     return replace(
         RunConfig(),

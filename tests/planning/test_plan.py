@@ -181,6 +181,11 @@ def test_phases_hold_what_is_alive_in_them() -> None:
     assert rank_memory(QWEN, layout, resident, WORKLOAD, ENGINE, 5)["train"].kv_cache == 20 * GIB
     offloaded = replace(CONFIG, train=replace(CONFIG.train, offload_during_rollout=True))
     assert rank_memory(QWEN, layout, offloaded, WORKLOAD, ENGINE, 5)["rollout"].optimizer == 0
+    keeping = replace(CONFIG, train=replace(CONFIG.train, frozen_layers=1, frozen_cache_bytes=3 * GIB))
+    assert {
+        name: memory.total - phases[name].total
+        for name, memory in rank_memory(QWEN, layout, keeping, WORKLOAD, ENGINE, 5).items()
+    } == dict.fromkeys(phases, 3 * GIB)
     assert rank_memory(QWEN, layout, offloaded, WORKLOAD, ENGINE, 5)["checkpoint"].optimizer == held.optimizer
 
 
