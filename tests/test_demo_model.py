@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import tools.gguf_to_hf
@@ -82,3 +82,15 @@ def test_the_template_is_the_models_own_without_the_system_message(tmp_path):
     ours = rendered(user, template=CHAT_TEMPLATE)
     assert rendered(user).endswith(ours)
     assert "system" not in ours
+
+
+@pytest.mark.slow
+def test_a_model_that_is_cut_keeps_its_lowest_layers_under_an_empty_head(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    tools.gguf_to_hf.convert(gguf_file(), whole)
+    tools.gguf_to_hf.convert(gguf_file(), cut, layers=3)
+    of_whole, of_cut = (load_file(path / WEIGHTS) for path in (whole, cut))
+    assert not of_cut.pop("lm_head.weight").any()
+    assert {name.split(".")[2] for name in of_cut if name.startswith("model.layers.")} == {"0", "1", "2"}
+    assert all(tensor.equal(of_whole[name]) for name, tensor in of_cut.items())
+    assert "lm_head.weight" not in of_whole  # the whole model's head is its embedding

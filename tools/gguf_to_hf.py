@@ -2,10 +2,11 @@
 
     python tools/gguf_to_hf.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
 
-`--layers 10` keeps the lowest ten layers and the output head: a cheap recognizer for studies, whose head
-has to be trained. Weights are dequantised to fp32; tokenizer and chat template are included. For machines
-that can reach a package index but no model hub. transformers reads the file, which needs the packages gguf
-and accelerate.
+`--layers 10` keeps the lowest ten layers, for a cheap recognizer in studies. The model's output head was
+made for its last layer and misreads any other by tens of nats, so a cut model has one of its own, of
+zeros, which training fills. Weights are dequantised to fp32; tokenizer and chat template are included.
+For machines that can reach a package index but no model hub. transformers reads the file, which needs
+the packages gguf and accelerate.
 """
 
 from __future__ import annotations
@@ -57,8 +58,11 @@ def convert(gguf: Path, output: Path, layers: int = 0, chat_template: str = "") 
             )
         fields |= {"architectures": ["LlamaForCausalLM"]}
         fields["num_hidden_layers"] = layers or fields["num_hidden_layers"]
+        fields["tie_word_embeddings"] = fields["tie_word_embeddings"] and not layers
         model = type(quantised)(LlamaConfig(**fields))
         held = quantised.state_dict()
+        if layers:
+            held["lm_head.weight"] = torch.zeros_like(held["model.embed_tokens.weight"])
         model.load_state_dict({name: held[name] for name in model.state_dict()})
         model.save_pretrained(pending)
         tokenizer.chat_template = chat_template or tokenizer.chat_template
@@ -69,7 +73,7 @@ def convert(gguf: Path, output: Path, layers: int = 0, chat_template: str = "") 
 def main(
     gguf: Annotated[Path, typer.Option(help="GGUF file of a Llama model")],
     output: Annotated[Path, typer.Option(help="Hugging Face directory to create")],
-    layers: Annotated[int, typer.Option(min=0, help="keep the lowest N layers; 0 keeps all")] = 0,
+    layers: Annotated[int, typer.Option(min=0, help="lowest layers kept, under an empty head; 0: all")] = 0,
 ) -> None:
     """Turn a GGUF file of a Llama model into a Hugging Face directory."""
     with told_in_one_line():

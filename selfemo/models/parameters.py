@@ -42,6 +42,12 @@ class Parameter:
         """The name under the local layer spec, which plans and reports use."""
         return self.names[0]
 
+    def is_trained(self, frozen_layers: int) -> bool:
+        """Return whether training changes it if the embedding and the lowest layers are frozen (0: none)."""
+        if frozen_layers == 0:
+            return True
+        return self.tensors[0].name != EMBEDDING if self.layer is None else self.layer >= frozen_layers
+
     def megatron(self, rank: int, size: int) -> Placement:
         """Return the shard of tensor-parallel rank `rank` of `size` in Megatron."""
         return self.layout.megatron(self.tensors, self.heads, rank, size)

@@ -138,6 +138,16 @@ def stages_of(kind: Kind, architecture: Architecture, layout: Layout) -> dict[in
     return {0 if kind.name == EMBEDDING else layout.pipeline - 1: 1}
 
 
+def sent_on(kind: Kind, architecture: Architecture, layout: Layout, only_trained: bool) -> dict[int, int]:
+    """Count the parameters of this kind on each stage that a sync sends: all, or those that are trained."""
+    if not only_trained or layout.frozen_layers == 0:
+        return stages_of(kind, architecture, layout)
+    if kind.per_layer:
+        counts = {stage: trained_layers_on(architecture, layout, stage) for stage in range(layout.pipeline)}
+        return {stage: count for stage, count in counts.items() if count}
+    return {} if kind.name == EMBEDDING else stages_of(kind, architecture, layout)
+
+
 def total_elements(architecture: Architecture) -> int:
     """Count the elements of the Hugging Face checkpoint."""
     sizes = (

@@ -66,7 +66,10 @@ def make_plan(
         config.rollout.kv_cache_bytes,
         config.rollout.max_num_seqs,
     )
-    traffic = sync_bytes(architecture, layout, config.rollout.dtype, config.train.dtype)
+    # An engine that sleeps through training loses its weights and is sent all of them.
+    traffic = sync_bytes(
+        architecture, layout, config.rollout.dtype, config.train.dtype, not config.rollout.sleep
+    )
     path = "checkpoint" if config.sync.mode == "checkpoint" else "direct"
     step = step_seconds(architecture, layout, workload, engine, traffic, path, config.train.dtype, gpu, rates)
     return Plan(

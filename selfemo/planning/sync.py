@@ -18,7 +18,7 @@ from functools import cache
 from selfemo.config.layout import Layout
 from selfemo.models.architecture import DTYPE_BYTES, Architecture
 from selfemo.models.geometry import overlap
-from selfemo.planning.parameters import EMBEDDING, Kind, kinds, stages_of
+from selfemo.planning.parameters import EMBEDDING, Kind, kinds, sent_on
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,36 @@ class SyncBytes:
 
 
 def sync_bytes(
-    architecture: Architecture, layout: Layout, engine_dtype: str, trainer_dtype: str
+    architecture: Architecture,
+    layout: Layout,
+    engine_dtype: str,
+    trainer_dtype: str,
+    only_trained: bool = False,
 ) -> SyncBytes:
     """Count the traffic of a sync: rectangles travel in the engine's dtype, gathered tensors in the
-    trainer's."""
+    trainer's.
+
+    Args:
+        only_trained: leave out frozen weights, as every sync but the first does into engines that keep
+            theirs.
+    """
     width, trainer_width = DTYPE_BYTES[engine_dtype], DTYPE_BYTES[trainer_dtype]
     signatures = _signatures(layout)
-    received = {s: sum(_received(architecture, layout, *s).values()) * width for s in signatures}
-    gathered = {s: _gathered(architecture, layout, s[1]) * trainer_width for s in signatures}
+    received = {
+        s: sum(_received(architecture, layout, *s, only_trained).values()) * width for s in signatures
+    }
+    gathered = {s: _gathered(architecture, layout, s[1], only_trained) * trainer_width for s in signatures}
     return SyncBytes(
         direct=sum(received[s] * count for s, count in signatures.items()),
         checkpoint=sum(gathered[s] * count for s, count in signatures.items()),
         received_max=max(received.values()),
         checkpoint_received_max=max(gathered.values()),
-        engine_weights=engine_elements(architecture, layout.engine_tensor) * width,
+        engine_weights=_engine_elements(architecture, layout, only_trained) * width,
     )
 
 
 def pair_bytes(
-    architecture: Architecture, layout: Layout, engine_dtype: str, copy: int = 0
+    architecture: Architecture, layout: Layout, engine_dtype: str, copy: int = 0, only_trained: bool = False
 ) -> dict[tuple[int, int], int]:
     """Count the direct path's bytes within one model replica: {(source rank, target rank): bytes}.
 
@@ -64,6 +75,7 @@ def pair_bytes(
 
     Args:
         copy: number of the model replica.
+        only_trained: as in `sync_bytes`.
     """
     width = DTYPE_BYTES[engine_dtype]
     pairs: dict[tuple[int, int], int] = {}
@@ -71,7 +83,7 @@ def pair_bytes(
         for tensor in range(layout.tensor):
             target = layout.rank(tensor, copy, stage)
             for (source_tensor, source_stage), elements in _received(
-                architecture, layout, tensor, stage, target % layout.engine_tensor
+                architecture, layout, tensor, stage, target % layout.engine_tensor, only_trained
             ).items():
                 pairs[layout.rank(source_tensor, copy, source_stage), target] = elements * width
     return pairs
@@ -89,12 +101,16 @@ def distinct_pair_bytes(
 
 def engine_elements(architecture: Architecture, engine_tensor: int) -> int:
     """Count the elements of one engine rank's live parameters, vocabulary padding included."""
+    return _engine_elements(architecture, Layout(engine_tensor=engine_tensor), only_trained=False)
+
+
+def _engine_elements(architecture: Architecture, layout: Layout, only_trained: bool) -> int:
     counts = (
-        (kind, architecture.num_layers if kind.per_layer else 1)
+        (kind, sum(sent_on(kind, architecture, layout, only_trained).values()))
         for kind in kinds(architecture)
         if not kind.is_tied_copy
     )
-    return sum(kind.vllm(0, engine_tensor).elements * count for kind, count in counts)
+    return sum(kind.vllm(0, layout.engine_tensor).elements * count for kind, count in counts)
 
 
 def _signatures(layout: Layout) -> Counter[tuple[int, int, int]]:
@@ -117,7 +133,12 @@ def _period(layout: Layout) -> int:
 
 @cache
 def _received(
-    architecture: Architecture, layout: Layout, tensor: int, stage: int, engine_rank: int
+    architecture: Architecture,
+    layout: Layout,
+    tensor: int,
+    stage: int,
+    engine_rank: int,
+    only_trained: bool,
 ) -> dict[tuple[int, int], int]:
     """Count the elements that a rank lacks: {(source tensor rank, source stage): elements}."""
     received: dict[tuple[int, int], int] = {}
@@ -126,7 +147,7 @@ def _received(
         if kind.is_tied_copy:
             continue
         wanted = _sources(kind, layout.tensor, tensor, engine_rank, layout.engine_tensor)
-        for source_stage, count in stages_of(kind, architecture, layout).items():
+        for source_stage, count in sent_on(kind, architecture, layout, only_trained).items():
             if kind.name == EMBEDDING and tied_apart and stage == layout.pipeline - 1:
                 source_stage = stage  # its own copy is nearer
             for source_tensor, elements in wanted.items():
@@ -153,7 +174,7 @@ def _sources(kind: Kind, size: int, tensor: int, engine_rank: int, engine_size: 
     return found
 
 
-def _gathered(architecture: Architecture, layout: Layout, stage: int) -> int:
+def _gathered(architecture: Architecture, layout: Layout, stage: int, only_trained: bool) -> int:
     """Count the elements a rank receives on the checkpoint path.
 
     They are other stages' shards, then the other shards of every parameter.
@@ -162,6 +183,6 @@ def _gathered(architecture: Architecture, layout: Layout, stage: int) -> int:
     for kind in kinds(architecture):
         if not kind.is_tied_copy:
             shard = kind.megatron(0, layout.tensor).elements
-            for source_stage, count in stages_of(kind, architecture, layout).items():
+            for source_stage, count in sent_on(kind, architecture, layout, only_trained).items():
                 total += shard * count * (layout.tensor - 1 + (source_stage != stage))
     return total

@@ -103,10 +103,12 @@ def _trainer_rows(records: RunRecords, architecture: Architecture, layout: Layou
 def _sync_rows(records: RunRecords, architecture: Architecture, layout: Layout) -> Iterator[Row]:
     config = records.config
     for event in records.of("sync")[-1:]:
+        only_trained = event.get("only_trained", False)  # not recorded by versions that sent everything
         if event["path"] == "direct":
-            planned = sum(pair_bytes(architecture, layout, config.rollout.dtype).values())
+            pairs = pair_bytes(architecture, layout, config.rollout.dtype, only_trained=only_trained)
+            planned = sum(pairs.values())
         else:
-            traffic = sync_bytes(architecture, layout, config.rollout.dtype, config.train.dtype)
+            traffic = sync_bytes(architecture, layout, config.rollout.dtype, config.train.dtype, only_trained)
             planned = traffic.checkpoint // layout.weight_copies
         note = (
             f"{event['path']} path, over the ranks of one model replica; the run's figure is "

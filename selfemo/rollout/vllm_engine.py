@@ -8,6 +8,7 @@ weights, not on the rest of the batch.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -36,6 +37,9 @@ vLLM uses the value for nothing else."""
 CPU_BLOCK_TOKENS = 32
 """Tokens of a KV block on a CPU, the smallest that vLLM's kernels there prefer. Whole blocks are shared, and
 of its default, 128, prompts of short dialogues fill none."""
+
+# vllm-private: warns of every module that a reload leaves as it was, and frozen weights are sent once.
+logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 
 
 class RolloutEngine:

@@ -146,6 +146,7 @@ class Journal:
                 "lower_bound_bytes": report.lower_bound_bytes,
                 "probed": report.probed,
                 "checksummed_tensors": report.checksummed_tensors,
+                "only_trained": report.only_trained,
             }
         )
 

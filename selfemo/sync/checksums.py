@@ -40,6 +40,7 @@ def trainer_checksums(
     layout: TrainerLayout,
     rank: int,
     dtype: torch.dtype,
+    frozen_layers: int = 0,
 ) -> torch.Tensor:
     """Compute this rank's share of every tensor's checksum: int64 [tensors], in the order of
     `hf_tensor_list`.
@@ -48,12 +49,13 @@ def trainer_checksums(
 
     Args:
         dtype: the engine's, to which values are converted first.
+        frozen_layers: leave the embedding and this many lowest layers at 0; 0 leaves out nothing.
     """
     index = {tensor.name: order for order, tensor in enumerate(hf_tensor_list(architecture))}
     tensor_rank = layout.coordinates(rank)[0]
     sums = [0] * len(index)
     for parameter, tensor in local_parameters(chunks, architecture):
-        if not parameter.is_tied_copy:
+        if not parameter.is_tied_copy and parameter.is_trained(frozen_layers):
             placements = [parameter.megatron(other, layout.tensor) for other in range(tensor_rank + 1)]
             for box in _first_held(placements):
                 sums[index[box.tensor]] += box_checksum(
@@ -64,21 +66,32 @@ def trainer_checksums(
 
 @torch.no_grad()
 def engine_checksums(
-    live: Mapping[str, torch.Tensor], architecture: Architecture, layout: EngineLayout, rank: int
+    live: Mapping[str, torch.Tensor],
+    architecture: Architecture,
+    layout: EngineLayout,
+    rank: int,
+    frozen_layers: int = 0,
 ) -> tuple[torch.Tensor, set[str]]:
     """Compute this rank's share of every tensor's checksum from vLLM's live parameters.
 
+    Args:
+        frozen_layers: as in `trainer_checksums`.
+
     Returns:
-        int64 [tensors] in the order of `hf_tensor_list`, and the names of tensors that could not be
-            read. Those are matrices that a CPU backend has prepacked (their live parameter is
-            empty); greedy probes cover them.
+        int64 [tensors] in the order of `hf_tensor_list`, and the names of tensors that were not read:
+            frozen ones, and matrices that a CPU backend has prepacked (their live parameter is empty;
+            greedy probes cover them).
     """
     index = {tensor.name: order for order, tensor in enumerate(hf_tensor_list(architecture))}
     sums, unreadable = [0] * len(index), set[str]()
     for parameter in TrainerLayout().parameters(architecture):
         placements = [parameter.vllm(other, layout.tensor) for other in range(rank % layout.tensor + 1)]
         tensor = live.get(parameter.vllm_name)
-        if tensor is None or tuple(tensor.shape) != placements[-1].shape:
+        if (
+            tensor is None
+            or tuple(tensor.shape) != placements[-1].shape
+            or not parameter.is_trained(frozen_layers)
+        ):
             unreadable.update(part.name for part in parameter.tensors)
             continue
         for box in _first_held(placements):
@@ -175,8 +188,12 @@ def verify_transfer(
     trainer: TrainerLayout,
     engine_layout: EngineLayout,
     rank: int,
+    frozen_layers: int = 0,
 ) -> int:
     """Compare the trainer's weights with the weights that every engine holds. Collective.
+
+    Args:
+        frozen_layers: leave out the embedding and this many lowest layers; 0 leaves out nothing.
 
     Returns:
         The number of tensors compared.
@@ -186,7 +203,7 @@ def verify_transfer(
     """
     live = engine.live_tensors()
     dtype = next(tensor.dtype for tensor in live.values())
-    ours = trainer_checksums(chunks, architecture, trainer, rank, dtype)
-    theirs, unreadable = engine_checksums(live, architecture, engine_layout, rank)
+    ours = trainer_checksums(chunks, architecture, trainer, rank, dtype, frozen_layers)
+    theirs, unreadable = engine_checksums(live, architecture, engine_layout, rank, frozen_layers)
     device = next(chunks[0].parameters()).device
     return compare_checksums(ours, theirs, unreadable, architecture, trainer, engine_layout, device)

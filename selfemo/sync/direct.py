@@ -27,7 +27,7 @@ from selfemo.weights.rank_parameters import local_parameters
 def direct_tensors(
     chunks: Sequence[nn.Module], plan: ReshardPlan, rank: int, dtype: torch.dtype, bucket_bytes: int
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every live vLLM parameter of this rank.
+    """Yield every live vLLM parameter of this rank that the plan fills.
 
     Collective over the ranks that the plan fills: all must exhaust it. A tensor is a view of
     trainer parameters or of one scratch buffer: copy it before advancing.
@@ -74,11 +74,10 @@ def direct_tensors(
 
 
 def live_shapes(plan: ReshardPlan, rank: int) -> Mapping[str, tuple[int, ...]]:
-    """Return the shape of every live vLLM parameter on a rank, as the plan expects it."""
+    """Return the shape of every live vLLM parameter that the plan fills on a rank, as it expects it."""
     return {
         parameter.vllm_name: parameter.vllm(rank % plan.engine.tensor, plan.engine.tensor).shape
-        for parameter in plan.trainer.parameters(plan.architecture)
-        if not parameter.is_tied_copy
+        for parameter in plan.filled
     }
 
 

@@ -57,6 +57,17 @@ class ReshardPlan:
     targets: tuple[int, ...]
     """Ranks whose live parameters the moves fill."""
     moves: tuple[Move, ...]
+    frozen_layers: int = 0
+    """Lowest layers that, with the embedding, the moves leave as they are in the engine."""
+
+    @property
+    def filled(self) -> tuple[Parameter, ...]:
+        """The parameters whose copies in the engine the moves fill."""
+        return tuple(
+            parameter
+            for parameter in self.trainer.parameters(self.architecture)
+            if not parameter.is_tied_copy and parameter.is_trained(self.frozen_layers)
+        )
 
 
 @dataclass(frozen=True)
@@ -78,8 +89,12 @@ def build_plan(
     trainer: TrainerLayout,
     engine: EngineLayout,
     targets: Iterable[int] | None = None,
+    frozen_layers: int = 0,
 ) -> ReshardPlan:
     """Build the moves that fill the engine parameters of `targets` (every rank by default).
+
+    Args:
+        frozen_layers: leave out the embedding and this many lowest layers; 0 leaves out nothing.
 
     Raises:
         UserError: the two layouts are of different worlds, or a size does not divide the model.
@@ -106,16 +121,15 @@ def build_plan(
         for tensor in parameter.tensors:
             sources.setdefault(tensor.name, []).append(parameter)
     moves: list[Move] = []
-    for parameter in parameters:
-        if not parameter.is_tied_copy:
-            live = [parameter.vllm(rank, engine.tensor) for rank in range(engine.tensor)]
-            for target_rank in chosen:
-                for box in live[target_rank % engine.tensor].boxes:
-                    candidates = sources[box.tensor]
-                    moves += _sources_of(
-                        box, parameter.vllm_name, target_rank, candidates, shards, architecture, trainer
-                    )
-    return ReshardPlan(architecture, trainer, engine, chosen, tuple(moves))
+    for parameter in ReshardPlan(architecture, trainer, engine, chosen, (), frozen_layers).filled:
+        live = [parameter.vllm(rank, engine.tensor) for rank in range(engine.tensor)]
+        for target_rank in chosen:
+            for box in live[target_rank % engine.tensor].boxes:
+                candidates = sources[box.tensor]
+                moves += _sources_of(
+                    box, parameter.vllm_name, target_rank, candidates, shards, architecture, trainer
+                )
+    return ReshardPlan(architecture, trainer, engine, chosen, tuple(moves), frozen_layers)
 
 
 def check_plan(plan: ReshardPlan) -> None:
@@ -128,7 +142,7 @@ def check_plan(plan: ReshardPlan) -> None:
         ValueError: names the first parameter and rank for which this does not hold.
     """
     parameters = {parameter.name: parameter for parameter in plan.trainer.parameters(plan.architecture)}
-    live = {parameter.vllm_name: parameter for parameter in parameters.values() if not parameter.is_tied_copy}
+    live = {parameter.vllm_name: parameter for parameter in plan.filled}
     filled: dict[tuple[int, str], list[Move]] = {(rank, name): [] for rank in plan.targets for name in live}
     for move in plan.moves:
         filled[move.target_rank, move.target].append(move)
@@ -164,7 +178,7 @@ def traffic(plan: ReshardPlan) -> Traffic:
     cost of gathering all tensors on all ranks.
     """
     trainer, num_layers = plan.trainer, plan.architecture.num_layers
-    parameters = trainer.parameters(plan.architecture)
+    parameters, filled = trainer.parameters(plan.architecture), set(plan.filled)
     lower_bound = checkpoint = 0
     for rank in plan.targets:
         tensor_rank, stage, _ = trainer.coordinates(rank)
@@ -175,15 +189,14 @@ def traffic(plan: ReshardPlan) -> Traffic:
                 for box in shard.boxes:
                     own.setdefault(box.tensor, []).append(box)
             # The stage's shard crosses the pipeline, then the other shards cross the tensor group.
-            if not parameter.is_tied_copy:
+            if parameter in filled:
                 checkpoint += shard.elements * (
                     trainer.tensor - 1 + (trainer.stage(parameter, num_layers) != stage)
                 )
-        for parameter in parameters:
-            if not parameter.is_tied_copy:
-                for box in parameter.vllm(rank % plan.engine.tensor, plan.engine.tensor).boxes:
-                    held = [part.elements for mine in own.get(box.tensor, []) if (part := overlap(mine, box))]
-                    lower_bound += box.elements - min(box.elements, sum(held))
+        for parameter in plan.filled:
+            for box in parameter.vllm(rank % plan.engine.tensor, plan.engine.tensor).boxes:
+                held = [part.elements for mine in own.get(box.tensor, []) if (part := overlap(mine, box))]
+                lower_bound += box.elements - min(box.elements, sum(held))
     return Traffic(sum(move.elements for move in plan.moves if move.crosses), lower_bound, checkpoint)
 
 

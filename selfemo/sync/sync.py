@@ -46,6 +46,8 @@ class SyncReport:
     """True if the greedy probe ran (and passed: a failure raises)."""
     checksummed_tensors: int
     """Tensors whose checksums were compared (and agreed); 0 if this sync compares none."""
+    only_trained: bool = False
+    """True if frozen weights were left out, which the engine had from an earlier sync."""
 
 
 class WeightSync:
@@ -84,13 +86,16 @@ class WeightSync:
             engine,
             layout.rank,
             config.sync.bucket_bytes,
+            config.train.frozen_layers,
         )
         self._probe = (
             GreedyProbe(model_dir, config.sync.probe_tokens, config.rollout.dtype) if layout.is_main else None
         )
 
     def sync(self, version: int, verify: bool = False) -> SyncReport:
-        """Send the current weights to every engine. Collective.
+        """Send the current weights to every engine, without frozen ones that it has already.
+
+        Collective.
 
         Args:
             version: number of this sync in the run, from 1; together with the configured cadence it
@@ -106,9 +111,13 @@ class WeightSync:
         probed = verify or version == 1 or _is_due(version - 1, settings.verify_every)
         checksummed = verify or _is_due(version - 1, settings.checksum_every)
         self._engine.wake_up()
-        report = self._transfer.send(self._learner.chunks, _NamingReceiver(self._engine), version)
+        # An engine that slept has no weights left, and one that is verified whole gets all of them.
+        frozen = 0 if verify or self._engine.weight_version < 0 else self._config.train.frozen_layers
+        report = self._transfer.send(
+            self._learner.chunks, _NamingReceiver(self._engine), version, only_trained=frozen > 0
+        )
         self._learner.device.synchronize()
-        compared = self._compare_checksums() if checksummed else 0
+        compared = self._compare_checksums(frozen) if checksummed else 0
         if probed:
             self._run_probe(version)
         return SyncReport(
@@ -119,9 +128,10 @@ class WeightSync:
             report.lower_bound_bytes,
             probed,
             compared,
+            frozen > 0,
         )
 
-    def _compare_checksums(self) -> int:
+    def _compare_checksums(self, frozen_layers: int) -> int:
         learner = self._learner
         with watchdog.doing("checksums of all tensors"):
             return verify_transfer(
@@ -131,6 +141,7 @@ class WeightSync:
                 self._trainer,
                 self._engines,
                 learner.layout.rank,
+                frozen_layers,
             )
 
     def _run_probe(self, version: int) -> None:

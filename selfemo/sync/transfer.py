@@ -67,8 +67,14 @@ class TransferReport:
 class WeightTransfer(Protocol):
     """A way to send weights. Every call is collective over all ranks."""
 
-    def send(self, chunks: Sequence[nn.Module], engine: WeightReceiver, version: int) -> TransferReport:
-        """Bring the chunks' weights into the engine under a version number."""
+    def send(
+        self, chunks: Sequence[nn.Module], engine: WeightReceiver, version: int, only_trained: bool = False
+    ) -> TransferReport:
+        """Bring the chunks' weights into the engine under a version number.
+
+        Args:
+            only_trained: leave out frozen weights, which the engine has from an earlier call.
+        """
         ...
 
 
@@ -76,28 +82,29 @@ class CheckpointTransfer:
     """Sends full tensors, gathered bucket by bucket, through vLLM's loader."""
 
     def __init__(
-        self, architecture: Architecture, groups: WeightGroups, moved: Traffic, bucket_bytes: int
+        self,
+        architecture: Architecture,
+        groups: WeightGroups,
+        whole: Traffic,
+        trained: Traffic,
+        bucket_bytes: int,
+        frozen_layers: int,
     ) -> None:
-        self._architecture, self._groups, self._moved, self._bucket_bytes = (
-            architecture,
-            groups,
-            moved,
-            bucket_bytes,
-        )
+        self._architecture, self._groups, self._bucket_bytes = architecture, groups, bucket_bytes
+        self._frozen_layers, self._moved = frozen_layers, {False: whole, True: trained}
 
-    def send(self, chunks: Sequence[nn.Module], engine: WeightReceiver, version: int) -> TransferReport:
+    def send(
+        self, chunks: Sequence[nn.Module], engine: WeightReceiver, version: int, only_trained: bool = False
+    ) -> TransferReport:
         started = time.perf_counter()
         element_bytes = next(chunks[0].parameters()).element_size()
+        frozen = self._frozen_layers if only_trained else 0
         engine.receive_checkpoint_tensors(
-            hf_tensors(chunks, self._architecture, self._groups, self._bucket_bytes, include_tied_head=True),
-            version,
+            hf_tensors(chunks, self._architecture, self._groups, self._bucket_bytes, True, frozen), version
         )
-        seconds = time.perf_counter() - started
+        seconds, moved = time.perf_counter() - started, self._moved[only_trained]
         return TransferReport(
-            "checkpoint",
-            seconds,
-            self._moved.checkpoint * element_bytes,
-            self._moved.lower_bound * element_bytes,
+            "checkpoint", seconds, moved.checkpoint * element_bytes, moved.lower_bound * element_bytes
         )
 
 
@@ -112,23 +119,33 @@ class DirectTransfer:
         rank: int,
         dtype: torch.dtype,
         bucket_bytes: int,
+        frozen_layers: int = 0,
     ) -> None:
-        self._plan = build_plan(architecture, trainer, engine, trainer.replica_of(rank))
-        check_plan(self._plan)
-        self._moved = traffic(self._plan)
+        targets = trainer.replica_of(rank)
+        self._plans = {
+            only_trained: build_plan(architecture, trainer, engine, targets, frozen_layers * only_trained)
+            for only_trained in (False, True)
+        }
+        for plan in self._plans.values():
+            check_plan(plan)
+        self._moved = {only_trained: traffic(plan) for only_trained, plan in self._plans.items()}
         self._rank, self._dtype, self._bucket_bytes = rank, dtype, bucket_bytes
 
-    def tensors(self, chunks: Sequence[nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(
+        self, chunks: Sequence[nn.Module], only_trained: bool = False
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield this rank's live parameters in the form that `copy_direct` takes."""
-        return direct_tensors(chunks, self._plan, self._rank, self._dtype, self._bucket_bytes)
+        return direct_tensors(chunks, self._plans[only_trained], self._rank, self._dtype, self._bucket_bytes)
 
-    def send(self, chunks: Sequence[nn.Module], engine: WeightReceiver, version: int) -> TransferReport:
+    def send(
+        self, chunks: Sequence[nn.Module], engine: WeightReceiver, version: int, only_trained: bool = False
+    ) -> TransferReport:
         started = time.perf_counter()
-        engine.copy_direct(self.tensors(chunks), version)
-        seconds = time.perf_counter() - started
+        engine.copy_direct(self.tensors(chunks, only_trained), version)
+        seconds, moved = time.perf_counter() - started, self._moved[only_trained]
         element_bytes = self._dtype.itemsize
         return TransferReport(
-            "direct", seconds, self._moved.direct * element_bytes, self._moved.lower_bound * element_bytes
+            "direct", seconds, moved.direct * element_bytes, moved.lower_bound * element_bytes
         )
 
 
@@ -141,6 +158,7 @@ def choose_transfer(
     engine: WeightReceiver,
     rank: int,
     bucket_bytes: int,
+    frozen_layers: int = 0,
 ) -> WeightTransfer:
     """Return the transfer that `sync.mode` asks for.
 
@@ -149,7 +167,8 @@ def choose_transfer(
     Raises:
         UserError: mode "direct", but the engine holds some parameter in another layout; names it.
     """
-    plan = build_plan(architecture, trainer, engine_layout, trainer.replica_of(rank))
+    targets = trainer.replica_of(rank)
+    plan = build_plan(architecture, trainer, engine_layout, targets)
     live = {parameter.name: parameter for parameter in engine.live_parameters()}
     wanted = live_shapes(plan, rank)
     other = [name for name, shape in wanted.items() if name not in live or tuple(live[name].shape) != shape]
@@ -160,6 +179,9 @@ def choose_transfer(
             "quantised or prepacked layout?): set sync.mode=checkpoint"
         )
     if mode == "checkpoint" or other:
-        return CheckpointTransfer(architecture, groups, traffic(plan), bucket_bytes)
+        trained = build_plan(architecture, trainer, engine_layout, targets, frozen_layers)
+        return CheckpointTransfer(
+            architecture, groups, traffic(plan), traffic(trained), bucket_bytes, frozen_layers
+        )
     dtype = getattr(torch, live[next(iter(wanted))].dtype)
-    return DirectTransfer(architecture, trainer, engine_layout, rank, dtype, bucket_bytes)
+    return DirectTransfer(architecture, trainer, engine_layout, rank, dtype, bucket_bytes, frozen_layers)

@@ -93,6 +93,7 @@ def hf_tensors(
     groups: WeightGroups,
     bucket_bytes: int,
     include_tied_head: bool = False,
+    frozen_layers: int = 0,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every tensor of the Hugging Face checkpoint, whole, in the same order on every rank.
 
@@ -104,6 +105,7 @@ def hf_tensors(
             widest parameter).
         include_tied_head: yield the embedding of a tied model as lm_head.weight too (vLLM's loader
             needs it; files do not).
+        frozen_layers: leave out the embedding and this many lowest layers; 0 leaves out nothing.
 
     Raises:
         UserError: the chunks disagree with the architecture, or no stage holds some parameter;
@@ -111,9 +113,9 @@ def hf_tensors(
     """
     # A generator under torch.no_grad() would keep every tensor until the next one. All of `held` is
     # detached instead.
-    parameters = model_parameters(architecture)
+    parameters = tuple(p for p in model_parameters(architecture) if p.is_trained(frozen_layers))
     held = _by_order(chunks, architecture, parameters, groups)
-    device = next(iter(held.values())).device
+    device = next(chunks[0].parameters()).device  # a stage of frozen layers alone holds none to send
     stages = _owners(held, parameters, groups)
     buckets = list(_buckets(parameters, stages, groups, bucket_bytes))
     scratch = _Scratch(max(bucket.bytes for bucket in buckets), groups, device)
@@ -142,18 +144,20 @@ def _by_order(
     parameters: tuple[Parameter, ...],
     groups: WeightGroups,
 ) -> dict[int, torch.Tensor]:
-    """Return the rank's parameters by streaming order, without a tied model's copy of the embedding."""
+    """Return those of `parameters` that the rank holds, by streaming order, without a tied model's copy
+    of the embedding."""
     order = {parameter.name: index for index, parameter in enumerate(parameters)}
     held: dict[int, torch.Tensor] = {}
     for parameter, tensor in local_parameters(chunks, architecture):
+        if parameter.is_tied_copy or parameter.name not in order:
+            continue
         wanted = parameter.megatron(groups.tp_rank, groups.tp_size).shape
         if tuple(tensor.shape) != wanted:
             raise UserError(
                 f"Megatron parameter {parameter.name} has shape {tuple(tensor.shape)}, expected "
                 f"{wanted}: wrong layout"
             )
-        if not parameter.is_tied_copy:
-            held[order[parameter.name]] = tensor.detach()
+        held[order[parameter.name]] = tensor.detach()
     return held
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from selfemo.config.layout import EngineLayout, Layout, TrainerLayout
@@ -22,11 +24,19 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("architecture", [TIED, UNTIED], ids=["tied", "untied"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.label)
-def test_traffic_equals_that_of_the_reshard_plan(architecture: Architecture, layout: Layout) -> None:
+@pytest.mark.parametrize("frozen", [0, 1, 3], ids=lambda frozen: f"frozen-{frozen}")
+def test_traffic_equals_that_of_the_reshard_plan(
+    architecture: Architecture, layout: Layout, frozen: int
+) -> None:
     trainer = TrainerLayout(layout.tensor, layout.pipeline, layout.virtual_pipeline, layout.weight_copies)
-    plan = build_plan(architecture, trainer, EngineLayout(layout.engine_tensor, layout.replicas))
+    engines = EngineLayout(layout.engine_tensor, layout.replicas)
+    plan = build_plan(architecture, trainer, engines, frozen_layers=frozen)
     expected = traffic(plan)
-    planned = sync_bytes(architecture, layout, "bfloat16", "bfloat16")
+    layout, only = replace(layout, frozen_layers=frozen), frozen > 0
+    planned = sync_bytes(architecture, layout, "bfloat16", "bfloat16", only)
+    assert planned.engine_weights == 2 * sum(
+        parameter.vllm(0, engines.tensor).elements for parameter in plan.filled
+    )
     assert (planned.direct, planned.checkpoint) == (2 * expected.direct, 2 * expected.checkpoint)
     assert planned.direct == 2 * expected.lower_bound
     pairs: dict[tuple[int, int], int] = {}
@@ -36,8 +46,10 @@ def test_traffic_equals_that_of_the_reshard_plan(architecture: Architecture, lay
             pairs[key] = pairs.get(key, 0) + 2 * move.elements
     counted: dict[tuple[int, int], int] = {}
     for copy in range(layout.weight_copies):
-        counted |= pair_bytes(architecture, layout, "bfloat16", copy)
+        counted |= pair_bytes(architecture, layout, "bfloat16", copy, only)
     assert counted == pairs
+    if only:
+        return
     distinct = distinct_pair_bytes(architecture, layout, "bfloat16")
     assert distinct.items() <= pairs.items()
     assert set(distinct.values()) == set(pairs.values())  # every replica equals one of those shown

@@ -25,7 +25,7 @@ from selfemo.config.schema import ModelConfig, ParallelConfig, RolloutConfig, Sy
 from selfemo.rollout.api import GenerationRequest
 from selfemo.rollout.vllm_engine import RolloutEngine
 from selfemo.sync.checksums import WeightMismatch, verify_transfer
-from selfemo.sync.sync import SyncError, WeightSync
+from selfemo.sync.sync import SyncError, SyncReport, WeightSync
 from selfemo.sync.transfer import choose_transfer
 from selfemo.tokens.init_model import init_model
 from selfemo.weights.convert import hf_to_megatron, megatron_to_hf
@@ -271,6 +271,50 @@ def test_a_wrong_tensor_that_no_checksum_can_read_fails_the_greedy_probe(
     for cadence, text in ranks(_weight_sync, str(models[0]), TP2, "float32", "layers.1.mlp.down_proj", 1):
         assert cadence == CADENCE
         assert text.startswith("SyncError: weight sync 5: probe 0 on rank 1: token")
+
+
+def _frozen_syncs(hf_dir: str, dtype: Dtype) -> tuple[list[SyncReport], list[Tokens]]:
+    """Sync, train what is not frozen by hand, sync again, and then everything; all of it probed and checked.
+
+    The stream is damaged where it holds a frozen tensor.
+    """
+    options = Options(dtype=dtype, frozen_layers=1)
+    config = replace(
+        run_config(PP2, options),
+        rollout=RolloutConfig(dtype=dtype),
+        sync=SyncConfig(verify_every=1, checksum_every=1),
+    )
+    engine = engine_for(hf_dir, 1, dtype)
+    engine.weight_version = -1
+    with learner(hf_dir, PP2, options) as model:
+        weight_sync = WeightSync(model, engine, hf_dir, config, PROMPTS)
+        reports, tokens = [weight_sync.sync(1)], [engine.greedy()]
+        torch.manual_seed(3)
+        for parameter in model.chunks[0].parameters():
+            if parameter.requires_grad:
+                parameter.data.add_(0.3 * torch.randn_like(parameter))
+        engine.damaged = "layers.0."
+        try:
+            reports.append(weight_sync.sync(2))
+        finally:
+            engine.damaged = ""
+        tokens.append(engine.greedy())
+        reports.append(weight_sync.sync(3, verify=True))
+        return reports, [*tokens, engine.greedy()]
+
+
+@per_rank
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_frozen_weights_are_sent_once_and_trained_ones_every_time(
+    models: tuple[Path, Path], ranks: _Ranks, dtype: Dtype
+) -> None:
+    for (first, later, whole), (before, after, same) in ranks(_frozen_syncs, str(models[0]), dtype):
+        assert [report.only_trained for report in (first, later, whole)] == [False, True, False]
+        assert before != after == same
+        assert 0 < later.received_bytes < first.received_bytes == whole.received_bytes
+        assert 0 < later.checksummed_tensors < first.checksummed_tensors
+        assert first.probed
+        assert later.probed
 
 
 def _sleep_and_wake(hf_dir: str) -> list[str]:

@@ -114,6 +114,22 @@ def test_no_plan_could_receive_less_and_gathering_receives_more(case: Case) -> N
 
 
 @settings(max_examples=60, deadline=None)
+@given(_cases(), st.data())
+def test_a_plan_without_frozen_layers_is_the_rest_of_the_whole_plan(case: Case, data: st.DataObject) -> None:
+    whole = build_plan(*case)
+    frozen = data.draw(st.integers(1, whole.architecture.num_layers - 1))
+    plan = build_plan(*case, frozen_layers=frozen)
+    check_plan(plan)
+    still = {f"model.layers.{layer}." for layer in range(frozen)} | {"model.embed_tokens."}
+    assert plan.moves == tuple(
+        move for move in whole.moves if not any(move.target.startswith(prefix) for prefix in still)
+    )
+    assert traffic(plan).direct == traffic(plan).lower_bound <= traffic(whole).lower_bound
+    with pytest.raises(ValueError, match="not filled exactly once"):
+        check_plan(dataclasses.replace(plan, frozen_layers=frozen - 1))
+
+
+@settings(max_examples=60, deadline=None)
 @given(_cases(), st.integers(16, 4000))
 def test_buckets_keep_order_and_elements_and_respect_the_limit_on_every_rank(case: Case, limit: int) -> None:
     plan = build_plan(*case)
