@@ -26,6 +26,7 @@ from selfemo.megatron.allocated import allocated_bytes
 from selfemo.megatron.context import ContextShare
 from selfemo.megatron.device import Device
 from selfemo.megatron.frozen import FrozenOutputs
+from selfemo.megatron.largest_gap import largest_over_ranks
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.optimizer import build_optimizer, count_empty_groups, set_hyperparameters, wrap_chunks
 from selfemo.megatron.output_layer import LossAtOutput, completion_loss
@@ -216,7 +217,10 @@ class Learner:
 
         collected = self._forward_backward([*plan, *examples], loss)
         sums = self._reduce(collected, losses.SUMS, width=len(losses.POLICY_SUMS))
-        maxima = self._reduce(collected, losses.MAXIMA, width=1, op=dist.ReduceOp.MAX)
+        gap, at = largest_over_ranks(
+            [entry[losses.LARGEST_GAP] for entry in collected if losses.LARGEST_GAP in entry],
+            self.device.torch_device,
+        )
         taught = float(self._reduce(collected, losses.SUPERVISED, width=1)[0]) if supervised else 0.0
         mean = {name: float(value) / max(1, tokens) for name, value in zip(losses.POLICY_SUMS, sums)}
         return PolicyStats(
@@ -225,7 +229,8 @@ class Learner:
             clipped_share=mean["clipped_low"] + mean["clipped_high"] + mean["dual_clipped"],
             entropy=mean["entropy"],
             ratio_mean=mean["ratio"],
-            logprob_gap_max=float(maxima[0]),
+            logprob_gap_max=gap,
+            largest_gap=at,
             logprob_gap_mean=mean["rollout_gap"],
             clipped_low_share=mean["clipped_low"],
             clipped_high_share=mean["clipped_high"],
@@ -355,25 +360,18 @@ class Learner:
                 forward_only=forward_only,
             )
 
-    def _reduce(
-        self,
-        collected: list[dict[str, torch.Tensor]],
-        key: str,
-        width: int,
-        op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
-    ) -> torch.Tensor:
-        """Reduce a collected vector over micro-batches, data- and context-parallel ranks and stages.
+    def _reduce(self, collected: list[dict[str, torch.Tensor]], key: str, width: int) -> torch.Tensor:
+        """Sum a collected vector over micro-batches, data- and context-parallel ranks and stages.
 
         Only the last stage collects; the others contribute zeros.
         """
         rows = [entry[key].float() for entry in collected if key in entry] or [
             torch.zeros(width, device=self.device.torch_device)
         ]
-        stacked = torch.stack(rows)
-        total = stacked.sum(0) if op == dist.ReduceOp.SUM else stacked.amax(0)
+        total = torch.stack(rows).sum(0)
         with watchdog.doing(f"reduction of {key}"):
             for group in (copies_group(), pipeline_group()):
-                dist.all_reduce(total, op=op, group=group)
+                dist.all_reduce(total, group=group)
         return total
 
     def _optimizer_step(self, loss: float, learning_rate: float, tokens: int) -> StepStats:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import BatchCounts, LossConfig, grpo_loss, token_logprobs
 from selfemo.kernels.results import SUM_FIELDS
+from selfemo.megatron.largest_gap import WIDTH, largest_gap
 from selfemo.megatron.packing import MicroBatch
 
 
@@ -69,7 +70,7 @@ LossFunction = Callable[[Predictions], tuple[torch.Tensor, dict[str, torch.Tenso
 """Returns the loss (fp32 scalar) and the tensors that the step collects, by name."""
 
 SUMS = "sums"
-MAXIMA = "maxima"
+LARGEST_GAP = "largest_gap"
 LOGPROBS = "logprobs"
 SUPERVISED = "supervised"
 
@@ -82,11 +83,6 @@ class LossContext:
     """Entries without padding; padded ones are masked out of softmax and entropy."""
     tensor_group: dist.ProcessGroup | None
     temperature: float
-
-
-def _gap_max(logprob_N: torch.Tensor, rollout_N: torch.Tensor) -> torch.Tensor:
-    """Return the largest |trainer - engine| logprob."""
-    return (logprob_N - rollout_N).abs().amax()
 
 
 def sft_loss(
@@ -189,7 +185,8 @@ def policy_loss(
 
         if not chosen:
             zero = predictions.zero()
-            return zero, {SUMS: zero.detach().expand(len(POLICY_SUMS)), MAXIMA: zero.detach()[None]}
+            nothing = zero.detach()
+            return zero, {SUMS: nothing.expand(len(POLICY_SUMS)), LARGEST_GAP: nothing.expand(WIDTH)}
         rollout_N = tensor(
             [s.rollout_logprobs[place] for s, places in zip(chosen, batch.target_places) for place in places]
         )
@@ -212,6 +209,6 @@ def policy_loss(
             **predictions.source,
         )
         sums = torch.stack([out.loss.detach(), *(getattr(out.metrics, name) for name in POLICY_SUMS[1:])])
-        return out.loss, {SUMS: sums, MAXIMA: _gap_max(out.logprob_T, rollout_N)[None]}
+        return out.loss, {SUMS: sums, LARGEST_GAP: largest_gap(batch, out.logprob_T, rollout_N)}
 
     return loss

@@ -20,6 +20,18 @@ class StepStats:
 
 
 @dataclass(frozen=True)
+class TokenGap:
+    """A sampled token, and the logprobs that trainer and engine give it."""
+
+    sample: int = 0
+    """Index of its sample in the step's batch."""
+    place: int = 0
+    """Place in that sample's completion, from 0."""
+    trainer: float = 0.0
+    engine: float = 0.0
+
+
+@dataclass(frozen=True)
 class PolicyStats:
     """A SELF-GRPO step: the step itself, and means over the tokens that the loss saw.
 
@@ -48,3 +60,9 @@ class PolicyStats:
     """Mean logprob of the sampled tokens, in nats."""
     supervised_loss: float = 0.0
     """Mean negative logprob of the supervised examples, by their weights, in nats; 0 without any."""
+    largest_gap: TokenGap = TokenGap()
+    """The token with the gap logprob_gap_max."""
+
+
+NOT_FIGURES = ("step", "largest_gap")
+"""Fields of PolicyStats that are no figures."""

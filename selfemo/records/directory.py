@@ -34,6 +34,8 @@ CHECKPOINT_NAME = re.compile(rf"({'|'.join(CHECKPOINT_KINDS)})-\d{{6,12}}")
 CHANGEABLE = (
     "parallel.",
     "rollout.tensor_parallel",
+    "rollout.max_logprob_gap",
+    "rollout.max_mean_logprob_gap",
     "checkpoint.",
     "timeout_s",
     "startup_timeout_s",

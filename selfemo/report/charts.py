@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -60,21 +60,24 @@ def line_chart(
     xlabel: str = "iteration",
     log: bool = False,
     bottom: float | None = None,
+    dashed: Collection[str] = (),
 ) -> Chart:
     """Draw one line per series over `steps`; NaN leaves a gap.
 
-    `log` makes the axis logarithmic; `bottom` is the value it starts at.
+    `log` makes the axis logarithmic; `bottom` is the value it starts at; `dashed` names the series that are
+    limits of others.
     """
 
     def draw(axes: Axes) -> None:
         for index, (name, values) in enumerate(series.items()):
-            marker = "o" if len(steps) <= 40 else None
+            marker = "o" if len(steps) <= 40 and name not in dashed else None
             axes.plot(
                 steps,
                 values,
                 label=name,
                 color=SERIES[index % len(SERIES)],
                 linewidth=1.7,
+                linestyle="--" if name in dashed else "-",
                 marker=marker,
                 markersize=3,
             )

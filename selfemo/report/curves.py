@@ -13,6 +13,8 @@ DECADE = 10.0
 """Least ratio of the largest to the smallest value for a logarithmic axis: less spans no power of ten
 to mark.
 """
+BOUND_SUFFIX = "_bound"
+"""Ends the name of a field that bounds another one; drawn dashed."""
 MAX_POINTS = 400
 """Most points of a curve. A longer one is thinned evenly, and its last point kept."""
 
@@ -47,7 +49,12 @@ ITERATION_CURVES = (
     ),
     Curve(
         "Logprob gap, engine to trainer",
-        {"logprob_gap_max": "largest gap, nats", "logprob_gap_mean": "mean gap, nats"},
+        {
+            "logprob_gap_max": "largest gap, nats",
+            "logprob_gap_mean": "mean gap, nats",
+            "logprob_gap_max_bound": "bound of the largest",
+            "logprob_gap_mean_bound": "bound of the mean",
+        },
         log=True,
     ),
     Curve(
@@ -124,7 +131,8 @@ def _chart(curve: Curve, events: Sequence[Json], axis: str, xlabel: str) -> Char
     log = curve.log and min(values) > 0 and max(values) / min(values) > DECADE
     # a penalty lies below 0
     bottom = curve.bottom if curve.bottom is None or min(values) >= curve.bottom else None
-    return line_chart(curve.title, [event[axis] for event in shown], series, xlabel, log, bottom)
+    dashed = [name for field, name in curve.fields.items() if field.endswith(BOUND_SUFFIX)]
+    return line_chart(curve.title, [event[axis] for event in shown], series, xlabel, log, bottom, dashed)
 
 
 def _value(event: Json, field: str) -> float:

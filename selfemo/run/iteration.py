@@ -59,13 +59,17 @@ def role_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 def policy_figures(stats: Sequence[PolicyStats]) -> dict[str, float]:
     """Collect the figures of an iteration's last update.
 
-    They are the fields of PolicyStats by name, and the step's loss, norm and rate.
+    They are the figures of PolicyStats by name, and the step's loss, norm and rate.
 
     The gap to the engine is the first update's: later ones have moved off the policy that sampled.
     """
+    from selfemo.megatron.step_stats import NOT_FIGURES
+
     first, last = stats[0], stats[-1]
     figures = {
-        field.name: getattr(last, field.name) for field in dataclasses.fields(last) if field.name != "step"
+        field.name: getattr(last, field.name)
+        for field in dataclasses.fields(last)
+        if field.name not in NOT_FIGURES
     }
     return {
         "loss": last.step.loss,

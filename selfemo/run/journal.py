@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from selfemo.common.files import size_of
+from selfemo.config.logprob_gap import gap_bounds
 from selfemo.config.schema import RunConfig
 from selfemo.corpora.labelled import label_counts
 from selfemo.emotions.answer import Answer
@@ -206,6 +207,7 @@ class Journal:
         Args:
             outcomes: the flywheel's decisions on its groups, counted by (kept, reason).
         """
+        bounds = gap_bounds(self._config)
         totals = [total for group in groups for total in group.totals]
         reward = sum(totals) / len(totals)
         tokens = sum(len(sample.completion_ids) for sample in samples)
@@ -223,6 +225,8 @@ class Journal:
                 "groups_without_ranking": groups_without_ranking(groups),
                 "flywheel": outcome_counts(outcomes),
                 **policy_figures(stats),
+                "logprob_gap_max_bound": bounds.largest,
+                "logprob_gap_mean_bound": bounds.mean,
                 "seconds": {name: self._last[name] for name in ("rollout", "reward", "train", "sync")},
             }
         )

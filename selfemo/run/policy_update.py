@@ -69,6 +69,8 @@ def policy_update(
         supervised = examples.of_step(iteration * updates + number, since)
         stats = learner.policy_step(batch, plan, loss, rate, ref, previous, whole, supervised)
         state.count_step(f"iteration {iteration}", stats.step, batch)
+        if number == 0:  # later updates have moved off the policy that sampled
+            state.check_gap(f"iteration {iteration}", stats, batch)
         if batch:
             check_ratio(stats, on_policy=updates == 1)
         steps.append(stats)

@@ -8,21 +8,25 @@ written a little later, for a signal in the middle of an iteration.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
 
+from selfemo.common.errors import UserError, on_all_ranks
+from selfemo.config.logprob_gap import gap_bounds
 from selfemo.config.schema import RunConfig
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.rng import collect_rng
-from selfemo.megatron.step_stats import StepStats
+from selfemo.megatron.step_stats import PolicyStats, StepStats
 from selfemo.process import watchdog
 from selfemo.records.directory import CHECKPOINTS_NAME, MODEL_NAME, RunDirectory
 from selfemo.records.manifest import MANIFEST_VERSION, Manifest, Position, Progress, Stage
 from selfemo.run.checkpoints import Checkpoints, Found
-from selfemo.run.guards import DUMP_NAME, skipped_step
+from selfemo.run.guards import DUMP_NAME, dump_batch, skipped_step
 from selfemo.run.journal import Journal
+from selfemo.run.logprob_gap import gap_problem
 from selfemo.run.resume import code_versions, corpus_digest
 from selfemo.run.stoppable import StopRequest
 from selfemo.system import System
@@ -82,6 +86,25 @@ class RunState:
         if not stats.applied:
             in_a_row, limit = self.progress.skipped_in_a_row, self._config.train.max_skipped_steps
             self._journal.say(skipped_step(where, stats, batch, in_a_row, limit, self._dump))
+
+    def check_gap(self, where: str, stats: PolicyStats, batch: Sequence[TrainingSample]) -> None:
+        """End the run if engine and trainer give sampled tokens other logprobs than rounding explains.
+
+        Args:
+            stats: of a step on `batch` under the weights that sampled it.
+
+        Raises:
+            UserError: names the token, both values and the bound; the batch has been written.
+        """
+        decode = functools.partial(self._system.encoder.decode, show_special=True)
+        problem = gap_problem(stats, gap_bounds(self._config), batch, decode)
+        if problem:
+            if self._dump:
+                dump_batch(self._dump, problem, batch)
+            advice = (
+                f"they compute different models; the batch is in {DUMP_NAME}; see docs/troubleshooting.md"
+            )
+            raise on_all_ranks(UserError(f"{where}: {problem}: {advice}"))
 
     def begin_round(self, reference: list[torch.Tensor]) -> None:
         """Take the reference weights of the next round; checkpoints store them under its number."""

@@ -7,6 +7,7 @@ run to the same bits. Two processes of Megatron and vLLM are launched for each: 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -74,6 +75,20 @@ def test_steps_that_are_not_finite_stop_the_run_with_the_batch(launcher, tmp_pat
     steps = [event for event in events if event["event"] == "sft"]
     assert [step["step_applied"] for step in steps] == [True] * 3 + [False] * 3
     assert steps[-1]["loss"] is None
+
+
+def test_a_gap_above_its_bound_stops_the_run_which_goes_on_with_a_larger_one(launcher, untouched, tmp_path):
+    run = tmp_path / "run"
+    ended = launcher.run(run, *TP2, "rollout.max_logprob_gap=1e-9")
+    assert ended.codes == [2, 2], ended.output
+    assert re.search(
+        r"iteration 0: engine and trainer disagree: token \d+ \('.*'\) at place \d+ .* sample \d+ has "
+        r"logprob -[\d.e-]+ in the engine and -[\d.e-]+ in the trainer",
+        ended.output,
+    ), ended.output
+    assert (run / "bad_batch" / "samples.safetensors").is_file()
+    shutil.rmtree(run / "bad_batch")
+    finish(launcher, run, untouched)
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_finishes_the_run(launcher, untouched, tmp_path):

@@ -149,6 +149,8 @@ def _self_play(root: Path, play: SelfPlayConfig) -> tuple[list[dict], list[dict]
                 "clipped_share": 0.0,
                 "logprob_gap_max": 3e-6,
                 "logprob_gap_mean": 2e-7,
+                "logprob_gap_max_bound": 4e-3,
+                "logprob_gap_mean_bound": 1e-4,
                 "importance_truncated_share": 0.01 * iteration,
                 "seconds": {"rollout": 20.0, "reward": 5.0, "train": 60.0, "sync": 5.0},
             },

@@ -5,6 +5,7 @@ A bad step must leave the model untouched.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from selfemo.kernels import LossConfig
 from selfemo.megatron.checkpoint import TensorWrite, read_tensors
 from selfemo.megatron.cpu_adam import CpuFusedAdam
 from selfemo.megatron.packing import balance_by_tokens
+from selfemo.megatron.step_stats import TokenGap
 from tests.helpers.parity import DEFAULT, LEARNING_RATE, Options, learner, samples
 from tests.helpers.tiny_model import save_tiny
 
@@ -73,6 +75,29 @@ def _on_policy(hf_dir: str) -> tuple[float, float, bool]:
 
 def test_on_policy_kl_is_exactly_zero_and_the_ratio_exactly_one(distributed, hf_dir):
     assert distributed(2, _on_policy, hf_dir, timeout_s=240) == [(0.0, 1.0, True)] * 2
+
+
+def _largest_gap(hf_dir: str) -> tuple[float, TokenGap]:
+    """Return the gap of a step in which the engine found one token far less likely."""
+    with learner(hf_dir, ParallelConfig()) as model:
+        batch, loss = samples(model.architecture.vocab_size), LossConfig.preset("self_grpo", kl_beta=0.0)
+        before = model.policy_step(batch, model.plan(batch), loss, learning_rate=0.0).largest_gap
+        changed = max(range(len(batch)), key=lambda i: len(batch[i].completion_ids))
+        logprobs = list(batch[changed].rollout_logprobs)
+        logprobs[3] = -20.0
+        batch[changed] = replace(batch[changed], rollout_logprobs=tuple(logprobs))
+        stats = model.policy_step(batch, model.plan(batch), loss, learning_rate=0.0)
+        at = stats.largest_gap
+        assert before != at
+        assert (at.sample, at.place, at.engine) == (changed, 3, -20.0)
+        assert stats.logprob_gap_max == pytest.approx(at.trainer + 20.0)
+        return stats.logprob_gap_max, at
+
+
+def test_every_rank_knows_the_token_with_the_largest_gap(distributed, hf_dir):
+    one, other = distributed(2, _largest_gap, hf_dir, timeout_s=240)
+    assert one == other
+    assert one[0] > 10
 
 
 def _bad_step(hf_dir: str) -> tuple[bool, bool, bool]:

@@ -9,7 +9,7 @@ import pytest
 
 from selfemo.config.schema import RewardConfig
 from selfemo.corpora.conversation import Turn
-from selfemo.megatron.step_stats import PolicyStats, StepStats
+from selfemo.megatron.step_stats import NOT_FIGURES, PolicyStats, StepStats
 from selfemo.report.curves import ITERATION_CURVES
 from selfemo.rewards.scoring import score_group
 from selfemo.run.iteration import (
@@ -52,7 +52,7 @@ def test_figures_are_means_over_the_samples_of_a_role():
     assert component_means(GROUPS)["responder_format"] == pytest.approx(1 / 2)
 
 
-POLICY_FIGURES = [field.name for field in fields(PolicyStats) if field.name != "step"]
+POLICY_FIGURES = [field.name for field in fields(PolicyStats) if field.name not in NOT_FIGURES]
 
 
 def test_every_figure_of_the_last_update_is_recorded_and_the_gap_to_the_engine_is_the_firsts():
