@@ -1,9 +1,9 @@
 """Read the shape of a model from a Hugging Face config.json, or look it up by name.
 
 Reads the fields of transformers 4 and 5 (`rope_theta` and `torch_dtype`, or `rope_parameters` and
-`dtype`). Refuses by name any setting that would change the mathematics and is not implemented: rope
-scaling, sliding windows, dropout, biases elsewhere, other activations, quantised weights. If such a
-setting were ignored, the weights would silently run as another model. No torch here.
+`dtype`). Refuses by name any field that would change the mathematics and is not implemented (see
+selfemo.models.config_fields). If such a field were ignored, the weights would silently run as another
+model. No torch here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from selfemo.common.errors import UserError, nearest
 from selfemo.common.json_file import read_json_object
 from selfemo.common.printable import quote
+from selfemo.models.config_fields import refuse_rope_fields, refuse_unimplemented
 from selfemo.models.family import Family, families
 from selfemo.models.tensor_layouts import Heads
 
@@ -164,10 +165,11 @@ def _family_of(config: Mapping[str, object], path: Path) -> Family:
 
 
 def _from_config(config: Mapping[str, object], family: Family, where: str) -> Architecture:
-    _refuse_unimplemented(config, family, where)
+    refuse_unimplemented(config, family, where)
     num_heads = _integer(config, "num_attention_heads", where)
     hidden_size = _integer(config, "hidden_size", where)
-    num_kv_heads = _integer(config, "num_key_value_heads", where, default=num_heads)
+    absent_kv_heads = (family.num_kv_heads if "num_key_value_heads" not in config else 0) or num_heads
+    num_kv_heads = _integer(config, "num_key_value_heads", where, default=absent_kv_heads)
     if num_heads % num_kv_heads:
         raise UserError(
             f"{where}: num_attention_heads={num_heads} is not a multiple of "
@@ -186,8 +188,8 @@ def _from_config(config: Mapping[str, object], family: Family, where: str) -> Ar
         num_layers=_integer(config, "num_hidden_layers", where),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        head_dim=_integer(config, "head_dim", where, default=hidden_size // num_heads),
-        rope_theta=_rope_theta(config, where),
+        head_dim=_integer(config, "head_dim", where, default=family.head_dim or hidden_size // num_heads),
+        rope_theta=_rope_theta(config, family, where),
         rms_norm_eps=_number(config, "rms_norm_eps", where),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         qk_norm=family.qk_norm,
@@ -197,47 +199,24 @@ def _from_config(config: Mapping[str, object], family: Family, where: str) -> Ar
     )
 
 
-def _refuse_unimplemented(config: Mapping[str, object], family: Family, where: str) -> None:
-    for key, wanted in {"hidden_act": "silu", "attention_dropout": 0.0, **family.required}.items():
-        if config.get(key, wanted) not in (wanted, None):
-            raise UserError(
-                f"{where}: {key}={quote(config[key])} is not implemented for {family.name}; expected "
-                f"{wanted!r}"
-            )
-    if config.get("quantization_config"):
-        raise UserError(
-            f"{where}: quantization_config is present; expected unquantised weights, dequantise the "
-            "model first"
-        )
-    layer_types = config.get("layer_types")
-    other_types = (
-        [kind for kind in layer_types if kind != "full_attention"] if isinstance(layer_types, list) else []
-    )
-    if other_types:
-        raise UserError(
-            f"{where}: layer_types has {quote(other_types[0])}; only full_attention is implemented"
-        )
-
-
-def _rope_theta(config: Mapping[str, object], where: str) -> float:
+def _rope_theta(config: Mapping[str, object], family: Family, where: str) -> float:
     """Return the rotary base, from either spelling; refuse any scaling of it."""
+    found: dict[str, float] = {}
     for key in ("rope_parameters", "rope_scaling"):
         rope = config.get(key)
-        if isinstance(rope, dict):
-            kind = rope.get("rope_type", rope.get("type", "default"))
-            if kind != "default":
-                raise UserError(
-                    f"{where}: {key} asks for rope type {quote(kind)}, which is not implemented; only "
-                    "'default' is"
-                )
-            if rope.get("partial_rotary_factor", 1.0) != 1.0:
-                found = quote(rope["partial_rotary_factor"])
-                raise UserError(
-                    f"{where}: {key}.partial_rotary_factor={found} is not implemented; only 1.0 is"
-                )
-            if "rope_theta" in rope:
-                return _number(rope, "rope_theta", where)
-    return _number(config, "rope_theta", where)
+        if rope is None:
+            continue
+        if not isinstance(rope, dict):
+            raise UserError(f"{where}: {key} is {quote(rope)}; expected an object or null")
+        refuse_rope_fields(rope, key, where)
+        if rope.get("rope_theta") is not None:
+            found[f"{key}.rope_theta"] = _number(rope, "rope_theta", where)
+    if "rope_theta" in config and (config["rope_theta"] is not None or not found):
+        found["rope_theta"] = _number(config, "rope_theta", where)
+    if len(set(found.values())) > 1:
+        told = ", ".join(f"{key}={value:g}" for key, value in found.items())
+        raise UserError(f"{where}: {told} differ; keep the one that the model was trained with")
+    return next(iter(found.values()), family.rope_theta)
 
 
 def _number(config: Mapping[str, object], key: str, where: str) -> float:

@@ -53,6 +53,16 @@ class Family:
     """Fields of config.json that must hold this value if they are present. With another value it is
     a model that this code does not implement.
     """
+    harmless: frozenset[str] = frozenset()
+    """Further fields of config.json that change nothing in what the model computes, beside those of
+    selfemo.models.config_fields.
+    """
+    rope_theta: float = 10_000.0
+    num_kv_heads: int = 0
+    head_dim: int = 0
+    """transformers' values for a config.json without these fields. 0 key-value heads are as many as
+    query heads, and a head_dim of 0 is the hidden size over the heads.
+    """
     named: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Published models known by name without a download: the fields of their config.json that
     differ from the family's.

@@ -23,4 +23,6 @@ FAMILY = Family(
     rules=(*RULES, QKV_BIAS),
     qkv_bias=True,
     required={"use_sliding_window": False},
+    harmless=frozenset({"sliding_window"}),  # the length of windows that are off
+    num_kv_heads=32,
 )
