@@ -3,14 +3,15 @@
 Evaluation, chat and replay generate with them.
 
 The engine is the one that a run uses, so that a model is judged by the engine it was trained with. It starts
-with dummy weights and is sent the directory's tensors, as a trainer sends them. Models of one shape share an
-engine, whose weights are exchanged when the other model generates: a comparison of two checkpoints takes the
-memory of one. vLLM's external launcher needs a process group, so the process becomes a world of one, over an
-in-memory store that needs no port.
+with dummy weights and is sent the directory's tensors, as a trainer sends them. Models with the same content
+of config.json share an engine, whose weights are exchanged when the other model generates: a comparison of
+two checkpoints takes the memory of one. vLLM's external launcher needs a process group, so the process
+becomes a world of one, over an in-memory store that needs no port.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfemo.common.errors import UserError
+from selfemo.common.json_file import read_json_object
 from selfemo.inference.finished_model import FinishedModel
+from selfemo.models.architecture import CONFIG_NAME
 from selfemo.process.quiet import quiet_libraries
 from selfemo.rollout.api import Completion, Engine, GenerationRequest, check_room
 
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
     import torch
 
     from selfemo.config.schema import RolloutConfig
-    from selfemo.models.architecture import Architecture
 
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
@@ -35,7 +37,7 @@ class StandaloneEngines:
     """The engines of this process; implements selfemo.inference.finished_model.Engines."""
 
     def __init__(self) -> None:
-        self._engines: dict[tuple[Architecture, RolloutConfig, int, tuple[int, ...]], _SharedEngine] = {}
+        self._engines: dict[tuple[str, RolloutConfig, int, tuple[int, ...]], _SharedEngine] = {}
 
     def generator(self, model: FinishedModel) -> ModelGenerator:
         """Make a generator for the weights of `model`.
@@ -55,7 +57,9 @@ class StandaloneEngines:
         # again.
         rollout = replace(model.config.rollout, tensor_parallel=1, sleep=False)
         stop_ids = ChatEncoder(model.path).end_of_turn_ids
-        key = (model.architecture, rollout, model.config.model.max_length, stop_ids)
+        # the engine reads the whole file
+        content = json.dumps(read_json_object(model.path / CONFIG_NAME), sort_keys=True)
+        key = (content, rollout, model.config.model.max_length, stop_ids)
         if key not in self._engines:
             self._engines[key] = _SharedEngine(
                 self._start(str(model.path), rollout, model.config.model.max_length, stop_ids)

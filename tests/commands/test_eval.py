@@ -24,7 +24,7 @@ from selfemo.commands.chat import chat
 from selfemo.commands.eval import build_command
 from selfemo.commands.main import main
 from selfemo.common.errors import UserError
-from selfemo.config.schema import CorpusConfig, SelfPlayConfig
+from selfemo.config.schema import CorpusConfig, RolloutConfig, SelfPlayConfig
 from selfemo.evaluation.evaluate import prompts_of, smoothed_iou
 from selfemo.evaluation.intervals import mean_interval, paired_bootstrap
 from selfemo.evaluation.likelihood import AnswerScorer
@@ -74,6 +74,30 @@ def test_models_of_one_shape_share_an_engine_and_each_speaks_with_its_own_weight
     for path in (trained.path, initial.path, trained.path):
         assert voices[path].generate([GenerationRequest(prompt, 0, 3, 0.0)])[0].token_ids == wanted[path]
     assert len(engines._engines) == 1
+
+
+class StartedEngines(StandaloneEngines):
+    """Counts the engines that would start."""
+
+    def _start(
+        self, model_dir: str, rollout: RolloutConfig, max_length: int, stop_ids: tuple[int, ...]
+    ) -> Any:
+        return model_dir
+
+
+@pytest.mark.parametrize(("change", "engines_started"), [({}, 1), ({"logit_scale": 1.0}, 2)])
+def test_models_with_different_config_json_have_two_engines(
+    run_dir: Path, tmp_path: Path, change: dict[str, Any], engines_started: int
+) -> None:
+    copy = tmp_path / "run" / "model"
+    shutil.copytree(run_dir / "model", copy)
+    shutil.copy(run_dir / "config.yaml", tmp_path / "run")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | change, sort_keys=True))
+    started = StartedEngines()
+    for path in (run_dir / "model", copy):
+        started.generator(find_model(path))
+    assert len(started._engines) == engines_started
 
 
 def test_settings_come_from_the_run_and_overrides_win(
