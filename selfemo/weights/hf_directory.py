@@ -23,10 +23,12 @@ from selfemo.common.json_file import read_json_object
 from selfemo.common.printable import quote
 from selfemo.models.architecture import Architecture
 from selfemo.models.geometry import Shape, region
-from selfemo.models.parameters import LM_HEAD, hf_tensor_list
+from selfemo.models.parameters import EMBEDDING, LM_HEAD, hf_tensor_list
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
+ADAPTER_NAME = "adapter_config.json"
+COMPARED_ROWS = 4096
 MAX_HEADER_BYTES = 16 << 20
 """Largest header that is read. A header has some hundred bytes per tensor: the largest published
 shards have a few hundred kilobytes.
@@ -70,11 +72,11 @@ class HfDirectory:
     def check(self, architecture: Architecture) -> None:
         """Compare names and shapes with the architecture's.
 
-        A tied model may carry lm_head.weight, which is not read.
+        A tied model may carry a copy of the embedding as lm_head.weight.
 
         Raises:
             UserError: a missing or extra tensor, or a wrong shape; names the first, and says how
-                many.
+                many. Or lm_head.weight is no copy: transformers would untie such a model.
         """
         wanted = {tensor.name: tensor.shape for tensor in hf_tensor_list(architecture)}
         missing = [name for name in wanted if name not in self.tensors]
@@ -103,6 +105,8 @@ class HfDirectory:
                     f"{stored.path}: tensor {name} has shape {stored.shape}, expected {shape} from "
                     "config.json"
                 )
+        if architecture.tie_word_embeddings and LM_HEAD in self.tensors:
+            self._check_copy(LM_HEAD, EMBEDDING)
 
     def read(self, name: str, start: Shape | None = None, shape: Shape | None = None) -> torch.Tensor:
         """Read a rectangle of a tensor (the whole by default), in the stored dtype."""
@@ -144,9 +148,28 @@ class HfDirectory:
             file.close()
         self._open.clear()
 
+    def _check_copy(self, name: str, original: str) -> None:
+        """Refuse a tensor that is not equal to `original`, read a few rows at a time."""
+        copy, stored = self.tensors[name], self.tensors[original]
+        for row in range(0, stored.shape[0], COMPARED_ROWS):
+            start, shape = (row, 0), (min(COMPARED_ROWS, stored.shape[0] - row), *stored.shape[1:])
+            if copy.shape == stored.shape and torch.equal(
+                self.read(name, start, shape), self.read(original, start, shape).to(copy.dtype)
+            ):
+                continue
+            raise UserError(
+                f"{copy.path}: {name} is not {original} of {stored.path.name}, though config.json says "
+                "tie_word_embeddings=true; set it to false to keep both, or remove the one tensor"
+            )
+
     def _files(self) -> dict[Path, set[str] | None]:
         """Return every weight file, with the names the index lists for it (None without an index)."""
         index_path, single = self.path / INDEX_NAME, self.path / SINGLE_NAME
+        if (self.path / ADAPTER_NAME).exists():
+            raise UserError(
+                f"{self.path}: holds {ADAPTER_NAME}; an adapter is not read: merge it into its model "
+                "(PEFT's merge_and_unload), or remove it"
+            )
         if not index_path.exists():
             if single.exists():
                 return {single: None}
@@ -171,6 +194,11 @@ class HfDirectory:
                     f"{index_path}: names the file {quote(file)}; expected a file in the same directory"
                 )
             by_file.setdefault(file, set()).add(name)
+        if single.exists() and set(by_file) != {SINGLE_NAME}:
+            raise UserError(
+                f"{single}: lies beside {INDEX_NAME}, which names other files ({min(by_file)}); transformers "
+                "reads the one, other programs the others: remove the older"
+            )
         return {self.path / file: names for file, names in by_file.items()}
 
     def _read_header(self, file: Path, indexed: set[str] | None) -> None:

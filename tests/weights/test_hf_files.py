@@ -162,6 +162,46 @@ def test_a_tied_checkpoint_may_store_its_head_and_an_untied_one_must(tmp_path: P
         HfDirectory(tmp_path).check(read_architecture(tmp_path))
 
 
+@pytest.mark.parametrize("row", [0, 130])
+def test_a_tied_checkpoint_with_a_head_of_its_own_is_refused(tmp_path: Path, row: int) -> None:
+    """transformers would untie it; a copy that dropped the head would be another model."""
+    save_tiny(tmp_path, "qwen3", True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].clone()
+    head[row, -1] += 0.5
+    save_file({**tensors, "lm_head.weight": head}, tmp_path / "model.safetensors", {"format": "pt"})
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).lm_head.weight[row, -1] == head[row, -1]
+    with pytest.raises(
+        UserError,
+        match=r"lm_head.weight is not model.embed_tokens.weight of model.safetensors, though config",
+    ):
+        HfDirectory(tmp_path).check(read_architecture(tmp_path))
+
+
+def test_one_file_beside_an_index_of_others_is_refused(tmp_path: Path) -> None:
+    save_tiny(tmp_path, "llama", True, max_shard_size=SHARDED)
+    save_tiny(tmp_path / "newer", "llama", True, seed=1)
+    (tmp_path / "newer" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    with pytest.raises(
+        UserError, match=r"/model\.safetensors: lies beside model\.safetensors\.index\.json, .*model-00001-of"
+    ):
+        HfDirectory(tmp_path)
+    for shard in tmp_path.glob("model-*.safetensors"):
+        shard.unlink()
+    names = load_file(tmp_path / "model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    HfDirectory(tmp_path).check(read_architecture(tmp_path))  # one truth in two files
+
+
+def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
+    """transformers would add it, or load the model that it names, if peft is installed."""
+    save_tiny(tmp_path, "llama", True)
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "other"}')
+    with pytest.raises(UserError, match=r"holds adapter_config\.json; an adapter is not read: merge it"):
+        HfDirectory(tmp_path)
+
+
 def _edit_index(directory: Path, change: Callable[[dict[str, str]], object]) -> None:
     path = directory / "model.safetensors.index.json"
     index = json.loads(path.read_text())
