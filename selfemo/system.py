@@ -106,6 +106,7 @@ def _read_model(
         config.corpus.history_turns,
         config.corpus.max_turn_tokens,
         config.selfplay.thinking,
+        encoder.opens_thinking,
     )
     starts = [c.turns[: config.corpus.history_turns + 1] for c in corpus.split("train")[:PROBE_PROMPTS]]
     shown = [*corpus.split("train"), *corpus.split(config.evaluation.split)]

@@ -95,7 +95,8 @@ class SelfPlayConfig:
     """The same for targets beyond the seed: 0 follows the transition prior, 1 draws all sets equally."""
     thinking: bool = False
     """Let the recognizer think before it answers, which needs a model whose template switches
-    thinking, such as Qwen3. The answer is parsed after the thoughts."""
+    thinking (Qwen3) or opens it (Qwen3-Thinking-2507). The answer is parsed after the thoughts. False
+    closes a block that the template opens."""
     max_thinking_tokens: Positive = 256
     """Room for thinking, in tokens, beside max_answer_tokens; thoughts cut there are a format failure."""
 

@@ -97,13 +97,14 @@ def smoothed_iou(model: FinishedModel, labels: Sequence[str]) -> SmoothedIoU:
 
 def prompts_of(model: FinishedModel, labels: tuple[str, ...]) -> PromptBuilder:
     """Build prompts as the model was trained on them. UserError if its tokenizer cannot be used."""
-    corpus = model.config.corpus
+    corpus, encoder = model.config.corpus, ChatEncoder(model.path)
     return PromptBuilder(
-        ChatEncoder(model.path),
+        encoder,
         labels,
         corpus.history_turns,
         corpus.max_turn_tokens,
         model.config.selfplay.thinking,
+        encoder.opens_thinking,
     )
 
 

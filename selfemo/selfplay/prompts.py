@@ -75,6 +75,8 @@ class PromptBuilder:
     """In a prompt, a longer turn is cut at a token border."""
     thinking: bool = False
     """Whether the recognizer may think before it answers; the responder never does."""
+    opens_thinking: bool = False
+    """Whether a prompt with thinking ends inside the block, so that the thoughts come first."""
 
     def recognize(self, turns: Sequence[Turn], view: View = PLAIN, seed: int = 0) -> tuple[int, ...]:
         """Ask for the emotions of `turns[-1]`, as prompt ids.

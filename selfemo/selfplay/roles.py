@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from selfemo.config.schema import SelfPlayConfig
 from selfemo.corpora.conversation import Turn
-from selfemo.emotions.answer import Reading, parse_answer
+from selfemo.emotions.answer import THINK_OPEN, Reading, parse_answer
 from selfemo.rollout.api import Completion, GenerationRequest, Generator
 from selfemo.selfplay.gates import failed_gates
 from selfemo.selfplay.prompts import PromptBuilder, completion_text
@@ -37,8 +37,9 @@ class Recognizer:
     def read(self, completion: Completion) -> tuple[str, Reading]:
         """Decode an answer and parse it."""
         text = completion_text(self.prompts.encoder, completion)
+        opened = THINK_OPEN if self.prompts.thinking and self.prompts.opens_thinking else ""
         reading = parse_answer(
-            text, self.prompts.labels, thinking=self.config.thinking, finished=completion.finished
+            opened + text, self.prompts.labels, thinking=self.config.thinking, finished=completion.finished
         )
         return text, reading
 

@@ -25,7 +25,18 @@ from tokenizers import Tokenizer
 from selfemo.common.errors import UserError
 from selfemo.common.json_file import read_json_object
 from selfemo.common.printable import quote
-from selfemo.tokens.template import TEMPLATE_SETTINGS, Control, FixedText, Part, Slot, split_template, told_as
+from selfemo.models.architecture import CONFIG_NAME, read_architecture
+from selfemo.tokens.template import (
+    TEMPLATE_SETTINGS,
+    Control,
+    FixedText,
+    Part,
+    Slot,
+    closed,
+    opens_thinking,
+    split_template,
+    told_as,
+)
 
 CACHED_TEXTS = 65_536
 """Number of encoded strings that are cached: instructions and recent dialogue recur across an
@@ -80,14 +91,16 @@ class ChatEncoder:
         """Every id at which sampling stops, `end_of_turn_id` first."""
         self.pad_id: int = self._hf.pad_token_id if self._hf.pad_token_id is not None else self.end_of_turn_id
         """Id that fills batches; it is always masked."""
+        self.opens_thinking: bool = opens_thinking(self._hf)
+        """Whether a prompt with thinking ends inside a thinking block."""
         self._check()
 
     def encode_prompt(self, messages: Sequence[Message], thinking: bool = False) -> tuple[int, ...]:
         """Encode a prompt that ends at the start of the assistant's turn.
 
         Args:
-            thinking: let the turn begin with a thinking block. Otherwise the template writes an
-                empty, closed block into the prompt.
+            thinking: let the turn begin with a thinking block, or inside one (`opens_thinking`).
+                Otherwise a block that the template opens is closed in the prompt.
 
         Raises:
             UserError: the chat template refuses this sequence of roles, or has no thinking to
@@ -187,6 +200,8 @@ class ChatEncoder:
         rendered = self._hf.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, **TEMPLATE_SETTINGS
         )
+        head, content, tail = rendered.rpartition(_PROBE[-1].content)
+        rendered = head + content + closed(tail)
         if tuple(self._full.encode(rendered, add_special_tokens=False).ids) != self.encode_prompt(_PROBE):
             raise UserError(
                 f"{self._dir}: its tokenizer reads a prompt differently in parts, "

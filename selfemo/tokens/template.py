@@ -3,6 +3,10 @@
 The template is rendered once per sequence of roles with a placeholder for each content, and the
 rendering is cut into parts. Contents are never in the rendered string, so none of their text can be
 taken for a part of the template, and thousands of prompts of one shape cost one rendering.
+
+Some templates end a prompt inside a thinking block: Qwen3-Thinking-2507's, QwQ's and those of R1's
+distilled models always, others if thinking is on. Without thinking the block is closed here, as
+Qwen3's template does itself: an answer inside it would be a thought.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.common.errors import UserError
+from selfemo.emotions.answer import THINK_CLOSE, THINK_OPEN
 
 TEMPLATE_SETTINGS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 """Variables given to every template: Qwen3's thinking off, and a fixed date, which Llama 3's would
@@ -57,23 +62,51 @@ def split_template(
     Args:
         tokenizer: a fast Hugging Face tokenizer with a chat template.
         add_generation_prompt: end with the opening of an assistant turn.
-        thinking: leave that turn open for a thinking block.
+        thinking: leave that turn open for a thinking block, or inside one.
 
     Raises:
         UserError: the template refuses the roles, or does not write every content exactly once; or
-            thinking changes nothing in it.
+            thinking changes nothing in it, and it opens no block.
     """
-    # random, so that no template's own text holds it; letters, so that trimming keeps it
-    mark = f"slot{secrets.token_hex(8)}n"
-    messages = [{"role": role, "content": f"{mark}{i}e"} for i, role in enumerate(roles)]
-    rendered = _render(tokenizer, messages, add_generation_prompt, thinking)
-    if thinking and rendered == _render(tokenizer, messages, add_generation_prompt, thinking=False):
+    pieces = _pieces(tokenizer, roles, add_generation_prompt, thinking)
+    if not thinking:
+        pieces[-1] = closed(pieces[-1])
+    elif not is_open(pieces[-1]) and pieces == _pieces(tokenizer, roles, add_generation_prompt, False):
         raise UserError(
             f"{tokenizer.name_or_path}: its chat template knows no enable_thinking, "
             "so the model cannot be asked to think: "
             "set selfplay.thinking=false, or use a model that switches it (Qwen3)"
         )
-    pieces = re.split(rf"{mark}(\d+)e", rendered)  # literal, slot number, literal, slot number, ..., literal
+    parts: list[Part] = []
+    for i, piece in enumerate(pieces):
+        parts += [Slot(int(piece))] if i % 2 else _split_controls(tokenizer, piece)
+    return tuple(parts)
+
+
+def is_open(text: str) -> bool:
+    """Tell whether template text ends inside a thinking block."""
+    return text.rfind(THINK_OPEN) > text.rfind(THINK_CLOSE)
+
+
+def closed(text: str) -> str:
+    """Close the thinking block that template text ends in; other text stays."""
+    if not is_open(text):
+        return text
+    return text + ("" if text.endswith("\n") else "\n") + f"\n{THINK_CLOSE}\n\n"
+
+
+def opens_thinking(tokenizer: Any) -> bool:
+    """Tell whether a prompt with thinking ends inside a block that the template opened."""
+    return is_open(_pieces(tokenizer, ("user",), add_generation_prompt=True, thinking=True)[-1])
+
+
+def _pieces(tokenizer: Any, roles: Sequence[str], add_generation_prompt: bool, thinking: bool) -> list[str]:
+    """Render the template; returns literal, message number, literal, number, ..., literal."""
+    # random, so that no template's own text holds it; letters, so that trimming keeps it
+    mark = f"slot{secrets.token_hex(8)}n"
+    messages = [{"role": role, "content": f"{mark}{i}e"} for i, role in enumerate(roles)]
+    rendered = _render(tokenizer, messages, add_generation_prompt, thinking)
+    pieces = re.split(rf"{mark}(\d+)e", rendered)
     slots = [int(number) for number in pieces[1::2]]
     if sorted(slots) != list(range(len(roles))):
         raise UserError(
@@ -81,10 +114,7 @@ def split_template(
             f"{', '.join(roles)}, expected each exactly once: "
             "use a model whose template does"
         )
-    parts: list[Part] = []
-    for i, piece in enumerate(pieces):
-        parts += [Slot(int(piece))] if i % 2 else _split_controls(tokenizer, piece)
-    return tuple(parts)
+    return pieces
 
 
 @contextmanager
