@@ -67,13 +67,16 @@ class ChatEncoder:
         """Load the tokenizer and check that it can be used safely.
 
         Raises:
-            UserError: no tokenizer there or a damaged one, no chat template, no end of turn, or one
-                of the two promises of this module fails.
+            UserError: no tokenizer there or a damaged one, no chat template, no end of turn, ids
+                beyond the embedding of the model beside it, or one of the two promises of this
+                module fails.
         """
         self._dir = Path(tokenizer_dir)
         self._hf = _load_tokenizer(self._dir)
         with told_as(self._dir, "its tokenizer cannot be used", "copy it again"):
             self._prepare()
+        if (self._dir / CONFIG_NAME).is_file():
+            self._check_embedding(read_architecture(self._dir).vocab_size)
 
     def _prepare(self) -> None:
         self._full: Tokenizer = self._hf.backend_tokenizer
@@ -183,6 +186,31 @@ class ChatEncoder:
                 )
         own = [] if self._hf.eos_token_id is None else [self._hf.eos_token_id]
         return tuple(dict.fromkeys([self.end_of_turn_id, *declared_ids, *own]))
+
+    def _check_embedding(self, rows: int) -> None:
+        """Refuse ids that prompts, answers or padding may hold and that the embedding has no row for.
+
+        Added tokens come from the template alone; one that it never writes may lie beyond.
+        """
+        written = [
+            part.token_id
+            for roles, opens in ((("system", "user"), True), (("user", "assistant"), False))
+            for part in self._parts(roles, opens, False)
+            if isinstance(part, Control)
+        ]
+        ordinary = self._full.get_vocab(with_added_tokens=False).values()
+        beyond = {
+            token_id
+            for token_id in (*ordinary, *written, *self.end_of_turn_ids, self.pad_id)
+            if token_id >= rows
+        }
+        if beyond:
+            raise UserError(
+                f"{self._dir}: its tokenizer has {len(beyond)} tokens beyond the {rows} rows of the "
+                "embedding (config.json's vocab_size), such as "
+                f"{quote(self._full.id_to_token(min(beyond)))} of id {min(beyond)}: copy both from one "
+                "model, or enlarge the embedding (transformers' resize_token_embeddings)"
+            )
 
     def _check(self) -> None:
         for token_id, token in self._hf.added_tokens_decoder.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from selfemo.common.errors import UserError
+from selfemo.models.architecture import architecture_by_name, hf_config
 from selfemo.tokens.encoder import ChatEncoder, Message
 from selfemo.tokens.template import TEMPLATE_SETTINGS, THINKING_SETTINGS
 from selfemo.tokens.training import save_tokenizer, train_tokenizer
@@ -254,3 +257,34 @@ def test_a_control_token_with_the_id_of_an_ordinary_one_is_refused(tmp_path: Pat
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"'<\|im_other\|>' has the id of an ordinary token, \d+,"):
         ChatEncoder(tmp_path)
+
+
+def _beside_a_model_of(rows: int, own_dir: Path, target: Path) -> Path:
+    """Copy a tokenizer beside the config.json of a model whose embedding has `rows` rows."""
+    shutil.copytree(own_dir, target)
+    architecture = replace(architecture_by_name("qwen3-0.6b"), vocab_size=rows)
+    (target / "config.json").write_text(json.dumps(hf_config(architecture)))
+    return target
+
+
+def test_ids_beyond_the_embedding_are_refused(own_dir: Path, tmp_path: Path) -> None:
+    last = len(AutoTokenizer.from_pretrained(str(own_dir)))
+    ChatEncoder(_beside_a_model_of(last, own_dir, tmp_path / "fits"))
+    with pytest.raises(
+        UserError, match=rf"1 tokens beyond the {last - 1} rows .* of id {last - 1}: copy both"
+    ):
+        ChatEncoder(_beside_a_model_of(last - 1, own_dir, tmp_path / "short"))
+
+
+def test_an_added_token_beyond_the_embedding_counts_if_the_template_writes_it(
+    own_dir: Path, tmp_path: Path
+) -> None:
+    directory = _beside_a_model_of(len(AutoTokenizer.from_pretrained(str(own_dir))), own_dir, tmp_path / "m")
+    tokenizer = AutoTokenizer.from_pretrained(str(own_dir))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|unused|>", "<|start_x|>"]})
+    tokenizer.save_pretrained(directory)
+    ChatEncoder(directory)  # no prompt can hold either
+    template = directory / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>", "<|start_x|>"))
+    with pytest.raises(UserError, match=r"1 tokens beyond .*'<\|start_x\|>'"):
+        ChatEncoder(directory)
