@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from selfemo.common.errors import UserError, nearest
 from selfemo.common.printable import quote
 from selfemo.config.checks import violations
+from selfemo.config.corpus_name import with_corpus
 from selfemo.config.dtype import this_machine, with_dtypes
 from selfemo.config.schema import RunConfig
 
@@ -33,12 +34,12 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     """Read `path` (None for all defaults), apply overrides such as "train.learning_rate=1e-4", and
     validate the whole.
 
-    A dtype of "auto" becomes what it stands for on this machine.
+    A dtype or corpus of "auto" becomes what it stands for on this machine.
 
     Raises:
         UserError: names the file or override, the field, and the expected value.
     """
-    config = with_dtypes(read_config(path, overrides), this_machine())
+    config = with_corpus(with_dtypes(read_config(path, overrides), this_machine()))
     problems = list(violations(config))
     if problems:
         raise UserError(f"{path or 'configuration'}: " + "; ".join(problems))
@@ -52,7 +53,7 @@ def read_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     Raises:
         UserError: every unknown key and every value of a wrong type or out of bounds.
     """
-    tree = _read_yaml(Path(path)) if path else {}
+    tree = read_tree(Path(path)) if path else {}
     for override in overrides:
         _apply_override(tree, override)
     problems = list(_unknown_keys(tree, RunConfig))
@@ -78,7 +79,12 @@ def as_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> dict[str, Any]:
+    """Read a YAML file of plain values as a mapping, unchecked.
+
+    Raises:
+        UserError: no such file, not YAML, or no mapping.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)

@@ -106,7 +106,8 @@ class CorpusConfig:
     """Which dialogues to train and evaluate on."""
 
     name: CorpusName = "auto"
-    """Corpus reader. "auto" takes MELD if the data directory holds it, else the bundled corpus `everyday`."""
+    """Corpus reader. "auto" takes MELD if the data directory holds it, else the bundled corpus `everyday`;
+    the run records which."""
     path: str = ""
     """Corpus directory or file. Empty: its usual place under $SELFEMO_DATA, or the bundled `everyday`."""
     hold_out: str = ""
