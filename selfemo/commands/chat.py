@@ -158,6 +158,9 @@ def chat(
     views: Annotated[
         str, typer.Option(help="Read you in several views that vote: how many, or their names with commas.")
     ] = "",
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="Ignore the settings of the run around the model.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 1,
 ) -> None:
     """Talk with a finished model: it shows what it reads in you and answers in an emotion. Reads a
@@ -172,7 +175,7 @@ def chat(
             "since prompts tell the two sides apart by them"
         )
     shown_in = parse_views(views, "--views") or (PLAIN.name,)
-    found = find_model(model, overrides or [])
+    found = find_model(model, overrides or [], defaults=defaults)
     if len(shown_in) > found.config.selfplay.recognizer_group_size:
         raise UserError(
             f"--views {views}: {len(shown_in)} views, more than selfplay.recognizer_group_size="

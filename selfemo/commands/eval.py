@@ -61,6 +61,9 @@ def build_command(open_engines: Callable[[], Engines]) -> Callable[..., None]:
         recognizer: Annotated[
             Path | None, typer.Option(help="With --expression: the frozen model that reads the answers.")
         ] = None,
+        defaults: Annotated[
+            bool, typer.Option("--defaults", help="Ignore the settings of the run around a model.")
+        ] = False,
         seed: Annotated[int, typer.Option(help="Of sampling and of the bootstrap.")] = 1,
     ) -> None:
         """Evaluate a finished model: recognition with intervals, calibration, expression, signs of
@@ -82,6 +85,7 @@ def build_command(open_engines: Callable[[], Engines]) -> Callable[..., None]:
             votes,
             seed,
             parse_views(views, "--views"),
+            defaults,
         )
         from selfemo.evaluation.results import as_json, write_json
         from selfemo.evaluation.run import run_evaluation
@@ -115,7 +119,7 @@ def write_vote_into_card(options: EvaluationOptions, result: Evaluation) -> str 
 
     report = result.models[0]
     is_the_runs_own = options.split == report.model.config.evaluation.split and not (
-        options.corpus or options.limit or options.overrides
+        options.corpus or options.limit or options.overrides or options.defaults
     )
     if report.voting is None or not is_the_runs_own:
         return None

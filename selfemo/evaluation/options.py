@@ -35,6 +35,8 @@ class EvaluationOptions:
     """Seed of sampling, of views and of resampling."""
     views: tuple[str, ...] = ()
     """Views that vote on each turn, beside the plain reading; empty for none."""
+    defaults: bool = False
+    """Take the defaults as the models' settings, whatever run is around them."""
 
     def check(self) -> None:
         """Raise UserError for options that do not go together."""

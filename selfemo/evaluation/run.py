@@ -29,10 +29,12 @@ def run_evaluation(
         UserError: a model, corpus, split or option that cannot be used.
     """
     options.check()
-    models = [
-        find_model(path, options.overrides) for path in (options.model, options.against) if path is not None
-    ]
-    reader = find_model(options.recognizer, options.overrides) if options.recognizer else None
+
+    def find(path: Path) -> FinishedModel:
+        return find_model(path, options.overrides, defaults=options.defaults)
+
+    models = [find(path) for path in (options.model, options.against) if path is not None]
+    reader = find(options.recognizer) if options.recognizer else None
     fmt, place = corpus_of(options.corpus, models[0])
     corpus = fmt.read(place, raise_first)
     conversations = corpus.split(options.split)

@@ -2,7 +2,8 @@
 
 A model can answer only the prompts it was trained on: with a different history length or turn cap, the task
 is a different one. A model inside a run directory therefore uses that run's config.yaml; any other uses the
-defaults. Overrides are applied on top of either, and every report names the settings that were used.
+defaults, also beside a config.yaml of another program. Overrides are applied on top of either, and every
+report names the settings that were used.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ from pathlib import Path
 from typing import Protocol
 
 from selfemo.common.errors import UserError
-from selfemo.config.load import load_config
+from selfemo.config.load import load_config, read_tree
 from selfemo.config.schema import ModelConfig, RunConfig
 from selfemo.models.architecture import Architecture, read_architecture
-from selfemo.records.directory import CONFIG_NAME
+from selfemo.records.directory import CONFIG_NAME, METRICS_NAME
 from selfemo.rollout.api import Generator
 
 DEFAULTS = "defaults (no run around the model)"
+ASKED_DEFAULTS = "defaults (--defaults)"
+FOREIGN_DEFAULTS = "defaults ({path} is another program's)"
+
+RUN_KEYS = frozenset({"output_dir", "seed", "iterations", "model", "corpus", "selfplay", "reward"})
+"""Keys that every run's config.yaml has had, and no other program's has together."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +77,15 @@ class Engines(Protocol):
         ...
 
 
-def find_model(path: Path, overrides: Sequence[str] = (), config_file: Path | None = None) -> FinishedModel:
+def find_model(
+    path: Path, overrides: Sequence[str] = (), config_file: Path | None = None, defaults: bool = False
+) -> FinishedModel:
     """Examine a model directory: its architecture, and the settings of the run around it.
 
     Args:
         overrides: such as "corpus.history_turns=2", on top of the run's settings or the defaults.
         config_file: settings of the run that the model comes from, if the model is not inside its directory.
+        defaults: take the defaults, whatever run is around the model.
 
     Raises:
         UserError: no such directory, an unsupported model, or a setting that does not fit.
@@ -87,14 +96,43 @@ def find_model(path: Path, overrides: Sequence[str] = (), config_file: Path | No
         )
     architecture = read_architecture(path)
     stored = config_file or path.resolve().parent / CONFIG_NAME
-    if stored.is_file():
-        return FinishedModel(path, architecture, load_config(stored, overrides), _readable(stored))
+    settings_from = ASKED_DEFAULTS if defaults else DEFAULTS
+    if stored.is_file() and not defaults:
+        if config_file or is_run_config(stored):
+            return _fitting(
+                FinishedModel(path, architecture, load_config(stored, overrides), _readable(stored))
+            )
+        settings_from = FOREIGN_DEFAULTS.format(path=_readable(stored))
     implied = [
         f"model.path={json.dumps(str(path))}",  # quoted: a directory may be called 7
         f"model.max_length={min(ModelConfig().max_length, architecture.max_position_embeddings)}",
         f"rollout.dtype={'bfloat16' if architecture.dtype == 'bfloat16' else 'float32'}",
     ]
-    return FinishedModel(path, architecture, load_config(None, [*implied, *overrides]), DEFAULTS)
+    return _fitting(
+        FinishedModel(path, architecture, load_config(None, [*implied, *overrides]), settings_from)
+    )
+
+
+def is_run_config(path: Path) -> bool:
+    """Tell whether a config.yaml holds the settings of a run: it names what every run has.
+
+    A file that cannot be read as YAML counts as a run's if the run's records lie beside it.
+    """
+    try:
+        return read_tree(path).keys() >= RUN_KEYS
+    except UserError:
+        return (path.parent / METRICS_NAME).exists()
+
+
+def _fitting(model: FinishedModel) -> FinishedModel:
+    """Return the model if it knows as many positions as its settings ask for."""
+    longest, limit = model.config.model.max_length, model.architecture.max_position_embeddings
+    if longest > limit:
+        raise UserError(
+            f"{model.path}: model.max_length={longest} (from {model.settings_from}, or an override) is above "
+            f"the {limit} positions that the model knows: lower it"
+        )
+    return model
 
 
 def _readable(path: Path) -> str:
