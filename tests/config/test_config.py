@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 
 from selfemo.common.errors import UserError
 from selfemo.config.load import as_yaml, load_config
-from selfemo.config.schema import RunConfig, TrainConfig
+from selfemo.config.schema import CorpusConfig, RunConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_saved_configuration_reads_back_equal(tmp_path):
-    config = replace(RunConfig(), seed=7, train=TrainConfig(learning_rate=3e-7))
+    config = replace(
+        RunConfig(corpus=CorpusConfig(name="everyday")), seed=7, train=TrainConfig(learning_rate=3e-7)
+    )
     (tmp_path / "run.yaml").write_text(as_yaml(config))
     assert load_config(tmp_path / "run.yaml") == config
 
