@@ -9,16 +9,21 @@ Megatron's model is built before the engine, which takes its weights from it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from selfemo.common.errors import UserError, on_all_ranks
+from selfemo.config.checks import run_violations
+from selfemo.config.layout import layout_of
 from selfemo.config.schema import RunConfig
 from selfemo.corpora.conversation import Corpus
 from selfemo.megatron.device import Device, select_device
 from selfemo.megatron.learner import Learner
 from selfemo.megatron.parallel import Layout, init_distributed, init_parallel
 from selfemo.models.architecture import Architecture, read_architecture
+from selfemo.models.hub import fetch, hub_name, local_directory
 from selfemo.process import watchdog
 from selfemo.process.collectives import all_or_none, on_rank0
 from selfemo.records.directory import RunDirectory
@@ -75,6 +80,19 @@ def join_world(config: RunConfig) -> World:
     return World(device, init_parallel(config.parallel, device, config.seed, config.timeout_s))
 
 
+def with_fetched_model(config: RunConfig) -> RunConfig:
+    """Fetch a model of the hub on one rank of each node, at the commit that rank 0 pinned. Collective.
+
+    Raises:
+        UserError: a node cannot fetch it.
+    """
+    path, is_name = on_rank0(lambda: (config.model.path, hub_name(config.model.path) is not None))
+    if is_name:
+        with watchdog.doing(f"fetching {path}"):
+            all_or_none(lambda: fetch(path) if os.environ.get("LOCAL_RANK", "0") == "0" else None)
+    return replace(config, model=replace(config.model, path=path))
+
+
 def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Corpus) -> System:
     """Build the model, the engine and the parts that connect them.
 
@@ -82,6 +100,9 @@ def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Cor
     """
     model_dir = model_directory(config, run, corpus)
     encoder, prompts, probes, architecture = all_or_none(lambda: _read_model(model_dir, config, corpus))
+    violations = list(run_violations(config, layout_of(config, 1, world.layout.world_size), architecture))
+    if violations:  # of a model that came from the hub: others were checked before the ranks met
+        raise on_all_ranks(UserError("; ".join(violations)))
     learner = Learner(architecture, config, world.layout, world.device)
     learner.load_hf(str(model_dir))
     engine = RolloutEngine(
@@ -121,7 +142,7 @@ def model_directory(config: RunConfig, run: RunDirectory, corpus: Corpus) -> Pat
     If the configuration names none, rank 0 initialises a small model.
     """
     if config.model.path:
-        return Path(config.model.path)
+        return local_directory(config.model.path)
     target = run.path(INITIAL_MODEL)
 
     def init() -> None:

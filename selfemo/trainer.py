@@ -39,7 +39,7 @@ from selfemo.run.supervised_start import supervised_start
 from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.openings import OpeningPool, Place
 from selfemo.selfplay.transitions import TransitionPrior
-from selfemo.system import System, build_system, join_world
+from selfemo.system import System, build_system, join_world, with_fetched_model
 
 
 def train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: StopSignals) -> None:
@@ -52,6 +52,7 @@ def train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: Sto
             is good.
     """
     world = join_world(config)
+    config = with_fetched_model(config)
     corpus = all_or_none(lambda: load_run_corpus(config))
     on_rank0(lambda: record_training_dialogues(run, corpus, config))
     terminal.say(

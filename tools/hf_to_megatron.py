@@ -8,6 +8,7 @@ by the model. On bad input: exit status 2, one line, and nothing half written.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +16,14 @@ import typer
 
 from selfemo.commands.convert import run_conversion
 from selfemo.models.architecture import read_architecture
+from selfemo.models.hub import fetch
 from selfemo.weights.convert import DEFAULT_BUCKET_BYTES, hf_to_megatron, source_bytes
 from selfemo.weights.hf_directory import HfDirectory
 
 
 def main(
     source: Annotated[
-        Path, typer.Option(help="Hugging Face directory: config.json and safetensors, single or sharded")
+        str, typer.Option(help="Hugging Face directory (config.json, safetensors), or a name on the hub")
     ],
     output: Annotated[Path, typer.Option(help="checkpoint directory to create")],
     verify: Annotated[
@@ -34,13 +36,15 @@ def main(
 ) -> None:
     """Convert a Hugging Face model directory into a Megatron distributed checkpoint."""
 
+    directory = cache(lambda: fetch(source))
+
     def total_bytes() -> int:
-        architecture, weights = read_architecture(source), HfDirectory(source)
+        architecture, weights = read_architecture(directory()), HfDirectory(directory())
         weights.check(architecture)
         return source_bytes(weights, architecture) * (2 if verify else 1)
 
     run_conversion(
-        lambda progress: hf_to_megatron(source, output, progress, verify, check_finite, bucket_bytes),
+        lambda progress: hf_to_megatron(directory(), output, progress, verify, check_finite, bucket_bytes),
         total_bytes,
     )
 

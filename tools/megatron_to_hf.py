@@ -9,12 +9,14 @@ Tensors are streamed. On bad input: exit status 2, one line, and nothing half wr
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from selfemo.commands.convert import run_conversion
+from selfemo.models.hub import fetch
 from selfemo.weights.convert import megatron_to_hf, stored_bytes
 from selfemo.weights.safetensors_writer import DEFAULT_SHARD_BYTES
 
@@ -23,7 +25,10 @@ def main(
     checkpoint: Annotated[Path, typer.Option(help="Megatron distributed checkpoint (torch_dist)")],
     output: Annotated[Path, typer.Option(help="Hugging Face directory to create")],
     source: Annotated[
-        str, typer.Option(help="directory with config.json and tokenizer; default: the checkpoint's own hf/")
+        str,
+        typer.Option(
+            help="directory or hub name of config.json and tokenizer; default: the checkpoint's own hf/"
+        ),
     ] = "",
     verify: Annotated[
         bool, typer.Option(help="read both sides again and compare every tensor bitwise")
@@ -34,11 +39,12 @@ def main(
     ] = DEFAULT_SHARD_BYTES,
 ) -> None:
     """Convert a Megatron distributed checkpoint into a Hugging Face directory."""
+    directory = cache(lambda: fetch(source) if source else "")
     run_conversion(
         lambda progress: megatron_to_hf(
-            checkpoint, output, progress, source, verify, check_finite, max_shard_bytes
+            checkpoint, output, progress, directory(), verify, check_finite, max_shard_bytes
         ),
-        lambda: stored_bytes(checkpoint, source) * (2 if verify else 1),
+        lambda: stored_bytes(checkpoint, directory()) * (2 if verify else 1),
     )
 
 

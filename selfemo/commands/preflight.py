@@ -7,6 +7,7 @@ torchrun turns any failure of a worker into a traceback of its own. Launch scrip
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 from selfemo.common.errors import UserError
@@ -18,7 +19,8 @@ from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.labelled import label_counts
 from selfemo.corpora.registry import CorpusAbsent
 from selfemo.models.architecture import is_known_by_name, read_architecture
-from selfemo.records.directory import RunDirectory
+from selfemo.models.hub import fetch, hub_name, local_directory, pinned, published_name
+from selfemo.records.directory import CONFIG_NAME, RunDirectory
 from selfemo.selfplay.views import unknown_views
 
 DEPENDENCIES = (
@@ -50,12 +52,15 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str
             "pip install 'selfemo[wandb]'"
         )
     check_views(config)
+    if not planning:
+        config = with_pinned_model(config)
+        fetch(config.model.path)
     check_layout(config, world_size, by_name=planning)
     missing = []
-    if config.model.path and not Path(config.model.path).is_dir():
+    if config.model.path and not local_directory(config.model.path).is_dir():
         missing.append(
             f"model.path={config.model.path} is not there yet: "
-            f"planned as the published {Path(config.model.path).name}"
+            f"planned as the published {published_name(config.model.path)}"
         )
     run = RunDirectory.check(config)
     try:
@@ -66,7 +71,7 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str
         missing.append(str(error))
         told_corpus = f"corpus {config.corpus.name}"
     if config.model.path and not planning:
-        check_model_files(config.model.path)  # last: it loads libraries
+        check_model_files(local_directory(config.model.path))  # last: it loads libraries
     parallel = config.parallel
     data_parallel = world_size // (parallel.tensor * parallel.pipeline * parallel.context)
     context = f"context {parallel.context} x " if parallel.context > 1 else ""
@@ -75,6 +80,8 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str
         f"x pipeline {parallel.pipeline} x {context}data {data_parallel}; "
         f"{told_corpus}; {config.sft.steps} SFT steps, {config.iterations} SELF-GRPO iterations"
     )
+    if hub_name(config.model.path) and not planning:
+        summary += f"; model {config.model.path} in {local_directory(config.model.path)}"
     return "\n".join([summary, *(f"missing for a launch: {what}" for what in missing)])
 
 
@@ -82,18 +89,26 @@ def check_layout(config: RunConfig, world_size: int, by_name: bool = False) -> N
     """Refuse a layout that does not divide the world or the model.
 
     Args:
-        by_name: if model.path is no directory, its last part may name a published model.
+        by_name: if model.path is no directory, its last part may name a published model. Otherwise a
+            name on the hub that is not in the cache yet is not checked.
 
     Raises:
         UserError: every violation at once, each with its fields and sizes; or the model directory
             cannot be read.
     """
     path = config.model.path
-    if path and not Path(path).is_dir() and not (by_name and is_known_by_name(Path(path).name)):
+    if (
+        path
+        and not local_directory(path).is_dir()
+        and not (by_name and is_known_by_name(published_name(path)))
+    ):
+        if hub_name(path) and not by_name:
+            return  # the ranks fetch it together, and check it then
         raise UserError(
             f"model.path={path}: no such directory; expected a Hugging Face model directory: "
             "name one with model.path (MODEL_DIR for the "
-            "launch scripts), or fetch one, as in `hf download Qwen/Qwen3-8B --local-dir models/Qwen3-8B`"
+            "launch scripts), a name on the hub (Qwen/Qwen3-8B), or fetch one, "
+            "as in `hf download Qwen/Qwen3-8B --local-dir models/Qwen3-8B`"
         )
     violations = list(
         run_violations(config, layout_of(config, 1, world_size), planned_architecture(config.model))
@@ -102,6 +117,21 @@ def check_layout(config: RunConfig, world_size: int, by_name: bool = False) -> N
         raise UserError(
             "; ".join(violations) + ": choose sizes that fit, or torchrun's --nproc-per-node to match"
         )
+
+
+def with_pinned_model(config: RunConfig) -> RunConfig:
+    """Put the commit that a hub name in model.path stands for into the configuration.
+
+    A run that has begun keeps the commit that it recorded.
+
+    Raises:
+        UserError: the hub does not know the name, or cannot be asked.
+    """
+    if hub_name(config.model.path) is None:
+        return config
+    run = RunDirectory(Path(config.output_dir))
+    recorded = run.stored_config()["model"]["path"] if run.path(CONFIG_NAME).is_file() else ""
+    return replace(config, model=replace(config.model, path=pinned(config.model.path, recorded)))
 
 
 def check_views(config: RunConfig) -> None:
@@ -114,7 +144,7 @@ def check_views(config: RunConfig) -> None:
         raise UserError("; ".join(problems))
 
 
-def check_model_files(path: str) -> None:
+def check_model_files(path: Path) -> None:
     """Refuse a model directory whose weights or tokenizer a run could not read; otherwise every
     rank would fail minutes later.
 

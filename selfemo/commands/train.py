@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from selfemo.commands.preflight import check_layout, check_views
+from selfemo.commands.preflight import check_layout, check_views, with_pinned_model
 from selfemo.common.errors import EXIT_USER_ERROR, UserError
 from selfemo.config.schema import RunConfig
 from selfemo.process import watchdog
@@ -40,6 +40,8 @@ def run_training(config: RunConfig) -> None:
     signals.listen()
     rank = int(os.environ.get("RANK", "0"))
     check_views(config)
+    if rank == 0:
+        config = with_pinned_model(config)
     check_layout(config, int(os.environ.get("WORLD_SIZE", "1")))
     run = RunDirectory.claim(config) if rank == 0 else RunDirectory(Path(config.output_dir))
     terminal = Terminal(rank == 0, run.root, rank)

@@ -7,7 +7,6 @@ launch.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from selfemo.common.errors import nearest
 from selfemo.common.printable import quote
@@ -16,6 +15,7 @@ from selfemo.config.schema import ModelConfig, RunConfig
 from selfemo.corpora.registry import corpus_names
 from selfemo.kernels.config import PRESETS
 from selfemo.models.architecture import Architecture, architecture_by_name, read_architecture
+from selfemo.models.hub import local_directory, published_name
 
 
 def run_violations(config: RunConfig, layout: Layout, architecture: Architecture) -> Iterator[str]:
@@ -218,17 +218,18 @@ def layout_violations(layout: Layout, architecture: Architecture) -> Iterator[st
 
 
 def planned_architecture(model: ModelConfig) -> Architecture:
-    """Find the model to plan for: the directory or published name in `model.path`, or the shape a
-    run would initialise.
+    """Find the model to plan for: the directory, hub name or published name in `model.path`, or the
+    shape a run would initialise. Nothing is fetched.
 
     Raises:
         UserError: the name or the directory is not known.
     """
     if not model.path:
         return initialised_architecture(model)
-    if Path(model.path).is_dir():
-        return read_architecture(model.path)
-    return architecture_by_name(Path(model.path).name)
+    directory = local_directory(model.path)
+    if directory.is_dir():
+        return read_architecture(directory)
+    return architecture_by_name(published_name(model.path))
 
 
 def initialised_architecture(model: ModelConfig) -> Architecture:

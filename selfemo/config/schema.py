@@ -59,7 +59,9 @@ class ModelConfig:
     """The model to start from: a Hugging Face directory, or the shape of a small one to initialise."""
 
     path: str = ""
-    """Hugging Face directory. Empty: initialise a small Qwen3 of the shape below, with its own tokenizer."""
+    """Hugging Face directory, or name on the hub with or without @revision, such as Qwen/Qwen3-8B: it is
+    fetched into the cache once per node, and the run records the commit. Empty: initialise a small Qwen3
+    of the shape below, with its own tokenizer."""
     vocab_size: Positive = 4096
     """Entries of the BPE tokenizer trained on the corpus (initialised models only)."""
     hidden_size: Positive = 256

@@ -18,6 +18,7 @@ from selfemo.common.errors import UserError
 from selfemo.config.load import load_config, read_tree
 from selfemo.config.schema import ModelConfig, RunConfig
 from selfemo.models.architecture import Architecture, read_architecture
+from selfemo.models.hub import fetch
 from selfemo.records.directory import CONFIG_NAME, METRICS_NAME
 from selfemo.rollout.api import Generator
 
@@ -83,6 +84,7 @@ def find_model(
     """Examine a model directory: its architecture, and the settings of the run around it.
 
     Args:
+        path: the directory, or a name on the hub, which is fetched.
         overrides: such as "corpus.history_turns=2", on top of the run's settings or the defaults.
         config_file: settings of the run that the model comes from, if the model is not inside its directory.
         defaults: take the defaults, whatever run is around the model.
@@ -90,6 +92,7 @@ def find_model(
     Raises:
         UserError: no such directory, an unsupported model, or a setting that does not fit.
     """
+    path = fetch(str(path))
     if not path.is_dir():
         raise UserError(
             f"{path}: no such directory; expected a Hugging Face model directory, such as runs/demo/model"

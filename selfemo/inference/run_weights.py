@@ -17,6 +17,7 @@ from pathlib import Path
 from selfemo.common.errors import UserError
 from selfemo.common.printable import quote
 from selfemo.inference.finished_model import FinishedModel, find_model
+from selfemo.models.hub import local_directory
 from selfemo.records.directory import CHECKPOINTS_NAME, CONFIG_NAME, METRICS_NAME, MODEL_NAME
 from selfemo.records.reading import read_jsonl
 
@@ -116,4 +117,4 @@ def _companions(run_dir: Path) -> Path:
             return run_dir / name
     from selfemo.config.load import load_config
 
-    return Path(load_config(run_dir / CONFIG_NAME).model.path)
+    return local_directory(load_config(run_dir / CONFIG_NAME).model.path)
