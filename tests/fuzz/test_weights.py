@@ -57,6 +57,12 @@ KEYS = [
         "quantization_config",
         "torch_dtype",
         "attention_bias",
+        "partial_rotary_factor",
+        "logit_scale",
+        "sliding_window",
+        "dual_chunk_attention_config",
+        "rope_theta",
+        "use_cache",
         "__metadata__",
     )
 ]
