@@ -36,7 +36,8 @@ launch() {
         exec "${check[@]}" --gpu "${GPU:-h100-80g}" "${overrides[@]}"
     fi
     # What is wrong with the input is told in one line and exit status 2, before torchrun would wrap it in a traceback.
-    "${check[@]}" "${overrides[@]}" || exit
+    # A node other than the first may join a world that is alive, so its check does not stop at a live run.
+    GROUP_RANK=$node_rank "${check[@]}" "${overrides[@]}" || exit
 
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}                         # torchrun's default is 1, which starves the tokenizer
     export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1} # Megatron orders tensor-parallel communication by it

@@ -7,6 +7,8 @@ torchrun turns any failure of a worker into a traceback of its own. Launch scrip
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from selfemo.corpora.labelled import label_counts
 from selfemo.corpora.registry import CorpusAbsent
 from selfemo.models.architecture import is_known_by_name, read_architecture
 from selfemo.models.hub import fetch, hub_name, local_directory, pinned, published_name
+from selfemo.process.run_lock import find_owner, held
 from selfemo.records.directory import CONFIG_NAME, RunDirectory
 from selfemo.selfplay.views import unknown_views
 
@@ -62,7 +65,13 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str
             f"model.path={config.model.path} is not there yet: "
             f"planned as the published {published_name(config.model.path)}"
         )
-    run = RunDirectory.check(config)
+    run = RunDirectory(Path(config.output_dir))
+    # A node that joins an existing world (launch.sh names its number) checks beside its own run.
+    joins = os.environ.get("GROUP_RANK", "0") != "0"
+    owner = None if joins else find_owner(run.root, lambda line: print(line, file=sys.stderr))
+    if owner and not planning:
+        raise held(run.root, owner)
+    RunDirectory.check(config)
     try:
         told_corpus = _summary(load_run_corpus(config))
     except CorpusAbsent as error:
@@ -82,7 +91,8 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str
     )
     if hub_name(config.model.path) and not planning:
         summary += f"; model {config.model.path} in {local_directory(config.model.path)}"
-    return "\n".join([summary, *(f"missing for a launch: {what}" for what in missing)])
+    in_use = [f"{run.root} is in use: {owner} holds this run"] if owner else []
+    return "\n".join([summary, *in_use, *(f"missing for a launch: {what}" for what in missing)])
 
 
 def check_layout(config: RunConfig, world_size: int, by_name: bool = False) -> None:

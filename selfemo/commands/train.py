@@ -7,6 +7,9 @@ shutdown would wait for them. A watchdog ends a rank that takes too long.
 Rank 0 prints a UserError bare, any other rank with rank and host. If every rank is known to raise
 it (`errors.on_all_ranks`), rank 0 alone prints it. In doubt a line is printed twice, since a run
 must not end in silence.
+
+Rank 0 takes the run's lock before anything else, and the other ranks write nothing before they know
+that it has it.
 """
 
 from __future__ import annotations
@@ -23,9 +26,11 @@ from selfemo.commands.preflight import check_layout, check_views, with_pinned_mo
 from selfemo.common.errors import EXIT_USER_ERROR, UserError
 from selfemo.config.schema import RunConfig
 from selfemo.process import watchdog
+from selfemo.process.admission import Place, Verdict, agree
+from selfemo.process.run_lock import RunLock
 from selfemo.process.stop import StopSignals
 from selfemo.process.terminal import Terminal
-from selfemo.records.directory import RunDirectory
+from selfemo.records.directory import LOCK_NAME, RunDirectory
 
 FULL_OR_BARRED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
@@ -38,36 +43,71 @@ def run_training(config: RunConfig) -> None:
     """Train in this process as one rank of torchrun's world."""
     signals = StopSignals()
     signals.listen()
-    rank = int(os.environ.get("RANK", "0"))
+    place = Place(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     check_views(config)
-    if rank == 0:
+    check_layout(config, place.world_size)
+    run = RunDirectory(Path(config.output_dir))
+    terminal = Terminal(place.rank == 0, run.root, place.rank)
+    lock, verdict = None, None
+    if place.rank == 0:
+        config, lock, verdict = claim(config, terminal)
+    on_tick = signals.limit(config.checkpoint.grace_s)
+    watchdog.start(place.rank, config.timeout_s, config.startup_timeout_s, terminal.error, on_tick)
+    _tell_failures(terminal, place.rank, lock)
+    verdict = agree(place, verdict, config.startup_timeout_s)
+    if verdict == "go on":
+        terminal.open_log()
+        _train(config, run, terminal, signals)
+    else:
+        terminal.drop_log()
+    watchdog.stop()
+    if lock:
+        lock.release()
+    if verdict == "refused":
+        sys.exit(EXIT_USER_ERROR)
+
+
+def claim(config: RunConfig, terminal: Terminal) -> tuple[RunConfig, RunLock | None, Verdict]:
+    """Lock and claim the run's directory, and tell the user if this launch must not go on.
+
+    Nothing there changes unless it may. The configuration comes back with the hub's commit in it.
+    """
+    root, lock = Path(config.output_dir), None
+    try:
         config = with_pinned_model(config)
-    check_layout(config, int(os.environ.get("WORLD_SIZE", "1")))
-    run = RunDirectory.claim(config) if rank == 0 else RunDirectory(Path(config.output_dir))
-    terminal = Terminal(rank == 0, run.root, rank)
-    if run.is_complete:
-        terminal.say(
-            f"{run.root}: this run is complete, see summary.json; remove the directory to run it again"
-        )
-        return
+        if not (root / LOCK_NAME).exists() and RunDirectory.check(config).is_complete:
+            run = RunDirectory(root)
+        else:
+            lock = RunLock.take(root, terminal.say)
+            run = RunDirectory.claim(config)
+    except UserError as error:
+        terminal.error(f"selfemo: {error}")
+        if lock:
+            lock.release()
+        return config, None, "refused"
+    if not run.is_complete:
+        return config, lock, "go on"
+    terminal.say(f"{run.root}: this run is complete, see summary.json; remove the directory to run it again")
+    if lock:
+        lock.release()
+    return config, None, "complete"
+
+
+def _train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: StopSignals) -> None:
     if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) and not os.environ.get(OWN_STORES):
         terminal.say(
             "torchrun restarts workers with the store of the previous world, "
             f"through which they may not find each other: export {OWN_STORES}=1"
         )
-    on_tick = signals.limit(config.checkpoint.grace_s)
-    watchdog.start(rank, config.timeout_s, config.startup_timeout_s, terminal.error, on_tick)
-    _tell_failures(terminal, rank)
     from selfemo.trainer import train
 
     try:
         train(config, run, terminal, signals)
     except UserError as error:  # the command line would print it too, but in an orderly shutdown
         sys.excepthook(UserError, error, error.__traceback__)
-    watchdog.stop()
 
 
-def _tell_failures(terminal: Terminal, rank: int) -> None:
+def _tell_failures(terminal: Terminal, rank: int, lock: RunLock | None = None) -> None:
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         traceback.print_exception(kind, error, trace)
         if isinstance(error, OSError) and error.errno in FULL_OR_BARRED:
@@ -87,6 +127,8 @@ def _tell_failures(terminal: Terminal, rank: int) -> None:
                 f"{first_line} (traceback in {terminal.log_path})"
             )
         watchdog.kill_stopped_peers()
+        if lock:
+            lock.release()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_USER_ERROR if isinstance(error, UserError) else 1)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from selfemo.common.errors import UserError
 
@@ -100,3 +102,18 @@ def size_of(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def close_in_children(handle: IO[bytes]) -> None:
+    """Close a file that holds a lock in forked children.
+
+    A child that writes a checkpoint must not hold the lock of a run that was killed meanwhile.
+    """
+    held = weakref.ref(handle)
+
+    def close() -> None:
+        inherited = held()
+        if inherited is not None and not inherited.closed:
+            os.close(inherited.fileno())
+
+    os.register_at_fork(after_in_child=close)

@@ -6,13 +6,13 @@ import fcntl
 import functools
 import os
 import sqlite3
-import weakref
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import IO
 
 from selfemo.common.errors import UserError
+from selfemo.common.files import close_in_children
 from selfemo.flywheel.schema import SCHEMA, SCHEMA_VERSION
 
 MAX_VALUE_BYTES = 64 << 20
@@ -23,7 +23,7 @@ def lock_writer(path: Path) -> IO[bytes]:
     """Open the file that holds the writer's lock until it is closed, forgotten, or the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.fdopen(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644), "r+b")
-    _close_in_children(handle)
+    close_in_children(handle)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -33,21 +33,6 @@ def lock_writer(path: Path) -> IO[bytes]:
             "wait for it, or choose another output_dir"
         ) from None
     return handle
-
-
-def _close_in_children(handle: IO[bytes]) -> None:
-    """Close the lock in forked children.
-
-    A child that writes a checkpoint must not hold the lock of a run that was killed meanwhile.
-    """
-    held = weakref.ref(handle)
-
-    def close() -> None:
-        inherited = held()
-        if inherited is not None and not inherited.closed:
-            os.close(inherited.fileno())
-
-    os.register_at_fork(after_in_child=close)
 
 
 def connect(path: Path, writable: bool, labels: Sequence[str]) -> sqlite3.Connection:

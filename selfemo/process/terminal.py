@@ -1,13 +1,16 @@
 """Shows rank 0's stages, a progress bar and tables; everything else goes to a log file per rank.
 
 Libraries print from Python and from C, so the process's file descriptors 1 and 2 are pointed at the log, and
-the real terminal is kept for this module alone.
+the real terminal is kept for this module alone. Until a launch holds the run's directory, the log is a
+temporary file: a launch that is refused leaves nothing there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,25 +27,37 @@ class Terminal:
     """Rank 0's output; on other ranks every method does nothing."""
 
     def __init__(self, is_main: bool, run_dir: Path, rank: int) -> None:
-        """Point file descriptors 1 and 2 at this rank's log.
+        """Point file descriptors 1 and 2 at a temporary file, which `open_log` moves into the run."""
+        self._final_path = run_dir / LOGS_NAME / f"rank-{rank}.log"
+        log, path = tempfile.mkstemp(prefix=f"selfemo-rank-{rank}-", suffix=".log")
+        self.log_path = Path(path)
+        """Where this rank's log is now."""
+        self._is_main = is_main
+        self._real: TextIO = os.fdopen(os.dup(2), "w")
+        self._console = plain_console(file=self._real, quiet=not is_main)
+        _redirect(log)
+
+    def open_log(self) -> None:
+        """Go on in the run's log, with what this rank has written so far.
 
         Raises:
             UserError: the log cannot be written.
         """
-        self.log_path = run_dir / LOGS_NAME / f"rank-{rank}.log"
         try:
-            self.log_path.parent.mkdir(parents=True, exist_ok=True)
-            log = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self._final_path.parent.mkdir(parents=True, exist_ok=True)
+            log = os.open(self._final_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
-            raise unwritable(self.log_path, error) from None
-        self._is_main = is_main
-        self._real: TextIO = os.fdopen(os.dup(2), "w")
-        self._console = plain_console(file=self._real, quiet=not is_main)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
+            raise unwritable(self._final_path, error) from None
+        _redirect(log)
+        with self._final_path.open("ab") as file, contextlib.suppress(OSError):
+            file.write(self.log_path.read_bytes())
+        self.drop_log()
+        self.log_path = self._final_path
+
+    def drop_log(self) -> None:
+        """Remove the temporary log, which nobody is to read."""
+        if self.log_path != self._final_path:
+            self.log_path.unlink(missing_ok=True)
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -76,6 +91,14 @@ class Terminal:
             *columns, console=self._console, disable=not self._is_main, transient=False
         ) as progress:
             yield Bar(progress, stage, total)
+
+
+def _redirect(log: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
 
 
 class Bar:

@@ -266,6 +266,15 @@ def kill_stopped(peers: Iterable[Process]) -> None:
                 os.kill(peer.pid, signal.SIGKILL)
 
 
+def is_running(process: Process) -> bool:
+    """Whether a process of this host and namespace runs, and not another one that got its number."""
+    try:
+        state, started = _stat(process.pid)
+        return started == process.started and state not in "ZX"
+    except (OSError, IndexError):
+        return False
+
+
 def _stat(pid: int) -> tuple[str, str]:
     """Read (state letter, start time) of a process."""
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:

@@ -30,6 +30,8 @@ FLYWHEEL_NAME = "flywheel.sqlite"
 MODEL_NAME = "model"
 RESUMES_NAME = "resumes.jsonl"
 TRAINING_DIALOGUES_NAME = "training_dialogues.json"
+LOCK_NAME = "run.lock"
+"""There while a launch is alive (selfemo.process.run_lock), and after one that was killed."""
 CHECKPOINT_NAME = re.compile(rf"({'|'.join(CHECKPOINT_KINDS)})-\d{{6,12}}")
 CHANGEABLE = (
     "parallel.",
@@ -56,6 +58,8 @@ class RunDirectory:
     def claim(cls, config: RunConfig) -> RunDirectory:
         """Claim this configuration's directory; it is created if it does not exist.
 
+        The caller holds its lock.
+
         An unfinished run of the same configuration stays as it is if it has a checkpoint to go on from, and
         is removed if it has none (its logs stay): records of two attempts must not mix. A finished run stays
         as it is.
@@ -63,34 +67,38 @@ class RunDirectory:
         Raises:
             UserError: the directory is not empty and holds another run, or cannot be written.
         """
-        run = cls.check(config)
+        run = cls.check(config, is_locked=True)
         try:
             run.root.mkdir(parents=True, exist_ok=True)
-            if not run.is_complete and not run.has_checkpoint:
-                run._remove_unfinished()
-            run.write_text(CONFIG_NAME, as_yaml(config))
+            if not run.is_complete:
+                if not run.has_checkpoint:
+                    run._remove_unfinished()
+                run.write_text(CONFIG_NAME, as_yaml(config))
         except OSError as error:
             raise unwritable(run.root, error) from None
         return run
 
     @classmethod
-    def check(cls, config: RunConfig) -> RunDirectory:
-        """Check everything that `claim` checks, but write nothing."""
+    def check(cls, config: RunConfig, is_locked: bool = False) -> RunDirectory:
+        """Check everything that `claim` checks, but write nothing.
+
+        Args:
+            is_locked: the caller holds the lock. If not, a launch that holds it may just have begun to write.
+        """
         try:
-            return cls._check(config, Path(config.output_dir))
+            return cls._check(config, Path(config.output_dir), is_locked)
         except OSError as error:
             raise UserError(
                 f"{config.output_dir}: cannot be read ({error.strerror}): choose another output_dir"
             ) from None
 
     @classmethod
-    def _check(cls, config: RunConfig, root: Path) -> RunDirectory:
+    def _check(cls, config: RunConfig, root: Path, is_locked: bool) -> RunDirectory:
         if root.exists() and not root.is_dir():
             raise UserError(f"{root}: exists and is not a directory: choose another output_dir")
         run, stored = cls(root), root / CONFIG_NAME
-        # Logs do not count: another rank may have begun its own.
-        foreign = root.exists() and any(entry.name != LOGS_NAME for entry in root.iterdir())
-        if foreign and not stored.exists():
+        foreign = root.exists() and any(entry.name not in (LOGS_NAME, LOCK_NAME) for entry in root.iterdir())
+        if foreign and not stored.exists() and (is_locked or not (root / LOCK_NAME).exists()):
             raise UserError(
                 f"{root}: not empty and not a run of selfemo (no {CONFIG_NAME}): choose another output_dir"
             )
@@ -125,7 +133,7 @@ class RunDirectory:
 
     def _remove_unfinished(self) -> None:
         for entry in self.root.iterdir():
-            if entry.name not in (CONFIG_NAME, LOGS_NAME):
+            if entry.name not in (CONFIG_NAME, LOGS_NAME, LOCK_NAME):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def path(self, *parts: str) -> Path:
