@@ -1,7 +1,8 @@
-# Sourced by the launch scripts: turns an environment of one node (plain or SLURM) into a torchrun call.
+# Sourced by the launch scripts: turns an environment of one node (plain, SLURM or Kubernetes) into a torchrun call.
 # Every node has an environment of Python 3.12 (or 3.13) on its PATH, installed as docs/gpu.md says.
 #
-#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, GPUS_PER_NODE   the world; SLURM's variables stand in where they are not set
+#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, GPUS_PER_NODE   the world; SLURM's variables, or those of Kubeflow's PyTorchJob, stand in
+#                                                                where they are not set
 #   LOCAL_ADDR     this node's address, where its host name does not resolve for the others
 #   RUN_ID         name of the rendezvous: agents that share it form one world
 #   RENDEZVOUS_TIMEOUT_S   how long a node waits for the first one (300)
@@ -9,22 +10,46 @@
 #   MODEL_DIR      overrides model.path
 #   GPU            the kind of GPU that a dry run plans for (h100-80g)
 
+# The first host of a SLURM node list such as node[01-04,7],gpu3. Not by scontrol, which few containers have.
 first_slurm_host() {
-    scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1
+    sed -E 's/\[([0-9]+)[^]]*\]/\1/g; s/,.*//' <<< "$1"
+}
+
+# The number of GPUs in SLURM's words for them: 8, h100:8, h100:8(S:0-1), a100:2,h100:2
+slurm_gpus() {
+    local sum
+    sum=$(sed -E 's/\([^)]*\)//g; s/[^,]*://g; s/,/+/g' <<< "$1")
+    if [[ $sum =~ ^[0-9]+(\+[0-9]+)*$ ]]; then echo $((sum)); else echo "$1"; fi
+}
+
+# refuse_unless_number VARIABLE VALUE
+refuse_unless_number() {
+    if [[ ! $2 =~ ^[0-9]+$ ]]; then
+        echo "selfemo: $1=$2: expected a whole number: set $1" >&2
+        exit 2
+    fi
 }
 
 # launch SCRIPT CONFIG [--dry-run] [override ...]
 launch() {
     local script=$1 config=$2
     shift 2
-    local nnodes=${NNODES:-${SLURM_NNODES:-1}}
-    local node_rank=${NODE_RANK:-${SLURM_NODEID:-0}}
-    local slurm_gpus=${SLURM_GPUS_PER_NODE:-8} # "8", or "h100:8"
-    local gpus_per_node=${GPUS_PER_NODE:-${slurm_gpus##*:}}
+    # PyTorchJob gives every pod its number in RANK, and the number of pods in WORLD_SIZE or, if it counts processes there, in PET_NNODES.
+    local pods= pod=
+    if [ -n "${RANK:-}" ] && [ -n "${WORLD_SIZE:-}" ]; then pods=$WORLD_SIZE pod=$RANK; fi
+    local nnodes=${NNODES:-${PET_NNODES:-${SLURM_NNODES:-${pods:-1}}}}
+    local node_rank=${NODE_RANK:-${PET_NODE_RANK:-${SLURM_NODEID:-${pod:-0}}}}
+    # SLURM_GPUS_ON_NODE is what a job has got, SLURM_GPUS_PER_NODE what one option has asked for.
+    local gpus_per_node=${GPUS_PER_NODE:-${PET_NPROC_PER_NODE:-}}
+    gpus_per_node=${gpus_per_node:-$(slurm_gpus "${SLURM_GPUS_ON_NODE:-${SLURM_GPUS_PER_NODE:-8}}")}
     local master_port=${MASTER_PORT:-29500}
-    local master_addr=${MASTER_ADDR:-}
-    if [ -z "$master_addr" ]; then
-        if [ -n "${SLURM_JOB_NODELIST:-}" ]; then master_addr=$(first_slurm_host); else master_addr=127.0.0.1; fi
+    refuse_unless_number NNODES "$nnodes"
+    refuse_unless_number NODE_RANK "$node_rank"
+    refuse_unless_number GPUS_PER_NODE "$gpus_per_node"
+    refuse_unless_number MASTER_PORT "$master_port"
+    local master_addr=${MASTER_ADDR:-127.0.0.1}
+    if [ "$nnodes" != 1 ] && [ -z "${MASTER_ADDR:-}" ] && [ -n "${SLURM_JOB_NODELIST:-}" ]; then
+        master_addr=$(first_slurm_host "$SLURM_JOB_NODELIST")
     fi
     local dry_run= overrides=() argument
     for argument in "$@"; do
@@ -36,6 +61,10 @@ launch() {
         exec "${check[@]}" --gpu "${GPU:-h100-80g}" "${overrides[@]}"
     fi
     # What is wrong with the input is told in one line and exit status 2, before torchrun would wrap it in a traceback.
+    if [ "$nnodes" != 1 ] && [ -z "${MASTER_ADDR:-}${SLURM_JOB_NODELIST:-}" ]; then
+        echo "selfemo: $nnodes nodes, and no address of the first: set MASTER_ADDR" >&2
+        exit 2
+    fi
     # A node other than the first may join a world that is alive, so its check does not stop at a live run.
     GROUP_RANK=$node_rank "${check[@]}" "${overrides[@]}" || exit
 

@@ -29,7 +29,7 @@ from tests.helpers.guide import example
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GPU_ONLY = "GPU-only"
-ELSEWHERE = ("sbatch", "pip", "docker", "nvidia-smi", "vllm", "wandb", "tensorboard")
+ELSEWHERE = ("sbatch", "kubectl", "pip", "docker", "nvidia-smi", "vllm", "wandb", "tensorboard")
 """Programs of other projects; the tests do not check their arguments."""
 KNOWN = tuple(f"{name} " for name in ("selfemo", "torchrun", "make", "bash", "python", *ELSEWHERE))
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
@@ -142,7 +142,8 @@ def templates() -> list[str]:
                     )
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.append(node.value)
-    return found
+    script = (ROOT / "examples" / "launch.sh").read_text(encoding="utf-8")
+    return [*found, *(re.sub(r"\$\w+", "…", line) for line in re.findall(r'echo "(selfemo: .*)"', script))]
 
 
 def test_messages_in_troubleshooting_stand_in_the_source() -> None:
