@@ -97,6 +97,8 @@ NAMED = {
     "NonNegative": "number >= 0",
     "PositiveFloat": "number > 0",
     "AtLeastTwo": "integer >= 2",
+    "PathText": "path",
+    "PathList": "names or paths",
     "CorpusName": f"one of {', '.join(map(repr, corpus_names()))}",
     "LossName": f"one of {', '.join(map(repr, PRESETS))}",
     "tuple[ViewName, ...]": f"list of {', '.join(map(repr, view_names()))}",

@@ -22,6 +22,7 @@ from selfemo.config.checks import violations
 from selfemo.config.corpus_name import with_corpus
 from selfemo.config.dtype import this_machine, with_dtypes
 from selfemo.config.schema import RunConfig
+from selfemo.config.text import hint_of, is_quoted, is_text, keep_text
 
 MAX_CONFIG_BYTES = 100_000
 MAX_INTEGER = 2**63 - 1
@@ -93,7 +94,7 @@ def read_tree(path: Path) -> dict[str, Any]:
                 f"{path}: larger than {MAX_CONFIG_BYTES} bytes, which no configuration is: "
                 "name the right file"
             )
-        tree = _parse_yaml(data.decode())
+        tree = _parse_yaml(data.decode(), RunConfig)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; examples/configs has ready ones") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -132,9 +133,13 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _parse_yaml(text: str) -> Any:
+def _parse_yaml(text: str, hint: Any = None) -> Any:
+    """Parse YAML. `hint` is the type that it is to be read into, as far as it is known."""
     try:
-        return _PlainLoader(text).get_single_data()
+        loader = _PlainLoader(text)
+        node = loader.get_single_node()
+        keep_text(node, hint)
+        return None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
         # PyYAML also lets through the errors of int(), float() and date(), on values such as 2026-99-99
         line = getattr(getattr(error, "problem_mark", None), "line", -1)
@@ -158,8 +163,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise UserError(
             f"override {override!r}: expected section.field=value, such as train.learning_rate=1e-4"
         )
+    hint = hint_of(RunConfig, name)
     try:
-        value = _parse_yaml(text)
+        value = text.strip() if is_text(hint) and not is_quoted(text) else _parse_yaml(text)
     except _NotYaml:
         value = text
     *sections, leaf = name.split(".")
@@ -167,7 +173,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
             raise UserError(f"override {override!r}: {section} is a value, not a section")
-    tree[leaf] = "" if value is None else value
+    tree[leaf] = value if text.strip() else ""
 
 
 def _unknown_keys(tree: Mapping[Any, Any], kind: type, prefix: str = "") -> Iterator[str]:

@@ -75,8 +75,9 @@ class SelfPlayConfig:
     accuracy for macro F1."""
     responder_group_size: AtLeastTwo = 4
     """M: replies sampled per turn to answer."""
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature of both roles."""
+    temperature: Annotated[float, Field(ge=0.01, le=2)] = 1.0
+    """Sampling temperature of both roles. The bounds are the engine's: it refuses more, and samples at 0.01
+    if it is asked for less."""
     max_answer_tokens: Positive = 12
     """Cap on a recognizer's answer, in tokens."""
     max_utterance_tokens: Positive = 32

@@ -23,6 +23,8 @@ from selfemo.config.types import (
     Count,
     Dtype,
     NonNegative,
+    PathList,
+    PathText,
     Positive,
     PositiveFloat,
     Share,
@@ -58,7 +60,7 @@ CPU they are 98% of the fused time (docs/kernels.md; a GPU is unmeasured)."""
 class ModelConfig:
     """The model to start from: a Hugging Face directory, or the shape of a small one to initialise."""
 
-    path: str = ""
+    path: PathText = ""
     """Hugging Face directory, or name on the hub with or without @revision, such as Qwen/Qwen3-8B: it is
     fetched into the cache once per node, and the run records the commit. Empty: initialise a small Qwen3
     of the shape below, with its own tokenizer."""
@@ -110,16 +112,16 @@ class CorpusConfig:
     name: CorpusName = "auto"
     """Corpus reader. "auto" takes MELD if the data directory holds it, else the bundled corpus `everyday`;
     the run records which."""
-    path: str = ""
+    path: PathText = ""
     """Corpus directory or file. Empty: its usual place under $SELFEMO_DATA, or the bundled `everyday`."""
-    hold_out: str = ""
+    hold_out: PathList = ""
     """Other corpora (names or paths, separated by commas) whose dev and test texts training must
     not meet: MELD and EmoryNLP overlap."""
     labelled_share: Share = 1.0
     """Share of the labelled training dialogues that keep their labels, drawn by the run's seed and recorded
     by name. The others open episodes as bare text: nothing in a run sees their labels. Dev and test keep
     theirs."""
-    unlabelled: str = ""
+    unlabelled: PathList = ""
     """Further training dialogues without labels: names of corpora, whose training split is read, or paths of
     corpora or JSONL files, separated by commas. Labels that they hold are dropped in reading."""
     reveal_hidden: bool = False
@@ -271,7 +273,7 @@ class TrackingConfig:
 class RunConfig:
     """Everything that decides a run."""
 
-    output_dir: str = "runs/demo"
+    output_dir: PathText = "runs/demo"
     """Directory for results: new, or of this very run, which then goes on from its newest checkpoint."""
     seed: int = 1
     """Seed from which every random draw of the run derives."""

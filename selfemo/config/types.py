@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
+
+from selfemo.config.text import expand_path, expand_paths
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Positive = Annotated[int, Field(gt=0)]
@@ -13,6 +15,10 @@ AtLeastTwo = Annotated[int, Field(ge=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+PathText = Annotated[str, AfterValidator(expand_path)]
+"""A path; a leading ~ is the home directory."""
+PathList = Annotated[str, AfterValidator(expand_paths)]
+"""Names or paths, separated by commas."""
 Dtype = Literal["auto", "float32", "bfloat16"]
 """selfemo.config.dtype settles "auto" as a configuration is loaded: a run has one of the other two."""
 CorpusName = str

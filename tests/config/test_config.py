@@ -75,3 +75,45 @@ def test_the_reference_page_is_what_the_source_says():
         check=False,
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("text", ["7", "2026-11-29", "runs/exp #3", "0x10", "12:30", "a: b", "it's", "off"])
+def test_a_text_field_is_read_as_text(tmp_path, text):
+    assert load_config(None, [f"output_dir={text}"]).output_dir == text
+    assert load_config(None, [f'output_dir="{text}"']).output_dir == text
+    if not set(text) & set("#:'"):  # YAML's own signs
+        (tmp_path / "run.yaml").write_text(f"output_dir: {text}\ncorpus: {{path: {text}}}\n")
+        config = load_config(tmp_path / "run.yaml")
+        assert (config.output_dir, config.corpus.path) == (text, text)
+
+
+def test_a_word_that_yaml_takes_for_a_truth_value_is_a_word(tmp_path):
+    (tmp_path / "run.yaml").write_text("train: {fuse_output_layer: on}\n")
+    assert load_config(tmp_path / "run.yaml").train.fuse_output_layer == "on"
+    assert load_config(None, ["train.fuse_output_layer=off", "sft.views=null"]).sft.views is None
+
+
+def test_home_is_expanded_in_every_path_and_variables_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run.yaml").write_text("output_dir: ~/run\n")
+    overrides = ["model.path=~/model", "corpus.path=~/data", "corpus.unlabelled=everyday, ~/more.jsonl"]
+    config = load_config(tmp_path / "run.yaml", overrides)
+    assert (config.output_dir, config.model.path, config.corpus.path, config.corpus.unlabelled) == (
+        f"{tmp_path}/run",
+        f"{tmp_path}/model",
+        f"{tmp_path}/data",
+        f"everyday,{tmp_path}/more.jsonl",
+    )
+    for wrong, told in (
+        ("output_dir=$HOME/run", r"output_dir='\$HOME/run': expected a path without \$"),
+        ("corpus.hold_out=meld,${DATA}/x", r"expected a path without \$"),
+        ("model.path=~nobody-here/x", "expected the name of a user after ~"),
+    ):
+        with pytest.raises(UserError, match=told):
+            load_config(None, [wrong])
+
+
+@pytest.mark.parametrize("temperature", ["100", "2.01", "0.009", "0"])
+def test_a_temperature_that_the_engine_would_refuse_or_change_is_refused(temperature):
+    with pytest.raises(UserError, match=r"selfplay\.temperature=.*than or equal to"):
+        load_config(None, [f"selfplay.temperature={temperature}"])
