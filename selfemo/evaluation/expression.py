@@ -16,11 +16,12 @@ from selfemo.common.errors import UserError
 from selfemo.common.seeds import derive_seed
 from selfemo.config.schema import SelfPlayConfig
 from selfemo.corpora.conversation import Turn
+from selfemo.corpora.words import words
 from selfemo.emotions.answer import MAX_LABELS, Answer, Reading
 from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.evaluation.turns import EvaluationTurn
 from selfemo.rollout.api import Generator
-from selfemo.selfplay.gates import Gate, words
+from selfemo.selfplay.gates import Gate
 from selfemo.selfplay.prompts import PromptBuilder, clean_line
 from selfemo.selfplay.roles import Recognizer, Responder
 

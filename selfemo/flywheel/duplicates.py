@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from hashlib import blake2b
 
-from selfemo.selfplay.gates import words
+from selfemo.corpora.words import words
 
 _EPSILON = 1e-9
 

@@ -14,7 +14,10 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Literal
 
+import regex
+
 from selfemo.corpora.conversation import Turn
+from selfemo.corpora.words import fold, words
 from selfemo.selfplay.prompts import clean_speaker
 
 Gate = Literal["cut", "length", "leak", "copy", "turns"]
@@ -55,7 +58,6 @@ SUFFIXES = (
     "ally",
     "ity",
 )
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
 def failed_gates(
@@ -85,14 +87,6 @@ def failed_gates(
         ("turns", holds_other_turns(text, [turn.speaker for turn in history])),
     ]
     return tuple(gate for gate, failed in checks if failed)
-
-
-def words(text: str) -> list[str]:
-    """Split a text into lower-case words.
-
-    Apostrophes inside a word stay (curly ones made straight); punctuation is dropped.
-    """
-    return [word.replace("’", "'") for word in _WORD.findall(text.lower())]
 
 
 def leaks_label(spoken: Collection[str], labels: Collection[str]) -> bool:
@@ -130,9 +124,14 @@ def is_copy(spoken: list[str], earlier: list[str]) -> bool:
 def holds_other_turns(text: str, speakers: Collection[str]) -> bool:
     """Tell whether a reply holds more than its own turn.
 
-    The signs are a line break, a speaker's name with a colon, and a chat-template marker.
+    The signs are a line break, a speaker's name with a colon, and a chat-template marker; full-width colons
+    and bars count. Where words have no blanks between them, a name begins at any border of UAX 29.
     """
-    if len(text.strip().splitlines()) > 1 or "<|" in text:
+    folded = fold(text)
+    if len(text.strip().splitlines()) > 1 or "<|" in folded:
         return True
-    names = {clean_speaker(name) for name in speakers}
-    return any(re.search(rf"(?<!\w){re.escape(name)}\s*:", text, re.IGNORECASE) for name in names)
+    names = {fold(clean_speaker(name)) for name in speakers}
+    return any(
+        regex.search(rf"(?:(?<!\w)|\b){regex.escape(name)}\s*:", folded, regex.WORD | regex.V1)
+        for name in names
+    )

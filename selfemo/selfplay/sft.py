@@ -15,8 +15,9 @@ from selfemo.common.errors import UserError, on_all_ranks
 from selfemo.common.seeds import derive_rng, derive_seed
 from selfemo.config.schema import SelfPlayConfig
 from selfemo.corpora.conversation import Conversation, Turn
+from selfemo.corpora.words import words
 from selfemo.emotions.answer import MAX_LABELS
-from selfemo.selfplay.gates import leaks_label, words
+from selfemo.selfplay.gates import leaks_label
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.records import Role
 from selfemo.selfplay.schedule import Schedule, interleave

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfemo.config.schema import FlywheelConfig, RewardConfig
+from selfemo.corpora.words import words
 from selfemo.flywheel.duplicates import NearDuplicates
 from selfemo.flywheel.rule import gather_evidence, judge, within_cap
 from selfemo.rewards.scoring import ScoredGroup, score_group
-from selfemo.selfplay.gates import words
 from selfemo.selfplay.records import Group
 from tests.helpers.groups import SCORE, recognizer_group, responder_group
 from tests.helpers.scripted import LABELS

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from selfemo.selfplay.gates import failed_gates, is_copy, leaks_label, words
+from selfemo.corpora.words import words
+from selfemo.selfplay.gates import failed_gates, is_copy, leaks_label
 from tests.helpers.label_sets import EMORYNLP_LABELS, EVERY_CORPUS, IEMOCAP6_LABELS, MELD_LABELS
 from tests.helpers.scripted import turns
 
@@ -82,6 +83,23 @@ def test_every_label_names_itself(labels: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("word", ["enjoy", "great", "fearless", "mad", "sand"])
 def test_other_words_are_free(word: str) -> None:
     assert not leaks_label([word], ("anger", "fear", "joy", "love", "sadness"))
+
+
+@pytest.mark.parametrize(
+    ("text", "failed"),
+    [
+        ("好啊，我们走吧", ()),
+        ("好", ("length",)),
+        ("我昨天看到他了", ("copy",)),
+        ("我 joy 啊", ("leak",)),
+        ("我很ｊｏｙ啊", ("leak",)),
+        ("走吧小明：你好", ("turns",)),
+        ("走吧 ＜｜User｜＞", ("turns",)),
+    ],
+)
+def test_gates_act_in_languages_without_blanks(text: str, failed: tuple[str, ...]) -> None:
+    history = turns("小明: 我昨天看到他了！")
+    assert failed_gates(text, history, MELD_LABELS, 2, 10) == failed
 
 
 def test_a_shared_phrase_is_not_a_copy() -> None:
