@@ -23,12 +23,14 @@ chat-template markers into plain text.
 from __future__ import annotations
 
 import random
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import regex
+
 from selfemo.corpora.conversation import Turn
+from selfemo.corpora.words import fold
 from selfemo.emotions.answer import SEPARATOR, format_answer
 from selfemo.rollout.api import Completion
 from selfemo.selfplay.views import INSTRUCTION, PLAIN, Shown, View
@@ -154,22 +156,31 @@ def responder_text(turns: Sequence[Turn], speaker: str, emotions: Sequence[str])
 def clean_line(text: str) -> str:
     """Put `text` on one line.
 
-    A run of blanks, line breaks and control or format characters becomes one blank.
+    A run of blanks, line breaks and control characters becomes one blank. Format characters that belong to
+    words and emoji stay; others are removed.
     """
     if not text.isprintable():  # most texts are, and then hold none of these characters
-        text = "".join(" " if unicodedata.category(char) in _BREAKING else char for char in text)
+        text = _STRAY_FORMATS.sub("", _CONTROLS.sub(" ", text))
     return " ".join(text.split())
 
 
 def clean_speaker(name: str) -> str:
     """Clean a name so that it cannot pass for a line of dialogue: one line, no colon, at most 40 characters.
 
-    "Someone" if nothing is left.
+    "Someone" if nothing is left that can be seen.
     """
-    return clean_line(name.replace(":", " "))[:MAX_SPEAKER_CHARS].strip() or DEFAULT_SPEAKER
+    cleaned = clean_line(_COLONS.sub(" ", name))[:MAX_SPEAKER_CHARS].strip()
+    return cleaned if fold(cleaned).strip() else DEFAULT_SPEAKER
 
 
-_BREAKING = {"Cc", "Cf", "Zl", "Zp"}
+_COLONS = regex.compile("[:：﹕︓]")
+_CONTROLS = regex.compile(r"[\p{Cc}\p{Zl}\p{Zp}]")
+_STRAY_FORMATS = regex.compile(
+    r"(?![\u00ad\u180e\u200b-\u200d\u2060\p{Prepended_Concatenation_Mark}])"
+    r"(?<!\U0001F3F4[\U000E0020-\U000E007E]*(?=[\U000E0020-\U000E007F]))\p{Cf}"
+)
+"""Format characters that no word needs, such as those that turn the reading direction round. Words have
+joiners (Persian, emoji), soft hyphens and break marks (Khmer); a flag has tags after U+1F3F4."""
 
 
 def _line(speaker: str, text: str) -> str:

@@ -12,6 +12,7 @@ from selfemo.corpora.conversation import Turn
 from selfemo.rollout.api import Completion, GenerationRequest, check_room
 from selfemo.rollout.replicas import ReplicatedGenerator
 from selfemo.selfplay.prompts import (
+    DEFAULT_SPEAKER,
     MAX_SPEAKER_CHARS,
     PromptBuilder,
     clean_line,
@@ -67,6 +68,26 @@ def test_a_cleaned_name_is_short_nonempty_and_without_colon(name: str) -> None:
     assert 0 < len(cleaned) <= MAX_SPEAKER_CHARS
     assert ":" not in cleaned
     assert clean_line(clean_line(name)) == clean_line(name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "می\u200cخواهم",
+        "👩\u200d👩\u200d👧",
+        "co\u00adoperate",
+        "ភាសា\u200bខ្មែរ",
+        "\U0001f3f4\U000e0067\U000e0062\U000e007f",
+    ],
+)
+def test_a_line_keeps_the_invisible_characters_of_its_words(text: str) -> None:
+    assert clean_line(f" {text}\n") == text
+
+
+def test_a_line_loses_the_invisible_characters_that_no_word_needs() -> None:
+    assert clean_line("a\u202eb \u200f! \ufeffc\U000e0067d \x1be\u2028f") == "ab ! cd e f"
+    assert clean_speaker("\u200d\u00ad") == DEFAULT_SPEAKER
+    assert clean_speaker("小明：王") == "小明 王"
 
 
 def test_a_sampled_control_token_cannot_hide_in_an_answer() -> None:
