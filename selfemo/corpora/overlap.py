@@ -2,8 +2,8 @@
 on the other.
 
 MELD and EmoryNLP are both Friends and share scenes. Two texts match if their keys are equal:
-letters and digits alone, lower case, accents removed. Only long texts, whose key has at least
-MIN_KEY_CHARS characters, identify a shared scene, since "Oh my God!" occurs everywhere. By this
+letters, digits and marks alone, case folded, accents of Latin letters removed. Only long texts, whose
+key is at least MIN_KEY_CHARS wide, identify a shared scene, since "Oh my God!" occurs everywhere. By this
 definition 263 of the 1,329 long texts of MELD's test split occur in EmoryNLP's training split.
 """
 
@@ -13,17 +13,29 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import regex
+
 from selfemo.corpora.conversation import Conversation, Corpus, Turn
+from selfemo.corpora.words import fold, without_latin_accents
 
 TRAIN = "train"
 MIN_KEY_CHARS = 25
-"""Length of a key, in characters, from which a text counts as long (about six words)."""
+"""Width of a key from which a text counts as long (about six words), in characters; those that Unicode
+calls wide (UAX 11: Chinese, Japanese, Korean) count two."""
+_LEFT_OUT = regex.compile(r"[^\p{L}\p{N}\p{M}]+")
 
 
 def overlap_key(text: str) -> str:
-    """Reduce a text to the key that is compared: letters and digits in compatibility form, lower
-    case, without accents."""
-    return "".join(char for char in unicodedata.normalize("NFKD", text).casefold() if char.isalnum())
+    """Reduce a text to the key that is compared: letters, digits and marks in compatibility form, case
+    folded, without the accents of Latin letters. Marks of other scripts are vowels, and stay."""
+    folded = fold(text)
+    return _LEFT_OUT.sub("", folded if folded.isascii() else without_latin_accents(folded))
+
+
+def is_long(key: str) -> bool:
+    """Tell whether a key is wide enough to identify a scene."""
+    wide = 0 if key.isascii() else sum(unicodedata.east_asian_width(char) in "WF" for char in key)
+    return len(key) + wide >= MIN_KEY_CHARS
 
 
 def texts_of(conversations: Iterable[Conversation]) -> list[str]:
@@ -40,7 +52,7 @@ class HeldOutTexts:
     def matches(self, text: str) -> bool:
         """Return True if a text equals a held-out long text up to case, punctuation and blanks."""
         key = overlap_key(text)
-        return len(key) >= MIN_KEY_CHARS and key in self._keys
+        return is_long(key) and key in self._keys
 
     def bars(self, text: str, context: Sequence[Turn] = ()) -> bool:
         """Return True if a turn may not be learned from: it equals any held-out text, or its
@@ -87,5 +99,5 @@ class Overlap:
 def measure_overlap(texts: Sequence[str], other: Iterable[str]) -> Overlap:
     """Count the long texts among `texts`, and those of them that occur in `other`."""
     other_texts = HeldOutTexts(other)
-    long_texts = [text for text in texts if len(overlap_key(text)) >= MIN_KEY_CHARS]
+    long_texts = [text for text in texts if is_long(overlap_key(text))]
     return Overlap(len(long_texts), sum(other_texts.matches(text) for text in long_texts))

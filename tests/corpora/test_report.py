@@ -136,6 +136,16 @@ def test_overlap_keys_ignore_case_accents_and_punctuation() -> None:
     assert not held_out.matches(LONG + " Really.")
 
 
+def test_overlap_keys_keep_marks_that_are_letters() -> None:
+    for one, other in (("की", "के"), ("กิน", "กัน"), ("が", "か"), ("مُ", "مِ")):
+        assert overlap_key(one) != overlap_key(other), "marks of these scripts are vowels and voices"
+    assert overlap_key("می\u200cخواهم") == overlap_key("میخواهم")
+    assert overlap_key("ＡＢＣ１") == "abc1"
+    line = "我们昨天晚上在公园里等了你很久"
+    assert HeldOutTexts([line]).matches(line + "！"), "15 ideographs say more than 25 Latin letters"
+    assert not HeldOutTexts(["我不知道你在说什么"]).matches("我不知道你在说什么")
+
+
 def test_a_barred_turn_equals_any_held_out_text_or_shows_a_long_one() -> None:
     held_out = HeldOutTexts([LONG, "What?"])
     assert held_out.bars("we were on a break... and EVERYBODY knows it")
