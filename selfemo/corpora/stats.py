@@ -13,6 +13,7 @@ from typing import Any
 
 from selfemo.common.files import new_file
 from selfemo.corpora.conversation import Conversation, Corpus
+from selfemo.corpora.words import pieces
 
 SPLITS = ("train", "dev", "test")
 
@@ -40,7 +41,7 @@ class SplitStats:
     multi_label_turns: int
     voted_turns: int
     words_median: float
-    """Words of a turn, separated by blanks."""
+    """Words of a turn, separated by blanks or as UAX 29 separates them (`pieces`)."""
     words_p95: float
     turns_median: float
     """Turns of a dialogue."""
@@ -123,7 +124,7 @@ def _split_stats(
 ) -> SplitStats:
     turns = [turn for conversation in conversations for turn in conversation.turns]
     counts = primary_counts(conversations, labels)
-    words = sorted(len(turn.text.split()) for turn in turns)
+    words = sorted(len(pieces(turn.text)) for turn in turns)
     lengths = [len(conversation.turns) for conversation in conversations]
     reference = train_counts if any(train_counts.values()) else counts
     return SplitStats(
@@ -158,7 +159,7 @@ def _draw_shares(axes: Any, corpus: Corpus) -> None:
 def _draw_lengths(axes: Any, corpus: Corpus) -> None:
     for split in SPLITS:
         words = [
-            min(40, len(turn.text.split()))
+            min(40, len(pieces(turn.text)))
             for conversation in corpus.split(split)
             for turn in conversation.turns
         ]

@@ -16,6 +16,7 @@ from selfemo.common.errors import UserError, nearest
 from selfemo.common.printable import quote
 from selfemo.config.schema import RunConfig
 from selfemo.corpora.conversation import Turn
+from selfemo.corpora.words import pieces
 
 INSTRUCTION = "Which of {labels} does the last line show? Name one to three, the main one first."
 REPHRASED = (
@@ -73,10 +74,11 @@ def anonymous(shown: Shown, rng: random.Random) -> Shown:
 def dropped(shown: Shown, rng: random.Random) -> Shown:
     """Drop a tenth of the earlier turns' words, rounded up; the turn to read keeps every word."""
     *earlier, last = shown.turns
-    lines = [turn.text.split() for turn in earlier]
+    lines = [pieces(turn.text) for turn in earlier]
     places = [(i, j) for i, line in enumerate(lines) for j in range(len(line))]
     gone = set(rng.sample(places, -(-len(places) // WORDS_PER_DROPPED_WORD)))
-    texts = [" ".join(w for j, w in enumerate(line) if (i, j) not in gone) for i, line in enumerate(lines)]
+    kept = [[w for j, w in enumerate(line) if (i, j) not in gone] for i, line in enumerate(lines)]
+    texts = ["".join(line).strip() for line in kept]
     thinned = (replace(turn, text=text) for turn, text in zip(earlier, texts, strict=True))
     return replace(shown, turns=(*thinned, last))
 

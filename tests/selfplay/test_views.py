@@ -99,6 +99,12 @@ def test_a_tenth_of_the_historys_words_goes_and_none_of_the_last_line(texts: lis
     assert (thin.turns[-1], thin.labels, len(thin.turns)) == (shown.turns[-1], shown.labels, len(shown.turns))
 
 
+def test_a_line_without_blanks_loses_a_tenth_too() -> None:
+    shown = Shown((Turn("Ann", "今天天气很好，我们去公园吧"), Turn("Bo", "好")), LABELS)
+    thin = view_named("dropped").show(shown, random.Random(0)).turns[0].text
+    assert 0 < len(thin) < len(shown.turns[0].text), "a part of the line, not all of it"
+
+
 @pytest.mark.parametrize("view", view_names())
 def test_a_view_is_a_function_of_its_seed_and_leaves_the_line_to_read_alone(view: str) -> None:
     for seed in range(8):
