@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from selfemo.commands.corpus_tables import (
     counts_table,
@@ -17,6 +18,7 @@ from selfemo.commands.corpus_tables import (
 )
 from selfemo.common.errors import UserError
 from selfemo.common.files import check_target, new_file
+from selfemo.common.printable import printable
 from selfemo.corpora.check import check_corpus
 from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.overlap import measure_overlap, texts_of
@@ -45,8 +47,8 @@ def check(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here as JSON.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Problems shown; 0 shows all.")] = 50,
 ) -> None:
-    """Validate a corpus: counts, label shares, majority baselines and every problem with its line
-    (exit status 2 if there is one)."""
+    """Validate a corpus: counts, label shares, majority baselines, what looks odd, and every problem with
+    its line (exit status 2 if there is one)."""
     if json_file is not None:
         check_target(json_file, "--json")
     report = check_corpus(corpus, name)
@@ -60,16 +62,14 @@ def check(
     if json_file is not None:
         with new_file(json_file, "--json") as temporary:
             temporary.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
-    shown = report.problems[: limit or None]
-    for problem in shown:
-        console.print(str(problem), soft_wrap=True)
-    if len(shown) < len(report.problems):
-        console.print(f"... and {len(report.problems) - len(shown)} more (--limit 0 shows all)")
+    _list(console, [f"odd: {oddity}" for oddity in report.oddities], limit)
+    _list(console, [str(problem) for problem in report.problems], limit)
     if report.problems:
         raise UserError(
             f"{report.path}: {len(report.problems)} problems, listed above: correct them and check again"
         )
-    console.print("no problems")
+    odd = len(report.oddities)
+    console.print(f"no problems, {odd} oddities, listed above" if odd else "no problems")
 
 
 @app.command()
@@ -113,6 +113,15 @@ def overlap(
     plain_console().print(
         overlap_table(f"Long texts of {loaded.name} that occur in {compared.name} train", found)
     )
+
+
+def _list(console: Console, lines: list[str], limit: int) -> None:
+    """Print at most `limit` lines (0: all), and how many are left out."""
+    shown = lines[: limit or None]
+    for line in shown:
+        console.print(printable(line), soft_wrap=True)
+    if len(shown) < len(lines):
+        console.print(f"... and {len(lines) - len(shown)} more (--limit 0 shows all)")
 
 
 def _read(corpus: str, name: str) -> Corpus:

@@ -19,6 +19,8 @@ from selfemo.config.schema import RunConfig
 from selfemo.config.training_corpus import load_run_corpus
 from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.labelled import label_counts
+from selfemo.corpora.oddities import too_many
+from selfemo.corpora.problems import Problem, raise_first
 from selfemo.corpora.registry import CorpusAbsent
 from selfemo.models.architecture import is_known_by_name, read_architecture
 from selfemo.models.hub import fetch, hub_name, local_directory, pinned, published_name
@@ -72,8 +74,9 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str
     if owner and not planning:
         raise held(run.root, owner)
     RunDirectory.check(config)
+    notes: list[str] = []
     try:
-        told_corpus = _summary(load_run_corpus(config))
+        told_corpus, notes = _read_corpus(config)
     except CorpusAbsent as error:
         if not planning:
             raise
@@ -92,7 +95,7 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str
     if hub_name(config.model.path) and not planning:
         summary += f"; model {config.model.path} in {local_directory(config.model.path)}"
     in_use = [f"{run.root} is in use: {owner} holds this run"] if owner else []
-    return "\n".join([summary, *in_use, *(f"missing for a launch: {what}" for what in missing)])
+    return "\n".join([summary, *notes, *in_use, *(f"missing for a launch: {what}" for what in missing)])
 
 
 def check_layout(config: RunConfig, world_size: int, by_name: bool = False) -> None:
@@ -167,6 +170,24 @@ def check_model_files(path: Path) -> None:
 
     HfDirectory(path).check(read_architecture(path))
     ChatEncoder(path)
+
+
+def _read_corpus(config: RunConfig) -> tuple[str, list[str]]:
+    """Return (sizes of the corpus, what is odd in it as at most one line)."""
+    odd: list[Problem] = []
+
+    def collect(problem: Problem) -> None:
+        raise_first(problem)
+        odd.append(problem)
+
+    corpus = load_run_corpus(config, collect)
+    unfit = too_many(odd, sum(len(c.turns) for c in corpus.conversations))
+    if not unfit:
+        return _summary(corpus), []
+    named = config.corpus.path or corpus.name
+    return _summary(corpus), [
+        f"odd in the corpus: {unfit[0]}; {len(unfit)} rows in all (`selfemo corpus check {named}` lists them)"
+    ]
 
 
 def _summary(corpus: Corpus) -> str:

@@ -9,19 +9,23 @@ from selfemo.common.errors import UserError
 from selfemo.config.schema import RunConfig
 from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.labelled import hide_labels, label_counts
+from selfemo.corpora.problems import ProblemSink, raise_first
 from selfemo.corpora.registry import load_training_corpus
 from selfemo.corpora.unlabelled import add_unlabelled
 
 
-def load_run_corpus(config: RunConfig) -> Corpus:
+def load_run_corpus(config: RunConfig, report: ProblemSink = raise_first) -> Corpus:
     """Read and check the configured corpus. Labels are hidden here, before a run is built from it.
+
+    Args:
+        report: sink for what is wrong or odd in the corpus's rows.
 
     Raises:
         UserError: a corpus is unknown or malformed, no labelled turn is left, or openings from dialogues
             without labels are asked for and there are none.
     """
     settings = config.corpus
-    corpus = load_training_corpus(settings.name, settings.path, settings.hold_out)
+    corpus = load_training_corpus(settings.name, settings.path, settings.hold_out, report)
     corpus = hide_labels(corpus, settings.labelled_share, config.seed, settings.reveal_hidden)
     corpus = add_unlabelled(corpus, settings.unlabelled)
     counts = label_counts(corpus)

@@ -1,8 +1,10 @@
-"""Describe a fault in a corpus file, and let the caller decide the consequence.
+"""Describe a fault or an oddity in a corpus file, and let the caller decide the consequence.
 
 A reader hands every fault to a sink and goes on with the next row. `raise_first` stops at the first
 fault, because training must not start on a damaged corpus; `list.append` collects them all for
 `selfemo corpus check`. Each format therefore has one reader, not a strict one and a lenient one.
+A row that can be read and looks wrong, such as one whose apostrophes are "?", is an oddity: reading goes
+on, and `selfemo.corpora.oddities` tells when there are too many.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from selfemo.common.errors import UserError
 from selfemo.common.printable import printable
@@ -25,6 +26,8 @@ class Problem:
     """1-based line, 0 if the fault concerns the file as a whole."""
     message: str
     """The value found, the value expected, and the remedy, in one line."""
+    odd: str = ""
+    """Kind of oddity, such as "a lost apostrophe", if the row was read; empty for a fault."""
 
     def __str__(self) -> str:
         return printable(
@@ -36,10 +39,11 @@ ProblemSink = Callable[[Problem], None]
 """Takes a fault. It raises to stop the reader, or returns to let it skip the row."""
 
 
-def raise_first(problem: Problem) -> NoReturn:
-    """Raise on the first problem, for a strict reading.
+def raise_first(problem: Problem) -> None:
+    """Raise on the first fault, for a strict reading; oddities pass.
 
     Raises:
-        UserError: always, with the problem as its line.
+        UserError: for a fault, with the problem as its line.
     """
-    raise UserError(str(problem))
+    if not problem.odd:
+        raise UserError(str(problem))

@@ -119,16 +119,19 @@ def load_corpus(
     return fmt.read(place, report)
 
 
-def load_training_corpus(name: str, path: str = "", held_out: str = "") -> Corpus:
+def load_training_corpus(
+    name: str, path: str = "", held_out: str = "", report: ProblemSink = raise_first
+) -> Corpus:
     """Read the corpus that a run trains on, without the dialogues it shares with dev and test of others.
 
     Args:
         held_out: names or paths of those others, separated by commas.
+        report: sink for the first one's faults.
 
     Raises:
         UserError: as `load_corpus`, for any of them; nothing is left to train on.
     """
-    corpus = load_corpus(name, path)
+    corpus = load_corpus(name, path, report=report)
     named = [part.strip() for part in held_out.split(",") if part.strip()]
     if not named:
         return corpus

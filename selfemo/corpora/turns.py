@@ -9,6 +9,7 @@ from pathlib import Path
 from selfemo.common.errors import nearest
 from selfemo.common.printable import quote
 from selfemo.corpora.conversation import Turn
+from selfemo.corpora.damage import find_damage
 from selfemo.corpora.problems import Problem, ProblemSink
 from selfemo.corpora.text import clean_text
 
@@ -67,6 +68,10 @@ class TurnChecker:
         """Report a problem of this file."""
         self._report(Problem(self._path, line, self._where + message))
 
+    def oddity(self, line: int, kind: str, message: str) -> None:
+        """Report a row of this file that was read and looks wrong."""
+        self._report(Problem(self._path, line, self._where + message, odd=kind))
+
     def _text(self, line: int, field: str, value: object, max_chars: int) -> str | None:
         if not isinstance(value, str):
             self.fault(line, f"{field} is {quote(value)}, expected a text")
@@ -84,6 +89,9 @@ class TurnChecker:
         if not cleaned:
             self.fault(line, f"{field} is empty, expected a text: fill it in or remove the turn")
             return None
+        if damage := find_damage(cleaned):
+            kind, found = damage
+            self.oddity(line, kind, f"{field} has {found}: take the file from its source again, in UTF-8")
         return cleaned
 
     def _label(self, line: int, value: object) -> str | None:

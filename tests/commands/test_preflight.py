@@ -139,3 +139,17 @@ def test_a_missing_dependency_is_named_with_its_remedy(tmp_path):
     assert "vllm" in result.stderr
     assert "make setup" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_dry_run_tells_of_destroyed_texts(tmp_path: Path) -> None:
+    (tmp_path / "meld").mkdir()
+    for split in ("train", "dev", "test"):
+        (tmp_path / "meld" / f"{split}_sent_emo.csv").write_text(
+            "Utterance,Speaker,Emotion,Dialogue_ID,Utterance_ID\n"
+            "It?s only ten minutes.,Ana,joy,0,0\nSo walk.,Ben,anger,0,1\n"
+        )
+    told = dry_run(tmp_path, "corpus.name=meld", f"corpus.path={tmp_path / 'meld'}")
+    assert told.returncode == 0, told.stderr
+    assert "odd in the corpus" in told.stdout
+    assert "train_sent_emo.csv:2: text has another character" in told.stdout
+    assert "3 rows in all" in told.stdout

@@ -13,6 +13,7 @@ from selfemo.common.printable import quote
 from selfemo.corpora.conversation import Conversation, Corpus, Turn
 from selfemo.corpora.files import read_csv
 from selfemo.corpora.formats import CorpusFormat
+from selfemo.corpora.order import MAX_ID_DIGITS, RowOrder
 from selfemo.corpora.problems import ProblemSink
 from selfemo.corpora.turns import TurnChecker
 
@@ -34,6 +35,7 @@ def read_meld_split(path: Path, split: str, report: ProblemSink) -> list[Convers
     checker = TurnChecker(path, LABELS, report)
     turns_by_dialogue: dict[str, list[Turn]] = {}
     line_of: dict[tuple[str, str], int] = {}
+    order = RowOrder(checker)
     for line, row in read_csv(path, _COLUMNS, report):
         dialogue, utterance = row["Dialogue_ID"].strip(), row["Utterance_ID"].strip()
         bad_id = next(
@@ -49,6 +51,7 @@ def read_meld_split(path: Path, split: str, report: ProblemSink) -> list[Convers
                 f"dialogue {dialogue} has utterance {utterance} twice, first in line {first}: remove one",
             )
             continue
+        order.see(line, dialogue, int(utterance[:MAX_ID_DIGITS]))
         turn = checker.turn(line, row["Speaker"], row["Utterance"], [row["Emotion"]])
         if turn is not None:
             turns_by_dialogue.setdefault(dialogue, []).append(turn)
