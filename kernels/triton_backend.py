@@ -1,11 +1,13 @@
 """Launches the Triton kernels: the GPU path (CUDA and HIP), and in tests Triton's interpreter.
 
 Grids are one-dimensional: one program per token, sequence or group. Block sizes and warps were chosen
-from ahead-of-time compilation (no spills, 128-bit loads, docs/kernels.md). A GPU run may tune them:
-nothing else depends on them.
+from ahead-of-time compilation (no spills, 128-bit loads, docs/kernels.md). tools/gpu_kernels.py times
+others on a GPU: nothing else depends on them.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -23,9 +25,25 @@ from selfemo.kernels.triton_sequence import KL_K2, KL_K3, KL_NONE, sequence_loss
 from selfemo.kernels.triton_vocab import dlogits_kernel, vocab_stats_kernel
 from selfemo.kernels.vocab_parallel import ShardStats, SoftmaxStats, VocabShard
 
-VOCAB_BLOCK, VOCAB_WARPS = 4096, 8
-TOKEN_BLOCK, TOKEN_WARPS = 256, 8
-SAMPLE_BLOCK, SAMPLE_WARPS = 64, 1
+
+@dataclass(frozen=True)
+class Launch:
+    """Elements that a program holds at a time, a power of two, and the warps that share them."""
+
+    block: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Launches:
+    """Launch of each kernel."""
+
+    vocab_stats: Launch = Launch(4096, 8)
+    dlogits: Launch = Launch(4096, 8)
+    sequence_loss: Launch = Launch(256, 8)
+    group_advantages: Launch = Launch(64, 1)
+
+
 NORMALISE = {"none": NORMALISE_NONE, "std": NORMALISE_STD, "leave_one_out": NORMALISE_LEAVE_ONE_OUT}
 KL = {"k2": KL_K2, "k3": KL_K3}
 
@@ -41,6 +59,9 @@ class TritonBackend:
     """The four kernels behind the interface of `backend.Backend`."""
 
     can_keep_exp = False
+
+    def __init__(self, launches: Launches | None = None) -> None:
+        self.launches = launches or Launches()
 
     def vocab_stats(
         self,
@@ -66,8 +87,8 @@ class TritonBackend:
                 shard.start,
                 inv_temperature,
                 HAS_LIVE=live_T is not None,
-                BLOCK=VOCAB_BLOCK,
-                num_warps=VOCAB_WARPS,
+                BLOCK=self.launches.vocab_stats.block,
+                num_warps=self.launches.vocab_stats.warps,
             )
         return ShardStats(*stats_4T)
 
@@ -95,8 +116,8 @@ class TritonBackend:
                 shard.real_columns,
                 shard.start,
                 inv_temperature,
-                BLOCK=VOCAB_BLOCK,
-                num_warps=VOCAB_WARPS,
+                BLOCK=self.launches.dlogits.block,
+                num_warps=self.launches.dlogits.warps,
             )
         # Autograd does not see Triton's writes: without this, a second backward would not fail.
         torch.autograd.graph.increment_version(logits_TV)
@@ -132,8 +153,8 @@ class TritonBackend:
                 HAS_ROLLOUT=batch.rollout_T is not None,
                 HAS_CAP=config.truncated_importance_cap is not None,
                 HAS_DUAL=config.dual_clip is not None,
-                BLOCK=TOKEN_BLOCK,
-                num_warps=TOKEN_WARPS,
+                BLOCK=self.launches.sequence_loss.block,
+                num_warps=self.launches.sequence_loss.warps,
             )
         return SequenceLoss(sums_SM, dlogprob_T, dentropy_T)
 
@@ -156,7 +177,7 @@ class TritonBackend:
                 config.epsilon,
                 DEGENERATE,
                 NORMALISE=NORMALISE[config.normalise],
-                BLOCK=SAMPLE_BLOCK,
-                num_warps=SAMPLE_WARPS,
+                BLOCK=self.launches.group_advantages.block,
+                num_warps=self.launches.group_advantages.warps,
             )
         return GroupStats(advantage_S, *stats_3G)

@@ -24,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from selfemo.kernels import triton_backend as launch
+from selfemo.kernels.triton_backend import Launches
 from selfemo.kernels.triton_group import NORMALISE_STD, group_advantage_kernel
 from selfemo.kernels.triton_sequence import KL_K3, sequence_loss_kernel
 from selfemo.kernels.triton_vocab import dlogits_kernel, vocab_stats_kernel
@@ -98,29 +98,36 @@ def variants() -> list[Variant]:
     """List every kernel as the launcher runs it on bf16 logits, with all optional parts of its code
     switched on.
     """
-    vocab = {"BLOCK": launch.VOCAB_BLOCK}
+    launches = Launches()
+    sequence, group = launches.sequence_loss, launches.group_advantages
     full = {
         "KL": KL_K3,
         "HAS_OLD": True,
         "HAS_ROLLOUT": True,
         "HAS_CAP": True,
         "HAS_DUAL": True,
-        "BLOCK": launch.TOKEN_BLOCK,
+        "BLOCK": sequence.block,
     }
-    group = {"NORMALISE": NORMALISE_STD, "BLOCK": launch.SAMPLE_BLOCK}
     return [
-        Variant("vocab_stats", vocab_stats_kernel, {"HAS_LIVE": True, **vocab}, launch.VOCAB_WARPS),
-        Variant("dlogits", dlogits_kernel, vocab, launch.VOCAB_WARPS),
         Variant(
-            "sequence_loss_token", sequence_loss_kernel, {"SEQUENCE_RATIO": False, **full}, launch.TOKEN_WARPS
+            "vocab_stats",
+            vocab_stats_kernel,
+            {"HAS_LIVE": True, "BLOCK": launches.vocab_stats.block},
+            launches.vocab_stats.warps,
+        ),
+        Variant("dlogits", dlogits_kernel, {"BLOCK": launches.dlogits.block}, launches.dlogits.warps),
+        Variant(
+            "sequence_loss_token", sequence_loss_kernel, {"SEQUENCE_RATIO": False, **full}, sequence.warps
         ),
         Variant(
-            "sequence_loss_sequence",
-            sequence_loss_kernel,
-            {"SEQUENCE_RATIO": True, **full},
-            launch.TOKEN_WARPS,
+            "sequence_loss_sequence", sequence_loss_kernel, {"SEQUENCE_RATIO": True, **full}, sequence.warps
         ),
-        Variant("group_advantage", group_advantage_kernel, group, launch.SAMPLE_WARPS),
+        Variant(
+            "group_advantage",
+            group_advantage_kernel,
+            {"NORMALISE": NORMALISE_STD, "BLOCK": group.block},
+            group.warps,
+        ),
     ]
 
 
