@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 
 from selfemo.commands.doctor import read_driver
-from tools.gpu_check.bench import EAGER, FUSED, GEMMS, LIGER, OURS, PREDICTIONS, compared
 from tools.gpu_check.runner import SKIPPED_STATUS, run_steps
 from tools.gpu_check.steps import Machine, Step, steps
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ["doctor", "kernels", "bench", "parity", "sync", "sleep", "iteration"]
+NAMES = ["doctor", "kernels", "parity", "sync", "sleep", "iteration"]
 needs_no_gpu = pytest.mark.skipif(bool(read_driver().gpus), reason="this machine has a GPU")
 
 
@@ -107,23 +106,6 @@ def test_the_iterations_settings_are_a_configuration(tmp_path: Path) -> None:
         assert config.iterations == 1
 
 
-def test_predictions_stand_beside_what_was_measured() -> None:
-    fast = {"forward": 0.9, OURS: 2.0, EAGER: 30.0, FUSED: 10.0, GEMMS: 9.5}
-    assert [p.holds(fast) for p in PREDICTIONS if all(name in fast for name in p.needs)] == [True] * 4
-    slow = {"forward": 1.0, OURS: 3.0, EAGER: 20.0, LIGER: 2.0, FUSED: 12.0, GEMMS: 9.5}
-    assert [p.holds(slow) for p in PREDICTIONS] == [False] * 5
-    lines = compared(fast, "cpu")
-    assert "not judged" in lines[0]
-    assert len(lines) == 1 + len(PREDICTIONS)
-    assert any(line.startswith("unmeasured") and LIGER in line for line in lines)
-
-
-def test_the_predictions_are_those_of_the_documentation() -> None:
-    text = (ROOT / "docs" / "kernels.md").read_text()
-    for prediction in PREDICTIONS:
-        assert prediction.text.split(" log_softmax")[0] in text, prediction.text
-
-
 @pytest.mark.parametrize("arguments", [["--only", "nonsense"], ["--device", "tpu"]])
 def test_wrong_arguments_end_with_two(arguments: list[str]) -> None:
     result = subprocess.run(
@@ -140,10 +122,7 @@ def test_wrong_arguments_end_with_two(arguments: list[str]) -> None:
 @pytest.mark.slow
 @needs_no_gpu
 def test_steps_that_a_cpu_can_run_pass_there(tmp_path: Path) -> None:
-    """Run two real steps as processes of the real harness.
-
-    bench, and the steps that start engines, are in `make gpu-check-cpu`.
-    """
+    """Run two real steps as processes of the real harness; all are in `make gpu-check-cpu`."""
     chosen = [step for step in steps(machine(tmp_path)) if step.name in ("kernels", "parity")]
     outcomes = run_steps(chosen, machine(tmp_path), print)
     assert [outcome.result for outcome in outcomes] == ["passed"] * 2, "\n".join(

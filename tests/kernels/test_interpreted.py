@@ -16,8 +16,8 @@ import torch
 
 from selfemo.kernels import AdvantageConfig, LossConfig, group_advantages, grpo_loss, token_logprobs
 from tests.helpers import kernel_oracle as oracle
-from tests.helpers.kernel_cases import Case, make_case
-from tests.kernels.test_loss import PRESETS, part_of, run, truth
+from tests.helpers.kernel_cases import PRESETS, Case, joined_stats, make_case, run, truth
+from tests.kernels.test_loss import part_of
 from tools.kernels.traffic import interpreted_traffic
 
 pytestmark = pytest.mark.interpreted
@@ -131,7 +131,7 @@ def test_shards_combine_to_the_whole(size: int) -> None:
     The last shard of four is all padding.
     """
     from selfemo.kernels.triton_backend import TritonBackend
-    from selfemo.kernels.vocab_parallel import ShardStats, SoftmaxStats, VocabShard
+    from selfemo.kernels.vocab_parallel import ShardStats, VocabShard
 
     case = make_case(lengths=(3, 2), columns=800, vocab_size=590)
     truth_TV = case.logits_TV.double().requires_grad_()
@@ -145,14 +145,7 @@ def test_shards_combine_to_the_whole(size: int) -> None:
     stats: list[ShardStats] = [
         backend.vocab_stats(x, case.targets_T, None, shard, 1.0) for x, shard in zip(pieces_TV, shards)
     ]
-    max_T = torch.stack([one.max_T for one in stats]).amax(0)
-    scale_T = [(one.max_T - max_T).exp() for one in stats]
-    sum_T = sum(one.sum_T * scale for one, scale in zip(stats, scale_T))
-    weighted_T = sum(
-        (one.weighted_T + one.sum_T * (one.max_T - max_T)) * scale for one, scale in zip(stats, scale_T)
-    )
-    target_T = sum(one.target_T for one in stats) - max_T
-    softmax = SoftmaxStats(max_T, sum_T.log(), target_T - sum_T.log(), sum_T.log() - weighted_T / sum_T)
+    softmax = joined_stats(stats)
     assert oracle.worst(softmax.logprob_T, logprob_T.detach()) <= 1e-6
     assert oracle.worst(softmax.entropy_T, entropy_T.detach()) <= 1e-6
     for piece_TV, shard in zip(pieces_TV, shards):

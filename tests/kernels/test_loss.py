@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -12,48 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from selfemo.kernels import BatchCounts, LossConfig, LossResult, grpo_loss, token_logprobs
+from selfemo.kernels import BatchCounts, grpo_loss, token_logprobs
 from tests.helpers import kernel_oracle as oracle
-from tests.helpers.kernel_cases import Case, make_case
-
-PRESETS = {
-    "grpo": LossConfig.preset("grpo"),
-    "dr_grpo": LossConfig.preset("dr_grpo", max_length=50),
-    "dapo": LossConfig.preset("dapo", dual_clip=1.2, temperature=0.8),
-    "gspo": LossConfig.preset("gspo", clip_low=0.05, clip_high=0.05, kl_beta=0.1, kl_estimator="k2"),
-    "self_grpo": LossConfig.preset(
-        "self_grpo", truncated_importance_cap=1.1, entropy_weight=0.01, temperature=1.3
-    ),
-    "everything": LossConfig(
-        clip_low=0.1,
-        clip_high=0.3,
-        dual_clip=1.5,
-        kl_beta=0.3,
-        kl_estimator="k2",
-        truncated_importance_cap=1.2,
-        entropy_weight=0.05,
-    ),
-}
-
-
-def run(
-    case: Case, config: LossConfig, logits_TV: Tensor | None, on_policy: bool = False, **changes: Any
-) -> LossResult:
-    return grpo_loss(
-        logits_TV,
-        case.targets_T,
-        case.cu_seqlens,
-        config=config,
-        advantage_S=case.advantage_S,
-        sequence_weight_S=case.weight_S,
-        old_logprob_T=None if on_policy else case.old_T,
-        ref_logprob_T=case.ref_T,
-        rollout_logprob_T=case.rollout_T,
-        mask_T=case.mask_T,
-        counts=case.counts,
-        vocab_size=case.vocab_size,
-        **changes,
-    )
+from tests.helpers.kernel_cases import PRESETS, Case, make_case, run, truth
 
 
 def part_of(case: Case, begin: int, end: int) -> Case:
@@ -65,23 +25,6 @@ def part_of(case: Case, begin: int, end: int) -> Case:
     }
     per_sequence = {name: getattr(case, name)[begin:end] for name in ("advantage_S", "weight_S")}
     return replace(case, **per_token, **per_sequence, cu_seqlens=case.cu_seqlens[begin : end + 1] - first)
-
-
-def truth(case: Case, config: LossConfig, on_policy: bool = False) -> oracle.Truth:
-    return oracle.loss(
-        case.logits_TV,
-        case.targets_T,
-        case.cu_seqlens,
-        case.advantage_S,
-        config,
-        case.counts,
-        weight_S=case.weight_S,
-        old_T=None if on_policy else case.old_T,
-        ref_T=case.ref_T,
-        rollout_T=case.rollout_T,
-        mask_T=case.mask_T,
-        vocab_size=case.vocab_size,
-    )
 
 
 @pytest.mark.parametrize("on_policy", [False, True], ids=["off_policy", "on_policy"])

@@ -12,8 +12,7 @@ import torch.distributed as dist
 from selfemo.kernels import LossConfig, LossResult, token_logprobs
 from tests.helpers import kernel_oracle as oracle
 from tests.helpers.distributed import DistributedRunner
-from tests.helpers.kernel_cases import Case, make_case
-from tests.kernels.test_loss import PRESETS, run, truth
+from tests.helpers.kernel_cases import PRESETS, Case, make_case, run, truth
 
 CASES: dict[str, dict[str, Any]] = {
     "even": {"columns": 1004, "vocab_size": 1004},

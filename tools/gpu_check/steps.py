@@ -52,7 +52,7 @@ class Step:
 def steps(machine: Machine) -> tuple[Step, ...]:
     """List all steps, as commands for this machine."""
     python, device = sys.executable, machine.device
-    bench = machine.output / "bench.json"
+    kernels = machine.output / "kernels"
     torchrun = (
         python,
         "-m",
@@ -72,28 +72,10 @@ def steps(machine: Machine) -> tuple[Step, ...]:
         ),
         Step(
             name="kernels",
-            question="Do the kernels agree with the fp64 oracle on this device?",
-            command=(
-                python,
-                "-m",
-                "pytest",
-                "tests/kernels/test_device.py",
-                "-m",
-                "gpu",
-                "-q",
-                "-p",
-                "no:cacheprovider",
-            ),
-            deadline_s=1200,
-            send_back=f"{LOGS}; if Triton failed to compile, also the directory ~/.triton/cache",
-            environment=(("SELFEMO_DEVICE", device),),
-        ),
-        Step(
-            name="bench",
-            question="How fast are the kernels, beside their written predictions?",
-            command=(python, "-m", "tools.gpu_check.bench", "--device", device, "--json", str(bench)),
-            deadline_s=1800,
-            send_back="bench.json, whatever the step's result: the predictions were made for it",
+            question="Do the kernels agree with the fp64 oracle here, and how fast are they?",
+            command=(python, "tools/gpu_kernels.py", "--device", device, "--output", str(kernels)),
+            deadline_s=480,
+            send_back="kernels/kernels.json; if Triton failed to compile, also the directory ~/.triton/cache",
         ),
         Step(
             name="parity",

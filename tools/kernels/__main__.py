@@ -1,13 +1,12 @@
 """Measures the kernels: time and memory beside other implementations, compiled resources, counted traffic.
 
-    python -m tools.kernels --device cpu                  # time and peak memory on this machine
-    python -m tools.kernels --device cuda --tokens 8192   # milliseconds, bytes/s and share of peak bandwidth
+    python -m tools.kernels                               # time and peak memory on this machine's CPU
     python -m tools.kernels --aot [--write]               # registers, spills, 128-bit accesses on absent GPUs
     python -m tools.kernels --traffic                     # bytes moved and held per logit
     ... --json FILE                                       # the same, for a machine to read
 
 Every figure is measured in the run that prints it. A figure that cannot be measured here is a row with
-the reason.
+the reason. tools/gpu_kernels.py times them on a GPU.
 """
 
 from __future__ import annotations
@@ -29,9 +28,6 @@ from rich.table import Table
 
 from tools.kernels.benchmark.measure import Row, Sizes, run_all
 from tools.kernels.benchmark.traffic_table import torch_rows, triton_rows
-
-BYTES_PER_LOGIT = 6
-"""Forward and backward over bf16 logits that exist: one read, then one read and one write."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,21 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
         "--workloads", nargs="+", choices=["logits", "projection"], default=["logits", "projection"]
     )
+    parser.add_argument("--tokens", type=int, help="tokens; default 256 (logits) and 1024 (projection)")
+    parser.add_argument("--hidden", type=int, default=576, help="width of the hidden states")
+    parser.add_argument("--vocab", type=int, help="columns; default 151936 (logits) and 49152 (projection)")
     parser.add_argument(
-        "--tokens", type=int, help="tokens; default 256 (logits) and 1024 (projection), 8192 on cuda"
-    )
-    parser.add_argument("--hidden", type=int, help="width of the hidden states; default 576, 4096 on cuda")
-    parser.add_argument(
-        "--vocab", type=int, help="columns; default 151936 (logits) and 49152 (projection), 151936 on cuda"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16"],
-        help="default bfloat16 (logits), float32 (projection), bfloat16 on cuda",
+        "--dtype", choices=["float32", "bfloat16"], help="default bfloat16 (logits), float32 (projection)"
     )
     parser.add_argument("--repeats", type=int, default=7, help="rounds; the median is reported")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
@@ -92,28 +81,26 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _timing(console: Console, options: argparse.Namespace, workload: str) -> dict[str, Any]:
-    on_gpu, logits = options.device == "cuda", workload == "logits"
+    logits = workload == "logits"
     sizes = Sizes(
         workload=workload,
-        tokens=options.tokens or (8192 if on_gpu else 256 if logits else 1024),
-        hidden=options.hidden or (4096 if on_gpu else 576),
-        columns=options.vocab or (151_936 if on_gpu or logits else 49_152),
-        dtype=options.dtype or ("bfloat16" if on_gpu or logits else "float32"),
-        device=options.device,
+        tokens=options.tokens or (256 if logits else 1024),
+        hidden=options.hidden,
+        columns=options.vocab or (151_936 if logits else 49_152),
+        dtype=options.dtype or ("bfloat16" if logits else "float32"),
+        device="cpu",
         repeats=options.repeats,
     )
-    bandwidth = _card_bytes_per_s() if on_gpu and torch.cuda.is_available() else None
     rows = run_all(sizes, options.threads)
-    console.print(_timing_table(sizes, rows, bandwidth))
-    if not on_gpu:
-        console.print(
-            f"load average at the end: {', '.join(f'{load:.1f}' for load in os.getloadavg())} on "
-            f"{os.cpu_count()} cores"
-        )
-    return {"sizes": asdict(sizes), "rows": [asdict(row) for row in rows], "card_bytes_per_s": bandwidth}
+    console.print(_timing_table(sizes, rows))
+    console.print(
+        f"load average at the end: {', '.join(f'{load:.1f}' for load in os.getloadavg())} on "
+        f"{os.cpu_count()} cores"
+    )
+    return {"sizes": asdict(sizes), "rows": [asdict(row) for row in rows]}
 
 
-def _timing_table(sizes: Sizes, rows: list[Row], bandwidth: float | None) -> Table:
+def _timing_table(sizes: Sizes, rows: list[Row]) -> Table:
     shape = (
         f"T={sizes.tokens}, "
         + (f"H={sizes.hidden}, " if sizes.workload == "projection" else "")
@@ -134,10 +121,6 @@ def _timing_table(sizes: Sizes, rows: list[Row], bandwidth: float | None) -> Tab
         "note",
     ):
         table.add_column(heading, justify="left" if heading in ("formula", "note") else "right")
-    with_bandwidth = bandwidth is not None and sizes.workload == "logits"
-    if with_bandwidth:
-        table.add_column("GB/s", justify="right")
-        table.add_column("% of card", justify="right")
     for row in rows:
         peak_mb = None if row.extra_peak_bytes is None else row.extra_peak_bytes / 1e6
         cells = [
@@ -148,9 +131,6 @@ def _timing_table(sizes: Sizes, rows: list[Row], bandwidth: float | None) -> Tab
             "" if row.error is None else f"{row.error:.1e}",
             row.note if row.median_ms is not None else f"not measured: {row.note}",
         ]
-        if with_bandwidth and bandwidth is not None and row.median_ms is not None:
-            rate = BYTES_PER_LOGIT * sizes.tokens * sizes.columns / (row.median_ms / 1e3)
-            cells += [f"{rate / 1e9:.0f}", f"{100 * rate / bandwidth:.0f}"]
         table.add_row(*cells)
     return table
 
@@ -194,21 +174,7 @@ def _traffic(console: Console) -> list[dict[str, Any]]:
     return [asdict(row) for row in rows]
 
 
-def _card_bytes_per_s() -> float:
-    """Return the peak memory bandwidth of device 0: twice the memory clock times the bus width."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    card = pynvml.nvmlDeviceGetHandleByIndex(0)
-    clock_hz = pynvml.nvmlDeviceGetMaxClockInfo(card, pynvml.NVML_CLOCK_MEM) * 1e6
-    bus_bytes = pynvml.nvmlDeviceGetMemoryBusWidth(card) / 8
-    pynvml.nvmlShutdown()
-    return float(2 * clock_hz * bus_bytes)
-
-
 def _machine(threads: int) -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}"
     model = next(
         (
             line.split(":")[1].strip()

@@ -78,13 +78,13 @@ def _peer(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _log_softmax(logits_TV: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
+def log_softmax_entropy(logits_TV: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
     log_p_TV = torch.log_softmax(logits_TV.float(), -1)
     return log_p_TV.gather(1, targets_T[:, None])[:, 0], -(log_p_TV.exp() * log_p_TV).sum(-1)
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function)
 
 
@@ -97,11 +97,11 @@ def _logits_gradient(
 
 
 def _eager(logits_TV: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-    return _logits_gradient(logits_TV, batch, *_log_softmax(logits_TV, batch.targets_T))
+    return _logits_gradient(logits_TV, batch, *log_softmax_entropy(logits_TV, batch.targets_T))
 
 
 def _torch_compile(logits_TV: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-    return _logits_gradient(logits_TV, batch, *_compiled(_log_softmax)(logits_TV, batch.targets_T))
+    return _logits_gradient(logits_TV, batch, *compiled(log_softmax_entropy)(logits_TV, batch.targets_T))
 
 
 def _ours(logits_TV: Tensor, batch: Batch) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Measures the formulas: time in one process, round after round, and peak memory in a process per formula.
+"""Measures the formulas on a CPU: time in one process, round after round, and peak memory in one each.
 
 Interleaved rounds let a noisy neighbour hit every formula alike. The report has the median time of
 each, beside the median of the processor time that the process was given: on a shared machine, the wall
@@ -59,24 +59,24 @@ def inputs(sizes: Sizes) -> tuple[tuple[Tensor, ...], Batch]:
 
     The numbers are the same at every call.
     """
-    generator = torch.Generator().manual_seed(0)
-    dtype, tokens = getattr(torch, sizes.dtype), sizes.tokens
+    dtype, tokens, device = getattr(torch, sizes.dtype), sizes.tokens, sizes.device
+    generator = torch.Generator(device).manual_seed(0)
     length = min(64, tokens)
+
+    def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device, dtype=dtype)
+
     batch = Batch(
-        targets_T=torch.randint(0, sizes.columns, (tokens,), generator=generator).to(sizes.device),
-        dlogprob_T=torch.randn(tokens, generator=generator).to(sizes.device),
-        dentropy_T=torch.randn(tokens, generator=generator).to(sizes.device),
-        advantage_S=torch.randn(tokens // length, generator=generator).to(sizes.device),
+        targets_T=torch.randint(0, sizes.columns, (tokens,), generator=generator, device=device),
+        dlogprob_T=normal(tokens),
+        dentropy_T=normal(tokens),
+        advantage_S=normal(tokens // length),
         sequence_length=length,
     )
     if sizes.workload == "logits":
-        tensors = [torch.randn(tokens, sizes.columns, generator=generator) * 3]
-    else:
-        tensors = [
-            torch.randn(tokens, sizes.hidden, generator=generator),
-            torch.randn(sizes.columns, sizes.hidden, generator=generator) * 0.1,
-        ]
-    return tuple(tensor.to(sizes.device, dtype) for tensor in tensors), batch
+        return (normal(tokens, sizes.columns, dtype=dtype).mul_(3),), batch
+    hidden_TH = normal(tokens, sizes.hidden, dtype=dtype)
+    return (hidden_TH, normal(sizes.columns, sizes.hidden, dtype=dtype).mul_(0.1)), batch
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,6 @@ def run_all(sizes: Sizes, threads: int, names: tuple[str, ...] | None = None) ->
     formulas = tuple(
         formula for formula in WORKLOADS[sizes.workload] if names is None or formula.name in names
     )
-    if sizes.device == "cuda" and not torch.cuda.is_available():
-        return [Row(formula.name, note="no CUDA device on this machine") for formula in formulas]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -143,7 +141,7 @@ def _measure(sizes: Sizes, formulas: tuple[Formula, ...]) -> list[Row]:
             rows.append(Row(formula.name, note=notes[formula.name] or ""))
             continue
         wall_ms, cpu_ms = zip(*times[formula.name])
-        cpu = statistics.median(cpu_ms) if sizes.device == "cpu" else None
+        cpu = statistics.median(cpu_ms)
         peak = _peak_in_own_process(sizes, formula.name)
         rows.append(
             Row(
@@ -162,15 +160,8 @@ def _measure(sizes: Sizes, formulas: tuple[Formula, ...]) -> list[Row]:
 def _call(formula: Formula, tensors: tuple[Tensor, ...], batch: Batch) -> Call:
     """Run one forward and backward pass over fresh copies of the inputs."""
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
-    on_gpu = leaves[0].is_cuda
-    if on_gpu:
-        # evict the copies from the cache
-        torch.empty(1 << 28, dtype=torch.int8, device=leaves[0].device).zero_()
-        torch.cuda.synchronize()
     begin, cpu_begin = time.perf_counter(), time.process_time()
     gradients = formula.run(*leaves, batch)
-    if on_gpu:
-        torch.cuda.synchronize()
     return Call((time.perf_counter() - begin) * 1e3, (time.process_time() - cpu_begin) * 1e3, gradients)
 
 
@@ -203,11 +194,6 @@ def peak_of_one_call(sizes: Sizes, name: str) -> int:
     tensors, batch = inputs(sizes)
     _call(formula, tensors, batch)
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
-    if leaves[0].is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        formula.run(*leaves, batch)
-        return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM restarts at the memory that is resident now
     before = _status_bytes("VmRSS")
     formula.run(*leaves, batch)
