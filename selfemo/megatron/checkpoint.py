@@ -7,7 +7,9 @@ selfemo.run.checkpoints decides names, digests and which directories are checkpo
 
 megatron-core reads its metadata with pickle, and empty per-module states with
 torch.load(weights_only=False), either of which can run code. `read_tensors` therefore first reads
-both with readers that build only tensor records and plain values, and refuses anything else.
+both with readers that build only tensor records and plain values, and refuses anything else. It
+also asks for tensors alone: Transformer Engine unpickles the bytes of a tensor that is a module's
+`_extra_state`, and only its modules and FP8 have one.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from torch.distributed.checkpoint import CheckpointException
@@ -132,7 +135,7 @@ def read_tensors(learner: Learner, directory: Path, *, weights_only: bool = Fals
     learner.restore()
     try:
         state = dist_checkpointing.load(
-            _sharded_state(learner, with_optimizer, is_loading=True), str(directory)
+            _without_objects(_sharded_state(learner, with_optimizer, is_loading=True)), str(directory)
         )
     except READ_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -141,7 +144,7 @@ def read_tensors(learner: Learner, directory: Path, *, weights_only: bool = Fals
             "another model"
         ) from error
     for index, chunk in enumerate(learner.chunks):
-        chunk.load_state_dict(state[_model_key(learner, index)])
+        _load_tensors(chunk, state[_model_key(learner, index)])
     learner.frozen_outputs.forget()
     if with_optimizer:
         learner.optimizer.load_state_dict(state["optimizer"])
@@ -178,6 +181,32 @@ def _sharded_state(learner: Learner, with_optimizer: bool, is_loading: bool) -> 
     metadata = {"metadata": SHARDING} if learner.config.parallel.distributed_optimizer else {}
     optimizer = learner.optimizer.sharded_state_dict(flat, is_loading=is_loading, **metadata)
     return {**model, "optimizer": without_frozen(optimizer, learner.config.train.frozen_layers)}
+
+
+def _without_objects(state: dict[str, Any]) -> dict[str, Any]:
+    """Leave the modules' objects out of a request, so that nothing but tensors reaches a module.
+
+    Without FP8 they are empty (transformer_engine/pytorch/ops/op.py, `get_extra_state`), and a
+    checkpoint of the converter or of another layer spec lacks some of them.
+    """
+    return {
+        name: {key: value for key, value in part.items() if not isinstance(value, ShardedObject)}
+        if name.startswith("model")
+        else part
+        for name, part in state.items()
+    }
+
+
+def _load_tensors(chunk: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Load a chunk's tensors; nothing but extra states may be missing.
+
+    Raises:
+        RuntimeError: a tensor is missing, or is of no module.
+    """
+    found = chunk.load_state_dict(tensors, strict=False)
+    wrong = [key for key in found.missing_keys if not key.endswith("_extra_state")] + found.unexpected_keys
+    if wrong:
+        raise RuntimeError(f"tensors of the checkpoint and of the model differ: {', '.join(wrong)}")
 
 
 def _model_key(learner: Learner, index: int) -> str:

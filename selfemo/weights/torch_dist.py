@@ -88,6 +88,8 @@ STATEFUL_MODULES = (  # megatron-private
     "mlp.linear_fc2",
 )
 """Modules of a layer to which some layer spec gives an `_extra_state`, for FP8; it is empty here."""
+STATEFUL_NORM = "decoder.final_layernorm._extra_state/shard_0_1"  # megatron-private
+"""Key of the last norm's, which is no layer's."""
 NOT_OF_THE_MODEL = re.compile(r"^(chained_\d+\.)?optimizer\.|\._extra_state(/|$)")  # megatron-private
 """Keys of optimizers (`optimizer.state.exp_avg.NAME`, numbered if several are chained) and FP8 state."""
 
@@ -319,6 +321,7 @@ class _PiecePlanner(DefaultSavePlanner):
             for layer in range(num_layers):
                 index = MetadataIndex(f"{LAYER_PREFIX}{module}._extra_state/shard_{layer}_{num_layers}")
                 self._items.append(WriteItem(index, WriteItemType.BYTE_IO))
+        self._items.append(WriteItem(MetadataIndex(STATEFUL_NORM), WriteItemType.BYTE_IO))
 
     def create_local_plan(self) -> SavePlan:
         self.plan = SavePlan(self._items)
