@@ -126,13 +126,15 @@ def leave_parallel() -> None:
     """Leave megatron-core's parallel state; the default process group stays.
 
     megatron-core forgets its groups without destroying them, and each gloo group keeps threads that
-    wake a hundred times a second, so they are destroyed here.
+    wake a hundred times a second, so they are destroyed here. It does destroy some of the gloo groups
+    that it makes beside NCCL's, and a group may not be destroyed twice.
     """
     # megatron-private
     groups = [group for group in parallel_state._global_process_group_list or () if group is not None]
     parallel_state.destroy_model_parallel()
     for group in groups:
-        dist.destroy_process_group(group)
+        if group in dist.distributed_c10d._world.pg_map:
+            dist.destroy_process_group(group)
 
 
 def tensor_group() -> dist.ProcessGroup:
