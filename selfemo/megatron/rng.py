@@ -43,7 +43,7 @@ def save_rng(path: Path, states: Mapping[str, torch.Tensor]) -> None:
 
 
 def restore_rng(path: Path, device: torch.device) -> None:
-    """Restore the states that `save_rng` wrote."""
+    """Restore the states that `save_rng` wrote; a GPU keeps its own if a CPU wrote them."""
     states: dict[str, Any] = load_file(path)
     torch.set_rng_state(states["torch"])
     position, has_gauss, cached = states["numpy.rest"].tolist()
@@ -59,5 +59,5 @@ def restore_rng(path: Path, device: torch.device) -> None:
         if name.startswith(TRACKER_PREFIX)
     }
     get_cuda_rng_tracker().set_states(tracked)
-    if device.type == "cuda":
+    if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
