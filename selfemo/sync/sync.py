@@ -9,7 +9,8 @@ fails one of the two. A mismatch stops the run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ import torch.distributed as dist
 
 from selfemo.config.layout import EngineLayout, TrainerLayout
 from selfemo.config.schema import RunConfig
+from selfemo.megatron.device import Device
 from selfemo.megatron.learner import Learner
 from selfemo.process import watchdog
 from selfemo.rollout.api import Engine, GenerationRequest, LiveParameter
@@ -113,17 +115,18 @@ class WeightSync:
         self._engine.wake_up()
         # An engine that slept has no weights left, and one that is verified whole gets all of them.
         frozen = 0 if verify or self._engine.weight_version < 0 else self._config.train.frozen_layers
-        report = self._transfer.send(
-            self._learner.chunks, _NamingReceiver(self._engine), version, only_trained=frozen > 0
+        receiver = _NamingReceiver(self._engine)
+        report, seconds = timed(
+            self._learner.device,
+            lambda: self._transfer.send(self._learner.chunks, receiver, version, only_trained=frozen > 0),
         )
-        self._learner.device.synchronize()
         compared = self._compare_checksums(frozen) if checksummed else 0
         if probed:
             self._run_probe(version)
         return SyncReport(
             version,
             report.path,
-            report.seconds,
+            seconds,
             report.received_bytes,
             report.lower_bound_bytes,
             probed,
@@ -192,6 +195,18 @@ class _NamingReceiver:
     def copy_direct(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         with watchdog.doing("first tensor"):
             self._engine.copy_direct(_named(tensors), version)
+
+
+def timed[T](device: Device, work: Callable[[], T]) -> tuple[T, float]:
+    """Return the work's result, and the seconds until the device has done it.
+
+    Work that was queued before does not count: on a GPU, calls return when they are queued.
+    """
+    device.synchronize()
+    started = time.perf_counter()
+    result = work()
+    device.synchronize()
+    return result, time.perf_counter() - started
 
 
 def _named(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -9,7 +9,6 @@ would be a third class here.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -54,10 +53,9 @@ class WeightReceiver(Protocol):
 
 @dataclass(frozen=True)
 class TransferReport:
-    """Path and cost of one transfer on this rank."""
+    """Path and traffic of one transfer on this rank."""
 
     path: Literal["checkpoint", "direct"]
-    seconds: float
     received_bytes: int
     """Bytes that crossed ranks, summed over the ranks of this rank's data-parallel replica."""
     lower_bound_bytes: int
@@ -96,15 +94,14 @@ class CheckpointTransfer:
     def send(
         self, chunks: Sequence[nn.Module], engine: WeightReceiver, version: int, only_trained: bool = False
     ) -> TransferReport:
-        started = time.perf_counter()
         element_bytes = next(chunks[0].parameters()).element_size()
         frozen = self._frozen_layers if only_trained else 0
         engine.receive_checkpoint_tensors(
             hf_tensors(chunks, self._architecture, self._groups, self._bucket_bytes, True, frozen), version
         )
-        seconds, moved = time.perf_counter() - started, self._moved[only_trained]
+        moved = self._moved[only_trained]
         return TransferReport(
-            "checkpoint", seconds, moved.checkpoint * element_bytes, moved.lower_bound * element_bytes
+            "checkpoint", moved.checkpoint * element_bytes, moved.lower_bound * element_bytes
         )
 
 
@@ -140,13 +137,9 @@ class DirectTransfer:
     def send(
         self, chunks: Sequence[nn.Module], engine: WeightReceiver, version: int, only_trained: bool = False
     ) -> TransferReport:
-        started = time.perf_counter()
         engine.copy_direct(self.tensors(chunks, only_trained), version)
-        seconds, moved = time.perf_counter() - started, self._moved[only_trained]
-        element_bytes = self._dtype.itemsize
-        return TransferReport(
-            "direct", seconds, moved.direct * element_bytes, moved.lower_bound * element_bytes
-        )
+        moved, element_bytes = self._moved[only_trained], self._dtype.itemsize
+        return TransferReport("direct", moved.direct * element_bytes, moved.lower_bound * element_bytes)
 
 
 def choose_transfer(

@@ -16,6 +16,7 @@ from selfemo.config.layout import EngineLayout, TrainerLayout
 from selfemo.config.schema import ParallelConfig
 from selfemo.models.architecture import Architecture, architecture_by_name, read_architecture
 from selfemo.models.parameters import model_parameters
+from selfemo.sync import sync
 from selfemo.sync.checksums import (
     WeightMismatch,
     box_checksum,
@@ -186,3 +187,24 @@ def test_planning_the_published_model_takes_no_model() -> None:
         [0],
     )
     assert {move.target_rank for move in plan.moves} == {0}
+
+
+class _Queue:
+    """A device that does queued work, of so many seconds, when it is waited for."""
+
+    def __init__(self) -> None:
+        self.now, self.queued = 0.0, 100.0
+
+    def synchronize(self) -> None:
+        self.now, self.queued = self.now + self.queued, 0.0
+
+
+def test_seconds_hold_what_the_transfer_queued_and_nothing_that_was_queued_before(monkeypatch) -> None:
+    device = _Queue()
+    monkeypatch.setattr(sync.time, "perf_counter", lambda: device.now)
+
+    def send() -> str:
+        device.queued += 5.0
+        return "report"
+
+    assert sync.timed(device, send) == ("report", 5.0)
