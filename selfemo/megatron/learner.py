@@ -83,8 +83,17 @@ class Learner:
         self.begin_stage()
 
     def begin_stage(self) -> None:
-        """Build a fresh optimizer: SFT and SELF-GRPO share weights, not moments."""
+        """Build a fresh optimizer: SFT and SELF-GRPO share weights, not moments.
+
+        The old one is let go first: both together, with fp32 weights and two moments each, may not fit.
+        """
         self.restore()
+        self.transformer_config.grad_scale_func = None
+        if hasattr(self, "optimizer"):
+            del self.optimizer
+        for parameter in self._parameters():
+            if hasattr(parameter, "main_param"):
+                del parameter.main_param  # megatron-private: the old optimizer's fp32 copy
         self.optimizer = build_optimizer(
             self.wrapped, self.config.train, self.config.parallel, self.transformer_config.bf16
         )

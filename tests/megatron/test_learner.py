@@ -5,6 +5,7 @@ A bad step must leave the model untouched.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from selfemo.common.errors import UserError
 from selfemo.config.schema import ParallelConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
+from selfemo.megatron import learner as learner_module
 from selfemo.megatron.checkpoint import TensorWrite, read_tensors
 from selfemo.megatron.cpu_adam import CpuFusedAdam
 from selfemo.megatron.packing import balance_by_tokens
@@ -223,6 +225,41 @@ def test_the_step_after_a_checkpoint_with_frozen_layers_is_the_same(distributed,
             assert step == 2
             for tensor_name, tensor in tensors.items():
                 assert float((tensor - wanted[tensor_name]).abs().max()) <= 1e-6, tensor_name
+
+
+def _left_when_the_next_is_built(hf_dir: str, parallel: ParallelConfig) -> tuple[int, int]:
+    """Begin a second stage; return how many tensors the old optimizer had, and how many of them were left
+    when the new one was built.
+    """
+    with learner(hf_dir, parallel, Options(dtype="bfloat16")) as model:
+        batch = samples(model.architecture.vocab_size)
+        model.sft_step(batch, LEARNING_RATE)
+        inner = [getattr(part, "optimizer", part) for part in model.optimizer.chained_optimizers]
+        moments = [t for one in inner for state in one.state.values() for t in state.values()]
+        weights = [p for group in model.optimizer.param_groups for p in group["params"]]
+        old = [weakref.ref(tensor) for tensor in (*moments, *weights) if isinstance(tensor, torch.Tensor)]
+        del inner, moments, weights
+        alive: list[int] = []
+
+        def counting(*given: object) -> object:
+            alive.append(sum(tensor() is not None for tensor in old))
+            return build(*given)
+
+        build, learner_module.build_optimizer = learner_module.build_optimizer, counting
+        try:
+            model.begin_stage()
+        finally:
+            learner_module.build_optimizer = build
+        assert model.sft_step(batch, LEARNING_RATE).applied
+        return len(old), alive[0]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_old_optimizer_is_let_go_before_the_new_one_is_built(distributed, hf_dir, sharded):
+    parallel = ParallelConfig(distributed_optimizer=sharded)
+    for held, left in distributed(2, _left_when_the_next_is_built, hf_dir, parallel, timeout_s=240):
+        assert held > 10
+        assert left == 0
 
 
 def test_a_directory_without_a_checkpoint_is_refused(distributed, hf_dir, tmp_path):
