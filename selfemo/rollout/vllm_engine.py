@@ -83,9 +83,9 @@ class RolloutEngine:
                 max_model_len=max_length,
                 max_num_seqs=config.max_num_seqs,
                 # On CPU a seeded prefill must not be split over scheduler steps. Without chunking, the bound
-                # is a guarantee.
+                # is a guarantee. On a GPU vLLM warns of wrong results without it.
                 max_num_batched_tokens=max(16_384, max_length),
-                enable_chunked_prefill=False,
+                enable_chunked_prefill=device_kind == "cuda",
                 kv_cache_memory_bytes=config.kv_cache_bytes,
                 gpu_memory_utilization=MEMORY_CHECK_FRACTION,
                 enable_prefix_caching=True,
