@@ -68,7 +68,8 @@ def transformer_options(device: Device, share_prompts: bool = False) -> dict[str
     fused = device.is_cuda
     return {
         "use_cpu_initialization": not device.is_cuda,
-        # Needs apex; Transformer Engine's wgrad fusion has a switch of its own.
+        # megatron-core's own output layer needs apex for it. The switch also sets Transformer Engine's
+        # fuse_wgrad_accumulation, whose layers would not: they write a bf16 gradient per micro-batch.
         "gradient_accumulation_fusion": False,
         # The fused kernel counts positions from each segment's start.
         "apply_rope_fusion": fused and not share_prompts,
