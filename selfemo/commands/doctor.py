@@ -60,7 +60,15 @@ IMPORTS = (
     "from vllm import LLM",
     "import selfemo.kernels.loss",
 )
-GPU_IMPORTS = ("import transformer_engine.pytorch", "import flash_attn")
+GPU_IMPORTS = (
+    "import transformer_engine.pytorch",
+    "import flash_attn",
+    "from megatron.core.extensions.transformer_engine import HAVE_TE; "
+    "assert HAVE_TE, 'megatron-core lacks a name in this Transformer Engine'",
+    "from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER; "
+    "assert not USING_PYTORCH_OPTIMIZER, 'megatron-core did not find FusedAdam'",
+)
+"""The last two: megatron-core swallows a failed import, and goes on with a stand-in or another Adam."""
 
 
 def doctor(

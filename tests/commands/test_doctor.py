@@ -243,3 +243,17 @@ def test_a_later_copy_on_the_path_does_not_count(tmp_path: Path, monkeypatch: py
     expected = room.installed_versions()["packaging"]
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     assert room.installed_versions()["packaging"] == expected != "1.0"
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        (room.GPU_IMPORTS[2], "megatron-core lacks a name in this Transformer Engine"),
+        (room.GPU_IMPORTS[3], "megatron-core did not find FusedAdam"),
+    ],
+    ids=["layers", "optimizer"],
+)
+def test_a_transformer_engine_that_megatron_core_cannot_use_is_a_problem(statement: str, said: str) -> None:
+    """There is none here, as there is none where one of its names is missing: megatron-core says nothing."""
+    finding = room.check_import(statement)
+    assert (finding.status, said in finding.found) == ("problem", True), finding
