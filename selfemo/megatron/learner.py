@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.distributed import finalize_model_grads
+from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from selfemo.config.schema import RunConfig
@@ -51,6 +52,8 @@ def longest_tokens(plan: Sequence[MicroBatch]) -> int:
 
 class Learner:
     """The model, Megatron's DDP around it and the optimizer, in one parallel layout."""
+
+    optimizer: MegatronOptimizer
 
     def __init__(self, architecture: Architecture, config: RunConfig, layout: Layout, device: Device) -> None:
         self.architecture, self.config, self.layout, self.device = architecture, config, layout, device
