@@ -11,7 +11,7 @@ RUN_DIR ?= runs/demo
 setup: $(STAMP)
 
 # Set-up finds Python 3.12 or 3.13 by itself (tools/find_python.sh says where it looks); PYTHON=3.13 or a path names one.
-$(STAMP): requirements/cpu.lock requirements/overrides.txt setup.py tools/find_python.sh tools/set_up.py tools/check_install.py
+$(STAMP): $(wildcard requirements/*) setup.py tools/find_python.sh tools/set_up.py tools/check_install.py
 	@python=$$(sh tools/find_python.sh "$(PYTHON)") || exit 2; "$$python" tools/set_up.py "$(VENV)"
 	@touch $@
 
