@@ -1,8 +1,9 @@
 """Checks a finished run's directory: summary.json keeps its promises, transformers loads the export.
 
-Usage: python tools/check_run.py RUN_DIR [--gains]. Prints one line per check and exits with 1 if any fails.
---gains also checks the gains that training should bring: SFT above the majority class, and a reward that
-rises during SELF-GRPO.
+Usage: python tools/check_run.py RUN_DIR [--learns] [--gains]. Prints one line per check and exits with 1 if
+any fails. --learns also checks that the run learned: SFT above the majority class, and a reward that rises
+during SELF-GRPO. --gains checks what self-play is for: accuracy and weighted F1 at the end above those after
+SFT and above the majority class's.
 """
 
 from __future__ import annotations
@@ -59,8 +60,10 @@ def main() -> int:
     run = Path(sys.argv[1])
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     failed = 0
-    gains = gain_checks(summary, run) if "--gains" in sys.argv else ()
-    for name, passed in [*checks(summary, gap_limit(run)), *gains, *export_checks(run)]:
+    asked = [*checks(summary, gap_limit(run))]
+    asked += learning_checks(summary, run) if "--learns" in sys.argv else ()
+    asked += gain_checks(summary) if "--gains" in sys.argv else ()
+    for name, passed in [*asked, *export_checks(run)]:
         print(f"{'ok    ' if passed else 'FAILED'} {name}")
         failed += not passed
     return 1 if failed else 0
@@ -93,8 +96,8 @@ def checks(
     )
 
 
-def gain_checks(summary: dict[str, Any], run: Path) -> Iterator[tuple[str, bool]]:
-    """Yield (claim, passed) for the gains that training should bring."""
+def learning_checks(summary: dict[str, Any], run: Path) -> Iterator[tuple[str, bool]]:
+    """Yield (claim, passed) for what shows that the run learned."""
     majority, sft = summary["eval"]["majority"], summary["eval"]["sft"]
     for figure in ("accuracy", "weighted_f1"):
         yield (
@@ -109,6 +112,15 @@ def gain_checks(summary: dict[str, Any], run: Path) -> Iterator[tuple[str, bool]
         f"reward rises from {first:.3f} in the first third of iterations to {last:.3f} in the last",
         last > first,
     )
+
+
+def gain_checks(summary: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Yield (claim, passed) for the gains that self-play should bring."""
+    final = summary["eval"]["final"]
+    for before, whose in (("sft", "SFT's"), ("majority", "the majority class's")):
+        for figure in ("accuracy", "weighted_f1"):
+            old, new = summary["eval"][before][figure], final[figure]
+            yield f"after self-play, {figure} {new:.3f} exceeds {whose} {old:.3f}", new > old
 
 
 def export_checks(run: Path) -> Iterator[tuple[str, bool]]:
