@@ -14,9 +14,23 @@ import torch
 from selfemo.models.parameters import LM_HEAD
 
 TIE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25}
-"""Logit distance from transformers' best token within which another probe token still passes:
-rounding may break an exact tie.
+"""Logit distance from transformers' best token within which another probe token still passes, at the least:
+rounding may break a tie.
 """
+
+TIE_UNITS = 2
+"""The same in units in the last place of the row's largest logit. Engine and transformers round their logits
+and the hidden states behind them each in its own order, so that two tokens whose logits are a unit apart may
+change places; a bf16 logit of 16 to 32 has units of 0.125, one of 32 to 64 of 0.25.
+"""
+
+
+def tie_tolerance(logits: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Return [N], the distance from the best of `logits` [N, V] within which another token passes."""
+    largest = logits.abs().amax(-1)
+    _, exponent = torch.frexp(largest)  # largest = mantissa * 2**exponent, mantissa in [0.5, 1)
+    unit = torch.ldexp(torch.full_like(largest, torch.finfo(getattr(torch, dtype)).eps), exponent - 1)
+    return (TIE_UNITS * unit).clamp_min(TIE_TOLERANCE[dtype])
 
 
 class GreedyProbe:
@@ -43,13 +57,13 @@ class GreedyProbe:
         self,
         prompts: Sequence[tuple[int, ...]],
         continuations: Sequence[Sequence[tuple[int, ...]]],
-        tolerance: float,
+        dtype: str,
     ) -> str:
         """Compare every rank's continuations with transformers, token by token.
 
         Args:
             continuations: token ids, by rank and then by prompt.
-            tolerance: see TIE_TOLERANCE.
+            dtype: the engine's, in which it computes logits.
 
         Returns:
             The first difference in words, or "".
@@ -63,8 +77,9 @@ class GreedyProbe:
                 checked.add(answer)
                 logits = self._model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].float()
                 shortfall = logits.amax(-1) - logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
-                worst = int(shortfall.argmax())
-                if shortfall[worst] > tolerance:
+                excess = shortfall - tie_tolerance(logits, dtype)
+                worst = int(excess.argmax())
+                if excess[worst] > 0:
                     return (
                         f"probe {index} on rank {rank}: token {worst} of the greedy continuation is "
                         f"{answer[worst]}, transformers takes {int(logits[worst].argmax())} "

@@ -23,7 +23,7 @@ from selfemo.megatron.learner import Learner
 from selfemo.process import watchdog
 from selfemo.rollout.api import Engine, GenerationRequest, LiveParameter
 from selfemo.sync.checksums import verify_transfer
-from selfemo.sync.probe import TIE_TOLERANCE, GreedyProbe
+from selfemo.sync.probe import GreedyProbe
 from selfemo.sync.transfer import choose_transfer
 
 
@@ -165,9 +165,7 @@ class WeightSync:
         dist.all_gather_object(continuations, mine)
         problem = [""]
         if self._probe:
-            problem[0] = self._probe.compare(
-                self._prompts, continuations, TIE_TOLERANCE[self._config.rollout.dtype]
-            )
+            problem[0] = self._probe.compare(self._prompts, continuations, self._config.rollout.dtype)
         dist.broadcast_object_list(problem, src=0)
         if problem[0]:
             raise SyncError(
