@@ -5,7 +5,7 @@ DotProductAttention rejects packed (thd) batches, and Transformer Engine's has n
 share keys; this class has both. A segment's queries are its own tokens. Its keys are rows of the
 batch: those of the prompt it continues, if any, and its own. The rows are gathered before
 attention, so each segment is ordinary causal attention aligned at the end (flash-attn's varlen call
-on a GPU, else SDPA), and autograd sums a shared prompt's gradient over the segments that read it.
+on a GPU, else SDPA), and shared_rows.py sums a shared prompt's gradient over the segments that read it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
+
+from selfemo.megatron.shared_rows import gather_rows
 
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 """Dtypes that flash-attn accepts."""
@@ -121,10 +123,8 @@ class PackedCausalAttention(torch.nn.Module):
                 "PackedCausalAttention takes packed batches only: pass Segments as packed_seq_params"
             )
         if packed_seq_params.key_rows is not None:
-            key, value = (
-                key.index_select(0, packed_seq_params.key_rows),
-                value.index_select(0, packed_seq_params.key_rows),
-            )
+            key = gather_rows(key, packed_seq_params.key_rows)
+            value = gather_rows(value, packed_seq_params.key_rows)
         attend = _flash_attention if query.is_cuda and query.dtype in FLASH_DTYPES else _segment_attention
         return attend(query, key, value, packed_seq_params, self.softmax_scale).reshape(query.shape[0], -1)
 
