@@ -89,6 +89,6 @@ COPY --from=gpu-build /opt/venv /opt/venv
 WORKDIR /workspace
 COPY --chown=selfemo . .
 USER 10001
-ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 CUDA_DEVICE_MAX_CONNECTIONS=1
+ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 CUDA_DEVICE_MAX_CONNECTIONS=1 PYTORCH_ALLOC_CONF=expandable_segments:True
 HEALTHCHECK --interval=5m --timeout=30s --start-period=1m CMD ["selfemo", "doctor", "--json"]
 CMD ["selfemo", "doctor"]

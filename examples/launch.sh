@@ -70,6 +70,8 @@ launch() {
 
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}                         # torchrun's default is 1, which starves the tokenizer
     export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1} # Megatron orders tensor-parallel communication by it
+    # Memory that a finished step leaves in pieces goes back whole to the engine as it wakes; vLLM switches this off inside its own pool.
+    export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
     # A world that forms again must not meet in the store of the one before: its addresses are there still (torch 2.13 keeps the server).
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     # Node 0 hosts the rendezvous, whatever its host name resolves to; the others wait for it.

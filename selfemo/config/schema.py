@@ -198,6 +198,10 @@ class TrainConfig:
     """Pack a group's samples behind one copy of their prompt: its tokens are computed once per
     micro-batch, not once per sample. Without effect if parallel.context > 1. On a GPU it takes
     flash-attn's attention in place of Transformer Engine's."""
+    attention_backend: Literal["auto", "flash", "fused", "unfused"] = "auto"
+    """Attention kernel that Transformer Engine takes (GPU, where prompts are not shared): flash-attn's,
+    cuDNN's fused one, or the slow one to compare with. "auto" leaves the choice to it; megatron-core refuses
+    a run whose environment says otherwise in NVTE_FLASH_ATTN, NVTE_FUSED_ATTN or NVTE_UNFUSED_ATTN."""
     offload_during_rollout: bool = False
     """Move gradients and optimizer state to host memory while the engine generates (GPU)."""
     fuse_output_layer: Literal["auto", "on", "off"] = "auto"

@@ -75,7 +75,7 @@ class StandaloneEngines:
             from selfemo.rollout.vllm_engine import RolloutEngine
 
             kind = "cuda" if torch.cuda.is_available() else "cpu"
-            join_world_of_one("nccl" if kind == "cuda" else "gloo")
+            join_world_of_one(torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else None)
             return RolloutEngine(model_dir, rollout, max_length, stop_ids, kind)
 
 
@@ -128,8 +128,8 @@ def directory_tensors(model: FinishedModel) -> Iterator[tuple[str, torch.Tensor]
     stored.close()
 
 
-def join_world_of_one(backend: str) -> None:
-    """Enter a process group of one, unless this process is in a group already.
+def join_world_of_one(gpu: torch.device | None) -> None:
+    """Enter a process group of one, over NCCL on a GPU, unless this process is in a group already.
 
     vLLM's own shutdown destroys the group.
     """
@@ -137,4 +137,5 @@ def join_world_of_one(backend: str) -> None:
 
     if not dist.is_initialized():
         os.environ.update(ALONE)
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        backend = "nccl" if gpu else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=gpu)

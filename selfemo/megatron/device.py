@@ -31,6 +31,14 @@ class Device:
     def is_cuda(self) -> bool:
         return self.kind == "cuda"
 
+    @property
+    def group_device(self) -> torch.device | None:
+        """The GPU that process groups are bound to; None on a CPU.
+
+        NCCL then starts as a group is made, and fails there if it is the wrong one.
+        """
+        return self.torch_device if self.is_cuda else None
+
     def synchronize(self) -> None:
         """Wait for queued device work, so that a time measured afterwards includes it."""
         if self.is_cuda:

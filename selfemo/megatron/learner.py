@@ -60,7 +60,9 @@ class Learner:
         dtype = DTYPES[config.train.dtype]
         # Context ranks cut every sequence; a prompt that several sequences continue cannot be cut.
         self.share_prompts = share = config.train.share_prompts and layout.context_size == 1
-        self.transformer_config = transformer_config(architecture, config.parallel, dtype, device, share)
+        self.transformer_config = transformer_config(
+            architecture, config.parallel, dtype, device, share, config.train.attention_backend
+        )
         self.frozen_outputs = FrozenOutputs(config.train.frozen_cache_bytes)
         self.chunks: list[CompletionGPTModel] = build_chunks(
             architecture,

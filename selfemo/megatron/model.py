@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from selfemo.config.schema import ParallelConfig
@@ -56,8 +57,14 @@ def transformer_config(
     dtype: torch.dtype,
     device: Device,
     share_prompts: bool = False,
+    attention_backend: str = "auto",
 ) -> TransformerConfig:
-    """Return megatron-core's configuration of a dense decoder in this layout."""
+    """Return megatron-core's configuration of a dense decoder in this layout.
+
+    Args:
+        attention_backend: name of a member of megatron-core's AttnBackend, which Transformer Engine's
+            attention obeys; ours and the local one do not.
+    """
     recompute = (
         {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
         if parallel.recompute
@@ -89,6 +96,7 @@ def transformer_config(
         if parallel.virtual_pipeline > 1
         else None,
         context_parallel_size=parallel.context,
+        attention_backend=AttnBackend[attention_backend],
         sequence_parallel=parallel.sequence_parallel,
         # The interleaved schedule exchanges tensors of one fixed shape.
         variable_seq_lengths=parallel.pipeline > 1 and parallel.virtual_pipeline == 1,

@@ -66,7 +66,9 @@ def init_distributed(device: Device, timeout_s: int) -> None:
         ("MASTER_PORT", "29511"),
     ):
         os.environ.setdefault(name, value)
-    dist.init_process_group(device.backend, timeout=timedelta(seconds=timeout_s))
+    dist.init_process_group(
+        device.backend, timeout=timedelta(seconds=timeout_s), device_id=device.group_device
+    )
 
 
 def init_parallel(

@@ -54,7 +54,9 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     parser.parse_args()
     config, device = small_config([]), select_device()
-    dist.init_process_group(device.backend, store=dist.HashStore(), rank=0, world_size=1)  # needs no port
+    dist.init_process_group(  # such a store needs no port
+        device.backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device.group_device
+    )
     layout = init_parallel(ParallelConfig(), device, seed=1)
     with tempfile.TemporaryDirectory() as directory:
         model_dir = init_model(
