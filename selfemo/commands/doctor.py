@@ -35,6 +35,7 @@ from selfemo.commands.doctor_checks import (
     Driver,
     Finding,
     Gpu,
+    check_attention,
     check_compiler,
     check_cuda,
     check_dtype,
@@ -105,6 +106,7 @@ def diagnose(imports: bool = False) -> list[Finding]:
     )
     findings += check_torch_companions(installed)
     findings += check_cuda(driver, torch_cuda(), installed, os.environ)
+    findings += check_attention(driver, installed)
     findings += check_gpus(driver.gpus)
     findings.append(check_dtype(this_machine()))
     findings.append(check_compiler(shutil.which("cc") or shutil.which("gcc") or "", has_gpu))
@@ -155,9 +157,9 @@ def read_driver() -> Driver:
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            gpus.append(
-                Gpu(index, str(pynvml.nvmlDeviceGetName(handle)), int(memory.free), int(memory.total))
-            )
+            name = str(pynvml.nvmlDeviceGetName(handle))
+            capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
+            gpus.append(Gpu(index, name, int(memory.free), int(memory.total), capability))
         cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()  # 12080 means 12.8
         return Driver(
             str(pynvml.nvmlSystemGetDriverVersion()), (cuda // 1000, cuda % 1000 // 10), tuple(gpus)

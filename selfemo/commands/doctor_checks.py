@@ -19,6 +19,10 @@ from packaging.version import Version
 from selfemo.config.dtype import Automatic
 
 GIB = 1 << 30
+CUDNN_PACKED = Version("9.6")
+"""First cuDNN whose fused attention takes packed batches with grouped queries."""
+CUDNN_WRONG = ((9, 10, 0), (9, 10, 1))
+"""Releases that Transformer Engine leaves out of it."""
 TORCH_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 """Packages whose wheels on PyPI are built against a CUDA torch. Beside the CPU torch they fail to
 import, and with them transformers."""
@@ -45,6 +49,8 @@ class Gpu:
     name: str
     free_bytes: int
     total_bytes: int
+    capability: tuple[int, int] = (9, 0)
+    """CUDA compute capability: 8.0 is Ampere, 9.0 Hopper."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +204,29 @@ def check_cuda(
     else:
         findings.append(Finding("cuda", "nccl", "ok", nccl))
     return findings
+
+
+def check_attention(driver: Driver, installed: Mapping[str, str]) -> list[Finding]:
+    """Judge cuDNN's version, and tell which attention kernel Transformer Engine will take.
+
+    It prefers cuDNN's from Hopper on (get_attention_backend in its
+    pytorch/attention/dot_product_attention/utils.py). Packed batches with grouped queries need Hopper and
+    cuDNN 9.6 there, and are wrong in 9.10.0 and 9.10.1 (common/fused_attn/fused_attn.cpp).
+    """
+    if not driver.gpus:
+        return []
+    cudnn = next((v for name, v in installed.items() if name.startswith("nvidia-cudnn-cu")), "")
+    hopper = all(gpu.capability >= (9, 0) for gpu in driver.gpus)
+    fused = bool(cudnn) and Version(cudnn) >= CUDNN_PACKED and Version(cudnn).release[:3] not in CUDNN_WRONG
+    if hopper and fused:
+        return [Finding("cuda", "attention", "ok", f"cuDNN {cudnn}, its fused kernel")]
+    if "flash-attn" in installed:
+        if not hopper:
+            return [Finding("cuda", "attention", "ok", "flash-attn: cuDNN packs from Hopper on")]
+        found = f"flash-attn: cuDNN {cudnn} cannot pack batches" if cudnn else "flash-attn: no cuDNN package"
+        return [Finding("cuda", "attention", "warning", found, "pip install 'nvidia-cudnn-cu13>=9.11'")]
+    found = "neither flash-attn nor a cuDNN that packs batches: the slow kernel, or none"
+    return [Finding("cuda", "attention", "problem", found, "install flash-attn as docs/gpu.md says")]
 
 
 def check_gpus(gpus: Sequence[Gpu]) -> list[Finding]:

@@ -137,6 +137,28 @@ def test_a_disabled_nccl_path_and_a_cuda_torch_without_a_gpu_are_warned_about() 
     assert _by_name(checks.check_cuda(Driver(), "12.8", {}, {}))["driver"].status == "warning"
 
 
+@pytest.mark.parametrize(
+    ("capability", "cudnn", "flash", "status", "said"),
+    [
+        ((9, 0), "9.20.0.48", False, "ok", "fused"),
+        ((9, 0), "9.10.1.4", True, "warning", "flash-attn: cuDNN 9.10.1.4"),
+        ((9, 0), "9.10.2.21", True, "ok", "fused"),
+        ((9, 0), "9.5.1.17", False, "problem", "neither"),
+        ((8, 0), "9.20.0.48", True, "ok", "flash-attn"),
+        ((8, 0), "9.20.0.48", False, "problem", "neither"),
+        ((9, 0), "", True, "warning", "no cuDNN package"),
+    ],
+)
+def test_which_attention_kernel_will_run(
+    capability: tuple[int, int], cudnn: str, flash: bool, status: str, said: str
+) -> None:
+    gpu = Gpu(0, "a card", GIB, GIB, capability)
+    packages = ({"nvidia-cudnn-cu13": cudnn} if cudnn else {}) | ({"flash-attn": "2.8.3"} if flash else {})
+    (finding,) = checks.check_attention(Driver("580.1", (13, 0), (gpu,)), packages)
+    assert (finding.status, said in finding.found) == (status, True)
+    assert checks.check_attention(Driver(), packages) == []
+
+
 def test_a_busy_gpu_and_mixed_models_are_warned_about() -> None:
     findings = _by_name(checks.check_gpus([H100, Gpu(1, "NVIDIA A100-SXM4-80GB", 40 * GIB, 80 * GIB)]))
     assert findings["gpu 0"].status == "ok"
