@@ -39,11 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{step.name}: not run, this machine has no NVIDIA GPU")
         print("gpu-check: nothing was run (exit status 3); --device cpu runs what a CPU can")
         return SKIPPED_STATUS
+    minutes = sum(step.deadline_s for step in chosen) / 60
+    print(f"gpu-check: {len(chosen)} step(s), at most {minutes:.0f} minutes by their deadlines", flush=True)
     outcomes = run_steps(chosen, machine, lambda line: print(line, flush=True))
     failed = [outcome.name for outcome in outcomes if outcome.result in BAD]
     print(
-        f"gpu-check: {'failed: ' + ', '.join(failed) if failed else 'no step failed'}; report: "
-        f"{machine.output / 'report.md'}"
+        f"gpu-check: {'failed: ' + ', '.join(failed) if failed else 'no step failed'}; to read: "
+        f"{machine.output / 'report.md'}; send back the directory {machine.output}, logs included"
     )
     return 1 if failed else 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -59,7 +60,8 @@ def run_steps(steps: Sequence[Step], machine: Machine, say: Callable[[str], None
     outcomes: list[Outcome] = []
     for step in steps:
         say(f"{step.name}: {step.question}")
-        outcome = run_step(step, machine)
+        absent = [name for name in step.needs if importlib.util.find_spec(name) is None]
+        outcome = skipped(step, absent) if absent else run_step(step, machine)
         outcomes.append(outcome)
         last = outcome.tail[-1] if outcome.tail else ""
         say(
@@ -70,6 +72,12 @@ def run_steps(steps: Sequence[Step], machine: Machine, say: Callable[[str], None
             say(f"{step.name}: send back {outcome.send_back} [{outcome.log}]")
         write_report(outcomes, machine)
     return outcomes
+
+
+def skipped(step: Step, absent: Sequence[str]) -> Outcome:
+    """Return the outcome of a step whose libraries are not all installed."""
+    reason = f"needs {', '.join(absent)}, not installed here"
+    return Outcome(step.name, step.question, "skipped", 0.0, None, "", (reason,))
 
 
 def run_step(step: Step, machine: Machine) -> Outcome:
