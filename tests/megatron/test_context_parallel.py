@@ -22,7 +22,7 @@ from selfemo.megatron.context import ContextShare
 from selfemo.megatron.device import select_device
 from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack
 from selfemo.megatron.parallel import enter_layout, init_distributed, init_parallel
-from selfemo.megatron.step_stats import PolicyStats
+from selfemo.megatron.step_stats import NOT_FIGURES, PolicyStats
 from tests.helpers import parity
 from tests.helpers.context_parallel import (
     LAYOUTS,
@@ -244,8 +244,11 @@ def test_every_aggregation_reports_the_same_statistics(distributed, hf_dir):
             assert cut.step.loss == pytest.approx(whole.step.loss, abs=BOUND)
             assert cut.step.grad_norm == pytest.approx(whole.step.grad_norm, abs=BOUND)
             assert cut.step.tokens == whole.step.tokens
-            for name in (field.name for field in fields(PolicyStats) if field.name != "step"):
+            for name in (field.name for field in fields(PolicyStats) if field.name not in NOT_FIGURES):
                 assert getattr(cut, name) == pytest.approx(getattr(whole, name), rel=1e-5), name
+            at, expected = cut.largest_gap, whole.largest_gap
+            assert (at.sample, at.place, at.engine) == (expected.sample, expected.place, expected.engine)
+            assert at.trainer == pytest.approx(expected.trainer, rel=1e-5)
     assert len({stats.step.loss for stats in one}) == len(PRESETS)
     assert all(0 < stats.clipped_share < 1 for stats in one)
 
