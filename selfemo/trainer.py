@@ -25,6 +25,7 @@ from selfemo.process.dealing import map_over_ranks
 from selfemo.process.stop import StopSignals
 from selfemo.process.terminal import Terminal
 from selfemo.records.directory import FLYWHEEL_NAME, RunDirectory
+from selfemo.records.inputs import record_inputs
 from selfemo.records.training_dialogues import record_training_dialogues
 from selfemo.rewards.scoring import Rewards
 from selfemo.run.guards import check_rewards
@@ -55,6 +56,7 @@ def train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: Sto
     config = with_fetched_model(config)
     corpus = all_or_none(lambda: load_run_corpus(config))
     on_rank0(lambda: record_training_dialogues(run, corpus, config))
+    on_rank0(lambda: record_inputs(run.root, config, corpus))
     terminal.say(
         f"{run.root}: {world.layout.world_size} processes, corpus {corpus.name}: {label_counts(corpus)}; "
         f"libraries write to {terminal.log_path.parent}"

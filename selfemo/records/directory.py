@@ -18,6 +18,7 @@ from selfemo.common.errors import UserError
 from selfemo.common.files import replace_text
 from selfemo.config.load import as_yaml, load_config
 from selfemo.config.schema import RunConfig
+from selfemo.records.inputs import INPUT_PATHS, same_inputs
 from selfemo.records.manifest import CHECKPOINT_KINDS
 
 CONFIG_NAME = "config.yaml"
@@ -46,6 +47,8 @@ CHANGEABLE = (
 """Settings that may change while a run is unfinished: they decide how it runs, not what it computes."""
 FIXED = ("parallel.distributed_optimizer",)
 """Exceptions to CHANGEABLE: a sharded optimizer is stored under other names than a whole one."""
+PLACE = "output_dir"
+"""The setting that no run is told by: a run is what stands in its directory, wherever that lies."""
 
 
 class RunDirectory:
@@ -82,6 +85,8 @@ class RunDirectory:
     def check(cls, config: RunConfig, is_locked: bool = False) -> RunDirectory:
         """Check everything that `claim` checks, but write nothing.
 
+        A model or corpus that lies elsewhere now, or is spelled otherwise, is the same if its content is.
+
         Args:
             is_locked: the caller holds the lock. If not, a launch that holds it may just have begun to write.
         """
@@ -103,11 +108,17 @@ class RunDirectory:
                 f"{root}: not empty and not a run of selfemo (no {CONFIG_NAME}): choose another output_dir"
             )
         if stored.exists():
-            changes = list(config_changes(run.stored_config(), dataclasses.asdict(config)))
+            changes = {
+                name: (old, new)
+                for name, old, new in config_changes(run.stored_config(), dataclasses.asdict(config))
+                if name != PLACE
+            }
+            paths = {name: change for name, change in changes.items() if name in INPUT_PATHS}
+            same = set(same_inputs(root, paths, config))
             barred = [
                 name
-                for name, _, _ in changes
-                if run.is_complete or name in FIXED or not name.startswith(CHANGEABLE)
+                for name in changes
+                if name not in same and (run.is_complete or name in FIXED or not name.startswith(CHANGEABLE))
             ]
             if barred:
                 raise UserError(

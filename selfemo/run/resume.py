@@ -20,10 +20,10 @@ from typing import Any
 
 from selfemo.common.files import size_of, truncate
 from selfemo.config.schema import RunConfig
-from selfemo.corpora.conversation import Corpus
 from selfemo.flywheel.store import FlywheelStore
 from selfemo.process.collectives import on_rank0
 from selfemo.process.terminal import Terminal
+from selfemo.records.content import corpus_digest
 from selfemo.records.directory import (
     CHECKPOINTS_NAME,
     FLYWHEEL_NAME,
@@ -102,14 +102,6 @@ def source_digest(package: Path) -> str:
     for path in sorted(paths):
         content = path.read_bytes()
         found.update(f"{path.relative_to(package)} {len(content)}\n".encode() + content)
-    return found.hexdigest()
-
-
-def corpus_digest(corpus: Corpus) -> str:
-    """Hash every label, turn and split of a corpus as the run sees them: without hidden labels."""
-    found = hashlib.blake2b(repr((corpus.name, corpus.labels)).encode(), digest_size=16)
-    for conversation in (*corpus.conversations, *corpus.revealed):
-        found.update(repr((conversation.key, conversation.turns)).encode("utf-8", "surrogatepass"))
     return found.hexdigest()
 
 

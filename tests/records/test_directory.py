@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from selfemo.common.errors import UserError
-from selfemo.config.schema import ParallelConfig, RunConfig, TrainConfig
+from selfemo.config.schema import CorpusConfig, ParallelConfig, RunConfig, TrainConfig
 from selfemo.records.directory import SUMMARY_NAME, RunDirectory
 
 
 def config(tmp_path: Path) -> RunConfig:
-    return replace(RunConfig(), output_dir=str(tmp_path / "run"))
+    corpus = CorpusConfig(name="everyday")  # "auto" is settled as a configuration is loaded
+    return replace(RunConfig(), output_dir=str(tmp_path / "run"), corpus=corpus)
 
 
 def test_an_unfinished_run_without_a_checkpoint_is_replaced(tmp_path):

@@ -8,7 +8,8 @@ from pathlib import Path
 import selfemo
 from selfemo.config.schema import RunConfig
 from selfemo.config.training_corpus import load_run_corpus
-from selfemo.run.resume import changes, code_versions, corpus_digest, source_digest
+from selfemo.records.content import corpus_digest
+from selfemo.run.resume import changes, code_versions, source_digest
 from tests.helpers.hidden_labels import PLANTED, config_for, write_corpus
 from tests.run.test_checkpoints import EMPTY
 
