@@ -10,7 +10,6 @@ Megatron's model is built before the engine, which takes its weights from it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,16 +25,16 @@ from selfemo.models.architecture import Architecture, read_architecture
 from selfemo.models.hub import fetch, hub_name, local_directory
 from selfemo.process import watchdog
 from selfemo.process.collectives import all_or_none, on_rank0
-from selfemo.records.directory import RunDirectory
-from selfemo.rollout.api import Engine, check_room
+from selfemo.records.directory import INITIAL_MODEL_NAME, RunDirectory
+from selfemo.rollout.api import Engine
 from selfemo.rollout.replicas import ReplicatedGenerator
 from selfemo.rollout.vllm_engine import RolloutEngine
-from selfemo.selfplay.prompts import PromptBuilder, recognizer_text, responder_text
-from selfemo.selfplay.room import longest_requests
+from selfemo.selfplay.launch_checks import checked_prompts
+from selfemo.selfplay.prompts import PromptBuilder
+from selfemo.selfplay.tokenizer_texts import tokenizer_texts
 from selfemo.sync.sync import WeightSync
 from selfemo.tokens.encoder import ChatEncoder
 
-INITIAL_MODEL = "model-initial"
 PROBE_PROMPTS = 4
 """Dialogue openings whose greedy continuations are compared with transformers after a sync."""
 
@@ -100,7 +99,8 @@ def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Cor
     """
     model_dir = model_directory(config, run, corpus)
     encoder, prompts, probes, architecture = all_or_none(lambda: _read_model(model_dir, config, corpus))
-    violations = list(run_violations(config, layout_of(config, 1, world.layout.world_size), architecture))
+    layout, on_cpu = layout_of(config, 1, world.layout.world_size), not world.device.is_cuda
+    violations = list(run_violations(config, layout, architecture, on_cpu))
     if violations:  # of a model that came from the hub: others were checked before the ranks met
         raise on_all_ranks(UserError("; ".join(violations)))
     learner = Learner(architecture, config, world.layout, world.device)
@@ -118,21 +118,10 @@ def _read_model(
 ) -> tuple[ChatEncoder, PromptBuilder, list[tuple[int, ...]], Architecture]:
     """Read a model's config and tokenizer on this rank, and make the probe prompts.
 
-    A chat template that cannot express the prompts is refused here, before any weights are read.
+    What cannot be trained or generated with is refused here, before any weights are read.
     """
-    encoder = ChatEncoder(model_dir)
-    prompts = PromptBuilder(
-        encoder,
-        corpus.labels,
-        config.corpus.history_turns,
-        config.corpus.max_turn_tokens,
-        config.selfplay.thinking,
-        encoder.opens_thinking,
-    )
+    encoder, prompts = checked_prompts(model_dir, config, corpus)
     starts = [c.turns[: config.corpus.history_turns + 1] for c in corpus.split("train")[:PROBE_PROMPTS]]
-    shown = [*corpus.split("train"), *corpus.split(config.evaluation.split)]
-    views = (*config.selfplay.views, *config.sft_views)
-    check_room(longest_requests(prompts, shown, config.selfplay, views), config.model.max_length)
     return encoder, prompts, [prompts.recognize(turns) for turns in starts], read_architecture(model_dir)
 
 
@@ -143,7 +132,7 @@ def model_directory(config: RunConfig, run: RunDirectory, corpus: Corpus) -> Pat
     """
     if config.model.path:
         return local_directory(config.model.path)
-    target = run.path(INITIAL_MODEL)
+    target = run.path(INITIAL_MODEL_NAME)
 
     def init() -> None:
         if not target.exists():
@@ -153,18 +142,3 @@ def model_directory(config: RunConfig, run: RunDirectory, corpus: Corpus) -> Pat
 
     on_rank0(init)
     return target
-
-
-def tokenizer_texts(corpus: Corpus) -> Iterator[str]:
-    """Return the texts to train a tokenizer on.
-
-    They are the prompts of both roles, and the answers and utterances of the training split.
-    """
-    for conversation in corpus.split("train"):
-        for index, turn in enumerate(conversation.turns):
-            yield turn.text
-            if turn.labels:
-                yield recognizer_text(conversation.turns[max(0, index - 1) : index + 1], corpus.labels)
-                yield responder_text(
-                    conversation.turns[max(0, index - 1) : index + 1], turn.speaker, turn.labels
-                )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from selfemo.common.errors import UserError
 from selfemo.config.checks import planned_architecture, run_violations
+from selfemo.config.dtype import this_machine_has_gpu
 from selfemo.config.layout import layout_of
 from selfemo.config.schema import RunConfig
 from selfemo.config.training_corpus import load_run_corpus
@@ -25,7 +26,8 @@ from selfemo.corpora.registry import CorpusAbsent
 from selfemo.models.architecture import is_known_by_name, read_architecture
 from selfemo.models.hub import fetch, hub_name, local_directory, pinned, published_name
 from selfemo.process.run_lock import find_owner, held
-from selfemo.records.directory import CONFIG_NAME, RunDirectory
+from selfemo.records.directory import CONFIG_NAME, INITIAL_MODEL_NAME, RunDirectory
+from selfemo.records.inputs import check_inputs
 from selfemo.selfplay.views import unknown_views
 
 DEPENDENCIES = (
@@ -38,7 +40,7 @@ DEPENDENCIES = (
 
 
 def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str:
-    """Check dependencies, layout, model directory, output directory and corpus.
+    """Check dependencies, layout, model directory, output directory, corpus and prompts.
 
     Args:
         planning: nothing is about to start. A published model's weights and a corpus may be missing
@@ -76,14 +78,17 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str
     RunDirectory.check(config)
     notes: list[str] = []
     try:
-        told_corpus, notes = _read_corpus(config)
+        corpus, notes = _read_corpus(config)
+        told_corpus = _summary(corpus)
     except CorpusAbsent as error:
         if not planning:
             raise
         missing.append(str(error))
         told_corpus = f"corpus {config.corpus.name}"
-    if config.model.path and not planning:
-        check_model_files(local_directory(config.model.path))  # last: it loads libraries
+    if not planning:
+        if run.has_checkpoint and not run.is_complete:
+            check_inputs(run.root, config, corpus)
+        check_model(config, run, corpus)  # last: it loads libraries
     parallel = config.parallel
     data_parallel = world_size // (parallel.tensor * parallel.pipeline * parallel.context)
     context = f"context {parallel.context} x " if parallel.context > 1 else ""
@@ -123,8 +128,9 @@ def check_layout(config: RunConfig, world_size: int, by_name: bool = False) -> N
             "launch scripts), a name on the hub (Qwen/Qwen3-8B), or fetch one, "
             "as in `hf download Qwen/Qwen3-8B --local-dir models/Qwen3-8B`"
         )
+    on_cpu = not by_name and not this_machine_has_gpu()
     violations = list(
-        run_violations(config, layout_of(config, 1, world_size), planned_architecture(config.model))
+        run_violations(config, layout_of(config, 1, world_size), planned_architecture(config.model), on_cpu)
     )
     if violations:
         raise UserError(
@@ -157,23 +163,31 @@ def check_views(config: RunConfig) -> None:
         raise UserError("; ".join(problems))
 
 
-def check_model_files(path: Path) -> None:
-    """Refuse a model directory whose weights or tokenizer a run could not read; otherwise every
-    rank would fail minutes later.
+def check_model(config: RunConfig, run: RunDirectory, corpus: Corpus) -> None:
+    """Refuse weights or a tokenizer that a run could not read, and prompts that it could not write;
+    otherwise every rank would fail minutes later.
 
     Raises:
-        UserError: a tensor is missing, damaged or of another shape, or there is no tokenizer with a
-            usable chat template.
+        UserError: a tensor is missing, damaged or of another shape, or as selfplay.launch_checks says.
     """
-    from selfemo.tokens.encoder import ChatEncoder  # both import torch
-    from selfemo.weights.hf_directory import HfDirectory
+    from selfemo.selfplay.launch_checks import checked_prompts, trained_tokenizer  # imports transformers
 
-    HfDirectory(path).check(read_architecture(path))
-    ChatEncoder(path)
+    initial = run.path(INITIAL_MODEL_NAME)
+    if config.model.path:
+        from selfemo.weights.hf_directory import HfDirectory  # imports torch
+
+        directory = local_directory(config.model.path)
+        checked_prompts(directory, config, corpus)
+        HfDirectory(directory).check(read_architecture(directory))
+    elif initial.is_dir() and run.has_checkpoint:
+        checked_prompts(initial, config, corpus)
+    else:
+        with trained_tokenizer(config, corpus) as tokenizer:
+            checked_prompts(tokenizer, config, corpus)
 
 
-def _read_corpus(config: RunConfig) -> tuple[str, list[str]]:
-    """Return (sizes of the corpus, what is odd in it as at most one line)."""
+def _read_corpus(config: RunConfig) -> tuple[Corpus, list[str]]:
+    """Return the corpus, and what is odd in it as at most one line."""
     odd: list[Problem] = []
 
     def collect(problem: Problem) -> None:
@@ -183,9 +197,9 @@ def _read_corpus(config: RunConfig) -> tuple[str, list[str]]:
     corpus = load_run_corpus(config, collect)
     unfit = too_many(odd, sum(len(c.turns) for c in corpus.conversations))
     if not unfit:
-        return _summary(corpus), []
+        return corpus, []
     named = config.corpus.path or corpus.name
-    return _summary(corpus), [
+    return corpus, [
         f"odd in the corpus: {unfit[0]}; {len(unfit)} rows in all (`selfemo corpus check {named}` lists them)"
     ]
 

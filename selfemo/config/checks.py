@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from selfemo.common.errors import nearest
 from selfemo.common.printable import quote
+from selfemo.config.engine_checks import engine_violations
 from selfemo.config.layout import Layout
 from selfemo.config.schema import ModelConfig, RunConfig
 from selfemo.corpora.registry import corpus_names
@@ -18,8 +19,14 @@ from selfemo.models.architecture import Architecture, architecture_by_name, read
 from selfemo.models.hub import local_directory, published_name
 
 
-def run_violations(config: RunConfig, layout: Layout, architecture: Architecture) -> Iterator[str]:
-    """Find every way in which a configuration does not fit its world or its model, one sentence each."""
+def run_violations(
+    config: RunConfig, layout: Layout, architecture: Architecture, on_cpu: bool = False
+) -> Iterator[str]:
+    """Find every way in which a configuration does not fit its world or its model, one sentence each.
+
+    Args:
+        on_cpu: the run is to compute on CPUs.
+    """
     yield from layout_violations(layout, architecture)
     preset = PRESETS.get(config.algorithm.loss)
     if layout.context > 1 and preset is not None and preset.ratio_level == "sequence":
@@ -50,23 +57,12 @@ def run_violations(config: RunConfig, layout: Layout, architecture: Architecture
             f"train.frozen_cache_bytes={config.train.frozen_cache_bytes} keeps whole sequences of whole "
             "models: set parallel.pipeline=1, parallel.context=1 and parallel.sequence_parallel=false"
         )
-    longest, limit = config.model.max_length, architecture.max_position_embeddings
-    if longest > limit:
-        yield f"model.max_length={longest} is above the {limit} positions that the model knows"
-    cached = cache_tokens(config, layout, architecture)
-    if cached < longest:
+    if on_cpu and layout.context > 1:
         yield (
-            f"rollout.kv_cache_bytes={config.rollout.kv_cache_bytes} holds {cached} tokens per engine, "
-            f"fewer than one sequence of model.max_length={longest}"
+            f"parallel.context={layout.context} needs Transformer Engine's attention, so a GPU: set "
+            "parallel.context=1"
         )
-
-
-def cache_tokens(config: RunConfig, layout: Layout, architecture: Architecture) -> int:
-    """Count the tokens whose keys and values one engine can hold at once."""
-    return int(
-        config.rollout.kv_cache_bytes
-        / architecture.kv_bytes_per_token(config.rollout.dtype, layout.engine_tensor)
-    )
+    yield from engine_violations(config, layout, architecture, on_cpu)
 
 
 def violations(config: RunConfig) -> Iterator[str]:

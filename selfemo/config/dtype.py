@@ -42,11 +42,17 @@ def automatic(cpuinfo: str, has_gpu: bool) -> Automatic:
 
 
 def this_machine(environment: Mapping[str, str] = os.environ) -> Automatic:
-    """Decide what `auto` stands for here. A GPU that CUDA_VISIBLE_DEVICES hides does not count."""
-    hidden = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    has_gpu = not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
+    """Decide what `auto` stands for here."""
     cpuinfo = Path("/proc/cpuinfo")
-    return automatic(cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else "", has_gpu)
+    return automatic(
+        cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else "", this_machine_has_gpu(environment)
+    )
+
+
+def this_machine_has_gpu(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a GPU is here. One that CUDA_VISIBLE_DEVICES hides does not count."""
+    hidden = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def with_dtypes(config: RunConfig, found: Automatic) -> RunConfig:

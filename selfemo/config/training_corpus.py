@@ -21,8 +21,8 @@ def load_run_corpus(config: RunConfig, report: ProblemSink = raise_first) -> Cor
         report: sink for what is wrong or odd in the corpus's rows.
 
     Raises:
-        UserError: a corpus is unknown or malformed, no labelled turn is left, or openings from dialogues
-            without labels are asked for and there are none.
+        UserError: a corpus is unknown or malformed, no labelled turn is left to train or to evaluate on,
+            or openings from dialogues without labels are asked for and there are none.
     """
     settings = config.corpus
     corpus = load_training_corpus(settings.name, settings.path, settings.hold_out, report)
@@ -32,6 +32,12 @@ def load_run_corpus(config: RunConfig, report: ProblemSink = raise_first) -> Cor
     if not counts.labelled_turns:
         raise UserError(
             f"corpus {corpus.name}: the training split holds no labelled turn to learn from: check its labels"
+        )
+    held_out = config.evaluation.split
+    if not any(conversation.is_labelled for conversation in corpus.split(held_out)):
+        raise UserError(
+            f"corpus {corpus.name}: the {held_out} split holds no labelled turn to evaluate on: add one, or "
+            "set evaluation.split to a split that has some"
         )
     if config.selfplay.teacher != "policy" and not counts.unlabelled_turns:
         raise UserError(

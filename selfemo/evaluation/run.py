@@ -44,6 +44,8 @@ def run_evaluation(
     turns = evaluation_turns(conversations, options.limit)
     for found in [*models, *([reader] if reader else [])]:
         found.check_weights()
+        if found is reader or options.scoring == "generate" or reader is not None:
+            found.check_engine()
     task = Task(
         turns,
         corpus.labels,

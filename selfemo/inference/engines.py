@@ -53,6 +53,7 @@ class StandaloneEngines:
         from selfemo.tokens.encoder import ChatEncoder
 
         model.check_weights()
+        model.check_engine()
         # One process is one rank. No sleep: weights that are gone while the engine sleeps could not be sent
         # again.
         rollout = replace(model.config.rollout, tensor_parallel=1, sleep=False)

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from selfemo.common.errors import UserError
+from selfemo.config.dtype import this_machine_has_gpu
+from selfemo.config.engine_checks import engine_violations
+from selfemo.config.layout import Layout
 from selfemo.config.load import load_config, read_tree
 from selfemo.config.schema import ModelConfig, RunConfig
 from selfemo.models.architecture import Architecture, read_architecture
@@ -50,6 +53,17 @@ class FinishedModel:
         from selfemo.weights.hf_directory import HfDirectory  # imported here, since it imports torch
 
         HfDirectory(self.path).check(self.architecture)
+
+    def check_engine(self) -> None:
+        """Check that an engine of one process can generate with the model, as a run checks its own.
+
+        Raises:
+            UserError: it is too long for the engine's cache, or its heads have a size without a kernel.
+        """
+        rollout = replace(self.config.rollout, tensor_parallel=1)
+        config, on_cpu = replace(self.config, rollout=rollout), not this_machine_has_gpu()
+        if problems := list(engine_violations(config, Layout(), self.architecture, on_cpu)):
+            raise UserError(f"{self.path}: " + "; ".join(problems))
 
     def prompt_settings(self) -> dict[str, int | float | str]:
         """Return the settings that decide prompts and answers, by field of the configuration."""

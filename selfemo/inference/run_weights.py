@@ -18,10 +18,15 @@ from selfemo.common.errors import UserError
 from selfemo.common.printable import quote
 from selfemo.inference.finished_model import FinishedModel, find_model
 from selfemo.models.hub import local_directory
-from selfemo.records.directory import CHECKPOINTS_NAME, CONFIG_NAME, METRICS_NAME, MODEL_NAME
+from selfemo.records.directory import (
+    CHECKPOINTS_NAME,
+    CONFIG_NAME,
+    INITIAL_MODEL_NAME,
+    METRICS_NAME,
+    MODEL_NAME,
+)
 from selfemo.records.reading import read_jsonl
 
-INITIAL_MODEL = "model-initial"
 CHECKPOINTS = f"{CHECKPOINTS_NAME}/iteration-*"
 """Checkpoints with weights that an engine was sent; a checkpoint made during SFT holds others."""
 REFERENCE = f"{CHECKPOINTS_NAME}/reference"
@@ -112,7 +117,7 @@ def _companions(run_dir: Path) -> Path:
 
     The export, else the model initialised for the run, else the model it started from.
     """
-    for name in (MODEL_NAME, INITIAL_MODEL):
+    for name in (MODEL_NAME, INITIAL_MODEL_NAME):
         if (run_dir / name).is_dir():
             return run_dir / name
     from selfemo.config.load import load_config

@@ -196,3 +196,11 @@ def test_on_a_gpu_vllm_starts_beside_the_trainer(monkeypatch):
     assert request_memory(gpu, CacheConfig(**{name: given[name] for name in names})) < gpu.free_memory
     with pytest.raises(ValueError, match="less than desired GPU memory utilization"):
         request_memory(gpu, CacheConfig(kv_cache_memory_bytes=given["kv_cache_memory_bytes"]))
+
+
+def test_the_head_sizes_that_a_dry_run_takes_on_a_cpu_are_the_installed_vllms() -> None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    from selfemo.config.engine_checks import CPU_HEAD_SIZES
+
+    assert list(CPU_HEAD_SIZES) == CPUAttentionBackend.get_supported_head_sizes()

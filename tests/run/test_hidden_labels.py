@@ -153,7 +153,7 @@ def test_weights_and_caps_are_those_of_the_labelled_dialogues(tmp_path: Path, re
 
 
 def test_a_tokenizer_is_made_without_them(tmp_path: Path) -> None:
-    from selfemo.system import tokenizer_texts
+    from selfemo.selfplay.tokenizer_texts import tokenizer_texts
 
     root = write_corpus(tmp_path / "c")
     texts = list(tokenizer_texts(load_run_corpus(config_for(root))))

@@ -70,14 +70,14 @@ def build_trainer(config: RunConfig) -> Trainer:
 def initial_prompts(config: RunConfig, iterations: int) -> tuple[Path, list[list[Opening]], tuple[str, ...]]:
     """Return the run's initial model, the openings of its first iterations, and the label set."""
     from selfemo.config.training_corpus import load_run_corpus
-    from selfemo.records.directory import RunDirectory
+    from selfemo.records.directory import INITIAL_MODEL_NAME, RunDirectory
     from selfemo.selfplay.openings import OpeningPool
-    from selfemo.system import INITIAL_MODEL, tokenizer_texts
+    from selfemo.selfplay.tokenizer_texts import tokenizer_texts
     from selfemo.tokens.init_model import init_model
 
     corpus = load_run_corpus(config)
     run = RunDirectory.claim(config)
-    model_dir = init_model(run.path(INITIAL_MODEL), config.model, tokenizer_texts(corpus), config.seed)
+    model_dir = init_model(run.path(INITIAL_MODEL_NAME), config.model, tokenizer_texts(corpus), config.seed)
     pool = OpeningPool(corpus, config.selfplay, config.seed, config.corpus.history_turns)
     return model_dir, [pool.draw(iteration) for iteration in range(iterations)], corpus.labels
 

@@ -26,7 +26,7 @@ from selfemo.megatron.output_layer import completion_logits
 from selfemo.megatron.packing import pack
 from selfemo.megatron.parallel import Layout, init_parallel
 from selfemo.models.architecture import read_architecture
-from selfemo.system import tokenizer_texts
+from selfemo.selfplay.tokenizer_texts import tokenizer_texts
 from selfemo.tokens.init_model import init_model
 from selfemo.weights.gather import SINGLE, hf_tensors
 from selfemo.weights.load import load_hf_weights

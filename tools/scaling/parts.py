@@ -206,7 +206,7 @@ def _self_play(corpus: Corpus, samples: int) -> tuple[float, float]:
 
     The latter are requests, and the results that the others sent.
     """
-    from selfemo.system import tokenizer_texts
+    from selfemo.selfplay.tokenizer_texts import tokenizer_texts
     from selfemo.tokens.encoder import ChatEncoder
     from selfemo.tokens.training import save_tokenizer, train_tokenizer
 
