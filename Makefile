@@ -4,7 +4,6 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH_THREADS ?= 1
 export OMP_NUM_THREADS ?= $(TORCH_THREADS)
-RUN_DIR ?= runs/demo
 
 .PHONY: setup lock demo smoke test lint types tests gpu-check gpu-check-cpu test-slow test-layouts test-multinode test-faults test-portable fuzz clean
 
@@ -24,13 +23,15 @@ lock:
 	    --override requirements/overrides.txt $(addprefix --no-emit-package ,torch $(CUDA_LIBRARIES)) \
 	    requirements/cpu.txt requirements/demo.txt requirements/dev.txt --output-file requirements/cpu.lock
 
+# RUN_DIR reaches the script as a variable of its environment, so that no character in it is read by a shell.
+demo: export RUN_DIR ?= runs/demo
 demo: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" RUN_DIR=$(RUN_DIR) bash examples/quickstart_cpu.sh $(DEMO_OVERRIDES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart_cpu.sh $(DEMO_OVERRIDES)
 
 # Every stage with a model of two million parameters: for tests, since it learns no English.
-smoke: RUN_DIR = runs/smoke
+smoke: export RUN_DIR = runs/smoke
 smoke: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" RUN_DIR=$(RUN_DIR) CONFIG=examples/configs/smoke_cpu.yaml bash examples/quickstart_cpu.sh $(SMOKE_OVERRIDES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" CONFIG=examples/configs/smoke_cpu.yaml bash examples/quickstart_cpu.sh $(SMOKE_OVERRIDES)
 
 test: lint types tests
 

@@ -174,6 +174,8 @@ def chat(
             f"--you and --speaker are both {names[0]!r}: expected two names, "
             "since prompts tell the two sides apart by them"
         )
+    if sys.stdin is None:  # closed by the shell: chat <&-
+        raise UserError("standard input is closed: chat reads lines from a terminal or a pipe")
     shown_in = parse_views(views, "--views") or (PLAIN.name,)
     found = find_model(model, overrides or [], defaults=defaults)
     if len(shown_in) > found.config.selfplay.recognizer_group_size:
@@ -272,10 +274,17 @@ def _lines(name: str) -> Iterator[str]:
                 yield input(f"{name}: ")
             except EOFError:
                 return
-    for raw in sys.stdin.buffer:
+    for raw in _raw_lines():
         line = clean_line(raw.decode(errors="replace"))
         print(f"{name}: {line}", flush=True)
         yield line
+
+
+def _raw_lines() -> Iterator[bytes]:
+    try:
+        yield from sys.stdin.buffer
+    except OSError as error:  # open for writing alone, or a terminal that has gone
+        raise UserError(f"standard input cannot be read ({error}): chat reads a terminal or a pipe") from None
 
 
 def _label_set(labels: str, corpus: str, model: FinishedModel) -> tuple[str, ...]:

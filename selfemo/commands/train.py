@@ -19,11 +19,13 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 from selfemo.commands.preflight import check_layout, check_views, with_pinned_model
 from selfemo.common.errors import EXIT_USER_ERROR, UserError
+from selfemo.common.printable import quote
 from selfemo.config.schema import RunConfig
 from selfemo.process import watchdog
 from selfemo.process.admission import Place, Verdict, agree
@@ -43,7 +45,7 @@ def run_training(config: RunConfig) -> None:
     """Train in this process as one rank of torchrun's world."""
     signals = StopSignals()
     signals.listen()
-    place = Place(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    place = place_in_world(os.environ)
     check_views(config)
     check_layout(config, place.world_size)
     run = RunDirectory(Path(config.output_dir))
@@ -65,6 +67,23 @@ def run_training(config: RunConfig) -> None:
         lock.release()
     if verdict == "refused":
         sys.exit(EXIT_USER_ERROR)
+
+
+def place_in_world(environment: Mapping[str, str]) -> Place:
+    """Read the variables that torchrun sets for this process; without them it is alone.
+
+    Raises:
+        UserError: one of them is no whole number, or the rank is not in the world.
+    """
+    found = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    found |= {name: environment[name] for name in found if name in environment}
+    for name, value in found.items():
+        if not value.isascii() or not value.isdigit():
+            raise UserError(f"{name}={quote(value)}: expected a whole number, as torchrun sets it: unset it")
+    rank, size = int(found["RANK"]), int(found["WORLD_SIZE"])
+    if rank >= size:
+        raise UserError(f"RANK={rank} is not below WORLD_SIZE={size}: start the command with torchrun")
+    return Place(rank, size)
 
 
 def claim(config: RunConfig, terminal: Terminal) -> tuple[RunConfig, RunLock | None, Verdict]:

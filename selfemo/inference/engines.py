@@ -48,7 +48,8 @@ class StandaloneEngines:
             UserError: the directory's weights or tokenizer are absent, damaged or unsupported; or this is one
                 of torchrun's many processes.
         """
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        # WORLD_SIZE alone says nothing: operators such as Kubeflow's set it in every container
+        if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("WORLD_SIZE", "1") != "1":
             raise UserError("this command runs in one process: start it without torchrun")
         from selfemo.tokens.encoder import ChatEncoder
 

@@ -1,0 +1,117 @@
+"""Test what a shell, an operator or make may hand to a command: closed input, odd variables, odd paths."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from selfemo.commands.chat import _raw_lines
+from selfemo.commands.train import place_in_world
+from selfemo.common.errors import UserError
+from selfemo.inference.engines import StandaloneEngines
+from selfemo.process.admission import Place
+
+ROOT = Path(__file__).resolve().parents[2]
+SELFEMO = Path(sys.executable).with_name("selfemo")
+
+
+def one_line(command: str, **variables: str) -> str:
+    """Run a shell command that must end with status 2 and one line; returns it."""
+    ended = subprocess.run(
+        ["bash", "-c", command],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 2, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    return line
+
+
+def test_chat_without_an_input_is_told_before_anything_is_loaded() -> None:
+    assert "standard input is closed" in one_line(f"{SELFEMO} chat --model /nowhere <&-")
+
+
+def test_an_input_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "out").open("wb") as writing:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=writing))
+        with pytest.raises(UserError, match="standard input cannot be read"):
+            next(_raw_lines())
+
+
+def test_a_rank_that_is_no_number_is_one_line(tmp_path: Path) -> None:
+    line = one_line(f"{SELFEMO} train corpus.name=everyday output_dir={tmp_path}/run", RANK="x")
+    assert "RANK='x': expected a whole number" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two'"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK='-1'"),
+        ({"RANK": "\u00b2"}, "RANK='\\\\xb2'"),
+        ({"RANK": ""}, "RANK=''"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
+    ],
+)
+def test_other_places_in_no_world(variables: dict[str, str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        place_in_world(variables)
+    assert place_in_world({}) == Place(0, 1)
+    assert place_in_world({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}) == Place(3, 4)
+
+
+class _Examined(Exception):
+    """Raised where the model of a generator is looked at, which comes after the world is."""
+
+
+def test_an_operators_world_size_does_not_send_eval_and_chat_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_weights() -> None:
+        raise _Examined
+
+    model: Any = SimpleNamespace(check_weights=check_weights)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with pytest.raises(_Examined):
+        StandaloneEngines().generator(model)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    with pytest.raises(UserError, match="start it without torchrun"):
+        StandaloneEngines().generator(model)
+
+
+@pytest.mark.parametrize("target", ["demo", "smoke"])
+@pytest.mark.parametrize("run_dir", ["runs/my run", "runs/it's; exit 1", 'a"b'])
+def test_make_takes_a_directory_with_any_characters(tmp_path: Path, target: str, run_dir: str) -> None:
+    """Programs of the environment only print their arguments here."""
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("selfemo", "torchrun", "python"):
+        (programs / name).write_text(f'#!/bin/sh\nfor word; do echo "{name}: $word"; done\n')
+        (programs / name).chmod(0o755)
+    (tmp_path / "venv" / ".installed").touch()
+    link = ROOT / f".venv-test-{os.getpid()}"
+    link.symlink_to(tmp_path / "venv")
+    try:
+        ended = subprocess.run(
+            ["make", "--silent", target, f"VENV={link.name}", f"RUN_DIR={run_dir}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        link.unlink()
+    assert ended.returncode == 0, ended.stderr
+    for program in ("selfemo", "torchrun"):
+        assert f"{program}: output_dir={run_dir}" in ended.stdout.splitlines()
