@@ -19,6 +19,7 @@ import torch
 from selfemo.common.errors import UserError
 from selfemo.config.schema import RolloutConfig
 from selfemo.rollout.api import Completion, GenerationRequest, LiveParameter
+from selfemo.rollout.vllm_environment import settle_environment
 from selfemo.rollout.vllm_shared_memory import named_shared_memory
 
 ENVIRONMENT = {
@@ -59,11 +60,12 @@ class RolloutEngine:
             stop_ids: tokens that end a turn; the engine has no tokenizer to know them from.
 
         Raises:
-            UserError: vllm cannot be imported, or its CPU attention has no kernel for the model's head_dim.
+            UserError: vllm cannot be imported, an environment variable of its own cannot be read, or its CPU
+                attention has no kernel for the model's head_dim.
         """
         self.max_length = max_length
         """Longest sequence, prompt and completion together, in tokens."""
-        os.environ.update(ENVIRONMENT)
+        settle_environment(ENVIRONMENT)
         local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
         try:
             from vllm import LLM

@@ -7,6 +7,7 @@ There is one engine per rank of the shared two-process group, kept between tests
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
@@ -49,6 +50,7 @@ def _engine(model_dir: str) -> RolloutEngine:
         from selfemo.megatron.device import select_device
 
         select_device()  # as in a run: Megatron's CPU backend and vLLM share the process
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB, of a user
         STATE["engine"] = RolloutEngine(
             model_dir, RolloutConfig(kv_cache_bytes=32 << 20), MAX_LENGTH, (STOP_ID,), "cpu"
         )
@@ -100,6 +102,14 @@ def _refusals(model_dir: str) -> list[str]:
     with pytest.raises(RuntimeError) as after:
         engine.generate([GenerationRequest(_prompt(0), 1, 4, 1.0)])
     return [*messages, str(after.value)]
+
+
+def _cache_bytes(model_dir: str) -> int:
+    return int(_engine(model_dir)._llm.llm_engine.vllm_config.cache_config.kv_cache_memory_bytes)
+
+
+def test_the_cache_has_the_size_of_the_settings_whatever_a_users_variable_says(distributed, model_dir):
+    assert distributed(2, _cache_bytes, model_dir, timeout_s=240) == [32 << 20] * 2
 
 
 def test_an_engine_without_whole_weights_refuses_to_generate(distributed, model_dir):

@@ -1,0 +1,57 @@
+"""Settles the environment variables that vLLM reads, which a user's shell, image or cluster may have set.
+
+What an engine's settings decide is set or removed here. Another variable of vLLM's stays as it is, and is
+named once in the log, since it may change how the engine computes.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Mapping
+
+from selfemo.common.errors import UserError
+
+PREFIX = "VLLM_"
+REMOVED = (
+    "VLLM_CPU_KVCACHE_SPACE",  # overrides rollout.kv_cache_bytes
+    "VLLM_LOGGING_CONFIG_PATH",  # vLLM refuses it beside VLLM_CONFIGURE_LOGGING=0
+)
+
+
+def settle_environment(wanted: Mapping[str, str]) -> None:
+    """Set the wanted variables, and remove those that would override an engine's arguments.
+
+    Call it before vLLM is imported.
+
+    Raises:
+        UserError: vLLM cannot read the value of another variable.
+    """
+    for name in REMOVED:
+        os.environ.pop(name, None)
+    os.environ.update(wanted)
+    _tell_others(tuple(wanted))
+
+
+@functools.cache  # once a process: vLLM sets variables of its own later
+def _tell_others(wanted: tuple[str, ...]) -> None:
+    others = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in wanted)
+    if not others:
+        return
+    try:
+        from vllm import envs
+    except ImportError:
+        return  # told where the engine starts
+    for name in others:
+        try:
+            getattr(envs, name, None)
+        except Exception as error:  # noqa: BLE001 - each variable is parsed by an expression of its own
+            reason = type(error).__name__  # its text may quote the value, and an API key is one
+            raise UserError(
+                f"{name}: vLLM cannot read this variable ({reason}): correct or unset it"
+            ) from None
+    logging.getLogger(__name__).warning(
+        "variables of vLLM's in the environment, which this project neither sets nor knows: %s",
+        ", ".join(others),
+    )
