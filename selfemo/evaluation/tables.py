@@ -13,6 +13,7 @@ from rich.text import Text
 from selfemo.evaluation.calibration import Calibration
 from selfemo.evaluation.expression import ExpressionReport
 from selfemo.evaluation.intervals import Interval
+from selfemo.evaluation.matrix import Matrix
 from selfemo.evaluation.metrics import NO_ANSWER, Classification
 from selfemo.evaluation.results import CONTEXT_MEANING, Evaluation, never_predicted
 from selfemo.evaluation.voting import VotingReport
@@ -162,15 +163,9 @@ def per_label_table(name: str, figures: Classification) -> Group:
 def confusion_table(name: str, figures: Classification) -> Group:
     """Tabulate turns by gold and predicted primary label."""
     labels = [row.label for row in figures.per_label]
-    title, table = _table(
-        f"{name}: gold (rows) read as (columns)",
-        "gold",
-        *(_short(label) for label in labels),
-        escape(NO_ANSWER),
-    )
-    for label, row in zip(labels, figures.confusion, strict=True):
-        table.add_row(label, *(str(count) for count in row))
-    return Group(title, table)
+    columns = [*(_short(label) for label in labels), NO_ANSWER]
+    title = Text(f"{name}: gold (rows) read as (columns)", style="bold")
+    return Group(title, Matrix("gold", labels, columns, figures.confusion))
 
 
 def calibration_table(name: str, calibration: Calibration, confidence: str) -> Group:
