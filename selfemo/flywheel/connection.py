@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -41,10 +44,11 @@ def connect(path: Path, writable: bool, labels: Sequence[str]) -> sqlite3.Connec
     Raises:
         UserError: it is of another version, or its tables are not a flywheel's.
         sqlite3.Error, UnicodeDecodeError: it is not a database, or damaged.
+        OSError: it cannot be read.
     """
     if writable and not path.exists():
         _create(path, labels)
-    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode={'rw' if writable else 'ro'}", uri=True)
+    connection = _open(path, "mode=rw") if writable else connect_unchanged(path)
     version = connection.execute("pragma user_version").fetchone()[0]
     if version != SCHEMA_VERSION:
         connection.close()
@@ -60,6 +64,48 @@ def connect(path: Path, writable: bool, labels: Sequence[str]) -> sqlite3.Connec
     if writable:
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = full")
+        _read(connection)  # makes the journal: readers know a live writer by it
+    return connection
+
+
+def connect_unchanged(path: Path) -> sqlite3.Connection:
+    """Connect to a store for reading, and change nothing: no file beside it appears, on any file system.
+
+    In WAL mode SQLite makes two files (-wal, -shm) even for a reader. Both are there while a writer lives,
+    and are shared with it then. Otherwise the file stands still and is read as immutable; a journal without
+    an index that this process may use (a killed writer, a copy) is applied to a temporary copy.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb"):  # SQLite has one message for every reason
+        pass
+    journal, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    if not journal.exists():
+        return _open(path, "mode=ro&immutable=1")
+    if index.exists():
+        with contextlib.suppress(sqlite3.OperationalError):  # a place where nothing can be written
+            return _read(_open(path, "mode=ro"))
+    with tempfile.TemporaryDirectory(prefix="selfemo-flywheel-") as scratch:
+        copy = Path(scratch) / path.name
+        for source, suffix in ((path, ""), (journal, "-wal")):
+            shutil.copyfile(source, f"{copy}{suffix}")
+        with closing(_open(copy, "mode=rw")) as connection:
+            connection.execute("pragma journal_mode = delete")  # applies the journal
+        return _read(_open(copy, "mode=ro&immutable=1"))
+
+
+def _open(path: Path, options: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True)
+
+
+def _read(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """Have SQLite open its files, which may lose their names then."""
+    try:
+        connection.execute("pragma schema_version")
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
 
 

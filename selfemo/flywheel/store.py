@@ -61,7 +61,10 @@ class Filter:
 
 
 class FlywheelStore:
-    """An open store. `writable=True` creates it if it does not exist, and locks out a second writer."""
+    """An open store. `writable=True` creates it if it does not exist, and locks out a second writer.
+
+    Reading writes nothing, and leaves no file of SQLite's behind.
+    """
 
     def __init__(self, path: Path, *, writable: bool = False, labels: Sequence[str] = ()) -> None:
         """Open the store.
@@ -81,10 +84,12 @@ class FlywheelStore:
             )
         try:
             self._connection = connect(path, writable, labels)
-        except (UserError, *SQLITE_ERRORS) as error:
+        except (UserError, OSError, *SQLITE_ERRORS) as error:
             self._unlock()
             if isinstance(error, UserError):
                 raise
+            if isinstance(error, OSError):
+                raise UserError(f"{path}: cannot be read ({error.strerror}): make it readable") from None
             raise UserError(
                 f"{path}: not a flywheel ({error}); expected the flywheel.sqlite of a run"
             ) from error

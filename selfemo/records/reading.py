@@ -7,7 +7,7 @@ reading.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from selfemo.records.directory import (
     SUMMARY_NAME,
     TRAINING_DIALOGUES_NAME,
 )
+from selfemo.records.shapes import misshapen
 
 Json = dict[str, Any]
 
@@ -53,20 +54,50 @@ def read_run(root: Path) -> RunRecords:
     """Read a run's output directory, finished or not.
 
     Raises:
-        UserError: it is no run's directory, or a line of its records is not a JSON object.
+        UserError: it is no run's directory, or one of its records is damaged or cannot be read.
     """
     if not (root / CONFIG_NAME).is_file():
         raise UserError(f"{root}: no {CONFIG_NAME} there; expected the output_dir of a run (selfemo train)")
-    summary, dialogues = root / SUMMARY_NAME, root / TRAINING_DIALOGUES_NAME
     return RunRecords(
         root=root,
         # read_config and not load_config: a corpus or loss of another checkout is no reason to show nothing
         config=read_config(root / CONFIG_NAME),
-        events=tuple(read_jsonl(root / METRICS_NAME, "event")),
-        dialogues=tuple(read_jsonl(root / SAMPLES_NAME, "groups")),
-        summary=json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,
-        training_dialogues=json.loads(dialogues.read_text(encoding="utf-8")) if dialogues.is_file() else None,
+        events=tuple(_sound(root / METRICS_NAME, read_jsonl(root / METRICS_NAME, "event"))),
+        dialogues=tuple(_sound(root / SAMPLES_NAME, read_jsonl(root / SAMPLES_NAME, "groups"))),
+        summary=_read_json(root / SUMMARY_NAME, "summary"),
+        training_dialogues=_read_json(root / TRAINING_DIALOGUES_NAME, "training dialogues"),
     )
+
+
+def _sound(path: Path, records: Sequence[Json]) -> Iterator[Json]:
+    """Yield the records; UserError for one that lacks what every reader needs of it."""
+    for number, record in enumerate(records, 1):
+        if fault := misshapen(record.get("event", "dialogue"), record):
+            raise UserError(f"{path}:{number}: damaged ({fault}): restore it as the run wrote it")
+        yield record
+
+
+def _read_json(path: Path, kind: str) -> Json | None:
+    """Read a JSON object of one of the SHAPES; None if there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(read_bytes(path))
+        fault = misshapen(kind, content) if isinstance(content, dict) else "not a JSON object"
+    except (ValueError, RecursionError) as error:
+        fault = f"not JSON ({error})"
+    if fault:
+        raise UserError(f"{path}: damaged ({fault}): restore it as the run wrote it")
+    found: Json = content
+    return found
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file of a run; UserError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): make it readable") from None
 
 
 def read_jsonl(path: Path, key: str) -> Sequence[Json]:
@@ -80,12 +111,12 @@ def read_jsonl(path: Path, key: str) -> Sequence[Json]:
     """
     if not path.is_file():
         return []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    whole, _, _ = read_bytes(path).rpartition(b"\n")
     records = []
     for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}:{number}: not JSON ({error}); expected one record a line, as the run wrote it"
             ) from None

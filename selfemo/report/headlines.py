@@ -149,7 +149,7 @@ def run_facts(records: RunRecords) -> list[Fact]:
                 f"{samples:,} samples, {tokens / rollout:,.0f} tokens/s while rolling out",
             )
         )
-        gap = max(r["logprob_gap_max"] for r in iterations)
+        gap = max((r["logprob_gap_max"] for r in iterations if r["logprob_gap_max"] is not None), default=0.0)
         facts.append(Fact("Largest logprob gap", f"{gap:.1e}", "engine against trainer, any sampled token"))
         skipped = sum(not r["step_applied"] for r in iterations)
         facts.append(Fact("Steps skipped", str(skipped), "iterations with a gradient that was not finite"))

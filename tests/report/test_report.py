@@ -320,6 +320,29 @@ def test_a_broken_record_is_named_with_its_line(tmp_path: Path, line: str):
         read_run(run)
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("metrics.jsonl", '"reward": ', '"reward": "much", "was": '),
+        ("metrics.jsonl", '"kl": ', '"kl": "none", "was": '),
+        ("metrics.jsonl", '"per_label_f1": {', '"per_label_f1": [{}], "was": {'),
+        ("samples.jsonl", '"failed_gates": ', '"gates": '),
+        ("summary.json", '"world_size": ', '"sizes": '),
+        ("summary.json", '"trainer": ', '"trainer": '.removesuffix(": ")),
+        ("training_dialogues.json", '"labelled_turns": ', '"turns": '),
+        ("training_dialogues.json", '{"labelled_share"', '[{"labelled_share"'),
+    ],
+)
+def test_a_damaged_record_is_one_line_that_names_it(tmp_path: Path, name: str, old: str, new: str):
+    run = make_run(tmp_path / "run")
+    text = (run / name).read_text()
+    assert old in text
+    (run / name).write_text(text.replace(old, new, 1))
+    line = f":{text[: text.index(old)].count(chr(10)) + 1}" if name.endswith("jsonl") else ""
+    with pytest.raises(UserError, match=rf"{name}{line}: damaged \("):
+        read_run(run)
+
+
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"no config.yaml"):
         read_run(tmp_path)
