@@ -21,6 +21,7 @@ from selfemo.commands.flywheel import app as flywheel_commands
 from selfemo.commands.plan import plan
 from selfemo.commands.report import report
 from selfemo.common.errors import EXIT_USER_ERROR, UserError
+from selfemo.common.printable import printable
 from selfemo.inference.engines import StandaloneEngines
 
 app = typer.Typer(
@@ -93,6 +94,11 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"selfemo: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except PermissionError as error:  # anywhere, such as a directory that may not be entered
+        print(
+            f"selfemo: {printable(str(error.filename))}: permission denied: make it readable", file=sys.stderr
+        )
         sys.exit(EXIT_USER_ERROR)
 
 

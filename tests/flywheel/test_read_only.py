@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from selfemo.commands.main import app
+from selfemo.commands.main import app, main
 from selfemo.common.errors import UserError
 from selfemo.flywheel.store import Filter, FlywheelStore
 from tests.flywheel.test_store import records
@@ -106,3 +107,13 @@ def test_damaged_and_unreadable_are_told_apart(tmp_path: Path) -> None:
     assert "cannot be read (Permission denied): make it readable" in as_reader(
         tmp_path, ids, path, barred=path
     )
+
+
+def report_on(run: Path) -> None:
+    sys.argv = ["selfemo", "report", str(run)]
+    main()
+
+
+def test_a_directory_that_may_not_be_entered_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir()
+    assert as_reader(tmp_path, report_on, tmp_path / "closed", barred=tmp_path / "closed") == "SystemExit: 2"
