@@ -146,7 +146,7 @@ def test_a_dry_run_tells_of_destroyed_texts(tmp_path: Path) -> None:
     for split in ("train", "dev", "test"):
         (tmp_path / "meld" / f"{split}_sent_emo.csv").write_text(
             "Utterance,Speaker,Emotion,Dialogue_ID,Utterance_ID\n"
-            "It?s only ten minutes.,Ana,joy,0,0\nSo walk.,Ben,anger,0,1\n"
+            f"It?s only ten minutes to {split}.,Ana,joy,0,0\nThen we walk to {split} at once.,Ben,anger,0,1\n"
         )
     told = dry_run(tmp_path, "corpus.name=meld", f"corpus.path={tmp_path / 'meld'}")
     assert told.returncode == 0, told.stderr
