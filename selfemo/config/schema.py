@@ -114,6 +114,9 @@ class CorpusConfig:
     the run records which."""
     path: PathText = ""
     """Corpus directory or file. Empty: its usual place under $SELFEMO_DATA, or the bundled `everyday`."""
+    dev_share: Share = 0.0
+    """Share of the labelled training dialogues that become the dev split of a corpus without one, such as a
+    single JSONL file; drawn by the run's seed. 0 draws none."""
     hold_out: PathList = ""
     """Other corpora (names or paths, separated by commas) whose dev and test texts training must
     not meet: MELD and EmoryNLP overlap."""

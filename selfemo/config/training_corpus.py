@@ -8,6 +8,7 @@ from __future__ import annotations
 from selfemo.common.errors import UserError
 from selfemo.config.schema import RunConfig
 from selfemo.corpora.conversation import Corpus
+from selfemo.corpora.dev_split import check_evaluated
 from selfemo.corpora.labelled import hide_labels, label_counts
 from selfemo.corpora.problems import ProblemSink, raise_first
 from selfemo.corpora.registry import load_training_corpus
@@ -21,11 +22,13 @@ def load_run_corpus(config: RunConfig, report: ProblemSink = raise_first) -> Cor
         report: sink for what is wrong or odd in the corpus's rows.
 
     Raises:
-        UserError: a corpus is unknown or malformed, no labelled turn is left to train or to evaluate on,
-            or openings from dialogues without labels are asked for and there are none.
+        UserError: a corpus is unknown or malformed, no labelled turn is left to learn from or to score the
+            run on, or openings from dialogues without labels are asked for and there are none.
     """
     settings = config.corpus
-    corpus = load_training_corpus(settings.name, settings.path, settings.hold_out, report)
+    corpus = load_training_corpus(
+        settings.name, settings.path, settings.hold_out, report, settings.dev_share, config.seed
+    )
     corpus = hide_labels(corpus, settings.labelled_share, config.seed, settings.reveal_hidden)
     corpus = add_unlabelled(corpus, settings.unlabelled)
     counts = label_counts(corpus)
@@ -33,12 +36,7 @@ def load_run_corpus(config: RunConfig, report: ProblemSink = raise_first) -> Cor
         raise UserError(
             f"corpus {corpus.name}: the training split holds no labelled turn to learn from: check its labels"
         )
-    held_out = config.evaluation.split
-    if not any(conversation.is_labelled for conversation in corpus.split(held_out)):
-        raise UserError(
-            f"corpus {corpus.name}: the {held_out} split holds no labelled turn to evaluate on: add one, or "
-            "set evaluation.split to a split that has some"
-        )
+    check_evaluated(corpus, config.evaluation.split)
     if config.selfplay.teacher != "policy" and not counts.unlabelled_turns:
         raise UserError(
             f"selfplay.teacher={config.selfplay.teacher}, but no dialogue without labels is there to read: "

@@ -16,6 +16,7 @@ from pathlib import Path
 from selfemo.common.errors import UserError, nearest
 from selfemo.corpora import readers
 from selfemo.corpora.conversation import Corpus
+from selfemo.corpora.dev_split import draw_dev
 from selfemo.corpora.formats import CorpusFormat
 from selfemo.corpora.overlap import hold_out
 from selfemo.corpora.problems import ProblemSink, raise_first
@@ -120,18 +121,24 @@ def load_corpus(
 
 
 def load_training_corpus(
-    name: str, path: str = "", held_out: str = "", report: ProblemSink = raise_first
+    name: str,
+    path: str = "",
+    held_out: str = "",
+    report: ProblemSink = raise_first,
+    dev_share: float = 0.0,
+    seed: int = 0,
 ) -> Corpus:
     """Read the corpus that a run trains on, without the dialogues it shares with dev and test of others.
 
     Args:
         held_out: names or paths of those others, separated by commas.
+        dev_share: of the training dialogues, drawn first for a dev split; `seed` draws them.
         report: sink for the first one's faults.
 
     Raises:
         UserError: as `load_corpus`, for any of them; nothing is left to train on.
     """
-    corpus = load_corpus(name, path, report=report)
+    corpus = draw_dev(load_corpus(name, path, report=report), dev_share, seed)
     named = [part.strip() for part in held_out.split(",") if part.strip()]
     if not named:
         return corpus

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from selfemo.common.errors import UserError
+from selfemo.corpora.conversation import Corpus
+from selfemo.corpora.dev_split import draw_dev
 from selfemo.corpora.formats import CorpusFormat
 from selfemo.corpora.problems import raise_first
 from selfemo.corpora.registry import locate_corpus
@@ -35,8 +37,7 @@ def run_evaluation(
 
     models = [find(path) for path in (options.model, options.against) if path is not None]
     reader = find(options.recognizer) if options.recognizer else None
-    fmt, place = corpus_of(options.corpus, models[0])
-    corpus = fmt.read(place, raise_first)
+    corpus, place = read_corpus_of(options.corpus, models[0])
     conversations = corpus.split(options.split)
     if not conversations:
         valid = sorted({conversation.split for conversation in corpus.conversations})
@@ -68,6 +69,15 @@ def run_evaluation(
     return Evaluation(
         corpus.name, str(place), options.split, options.limit, task, tuple(reports), differences
     )
+
+
+def read_corpus_of(named: str, model: FinishedModel) -> tuple[Corpus, Path]:
+    """Read the corpus that `corpus_of` returns; that of a run has the dev split that the run drew."""
+    fmt, place = corpus_of(named, model)
+    corpus = fmt.read(place, raise_first)
+    if not named:
+        corpus = draw_dev(corpus, model.config.corpus.dev_share, model.config.seed)
+    return corpus, place
 
 
 def corpus_of(named: str, model: FinishedModel) -> tuple[CorpusFormat, Path]:

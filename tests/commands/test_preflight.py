@@ -153,3 +153,15 @@ def test_a_dry_run_tells_of_destroyed_texts(tmp_path: Path) -> None:
     assert "odd in the corpus" in told.stdout
     assert "train_sent_emo.csv:2: text has another character" in told.stdout
     assert "3 rows in all" in told.stdout
+
+
+def test_a_dry_run_names_the_field_that_draws_a_dev_split(tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text('["anger", "joy"]')
+    turns = '[{"speaker": "Ana", "text": "Hi", "labels": ["joy"]}]'
+    (tmp_path / "mine.jsonl").write_text("".join(f'{{"id": "{i}", "turns": {turns}}}\n' for i in range(10)))
+    line = refused(tmp_path, f"corpus.path={tmp_path / 'mine.jsonl'}")
+    assert "corpus jsonl has no dev split" in line
+    assert "corpus.dev_share" in line
+    told = dry_run(tmp_path, f"corpus.path={tmp_path / 'mine.jsonl'}", "corpus.dev_share=0.3")
+    assert told.returncode == 0, told.stderr
+    assert "(dialogues: train 7, dev 3, test 0;" in told.stdout

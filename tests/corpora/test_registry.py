@@ -45,9 +45,11 @@ def test_a_single_file_is_the_split_it_is_named_after(jsonl_directory: Path, wri
     assert [c.split for c in load_corpus("auto", exported).conversations] == ["train"]
 
 
-def test_a_missing_split_is_an_error(jsonl_directory: Path) -> None:
+def test_a_directory_needs_its_training_split_alone(jsonl_directory: Path) -> None:
     (jsonl_directory / "dev.jsonl").unlink()
-    with pytest.raises(UserError, match=r"dev\.jsonl: does not exist"):
+    assert [c.split for c in load_corpus("jsonl", jsonl_directory).conversations] == ["train", "test"]
+    (jsonl_directory / "train.jsonl").unlink()
+    with pytest.raises(UserError, match=r"train\.jsonl: does not exist"):
         load_corpus("jsonl", jsonl_directory)
 
 

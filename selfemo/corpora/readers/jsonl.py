@@ -3,10 +3,10 @@
     {"id": "cafe-3", "turns": [{"speaker": "Ana", "text": "You came!",
                                 "labels": ["joy", "surprise"], "votes": {"joy": 3}}]}
 
-A turn may have several labels and votes. A directory holds train.jsonl, dev.jsonl, test.jsonl and
-labels.json, the list of label names. Labels and votes are optional; votes without labels imply
-them. Unknown keys are refused, since `label` for `labels` would silently drop annotations. A
-program may keep further data of a dialogue under "meta", which is not read.
+A turn may have several labels and votes. A directory holds train.jsonl, dev.jsonl and test.jsonl if there
+are such splits, and labels.json, the list of label names. Labels and votes are optional; votes without
+labels imply them. Unknown keys are refused, since `label` for `labels` would silently drop annotations.
+A program may keep further data of a dialogue under "meta", which is not read.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ _LABEL_NAME = re.compile(r"[a-z][a-z -]{0,99}")
 
 
 def read_jsonl(path: Path, report: ProblemSink, name: str = "jsonl") -> Corpus:
-    """Read a directory of three splits, or one .jsonl file beside its labels.json.
+    """Read a directory of up to three splits, or one .jsonl file beside its labels.json.
 
-    A single file named train, dev or test is that split; any other is a training split.
+    A single file named train, dev or test is that split; any other is a training split. A directory needs
+    train.jsonl alone.
     """
     directory = path.parent if path.is_file() else path
     files = (
         {path.stem if path.stem in SPLITS else "train": path}
         if path.is_file()
-        else {s: path / f"{s}.jsonl" for s in SPLITS}
+        else {s: file for s in SPLITS if (file := path / f"{s}.jsonl").exists() or s == "train"}
     )
     labels = read_labels(directory / LABELS_FILE, report)
     if not labels:
@@ -181,8 +182,8 @@ FORMATS = (
         recognises=lambda path: path.suffix == ".jsonl" or (path / "train.jsonl").is_file(),
         default_path=lambda data_root: None,
         what=(
-            "a .jsonl file beside labels.json, or a directory with train.jsonl, dev.jsonl, "
-            "test.jsonl and labels.json"
+            "a .jsonl file beside labels.json, or a directory with train.jsonl, labels.json and, if it has "
+            "such splits, dev.jsonl and test.jsonl"
         ),
         read_unlabelled=read_jsonl_unlabelled,
     ),
