@@ -25,7 +25,8 @@ def jsonl_directory(write: Write) -> Path:
 
 
 def test_every_name_of_the_configuration_is_found() -> None:
-    assert set(formats()) == {"meld", "emorynlp", "iemocap4", "iemocap6", "everyday", "jsonl"}
+    published = {"meld", "meld_dyadic", "emorynlp", "emorynlp_video", "iemocap4", "iemocap6"}
+    assert set(formats()) == {*published, "everyday", "jsonl"}
 
 
 def test_auto_without_meld_is_the_bundled_corpus(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ import pytest
 from selfemo.common.errors import UserError
 from selfemo.corpora.conversation import Conversation
 from selfemo.corpora.problems import Problem, raise_first
+from selfemo.corpora.readers.emorynlp import LABELS as EMORY_LABELS
 from selfemo.corpora.readers.emorynlp import read_emorynlp_split
+from selfemo.corpora.readers.emorynlp_video import read_emorynlp_video_split
 from selfemo.corpora.readers.iemocap import SIX_WAY, _turns, label_set, read_evaluations
 from selfemo.corpora.readers.jsonl import read_jsonl, read_jsonl_split
 from selfemo.corpora.readers.meld import LABELS as MELD_LABELS
@@ -38,6 +40,21 @@ MELD_TOKENS = [
     b"1,a,Ana,joy,positive,3,4\r\n",
     b"joy",
     b"Speaker",
+]
+EMORY_CSV = (
+    b"Utterance,Speaker,Emotion,Scene_ID,Utterance_ID,Season,Episode,Start_Time,End_Time\n"
+    b'"Oh, hi.","[\'Ann Lee\', ""Bo O\'Dea""]",Mad,1,2,1,15,0,1\nNo.,[\'Bo\'],Sad,1,3,1,15,1,2\n'
+)
+EMORY_CSV_TOKENS = [
+    b"Scene_ID",
+    b"Season",
+    b"\n",
+    b'""',
+    b"'",
+    b"['A', ",
+    b",",
+    b"a,['A'],Mad,1,1,1,1,0,1\n",
+    b"Sad",
 ]
 OFFICIAL = {
     "episodes": [
@@ -135,6 +152,18 @@ def test_emorynlp_json(seed: int, tally: Tally, scratch: Path) -> None:
             content,
             ("mad", "sad", "neutral", "joyful", "peaceful", "powerful", "scared"),
         )
+        collects(read)
+
+
+@fuzz
+def test_emorynlp_csv(seed: int, tally: Tally, scratch: Path) -> None:
+    path = scratch / "emorynlp_train_final.csv"
+    read = functools.partial(read_emorynlp_video_split, path, "train")
+    for rng in tally.batch(seed):
+        sound = rng.random() < 0.9
+        content = damaged(rng, [EMORY_CSV], EMORY_CSV_TOKENS) if sound else of_tokens(rng, EMORY_CSV_TOKENS)
+        path.write_bytes(content)
+        run(tally, lambda: read(raise_first), content, EMORY_LABELS)
         collects(read)
 
 

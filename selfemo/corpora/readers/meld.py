@@ -3,6 +3,9 @@
 Three facts decide how it is read. Dialogue_ID restarts in every split. Utterance_ID has gaps and
 need not start at 0, so turns are in the order of the rows. `Sr No.` repeats. The other columns
 (sentiment, season, times) are not used.
+
+Dyadic MELD, published beside it, is the same turns cut into dialogues of two speakers. A turn may stand in
+several of them, so it is another corpus, with other counts.
 """
 
 from __future__ import annotations
@@ -19,18 +22,28 @@ from selfemo.corpora.turns import TurnChecker
 
 LABELS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
 FILES = {"train": "train_sent_emo.csv", "dev": "dev_sent_emo.csv", "test": "test_sent_emo.csv"}
+DYADIC_FILES = {split: name.replace(".csv", "_dya.csv") for split, name in FILES.items()}
 _COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
 
 
 def read_meld(directory: Path, report: ProblemSink) -> Corpus:
     """Read MELD from a directory that holds its three CSV files."""
+    return _read(directory, FILES, "meld", report)
+
+
+def read_meld_dyadic(directory: Path, report: ProblemSink) -> Corpus:
+    """Read Dyadic MELD from a directory that holds its three CSV files."""
+    return _read(directory, DYADIC_FILES, "meld_dyadic", report)
+
+
+def _read(directory: Path, files: dict[str, str], name: str, report: ProblemSink) -> Corpus:
     conversations = [
-        c for split, name in FILES.items() for c in read_meld_split(directory / name, split, report)
+        c for split, file in files.items() for c in read_meld_split(directory / file, split, report, name)
     ]
-    return Corpus("meld", LABELS, tuple(conversations))
+    return Corpus(name, LABELS, tuple(conversations))
 
 
-def read_meld_split(path: Path, split: str, report: ProblemSink) -> list[Conversation]:
+def read_meld_split(path: Path, split: str, report: ProblemSink, corpus: str = "meld") -> list[Conversation]:
     """Read one CSV file, dialogues in order of their first row."""
     checker = TurnChecker(path, LABELS, report)
     turns_by_dialogue: dict[str, list[Turn]] = {}
@@ -56,7 +69,7 @@ def read_meld_split(path: Path, split: str, report: ProblemSink) -> list[Convers
         if turn is not None:
             turns_by_dialogue.setdefault(dialogue, []).append(turn)
     return [
-        Conversation("meld", split, dialogue, tuple(turns)) for dialogue, turns in turns_by_dialogue.items()
+        Conversation(corpus, split, dialogue, tuple(turns)) for dialogue, turns in turns_by_dialogue.items()
     ]
 
 
@@ -67,5 +80,12 @@ FORMATS = (
         recognises=lambda path: (path / FILES["train"]).is_file(),
         default_path=lambda data_root: data_root / "meld" if data_root else None,
         what=f"a directory with {', '.join(FILES.values())}",
+    ),
+    CorpusFormat(
+        name="meld_dyadic",
+        read=read_meld_dyadic,
+        recognises=lambda path: (path / DYADIC_FILES["train"]).is_file(),
+        default_path=lambda data_root: data_root / "meld_dyadic" if data_root else None,
+        what=f"a directory with {', '.join(DYADIC_FILES.values())}",
     ),
 )
