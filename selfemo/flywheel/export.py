@@ -15,20 +15,28 @@ from selfemo.flywheel.record import Record
 from selfemo.flywheel.store import Filter, FlywheelStore
 
 LABELS_FILE = "labels.json"
+SUFFIX = ".jsonl"
+"""Ending by which a file is recognised as the project's JSONL."""
+HELD_OUT = ("dev", "test")
+"""Names that a file of that form is read as a held-out split under."""
 
 
 def export_jsonl(store: FlywheelStore, path: Path, role: str | None = None) -> int:
     """Write every kept record as a dialogue; returns their number. The file appears whole or not at all.
 
     Args:
-        path: a new file; the closed label set is written beside it as labels.json, which a reader of the
-            corpus needs.
+        path: a new .jsonl file, which is read as training data; the closed label set is written beside it as
+            labels.json, which a reader of the corpus needs.
         role: only records of this role; None for both.
 
     Raises:
-        UserError: the target or a different labels.json exists already or cannot be written, or nothing was
-            kept.
+        UserError: the target has another name than that; it or a different labels.json exists already or
+            cannot be written; or nothing was kept.
     """
+    if path.suffix != SUFFIX or path.stem in HELD_OUT:
+        raise UserError(
+            f"{path}: expected a name that is read as training data, such as {path.parent / 'train.jsonl'}"
+        )
     label_path = path.parent / LABELS_FILE
     label_text = json.dumps(store.labels()) + "\n"
     if path.exists():

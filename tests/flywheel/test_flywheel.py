@@ -17,17 +17,21 @@ from typer.testing import CliRunner
 from selfemo.commands.flywheel import app
 from selfemo.common.errors import UserError
 from selfemo.config.schema import FlywheelConfig, RewardConfig, SelfPlayConfig
+from selfemo.corpora.check import check_corpus
 from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.registry import load_corpus
-from selfemo.flywheel.flywheel import Flywheel
+from selfemo.emotions.labels import check_label_set
+from selfemo.flywheel.export import export_jsonl
+from selfemo.flywheel.flywheel import Flywheel, make_record
 from selfemo.flywheel.replay import replay
 from selfemo.flywheel.store import Filter, FlywheelStore
-from selfemo.rewards.scoring import Rewards, ScoredGroup
+from selfemo.rewards.scoring import Rewards, ScoredGroup, score_group
 from selfemo.rollout.api import GenerationRequest
 from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.openings import OpeningPool
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.transitions import TransitionPrior
+from tests.helpers.groups import SCORE, recognizer_group
 from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator, conversation
 
 TRAIN = [
@@ -268,6 +272,33 @@ def test_an_export_is_a_corpus(path: Path, tmp_path: Path) -> None:
     assert json.loads(out.read_text().splitlines()[0])["meta"]["record"] == kept[0].record_id
     again = CliRunner().invoke(app, ["export", str(path), str(out)])
     assert isinstance(again.exception, UserError)
+
+
+@pytest.mark.parametrize("name", ["kept", "kept.json", "kept.jsonl.txt", "dev.jsonl", "test.jsonl"])
+def test_an_export_has_a_name_that_is_read_as_training_data(path: Path, tmp_path: Path, name: str) -> None:
+    Run(path).iterate(range(1))
+    with closing(FlywheelStore(path)) as store:
+        with pytest.raises(UserError, match=r"expected a name that is read as training data, .*train.jsonl"):
+            export_jsonl(store, tmp_path / "out" / name)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["kept.jsonl", "train.jsonl", "my kept turns.jsonl"])
+def test_a_check_finds_no_problem_in_an_export(path: Path, tmp_path: Path, name: str) -> None:
+    """Label names are those that a run may have; a corpus read by another reader has some with "_"."""
+    labels = (*LABELS, "no_emotion", "sad - but calm")
+    check_label_set(labels)
+    with closing(FlywheelStore(path, writable=True, labels=labels)) as store:
+        group = score_group(
+            recognizer_group(["joy"], ("joy",)), RewardConfig(), SCORE, dict.fromkeys(LABELS, 1.0)
+        )
+        store.append([replace(make_record(group, 1, 7, 0.5), kept=True, labels=("no_emotion",))])
+        export_jsonl(store, tmp_path / "out" / name)
+    for place in (tmp_path / "out" / name, *([tmp_path / "out"] if name == "train.jsonl" else [])):
+        report = check_corpus(str(place))
+        assert report.problems == ()
+        assert report.labels == tuple(sorted(labels))
+        assert [(s.split, s.dialogues) for s in report.splits] == [("train", 1)]
 
 
 def test_the_commands_list_and_show(path: Path) -> None:

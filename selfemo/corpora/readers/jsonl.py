@@ -30,7 +30,8 @@ EVERYDAY_PATH = (Path(__file__).parents[1] / "everyday").resolve()
 an installed wheel."""
 MAX_LABELS = 1_000
 """Most labels of a label set."""
-_LABEL_NAME = re.compile(r"[a-z][a-z -]{0,99}")
+LABEL_NAME = re.compile(r"(?=.{1,100}\Z)[a-z][a-z_-]*(?: [a-z_-]+)*")
+"""What `selfemo.emotions.labels` allows, so that a label set which a run had can be read again."""
 
 
 def read_jsonl(path: Path, report: ProblemSink, name: str = "jsonl") -> Corpus:
@@ -75,11 +76,15 @@ def read_labels(path: Path, report: ProblemSink) -> tuple[str, ...]:
             )
         )
         return ()
-    bad = [item for item in value if not isinstance(item, str) or not _LABEL_NAME.fullmatch(item)]
+    bad = [item for item in value if not isinstance(item, str) or not LABEL_NAME.fullmatch(item)]
     if bad or len(set(value)) < len(value):
         wrong = f"label name {quote(bad[0])} is not valid" if bad else "a label name appears twice"
         report(
-            Problem(path, 1, f"{wrong}, expected distinct names of lower-case letters, blanks and hyphens")
+            Problem(
+                path,
+                1,
+                f"{wrong}, expected distinct names of lower-case letters, single blanks, hyphens and _",
+            )
         )
         return ()
     return tuple(sorted(value))
