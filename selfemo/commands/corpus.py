@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from selfemo.commands.corpus_get import fetch, import_other
 from selfemo.commands.corpus_tables import (
     counts_table,
     labels_table,
@@ -27,7 +28,9 @@ from selfemo.corpora.registry import AUTO, locate_corpus
 from selfemo.corpora.stats import SPLITS, write_plot
 from selfemo.process.plain_console import plain_console
 
-app = typer.Typer(help="Look at the dialogues a run reads.", no_args_is_help=True)
+app = typer.Typer(help="Get and look at the dialogues a run reads.", no_args_is_help=True)
+app.command()(fetch)
+app.command("import")(import_other)
 
 CorpusArgument = Annotated[
     str,

@@ -20,6 +20,7 @@ from selfemo.corpora.dev_split import draw_dev
 from selfemo.corpora.formats import CorpusFormat
 from selfemo.corpora.overlap import hold_out
 from selfemo.corpora.problems import ProblemSink, raise_first
+from selfemo.corpora.sources import SOURCES
 
 DATA_VARIABLE = "SELFEMO_DATA"
 AUTO = "auto"
@@ -57,7 +58,8 @@ def default_data_root() -> Path | None:
         return _DEFAULT_ROOT if _DEFAULT_ROOT.is_dir() else None
     if not Path(named).is_dir():
         raise UserError(
-            f"${DATA_VARIABLE} is {named!r}, expected a directory that holds corpora: correct or unset it"
+            f"${DATA_VARIABLE} is {named!r}, expected a directory that holds corpora: correct or unset it "
+            "(`selfemo corpus fetch meld` would make it)"
         )
     return Path(named)
 
@@ -98,8 +100,9 @@ def resolve_corpus(
     if usual is None or not usual.exists():
         place_text = f"{usual}: does not exist" if usual else "no place is known for it"
         raise CorpusAbsent(
-            f"corpus {name}: {place_text}, expected {known[name].what}: set corpus.path, "
-            f"or ${DATA_VARIABLE} to the directory above it"
+            f"corpus {name}: {place_text}, expected {known[name].what}: "
+            + (f"fetch it (`selfemo corpus fetch {name}`), " if name in SOURCES else "")
+            + f"set corpus.path, or ${DATA_VARIABLE} to the directory above it"
         )
     return known[name], usual
 
