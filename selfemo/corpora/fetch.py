@@ -6,7 +6,6 @@ of a corpus, or one that has changed since.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import urllib.error
 import urllib.request
@@ -83,7 +82,7 @@ def _is_there(file: SourceFile, directory: Path, name: str) -> bool:
         return False
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): correct or move it") from None
-    if hashlib.sha256(data).hexdigest() != file.sha256:
+    if file.digest(data) != file.sha256:
         raise UserError(
             f"{path}: is not the file that {name}'s repository has: move it away to fetch that one"
         )
@@ -96,14 +95,14 @@ def _download(file: SourceFile, host: str, name: str, directory: Path) -> bytes:
         raise UserError(f"--from {host}: expected an address that begins with https://: correct it")
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-            data: bytes = answer.read(file.size_bytes + 1)
+            data: bytes = answer.read((2 if file.as_json else 1) * file.size_bytes + 1)
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
             f"{url}: cannot be fetched ({reason}): copy the files of {name} into {directory} from a machine "
             "with a network, name a mirror with --from, or use the bundled corpus (corpus.name=everyday)"
         ) from None
-    found = hashlib.sha256(data).hexdigest()
+    found = file.digest(data)
     if found != file.sha256:
         raise UserError(
             f"{url}: has changed (SHA-256 {found[:16]}, expected {file.sha256[:16]}): nothing was written; "

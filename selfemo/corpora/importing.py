@@ -112,13 +112,13 @@ def _write_splits(fmt: ImportFormat, files: Files, mapping: LabelMap, directory:
             row = row_of(dialogue, checker, mapping, found)
             if row is None:
                 continue
-            if dialogue.split not in outputs:
-                path = directory / f"{dialogue.split}.jsonl"
-                outputs[dialogue.split] = stack.enter_context(path.open("wb"))
             text = json.dumps(row, ensure_ascii=False)
             if len(text) > MAX_LINE_CHARS:
                 checker.fault(dialogue.line, f"its dialogue takes {len(text)} characters: split it")
                 continue
+            if dialogue.split not in outputs:
+                path = directory / f"{dialogue.split}.jsonl"
+                outputs[dialogue.split] = stack.enter_context(path.open("wb"))
             outputs[dialogue.split].write(text.encode("utf-8", "replace") + b"\n")
             if outputs[dialogue.split].tell() > MAX_FILE_BYTES:
                 raise UserError(

@@ -42,16 +42,27 @@ def too_many(oddities: Sequence[Problem], turns: int) -> list[Problem]:
 def corpus_oddities(corpus: Corpus) -> list[str]:
     """List what looks wrong in a corpus as a whole, one sentence each."""
     return [
-        sentence
-        for split in SPLITS
-        if (conversations := corpus.split(split))
-        for sentence in (
-            *_unlike_the_published(corpus, split, conversations),
-            *_repeats(split, conversations),
-            *_label_shares(corpus, split, conversations),
-            *_lost_apostrophes(split, conversations),
-        )
+        *_missing_splits(corpus),
+        *(
+            sentence
+            for split in SPLITS
+            if (conversations := corpus.split(split))
+            for sentence in (
+                *_unlike_the_published(corpus, split, conversations),
+                *_repeats(split, conversations),
+                *_label_shares(corpus, split, conversations),
+                *_lost_apostrophes(split, conversations),
+            )
+        ),
     ]
+
+
+def _missing_splits(corpus: Corpus) -> Iterator[str]:
+    """Tell them of a corpus that can be trained on."""
+    if corpus.split("train") and not corpus.split("dev"):
+        yield "no dev split: a run needs one, which corpus.dev_share draws from train"
+    if corpus.split("train") and not corpus.split("test"):
+        yield "no test split"
 
 
 def _unlike_the_published(corpus: Corpus, split: str, conversations: Sequence[Conversation]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from selfemo.common.errors import UserError
 from selfemo.config.load import load_config
 from selfemo.config.schema import RunConfig
 from selfemo.config.training_corpus import load_run_corpus
+from selfemo.corpora.check import check_corpus
 from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.dev_split import draw_dev
 from selfemo.corpora.labelled import hide_labels
@@ -64,6 +65,9 @@ def test_a_single_file_trains_with_a_share_and_is_refused_without(file: Path) ->
     with pytest.raises(UserError, match=r"corpus jsonl has no dev split .* set corpus.dev_share") as refused:
         load_run_corpus(config_for(file))
     assert "\n" not in str(refused.value)
+    assert any(
+        "no dev split" in odd and "corpus.dev_share" in odd for odd in check_corpus(str(file)).oddities
+    )
     corpus = load_run_corpus(config_for(file, "corpus.dev_share=0.2", "corpus.labelled_share=0.5"))
     assert [len(corpus.split(split)) for split in ("train", "dev", "test")] == [16, 4, 0]
     assert all(c.is_labelled for c in corpus.split("dev")), "drawn before labels are hidden"

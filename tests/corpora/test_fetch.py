@@ -130,16 +130,25 @@ def test_a_missing_corpus_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp
         target_directory("meld")
 
 
-def test_the_pinned_files_are_those_that_are_counted(data_root: Path, tmp_path: Path) -> None:
-    """EmoryNLP's training split is the published text in another layout of the same JSON."""
-    published = json.dumps(json.loads((data_root / "emorynlp" / "train_data.json").read_text())).encode()
-    for name, source in SOURCES.items():
-        (tmp_path / name).mkdir()
-        for file in source.files:
-            local = data_root / name / file.name
-            data = published if file.name == "train_data.json" else local.read_bytes()
-            assert (len(data), hashlib.sha256(data).hexdigest()) == (file.size_bytes, file.sha256)
-            (tmp_path / name / file.name).write_bytes(data)
-        report = check_corpus(str(tmp_path / name))
+@pytest.mark.parametrize("name", [*SOURCES])
+def test_the_pinned_files_are_those_that_are_counted(
+    name: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real files, served; EmoryNLP's training split also in CoG-BART's layout of one line."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    for layout in ("here", "one line"):
+        with file_server() as server:
+            for file in SOURCES[name].files:
+                data = (data_root / name / file.name).read_bytes()
+                if file.as_json and layout == "one line":
+                    data = json.dumps(json.loads(data)).encode()
+                    assert len(data) == file.size_bytes
+                server.files[file.address] = data
+            written = fetch_corpus(name, tmp_path / layout / name, server.url)
+            assert [path.name for path in written] == [file.name for file in SOURCES[name].files]
+            server.files[file.address] = b"{" + data
+            with pytest.raises(UserError, match="has changed"):
+                fetch_corpus(name, tmp_path / "changed" / name, server.url)
+        report = check_corpus(str(tmp_path / layout / name))
         assert report.problems == ()
         assert not any("published" in oddity for oddity in report.oddities), report.oddities
