@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfemo.common.printable import quote
-from selfemo.corpora.files import parse_json, read_text
+from selfemo.corpora.files import LocatedDict, parse_json, read_text
 from selfemo.corpora.problems import Problem, raise_first
 from selfemo.corpora.readers.jsonl import LABEL_NAME
 from selfemo.corpora.text import clean_text
@@ -58,7 +58,7 @@ def read_label_map(path: Path) -> LabelMap:
     """
     text = read_text(path, raise_first)
     value = None if text is None else parse_json(path, text, raise_first)
-    if not isinstance(value, dict) or not value:
+    if not isinstance(value, LocatedDict) or not value:
         told = f'holds {quote(value)}, expected an object such as {{"happiness": "joy", "other": null}}'
         raise_first(Problem(path, 1, told))
         return LabelMap({})

@@ -71,8 +71,9 @@ def _text(content: object) -> object:
     """Join the text parts of a list, as vision models' messages have them; other values stay."""
     if not isinstance(content, list):
         return content
-    parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-    return "\n".join(parts) if parts and all(isinstance(part, str) for part in parts) else content
+    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    parts = [text for text in texts if isinstance(text, str)]
+    return "\n".join(parts) if parts and len(parts) == len(texts) else content
 
 
 def _labels(value: object) -> tuple[object, ...]:
