@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 TORCH_THREADS ?= 1
 export OMP_NUM_THREADS ?= $(TORCH_THREADS)
 
-.PHONY: setup lock demo smoke test lint types tests gpu-check gpu-check-cpu test-slow test-layouts test-multinode test-faults test-portable fuzz clean
+.PHONY: setup lock demo smoke test lint types tests gpu-check gpu-check-cpu test-slow test-demo test-layouts test-multinode test-faults test-portable fuzz clean
 
 setup: $(STAMP)
 
@@ -71,6 +71,10 @@ gpu-check-cpu: $(STAMP)
 # Repetitions of what faster tests prove, the layouts below among them: a test there has a faster one in `make test`. Not run whole yet.
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --durations=5
+
+# The whole demo for seeds 1 to 3, and what self-play gained. Last run: docs/study/log.md.
+test-demo: $(STAMP)
+	$(BIN)/python -m pytest -m demo
 
 # The slow ones of the layouts alone; the tables of docs/parity.md are `python -m tests.helpers.parity_table`. Last run 2026-11-25: docs/parity.md.
 test-layouts: $(STAMP)
