@@ -17,6 +17,7 @@ import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from selfemo.common.errors import UserError
 from selfemo.common.json_file import read_json_object
 from selfemo.common.printable import quote
 from selfemo.models.architecture import CONFIG_NAME, read_architecture
+from selfemo.tokens.line_cuts import LineCuts
 from selfemo.tokens.template import (
     TEMPLATE_SETTINGS,
     Control,
@@ -39,7 +41,7 @@ from selfemo.tokens.template import (
 )
 
 CACHED_TEXTS = 65_536
-"""Number of encoded strings that are cached: instructions and recent dialogue recur across an
+"""Number of encoded lines that are cached: instructions and recent dialogue recur across an
 iteration's prompts."""
 MAX_IDS = 1 << 31
 """Bound on token ids, above every vocabulary and within the range of the tokenizer's library."""
@@ -83,8 +85,10 @@ class ChatEncoder:
         self._plain = _without_added_tokens(self._full)
         self.control_ids = frozenset(self._hf.added_tokens_decoder)
         """Ids of all special and added tokens; none of them ever comes from text."""
+        self._cuts = LineCuts(self._plain)
         self._parts = functools.cache(self._split)
-        self._encode_cached = functools.lru_cache(CACHED_TEXTS)(self._encode_plain)
+        self._shape = functools.cache(self._encode_shape)
+        self._encode_line = functools.lru_cache(CACHED_TEXTS)(self._encode_plain)
         self._truncate_cached = functools.lru_cache(CACHED_TEXTS)(self._truncate)
         self.vocab_size: int = len(self._hf)
         """Number of ids that have a token; a model's output may be wider (padding rows)."""
@@ -110,24 +114,25 @@ class ChatEncoder:
                 switch.
         """
         ids: list[int] = []
-        run: list[str] = []
-        for part in self._parts(tuple(message.role for message in messages), True, thinking):
-            if isinstance(part, Control):
-                ids += self._encode_cached("".join(run))
-                ids.append(part.token_id)
-                run.clear()
+        for run in self._shape(tuple(message.role for message in messages), thinking):
+            if isinstance(run, tuple):
+                ids += run
             else:
-                run.append(part.text if isinstance(part, FixedText) else messages[part.index].content)
-        return (*ids, *self._encode_cached("".join(run)))
+                texts = (part if isinstance(part, str) else messages[part.index].content for part in run)
+                ids += self.encode_text("".join(texts))
+        return tuple(ids)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Encode a text alone; markers in it become plain text."""
-        return self._encode_cached(text)
+        lines = self._cuts.lines(text)
+        if len(lines) == 1:
+            return self._encode_line(text)
+        return tuple(chain.from_iterable(map(self._encode_line, lines)))
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """Encode an assistant's answer with its end of turn, which supervised training learns to
         produce after a prompt."""
-        return (*self._encode_cached(text), self.end_of_turn_id)
+        return (*self.encode_text(text), self.end_of_turn_id)
 
     def decode(self, ids: Sequence[int], show_special: bool = False) -> str:
         """Decode ids to text, without special tokens unless `show_special`.
@@ -143,9 +148,10 @@ class ChatEncoder:
         return self._truncate_cached(text, max_tokens)
 
     def _truncate(self, text: str, max_tokens: int) -> str:
-        encoding = self._plain.encode(text, add_special_tokens=False)
-        if len(encoding.ids) <= max_tokens:
+        # of byte-level tokens, each has a byte of the text; a blank may be put before it
+        if (text.isascii() and len(text) < max_tokens) or len(self._encode_plain(text)) <= max_tokens:
             return text
+        encoding = self._plain.encode(text, add_special_tokens=False)
         for kept in range(max_tokens, 0, -1):
             # A character of several byte-level tokens spans them all: cut before it unless it is
             # complete.
@@ -155,10 +161,35 @@ class ChatEncoder:
         return ""
 
     def _encode_plain(self, text: str) -> tuple[int, ...]:
-        return tuple(self._plain.encode(text, add_special_tokens=False).ids) if text else ()
+        """Encode one string; the batch call is the one that computes no offsets."""
+        return tuple(self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids) if text else ()
 
     def _split(self, roles: tuple[str, ...], add_generation_prompt: bool, thinking: bool) -> tuple[Part, ...]:
         return split_template(self._hf, roles, add_generation_prompt, thinking)
+
+    def _encode_shape(
+        self, roles: tuple[str, ...], thinking: bool
+    ) -> tuple[tuple[int, ...] | list[str | Slot], ...]:
+        """Encode a prompt's template once: ids, and between them lists of texts and slots to fill.
+
+        What a list holds is encoded as one string.
+        """
+        found: list[tuple[int, ...] | list[str | Slot]] = []
+        run: list[str | Slot] = []
+
+        def close(control_ids: tuple[int, ...]) -> None:
+            fixed = not any(isinstance(part, Slot) for part in run)
+            found.append(self._encode_plain("".join(map(str, run))) if fixed else list(run))
+            found.append(control_ids)
+            run.clear()
+
+        for part in self._parts(roles, True, thinking):
+            if isinstance(part, Control):
+                close((part.token_id,))
+            else:
+                run.append(part.text if isinstance(part, FixedText) else part)
+        close(())
+        return tuple(found)
 
     def _find_end_of_turn(self) -> int:
         parts = self._parts(("user", "assistant"), False, False)

@@ -1,0 +1,81 @@
+"""Cut a text at line ends where the tokenizer cuts too, so that each line is encoded, and cached, alone.
+
+Prompts of one dialogue differ in their last line or two. A byte-level BPE encodes the pieces of its
+pre-tokenizer one by one, so the ids of a text are the ids of its lines one after another wherever no
+piece spans a line end. Whether one may depends on the pre-tokenizer's pattern alone, which sees kinds of
+characters (letters, digits, blanks, signs). It is therefore tried on every pair of kinds beforehand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import product
+
+from tokenizers import Tokenizer
+
+_LAST = (
+    "a",
+    "Z",
+    "7",
+    "é",
+    "語",
+    "ن",
+    "!",
+    ".",
+    "'",
+    "'s",
+    '"',
+    ":",
+    "_",
+    "€",
+    "😀",
+    "e\u0301",
+    "\u200d",
+    "\ufe0f",
+)
+"""Ends of a line, by kind of character."""
+_FIRST = (*_LAST, "> a", "'S", "A: b", "\u0301")
+"""Beginnings of the next line."""
+_SAME_LENGTH = (None, "NFC")
+"""Normalisers that never look across a line end: no character composes with one."""
+
+
+class LineCuts:
+    """The line ends at which one tokenizer's encoding falls apart."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Try one line end and two in a row.
+
+        Args:
+            tokenizer: without added tokens, which are matched before a text is cut.
+        """
+        safe = [ends for ends in ("\n", "\n\n") if _falls_apart(tokenizer, ends)]
+        self._ends = re.compile(f"({'|'.join(reversed(safe))})(?=\\S)") if safe else None
+
+    def lines(self, text: str) -> list[str]:
+        """Cut `text`; joined, the parts are `text` again, and their ids are its ids."""
+        if self._ends is None or "\n" not in text:
+            return [text]
+        found, begin = [], 0
+        for match in self._ends.finditer(text):
+            # a blank before the line end may belong to its piece
+            if match.start() and not text[match.start() - 1].isspace():
+                found.append(text[begin : match.end()])
+                begin = match.end()
+        found.append(text[begin:])
+        return found
+
+
+def _falls_apart(tokenizer: Tokenizer, ends: str) -> bool:
+    """Tell whether pieces never span `ends` between characters that are no blanks."""
+    normalizer = json.loads(tokenizer.to_str())["normalizer"]
+    if (normalizer and normalizer["type"]) not in _SAME_LENGTH or tokenizer.pre_tokenizer is None:
+        return False
+    pieces = tokenizer.pre_tokenizer.pre_tokenize_str
+    for last, first in product(_LAST, _FIRST):
+        left, right = f"{last}{ends}", f"{first} {first}{ends}"
+        alone = [piece for piece, _ in (*pieces(left), *pieces(right))]
+        if [piece for piece, _ in pieces(left + right)] != alone:
+            return False
+    return True
