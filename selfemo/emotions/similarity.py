@@ -12,7 +12,7 @@ reference label is added. The formula of SELF-EMO (arXiv 2604.18003) is not publ
 project's reading (docs/method.md).
 
 An iteration computes some 10^5 scores over a few hundred distinct pairs, so an instance caches its
-results.
+results, by the labels as they are written: making a set of them costs more than a second entry.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SmoothedIoU:
         self.affinity = affinity
         self.smoothing = smoothing
         self._index = {label: i for i, label in enumerate(affinity.labels)}
-        self._known: dict[tuple[frozenset[str], frozenset[str]], float] = {}
+        self._known: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
 
     def __call__(self, predicted: Collection[str], reference: Collection[str]) -> float:
         """Compute the smoothed IoU of two non-empty sets of labels, in [0, 1].
@@ -50,10 +50,10 @@ class SmoothedIoU:
         Raises:
             ValueError: an empty set, or a label outside the closed set.
         """
-        key = (frozenset(predicted), frozenset(reference))
+        key = (tuple(predicted), tuple(reference))
         score = self._known.get(key)
         if score is None:
-            score = self._compute(*key)
+            score = self._compute(frozenset(predicted), frozenset(reference))
             if len(self._known) >= _CACHE_LIMIT:
                 self._known.clear()
             self._known[key] = score

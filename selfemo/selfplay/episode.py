@@ -19,7 +19,8 @@ functions of values that every rank has, so `deal` shares them out over the rank
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain, islice
 
 from selfemo.common.errors import UserError
 from selfemo.common.seeds import derive_rng, derive_seed
@@ -156,12 +157,10 @@ class SelfPlay:
             for live, completions in zip(lives, replies, strict=True)
             for _, completion in completions
         ]
-        gates = iter(self.deal(self._gate, written))
-        gated = [
-            [_reply(request, completion, *next(gates)) for request, completion in completions]
-            for completions in replies
-        ]
-        groups = self._score_replies(lives, gated)
+        gated = self.deal(self._gate, written)
+        readings = self._read_replies([live for live, _ in written], gated)
+        made = map(_reply, chain.from_iterable(replies), gated, readings)
+        groups = [list(islice(made, len(completions))) for completions in replies]
         for live, target, samples, consensus in zip(
             lives, targets, groups, self.deal(self.vote, groups), strict=True
         ):
@@ -209,21 +208,24 @@ class SelfPlay:
         live, target = asked
         return self.prompts.respond(live.turns, live.speakers[0], target)
 
-    def _score_replies(self, lives: list[_Live], gated: list[list[Sample]]) -> list[list[Sample]]:
-        """Read every admissible reply (phase 3): the recognizer's greedy answers, in one generator call."""
-        places = [
-            (e, i) for e, samples in enumerate(gated) for i, sample in enumerate(samples) if not sample.gates
-        ]
-        dialogues = [
-            [*lives[e].turns, Turn(lives[e].speakers[0], clean_line(gated[e][i].text))] for e, i in places
-        ]
+    def _read_replies(
+        self, lives: Sequence[_Live], gated: Sequence[tuple[str, tuple[Gate, ...]]]
+    ) -> list[Reading | None]:
+        """Read every admissible reply (phase 3): the recognizer's greedy answers, in one generator call.
+
+        Args:
+            lives: the episode of each reply.
+            gated: each reply's text, and the gates it failed; None is returned for one that failed any.
+        """
+        places = [i for i, (_, gates) in enumerate(gated) if not gates]
+        dialogues = [[*lives[i].turns, Turn(lives[i].speakers[0], clean_line(gated[i][0]))] for i in places]
         prompts = self.deal(self.prompts.recognize, dialogues)
         requests = [self.recognizer.greedy_request(prompt) for prompt in prompts]
         completions = self.generator.generate(requests) if requests else []
-        scored = [list(samples) for samples in gated]
-        for (e, i), (_, reading) in zip(places, self.deal(self.recognizer.read, completions), strict=True):
-            scored[e][i] = replace(scored[e][i], reading=reading)
-        return scored
+        found: list[Reading | None] = [None] * len(gated)
+        for i, (_, reading) in zip(places, self.deal(self.recognizer.read, completions), strict=True):
+            found[i] = reading
+        return found
 
     def _target(self, live: _Live, turn: int, iteration: int) -> tuple[str, ...]:
         following = live.opening.next_turn
@@ -331,6 +333,11 @@ def _sample(
     )
 
 
-def _reply(request: GenerationRequest, completion: Completion, text: str, gates: tuple[Gate, ...]) -> Sample:
+def _reply(
+    sampled: tuple[GenerationRequest, Completion],
+    gated: tuple[str, tuple[Gate, ...]],
+    reading: Reading | None,
+) -> Sample:
+    (request, completion), (text, gates) = sampled, gated
     ids, logprobs = completion.token_ids, completion.logprobs
-    return Sample(request.prompt_ids, ids, logprobs, request.seed, text, completion.finished, None, gates)
+    return Sample(request.prompt_ids, ids, logprobs, request.seed, text, completion.finished, reading, gates)

@@ -78,12 +78,12 @@ def failed_gates(
         max_words: longest admissible reply, in words.
         finished: False if the token cap cut the reply.
     """
-    spoken = words(text)
+    spoken = _words(text)
     checks: list[tuple[Gate, bool]] = [
         ("cut", not finished),
         ("length", not min_words <= len(spoken) <= max_words),
         ("leak", leaks_label(spoken, labels)),
-        ("copy", any(is_copy(spoken, words(turn.text)) for turn in history)),
+        ("copy", any(is_copy(spoken, _words(turn.text)) for turn in history)),
         ("turns", holds_other_turns(text, [turn.speaker for turn in history])),
     ]
     return tuple(gate for gate, failed in checks if failed)
@@ -108,7 +108,13 @@ def label_words(labels: frozenset[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def is_copy(spoken: list[str], earlier: list[str]) -> bool:
+@lru_cache(maxsize=8192)
+def _words(text: str) -> tuple[str, ...]:
+    """Split a text into words; every reply to a turn is compared with it."""
+    return tuple(words(text))
+
+
+def is_copy(spoken: Sequence[str], earlier: Sequence[str]) -> bool:
     """Tell whether a reply repeats an earlier turn.
 
     It does so word for word, or in one run of at least 4 words that makes up 80% of the reply.
@@ -117,8 +123,10 @@ def is_copy(spoken: list[str], earlier: list[str]) -> bool:
         return bool(spoken)
     if len(spoken) < COPY_MIN_WORDS or len(earlier) < COPY_MIN_WORDS:
         return False
-    run = SequenceMatcher(None, spoken, earlier, autojunk=False).find_longest_match().size
-    return run >= max(COPY_MIN_WORDS, COPY_SHARE * len(spoken))
+    least = max(COPY_MIN_WORDS, COPY_SHARE * len(spoken))
+    if sum(map(set(earlier).__contains__, spoken)) < least:
+        return False  # no run is longer than the words that both have
+    return SequenceMatcher(None, spoken, earlier, autojunk=False).find_longest_match().size >= least
 
 
 def holds_other_turns(text: str, speakers: Collection[str]) -> bool:
@@ -130,6 +138,8 @@ def holds_other_turns(text: str, speakers: Collection[str]) -> bool:
     folded = fold(text)
     if len(text.strip().splitlines()) > 1 or "<|" in folded:
         return True
+    if ":" not in folded:
+        return False
     names = {fold(clean_speaker(name)) for name in speakers}
     return any(
         regex.search(rf"(?:(?<!\w)|\b){regex.escape(name)}\s*:", folded, regex.WORD | regex.V1)

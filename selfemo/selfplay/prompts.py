@@ -25,6 +25,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import regex
@@ -39,6 +40,8 @@ from selfemo.tokens.encoder import Message
 TARGET_MARK = "> "
 DEFAULT_SPEAKER = "Someone"
 MAX_SPEAKER_CHARS = 40
+CACHED_LINES = 16_384
+"""Number of texts whose clean form is remembered: a turn is shown in many prompts."""
 
 
 class Encoder(Protocol):
@@ -153,6 +156,7 @@ def responder_text(turns: Sequence[Turn], speaker: str, emotions: Sequence[str])
     return "\n".join([instruction, "", *(_line(turn.speaker, turn.text) for turn in turns)])
 
 
+@lru_cache(maxsize=CACHED_LINES)
 def clean_line(text: str) -> str:
     """Put `text` on one line.
 
@@ -164,6 +168,7 @@ def clean_line(text: str) -> str:
     return " ".join(text.split())
 
 
+@lru_cache(maxsize=CACHED_LINES)
 def clean_speaker(name: str) -> str:
     """Clean a name so that it cannot pass for a line of dialogue: one line, no colon, at most 40 characters.
 
