@@ -98,7 +98,7 @@ def test_a_model_that_its_settings_do_not_fit(tmp_path: Path, model: Path, copie
 def test_a_corpus_that_no_stage_can_draw_from(tmp_path: Path, model: Path) -> None:
     fits = [f"model.path={model}", "model.max_length=512", "corpus.name=jsonl"]
     dev = write_corpus(tmp_path / "dev", {"dev": ["", ""]})
-    assert "the dev split holds no labelled turn to evaluate on" in refused(
+    assert "its dev split holds no labelled turn to score a run on" in refused(
         tmp_path, *fits, f"corpus.path={dev}"
     )
     alone = write_corpus(tmp_path / "alone", {"train": ["", "joy", "", "anger"]})

@@ -79,7 +79,7 @@ def whole_model(tmp_path_factory: pytest.TempPathFactory) -> str:
         num_layers=2,
         num_heads=4,
         num_kv_heads=4,
-        head_dim=8,
+        head_dim=32,  # which vLLM's CPU attention takes
     )
     directory = tmp_path_factory.mktemp("whole") / "model"
     return str(

@@ -4,6 +4,7 @@ nothing written.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -157,8 +158,13 @@ def test_a_dry_run_tells_of_destroyed_texts(tmp_path: Path) -> None:
 
 def test_a_dry_run_names_the_field_that_draws_a_dev_split(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text('["anger", "joy"]')
-    turns = '[{"speaker": "Ana", "text": "Hi", "labels": ["joy"]}]'
-    (tmp_path / "mine.jsonl").write_text("".join(f'{{"id": "{i}", "turns": {turns}}}\n' for i in range(10)))
+    lines = []
+    for i in range(10):  # a text that dev holds too would be barred from training
+        turns = [
+            {"speaker": s, "text": f"{s} is glad of number {i}", "labels": ["joy"]} for s in ("Ana", "Bo")
+        ]
+        lines.append(json.dumps({"id": str(i), "turns": turns}) + "\n")
+    (tmp_path / "mine.jsonl").write_text("".join(lines))
     line = refused(tmp_path, f"corpus.path={tmp_path / 'mine.jsonl'}")
     assert "corpus jsonl has no dev split" in line
     assert "corpus.dev_share" in line

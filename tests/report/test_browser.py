@@ -76,6 +76,16 @@ class Visit:
         self.page.goto(path.as_uri())
 
     def evaluate(self, script: str):
+        """Evaluate a script in the page; again if the page was loading itself anew meanwhile."""
+        from playwright.sync_api import Error
+
+        for _ in range(3):
+            try:
+                return self.page.evaluate(script)
+            except Error as error:
+                if "Execution context was destroyed" not in str(error):
+                    raise
+                self.page.wait_for_load_state()
         return self.page.evaluate(script)
 
     def focused(self, script: str):
