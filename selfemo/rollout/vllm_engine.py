@@ -9,7 +9,6 @@ weights, not on the rest of the batch.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 from selfemo.common.errors import UserError
 from selfemo.config.schema import RolloutConfig
 from selfemo.rollout.api import Completion, GenerationRequest, LiveParameter
-from selfemo.rollout.vllm_environment import settle_environment
+from selfemo.rollout.vllm_environment import environment_put_back, settle_environment
 from selfemo.rollout.vllm_shared_memory import named_shared_memory
 
 ENVIRONMENT = {
@@ -65,43 +64,11 @@ class RolloutEngine:
         """
         self.max_length = max_length
         """Longest sequence, prompt and completion together, in tokens."""
-        settle_environment(ENVIRONMENT)
-        local_world_size = os.environ.get("LOCAL_WORLD_SIZE")
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise UserError(
-                f"vllm cannot be imported ({error}): run `make setup`, "
-                "or pip install -r requirements/cpu.txt (GPU: as docs/gpu.md says)"
-            ) from None
-        with named_shared_memory() if device_kind == "cpu" and config.tensor_parallel > 1 else nullcontext():
-            self._llm: Any = LLM(
-                model=model_dir,
-                load_format="dummy",
-                skip_tokenizer_init=True,
-                dtype=config.dtype,
-                tensor_parallel_size=config.tensor_parallel,
-                distributed_executor_backend="external_launcher",
-                max_model_len=max_length,
-                max_num_seqs=config.max_num_seqs,
-                # On CPU a seeded prefill must not be split over scheduler steps. Without chunking, the bound
-                # is a guarantee. On a GPU vLLM warns of wrong results without it.
-                max_num_batched_tokens=max(16_384, max_length),
-                enable_chunked_prefill=device_kind == "cuda",
-                kv_cache_memory_bytes=config.kv_cache_bytes,
-                gpu_memory_utilization=MEMORY_CHECK_FRACTION,
-                enable_prefix_caching=True,
-                **({"block_size": CPU_BLOCK_TOKENS} if device_kind == "cpu" else {}),
-                enforce_eager=config.enforce_eager,
-                enable_sleep_mode=config.sleep and device_kind == "cuda",
-                logprobs_mode="processed_logprobs",
-                disable_log_stats=True,
-                seed=0,
-            )
+        with environment_put_back():
+            settle_environment(ENVIRONMENT)
+            self._llm: Any = _build(model_dir, config, max_length, device_kind)
         if device_kind == "cpu":
             _check_cpu_head_size(self._llm.llm_engine.model_config.get_head_size())
-        if local_world_size is not None:  # vLLM overwrites it with its own tensor-parallel size
-            os.environ["LOCAL_WORLD_SIZE"] = local_world_size
         self._stop_ids = list(stop_ids)
         self._can_sleep = config.sleep and device_kind == "cuda"
         self._asleep = False
@@ -206,6 +173,40 @@ class RolloutEngine:
             raise RuntimeError("the rollout engine is asleep: wake it up and send weights before generating")
         if self.weight_version < 0:
             raise RuntimeError("the rollout engine has received no weights: sync before generating")
+
+
+def _build(model_dir: str, config: RolloutConfig, max_length: int, device_kind: str) -> Any:
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise UserError(
+            f"vllm cannot be imported ({error}): run `make setup`, "
+            "or pip install -r requirements/cpu.txt (GPU: as docs/gpu.md says)"
+        ) from None
+    with named_shared_memory() if device_kind == "cpu" and config.tensor_parallel > 1 else nullcontext():
+        return LLM(
+            model=model_dir,
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            dtype=config.dtype,
+            tensor_parallel_size=config.tensor_parallel,
+            distributed_executor_backend="external_launcher",
+            max_model_len=max_length,
+            max_num_seqs=config.max_num_seqs,
+            # On CPU a seeded prefill must not be split over scheduler steps. Without chunking, the bound
+            # is a guarantee. On a GPU vLLM warns of wrong results without it.
+            max_num_batched_tokens=max(16_384, max_length),
+            enable_chunked_prefill=device_kind == "cuda",
+            kv_cache_memory_bytes=config.kv_cache_bytes,
+            gpu_memory_utilization=MEMORY_CHECK_FRACTION,
+            enable_prefix_caching=True,
+            **({"block_size": CPU_BLOCK_TOKENS} if device_kind == "cpu" else {}),
+            enforce_eager=config.enforce_eager,
+            enable_sleep_mode=config.sleep and device_kind == "cuda",
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+            seed=0,
+        )
 
 
 def _check_cpu_head_size(head_size: int) -> None:

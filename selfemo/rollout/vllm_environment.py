@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from selfemo.common.errors import UserError
 
@@ -18,6 +19,26 @@ REMOVED = (
     "VLLM_CPU_KVCACHE_SPACE",  # overrides rollout.kv_cache_bytes
     "VLLM_LOGGING_CONFIG_PATH",  # vLLM refuses it beside VLLM_CONFIGURE_LOGGING=0
 )
+
+CHANGED = (
+    "LOCAL_WORLD_SIZE",  # becomes the engine's tensor-parallel size
+    "TORCHINDUCTOR_COMPILE_THREADS",  # becomes 1: Megatron's compiled functions would be built one by one
+)
+"""Variables that vLLM sets for itself, and that this process's trainer reads too."""
+
+
+@contextmanager
+def environment_put_back() -> Iterator[None]:
+    """Put the variables that vLLM changes back to what they were, once its engine is built."""
+    before = {name: os.environ.get(name) for name in CHANGED}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def settle_environment(wanted: Mapping[str, str]) -> None:

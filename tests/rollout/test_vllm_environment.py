@@ -10,7 +10,12 @@ import pytest
 
 from selfemo.common.errors import UserError
 from selfemo.rollout.vllm_engine import ENVIRONMENT
-from selfemo.rollout.vllm_environment import REMOVED, _tell_others, settle_environment
+from selfemo.rollout.vllm_environment import (
+    REMOVED,
+    _tell_others,
+    environment_put_back,
+    settle_environment,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +37,21 @@ def test_what_an_engines_settings_decide_is_ours(monkeypatch, caplog):
     assert not any(name in os.environ for name in REMOVED)
     assert {name: os.environ[name] for name in ENVIRONMENT} == ENVIRONMENT
     assert caplog.text == ""
+
+
+def _build_that_fails() -> None:
+    with environment_put_back():
+        os.environ["LOCAL_WORLD_SIZE"] = os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+        raise RuntimeError
+
+
+def test_what_an_engine_changes_for_itself_is_put_back_even_if_it_fails(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    with pytest.raises(RuntimeError):
+        _build_that_fails()
+    assert os.environ["LOCAL_WORLD_SIZE"] == "8"
+    assert "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ
 
 
 def test_other_variables_are_named_once(monkeypatch, caplog):
