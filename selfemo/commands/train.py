@@ -45,7 +45,7 @@ def run_training(config: RunConfig) -> None:
     """Train in this process as one rank of torchrun's world."""
     signals = StopSignals()
     signals.listen()
-    place = place_in_world(os.environ)
+    place = place_in_world()
     check_views(config)
     check_layout(config, place.world_size)
     run = RunDirectory(Path(config.output_dir))
@@ -69,7 +69,7 @@ def run_training(config: RunConfig) -> None:
         sys.exit(EXIT_USER_ERROR)
 
 
-def place_in_world(environment: Mapping[str, str]) -> Place:
+def place_in_world(environment: Mapping[str, str] = os.environ) -> Place:
     """Read the variables that torchrun sets for this process; without them it is alone.
 
     Raises:
