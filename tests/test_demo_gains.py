@@ -1,6 +1,6 @@
 """Run the demo as a user does, for three seeds: self-play must end above SFT and above the majority class.
 
-`make test-demo`; half an hour on two cores. The last run and its figures are in docs/study/log.md.
+`make test-demo`; half an hour on two cores. It states the aim. The runs in docs/study/log.md miss it.
 """
 
 from __future__ import annotations
