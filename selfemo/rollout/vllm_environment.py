@@ -66,7 +66,7 @@ def _tell_others(wanted: tuple[str, ...]) -> None:
         return  # told where the engine starts
     for name in others:
         try:
-            getattr(envs, name, None)
+            envs.environment_variables.get(name, str)()  # getattr is cached once an engine has started
         except Exception as error:  # noqa: BLE001 - each variable is parsed by an expression of its own
             reason = type(error).__name__  # its text may quote the value, and an API key is one
             raise UserError(
