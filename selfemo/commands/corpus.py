@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from selfemo.commands.corpus_get import fetch, import_other
 from selfemo.commands.corpus_tables import (
@@ -15,11 +14,11 @@ from selfemo.commands.corpus_tables import (
     labels_table,
     lengths_table,
     overlap_table,
+    print_lines,
     transitions_table,
 )
 from selfemo.common.errors import UserError
 from selfemo.common.files import check_target, new_file
-from selfemo.common.printable import printable
 from selfemo.corpora.check import check_corpus
 from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.overlap import measure_overlap, texts_of
@@ -65,8 +64,8 @@ def check(
     if json_file is not None:
         with new_file(json_file, "--json") as temporary:
             temporary.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
-    _list(console, [f"odd: {oddity}" for oddity in report.oddities], limit)
-    _list(console, [str(problem) for problem in report.problems], limit)
+    print_lines(console, [f"odd: {oddity}" for oddity in report.oddities], limit)
+    print_lines(console, [str(problem) for problem in report.problems], limit)
     if report.problems:
         raise UserError(
             f"{report.path}: {len(report.problems)} problems, listed above: correct them and check again"
@@ -116,15 +115,6 @@ def overlap(
     plain_console().print(
         overlap_table(f"Long texts of {loaded.name} that occur in {compared.name} train", found)
     )
-
-
-def _list(console: Console, lines: list[str], limit: int) -> None:
-    """Print at most `limit` lines (0: all), and how many are left out."""
-    shown = lines[: limit or None]
-    for line in shown:
-        console.print(printable(line), soft_wrap=True)
-    if len(shown) < len(lines):
-        console.print(f"... and {len(lines) - len(shown)} more (--limit 0 shows all)")
 
 
 def _read(corpus: str, name: str) -> Corpus:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from selfemo.commands.corpus_tables import print_lines
 from selfemo.common.errors import UserError
 from selfemo.common.printable import printable
 from selfemo.corpora.fetch import HOST, fetch_corpus, source_of, target_directory
@@ -46,11 +47,7 @@ def import_other(
     label_map = read_label_map(labels) if labels is not None else None
     console.print(f"{name}: {fmt.origin}")
     found = import_corpus(fmt, source, output, label_map, skip)
-    shown = found.problems[: limit or None]
-    for problem in shown:
-        console.print(printable(str(problem)))
-    if len(shown) < len(found.problems):
-        console.print(f"... and {len(found.problems) - len(shown)} more (--limit 0 shows all)")
+    print_lines(console, [str(problem) for problem in found.problems], limit)
     if found.problems and not skip:
         raise UserError(
             f"{source}: {len(found.problems)} problems, listed above; nothing was written: correct them, or "

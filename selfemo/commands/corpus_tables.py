@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
+from selfemo.common.printable import printable
 from selfemo.corpora.check import CorpusCheck
 from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.overlap import Overlap
@@ -83,3 +85,12 @@ def _table(title: str, *headings: str) -> Table:
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i and heading != "majority" else "left")
     return table
+
+
+def print_lines(console: Console, lines: list[str], limit: int) -> None:
+    """Print at most `limit` lines (0: all), and how many are left out."""
+    shown = lines[: limit or None]
+    for line in shown:
+        console.print(printable(line), soft_wrap=True)
+    if len(shown) < len(lines):
+        console.print(f"... and {len(lines) - len(shown)} more (--limit 0 shows all)")

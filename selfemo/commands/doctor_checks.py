@@ -49,7 +49,7 @@ class Gpu:
     name: str
     free_bytes: int
     total_bytes: int
-    capability: tuple[int, int] = (9, 0)
+    capability: tuple[int, int]
     """CUDA compute capability: 8.0 is Ampere, 9.0 Hopper."""
 
 

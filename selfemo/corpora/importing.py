@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import json
 import os
-import pkgutil
 import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from selfemo.common.errors import UserError, nearest
+from selfemo.common.modules import modules_of
 from selfemo.corpora import imports
 from selfemo.corpora.check import MAX_PROBLEMS
 from selfemo.corpora.files import MAX_FILE_BYTES, MAX_LINE_CHARS
@@ -34,11 +33,7 @@ from selfemo.corpora.turns import TurnChecker
 @functools.cache
 def import_formats() -> dict[str, ImportFormat]:
     """Return every import format by name, in alphabetical order."""
-    modules = [
-        importlib.import_module(f"{imports.__name__}.{info.name}")
-        for info in pkgutil.iter_modules(imports.__path__)
-    ]
-    found = {fmt.name: fmt for module in modules for fmt in getattr(module, "FORMATS", ())}
+    found = {fmt.name: fmt for module in modules_of(imports) for fmt in getattr(module, "FORMATS", ())}
     return dict(sorted(found.items()))
 
 

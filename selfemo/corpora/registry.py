@@ -8,12 +8,11 @@ there. Licences keep the data out of the repository: it lies under $SELFEMO_DATA
 from __future__ import annotations
 
 import functools
-import importlib
 import os
-import pkgutil
 from pathlib import Path
 
 from selfemo.common.errors import UserError, nearest
+from selfemo.common.modules import modules_of
 from selfemo.corpora import readers
 from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.dev_split import draw_dev
@@ -34,11 +33,7 @@ class CorpusAbsent(UserError):
 @functools.cache
 def formats() -> dict[str, CorpusFormat]:
     """Return every known format by name, in alphabetical order."""
-    modules = [
-        importlib.import_module(f"{readers.__name__}.{info.name}")
-        for info in pkgutil.iter_modules(readers.__path__)
-    ]
-    found = {fmt.name: fmt for module in modules for fmt in getattr(module, "FORMATS", ())}
+    found = {fmt.name: fmt for module in modules_of(readers) for fmt in getattr(module, "FORMATS", ())}
     return dict(sorted(found.items()))
 
 

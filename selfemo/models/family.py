@@ -10,11 +10,11 @@ layout. Names hold `{layer}` in place of the global layer number; shapes name fi
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
+from selfemo.common.modules import modules_of
 from selfemo.models.tensor_layouts import Layout
 
 
@@ -72,9 +72,6 @@ class Family:
 @cache
 def families() -> Mapping[str, Family]:
     """Return every family in `selfemo/models/families/`, by name."""
-    package = importlib.import_module("selfemo.models.families")
-    found = [
-        importlib.import_module(f"{package.__name__}.{module.name}").FAMILY
-        for module in pkgutil.iter_modules(package.__path__)
-    ]
+    package = importlib.import_module("selfemo.models.families")  # whose modules import this one
+    found = [module.FAMILY for module in modules_of(package)]
     return {family.name: family for family in sorted(found, key=lambda family: family.name)}

@@ -21,8 +21,8 @@ from selfemo.commands import doctor_checks as checks
 from selfemo.commands.doctor_checks import GIB, Driver, Finding, Gpu
 
 ROOT = Path(__file__).resolve().parents[2]
-H100 = Gpu(0, "NVIDIA H100 80GB HBM3", 79 * GIB, 80 * GIB)
-TWO_GPUS = Driver("570.86", (12, 8), (H100, Gpu(1, "NVIDIA H100 80GB HBM3", 79 * GIB, 80 * GIB)))
+H100 = Gpu(0, "NVIDIA H100 80GB HBM3", 79 * GIB, 80 * GIB, (9, 0))
+TWO_GPUS = Driver("570.86", (12, 8), (H100, Gpu(1, "NVIDIA H100 80GB HBM3", 79 * GIB, 80 * GIB, (9, 0))))
 
 
 def _by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -160,7 +160,8 @@ def test_which_attention_kernel_will_run(
 
 
 def test_a_busy_gpu_and_mixed_models_are_warned_about() -> None:
-    findings = _by_name(checks.check_gpus([H100, Gpu(1, "NVIDIA A100-SXM4-80GB", 40 * GIB, 80 * GIB)]))
+    a100 = Gpu(1, "NVIDIA A100-SXM4-80GB", 40 * GIB, 80 * GIB, (8, 0))
+    findings = _by_name(checks.check_gpus([H100, a100]))
     assert findings["gpu 0"].status == "ok"
     assert (findings["gpu 1"].status, findings["gpu 1"].found) == (
         "warning",
