@@ -37,9 +37,6 @@ from selfemo.report.vote_card import CARD_NAME, NOT_MEASURED, vote_part
 from selfemo.rollout.api import GenerationRequest
 from selfemo.tokens.init_model import init_model
 from tests.helpers.finished_run import CORPUS, LIMIT, SHAPE, dev_turns
-from tools.study.answers import SplitAnswers, ask_all
-from tools.study.plan import START
-from tools.study.runs import StudyRun
 
 
 def evaluate(engines: StandaloneEngines, run_dir: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
@@ -369,41 +366,3 @@ def test_damaged_weights_are_named_before_an_engine_starts(run_dir: Path, tmp_pa
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"model.safetensors: truncated"):
         find_model(tmp_path / "model").check_weights()
-
-
-@pytest.fixture
-def study_runs(run_dir: Path, tmp_path: Path) -> list[StudyRun]:
-    """Write a study's starting run and one variant that continued it."""
-    runs = [StudyRun(1, variant, tmp_path / "seed-1" / variant, ()) for variant in (START, "grpo")]
-    for run, weights in zip(runs, ("model-initial", "model"), strict=True):
-        run.directory.mkdir(parents=True)
-        shutil.copytree(run_dir / weights, run.model)
-        shutil.copy(run_dir / "config.yaml", run.directory)
-        (run.directory / "summary.json").write_text(json.dumps({"variant": run.variant}))
-    return runs
-
-
-def test_a_study_asks_a_model_once_and_again_after_it_was_trained_again(
-    study_runs: list[StudyRun], engines: StandaloneEngines, tmp_path: Path
-) -> None:
-    told: list[str] = []
-
-    def ask(runs: list[StudyRun], limit: int = LIMIT) -> SplitAnswers:
-        told.clear()
-        return ask_all(runs, "dev", limit, tmp_path / "dev.json", engines, told.append)
-
-    ask(study_runs[:1])
-    answers = ask(study_runs)
-    # The answers of the start were kept and are not asked again.
-    assert [line.split()[1] for line in told] == [str(study_runs[1].directory)]
-    start, trained = answers.models
-    assert start.predicted != trained.predicted
-    assert (start.expression, trained.expression is None) == (None, False)
-    assert ask(study_runs) == answers
-    assert not told
-    (study_runs[1].directory / "summary.json").write_text(json.dumps({"variant": "grpo", "seconds": 2}))
-    assert ask(study_runs).models[1].predicted == trained.predicted
-    assert len(told) == 1
-    # The turns differ: no kept answer fits them.
-    assert len(ask(study_runs, LIMIT - 1).models[0].predicted) == LIMIT - 1
-    assert len(told) == 2

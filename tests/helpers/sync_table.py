@@ -25,8 +25,8 @@ from selfemo.weights.load import load_hf_weights
 from tests.helpers.distributed import DistributedRunner
 from tests.helpers.live_bytes import LiveBytes
 from tests.helpers.megatron_rank import megatron_chunks, weight_groups
+from tests.helpers.sync_engine import engine_for
 from tests.helpers.tiny_model import save_tiny
-from tests.sync.test_engine_sync import engine_for
 
 SHAPE = {"heads": 64, "kv_heads": 8, "head_dim": 64, "layers": 8, "vocab_size": 8192}
 BUCKET_BYTES = 8 << 20

@@ -8,22 +8,19 @@ rounding of the best token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfemo.common.errors import UserError
 from selfemo.config.layout import EngineLayout, TrainerLayout
 from selfemo.config.schema import ModelConfig, ParallelConfig, RolloutConfig, SyncConfig
-from selfemo.rollout.api import GenerationRequest
-from selfemo.rollout.vllm_engine import RolloutEngine
 from selfemo.sync.checksums import WeightMismatch, verify_transfer
 from selfemo.sync.sync import SyncError, SyncReport, WeightSync
 from selfemo.sync.transfer import choose_transfer
@@ -32,58 +29,17 @@ from selfemo.weights.convert import hf_to_megatron, megatron_to_hf
 from selfemo.weights.hf_directory import HfDirectory
 from selfemo.weights.load import load_hf_weights
 from tests.helpers.distributed import DistributedRunner
+from tests.helpers.greedy import greedy_choices, worst_shortfall
 from tests.helpers.megatron_rank import megatron_chunks, weight_groups
 from tests.helpers.parity import Dtype, Options, learner, run_config
-from tests.helpers.plain_engine import keep_bf16_matrices_plain
+from tests.helpers.sync_engine import PROMPTS, VOCAB_SIZE, Tokens, engine_for
 from tests.helpers.tiny_model import save_tiny
 
-VOCAB_SIZE = 509
 BUCKET_BYTES = 30_000
 BF16_SHORTFALL = 0.25
 """Logits that bf16 rounding may cost a greedy token against fp32 transformers."""
 TIMEOUT_S = 600
 """Seconds for a call: on a busy machine importing vLLM takes minutes."""
-PROMPTS = tuple(tuple((7 * i + 3 * j) % VOCAB_SIZE for j in range(20)) for i in range(4))
-Tokens = list[tuple[int, ...]]
-
-
-class _Engine(RolloutEngine):
-    """A real engine that can damage one tensor on the way in."""
-
-    damaged = ""
-    """Part of the name of tensors that arrive negated."""
-
-    def receive_checkpoint_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        super().receive_checkpoint_tensors(self._damage(tensors), version)
-
-    def copy_direct(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        super().copy_direct(self._damage(tensors), version)
-
-    def _damage(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        return (
-            (name, -tensor if self.damaged and self.damaged in name else tensor) for name, tensor in tensors
-        )
-
-    def greedy(self) -> Tokens:
-        return [
-            completion.token_ids
-            for completion in self.generate([GenerationRequest(p, 0, 12, 0.0) for p in PROMPTS])
-        ]
-
-
-_engines: dict[tuple[int, Dtype], _Engine] = {}
-"""This rank's engines, kept between calls: vLLM's parallel state is made once per process."""
-
-
-def engine_for(hf_dir: str, tensor_parallel: int, dtype: Dtype = "bfloat16") -> _Engine:
-    """Get this rank's engine, built at the first call; bf16 ones keep their matrices in plain layout."""
-    keep_bf16_matrices_plain()
-    if (tensor_parallel, dtype) not in _engines:
-        config = RolloutConfig(
-            tensor_parallel=tensor_parallel, dtype=dtype, kv_cache_bytes=1 << 24, max_num_seqs=8
-        )
-        _engines[tensor_parallel, dtype] = _Engine(hf_dir, config, 64, [], "cpu")
-    return _engines[tensor_parallel, dtype]
 
 
 def _sync(
@@ -195,7 +151,8 @@ def test_both_paths_bring_the_same_right_weights(
         assert same_tokens == tokens == by_plan[0][4]
         assert moved_bytes == least_bytes <= gathered_bytes
         assert (moved_bytes == 0) == (parallel.pipeline == 1 and parallel.tensor in (1, ranks.engine_tensor))
-    assert _worst_shortfall(first, by_plan[0][4]) <= BF16_SHORTFALL < _worst_shortfall(second, by_plan[0][4])
+    right, wrong = (worst_shortfall(model, PROMPTS, by_plan[0][4]) for model in (first, second))
+    assert right <= BF16_SHORTFALL < wrong
 
 
 @per_combination("pp2", "dp2-or-tp2pp2", "two-engines-over-two-ranks")
@@ -210,7 +167,7 @@ def test_an_fp32_engine_on_cpu_takes_checkpoint_tensors_and_equals_transformers(
         ):
             assert path == "checkpoint"
             assert 0 < compared < len(HfDirectory(model).tensors)
-            assert tokens == _greedy_choices(model, tokens)
+            assert tokens == greedy_choices(model, PROMPTS, tokens)
     assert all(
         "sync.mode=direct: the engine holds" in text
         for text in ranks(_refuses_direct, str(models[0]), parallel, ranks.engine_tensor)
@@ -407,33 +364,3 @@ def test_an_exported_directory_loads_as_it_is(tmp_path: Path, ranks: _Ranks) -> 
         0, prompt.shape[1] :
     ].tolist()
     assert ranks(_serve, str(exported)) == [(prompt[0].tolist(), want)] * 2
-
-
-@cache
-def _reference(hf_dir: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(hf_dir, dtype=torch.float32).eval()
-
-
-@torch.no_grad()
-def _next_logits(hf_dir: Path, prompt: tuple[int, ...], answer: tuple[int, ...]) -> torch.Tensor:
-    """Compute transformers' logits [N, V] at every place of an answer."""
-    return _reference(hf_dir)(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
-
-
-def _greedy_choices(hf_dir: Path, continuations: Tokens) -> Tokens:
-    """Take transformers' choice at every place of the continuations: equal to them if they are its own."""
-    return [
-        tuple(_next_logits(hf_dir, prompt, answer).argmax(-1).tolist())
-        for prompt, answer in zip(PROMPTS, continuations)
-    ]
-
-
-def _worst_shortfall(hf_dir: Path, continuations: Tokens) -> float:
-    """Find by how many logits the worst token is below transformers' best."""
-    worst = 0.0
-    for prompt, answer in zip(PROMPTS, continuations):
-        logits = _next_logits(hf_dir, prompt, answer)
-        worst = max(
-            worst, float((logits.amax(-1) - logits.gather(1, torch.tensor(answer)[:, None])[:, 0]).max())
-        )
-    return worst
