@@ -43,7 +43,7 @@ def sum_in_order(grad: torch.Tensor, indices: torch.Tensor, tokens: int) -> torc
 def sum_sorted(grad: torch.Tensor, indices: torch.Tensor, tokens: int) -> torch.Tensor:
     """Return the same from rows sorted by index: each sum is one thread's, without atomics.
 
-    torch/csrc of segment_reduce: `segment_reduce_forward_kernel` loops over a segment in one thread.
+    ATen/native/cuda/SegmentReduce.cu: `segment_reduce_forward_kernel` loops over a segment in one thread.
     """
     order = torch.argsort(indices, stable=True)
     lengths = torch.bincount(indices, minlength=tokens)

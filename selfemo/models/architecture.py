@@ -20,6 +20,9 @@ from selfemo.models.family import Family, families
 from selfemo.models.tensor_layouts import Heads
 
 CONFIG_NAME = "config.json"
+SINGLE_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+"""Files of a model directory: its fields, and its weights in one file or the list of those they are in."""
 MAX_LAYERS = 1_000
 MAX_INTEGER = 2**31 - 1
 MAX_NUMBER = 1e30

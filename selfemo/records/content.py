@@ -8,10 +8,11 @@ from pathlib import Path
 from selfemo.common.errors import UserError
 from selfemo.common.json_file import MAX_JSON_BYTES, read_json_object
 from selfemo.corpora.conversation import Corpus
+from selfemo.models.architecture import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
 from selfemo.records.manifest import digest_of
 
 MODEL_FILES = (
-    "config.json",
+    CONFIG_NAME,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -20,7 +21,6 @@ MODEL_FILES = (
     "chat_template.jinja",
 )
 """Files of a model directory, besides its weights, that a run obeys."""
-WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 BLOCKS, BLOCK_BYTES = 16, 4096
 """Blocks of a weight file's data that are hashed, at even distances, besides its header and its size: another
 training of the same model differs in them, and the whole of a large model would take minutes to read."""
@@ -33,7 +33,7 @@ def model_digests(directory: Path) -> dict[str, str]:
         UserError: a file cannot be read.
     """
     index = directory / INDEX_NAME
-    shards = {WEIGHTS_NAME}
+    shards = {SINGLE_NAME}
     if index.is_file():
         weight_map = read_json_object(index).get("weight_map")
         shards = {str(name) for name in weight_map.values()} if isinstance(weight_map, dict) else set()

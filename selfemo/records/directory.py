@@ -49,7 +49,7 @@ CHANGEABLE = (
 FIXED = ("parallel.distributed_optimizer",)
 """Exceptions to CHANGEABLE: a sharded optimizer is stored under other names than a whole one."""
 PLACE = "output_dir"
-"""The setting that no run is told by: a run is what stands in its directory, wherever that lies."""
+"""The setting that tells no two runs apart: a run is what its directory holds, wherever that lies."""
 
 
 class RunDirectory:

@@ -21,12 +21,10 @@ from safetensors import SafetensorError, safe_open
 from selfemo.common.errors import UserError, nearest
 from selfemo.common.json_file import read_json_object
 from selfemo.common.printable import quote
-from selfemo.models.architecture import Architecture
+from selfemo.models.architecture import INDEX_NAME, SINGLE_NAME, Architecture
 from selfemo.models.geometry import Shape, region
 from selfemo.models.parameters import EMBEDDING, LM_HEAD, hf_tensor_list
 
-SINGLE_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
 ADAPTER_NAME = "adapter_config.json"
 COMPARED_ROWS = 4096
 MAX_HEADER_BYTES = 16 << 20

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
+from selfemo.models.architecture import INDEX_NAME, SINGLE_NAME
 from selfemo.models.tensor_layouts import HfTensor
-from selfemo.weights.hf_directory import DTYPES, INDEX_NAME, SINGLE_NAME
+from selfemo.weights.hf_directory import DTYPES
 
 DEFAULT_SHARD_BYTES = 4 << 30
 """Largest shard; a single tensor above it gets a file of its own."""

@@ -25,9 +25,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from selfemo.common.errors import UserError
-from selfemo.models.architecture import Architecture, read_architecture
+from selfemo.models.architecture import INDEX_NAME, SINGLE_NAME, Architecture, read_architecture
 from selfemo.models.parameters import hf_tensor_list
-from selfemo.weights.hf_directory import INDEX_NAME, SINGLE_NAME, HfDirectory
+from selfemo.weights.hf_directory import HfDirectory
 from selfemo.weights.metadata_pickle import METADATA_NAME, read_metadata
 from selfemo.weights.torch_dist import COMMON_NAME, read_common
 from tests.fuzz.conftest import Tally
