@@ -28,7 +28,7 @@ from tests.helpers.tiny_model import save_tiny
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "parity.md"
 LAYERS = 4
-MACHINE = "2 x86 cores with AVX-512, 24 GiB, gloo"
+MACHINE = "2 x86 cores with AVX2, 24 GiB, gloo"
 
 
 def main() -> None:
