@@ -171,9 +171,10 @@ class TrainConfig:
     learning_rate: PositiveFloat = 2e-4
     """Peak rate of the SELF-GRPO stage."""
     warmup_steps: Count = 0
-    """Steps of linear warm-up."""
+    """Optimizer steps of linear warm-up; an iteration has algorithm.updates_per_rollout of them. Adam starts
+    self-play with no moments, and its first steps are as large as the rate allows."""
     final_learning_rate_share: Share = 1.0
-    """Rate of the last iteration over the peak, approached on a straight line; 1 keeps the rate constant."""
+    """Rate of the last step over the peak, approached on a straight line; 1 keeps the rate constant."""
     frozen_layers: Count = 0
     """Number of the lowest transformer layers that keep their weights in SFT and self-play, with the input
     embedding: no gradients, no optimizer state, no backward pass through them. A tied output layer is the

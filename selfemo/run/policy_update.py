@@ -33,12 +33,7 @@ def policy_update(
         samples: this iteration's samples of all ranks, the same list on every rank; cut into
             `algorithm.updates_per_rollout` batches.
     """
-    learner, updates, loss, settings = (
-        system.learner,
-        config.algorithm.updates_per_rollout,
-        loss_config(config),
-        config.train,
-    )
+    learner, updates, loss = system.learner, config.algorithm.updates_per_rollout, loss_config(config)
     bounds = [len(samples) * i // updates for i in range(updates + 1)]
     counts = [batch_counts(samples[start:end]) for start, end in pairwise(bounds)]
     # A sample of weight 0 adds exactly nothing to loss or gradient, so the model does not read it. The
@@ -54,19 +49,14 @@ def policy_update(
     # With one update per rollout the policy in training is the one that sampled, so the ratio is exactly
     # 1 and needs no old logprobs.
     old = [learner.logprobs(plan) for plan in plans] if updates > 1 else [[] for _ in plans]
-    rate = warmup_linear(
-        iteration,
-        config.iterations,
-        settings.warmup_steps,
-        settings.learning_rate,
-        settings.final_learning_rate_share,
-    )
     since = round_of(iteration, config).start
     steps = []
     for number, (batch, plan, ref, previous, whole) in enumerate(
         zip(batches, plans, reference, old, counts, strict=True)
     ):
-        supervised = examples.of_step(iteration * updates + number, since)
+        step = iteration * updates + number
+        rate = learning_rate(config, step)
+        supervised = examples.of_step(step, since)
         stats = learner.policy_step(batch, plan, loss, rate, ref, previous, whole, supervised)
         state.count_step(f"iteration {iteration}", stats.step, batch)
         if number == 0:  # later updates have moved off the policy that sampled
@@ -75,3 +65,11 @@ def policy_update(
             check_ratio(stats, on_policy=updates == 1)
         steps.append(stats)
     return steps
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """Return the rate of an optimizer step of self-play, from 0: warm-up, then a straight line to the end."""
+    train, steps = config.train, config.iterations * config.algorithm.updates_per_rollout
+    return warmup_linear(
+        step, steps, train.warmup_steps, train.learning_rate, train.final_learning_rate_share
+    )
