@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-# vLLM compiles one function of two lines in each process that samples: 20 s of processor time for no other
-# token. The main job is run without this variable, as a user runs it. torch reads it at its import.
-os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 
 ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:  # plain `pytest` does not add it, and importlib mode leaves sys.path alone
@@ -24,7 +19,7 @@ from tests.helpers.distributed import DistributedRunner  # noqa: E402
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
 
-LONGEST = ("test_main_job.py", "test_two_nodes.py", "test_resume.py", "test_engine_sync.py", "test_parity.py")
+LONGEST = ("test_main_job.py", "test_resume.py", "test_engine_sync.py", "test_parity.py")
 """Files that take a minute or more, most of it on both cores."""
 
 

@@ -25,7 +25,6 @@ def test_self_play_ends_above_its_start(seed: int, tmp_path: Path) -> None:
         "RUN_DIR": str(run),
         "OMP_NUM_THREADS": "1",
     }
-    environment.pop("TORCH_COMPILE_DISABLE", None)  # of tests/conftest.py
     for command in (
         ["bash", "examples/quickstart_cpu.sh", f"seed={seed}"],
         [sys.executable, "tools/check_run.py", str(run), "--gains"],

@@ -43,7 +43,6 @@ def quickstart(output: Path, *overrides: str) -> subprocess.CompletedProcess[str
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, **SECRETS, "PATH": path, "RUN_DIR": str(output), "OMP_NUM_THREADS": "1"}
     environment["CONFIG"] = CONFIG
-    environment.pop("TORCH_COMPILE_DISABLE", None)  # of tests/conftest.py
     command = ["bash", "examples/quickstart_cpu.sh", *overrides]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
@@ -170,6 +169,7 @@ def test_the_same_seed_gives_the_same_run(run_dir, tmp_path):
     assert first == second
 
 
+@pytest.mark.slow
 def test_the_same_command_again_says_that_the_run_is_complete(run_dir):
     result = quickstart(run_dir, *SHORT)
     assert result.returncode == 0

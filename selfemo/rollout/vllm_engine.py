@@ -183,6 +183,10 @@ def _build(model_dir: str, config: RolloutConfig, max_length: int, device_kind: 
             f"vllm cannot be imported ({error}): run `make setup`, "
             "or pip install -r requirements/cpu.txt (GPU: as docs/gpu.md says)"
         ) from None
+    if device_kind == "cpu":
+        # vLLM compiles one function of two lines, the rank of a token, with the C++ compiler that a machine
+        # may not have; nothing else of a run is compiled on a CPU.
+        torch._dynamo.config.disable = True
     with named_shared_memory() if device_kind == "cpu" and config.tensor_parallel > 1 else nullcontext():
         return LLM(
             model=model_dir,

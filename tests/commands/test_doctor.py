@@ -271,7 +271,11 @@ def test_a_later_copy_on_the_path_does_not_count(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("statement", "said"),
     [
-        (room.GPU_IMPORTS[2], "megatron-core lacks a name in this Transformer Engine"),
+        pytest.param(
+            room.GPU_IMPORTS[2],
+            "megatron-core lacks a name in this Transformer Engine",
+            marks=pytest.mark.slow,
+        ),
         (room.GPU_IMPORTS[3], "megatron-core did not find FusedAdam"),
     ],
     ids=["layers", "optimizer"],

@@ -9,6 +9,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from selfemo.config.load import as_yaml, load_config
 from selfemo.config.schema import CorpusConfig, ModelConfig, RunConfig
 from tests.helpers.fake_hub import FakeHub, fake_hub
@@ -36,6 +38,7 @@ def dry_run(hub: FakeHub, tmp_path: Path, *overrides: str) -> subprocess.Complet
     )
 
 
+@pytest.mark.slow
 def test_a_dry_run_fetches_a_name_and_a_run_keeps_its_commit(tmp_path: Path) -> None:
     from selfemo.tokens.init_model import init_model
 

@@ -133,7 +133,8 @@ def test_bash_calls_torchrun_with_the_nodes_of_the_environment(environment, tmp_
     ]
 
 
-@pytest.mark.parametrize("gpus", [pytest.param("4", marks=pytest.mark.slow), "h100:4"])
+@pytest.mark.slow
+@pytest.mark.parametrize("gpus", ["4", "h100:4"])
 def test_bash_reads_slurm(environment, tmp_path, whole_model, gpus):
     slurm = {
         "SLURM_NNODES": "2",

@@ -1,4 +1,4 @@
-"""Test the short form of the fault tests: three kills, a signal (the other is slow) and a stopped rank.
+"""Test the short form of the fault tests: three kills and a signal; a stopped rank is slow.
 
 Two real processes of Megatron and vLLM. `make test-faults` has every point in both layouts
 (test_every_kill.py) and every other fault (test_every_fault.py).
@@ -97,6 +97,7 @@ def test_a_signal_leaves_a_checkpoint_and_status_0(launcher, untouched, tmp_path
     assert "resuming from" in resumed.output
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_ends_the_run_in_time_with_rank_phase_iteration_and_call(launcher, tmp_path):
     fault = {"at": "generate", "count": 5, "rank": 1, "do": "stop"}
     told = ends_in_time(launcher, tmp_path / "run", fault, deadline_s=30)

@@ -51,7 +51,8 @@ LAYOUTS = _PLAIN | {
 }
 """Name: (processes, layout)."""
 SLOW = (
-    *("TP2 PP2 +SP", "TP2 PP2", "TP2 +recompute", "TP2 +SP +recompute", "PP2 +recompute", "DP2 +recompute"),
+    *("TP2", "PP2", "DP2", "TP2 PP2", "TP2 PP2 +SP"),
+    *("TP2 +recompute", "PP2 +recompute", "DP2 +recompute", "TP2 +SP +recompute"),
     *("TP2 PP2 +recompute", "TP2 DP2 +DO +recompute"),
 )
 """Layouts that `make test` leaves to `make test-layouts`.

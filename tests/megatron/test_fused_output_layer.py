@@ -89,6 +89,7 @@ def test_three_sft_steps_are_those_from_logits(distributed, hf_dir, from_logits,
         assert difference(from_logits[1], trace).largest <= BOUND, difference(from_logits[1], trace)
 
 
+@pytest.mark.slow
 def test_context_ranks_fuse_what_each_of_them_holds(distributed, hf_dir):
     """Run context ranks of which some hold no completion token of a micro-batch, and take part all
     the same.

@@ -1,7 +1,4 @@
-"""Run two nodes on one machine, with the launch script started both ways: a whole tiny run.
-
-`make test-multinode` adds a larger world and a lost node.
-"""
+"""Run two nodes on one machine, the launch script started both ways: whole tiny runs, and a lost node."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from tests.helpers.node_checks import check_run
 from tests.helpers.nodes import events, settings, two_nodes, until
 
 
+@pytest.mark.multinode
 def test_two_nodes_of_one_process_run_the_whole_job(tmp_path: Path) -> None:
     """Split tensors over the nodes, so that every layer and every weight sync crosses between them."""
     overrides = settings(tmp_path / "run", parallel__tensor=2, parallel__distributed_optimizer=False)
