@@ -11,10 +11,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from selfemo.commands.doctor import read_driver
+from selfemo.megatron.device import select_device
+from selfemo.megatron.parallel import leave_parallel
+from tests.helpers.distributed import DistributedRunner
+from tools.gpu_check.parity import LOGITS, Computed, compare, told
+from tools.gpu_check.rounding import TIMES_EXPECTED, expected_distance
 from tools.gpu_check.runner import SKIPPED_STATUS, run_steps
 from tools.gpu_check.steps import Machine, Step, steps
+from tools.gpu_check.system import small_config
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["doctor", "kernels", "parity", "sync", "production-sync", "sleep", "iteration", "production"]
@@ -146,6 +153,33 @@ def test_wrong_arguments_end_with_two(arguments: list[str]) -> None:
     )
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
+
+
+def _parity_in_bf16() -> None:
+    """Run the comparison of step `parity` as a GPU's local half: it is the same code there."""
+    compare(small_config(["train.dtype=bfloat16"]), select_device())
+    leave_parallel()
+
+
+def test_the_local_half_of_parity_holds_in_bf16(distributed: DistributedRunner) -> None:
+    distributed(1, _parity_in_bf16, timeout_s=300)
+
+
+def test_parity_allows_rounding_and_no_error_of_a_tenth() -> None:
+    """Compare with the expected distance by hand: 58 roundings of four layers, 2^-8 / 2.5 each, and twice as
+    many on the way back.
+    """
+    assert expected_distance("bfloat16", 4, is_gradient=False) == pytest.approx(58**0.5 / 640)
+    limit = TIMES_EXPECTED * expected_distance("bfloat16", 4, is_gradient=True)
+    assert limit == pytest.approx(4 * 116**0.5 / 640)
+    truth = Computed(torch.randn(3, 7), {"norm": torch.randn(64)})
+    rounded = Computed(truth.logits_NV.bfloat16(), {"norm": truth.gradients["norm"].bfloat16()})
+    allowed = {LOGITS: limit / 2, "norm": limit}
+    assert all(0 < off < 2**-8 for off in told("rounded", rounded, truth, allowed).values())
+    for factor in (1.1, float("nan")):
+        wrong = Computed(truth.logits_NV, {"norm": factor * truth.gradients["norm"]})
+        with pytest.raises(SystemExit, match="wrong differs from transformers: norm"):
+            told("wrong", wrong, truth, allowed)
 
 
 @pytest.mark.slow

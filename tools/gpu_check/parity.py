@@ -1,10 +1,11 @@
 """Step `parity`: compares logits and gradients of one small Qwen3 from three implementations.
 
-They are Megatron's local layer, Transformer Engine's, and transformers. transformers in fp32 is the
-truth. The local layer in the run's dtype sets how much rounding costs; Transformer Engine's, which no
-other test can see, may be at most twice as far from the truth, and so may the layer with shared
-prompts, whose attention is flash-attn's in bf16. On a CPU there is no Transformer Engine: the local
-layer is compared alone, with and without shared prompts.
+They are Megatron's local layer, Transformer Engine's, and transformers. transformers in fp32, with
+weights that the run's dtype holds exactly, is the truth. The local layer may be as far from it as
+rounding explains (rounding.py). Transformer Engine's, which no other test can see, may be at most
+twice as far as the local one, and so may the layer with shared prompts, whose attention is flash-attn's
+in bf16: in a tensor whose errors average, another order of the same roundings does not double them.
+On a CPU there is no Transformer Engine: the local layer is compared alone, with and without shared prompts.
 """
 
 from __future__ import annotations
@@ -30,13 +31,12 @@ from selfemo.selfplay.tokenizer_texts import tokenizer_texts
 from selfemo.tokens.init_model import init_model
 from selfemo.weights.gather import SINGLE, hf_tensors
 from selfemo.weights.load import load_hf_weights
+from tools.gpu_check.rounding import TIMES_EXPECTED, distance, expected_distance
 from tools.gpu_check.system import small_config
 
-FP32_LIMIT = 1e-4
-"""Largest difference of a logit, as a share of the largest, that fp32 rounding explains."""
-BF16_LIMIT = 0.03
 TIMES_LOCAL = 2.0
 BUCKET_BYTES = 1 << 24
+LOGITS = "logits"
 
 
 @dataclass(frozen=True)
@@ -57,23 +57,38 @@ def main() -> None:
     dist.init_process_group(  # such a store needs no port
         device.backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device.group_device
     )
+    compare(config, device)
+
+
+def compare(config: RunConfig, device: Device) -> None:
+    """Compare every implementation that the device has with transformers, in config.train.dtype.
+
+    Raises:
+        SystemExit: one differs by more than rounding explains.
+    """
+    dtype, layers = config.train.dtype, config.model.num_layers
     layout = init_parallel(ParallelConfig(), device, seed=1)
     with tempfile.TemporaryDirectory() as directory:
         model_dir = init_model(
             Path(directory) / "model", config.model, tokenizer_texts(load_run_corpus(config)), seed=1
         )
-        truth = _transformers(model_dir, device)
+        truth = _transformers(model_dir, device, DTYPES[dtype])
         local_device = replace(device, kind="cpu")  # the local layer, on this device's tensors
         local = _megatron(model_dir, config, layout, local_device)
-        limit = FP32_LIMIT if config.train.dtype == "float32" else BF16_LIMIT
-        allowed = dict.fromkeys(truth.gradients | {"logits": None}, limit)
-        measured = _told("local layer", local, truth, allowed)
-        allowed = {name: max(limit / 10, TIMES_LOCAL * difference) for name, difference in measured.items()}
-        _told(
+        expected = {
+            name: expected_distance(dtype, layers, is_gradient=name != LOGITS)
+            for name in [LOGITS, *truth.gradients]
+        }
+        limits = {name: TIMES_EXPECTED * value for name, value in expected.items()}
+        measured = told("local layer", local, truth, limits)
+        allowed = {
+            name: min(limits[name], max(expected[name], TIMES_LOCAL * measured[name])) for name in limits
+        }
+        told(
             "shared prompts", _megatron(model_dir, config, layout, device, share_prompts=True), truth, allowed
         )
         if device.is_cuda:
-            _told("Transformer Engine", _megatron(model_dir, config, layout, device), truth, allowed)
+            told("Transformer Engine", _megatron(model_dir, config, layout, device), truth, allowed)
         else:
             print("Transformer Engine needs a GPU: the local layer was compared with transformers alone")
 
@@ -118,10 +133,11 @@ def _megatron(
     return Computed(logits_NV.detach(), gradients)
 
 
-def _transformers(model_dir: Path, device: Device) -> Computed:
+def _transformers(model_dir: Path, device: Device, dtype: torch.dtype) -> Computed:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).to(device.torch_device)
+    # Read in the run's dtype and widened: both sides then start from the same numbers.
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).float().to(device.torch_device)
     rows = []
     for sample in _samples():
         ids = torch.tensor([sample.prompt_ids + sample.completion_ids], device=device.torch_device)
@@ -133,19 +149,19 @@ def _transformers(model_dir: Path, device: Device) -> Computed:
     )
 
 
-def _told(name: str, found: Computed, truth: Computed, allowed: dict[str, float]) -> dict[str, float]:
-    """Print the differences from the truth, by tensor, relative to its largest element; return them."""
+def told(name: str, found: Computed, truth: Computed, allowed: dict[str, float]) -> dict[str, float]:
+    """Print the distances from the truth, by tensor; return them."""
     if found.gradients.keys() != truth.gradients.keys():
         raise SystemExit(
             f"{name}: tensors with a gradient differ: "
             f"{sorted(found.gradients.keys() ^ truth.gradients.keys())}"
         )
-    pairs = {"logits": (found.logits_NV, truth.logits_NV)}
+    pairs = {LOGITS: (found.logits_NV, truth.logits_NV)}
     pairs |= {key: (found.gradients[key], truth.gradients[key]) for key in truth.gradients}
-    differences = {key: float((a.to(b) - b).abs().max() / b.abs().max()) for key, (a, b) in pairs.items()}
+    differences = {key: distance(a, b) for key, (a, b) in pairs.items()}
     worst = max(differences, key=lambda key: differences[key] / allowed[key])
     print(
-        f"{name}: logits off by {differences['logits']:.1e}, nearest its limit {worst}: "
+        f"{name}: logits off by {differences[LOGITS]:.1e}, nearest its limit {worst}: "
         f"{differences[worst]:.1e} of {allowed[worst]:.1e}"
     )
     beyond = [
