@@ -70,7 +70,7 @@ def train(
     if dry_run:
         from selfemo.commands.preflight import preflight
 
-        typer.echo(preflight(settings, nodes * processes_per_node, planning=bool(gpu)))
+        typer.echo(preflight(settings, nodes * processes_per_node, planning=bool(gpu), nodes=nodes))
         if gpu:
             plan(overrides, config, nodes, processes_per_node, gpu)
         return

@@ -12,6 +12,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
+
 from selfemo.common.errors import UserError
 from selfemo.config.checks import planned_architecture, run_violations
 from selfemo.config.dtype import this_machine_has_gpu
@@ -25,6 +27,7 @@ from selfemo.corpora.problems import Problem, raise_first
 from selfemo.corpora.registry import CorpusAbsent
 from selfemo.models.architecture import is_known_by_name, read_architecture
 from selfemo.models.hub import fetch, hub_name, local_directory, pinned, published_name
+from selfemo.planning.host_bytes import node_host_bytes
 from selfemo.process.run_lock import find_owner, held
 from selfemo.records.directory import CONFIG_NAME, INITIAL_MODEL_NAME, RunDirectory
 from selfemo.records.inputs import check_inputs
@@ -39,8 +42,8 @@ DEPENDENCIES = (
 )
 
 
-def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str:
-    """Check dependencies, layout, model directory, output directory, corpus and prompts.
+def preflight(config: RunConfig, world_size: int, planning: bool = False, nodes: int = 1) -> str:
+    """Check dependencies, layout, memory, model directory, output directory, corpus and prompts.
 
     Args:
         planning: nothing is about to start. A published model's weights and a corpus may be missing
@@ -63,6 +66,8 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False) -> str
         config = with_pinned_model(config)
         fetch(config.model.path)
     check_layout(config, world_size, by_name=planning)
+    if not planning:
+        check_host_memory(config, nodes, world_size // nodes)
     missing = []
     if config.model.path and not local_directory(config.model.path).is_dir():
         missing.append(
@@ -135,6 +140,33 @@ def check_layout(config: RunConfig, world_size: int, by_name: bool = False) -> N
     if violations:
         raise UserError(
             "; ".join(violations) + ": choose sizes that fit, or torchrun's --nproc-per-node to match"
+        )
+
+
+def check_host_memory(config: RunConfig, nodes: int, processes_per_node: int) -> None:
+    """Refuse a run whose checkpoints or offloaded state do not fit into this node's free memory.
+
+    The kernel would end it at its first checkpoint. GROUP_RANK is this node's number.
+
+    Raises:
+        UserError: they do not fit; names both sizes.
+    """
+    if hub_name(config.model.path) and not local_directory(config.model.path).is_dir():
+        return  # its shape is not known yet
+    layout = layout_of(config, nodes, processes_per_node)
+    node = min(int(os.environ.get("GROUP_RANK", "0")), nodes - 1)
+    need = node_host_bytes(
+        planned_architecture(config.model),
+        layout,
+        config.train.dtype,
+        config.train.offload_during_rollout,
+        node,
+    )
+    available = psutil.virtual_memory().available
+    if need.total > available:
+        raise UserError(
+            f"node {node}: a checkpoint takes {need.total / 1e9:.1f} GB of host memory here and "
+            f"{available / 1e9:.1f} GB are free: free some, use more nodes, or a larger parallel.pipeline"
         )
 
 

@@ -52,6 +52,16 @@ class Engine:
         """Bytes of one token's keys and values on each rank."""
         return self.architecture.kv_bytes_per_token(self.dtype, self.tensor)
 
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the sampler's tables on each rank: a count and a bit per sequence and vocabulary entry.
+
+        vLLM allocates them whether penalties are asked for or not (0.32.0, v1/worker/gpu/sample/penalties.py,
+        `PenaltiesState`).
+        """
+        vocabulary = self.architecture.vocab_size
+        return 4 * self.max_num_seqs * (vocabulary + math.ceil(vocabulary / 32))
+
     def slots(self, mean_tokens: float) -> int:
         """Number of sequences of this mean length, prompt included, that decode together."""
         return max(

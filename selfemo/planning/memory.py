@@ -49,6 +49,7 @@ class Memory:
     logits: int = 0
     engine_weights: int = 0
     kv_cache: int = 0
+    engine_tables: int = 0
     buckets: int = 0
     workspace: int = 0
 
@@ -196,6 +197,7 @@ def _phases(
     awake = {
         "engine_weights": engine_weights,
         "kv_cache": engine.kv_cache_bytes,
+        "engine_tables": engine.table_bytes,
         "workspace": CONTEXT_BYTES + ENGINE_WORKSPACE_BYTES,
     }
     batch = passes(workload, layout)[0]

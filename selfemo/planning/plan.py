@@ -11,12 +11,13 @@ from selfemo.config.schema import RunConfig
 from selfemo.models.architecture import Architecture
 from selfemo.planning.generation import Engine
 from selfemo.planning.hardware import Gpu
+from selfemo.planning.host_bytes import STATE_BYTES, HostBytes, gathered_elements, host_bytes
 from selfemo.planning.memory import StageMemory, plan_memory
 from selfemo.planning.parameters import total_elements
 from selfemo.planning.published import fitted_rates
 from selfemo.planning.steptime import StepSeconds, bubble_share, step_seconds
 from selfemo.planning.sync import SyncBytes, sync_bytes
-from selfemo.planning.trainer_bytes import checkpoint_bytes, checkpoint_host_bytes
+from selfemo.planning.trainer_bytes import checkpoint_bytes
 from selfemo.planning.workload import Workload
 
 
@@ -38,8 +39,10 @@ class Plan:
     """Trained tokens (prompt and completion) per second of the whole step and per GPU, as in
     NeMo-RL's tables."""
     checkpoint_bytes: int
-    checkpoint_host_bytes: int
-    """Host memory that the first data-parallel ranks need while they gather a sharded optimizer."""
+    checkpoint_blocks_s: float
+    """Seconds that training waits while a sharded optimizer is gathered; estimated, and never measured."""
+    host: HostBytes
+    """Host memory of the node that needs most."""
     live_sequences: int
     """Sequences that one engine decodes together, given max_num_seqs and the KV cache."""
 
@@ -83,7 +86,8 @@ def make_plan(
         bubble=bubble_share(workload, layout),
         tokens_per_second_per_gpu=workload.train_tokens / step.total / layout.world_size,
         checkpoint_bytes=checkpoint_bytes(architecture, config.train.dtype, layout.frozen_layers),
-        checkpoint_host_bytes=checkpoint_host_bytes(architecture, layout),
+        checkpoint_blocks_s=gathered_elements(architecture, layout) * STATE_BYTES / rates.gather_rate,
+        host=host_bytes(architecture, layout, config.train.dtype, config.train.offload_during_rollout),
         live_sequences=engine.slots(max(call.lengths.mean_total for call in workload.calls)),
     )
 

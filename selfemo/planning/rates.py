@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rates:
-    """Efficiencies and overheads. The first five are assumed, the others fitted to one published
+    """Efficiencies and overheads. The first six are assumed, the others fitted to one published
     run (published.py)."""
 
     gemm_efficiency: float = 0.7
@@ -21,6 +21,9 @@ class Rates:
     """Seconds of one small all-reduce inside a node: its latency, not its bandwidth."""
     direct_sync_s: float = 0.5
     """Seconds to wake the engines and start transfers on the direct path; not measured on a GPU yet."""
+    gather_rate: float = 1e9
+    """Bytes of optimizer state per second that gloo gathers in one rank's pageable memory; not measured
+    between GPU machines yet."""
     layer_s: float = 0.0
     """Seconds to launch one layer forward and backward for one micro-batch; a forward alone takes a third."""
     decode_step_s: float = 0.0

@@ -53,7 +53,8 @@ def as_json(
         "pipeline_bubble": plan.bubble,
         "tokens_per_second_per_gpu": plan.tokens_per_second_per_gpu,
         "checkpoint_bytes": plan.checkpoint_bytes,
-        "checkpoint_host_bytes": plan.checkpoint_host_bytes,
+        "checkpoint_blocks_s": plan.checkpoint_blocks_s,
+        "host_bytes": asdict(plan.host) | {"total": plan.host.total},
         "live_sequences_per_engine": plan.live_sequences,
         "workload": {
             "generated_tokens": workload.generated_tokens,
@@ -108,10 +109,12 @@ def print_plan(
         f"sync ({plan.sync_path}): {plan.sync.direct / 1e9:.2f} GB direct, "
         f"{plan.sync.checkpoint / 1e9:.2f} GB by full tensors, over all "
         f"ranks; at most {plan.sync.received_max / 1e9:.2f} GB to one rank. "
-        f"Checkpoint: {plan.checkpoint_bytes / 1e9:.1f} GB"
+        f"Checkpoint: {plan.checkpoint_bytes / 1e9:.1f} GB, {plan.host.total / 1e9:.1f} GB of host memory on "
+        "the node that needs most"
         + (
-            f", gathered in {plan.checkpoint_host_bytes / 1e9:.1f} GB of a first copy's host memory"
-            if plan.checkpoint_host_bytes
+            f"; training waits for about {plan.checkpoint_blocks_s:.0f} s while its optimizer is gathered "
+            "(assumed)"
+            if plan.checkpoint_blocks_s
             else ""
         )
     )

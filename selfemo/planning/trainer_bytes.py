@@ -27,11 +27,6 @@ GRADIENT_BYTES = 4
 MOMENT_BYTES = 2 * 4
 MAIN_WEIGHT_BYTES = 4
 """The fp32 copy of a bf16 weight."""
-GATHER_BYTES = (3 + 2) * 4
-"""Bytes per element while a sharded optimizer is gathered (`get_parameter_state_dp_zero`), all of it fp32.
-
-Weight and two moments, and one of them twice more while its shards are joined.
-"""
 
 
 @dataclass(frozen=True)
@@ -63,12 +58,16 @@ class Buffer:
     def owned(self, copy: int, copies: int) -> int:
         """Count the parameter elements that rank `copy` of `copies` keeps optimizer state for;
         padding has none."""
-        total = 0
+        return sum(self.owned_sizes(copy, copies))
+
+    def owned_sizes(self, copy: int, copies: int) -> list[int]:
+        """Count the same for every part of a parameter in a bucket; a part that others own is 0."""
+        sizes = []
         for start, end in self.buckets:
             share = (end - start) // copies
             first, last = start + copy * share, start + (copy + 1) * share
-            total += sum(max(0, min(b, last) - max(a, first)) for a, b in self.spans)
-        return total
+            sizes += [max(0, min(b, last) - max(a, first)) for a, b in self.spans]
+        return sizes
 
 
 def trainer_bytes(
@@ -131,20 +130,6 @@ def checkpoint_bytes(architecture: Architecture, dtype: str, frozen_layers: int 
     tensors = stage_chunks(architecture, Layout(frozen_layers=frozen_layers), 0)[0]
     state_bytes = MOMENT_BYTES + (MAIN_WEIGHT_BYTES if dtype != "float32" else 0)
     return sum(t.elements * (DTYPE_BYTES[dtype] + state_bytes * t.is_trained) for t in tensors)
-
-
-def checkpoint_host_bytes(architecture: Architecture, layout: Layout) -> int:
-    """Least host memory, in bytes, that gathering a sharded optimizer for a checkpoint needs.
-
-    The first of the ranks that hold the same weights needs it.
-    """
-    if not layout.distributed_optimizer:
-        return 0
-    stages = (stage_chunks(architecture, layout, stage) for stage in range(layout.pipeline))
-    return (
-        max(sum(lay_out(chunk, layout.weight_copies, True).elements for chunk in chunks) for chunks in stages)
-        * GATHER_BYTES
-    )
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from selfemo.config.layout import EngineLayout, TrainerLayout
 from selfemo.config.schema import ParallelConfig, TrainConfig
 from selfemo.megatron.allocated import allocated_bytes
+from selfemo.megatron.checkpoint import SHARDING
 from selfemo.megatron.device import select_device
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.optimizer import build_optimizer, wrap_chunks
@@ -32,6 +34,7 @@ from selfemo.models.architecture import Architecture
 from selfemo.sync.direct import direct_tensors
 from selfemo.sync.reshard import build_plan
 from selfemo.weights.gather import WeightGroups, hf_tensors
+from tests.helpers.live_bytes import LiveBytes
 
 BUCKET_BYTES = 4096
 
@@ -44,6 +47,8 @@ class Measured:
     gradients: int
     optimizer: int
     reference: int
+    gathering: int
+    """Most bytes of tensors that exist beside these while a sharded optimizer is gathered."""
     direct_by_source: dict[int, int]
     """Bytes received on the direct path from each other rank."""
     checkpoint: int
@@ -83,7 +88,17 @@ def _allocated(
         if parameter.requires_grad:
             parameter.main_grad.fill_(1e-3)
     optimizer.step()
-    return allocated_bytes(parameters, optimizer, [p.detach().clone() for p in parameters])
+    held = allocated_bytes(parameters, optimizer, [p.detach().clone() for p in parameters])
+    return {**held, "gathering": _gathering(chunks, optimizer) if parallel.distributed_optimizer else 0}
+
+
+def _gathering(chunks: list[CompletionGPTModel], optimizer: MegatronOptimizer) -> int:
+    """Gather the optimizer's state as a checkpoint does, and count the tensors alive at once."""
+    model = {f"model{i}": chunk.sharded_state_dict() for i, chunk in enumerate(chunks)}
+    flat = model if len(model) > 1 else model["model0"]
+    with LiveBytes() as live:
+        optimizer.sharded_state_dict(flat, is_loading=False, metadata=SHARDING)
+    return live.peak_bytes
 
 
 def _transferred(

@@ -11,6 +11,7 @@ import pytest
 from selfemo.config.layout import EngineLayout, Layout
 from selfemo.config.schema import ParallelConfig
 from selfemo.models.architecture import Architecture
+from selfemo.planning.host_bytes import node_host_bytes
 from selfemo.planning.sync import pair_bytes, sync_bytes
 from selfemo.planning.trainer_bytes import TrainerBytes, trainer_bytes
 from tests.helpers.distributed import DistributedRunner
@@ -112,6 +113,15 @@ def test_allocated_bytes_are_the_planned_ones_on_every_rank(run: tuple[Case, lis
         planned = trainer_bytes(case.architecture, case.layout, stage, copy, case.dtype)
         measured = TrainerBytes(found.weights, found.gradients, found.optimizer, found.reference)
         assert planned == measured, f"rank {rank}"
+
+
+def test_gathered_bytes_are_the_planned_ones(run: tuple[Case, list[Measured]]) -> None:
+    """Plan every rank as a node of its own. Padding at the buffer's end is planned and not gathered."""
+    case, ranks = run
+    layout = replace(case.layout, nodes=case.world_size, gpus_per_node=1)
+    for rank, found in enumerate(ranks):
+        planned = node_host_bytes(case.architecture, layout, case.dtype, False, rank).gathering
+        assert 0.999 * planned <= found.gathering <= planned, f"rank {rank}"
 
 
 def test_received_bytes_are_the_planned_ones_for_every_pair_of_ranks(

@@ -40,7 +40,7 @@ from selfemo.planning.memory import (
 from selfemo.planning.plan import best_layouts, make_plan
 from selfemo.planning.published import fitted_rates
 from selfemo.planning.steptime import busiest_head_tokens, pass_seconds, passes
-from selfemo.planning.trainer_bytes import checkpoint_bytes, checkpoint_host_bytes, trainer_bytes
+from selfemo.planning.trainer_bytes import checkpoint_bytes, trainer_bytes
 from selfemo.planning.workload import workload_of
 
 QWEN = architecture_by_name("qwen3-8b")
@@ -206,20 +206,20 @@ def test_a_bf16_checkpoint_takes_fourteen_bytes_per_parameter() -> None:
     assert checkpoint_bytes(QWEN, "float32") == 12 * 8_190_735_360
 
 
-def test_a_sharded_optimizer_is_gathered_in_host_memory_and_a_whole_one_is_not():
-    """Count host memory: weight, two moments, and one of them twice more.
+def test_a_checkpoint_blocks_training_while_a_first_copy_gathers_its_optimizer() -> None:
+    """Twelve bytes per parameter of a rank, by the assumed rate; a whole optimizer is not gathered."""
+    config = replace(CONFIG, parallel=replace(CONFIG.parallel, tensor=4))
+    seconds = make_plan(config, QWEN, layout_of(config, 1, 8), WORKLOAD, H100).checkpoint_blocks_s
+    assert seconds == pytest.approx(8_190_735_360 / 4 * 12 / fitted_rates().gather_rate, rel=1e-3)
+    whole = replace(layout_of(config, 1, 8), distributed_optimizer=False)
+    assert make_plan(config, QWEN, whole, WORKLOAD, H100).checkpoint_blocks_s == 0
 
-    It is a stage's share of the parameters, for any number of copies.
-    """
-    parameters = 8_190_735_360
-    for copies in (1, 4):
-        layout = Layout(gpus_per_node=copies, distributed_optimizer=True)
-        assert parameters * 20 <= checkpoint_host_bytes(QWEN, layout) < parameters * 20 * 1.001
-    assert (
-        checkpoint_host_bytes(QWEN, Layout(gpus_per_node=4, tensor=4, distributed_optimizer=True))
-        < parameters * 20 / 3.9
-    )
-    assert checkpoint_host_bytes(QWEN, Layout(gpus_per_node=4)) == 0
+
+def test_an_awake_engine_holds_its_samplers_tables() -> None:
+    """A count and a bit for each of 128 sequences and 151,936 entries."""
+    phases = rank_memory(QWEN, Layout(1, 2, tensor=2), CONFIG, WORKLOAD, ENGINE, 0)
+    assert phases["rollout"].engine_tables == 4 * 128 * (151_936 + 151_936 // 32)
+    assert phases["train"].engine_tables == 0
 
 
 def test_suggestions_fit_are_ordered_and_differ() -> None:
