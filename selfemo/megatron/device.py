@@ -44,6 +44,11 @@ class Device:
         if self.is_cuda:
             torch.cuda.synchronize()
 
+    def release_cached(self) -> None:
+        """Give memory that torch's allocator keeps for later back to the device."""
+        if self.is_cuda:
+            torch.cuda.empty_cache()
+
 
 def select_device() -> Device:
     """Choose the GPU of this process's LOCAL_RANK if CUDA is available, else the CPU, and prepare

@@ -29,6 +29,7 @@ from selfemo.megatron.device import Device
 from selfemo.megatron.frozen import FrozenOutputs
 from selfemo.megatron.largest_gap import largest_over_ranks
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
+from selfemo.megatron.offload import HostBuffers
 from selfemo.megatron.optimizer import build_optimizer, count_empty_groups, set_hyperparameters, wrap_chunks
 from selfemo.megatron.output_layer import LossAtOutput, completion_loss
 from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack, units
@@ -85,6 +86,7 @@ class Learner:
             temperature=config.selfplay.temperature,
         )
         self._offloaded = False
+        self._host_buffers = HostBuffers(device)
         self.begin_stage()
 
     def begin_stage(self) -> None:
@@ -118,7 +120,8 @@ class Learner:
         if self.config.train.offload_during_rollout and not self._offloaded:
             for chunk in self.wrapped:
                 chunk.offload_grad_buffers()
-            self.optimizer.offload_to_cpu()
+            if self.transformer_config.bf16:  # in fp32, on a CPU, it would move the weights themselves
+                self._host_buffers.offload(self.optimizer)
             self._offloaded = True
 
     def restore(self) -> None:
@@ -126,7 +129,8 @@ class Learner:
         if self._offloaded:
             for chunk in self.wrapped:
                 chunk.restore_grad_buffers()
-            self.optimizer.restore_from_cpu()
+            if self.transformer_config.bf16:
+                self._host_buffers.restore(self.optimizer)
             self._offloaded = False
 
     def plan(self, samples: Sequence[TrainingSample], min_tokens: int = 0) -> list[MicroBatch]:
