@@ -10,7 +10,7 @@ hidden states.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import batched
 from typing import Any
 
 import torch
@@ -21,6 +21,14 @@ from selfemo.kernels import token_logprobs
 from selfemo.process.quiet import quiet_libraries
 
 PROMPTS_PER_BATCH = 16
+CACHE_BYTES = 1 << 31
+"""Most bytes of keys and values that exist at once: a batch's prompts are repeated for every answer, beside
+an engine that may be resident. One prompt with one answer may take more."""
+
+
+def rows_at_once(row_bytes: float) -> int:
+    """Return how many sequences of `row_bytes` of keys and values fit into CACHE_BYTES; at least one."""
+    return max(1, int(CACHE_BYTES // row_bytes))
 
 
 class AnswerScorer:
@@ -50,6 +58,7 @@ class AnswerScorer:
         self._model = loaded.eval().to(device)
         self._device = device
         self._vocab_size = model.architecture.vocab_size
+        self._token_bytes = model.architecture.kv_bytes_per_token(model.config.rollout.dtype, 1)
 
     def score(
         self, prompts: Sequence[tuple[int, ...]], answers: Mapping[str, tuple[int, ...]]
@@ -65,13 +74,14 @@ class AnswerScorer:
         by_length: dict[int, list[int]] = {}
         for index, prompt in enumerate(prompts):
             by_length.setdefault(len(prompt), []).append(index)
-        for members in by_length.values():
-            remaining = iter(members)
-            while batch := list(islice(remaining, PROMPTS_PER_BATCH)):
-                for index, row in zip(
-                    batch, self._score_batch([prompts[i] for i in batch], answers), strict=True
-                ):
-                    found[index] = row
+        longest = max(len(ids) for ids in answers.values())
+        for length, members in by_length.items():
+            at_once = rows_at_once((length + longest) * self._token_bytes)
+            for part in batched(answers.items(), at_once):
+                for batch in batched(members, min(PROMPTS_PER_BATCH, max(1, at_once // len(part)))):
+                    rows = self._score_batch([prompts[i] for i in batch], dict(part))
+                    for index, row in zip(batch, rows, strict=True):
+                        found[index] |= row
         return found
 
     @torch.no_grad()

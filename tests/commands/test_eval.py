@@ -25,6 +25,7 @@ from selfemo.commands.eval import build_command
 from selfemo.commands.main import main
 from selfemo.common.errors import UserError
 from selfemo.config.schema import CorpusConfig, RolloutConfig, SelfPlayConfig
+from selfemo.evaluation import likelihood
 from selfemo.evaluation.evaluate import prompts_of, smoothed_iou
 from selfemo.evaluation.intervals import mean_interval, paired_bootstrap
 from selfemo.evaluation.likelihood import AnswerScorer
@@ -188,6 +189,33 @@ def test_likelihoods_are_those_of_the_whole_answer(
     ]
     assert len(compared) > LIMIT / 2
     assert all(ours == pytest.approx(engine, abs=1e-3) for ours, engine in compared)
+
+
+def test_no_more_sequences_are_scored_at_once_than_their_cache_may_take(
+    trained: FinishedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Allow the cache of three sequences: scores stay, and answers are dealt over several passes."""
+    prompts = prompts_of(trained, CORPUS.labels)
+    asked = [prompts.recognize(turn.context) for turn in dev_turns()][:4]
+    answers = {label: prompts.answer_ids([label]) for label in CORPUS.labels}
+    scorer = AnswerScorer(trained)
+    wanted = scorer.score(asked, answers)
+    longest = max(map(len, asked)) + max(map(len, answers.values()))
+    token_bytes = trained.architecture.kv_bytes_per_token(trained.config.rollout.dtype, 1)
+    monkeypatch.setattr(likelihood, "CACHE_BYTES", 3 * longest * token_bytes)
+    scored, score_batch = [], scorer._score_batch
+
+    def counted(batch: Any, part: Any) -> list[dict[str, float]]:
+        scored.append(len(batch) * len(part))
+        return score_batch(batch, part)
+
+    monkeypatch.setattr(scorer, "_score_batch", counted)
+    found = scorer.score(asked, answers)
+    assert sum(scored) == len(asked) * len(answers)
+    assert max(scored) * min(map(len, asked)) <= 3 * longest
+    assert [row.keys() for row in found] == [answers.keys()] * len(asked)
+    for row, plain in zip(found, wanted, strict=True):
+        assert list(row.values()) == pytest.approx(list(plain.values()), abs=1e-4)
 
 
 def test_with_thinking_likelihoods_are_still_those_of_the_bare_answer(run_dir: Path) -> None:
