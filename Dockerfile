@@ -59,19 +59,22 @@ ARG TRITON_VERSION
 ARG VLLM_VERSION
 ARG TRANSFORMER_ENGINE_VERSION
 ARG FLASH_ATTN_VERSION
-# H100 (90) and B200 (100). Add 80 for A100. Each architecture adds minutes and hundreds of megabytes.
-ARG CUDA_ARCHITECTURES="90;100"
-ARG MAX_JOBS=8
+# Of flash-attn, which alone is compiled for GPUs here: H100 and H200. For B200 build with --build-arg CUDA_ARCHITECTURES="100", for A100 with
+# "80", for several with "90;100": each adds minutes and hundreds of megabytes.
+ARG CUDA_ARCHITECTURES="90"
+# Four jobs of four nvcc threads take 36 GB at flash-attn's own estimate of 9 GB a job (its setup.py, NinjaBuildExtension).
+ARG MAX_JOBS=4
 COPY --from=uv /uv /usr/local/bin/uv
 ENV UV_PYTHON_INSTALL_DIR=/opt/python UV_LINK_MODE=copy UV_NO_CACHE=1 VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH
 RUN uv python install "${PYTHON_VERSION}" && uv venv --python "${PYTHON_VERSION}" /opt/venv
 WORKDIR /build
 COPY requirements requirements
 RUN uv pip install "torch==${TORCH_VERSION}" "triton==${TRITON_VERSION}" -r requirements/base.txt \
-    ninja pybind11 setuptools wheel
-# Both compile against the torch just installed: without --no-build-isolation they would fetch another one to build with.
+    ninja==1.13.2 pybind11==3.1.0 setuptools==78.1.1 wheel==0.48.0
+# Both compile against the torch just installed: without --no-build-isolation they would fetch another one to build with. Transformer Engine's
+# kernels come compiled in transformer-engine-cu13; what is compiled of it is C++ alone, so NVTE_CUDA_ARCHS would do nothing.
 # hadolint ignore=DL3059
-RUN NVTE_FRAMEWORK=pytorch NVTE_CUDA_ARCHS="${CUDA_ARCHITECTURES}" FLASH_ATTN_CUDA_ARCHS="${CUDA_ARCHITECTURES}" \
+RUN NVTE_FRAMEWORK=pytorch FLASH_ATTN_CUDA_ARCHS="${CUDA_ARCHITECTURES}" FLASH_ATTENTION_FORCE_BUILD=TRUE NVCC_THREADS=4 \
     uv pip install --no-build-isolation \
     "transformer-engine[pytorch,core_cu13]==${TRANSFORMER_ENGINE_VERSION}" "flash-attn==${FLASH_ATTN_VERSION}"
 # A step of its own, so that another vLLM does not compile the two above again. With pytest and its like: `make gpu-check` runs here.

@@ -16,6 +16,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "Dockerfile").read_text()
 ARGS = dict(re.findall(r"^ARG (\w+)_VERSION=(\S+)$", TEXT, re.MULTILINE))
+BUILD_TOOLS = dict(re.findall(r"\b(ninja|pybind11|setuptools|wheel)==([\w.]+)", TEXT))
 STAGES = {
     match[1]: match[2]
     for match in re.finditer(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", TEXT, re.MULTILINE | re.DOTALL)
@@ -74,7 +75,27 @@ def test_the_commands_in_the_documentation_install_the_same_versions() -> None:
         ("triton", f"=={ARGS['TRITON']}"),
         ("transformer-engine", f"=={ARGS['TRANSFORMER_ENGINE']}"),
         ("flash-attn", f"=={ARGS['FLASH_ATTN']}"),
+        *((name, f"=={version}") for name, version in BUILD_TOOLS.items()),
     }
+
+
+def test_the_build_tools_are_pinned_and_setuptools_is_the_one_that_torch_asks_for() -> None:
+    assert set(BUILD_TOOLS) == {"ninja", "pybind11", "setuptools", "wheel"}
+    torch = {r.name: r for r in map(Requirement, importlib.metadata.requires("torch") or [])}
+    assert torch["setuptools"].specifier.contains(BUILD_TOOLS["setuptools"])
+
+
+def test_the_build_fits_64_gb_of_memory_and_compiles_for_one_architecture() -> None:
+    """Count 9 GB for each of flash-attn's jobs, its own estimate, in the image and in the documentation."""
+    page = (ROOT / "docs" / "gpu.md").read_text().split("## Installing\n")[1].split("\n## ")[0]
+    for text, pattern in ((TEXT, r"^ARG {}=\"?([^\"\n]*)\"?$"), (page, r"\b{}=(\S+)")):
+        jobs, names = pattern.format("MAX_JOBS"), ("CUDA_ARCHITECTURES", "FLASH_ATTN_CUDA_ARCHS")
+        (most,) = set(re.findall(jobs, text, re.MULTILINE))
+        assert int(most) * 9 <= 48  # the rest is the compilers' host, the page cache and pip
+        (architectures,) = {
+            found for name in names for found in re.findall(pattern.format(name), text, re.MULTILINE)
+        }
+        assert architectures == "90"
 
 
 def test_the_python_is_the_one_setup_py_asks_for() -> None:
