@@ -91,6 +91,8 @@ class RolloutEngine:
         # it, of which there are none after a resume, and no keys of older weights are left.
         self._llm.reset_prefix_cache()
 
+        # No penalties, logit bias or bad words: on a GPU vLLM keeps their tables beside the weights, so sleep
+        # discards them and they wake up with other content (v1/worker/gpu/sample/penalties.py).
         params = [
             SamplingParams(
                 temperature=r.temperature,

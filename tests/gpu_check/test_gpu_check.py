@@ -5,6 +5,7 @@ harness on a CPU.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -93,6 +94,13 @@ def test_the_steps_are_those_promised_each_with_a_deadline_and_what_to_send(tmp_
     assert "--nproc-per-node 2" in commands["sync"]
     assert "parallel.tensor=2" in commands["iteration"]
     assert "train.dtype=bfloat16" in commands["iteration"]
+
+
+def test_the_page_about_failures_has_a_section_for_every_step() -> None:
+    page = (ROOT / "docs" / "gpu_failures.md").read_text()
+    assert re.findall(r"^## (\S+)$", page, re.MULTILINE) == NAMES
+    sections = re.split(r"^## \S+$", page, flags=re.MULTILINE)[1:]
+    assert [name for name, text in zip(NAMES, sections, strict=True) if "end back" not in text] == []
 
 
 def test_the_iterations_settings_are_a_configuration(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"gpu-check: {len(chosen)} step(s), at most {minutes:.0f} minutes by their deadlines", flush=True)
     outcomes = run_steps(chosen, machine, lambda line: print(line, flush=True))
     failed = [outcome.name for outcome in outcomes if outcome.result in BAD]
+    if failed:
+        print("gpu-check: what the failure of a step most likely means: docs/gpu_failures.md")
     print(
         f"gpu-check: {'failed: ' + ', '.join(failed) if failed else 'no step failed'}; to read: "
         f"{machine.output / 'report.md'}; send back the directory {machine.output}, logs included"

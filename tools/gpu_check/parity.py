@@ -52,8 +52,8 @@ def main() -> None:
     """Print the differences; exit status 1 if one is too large."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
-    parser.parse_args()
-    config, device = small_config([]), select_device()
+    parser.add_argument("overrides", nargs="*", help="settings such as train.attention_backend=unfused")
+    config, device = small_config(parser.parse_args().overrides), select_device()
     dist.init_process_group(  # such a store needs no port
         device.backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device.group_device
     )
@@ -109,7 +109,12 @@ def _megatron(
 ) -> Computed:
     architecture = read_architecture(model_dir)
     options = transformer_config(
-        architecture, ParallelConfig(), DTYPES[config.train.dtype], device, share_prompts
+        architecture,
+        ParallelConfig(),
+        DTYPES[config.train.dtype],
+        device,
+        share_prompts,
+        config.train.attention_backend,
     )
     chunks = build_chunks(architecture, options, layout, config.model.max_length, device, share_prompts)
     load_hf_weights(chunks, model_dir, architecture, 0, 1)

@@ -32,6 +32,11 @@ class Machine:
         return self.device == "cuda"
 
     @property
+    def flash(self) -> tuple[str, ...]:
+        """Modules of bf16 attention where prompts are shared, and of megatron-core's local layer."""
+        return ("flash_attn",) if self.on_gpu else ()
+
+    @property
     def layer(self) -> tuple[str, ...]:
         """Modules of the layer that the trainer takes here, beside megatron-core's."""
         return ("transformer_engine",) if self.on_gpu else ()
@@ -110,7 +115,7 @@ def _alone(machine: Machine) -> tuple[Step, ...]:
             question="Does Transformer Engine's layer compute what the local one and transformers do?",
             command=(python, "-m", "tools.gpu_check.parity", "--device", device),
             deadline_s=240,
-            needs=(*TRAINER, *machine.layer),
+            needs=(*TRAINER, *machine.layer, *machine.flash),
             send_back=f"{LOGS}, with NVTE_DEBUG=1 NVTE_DEBUG_LEVEL=2 set for a second run of this step",
         ),
     )
@@ -127,7 +132,6 @@ def _in_a_world(machine: Machine) -> tuple[Step, ...]:
         str(machine.processes),
     )
     layout = f"parallel.tensor={machine.processes}"
-    flash = ("flash_attn",) if machine.on_gpu else ()
     train = (*torchrun, "--no-python", python, "-m", "selfemo.commands.main", "train")
     return (
         Step(
@@ -159,7 +163,7 @@ def _in_a_world(machine: Machine) -> tuple[Step, ...]:
             question="Does one SELF-GRPO iteration of a small Qwen3 run from start to export?",
             command=(*train, *_iteration(machine, layout, "run")),
             deadline_s=450,
-            needs=(*WHOLE, *machine.layer, *flash),  # prompts are shared
+            needs=(*WHOLE, *machine.layer, *machine.flash),
             send_back=f"{LOGS}, and {machine.output / 'run'}/logs with metrics.jsonl; {ENVIRONMENT}",
         ),
         Step(
