@@ -60,6 +60,7 @@ def test_it_runs_in_a_checkout_that_is_not_installed_with_torch_and_triton_alone
         2 * [name for name in found["cases"] if name.endswith("(torch)")]
     )
     assert len(found["cases"]) >= 90
+    assert found["trainer"].startswith("logprobs "), found["trainer"]
     ours = [row for row in found["timings"] if row["formula"].startswith("selfemo")]
     assert len(ours) == 6
     assert all(row["median_ms"] > 0 for row in ours)

@@ -25,6 +25,8 @@ class Findings:
     """Largest error by case."""
     failures: dict[str, str] = field(default_factory=dict)
     """What was wrong, by case."""
+    trainer: str = ""
+    """How far three steps of the trainer are from the recorded ones, or why they did not run."""
     copy_bytes_per_s: float | None = None
     """Bytes read and written per second by a copy of a large tensor: the card's measured bandwidth."""
     timings: list[Timed] = field(default_factory=list)
@@ -72,6 +74,7 @@ class Findings:
         lines += [f"{len(self.cases)} cases agree, {len(self.failures)} do not.", ""]
         lines += [f"- FAILED {name}: {text}" for name, text in self.failures.items()]
         lines += [f"- {name}: {text}" for name, text in self.cases.items()]
+        lines += ["", "## Three steps of the trainer, against a CPU's", "", f"{self.trainer}."]
         lines += ["", "## Times", "", f"A copy moves {_scaled(self.copy_bytes_per_s, 1e9)} GB/s.", ""]
         lines += [
             "| operation | tokens | formula | ms | first ms | GB/s | of copy | TFLOP/s | extra GB | note |",

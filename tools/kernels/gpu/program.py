@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +27,12 @@ from tools.kernels.gpu.sweep import sweep
 from tools.kernels.gpu.timing import Clock, timed
 
 TIME_IS_UP = "not run: the time was up"
+ROOT = Path(__file__).resolve().parents[3]
+TRAINER = "three steps of the trainer"
+TRAINER_S = 150
+"""Seconds after which the trainer's steps are ended."""
+ABSENT_STATUS = 3
+"""Their exit status if a package is not installed."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Program:
         """Run every part; the findings are on disk after each."""
         first, *others = self._plan.tokens
         self._part("cases", self._cases)
+        self._part("trainer's steps", self._trainer)
         self._part("copy", self._copy)
         self._part(f"bench of {first} tokens", partial(self._bench, first, False))
         self._part("sweep", self._sweep)
@@ -102,6 +111,30 @@ class Program:
                     found.failures[title] = f"{type(error).__name__}: {str(error)[:300]}"
                     self._say(f"FAILED {title}: {found.failures[title]}")
         self._say(f"{len(found.cases)} cases agree with the oracle, {len(found.failures)} do not")
+
+    def _trainer(self) -> None:
+        """Run trainer.py as a process, since it needs more packages than torch and triton, or cannot."""
+        found = self.findings
+        if not self._has_time():
+            found.trainer = found.failures[TRAINER] = TIME_IS_UP
+            return
+        command = (sys.executable, "-m", "tools.kernels.gpu.trainer", "--device", self._device)
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=False, timeout=TRAINER_S
+            )
+        except subprocess.TimeoutExpired:
+            found.trainer = found.failures[TRAINER] = f"did not end in {TRAINER_S} s"
+            return
+        last = (done.stdout.splitlines() or [done.stderr[-300:]])[-1]
+        found.trainer = last
+        if done.returncode not in (0, ABSENT_STATUS):
+            found.failures[TRAINER] = f"{last} {done.stderr[-300:]}"
+        self._say(f"{TRAINER}: {last}")
 
     def _copy(self) -> None:
         source = torch.zeros(self._plan.copy_bytes, dtype=torch.int8, device=self._device)
