@@ -208,6 +208,9 @@ class TrainConfig:
     a run whose environment says otherwise in NVTE_FLASH_ATTN, NVTE_FUSED_ATTN or NVTE_UNFUSED_ATTN."""
     offload_during_rollout: bool = False
     """Move gradients and optimizer state to host memory while the engine generates (GPU)."""
+    fuse_weight_gradients: bool = False
+    """Let Transformer Engine's layers add weight gradients to the fp32 buffer in the matrix product, instead
+    of writing them in bf16 for every micro-batch first (GPU; unmeasured)."""
     fuse_output_layer: Literal["auto", "on", "off"] = "auto"
     """Take the loss from hidden states, 512 tokens at a time, so that a micro-batch's logits never
     exist. "auto" does it for a micro-batch whose logits would take more than 1 GiB on a rank

@@ -44,9 +44,7 @@ class CpuFusedAdam(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:
         """Update every parameter that has a gradient, once."""
         for group in self.param_groups:
-            if not group["params"]:  # as FusedAdam, which takes no step there
-                continue
-            group["step"] = group.get("step", 0) + 1
+            group["step"] = group.get("step", 0) + 1  # of an empty group too, as FusedAdam since 2.20
             params = [p for p in group["params"] if p.grad is not None]
             if params:
                 self._update(group, params)

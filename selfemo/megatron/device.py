@@ -81,8 +81,8 @@ def transformer_options(device: Device, share_prompts: bool = False) -> dict[str
     fused = device.is_cuda
     return {
         "use_cpu_initialization": not device.is_cuda,
-        # megatron-core's own output layer needs apex for it. The switch also sets Transformer Engine's
-        # fuse_wgrad_accumulation, whose layers would not: they write a bf16 gradient per micro-batch.
+        # megatron-core's own output layer needs apex for it; Transformer Engine's layers, which would not,
+        # are switched one by one (optimizer.fuse_weight_gradients).
         "gradient_accumulation_fusion": False,
         # The fused kernel counts positions from each segment's start.
         "apply_rope_fusion": fused and not share_prompts,

@@ -30,7 +30,13 @@ from selfemo.megatron.frozen import FrozenOutputs
 from selfemo.megatron.largest_gap import largest_over_ranks
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.offload import HostBuffers
-from selfemo.megatron.optimizer import build_optimizer, count_empty_groups, set_hyperparameters, wrap_chunks
+from selfemo.megatron.optimizer import (
+    build_optimizer,
+    counting_empty_groups,
+    fuse_weight_gradients,
+    set_hyperparameters,
+    wrap_chunks,
+)
 from selfemo.megatron.output_layer import LossAtOutput, completion_loss
 from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack, units
 from selfemo.megatron.parallel import Layout, copies_group, pipeline_group, tensor_group
@@ -76,6 +82,8 @@ class Learner:
             self.frozen_outputs,
         )
         self.wrapped = wrap_chunks(self.chunks, self.transformer_config, config.parallel)
+        if config.train.fuse_weight_gradients:
+            fuse_weight_gradients(self.chunks)
         # Losses are weighted sums, so gradients are summed and never divided by a token count.
         self.transformer_config.finalize_model_grads_func = lambda chunks, _tokens, **kwargs: (
             finalize_model_grads(chunks, None, **kwargs)
@@ -399,6 +407,6 @@ class Learner:
             grad_norm = float(self.optimizer.get_grad_norm())
             applied = math.isfinite(grad_norm) and math.isfinite(loss)
             if applied:
-                _, grad_norm, _ = self.optimizer.step()
-                count_empty_groups(self.optimizer)
+                with counting_empty_groups(self.optimizer):
+                    _, grad_norm, _ = self.optimizer.step()
         return StepStats(loss, float(grad_norm), applied, tokens, learning_rate)

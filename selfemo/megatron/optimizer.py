@@ -7,7 +7,8 @@ each step, so there is no scheduler state to save or lose.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -41,6 +42,19 @@ def wrap_chunks(
         )
         for index, chunk in enumerate(chunks)
     ]
+
+
+def fuse_weight_gradients(chunks: Sequence[torch.nn.Module]) -> None:
+    """Make every layer that can add its weight gradient to DDP's fp32 buffer in the matrix product.
+
+    Transformer Engine's linears can; they read the switch at each forward pass (2.20.2,
+    pytorch/module/linear.py, `fuse_wgrad_accumulation`). megatron-core's configuration would set it on
+    its own output layer as well, which then needs apex.
+    """
+    for chunk in chunks:
+        for module in chunk.modules():
+            if hasattr(module, "fuse_wgrad_accumulation"):
+                module.fuse_wgrad_accumulation = True
 
 
 def build_optimizer(
@@ -94,14 +108,18 @@ def set_hyperparameters(optimizer: MegatronOptimizer, learning_rate: float, weig
         group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
 
 
-def count_empty_groups(optimizer: MegatronOptimizer) -> None:
-    """Count a step in parameter groups that are empty on this rank (a stage of frozen layers).
+@contextmanager
+def counting_empty_groups(optimizer: MegatronOptimizer) -> Iterator[None]:
+    """Count the block's step once in parameter groups that are empty on this rank (frozen layers).
 
-    Adam passes them over, but a checkpoint stores the groups of rank 0, whose step every rank goes on with.
+    A checkpoint stores the groups of rank 0, whose step every rank goes on with. Transformer Engine's Adam
+    counts there since 2.20 (pytorch/optimizers/fused_adam.py, `step`), a rank without any parameter never.
     """
-    for group in optimizer.param_groups:
+    before = [group.get("step", 0) for group in optimizer.param_groups]
+    yield
+    for group, taken in zip(optimizer.param_groups, before, strict=True):
         if not group["params"]:
-            group["step"] = group.get("step", 0) + 1
+            group["step"] = taken + 1
 
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from selfemo.config.schema import ParallelConfig
+from selfemo.megatron import losses
 from tests.helpers.parity import Options, difference, learner, samples, three_steps
 from tests.helpers.tiny_model import save_tiny
 
@@ -49,6 +50,32 @@ def test_three_steps_in_bf16_stay_near_those_in_fp32(distributed, hf_dir, in_fp3
         assert found.loss <= 0.02 * max(map(abs, in_fp32.losses)), found
         assert found.grad_norm <= 0.05 * max(in_fp32.grad_norms), found
         assert found.parameter <= BF16_ULP, found
+
+
+def _logits_seen(hf_dir: str) -> set[tuple[torch.dtype, torch.dtype]]:
+    """Return the dtypes of logits and of their gradient that the loss of an SFT step sees."""
+    seen = set()
+    with learner(hf_dir, ParallelConfig(), Options(dtype="bfloat16")) as model:
+        batch = samples(model.architecture.vocab_size)
+
+        def looking(micro_batch, _):
+            inner = losses.sft_loss(micro_batch, model.context, len(batch))
+
+            def loss(predictions):
+                logits = predictions.logits_NV
+                logits.register_hook(lambda gradient: seen.add((logits.dtype, gradient.dtype)))
+                return inner(predictions)
+
+            return loss
+
+        model._forward_backward(model.plan(batch), looking)
+    return seen
+
+
+def test_logits_exist_once_in_bf16(distributed, hf_dir):
+    """Megatron's Float16Module would make an fp32 copy of what the model returns."""
+    (seen,) = distributed(1, _logits_seen, hf_dir, timeout_s=240)
+    assert seen == {(torch.bfloat16, torch.bfloat16)}
 
 
 def _small_steps(hf_dir: str, parallel: ParallelConfig, options: Options) -> dict[str, torch.Tensor]:
