@@ -29,11 +29,10 @@ from selfemo.megatron.device import Device
 from selfemo.megatron.frozen import FrozenOutputs
 from selfemo.megatron.largest_gap import largest_over_ranks
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
-from selfemo.megatron.offload import HostBuffers
+from selfemo.megatron.offload import HostMemory
 from selfemo.megatron.optimizer import (
     build_optimizer,
     counting_empty_groups,
-    fuse_weight_gradients,
     set_hyperparameters,
     wrap_chunks,
 )
@@ -81,9 +80,8 @@ class Learner:
             config.train.frozen_layers,
             self.frozen_outputs,
         )
-        self.wrapped = wrap_chunks(self.chunks, self.transformer_config, config.parallel)
-        if config.train.fuse_weight_gradients:
-            fuse_weight_gradients(self.chunks)
+        fuses = config.train.fuse_weight_gradients
+        self.wrapped = wrap_chunks(self.chunks, self.transformer_config, config.parallel, fuses)
         # Losses are weighted sums, so gradients are summed and never divided by a token count.
         self.transformer_config.finalize_model_grads_func = lambda chunks, _tokens, **kwargs: (
             finalize_model_grads(chunks, None, **kwargs)
@@ -93,8 +91,7 @@ class Learner:
             tensor_group=tensor_group() if layout.tensor_size > 1 else None,
             temperature=config.selfplay.temperature,
         )
-        self._offloaded = False
-        self._host_buffers = HostBuffers(device)
+        self._host_memory = HostMemory(device, moves_state=self.transformer_config.bf16)
         self.begin_stage()
 
     def begin_stage(self) -> None:
@@ -122,24 +119,14 @@ class Learner:
         return any(group.get("step") for group in self.optimizer.param_groups)
 
     def offload(self) -> None:
-        """Free gradient buffers and move optimizer state to host memory until the next step, if
-        train.offload_during_rollout is set.
-        """
-        if self.config.train.offload_during_rollout and not self._offloaded:
-            for chunk in self.wrapped:
-                chunk.offload_grad_buffers()
-            if self.transformer_config.bf16:  # in fp32, on a CPU, it would move the weights themselves
-                self._host_buffers.offload(self.optimizer)
-            self._offloaded = True
+        """Free gradients and move optimizer state to host memory, if train.offload_during_rollout is set."""
+        if self.config.train.offload_during_rollout:
+            self._host_memory.offload(self.wrapped, self.optimizer)
 
     def restore(self) -> None:
         """Bring back the state that `offload` moved, if it did."""
-        if self._offloaded:
-            for chunk in self.wrapped:
-                chunk.restore_grad_buffers()
-            if self.transformer_config.bf16:
-                self._host_buffers.restore(self.optimizer)
-            self._offloaded = False
+        if self._host_memory.is_used:
+            self._host_memory.restore(self.wrapped, self.optimizer)
 
     def plan(self, samples: Sequence[TrainingSample], min_tokens: int = 0) -> list[MicroBatch]:
         """Pack this rank's share of the batch; every rank gets the same number of micro-batches.

@@ -7,10 +7,11 @@ weights: in fp32 it holds the weights themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from selfemo.megatron.device import Device
@@ -20,30 +21,41 @@ Place = tuple[int, int, str]
 WEIGHT = "weight"
 
 
-class HostBuffers:
+class HostMemory:
     """Host memory for one rank's optimizer state: a buffer for each of its tensors."""
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    def __init__(self, device: Device, moves_state: bool) -> None:
+        """Begin with no buffers; without `moves_state` gradient buffers are freed and nothing moves."""
+        self._device, self._moves_state = device, moves_state
         self._buffers: dict[Place, torch.Tensor] = {}
+        self.is_used = False
+        """True while the state is here."""
 
     @torch.no_grad()
-    def offload(self, optimizer: MegatronOptimizer) -> None:
-        """Move every fp32 weight and moment to its buffer, and give the device's memory back."""
-        moved = list(_tensors(optimizer))
+    def offload(self, wrapped: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+        """Free gradient buffers and move every fp32 weight and moment to its buffer, once."""
+        if self.is_used:
+            return
+        for chunk in wrapped:
+            chunk.offload_grad_buffers()
+        moved = list(_tensors(optimizer)) if self._moves_state else []
         for place, tensor, _ in moved:
             self._buffer(place, tensor).copy_(tensor, non_blocking=True)
         self._device.synchronize()
         for place, tensor, state in moved:
             _put(place, self._buffers[place], tensor, state)
         self._device.release_cached()
+        self.is_used = True
 
     @torch.no_grad()
-    def restore(self, optimizer: MegatronOptimizer) -> None:
-        """Copy back what `offload` moved; the buffers stay for the next time."""
-        for place, tensor, state in list(_tensors(optimizer)):
+    def restore(self, wrapped: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+        """Make gradient buffers and copy back what `offload` moved; the buffers stay for the next time."""
+        for chunk in wrapped:
+            chunk.restore_grad_buffers()
+        for place, tensor, state in list(_tensors(optimizer)) if self._moves_state else []:
             _put(place, tensor.to(self._device.torch_device, non_blocking=True, copy=True), tensor, state)
         self._device.synchronize()
+        self.is_used = False
 
     def _buffer(self, place: Place, tensor: torch.Tensor) -> torch.Tensor:
         found = self._buffers.get(place)

@@ -22,11 +22,19 @@ from selfemo.config.schema import ParallelConfig, TrainConfig
 
 
 def wrap_chunks(
-    chunks: Sequence[torch.nn.Module], config: TransformerConfig, parallel: ParallelConfig
+    chunks: Sequence[torch.nn.Module],
+    config: TransformerConfig,
+    parallel: ParallelConfig,
+    fuses_gradients: bool = False,
 ) -> list[DistributedDataParallel]:
     """Wrap each chunk in Megatron's DDP (and Float16Module in bf16), with contiguous fp32 gradient
     buffers.
+
+    Args:
+        fuses_gradients: as train.fuse_weight_gradients.
     """
+    if fuses_gradients:
+        fuse_weight_gradients(chunks)
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=parallel.distributed_optimizer,

@@ -14,6 +14,7 @@ import torch
 
 from selfemo.kernels import torch_backend
 from tests.helpers.kernel_cases import PRESETS, make_case
+from tools.kernels.gpu import trainer
 from tools.kernels.gpu.cases import Mismatch, Place, check_loss, within
 from tools.kernels.gpu.predictions import (
     BOTH,
@@ -29,7 +30,7 @@ from tools.kernels.gpu.predictions import (
     PROJECTION,
     compared,
 )
-from tools.kernels.gpu.program import TIME_IS_UP, Program
+from tools.kernels.gpu.program import ABSENT_STATUS, TIME_IS_UP, Program
 from tools.kernels.gpu.rows import Timed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +74,26 @@ def test_it_runs_in_a_checkout_that_is_not_installed_with_torch_and_triton_alone
         "sequence_loss",
         "group_advantages",
     }
+
+
+def test_steps_that_are_a_thousandth_off_or_no_number_are_told_and_rounding_is_not() -> None:
+    recorded = json.loads(trainer.RECORDED.read_text())["figures"]
+    assert recorded.keys() == {"logprobs", "losses", "gradient norms", "statistics", "weights moved"}
+    for factor, is_near in ((1 + 1e-6, True), (1.001, False), (float("nan"), False)):
+        for name in recorded:
+            found = {**recorded, name: [factor * value for value in recorded[name]]}
+            line, near = trainer.compare(found, recorded)
+            assert near is is_near, (name, factor, line)
+    assert not trainer.compare({**recorded, "losses": recorded["losses"][:1]}, recorded)[1]
+
+
+def test_steps_that_lack_a_package_say_which(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "megatron.core", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "selfemo.megatron.learner", raising=False)
+    assert trainer.main(["--device", "cpu"]) == ABSENT_STATUS
+    assert capsys.readouterr().out == "not run: needs megatron.core, not installed here\n"
 
 
 def test_a_gradient_that_is_wrong_by_a_thousandth_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from selfemo.megatron.cpu_adam import CpuFusedAdam
 from selfemo.megatron.device import Device
-from selfemo.megatron.offload import HostBuffers
+from selfemo.megatron.offload import HostMemory
 
 CPU = Device("cpu", "gloo", torch.device("cpu"))
 
@@ -22,10 +22,10 @@ def addresses(adam: CpuFusedAdam) -> list[int]:
 
 def test_state_goes_to_the_same_buffers_every_time_and_comes_back_as_it_was() -> None:
     parameters = [torch.nn.Parameter(torch.randn(3, 5)), torch.nn.Parameter(torch.randn(7))]
-    adam, buffers = CpuFusedAdam(parameters), HostBuffers(CPU)
+    adam, buffers = CpuFusedAdam(parameters), HostMemory(CPU, moves_state=True)
     optimizer = SimpleNamespace(chained_optimizers=[SimpleNamespace(optimizer=adam)])
-    buffers.offload(optimizer)  # before the first step there are no moments
-    buffers.restore(optimizer)
+    buffers.offload([], optimizer)  # before the first step there are no moments
+    buffers.restore([], optimizer)
     seen = []
     for _ in range(2):
         for parameter in parameters:
@@ -33,10 +33,10 @@ def test_state_goes_to_the_same_buffers_every_time_and_comes_back_as_it_was() ->
         adam.step()
         before = [t.clone() for p in parameters for t in (p, *adam.state[p].values())]
         on_device = addresses(adam)
-        buffers.offload(optimizer)
+        buffers.offload([], optimizer)
         seen.append(addresses(adam))
         assert not set(on_device) & set(seen[-1])
-        buffers.restore(optimizer)
+        buffers.restore([], optimizer)
         assert not set(addresses(adam)) & set(seen[-1])
         after = [t for p in parameters for t in (p, *adam.state[p].values())]
         assert all(a.equal(b) for a, b in zip(before, after, strict=True))
@@ -44,6 +44,6 @@ def test_state_goes_to_the_same_buffers_every_time_and_comes_back_as_it_was() ->
 
 
 def test_a_rank_that_trains_nothing_has_nothing_to_move() -> None:
-    buffers, optimizer = HostBuffers(CPU), SimpleNamespace(optimizer=None)
-    buffers.offload(optimizer)
-    buffers.restore(optimizer)
+    buffers, optimizer = HostMemory(CPU, moves_state=True), SimpleNamespace(optimizer=None)
+    buffers.offload([], optimizer)
+    buffers.restore([], optimizer)

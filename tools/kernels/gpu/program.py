@@ -25,14 +25,13 @@ from tools.kernels.gpu.properties import all_cases
 from tools.kernels.gpu.rows import Timed
 from tools.kernels.gpu.sweep import sweep
 from tools.kernels.gpu.timing import Clock, timed
+from tools.kernels.gpu.trainer import ABSENT_STATUS
 
 TIME_IS_UP = "not run: the time was up"
 ROOT = Path(__file__).resolve().parents[3]
 TRAINER = "three steps of the trainer"
 TRAINER_S = 150
 """Seconds after which the trainer's steps are ended."""
-ABSENT_STATUS = 3
-"""Their exit status if a package is not installed."""
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ import torch
 import torch.distributed as dist
 
 RECORDED = Path(__file__).with_name("trainer_figures.json")
-ABSENT_STATUS = 3
 LAYERS, VOCABULARY = 2, 499
-LEARNING_RATE = 1e-2
+LEARNING_RATE = 1e-3
+ABSENT_STATUS = 3
 Figures = dict[str, list[float]]
 """Groups of figures of one kind, by name."""
 
