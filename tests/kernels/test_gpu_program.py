@@ -97,7 +97,10 @@ def test_steps_that_lack_a_package_say_which() -> None:
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (ABSENT_STATUS, "not run: needs megatron, not installed here\n")
+    assert (done.returncode, done.stdout) == (
+        ABSENT_STATUS,
+        "not run: needs megatron.core, not installed here\n",
+    )
 
 
 def test_a_gradient_that_is_wrong_by_a_thousandth_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
