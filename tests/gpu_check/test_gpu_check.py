@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -37,6 +38,14 @@ def python(name: str, program: str, deadline_s: int = 60) -> Step:
     return Step(name, "?", (sys.executable, "-c", program), deadline_s, "its log")
 
 
+def is_running(pid: int) -> bool:
+    """Tell whether a process exists and is no zombie, which nobody has waited for yet."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @needs_no_gpu
 @pytest.mark.parametrize(
     "command",
@@ -55,17 +64,22 @@ def test_without_a_gpu_every_step_says_so_and_the_status_is_three(command: list[
 
 
 def test_a_step_that_crashes_or_hangs_stops_no_other_and_says_what_to_send(tmp_path: Path) -> None:
-    """Run steps of which one crashes and one hangs; the hanging one has a child that would outlive it."""
+    """Run steps of which one crashes and one hangs; the hanging one has children that would outlive it.
+
+    One of them has a session of its own, as torchrun's ranks have.
+    """
+    pids = tmp_path / "pids"
     child = (
-        "import subprocess, sys, time; "
-        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); time.sleep(600)"
+        "import subprocess, sys, time; sleep = [sys.executable, '-c', 'import time; time.sleep(600)']; "
+        "children = [subprocess.Popen(sleep), subprocess.Popen(sleep, start_new_session=True)]; "
+        f"open({str(pids)!r}, 'w').write(' '.join(str(c.pid) for c in children)); time.sleep(600)"
     )
     said: list[str] = []
     started = time.monotonic()
     outcomes = run_steps(
         [
             python("crash", "raise RuntimeError('broken')"),
-            python("hang", child, deadline_s=3),
+            python("hang", child, deadline_s=10),
             python("absent", f"print('needs a GPU'); raise SystemExit({SKIPPED_STATUS})"),
             python("fine", "print('done')"),
         ],
@@ -75,6 +89,9 @@ def test_a_step_that_crashes_or_hangs_stops_no_other_and_says_what_to_send(tmp_p
     assert time.monotonic() - started < 300
     assert [outcome.result for outcome in outcomes] == ["failed", "timed out", "skipped", "passed"]
     assert [bool(outcome.send_back) for outcome in outcomes] == [True, True, False, False]
+    while running := [pid for pid in map(int, pids.read_text().split()) if is_running(pid)]:
+        assert time.monotonic() - started < 300, running
+        time.sleep(0.1)
     assert "broken" in outcomes[0].tail[-1]
     assert any("needs a GPU" in line for line in said)
     report = json.loads((tmp_path / "report.json").read_text())

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import psutil
+
 from selfemo.commands.doctor import installed_versions, read_driver
 from tools.gpu_check.steps import Machine, Step
 
@@ -172,10 +174,18 @@ def _write(path: Path, text: str) -> None:
 def _end_session(process: subprocess.Popen[bytes]) -> None:
     """Kill the step's remaining processes, its own children included.
 
-    The step's session is its own, so no other process is hit.
+    The step's session is its own, so no other process is hit. torchrun gives each rank a session of its own,
+    in which one that hangs would outlive it and hold its GPU.
     """
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        children = []
     with contextlib.suppress(ProcessLookupError):  # no process is left in it
         os.killpg(process.pid, signal.SIGKILL)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     process.wait()
 
 
