@@ -16,7 +16,7 @@ import psutil
 
 from selfemo.common.errors import UserError
 from selfemo.config.checks import planned_architecture, run_violations
-from selfemo.config.dtype import this_machine_has_gpu
+from selfemo.config.dtype import gpus_here, this_machine_has_gpu
 from selfemo.config.layout import layout_of
 from selfemo.config.schema import RunConfig
 from selfemo.config.training_corpus import load_run_corpus
@@ -67,6 +67,7 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False, nodes:
         fetch(config.model.path)
     check_layout(config, world_size, by_name=planning)
     if not planning:
+        check_gpus(world_size // nodes, gpus_here())
         check_host_memory(config, nodes, world_size // nodes)
     missing = []
     if config.model.path and not local_directory(config.model.path).is_dir():
@@ -140,6 +141,19 @@ def check_layout(config: RunConfig, world_size: int, by_name: bool = False) -> N
     if violations:
         raise UserError(
             "; ".join(violations) + ": choose sizes that fit, or torchrun's --nproc-per-node to match"
+        )
+
+
+def check_gpus(processes_per_node: int, gpus: int) -> None:
+    """Refuse more processes than this node has GPUs; without a GPU they run on its processor.
+
+    Raises:
+        UserError: each process needs a GPU of its own.
+    """
+    if 0 < gpus < processes_per_node:
+        raise UserError(
+            f"{processes_per_node} processes on this node, which shows {gpus} GPUs: lower --nproc-per-node "
+            "(GPUS_PER_NODE for the launch scripts), or look at CUDA_VISIBLE_DEVICES"
         )
 
 

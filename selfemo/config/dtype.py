@@ -51,8 +51,18 @@ def this_machine(environment: Mapping[str, str] = os.environ) -> Automatic:
 
 def this_machine_has_gpu(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a GPU is here. One that CUDA_VISIBLE_DEVICES hides does not count."""
-    hidden = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
+    return gpus_here(environment) > 0
+
+
+def gpus_here(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> int:
+    """Count the GPUs that processes of this machine can use, without loading a library.
+
+    CUDA_VISIBLE_DEVICES lists them where it is set; an entry may be a part of a GPU (MIG).
+    """
+    found, listed = len([*devices.glob("nvidia[0-9]*")]), environment.get("CUDA_VISIBLE_DEVICES")
+    if not found or listed is None:
+        return found
+    return 0 if listed.startswith("-1") else len([name for name in listed.split(",") if name.strip()])
 
 
 def with_dtypes(config: RunConfig, found: Automatic) -> RunConfig:

@@ -13,6 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from selfemo.commands.main import app
+from selfemo.commands.preflight import check_gpus
+from selfemo.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = (
@@ -178,3 +180,12 @@ def test_a_dry_run_names_the_field_that_draws_a_dev_split(tmp_path: Path) -> Non
     assert "corpus.dev_share" in line
     told = passed(tmp_path, f"corpus.path={tmp_path / 'mine.jsonl'}", "corpus.dev_share=0.3")
     assert "(dialogues: train 7, dev 3, test 0;" in told
+
+
+def test_more_processes_than_gpus_are_refused_before_a_launch() -> None:
+    with pytest.raises(
+        UserError, match="8 processes on this node, which shows 4 GPUs: lower --nproc-per-node"
+    ):
+        check_gpus(8, 4)
+    check_gpus(4, 4)
+    check_gpus(2, 0)  # on a processor

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from selfemo.commands.main import app
-from selfemo.config.dtype import automatic, this_machine, with_dtypes
+from selfemo.config.dtype import automatic, gpus_here, this_machine, with_dtypes
 from selfemo.config.load import as_yaml, load_config, read_config
 
 CPUINFO = "processor\t: 0\nmodel name\t: A processor\nflags\t\t: fpu {}\nbugs\t\t: amx_bf16\n"
@@ -59,3 +60,18 @@ def test_a_plan_is_for_gpus_and_the_doctor_says_what_it_is_here() -> None:
     (said,) = (finding for finding in findings if finding["name"] == "dtype=auto")
     assert said["status"] == "ok"
     assert said["found"].startswith(f"{this_machine().dtype}: ")
+
+
+@pytest.mark.parametrize(
+    ("listed", "count"),
+    [(None, 4), ("", 0), ("-1", 0), ("0,3", 2), ("MIG-aa, MIG-bb", 2), ("GPU-aa,", 1)],
+)
+def test_gpus_are_those_that_processes_can_use(tmp_path: Path, listed: str | None, count: int) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidia2", "nvidia3", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    environment = {} if listed is None else {"CUDA_VISIBLE_DEVICES": listed}
+    assert gpus_here(environment, tmp_path) == count
+
+
+def test_a_list_of_gpus_makes_none_where_there_is_none(tmp_path: Path) -> None:
+    assert gpus_here({"CUDA_VISIBLE_DEVICES": "0,1"}, tmp_path) == 0
