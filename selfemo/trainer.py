@@ -1,8 +1,8 @@
 """Trains a model: SFT start, then iterations of self-play, rewards, flywheel, SELF-GRPO step, weight sync.
 
-Every rank runs this file with the same data. Three kinds of work are shared out: generation over the engines;
-prompts, readings and rewards over the ranks; a training step over Megatron's layout. Their results are
-gathered or reduced. The rest (flywheel rule, advantages) is computed alike on every rank.
+Every rank runs this file with the same data. Three kinds of work are shared out: episodes over the engines;
+rewards over the ranks; a training step over Megatron's layout. Their results are gathered or reduced. The
+rest (flywheel rule, advantages) is computed alike on every rank.
 
 `state.reached` records how far the run has come, and may write a checkpoint there. An interrupted run starts
 at the place that its newest checkpoint records.
@@ -28,6 +28,7 @@ from selfemo.records.directory import FLYWHEEL_NAME, RunDirectory
 from selfemo.records.inputs import record_inputs
 from selfemo.records.training_dialogues import record_training_dialogues
 from selfemo.rewards.scoring import Rewards
+from selfemo.run.episodes import EpisodesByEngine
 from selfemo.run.guards import check_rewards
 from selfemo.run.journal import Journal
 from selfemo.run.policy_update import policy_update
@@ -97,6 +98,7 @@ class Trainer:
             run_seed=config.seed,
             deal=map_over_ranks,
         )
+        self.episodes = EpisodesByEngine(self.selfplay, system.engine, config.rollout.tensor_parallel, stop)
         is_main, path = system.world.layout.is_main, run.path(FLYWHEEL_NAME)
         self.flywheel = Flywheel(config.flywheel, system.corpus, self.rewards, path, is_writer=is_main)
         self.held_out = evaluation_turns(
@@ -147,7 +149,7 @@ class Trainer:
                 self.flywheel.kept_dialogues(before_iteration=iteration),
                 self.taught(iteration),
             )
-            episodes = self.selfplay.play(openings, iteration)
+            episodes = self.episodes.play(openings, iteration)
             self.system.engine.sleep()
         with self.journal.phase("reward"):
             groups = self.rewards.score_groups(

@@ -9,10 +9,13 @@ run alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from selfemo.common.errors import on_all_ranks
 from selfemo.process import watchdog
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 
 class Deal(Protocol):
@@ -36,15 +39,26 @@ def map_over_ranks[T, R](compute: Callable[[T], R], items: Sequence[T], /) -> li
     Raises:
         Exception: raised by `compute`, on every rank alike; if several ranks raise, the first one's.
     """
-    with watchdog.doing(f"{compute.__name__.strip('_')} of {len(items)} items over the ranks"):
-        return _over_ranks(compute, items)
+    return over_group(None)(compute, items)
 
 
-def _over_ranks[T, R](compute: Callable[[T], R], items: Sequence[T]) -> list[R]:
+def over_group(group: dist.ProcessGroup | None) -> Deal:
+    """Return a Deal that shares work out over the ranks of a group (None: all ranks), as `map_over_ranks`."""
+
+    def deal[T, R](compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
+        with watchdog.doing(f"{compute.__name__.strip('_')} of {len(items)} items over the ranks"):
+            return _over_ranks(compute, items, group)
+
+    return deal
+
+
+def _over_ranks[T, R](
+    compute: Callable[[T], R], items: Sequence[T], group: dist.ProcessGroup | None
+) -> list[R]:
     # imported here: the report reads records whose module names Deal, and needs no torch
     import torch.distributed as dist
 
-    ranks, rank = dist.get_world_size(), dist.get_rank()
+    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
     mine: list[R] = []
     raised: Exception | None = None
     try:
@@ -53,7 +67,7 @@ def _over_ranks[T, R](compute: Callable[[T], R], items: Sequence[T]) -> list[R]:
         raised = error
     shares: list[tuple[list[R], Exception | None]] = [(mine, raised)] * ranks
     if ranks > 1:
-        dist.all_gather_object(shares, (mine, raised))
+        dist.all_gather_object(shares, (mine, raised), group=group)
     for _, failure in shares:
         if failure is not None:
             raise on_all_ranks(failure)

@@ -25,6 +25,10 @@ class Stopped(Exception):
     """Raised on every rank at the same place if the run was asked to stop."""
 
 
+class OtherRankFailed(Exception):
+    """Raised on the other ranks, at their next check, if one has failed in work of its own."""
+
+
 class StopRequest:
     """The request to stop, shared by the ranks."""
 
@@ -32,13 +36,28 @@ class StopRequest:
         self._device, self._signals = device, signals
 
     def check(self) -> None:
-        """Raise Stopped on every rank if some rank was asked. Collective."""
-        asked = torch.tensor([self._signals.asked], device=self._device)
-        with watchdog.doing("agreement whether to stop"):
-            dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        """Raise Stopped on every rank if some rank was asked. Collective.
+
+        Raises:
+            OtherRankFailed: a rank called `failed` instead; no rank stops then.
+        """
+        asked, failed = self._agree(failed=False)
+        if failed:
+            raise OtherRankFailed
         if asked:
-            self._signals.asked = int(asked)
-            raise Stopped(signal.Signals(self._signals.asked).name)
+            self._signals.asked = asked
+            raise Stopped(signal.Signals(asked).name)
+
+    def failed(self) -> None:
+        """Meet the check that the other ranks are at or come to, and end their work there."""
+        self._agree(failed=True)
+
+    def _agree(self, failed: bool) -> tuple[int, int]:
+        found = torch.tensor([self._signals.asked, failed], device=self._device)
+        with watchdog.doing("agreement whether to stop"):
+            dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        asked, failures = found.tolist()
+        return asked, failures
 
 
 class GuardedGenerator:

@@ -13,7 +13,7 @@ Then the best reply is appended and the roles swap. If no reply of an episode ca
 Every phase 1 and phase 2 is a group for SELF-GRPO. Sampling seeds derive from (run, iteration, episode, turn,
 role, sample): the result does not depend on how episodes are dealt over ranks, and any sample can be
 generated again alone. Prompts, readings, gates and votes take most of this module's time and are pure
-functions of values that every rank has, so `deal` shares them out over the ranks.
+functions of values that every rank of an engine has, so `deal` shares them out over these ranks.
 """
 
 from __future__ import annotations
@@ -72,6 +72,9 @@ class SelfPlay:
     config: SelfPlayConfig
     run_seed: int
     deal: Deal = one_by_one
+    asks_when_idle: bool = False
+    """Whether the generator is called with no requests too: every set of openings then takes the same number
+    of calls, so ranks that play different ones can meet at each."""
 
     def __post_init__(self) -> None:
         """Check that targets can be drawn if turns are to be generated.
@@ -184,9 +187,12 @@ class SelfPlay:
             for live, mine in zip(lives, prompts, strict=True)
             for i, prompt in enumerate(mine)
         ]
-        completions = self.generator.generate(requests) if requests else []
+        completions = self._complete(requests)
         pairs = list(zip(requests, completions, strict=True))
         return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+    def _complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        return self.generator.generate(requests) if requests or self.asks_when_idle else []
 
     def _show(self, asked: _Asked) -> tuple[int, ...]:
         """Build the recognizer's prompt in one view."""
@@ -221,7 +227,7 @@ class SelfPlay:
         dialogues = [[*lives[i].turns, Turn(lives[i].speakers[0], clean_line(gated[i][0]))] for i in places]
         prompts = self.deal(self.prompts.recognize, dialogues)
         requests = [self.recognizer.greedy_request(prompt) for prompt in prompts]
-        completions = self.generator.generate(requests) if requests else []
+        completions = self._complete(requests)
         found: list[Reading | None] = [None] * len(gated)
         for i, (_, reading) in zip(places, self.deal(self.recognizer.read, completions), strict=True):
             found[i] = reading

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from selfemo.config.checks import planned_architecture
 from selfemo.config.layout import Layout
@@ -34,7 +33,7 @@ from selfemo.selfplay.consensus import vote
 from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.openings import OpeningPool
 from selfemo.selfplay.prompts import PromptBuilder
-from selfemo.selfplay.records import Group, Sample
+from selfemo.selfplay.records import Episode, Group, Sample
 from selfemo.selfplay.transitions import TransitionPrior
 
 GROUP_SIZE = 8
@@ -162,10 +161,7 @@ def _packing(_: Corpus, samples: int) -> float:
 
 
 class _Engine:
-    """Stands for the engines and for the other ranks.
-
-    It returns completions of the usual lengths, and adds up the time of the work that the others would do.
-    """
+    """Stands for an engine: it returns completions of the usual lengths, and adds up the time this takes."""
 
     def __init__(
         self, answers: Sequence[tuple[int, ...]], utterances: Sequence[tuple[int, ...]], answer_tokens: int
@@ -176,36 +172,22 @@ class _Engine:
             utterances,
             answer_tokens,
         )
-        self.engine_s = self.shared_s = 0.0
+        self.engine_s = 0.0
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """Return completions as they come from other ranks."""
+        """Return one completion per request."""
         started = time.process_time()
         pools = [
             self._answers if request.max_tokens == self._answer_tokens else self._utterances
             for request in requests
         ]
-        sent = pickle.dumps(
-            [Completion(ids, (-0.1,) * len(ids), True) for ids in map(self._draw.choice, pools)]
-        )
+        completions = [Completion(ids, (-0.1,) * len(ids), True) for ids in map(self._draw.choice, pools)]
         self.engine_s += time.process_time() - started
-        completions: list[Completion] = pickle.loads(sent)
         return completions
-
-    def deal(self, compute: Callable[[Any], Any], items: Sequence[Any], /) -> list[Any]:
-        """Return all shares, as they come from other ranks."""
-        started = time.process_time()
-        sent = pickle.dumps([compute(item) for item in items])
-        self.shared_s += time.process_time() - started
-        results: list[Any] = pickle.loads(sent)
-        return results
 
 
 def _self_play(corpus: Corpus, samples: int) -> tuple[float, float]:
-    """Return the seconds of self-play that ranks share out, and those that each spends for all.
-
-    The latter are requests, and the results that the others sent.
-    """
+    """Return the seconds of playing episodes, which engines share out, and of unpacking those of all."""
     from selfemo.selfplay.tokenizer_texts import tokenizer_texts
     from selfemo.tokens.encoder import ChatEncoder
     from selfemo.tokens.training import save_tokenizer, train_tokenizer
@@ -228,20 +210,20 @@ def _self_play(corpus: Corpus, samples: int) -> tuple[float, float]:
         encoder, corpus.labels, config.corpus.history_turns, config.corpus.max_turn_tokens
     )
     score = Rewards(config.reward, train, corpus.labels).score
-    selfplay = SelfPlay(
-        engine, prompts, score, TransitionPrior.estimate(train), play, config.seed, engine.deal
-    )
+    selfplay = SelfPlay(engine, prompts, score, TransitionPrior.estimate(train), play, config.seed)
     pool = OpeningPool(corpus, play, config.seed, config.corpus.history_turns)
-    played, iteration, seconds = 0, 0, 0.0
+    played, iteration, own_s, all_s = 0, 0, 0.0, 0.0
     while played < samples:
         openings = pool.draw(iteration, [])
         started = time.process_time()
-        episodes = selfplay.play(openings, iteration)
-        seconds += time.process_time() - started
+        sent = pickle.dumps(selfplay.play(openings, iteration))
+        packed = time.process_time()
+        episodes: list[Episode] = pickle.loads(sent)
+        own_s, all_s = own_s + packed - started, all_s + time.process_time() - packed
         played += sum(len(group.samples) for episode in episodes for group in episode.groups)
         iteration += 1
     of_asked = samples / played
-    return engine.shared_s * of_asked, (seconds - engine.shared_s - engine.engine_s) * of_asked
+    return (own_s - engine.engine_s) * of_asked, all_s * of_asked
 
 
 def _rewarding(corpus: Corpus, samples: int) -> float:

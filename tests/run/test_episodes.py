@@ -1,0 +1,126 @@
+"""Test episodes played by engine, over gloo ranks: they are those of one rank, whatever the engines' size."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from selfemo.common.errors import UserError
+from selfemo.config.schema import RewardConfig
+from selfemo.process.stop import StopSignals
+from selfemo.rewards.scoring import Rewards
+from selfemo.rollout.api import Completion, GenerationRequest
+from selfemo.run.episodes import EpisodesByEngine
+from selfemo.run.stoppable import Stopped, StopRequest
+from selfemo.selfplay.episode import SelfPlay
+from selfemo.selfplay.openings import OpeningPool
+from selfemo.selfplay.prompts import PromptBuilder
+from selfemo.selfplay.records import Episode, Opening
+from selfemo.selfplay.transitions import TransitionPrior
+from tests.flywheel.test_flywheel import CONFIG, CORPUS, TRAIN, speak
+from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator
+
+ITERATION = 2
+OPENINGS = OpeningPool(CORPUS, CONFIG, 5, 3).draw(ITERATION)
+
+
+def _speak(prompt: str, request: GenerationRequest) -> str:
+    """Answer as `speak`, but name the label in two replies of three, so that some episodes end early."""
+    return "what a joy it is" if prompt.startswith("Write") and request.seed % 3 else speak(prompt, request)
+
+
+class _Engine(ScriptedGenerator):
+    """An engine that answers from a script, and raises at its call number `fails_at`."""
+
+    def __init__(self, fails_at: int = -1, max_length: int = 10_000) -> None:
+        super().__init__(_speak)
+        self.fails_at, self.max_length = fails_at, max_length
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        if len(self.calls) == self.fails_at:
+            raise RuntimeError(f"engine of rank {dist.get_rank()} is broken")
+        return super().generate(requests)
+
+
+def _self_play() -> SelfPlay:
+    score = Rewards(RewardConfig(), TRAIN, LABELS).score
+    prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
+    return SelfPlay(ScriptedGenerator(_speak), prompts, score, TransitionPrior.estimate(TRAIN), CONFIG, 5)
+
+
+def _by_engine(engine: _Engine, tensor_parallel: int, signals: StopSignals | None = None) -> EpisodesByEngine:
+    stop = StopRequest(torch.device("cpu"), signals or StopSignals())
+    return EpisodesByEngine(_self_play(), engine, tensor_parallel, stop)  # type: ignore[arg-type]
+
+
+def _played(tensor_parallel: int, openings: list[Opening]) -> tuple[list[Episode], list[list[int]]]:
+    """Return the episodes, and the seeds that this rank's engine was asked for, call by call."""
+    engine = _Engine()
+    found = _by_engine(engine, tensor_parallel).play(openings, ITERATION)
+    return found, [[request.seed for request in call] for call in engine.calls]
+
+
+@pytest.mark.parametrize(("ranks", "tensor_parallel"), [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4)])
+def test_episodes_are_those_of_one_rank(distributed, ranks: int, tensor_parallel: int) -> None:
+    alone = _self_play().play(OPENINGS, ITERATION)
+    assert len({len(episode.groups) for episode in alone}) > 1, "some end early, so engines have idle turns"
+    found = distributed(ranks, _played, tensor_parallel, OPENINGS)
+    assert [episodes for episodes, _ in found] == [alone] * ranks
+    asked = [seeds for _, seeds in found]
+    for first in range(0, ranks, tensor_parallel):
+        assert asked[first : first + tensor_parallel] == [asked[first]] * tensor_parallel
+    engines = asked[::tensor_parallel]
+    sampled = [{seed for call in calls for seed in call if seed} for calls in engines]
+    assert sum(map(len, sampled)) == len(set().union(*sampled)), "each episode is asked of one engine"
+    assert all(sampled)
+
+
+def test_engines_without_an_episode_keep_step(distributed) -> None:
+    alone = _self_play().play(OPENINGS[:1], ITERATION)
+    found = distributed(4, _played, 1, OPENINGS[:1])
+    assert [episodes for episodes, _ in found] == [alone] * 4
+    assert sum(any(calls) for _, calls in found) == 1
+    assert distributed(2, _played, 1, []) == [([], [[]] * 3 * CONFIG.turns)] * 2
+
+
+def _failing(tensor_parallel: int, fails_at: dict[int, int], max_length: list[int]) -> tuple[str, int]:
+    """Return what the ranks raise, and the number of episodes that they play after it."""
+    rank = dist.get_rank()
+    by_engine = _by_engine(_Engine(fails_at.get(rank, -1), max_length[rank]), tensor_parallel)
+    try:
+        by_engine.play(OPENINGS, ITERATION)
+    except (RuntimeError, UserError) as error:
+        return str(error), len(_by_engine(_Engine(), tensor_parallel).play(OPENINGS, ITERATION))
+    return "", 0
+
+
+@pytest.mark.parametrize("call", [0, 1, 3 * CONFIG.turns - 1])
+def test_one_engines_failure_ends_all_ranks_in_step(distributed, call: int) -> None:
+    both = {2: call, 3: call}
+    told = [("engine of rank 2 is broken", len(OPENINGS))] * 4
+    assert distributed(4, _failing, 1, {2: call, 3: 0} if call == 0 else {2: call}, [10_000] * 4) == told
+    assert distributed(4, _failing, 2, both, [10_000] * 4) == told
+
+
+def test_a_prompt_too_long_for_one_engine_is_told_by_all(distributed) -> None:
+    told = distributed(2, _failing, 1, {}, [10_000, 60])
+    assert told == [told[0]] * 2
+    assert "model.max_length=60 holds fewer" in told[0][0]
+
+
+def _stopped(asked_rank: int) -> str:
+    signals = StopSignals()
+    signals.asked = int(signal.SIGTERM) if dist.get_rank() == asked_rank else 0
+    try:
+        _by_engine(_Engine(), 1, signals).play(OPENINGS, ITERATION)
+    except Stopped as stopped:
+        return str(stopped)
+    return ""
+
+
+def test_a_request_to_stop_stops_all_engines(distributed) -> None:
+    assert distributed(2, _stopped, 1) == ["SIGTERM"] * 2
