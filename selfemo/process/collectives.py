@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch.distributed as dist
 
 from selfemo.common.errors import UserError, on_all_ranks
+from selfemo.process import watchdog
 
 
 def on_rank0[T](compute: Callable[[], T]) -> T:
@@ -40,6 +41,31 @@ def fail_together(problem: str) -> None:
     for rank, (host, found) in enumerate(problems):
         if found:
             raise on_all_ranks(UserError(f"rank {rank} on {host}: {found}" if rank else found))
+
+
+def raise_together(raised: Exception | None) -> None:
+    """Raise an exception on every rank if some rank has one; of several, the first rank's. Collective."""
+    found = [raised] * dist.get_world_size()
+    if len(found) > 1:
+        with watchdog.doing("agreement whether a rank failed"):
+            dist.all_gather_object(found, raised)
+    for error in found:
+        if error is not None:
+            raise on_all_ranks(error)
+
+
+def together[T](compute: Callable[[], T]) -> T:
+    """Run `compute` on every rank. What it raises on one rank, every rank raises.
+
+    Collective; `compute` may communicate only among ranks that then raise alike.
+    """
+    result, raised = None, None
+    try:
+        result = compute()
+    except Exception as error:  # noqa: BLE001 - raised again, on every rank
+        raised = error
+    raise_together(raised)
+    return cast(T, result)
 
 
 def all_or_none[T](read: Callable[[], T]) -> T:
