@@ -1,8 +1,8 @@
 """Trains a model: SFT start, then iterations of self-play, rewards, flywheel, SELF-GRPO step, weight sync.
 
-Every rank runs this file with the same data. Three kinds of work are shared out: episodes over the engines;
-rewards over the ranks; a training step over Megatron's layout. Their results are gathered or reduced. The
-rest (flywheel rule, advantages) is computed alike on every rank.
+Every rank runs this file. Two kinds of work are shared out: episodes over the engines, whose ranks also score
+them; a training step over Megatron's layout. No rank holds every sample of an iteration: between ranks go
+counts and sums, and the samples that evening out the training step moves.
 
 `state.reached` records how far the run has come, and may write a checkpoint there. An interrupted run starts
 at the place that its newest checkpoint records.
@@ -17,19 +17,20 @@ from selfemo.config.training_corpus import load_run_corpus
 from selfemo.corpora.labelled import label_counts
 from selfemo.evaluation.recognition import evaluate_recognition
 from selfemo.evaluation.turns import evaluation_turns
-from selfemo.flywheel.flywheel import Flywheel
-from selfemo.grpo.advantages import training_samples, with_advantages
+from selfemo.grpo.advantages import training_samples
+from selfemo.megatron.sample_dealer import SampleDealer
 from selfemo.process import watchdog
 from selfemo.process.collectives import all_or_none, on_rank0
 from selfemo.process.dealing import map_over_ranks
+from selfemo.process.engine_ranks import EngineRanks
 from selfemo.process.stop import StopSignals
 from selfemo.process.terminal import Terminal
-from selfemo.records.directory import FLYWHEEL_NAME, RunDirectory
+from selfemo.records.directory import RunDirectory
 from selfemo.records.inputs import record_inputs
 from selfemo.records.training_dialogues import record_training_dialogues
 from selfemo.rewards.scoring import Rewards
 from selfemo.run.episodes import EpisodesByEngine
-from selfemo.run.guards import check_rewards
+from selfemo.run.flywheel_peers import open_flywheel
 from selfemo.run.journal import Journal
 from selfemo.run.policy_update import policy_update
 from selfemo.run.resume import resume
@@ -98,9 +99,10 @@ class Trainer:
             run_seed=config.seed,
             deal=map_over_ranks,
         )
-        self.episodes = EpisodesByEngine(self.selfplay, system.engine, config.rollout.tensor_parallel, stop)
-        is_main, path = system.world.layout.is_main, run.path(FLYWHEEL_NAME)
-        self.flywheel = Flywheel(config.flywheel, system.corpus, self.rewards, path, is_writer=is_main)
+        ranks, device = EngineRanks.join(config.rollout.tensor_parallel), system.world.device.torch_device
+        self.episodes = EpisodesByEngine(self.selfplay, system.engine, ranks, stop)
+        self.dealer = SampleDealer(config, system.world.layout, ranks, device)
+        self.flywheel = open_flywheel(config, system.corpus, self.rewards, run.root, ranks, device)
         self.held_out = evaluation_turns(
             system.corpus.split(config.evaluation.split), config.evaluation.limit
         )
@@ -152,19 +154,14 @@ class Trainer:
             episodes = self.episodes.play(openings, iteration)
             self.system.engine.sleep()
         with self.journal.phase("reward"):
-            groups = self.rewards.score_groups(
-                [group for episode in episodes for group in episode.groups], map_over_ranks
-            )
-            check_rewards(groups, self.config.reward)
-            self.flywheel.offer(groups, self.state.progress.weight_version)
-            groups = with_advantages(groups, self.config)
-            samples = training_samples(groups)
+            scored = self.episodes.score(episodes, self.rewards, self.config)
+            self.flywheel.offer(scored.own_groups, self.state.progress.weight_version)
         with self.journal.phase("train"):
-            stats = policy_update(self.config, self.system, self.state, self.examples, iteration, samples)
+            batches = self.dealer.deal(training_samples(scored.groups), scored.own_numbers)
+            stats = policy_update(self.config, self.system, self.state, self.examples, iteration, batches)
         self.sync()
-        return self.journal.iteration(
-            iteration, episodes, groups, samples, stats, self.flywheel.outcomes(iteration)
-        )
+        outcomes = self.flywheel.outcomes(iteration)
+        return self.journal.iteration(iteration, scored, batches, stats, outcomes)
 
     def taught(self, iteration: int) -> Mapping[Place, tuple[str, ...]] | None:
         """Return the teacher's labels of real turns in this round; None if every group votes for itself."""

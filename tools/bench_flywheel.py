@@ -32,7 +32,7 @@ from selfemo.corpora.conversation import Turn
 from selfemo.flywheel.flywheel import OPENING_RECORDS
 from selfemo.flywheel.record import Candidate, Record
 from selfemo.flywheel.store import FlywheelStore
-from selfemo.records.directory import FLYWHEEL_NAME
+from selfemo.records.directory import flywheel_file
 
 BATCH = 64
 """Groups of an iteration: 16 openings, two turns, one group of each role."""
@@ -58,7 +58,7 @@ def main() -> None:
         "records", "file", "append of 64 records", "totals()", "selfemo flywheel list", "recall on resume"
     )
     with tempfile.TemporaryDirectory(prefix="selfemo-bench-") as scratch:
-        path = Path(scratch) / FLYWHEEL_NAME
+        path = flywheel_file(Path(scratch), 0)
         store = FlywheelStore(path, writable=True, labels=LABELS)
         for size in sizes:
             grow(store, size)

@@ -11,18 +11,19 @@ from rich.table import Table
 
 from selfemo.common.printable import printable
 from selfemo.flywheel.export import export_jsonl
+from selfemo.flywheel.joined import JoinedStores
 from selfemo.flywheel.record import Record
 from selfemo.flywheel.replay import Replay, replay
-from selfemo.flywheel.store import Filter, FlywheelStore, Total
+from selfemo.flywheel.store import Filter, Total
 from selfemo.inference.engines import StandaloneEngines
 from selfemo.inference.run_weights import weights_of
 from selfemo.process.plain_console import plain_console
-from selfemo.records.directory import FLYWHEEL_NAME
+from selfemo.records.directory import FLYWHEEL_NAME, flywheel_file, flywheel_files
 from selfemo.records.reading import read_run
 from selfemo.report.expression import EmotionRow, emotion_rows
 
 RoleName = Literal["recognizer", "responder"]
-RunArgument = Annotated[Path, typer.Argument(help="A run's output directory, or its flywheel.sqlite.")]
+RunArgument = Annotated[Path, typer.Argument(help="A run's output directory, or one file of its flywheel.")]
 RecordArgument = Annotated[int, typer.Argument(help="Record id, as `list` shows it.")]
 
 
@@ -70,9 +71,17 @@ def export_records(
     plain_console().print(printable(f"{out}: {count} dialogues"))
 
 
-def open_store(run: Path) -> FlywheelStore:
-    """Open the store of a run directory, or the file itself; UserError if there is none."""
-    return FlywheelStore(run / FLYWHEEL_NAME if run.is_dir() else run)
+def open_store(run: Path) -> JoinedStores:
+    """Open the files of a run directory as one, or one file alone; UserError if there is none."""
+    files = flywheel_files(run) if run.is_dir() else [run]
+    return JoinedStores(files or [flywheel_file(run, 0)])
+
+
+def run_of(place: Path) -> Path:
+    """Return the run directory of a place that a user named: itself, or that of a flywheel's file."""
+    if place.is_dir():
+        return place
+    return place.parent.parent if place.parent.name == FLYWHEEL_NAME else place.parent
 
 
 def show_stats(run: RunArgument) -> None:
@@ -80,7 +89,7 @@ def show_stats(run: RunArgument) -> None:
     console = plain_console()
     with closing(open_store(run)) as store:
         console.print(summary_line(store.totals()))
-    rows = emotion_rows(read_run(run if run.is_dir() else run.parent))
+    rows = emotion_rows(read_run(run_of(run)))
     if not rows:
         console.print("no reply has been asked for yet")
         return
@@ -216,7 +225,7 @@ def replay_record(
     """Generate a recorded turn again from its seeds and compare; exit status 1 if anything differs."""
     with closing(open_store(run)) as store:
         found = store.read(record)
-    run_dir = run if run.is_dir() else run.parent
+    run_dir = run_of(run)
     console = plain_console(soft_wrap=True)
     with weights_of(run_dir, found.weight_version, model) as weights:
         claim = "whatever version they are" if model else f"version {found.weight_version}"

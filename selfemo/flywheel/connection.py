@@ -60,7 +60,7 @@ def connect(path: Path, writable: bool, labels: Sequence[str]) -> sqlite3.Connec
     # A view or a trigger in the place of a table would run statements that its author chose.
     if _schema(connection) != _expected_schema():
         connection.close()
-        raise UserError(f"{path}: not the tables of a flywheel; expected the flywheel.sqlite of a run")
+        raise UserError(f"{path}: not the tables of a flywheel; expected a flywheel file of a run")
     if writable:
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = full")

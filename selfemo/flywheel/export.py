@@ -11,6 +11,7 @@ from typing import Any
 
 from selfemo.common.errors import UserError
 from selfemo.common.files import new_file
+from selfemo.flywheel.joined import JoinedStores
 from selfemo.flywheel.record import Record
 from selfemo.flywheel.store import Filter, FlywheelStore
 
@@ -21,7 +22,7 @@ HELD_OUT = ("dev", "test")
 """Names that a file of that form is read as a held-out split under."""
 
 
-def export_jsonl(store: FlywheelStore, path: Path, role: str | None = None) -> int:
+def export_jsonl(store: FlywheelStore | JoinedStores, path: Path, role: str | None = None) -> int:
     """Write every kept record as a dialogue; returns their number. The file appears whole or not at all.
 
     Args:

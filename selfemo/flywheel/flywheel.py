@@ -1,24 +1,38 @@
 """Judges every group of a run, records it with its provenance, and offers the kept dialogues as openings.
 
-Every rank holds a flywheel and offers it the same groups, so every rank knows the same kept dialogues without
-communicating. One rank writes the store.
+A group is judged on the rank that answers for it. Where a decision depends on what was kept before, the first
+rank decides for all, in the order of the iteration. Of kept records every rank gets what openings and lessons
+need; the records themselves stay with the engine that made them, whose first rank writes them.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from selfemo.config.schema import FlywheelConfig
 from selfemo.corpora.conversation import Corpus, Turn
 from selfemo.corpora.overlap import HeldOutTexts, held_out_texts
 from selfemo.emotions.answer import Answer, Reading
-from selfemo.flywheel.duplicates import NearDuplicates
-from selfemo.flywheel.lessons import KEPT_REPLIES, Lessons
+from selfemo.flywheel.admission import Admission, Candidate
+from selfemo.flywheel.joined import JoinedStores
+from selfemo.flywheel.lessons import KEPT_REPLIES, Lessons, Taught, taught_by
+from selfemo.flywheel.peers import ALONE, Alone
 from selfemo.flywheel.record import Record, candidates_of, view_prompts_of
-from selfemo.flywheel.rule import CONSENSUS, agreement_on, gather_evidence, judge, within_cap
+from selfemo.flywheel.rule import (
+    CONSENSUS,
+    DropReason,
+    Evidence,
+    KeepReason,
+    Place,
+    agreement_on,
+    gather_evidence,
+    judge,
+)
 from selfemo.flywheel.store import Filter, FlywheelStore
 from selfemo.rewards.scoring import Rewards, ScoredGroup
 from selfemo.selfplay.openings import KeptDialogue
@@ -28,6 +42,11 @@ from selfemo.selfplay.records import Group
 OPENING_RECORDS = 4096
 """Number of kept recognizer records, the newest, that openings are drawn from. Bounds memory, and drops the
 samples of the oldest weights."""
+OUTCOMES = (
+    *((True, reason) for reason in get_args(KeepReason)),
+    *((False, reason) for reason in get_args(DropReason)),
+)
+"""Every decision that a record may hold."""
 
 
 @dataclass(frozen=True)
@@ -39,89 +58,102 @@ class FlywheelCounts:
 
 
 class Flywheel:
-    """Judges groups, remembers the kept ones and, on the writing rank, stores all of them."""
+    """Judges this rank's groups, remembers what all ranks kept and, on a writing rank, stores its engine's.
+
+    With several ranks `offer`, `teach` and `outcomes` are collective.
+    """
 
     def __init__(
-        self, config: FlywheelConfig, corpus: Corpus, rewards: Rewards, path: Path, is_writer: bool
+        self,
+        config: FlywheelConfig,
+        corpus: Corpus,
+        rewards: Rewards,
+        path: Path,
+        is_writer: bool,
+        peers: Alone = ALONE,
+        files: Sequence[Path] | None = None,
     ) -> None:
-        """Open the flywheel, and load the records that a store at `path` already holds.
+        """Open the flywheel, and load the records that its files already hold.
 
         Args:
             corpus: its dev and test texts, and those it bars, never enter; its training texts fix which words
                 are rare.
-            path: the SQLite file; every rank reads an existing one, the writer alone creates and appends.
+            path: the SQLite file of this rank's engine; a writer creates it and appends to it.
+            peers: the other ranks.
+            files: every file of the run's flywheel; None: `path` alone, if it exists.
 
         Raises:
-            UserError: the store cannot be opened (see FlywheelStore).
+            UserError: a store cannot be opened (see FlywheelStore).
         """
-        self._config = config
-        self._shares = rewards.label_shares
+        self._config, self._peers = config, peers
         self._held_out = HeldOutTexts(held_out_texts(corpus))
-        known = [turn.text for c in corpus.split("train") for turn in c.turns]
-        self._duplicates = {
-            role: NearDuplicates(config.near_duplicate, known) for role in ("recognizer", "responder")
-        }
-        self._passed: Counter[str] = Counter()
-        self._kept: Counter[tuple[str, str]] = Counter()
-        self._offered = self._last_id = 0
+        known = (turn.text for c in corpus.split("train") for turn in c.turns)
+        self._admission = Admission(config, rewards.label_shares, known)
+        self._offered = self._consensus = self._last_id = 0
         self._continuable: deque[tuple[int, KeptDialogue]] = deque(maxlen=OPENING_RECORDS)
         self._recorded: set[int] = set()
         self.lessons = Lessons()
         """What kept records teach."""
+        if files is None:
+            files = [path] if path.is_file() else []
+        if config.enabled and files:
+            self._recall(files)
         self._store = (
             FlywheelStore(path, writable=True, labels=corpus.labels) if config.enabled and is_writer else None
         )
-        if config.enabled and path.is_file():
-            self._recall(self._store or FlywheelStore(path))
 
     @property
     def counts(self) -> FlywheelCounts:
-        """Numbers of groups judged and kept so far, with those of an earlier part of a resumed run."""
-        return FlywheelCounts(self._offered, self._kept.total())
+        """Numbers of groups judged and kept so far, with those of an earlier part of a resumed run.
+
+        Only the first rank knows how many were kept.
+        """
+        return FlywheelCounts(self._offered, self._admission.kept + self._consensus)
 
     @property
     def last_id(self) -> int:
-        """The greatest record id so far; 0 before the first."""
+        """The greatest record id so far, over all ranks; 0 before the first."""
         return self._last_id
 
     @property
     def role_counts(self) -> dict[str, dict[str, int]]:
-        """Per role: groups that passed the rule (some of them over a label's cap), and groups kept."""
-        return {
-            role: {
-                "passed": self._passed[role],
-                "kept": sum(n for (of, _), n in self._kept.items() if of == role),
-            }
-            for role in self._duplicates
-        }
+        """Per role: groups that passed the rule (some of them over a label's cap), and groups kept.
+
+        Only the first rank knows them.
+        """
+        return self._admission.role_counts
 
     def outcomes(self, iteration: int) -> dict[tuple[bool, str], int]:
-        """Count the decisions on an iteration's groups by (kept, reason).
+        """Count the decisions on an iteration's groups by (kept, reason), over all ranks.
 
-        Decisions of an earlier part of a resumed run are counted too. {} on ranks that do not write.
+        Decisions of an earlier part of a resumed run are counted too.
         """
-        return self._store.outcomes(iteration) if self._store is not None else {}
+        if not self._config.enabled:
+            return {}
+        mine = self._store.outcomes(iteration) if self._store is not None else {}
+        totals = self._peers.totals([mine.get(outcome, 0) for outcome in OUTCOMES])
+        return {outcome: count for outcome, count in zip(OUTCOMES, totals, strict=True) if count}
 
     def offer(self, groups: Sequence[ScoredGroup], weight_version: int) -> list[Record]:
-        """Judge one iteration's groups and record them all; returns the new records, in order.
+        """Judge this rank's groups of one iteration and record them all; returns their records, in order.
 
-        An iteration is offered once, whole. If it is recorded already (it ran before a resume), nothing is
-        recorded again. Nothing happens if the flywheel is disabled.
+        Groups of an episode are on one rank. An iteration is offered once, whole. If it is recorded already
+        (it ran before a resume), nothing is recorded again. Nothing happens if the flywheel is disabled.
         """
         if not self._config.enabled:
             return []
         evidence = gather_evidence(groups)
         fresh = [scored for scored in groups if scored.group.iteration not in self._recorded]
-        records = []
-        for scored in fresh:
-            record = make_record(scored, self._last_id + 1, weight_version, agreement_on(scored, evidence))
-            kept, reason = judge(scored, evidence, self._config)
-            record = self._admit(replace(record, kept=kept, reason=reason))
-            self._remember(record)
-            records.append(record)
+        before, total = self._peers.numbered(len(fresh))
+        passed = [
+            self._judged(scored, self._last_id + before + number, weight_version, evidence)
+            for number, scored in enumerate(fresh, 1)
+        ]
+        records = self._admitted(passed)
+        self._offered, self._last_id = self._offered + total, self._last_id + total
         self._recorded.update(scored.group.iteration for scored in fresh)
-        if self._store is not None:
-            self._store.append(records)
+        self._remember([record for record in records if record.kept])
+        self._append(self._peers.to_writer(records))
         return records
 
     def teach(
@@ -130,20 +162,24 @@ class Flywheel:
         """Record a teacher's readings of real turns, and keep those that have labels.
 
         Args:
+            groups: the same on every rank; the first rank writes them.
             labels: taught for each group's turn.
         """
         records = []
         for scored, taught in zip(groups, labels, strict=True):
-            record = make_record(scored, self._last_id + 1, weight_version, scored.group.consensus.agreement)
+            self._last_id += 1
+            record = make_record(scored, self._last_id, weight_version, scored.group.consensus.agreement)
             reason = CONSENSUS if taught else "no answer"
-            record = replace(record, labels=taught, kept=bool(taught), reason=reason)
-            self._remember(record)
-            records.append(record)
-        if self._store is not None:
-            self._store.append(records)
+            records.append(replace(record, labels=taught, kept=bool(taught), reason=reason))
+        self._offered += len(records)
+        self._consensus += sum(record.kept for record in records)
+        for record in records:
+            if record.kept:
+                self.lessons.add(record)
+        self._append(records if self._peers.is_first else [])
 
     def kept_dialogues(self, before_iteration: int | None = None) -> list[KeptDialogue]:
-        """Return the dialogues that openings may continue, oldest first.
+        """Return the dialogues that openings may continue, oldest first; the same on every rank.
 
         Args:
             before_iteration: only records of earlier iterations, as a resumed run needs; None for all.
@@ -158,72 +194,78 @@ class Flywheel:
         if self._store is not None:
             self._store.close()
 
-    def _admit(self, record: Record) -> Record:
-        """Decide on a record that passed the rule, by held-out texts, kept texts and the label's cap."""
-        if not record.kept:
-            return record
-        if self._held_out.bars(record.text, record.context):
-            return replace(record, kept=False, reason="held-out text")
-        if record.reason == CONSENSUS:
-            return record
-        if self._duplicates[record.role].holds(record.text):
-            return replace(record, kept=False, reason="near duplicate")
-        label, role = record.labels[0], record.role
-        if not within_cap(
-            label, self._kept[role, label], self._passed[role], self._shares, self._config.rare_label_share
-        ):
-            return replace(record, kept=False, reason="label cap")
-        return record
+    def _judged(
+        self, scored: ScoredGroup, record_id: int, weight_version: int, evidence: dict[Place, Evidence]
+    ) -> Record:
+        """Make a group's record, and decide on it as far as that depends on its own episode alone."""
+        record = make_record(scored, record_id, weight_version, agreement_on(scored, evidence))
+        kept, reason = judge(scored, evidence, self._config)
+        if kept and self._held_out.bars(record.text, record.context):
+            kept, reason = False, "held-out text"
+        return replace(record, kept=kept, reason=reason)
 
-    def _remember(self, record: Record) -> None:
-        """Update the state that later decisions depend on."""
-        self._offered += 1
-        self._last_id = record.record_id
-        if record.kept:
-            self.lessons.add(record)
-        if record.kept and record.reason == CONSENSUS:
-            self._kept[CONSENSUS, record.labels[0]] += 1
-            return
-        if record.kept or record.reason == "label cap":
-            self._passed[record.role] += 1
-        if not record.kept:
-            return
-        self._kept[record.role, record.labels[0]] += 1
-        self._duplicates[record.role].add(record.text)
-        self._offer_as_opening(record)
+    def _admitted(self, passed: Sequence[Record]) -> list[Record]:
+        """Decide on records that passed the rule, in the order of all ranks' records."""
+        asked = [record for record in passed if record.kept and record.reason != CONSENSUS]
+        candidates = [Candidate(record.role, record.labels[0], record.text) for record in asked]
+        decisions = self._peers.decided(self._admission.decide, candidates)
+        dropped = {
+            record.record_id: reason for record, reason in zip(asked, decisions, strict=True) if reason
+        }
+        return [
+            replace(record, kept=False, reason=reason)
+            if (reason := dropped.get(record.record_id))
+            else record
+            for record in passed
+        ]
 
-    def _offer_as_opening(self, record: Record) -> None:
-        if record.role == "recognizer":
-            *before, last = record.dialogue
-            labels = last.labels if self._config.trust_labels else ()
-            turns = (*before, Turn(last.speaker, last.text, labels))
-            self._continuable.append(
-                (record.iteration, KeptDialogue(record.record_id, record.source, turns, _speakers(turns)))
-            )
+    def _remember(self, kept: Sequence[Record]) -> None:
+        """Take up what all ranks kept, as far as openings and lessons need it."""
+        consensus = [record for record in kept if record.reason == CONSENSUS]
+        (count,) = self._peers.totals([len(consensus)])
+        self._consensus += count
+        dialogues = [self._dialogue(r) for r in kept if r.role == "recognizer" and r.reason != CONSENSUS]
+        self._continuable.extend(self._peers.newest(dialogues, OPENING_RECORDS))
+        replies = [taught for record in kept if record.role == "responder" and (taught := taught_by(record))]
+        read = [taught for record in consensus if (taught := taught_by(record))]
+        taught_all: list[Taught] = [*self._peers.newest(read), *self._peers.newest(replies, KEPT_REPLIES)]
+        for taught in taught_all:
+            self.lessons.take_up(taught)
 
-    def _recall(self, store: FlywheelStore) -> None:
-        """Rebuild the state from a store."""
-        for total in store.totals():
-            self._offered += total.count
-            if total.kept and total.reason == CONSENSUS:
-                self._kept[CONSENSUS, total.label] += total.count
-                continue
-            if total.kept:
-                self._kept[total.role, total.label] += total.count
-            if total.kept or total.reason == "label cap":
-                self._passed[total.role] += total.count
-        for role, text in store.kept_texts():
-            self._duplicates[role].add(text)
-        for record in store.newest_kept("recognizer", OPENING_RECORDS):
-            self._offer_as_opening(record)
-        for record in store.find(Filter(kept=True, reason=CONSENSUS)):
-            self.lessons.add(record)
-        for record in store.newest_kept("responder", KEPT_REPLIES):
-            self.lessons.add(record)
-        self._recorded = store.iterations()
-        self._last_id = store.last_id()
-        if store is not self._store:
-            store.close()
+    def _append(self, records: Sequence[Record]) -> None:
+        store = self._store
+        self._peers.together(lambda: None if store is None else _append_to(store, records))
+
+    def _dialogue(self, record: Record) -> tuple[int, KeptDialogue]:
+        *before, last = record.dialogue
+        labels = last.labels if self._config.trust_labels else ()
+        turns = (*before, Turn(last.speaker, last.text, labels))
+        return record.iteration, KeptDialogue(record.record_id, record.source, turns, _speakers(turns))
+
+    def _recall(self, files: Sequence[Path]) -> None:
+        """Rebuild the state from the run's files."""
+        with closing(JoinedStores(files)) as stores:
+            for total in stores.totals():
+                self._offered += total.count
+                if total.kept and total.reason == CONSENSUS:
+                    self._consensus += total.count
+                elif total.kept or total.reason == "label cap":
+                    self._admission.recall(total.role, total.label, total.kept, total.count)
+            if self._peers.is_first:
+                for role, text in stores.kept_texts():
+                    self._admission.recall_text(role, text)
+            newest = stores.newest_kept("recognizer", OPENING_RECORDS)
+            self._continuable.extend(self._dialogue(record) for record in newest)
+            for record in stores.find(Filter(kept=True, reason=CONSENSUS)):
+                self.lessons.add(record)
+            for record in stores.newest_kept("responder", KEPT_REPLIES):
+                self.lessons.add(record)
+            self._recorded = stores.iterations()
+            self._last_id = stores.last_id()
+
+
+def _append_to(store: FlywheelStore, records: Sequence[Record]) -> None:
+    store.append(records)
 
 
 def make_record(scored: ScoredGroup, record_id: int, weight_version: int, agreement: float) -> Record:

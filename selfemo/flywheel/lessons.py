@@ -35,6 +35,30 @@ class Lesson:
     """Responder: the reply."""
 
 
+@dataclass(frozen=True)
+class Taught:
+    """What one kept record teaches."""
+
+    iteration: int
+    place: Place | None
+    """The real turn that a consensus record labels; None: the record is of a reply."""
+    read: Lesson
+    write: Lesson | None = None
+    """How to write the reply."""
+
+
+def taught_by(record: Record) -> Taught | None:
+    """Return what a kept record teaches; None if nothing."""
+    if record.reason == CONSENSUS:
+        lesson = Lesson("recognizer", record.context, record.speaker, record.labels)
+        return Taught(record.iteration, place_of(record.source, record.context), lesson)
+    if record.reason == "expression":
+        read = Lesson("recognizer", record.dialogue, record.speaker, record.labels)
+        write = Lesson("responder", record.context, record.speaker, record.labels, record.text)
+        return Taught(record.iteration, None, read, write)
+    return None
+
+
 class Lessons:
     """The kept records that teach; every rank holds the same."""
 
@@ -44,13 +68,15 @@ class Lessons:
 
     def add(self, record: Record) -> None:
         """Take up a kept record; the newest consensus on a turn replaces older ones."""
-        if record.reason == CONSENSUS:
-            lesson = Lesson("recognizer", record.context, record.speaker, record.labels)
-            self._read[place_of(record.source, record.context)] = (record.iteration, lesson)
-        elif record.reason == "expression":
-            read = Lesson("recognizer", record.dialogue, record.speaker, record.labels)
-            write = Lesson("responder", record.context, record.speaker, record.labels, record.text)
-            self._replies.append((record.iteration, read, write))
+        if taught := taught_by(record):
+            self.take_up(taught)
+
+    def take_up(self, taught: Taught) -> None:
+        """Take up what a kept record teaches, as `add` does."""
+        if taught.place is not None:
+            self._read[taught.place] = (taught.iteration, taught.read)
+        elif taught.write is not None:
+            self._replies.append((taught.iteration, taught.read, taught.write))
 
     def labels(self, since: int) -> Mapping[Place, tuple[str, ...]]:
         """Return the consensus on real turns, of records since an iteration."""

@@ -80,7 +80,7 @@ class FlywheelStore:
         self._lock: IO[bytes] | None = lock_writer(path) if writable else None
         if not writable and not path.is_file():
             raise UserError(
-                f"{path}: no flywheel there; expected the flywheel.sqlite of a run's output directory"
+                f"{path}: no flywheel there; expected a flywheel file of a run's output directory"
             )
         try:
             self._connection = connect(path, writable, labels)
@@ -90,9 +90,7 @@ class FlywheelStore:
                 raise
             if isinstance(error, OSError):
                 raise UserError(f"{path}: cannot be read ({error.strerror}): make it readable") from None
-            raise UserError(
-                f"{path}: not a flywheel ({error}); expected the flywheel.sqlite of a run"
-            ) from error
+            raise UserError(f"{path}: not a flywheel ({error}); expected a flywheel file of a run") from error
 
     def close(self) -> None:
         """Close the file and release the lock. A second call does nothing."""
@@ -256,7 +254,7 @@ class FlywheelStore:
 
     def _damage(self, what: str) -> UserError:
         return UserError(
-            f"{self.path}: damaged ({what}); expected the flywheel.sqlite of a run: restore it from a copy"
+            f"{self.path}: damaged ({what}); expected a flywheel file of a run: restore it from a copy"
         )
 
     def _insert(self, record: Record) -> int:

@@ -1,8 +1,8 @@
-"""Computes advantages, once over the whole rollout batch, and turns scored groups into training samples.
+"""Computes advantages, and turns scored groups into training samples.
 
 Groups straddle micro-batches and data-parallel ranks, so a loss that normalised inside a micro-batch would
-depend on the layout. Every rank computes the advantages of every group from the same rewards; they are a few
-floats per sample.
+depend on the layout. A group never straddles engines, and its advantages depend on its own rewards alone: the
+ranks of the engine that played it compute them.
 """
 
 from __future__ import annotations
@@ -58,12 +58,20 @@ def loss_config(config: RunConfig) -> LossConfig:
 
 
 def with_advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> list[ScoredGroup]:
-    """Compute the advantages of every group's samples, and the group's weight in the loss; the order stays.
+    """Compute the advantages of every group's samples, and its weight in the loss; the order stays."""
+    return [
+        replace(group, advantages=advantages, loss_weight=weight)
+        for group, (advantages, weight) in zip(groups, advantages_of(groups, config), strict=True)
+    ]
+
+
+def advantages_of(groups: Sequence[ScoredGroup], config: RunConfig) -> list[tuple[tuple[float, ...], float]]:
+    """Return each group's advantages, one per sample, and its weight in the loss.
 
     Groups that have the same components are computed together, so a component that only some groups have is a
     column of those groups alone.
     """
-    found = list(groups)
+    found: list[tuple[tuple[float, ...], float]] = [((), 0.0)] * len(groups)
     alike: dict[tuple[object, ...], list[int]] = {}
     for index, group in enumerate(groups):
         alike.setdefault((group.components, group.weights), []).append(index)
@@ -72,7 +80,7 @@ def with_advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> list[Sc
         computed = _advantages(mine, config)
         by_group = computed.advantage_S.split([len(group.rewards) for group in mine])
         for index, advantage_S, weight in zip(indices, by_group, computed.weight_G.tolist(), strict=True):
-            found[index] = replace(groups[index], advantages=tuple(advantage_S.tolist()), loss_weight=weight)
+            found[index] = tuple(advantage_S.tolist()), weight
     return found
 
 
@@ -111,7 +119,12 @@ def training_samples(groups: Sequence[ScoredGroup]) -> list[TrainingSample]:
     """
     return [
         TrainingSample(
-            sample.prompt_ids, sample.completion_ids, sample.rollout_logprobs, advantage, group.loss_weight
+            sample.prompt_ids,
+            sample.completion_ids,
+            sample.rollout_logprobs,
+            advantage,
+            group.loss_weight,
+            group.group.episode,
         )
         for group in groups
         for sample, advantage in zip(group.group.samples, group.advantages, strict=True)

@@ -23,6 +23,8 @@ class TrainingSample:
     """Group-relative advantage."""
     weight: float = 1.0
     """Weight of the sample's group in the loss; 0 for a group that carries no ranking."""
+    episode: int = 0
+    """Number of its episode in the iteration; 0 for SFT."""
 
     @property
     def length_tokens(self) -> int:

@@ -12,9 +12,9 @@ from selfemo.megatron.parallel import copies_group, pipeline_group
 from selfemo.megatron.step_stats import TokenGap
 from selfemo.process import watchdog
 
-WIDTH = 5
-"""Values that describe a token: the gap, its sample's index, its place in the completion, and the logprobs of
-trainer and engine. fp32 holds every index below 2^24.
+WIDTH = 6
+"""Values that describe a token: the gap, its sample's index, its place in the completion, its id, and the
+logprobs of trainer and engine. fp32 holds every index below 2^24.
 """
 
 
@@ -24,7 +24,8 @@ def largest_gap(batch: MicroBatch, logprob_N: torch.Tensor, rollout_N: torch.Ten
     found = [(float(index), float(place)) for index, mine in places for place in mine]
     index_N, place_N = logprob_N.new_tensor(found, dtype=torch.float32).T
     gap_N = (logprob_N - rollout_N).abs()
-    rows = torch.stack([gap_N, index_N, place_N, logprob_N.float(), rollout_N])
+    id_N = batch.target_ids_N.float()
+    rows = torch.stack([gap_N, index_N, place_N, id_N, logprob_N.float(), rollout_N])
     return rows.detach().index_select(1, gap_N.argmax()[None])[:, 0]
 
 
@@ -40,8 +41,8 @@ def largest_over_ranks(rows: Sequence[torch.Tensor], device: torch.device) -> tu
             mine = _largest(rows)
             rows = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
             dist.all_gather(rows, mine, group=group)
-    gap, index, place, trainer, engine = _largest(rows).tolist()
-    return gap, TokenGap(int(index), int(place), trainer, engine)
+    gap, index, place, token, trainer, engine = _largest(rows).tolist()
+    return gap, TokenGap(int(index), int(place), int(token), trainer, engine)
 
 
 def _largest(rows: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """Train the model: pack samples, run Megatron's schedule and take optimizer steps.
 
 Callers see samples in and statistics out; layouts, micro-batches and process groups stay inside.
-Every rank calls every method with the same samples: each takes its data-parallel share of the
-micro-batches and its context-parallel part of each, and results that concern the whole batch are
-reduced to every rank.
+Every rank calls every method, with the same samples or with its part of a DealtBatch: each takes its
+data-parallel share of the micro-batches and its context-parallel part of each, and results that
+concern the whole batch are reduced to every rank.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import BatchCounts, LossConfig
 from selfemo.megatron import losses
 from selfemo.megatron.allocated import allocated_bytes
+from selfemo.megatron.batch import DealtBatch, shares_prompts, whole_batch
 from selfemo.megatron.context import ContextShare
 from selfemo.megatron.device import Device
 from selfemo.megatron.frozen import FrozenOutputs
@@ -37,7 +38,7 @@ from selfemo.megatron.optimizer import (
     wrap_chunks,
 )
 from selfemo.megatron.output_layer import LossAtOutput, completion_loss
-from selfemo.megatron.packing import MicroBatch, balance_by_tokens, pack, units
+from selfemo.megatron.packing import MicroBatch, pack
 from selfemo.megatron.parallel import Layout, copies_group, pipeline_group, tensor_group
 from selfemo.megatron.step_stats import PolicyStats, StepStats
 from selfemo.models.architecture import Architecture
@@ -45,10 +46,8 @@ from selfemo.process import watchdog
 from selfemo.weights.gather import WeightGroups, hf_tensors
 from selfemo.weights.load import load_hf_weights
 
-
-def batch_counts(samples: Sequence[TrainingSample]) -> BatchCounts:
-    """Count a batch's sequences and completion tokens, over all ranks."""
-    return BatchCounts(sequences=len(samples), tokens=sum(len(s.completion_ids) for s in samples))
+Batch = Sequence[TrainingSample] | DealtBatch
+"""The samples of a step: all of them, the same on every rank, or this rank's part of a dealt batch."""
 
 
 def longest_tokens(plan: Sequence[MicroBatch]) -> int:
@@ -64,8 +63,7 @@ class Learner:
     def __init__(self, architecture: Architecture, config: RunConfig, layout: Layout, device: Device) -> None:
         self.architecture, self.config, self.layout, self.device = architecture, config, layout, device
         dtype = DTYPES[config.train.dtype]
-        # Context ranks cut every sequence; a prompt that several sequences continue cannot be cut.
-        self.share_prompts = share = config.train.share_prompts and layout.context_size == 1
+        self.share_prompts = share = shares_prompts(config, layout)
         self.transformer_config = transformer_config(
             architecture, config.parallel, dtype, device, share, config.train.attention_backend
         )
@@ -128,7 +126,7 @@ class Learner:
         if self._host_memory.is_used:
             self._host_memory.restore(self.wrapped, self.optimizer)
 
-    def plan(self, samples: Sequence[TrainingSample], min_tokens: int = 0) -> list[MicroBatch]:
+    def plan(self, batch: Batch, min_tokens: int = 0) -> list[MicroBatch]:
         """Pack this rank's share of the batch; every rank gets the same number of micro-batches.
 
         train.max_tokens_per_microbatch caps a whole micro-batch, over the context ranks that share
@@ -140,24 +138,17 @@ class Learner:
         Raises:
             UserError: a sample is longer than train.max_tokens_per_microbatch.
         """
-        multiple_of = self.layout.data_size * (
-            self.layout.pipeline_size if self.layout.virtual_size > 1 else 1
-        )
-        max_tokens = self.config.train.max_tokens_per_microbatch
-        dealt = units(samples, self.share_prompts, max_tokens, multiple_of)
-        bins = balance_by_tokens([unit.length_tokens for unit in dealt], max_tokens, multiple_of)
-        mine = [
-            [i for place in places for i in dealt[place].sample_indices]
-            for places in bins[self.layout.data_rank :: self.layout.data_size]
-        ]
+        dealt = self._dealt(batch)
         context = ContextShare(self.layout.context_size, self.layout.context_rank)
         tensor_size, device = self.layout.tensor_size, self.device.torch_device
         pieces = self.config.train.frozen_cache_bytes > 0
 
         def packed(min_tokens: int) -> list[MicroBatch]:
             return [
-                pack(samples, indices, tensor_size, device, min_tokens, context, self.share_prompts, pieces)
-                for indices in mine
+                pack(
+                    dealt.samples, mine, tensor_size, device, min_tokens, context, self.share_prompts, pieces
+                )
+                for mine in dealt.micro_batches
             ]
 
         batches = packed(min_tokens)
@@ -165,6 +156,9 @@ class Learner:
             return batches
         # The interleaved schedule exchanges tensors of one fixed shape.
         return packed(longest_tokens(batches))
+
+    def _dealt(self, batch: Batch) -> DealtBatch:
+        return batch if isinstance(batch, DealtBatch) else whole_batch(batch, self.config, self.layout)
 
     def sft_step(self, samples: Sequence[TrainingSample], learning_rate: float) -> StepStats:
         """Take one step of next-token loss on the completions.
@@ -192,7 +186,7 @@ class Learner:
 
     def policy_step(
         self,
-        samples: Sequence[TrainingSample],
+        batch: Batch,
         plan: Sequence[MicroBatch],
         loss_config: LossConfig,
         learning_rate: float,
@@ -205,7 +199,7 @@ class Learner:
 
         Args:
             reference, old: logprobs(plan) under the reference and the rollout weights; empty: none.
-            counts: of the whole batch, if `samples` leaves out those of weight 0; None counts `samples`.
+            counts: of the whole batch, if `batch` is a list without samples of weight 0; None counts it.
             supervised: examples whose SFT loss, by their weights, is added to the policy loss.
 
         Raises:
@@ -217,16 +211,15 @@ class Learner:
                 f"ratio_level='sequence' needs whole sequences, but {self.layout.context_size} context "
                 "ranks share each"
             )
-        tokens = sum(len(s.completion_ids) for s in samples)
-        counts = counts or batch_counts(samples)
+        dealt = self._dealt(batch)
+        counts = counts or dealt.counts
+        plan, examples = self._alike(dealt, plan, supervised)
 
-        plan, examples = self._alike(samples, plan, supervised)
-
-        def loss(batch: MicroBatch, index: int) -> losses.LossFunction:
+        def loss(packed: MicroBatch, index: int) -> losses.LossFunction:
             if index >= len(plan):
-                return losses.supervised_loss(batch, supervised, self.context)
+                return losses.supervised_loss(packed, supervised, self.context)
             ref, previous = (logprobs[index] if logprobs else None for logprobs in (reference, old))
-            return losses.policy_loss(batch, list(samples), self.context, loss_config, counts, ref, previous)
+            return losses.policy_loss(packed, dealt.samples, self.context, loss_config, counts, ref, previous)
 
         collected = self._forward_backward([*plan, *examples], loss)
         sums = self._reduce(collected, losses.SUMS, width=len(losses.POLICY_SUMS))
@@ -235,7 +228,9 @@ class Learner:
             self.device.torch_device,
         )
         taught = float(self._reduce(collected, losses.SUPERVISED, width=1)[0]) if supervised else 0.0
-        mean = {name: float(value) / max(1, tokens) for name, value in zip(losses.POLICY_SUMS, sums)}
+        mean = {
+            name: float(value) / max(1, dealt.trained_tokens) for name, value in zip(losses.POLICY_SUMS, sums)
+        }
         return PolicyStats(
             step=self._optimizer_step(float(sums[0]) + taught, learning_rate, counts.tokens),
             kl=mean["kl"],
@@ -255,7 +250,7 @@ class Learner:
 
     def _alike(
         self,
-        samples: Sequence[TrainingSample],
+        batch: Batch,
         plan: Sequence[MicroBatch],
         supervised: Sequence[TrainingSample],
     ) -> tuple[Sequence[MicroBatch], Sequence[MicroBatch]]:
@@ -263,7 +258,7 @@ class Learner:
         examples = self.plan(supervised) if supervised else []
         if examples and self.layout.virtual_size > 1:
             tokens = max(longest_tokens(plan), longest_tokens(examples))
-            return self.plan(samples, tokens), self.plan(supervised, tokens)
+            return self.plan(batch, tokens), self.plan(supervised, tokens)
         return plan, examples
 
     @contextmanager

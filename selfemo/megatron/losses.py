@@ -8,7 +8,7 @@ token of a micro-batch contributes exactly 0, so that it still takes part in the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -163,7 +163,7 @@ ranks may count the same one.
 
 def policy_loss(
     batch: MicroBatch,
-    samples: list[TrainingSample],
+    samples: Mapping[int, TrainingSample],
     context: LossContext,
     config: LossConfig,
     counts: BatchCounts,
@@ -174,6 +174,7 @@ def policy_loss(
     selfemo.kernels.grpo_loss.
 
     Args:
+        samples: this rank's, by index in the whole batch.
         ref_logprob_N, old_logprob_N: logprobs of this rank's N tokens under the reference and the
             rollout weights; None: not used.
     """

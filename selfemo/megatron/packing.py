@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import accumulate, groupby
@@ -30,6 +30,8 @@ from selfemo.megatron.attention import Piece, Segments
 from selfemo.megatron.context import ContextShare
 
 PADDING_ID = 0
+Samples = Sequence[TrainingSample] | Mapping[int, TrainingSample]
+"""Samples by their index in a batch."""
 WHOLE = ContextShare()
 
 
@@ -72,17 +74,28 @@ class Unit:
     """Tokens that the model reads; a shared prompt counts once."""
 
 
-def units(samples: Sequence[TrainingSample], share_prompts: bool, max_tokens: int, parts: int) -> list[Unit]:
-    """Group neighbouring samples with equal prompts into units if `share_prompts`, else make each
-    sample a unit.
+def units(
+    samples: Sequence[TrainingSample],
+    share_prompts: bool,
+    max_tokens: int,
+    parts: int,
+    whole: int | None = None,
+    first: int = 0,
+) -> list[Unit]:
+    """Group neighbouring samples of an episode with equal prompts into units if `share_prompts`, else
+    make each sample a unit.
 
     A unit holds at most `max_tokens`, and at most one `parts`-th of the batch, so that a few large
     groups still fill all ranks.
 
+    Args:
+        whole: `read_tokens` of the whole batch if `samples` are a part of it; None: they are all.
+        first: index of the first sample in the whole batch, for the error.
+
     Raises:
         UserError: a sample is longer than `max_tokens`.
     """
-    for index, sample in enumerate(samples):
+    for index, sample in enumerate(samples, first):
         if sample.length_tokens > max_tokens:
             raise UserError(
                 f"sample {index} has {sample.length_tokens} tokens, more than "
@@ -91,16 +104,23 @@ def units(samples: Sequence[TrainingSample], share_prompts: bool, max_tokens: in
             )
     if not share_prompts:
         return [Unit((index,), sample.length_tokens) for index, sample in enumerate(samples)]
-    groups = [
-        list(members)
-        for _, members in groupby(range(len(samples)), key=lambda index: samples[index].prompt_ids)
-    ]
-    whole = sum(
-        sum(len(samples[i].completion_ids) for i in members) + len(samples[members[0]].prompt_ids)
-        for members in groups
-    )
-    limit = min(max_tokens, -(-whole // parts))
-    return [unit for members in groups for unit in _within(samples, members, limit)]
+    limit = min(max_tokens, -(-(read_tokens(samples) if whole is None else whole) // parts))
+    return [unit for members in _sharing(samples) for unit in _within(samples, members, limit)]
+
+
+def read_tokens(samples: Sequence[TrainingSample]) -> int:
+    """Count the tokens that the model reads if neighbours share prompts."""
+    completions = sum(len(sample.completion_ids) for sample in samples)
+    return completions + sum(len(samples[members[0]].prompt_ids) for members in _sharing(samples))
+
+
+def _sharing(samples: Sequence[TrainingSample]) -> Iterator[list[int]]:
+    """Yield the indices of neighbours of one episode that have the same prompt."""
+
+    def prompt(index: int) -> tuple[int, tuple[int, ...]]:
+        return samples[index].episode, samples[index].prompt_ids
+
+    return (list(members) for _, members in groupby(range(len(samples)), key=prompt))
 
 
 def _within(samples: Sequence[TrainingSample], members: Sequence[int], limit: int) -> Iterator[Unit]:
@@ -118,17 +138,18 @@ def _within(samples: Sequence[TrainingSample], members: Sequence[int], limit: in
 
 
 def balance_by_tokens(
-    length_tokens: Sequence[int], max_tokens: int, multiple_of: int
+    length_tokens: Sequence[int], max_tokens: int, multiple_of: int, at_least: int = 0
 ) -> list[tuple[int, ...]]:
-    """Deal samples into the fewest micro-batches that respect `max_tokens` and come in a multiple
-    of `multiple_of`.
+    """Deal samples into the fewest micro-batches that respect `max_tokens`, come in a multiple of
+    `multiple_of` and are `at_least` as many.
 
     No length may exceed `max_tokens`; `units` raises if one does.
 
     Returns:
         Sample indices per micro-batch; some may be empty.
     """
-    count = multiple_of * max(1, -(-sum(length_tokens) // (max_tokens * multiple_of)))
+    fewest = max(at_least, -(-sum(length_tokens) // max_tokens), 1)
+    count = fewest + -fewest % multiple_of
     while True:
         bins = _longest_first(length_tokens, count)
         if max(load for load, _ in bins) <= max_tokens:
@@ -163,7 +184,7 @@ class _Segment:
 
 
 def pack(
-    samples: Sequence[TrainingSample],
+    samples: Samples,
     indices: Sequence[int],
     multiple_of: int,
     device: torch.device,
@@ -222,9 +243,7 @@ def pack(
     )
 
 
-def _segments(
-    samples: Sequence[TrainingSample], indices: Sequence[int], share_prompts: bool
-) -> list[_Segment]:
+def _segments(samples: Samples, indices: Sequence[int], share_prompts: bool) -> list[_Segment]:
     """Cut the samples into segments.
 
     The last completion token predicts nothing, so it is not fed to the model. A shared prompt ends

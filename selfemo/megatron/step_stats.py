@@ -24,9 +24,11 @@ class TokenGap:
     """A sampled token, and the logprobs that trainer and engine give it."""
 
     sample: int = 0
-    """Index of its sample in the step's batch."""
+    """Index of its sample in the step's whole batch."""
     place: int = 0
     """Place in that sample's completion, from 0."""
+    token: int = 0
+    """Its id."""
     trainer: float = 0.0
     engine: float = 0.0
 

@@ -27,7 +27,10 @@ METRICS_NAME = "metrics.jsonl"
 SAMPLES_NAME = "samples.jsonl"
 LOGS_NAME = "logs"
 CHECKPOINTS_NAME = "checkpoints"
-FLYWHEEL_NAME = "flywheel.sqlite"
+FLYWHEEL_NAME = "flywheel"
+"""Directory of the flywheel: one file per engine."""
+OLD_FLYWHEEL_NAME = "flywheel.sqlite"
+"""The one file of runs that older versions made; it is read as well."""
 MODEL_NAME = "model"
 INITIAL_MODEL_NAME = "model-initial"
 RESUMES_NAME = "resumes.jsonl"
@@ -166,6 +169,17 @@ class RunDirectory:
             file.write(
                 "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
             )
+
+
+def flywheel_file(root: Path, engine: int) -> Path:
+    """Name the file that an engine's records go to."""
+    return root / FLYWHEEL_NAME / f"engine-{engine:05d}.sqlite"
+
+
+def flywheel_files(root: Path) -> list[Path]:
+    """List the files of a run's flywheel; none if it has no flywheel."""
+    old = root / OLD_FLYWHEEL_NAME
+    return [*([old] if old.is_file() else []), *sorted((root / FLYWHEEL_NAME).glob("engine-*.sqlite"))]
 
 
 def unwritable(path: Path, error: OSError) -> UserError:

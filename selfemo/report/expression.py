@@ -10,8 +10,9 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 
-from selfemo.flywheel.store import FlywheelStore, Total
-from selfemo.records.directory import FLYWHEEL_NAME
+from selfemo.flywheel.joined import JoinedStores
+from selfemo.flywheel.store import Total
+from selfemo.records.directory import flywheel_files
 from selfemo.records.reading import RunRecords
 
 
@@ -52,10 +53,10 @@ def emotion_rows(records: RunRecords) -> list[EmotionRow]:
 
 
 def _totals(records: RunRecords) -> list[Total]:
-    path = records.root / FLYWHEEL_NAME
-    if not path.is_file():
+    files = flywheel_files(records.root)
+    if not files:
         return []
-    with closing(FlywheelStore(path)) as store:
+    with closing(JoinedStores(files)) as store:
         return store.totals()
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from selfemo.flywheel.joined import JoinedStores
 from selfemo.flywheel.record import Record
-from selfemo.flywheel.store import FlywheelStore, Total
-from selfemo.records.directory import FLYWHEEL_NAME
+from selfemo.flywheel.store import Total
+from selfemo.records.directory import flywheel_files
 from selfemo.records.reading import RunRecords
 from selfemo.report.charts import SERIES, SIZE_IN, SOFT, Chart, legend, make_chart
 
@@ -65,10 +66,10 @@ class FlywheelView:
 
 def flywheel_view(records: RunRecords) -> FlywheelView | None:
     """Read a run's flywheel; None if it has none."""
-    path = records.root / FLYWHEEL_NAME
-    if not path.is_file():
+    files = flywheel_files(records.root)
+    if not files:
         return None
-    with closing(FlywheelStore(path)) as store:
+    with closing(JoinedStores(files)) as store:
         totals, links = store.totals(), store.lineage()
         generation = generations({record_id: parent for record_id, parent, _, _ in links})
         chains = tuple(tuple(map(store.read, chain)) for chain in longest_chains(links, generation))

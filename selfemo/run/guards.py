@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 
 from selfemo.common.errors import UserError, on_all_ranks
@@ -32,16 +33,17 @@ ROUNDING = 1e-6
 def skipped_step(
     where: str,
     stats: StepStats,
-    batch: Sequence[TrainingSample],
+    samples: Mapping[int, TrainingSample],
     in_a_row: int,
     limit: int,
-    dump: Path | None,
+    dump: Path,
 ) -> str:
     """Describe a skipped step in one line, and end the run if too many were skipped in a row.
 
     Args:
         in_a_row: skipped steps since the last good one, this one included; the run ends at `limit`.
-        dump: directory for the batch if the run ends; None on ranks that do not write.
+        samples: those that this rank writes if the run ends, by index in the batch.
+        dump: directory for them.
 
     Raises:
         UserError: as many in a row as are allowed; the batch has been written.
@@ -52,28 +54,33 @@ def skipped_step(
     )
     if in_a_row < limit:
         return line
-    if dump:
-        dump_batch(dump, line, batch)
+    dump_batch(dump, line, samples)
     advice = f"the batch is in {DUMP_NAME}: look at its samples, or lower the learning rate"
     raise on_all_ranks(UserError(f"{line} (train.max_skipped_steps); {advice}"))
 
 
-def dump_batch(directory: Path, line: str, batch: Sequence[TrainingSample]) -> None:
-    """Write a batch to disk.
+def dump_batch(directory: Path, line: str, samples: Mapping[int, TrainingSample]) -> None:
+    """Write this rank's samples of a batch to disk, by index in the whole batch; nothing if it has none.
 
     Token ids and logprobs as safetensors, one entry per sample; the problem, advantages and weights as JSON.
+    The names of the files of ranks other than rank 0 end in the rank.
     """
+    if not samples:
+        return
     directory.mkdir(exist_ok=True)
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    of_rank = f"-{rank:05d}" if rank else ""
     tensors = {}
-    for index, sample in enumerate(batch):
+    for index, sample in samples.items():
         tensors[f"{index:05d}.prompt_ids"] = torch.tensor(sample.prompt_ids, dtype=torch.int32)
         tensors[f"{index:05d}.completion_ids"] = torch.tensor(sample.completion_ids, dtype=torch.int32)
         tensors[f"{index:05d}.rollout_logprobs"] = torch.tensor(sample.rollout_logprobs, dtype=torch.float64)
-    save_file(tensors, directory / "samples.safetensors")
+    save_file(tensors, directory / f"samples{of_rank}.safetensors")
     rows = [
-        {"sample": i, "advantage": repr(s.advantage), "weight": repr(s.weight)} for i, s in enumerate(batch)
+        {"sample": i, "advantage": repr(s.advantage), "weight": repr(s.weight)} for i, s in samples.items()
     ]
-    replace_text(directory / "batch.json", json.dumps({"problem": line, "samples": rows}, indent=1) + "\n")
+    text = json.dumps({"problem": line, "samples": rows}, indent=1) + "\n"
+    replace_text(directory / f"batch{of_rank}.json", text)
 
 
 def check_rewards(groups: Sequence[ScoredGroup], config: RewardConfig) -> None:

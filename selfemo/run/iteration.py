@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from selfemo.emotions.answer import Answer
-from selfemo.rewards.components import metric_name
+from selfemo.process.reduction import OneRank
+from selfemo.rewards.components import COMPONENTS, metric_name
 from selfemo.rewards.scoring import ScoredGroup
 from selfemo.selfplay.records import Episode
 
@@ -19,41 +20,79 @@ if TYPE_CHECKING:  # records of a run can be made without torch
     from selfemo.megatron.step_stats import PolicyStats
 
 ROLES = ("recognizer", "responder")
+COUNTS = ("samples", "samples_trained", "tokens", "groups", "groups_without_ranking")
+ONE_RANK = OneRank()
 
 
-def component_means(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+def iteration_figures(groups: Sequence[ScoredGroup], over: OneRank) -> dict[str, float]:
+    """Compute the figures of an iteration's groups, with advantages.
+
+    Args:
+        groups: those that this rank answers for.
+        over: adds up over the ranks, so that the figures are those of all groups.
+    """
+    samples = [sample for group in groups for sample in group.group.samples]
+    trained = [group.group.samples for group in groups if group.loss_weight != 0]
+    counts = (
+        len(samples),
+        sum(map(len, trained)),
+        sum(len(sample.completion_ids) for sample in samples),
+        len(groups),
+        groups_without_ranking(groups),
+    )
+    totals = [total for group in groups for total in group.totals]
+    return {
+        **means({"reward": totals}, over),
+        **{f"reward_{name}": value for name, value in component_means(groups, over).items()},
+        **role_figures(groups, over),
+        **dict(zip(COUNTS, over.counts(counts), strict=True)),
+    }
+
+
+def component_means(groups: Sequence[ScoredGroup], over: OneRank = ONE_RANK) -> dict[str, float]:
     """Mean of every reward component over the samples that have it, by `metric_name`."""
     values: dict[str, list[float]] = {}
-    for group in groups:
-        for component in group.components:
-            values.setdefault(metric_name(component, group.group.role), []).extend(
-                group.component(component.name)
+    for role, components in COMPONENTS.items():
+        mine = [group for group in groups if group.group.role == role]
+        for component in components:
+            values.setdefault(metric_name(component, role), []).extend(
+                value for group in mine for value in group.component(component.name)
             )
-    return {name: _mean(column) for name, column in values.items()}
+    return means(values, over)
 
 
-def role_figures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+def role_figures(groups: Sequence[ScoredGroup], over: OneRank = ONE_RANK) -> dict[str, float]:
     """Compute figures per role.
 
     They are the mean smoothed IoU of its samples, the mean agreement of its groups, and completion lengths in
     tokens.
     """
-    figures: dict[str, float] = {}
+    columns: dict[str, Sequence[float]] = {}
+    longest = []
     for role in ROLES:
         mine = [group for group in groups if group.group.role == role]
-        if not mine:
-            continue
         samples = [sample for group in mine for sample in group.group.samples]
         lengths = [len(sample.completion_ids) for sample in samples]
-        figures |= {
-            f"siou_{role}": _mean([score for group in mine for score in group.scores]),
-            f"agreement_{role}": _mean([group.group.consensus.agreement for group in mine]),
-            f"prompt_tokens_{role}": _mean([len(sample.prompt_ids) for sample in samples]),
-            f"completion_tokens_{role}": _mean(lengths),
-            f"completion_tokens_max_{role}": max(lengths),
-            f"unfinished_share_{role}": _mean([float(not sample.finished) for sample in samples]),
+        longest.append(max(lengths, default=0))
+        columns |= {
+            f"siou_{role}": [score for group in mine for score in group.scores],
+            f"agreement_{role}": [group.group.consensus.agreement for group in mine],
+            f"prompt_tokens_{role}": [len(sample.prompt_ids) for sample in samples],
+            f"completion_tokens_{role}": lengths,
+            f"unfinished_share_{role}": [not sample.finished for sample in samples],
         }
+    figures = means(columns, over)
+    for role, length in zip(ROLES, over.largest(longest), strict=True):
+        if f"siou_{role}" in figures:
+            figures[f"completion_tokens_max_{role}"] = length
     return figures
+
+
+def means(columns: Mapping[str, Sequence[float]], over: OneRank) -> dict[str, float]:
+    """Average each column over the ranks; a column without a value on any rank is left out."""
+    sums = over.sums(list(columns.values()))
+    counts = over.counts([len(column) for column in columns.values()])
+    return {name: total / count for name, total, count in zip(columns, sums, counts, strict=True) if count}
 
 
 def policy_figures(stats: Sequence[PolicyStats]) -> dict[str, float]:
@@ -141,7 +180,3 @@ def outcome_counts(outcomes: Mapping[tuple[bool, str], int]) -> dict[str, dict[s
         name: {reason: count for (kept, reason), count in sorted(outcomes.items()) if kept == wanted}
         for name, wanted in (("kept", True), ("dropped", False))
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

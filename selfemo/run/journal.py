@@ -26,23 +26,22 @@ from selfemo.evaluation.metrics import MajorityBaseline, majority_baseline
 from selfemo.evaluation.recognition import RecognitionReport
 from selfemo.evaluation.turns import EvaluationTurn
 from selfemo.flywheel.flywheel import FlywheelCounts
-from selfemo.grpo.samples import TrainingSample
+from selfemo.megatron.batch import DealtBatch
 from selfemo.megatron.step_stats import PolicyStats, StepStats
 from selfemo.process import watchdog
+from selfemo.process.reduction import OverRanks
 from selfemo.process.terminal import Bar, Terminal
 from selfemo.records.directory import METRICS_NAME, MODEL_NAME, SAMPLES_NAME, SUMMARY_NAME, RunDirectory
 from selfemo.records.manifest import Position
 from selfemo.report.model_card import model_card
 from selfemo.report.vote_card import CARD_NAME
-from selfemo.rewards.scoring import ScoredGroup
 from selfemo.rollout.vllm_engine import engine_version
+from selfemo.run.episodes import ScoredEpisodes
 from selfemo.run.iteration import (
-    component_means,
     episode_records,
-    groups_without_ranking,
+    iteration_figures,
     outcome_counts,
     policy_figures,
-    role_figures,
 )
 from selfemo.run.outcome import (
     chat_lines,
@@ -55,7 +54,6 @@ from selfemo.run.outcome import (
 )
 from selfemo.run.spans import PhaseSpans, gather_by_rank
 from selfemo.run.trackers import Tracking
-from selfemo.selfplay.records import Episode
 from selfemo.selfplay.teacher import TaughtTurns
 from selfemo.sync.sync import SyncReport
 from selfemo.system import System, World
@@ -196,33 +194,26 @@ class Journal:
     def iteration(
         self,
         iteration: int,
-        episodes: Sequence[Episode],
-        groups: Sequence[ScoredGroup],
-        samples: Sequence[TrainingSample],
+        scored: ScoredEpisodes,
+        batches: Sequence[DealtBatch],
         stats: Sequence[PolicyStats],
         outcomes: Mapping[tuple[bool, str], int],
     ) -> str:
-        """Record one SELF-GRPO iteration; returns its figures for the progress bar.
+        """Record one SELF-GRPO iteration; returns its figures for the progress bar. Collective.
 
         Args:
-            outcomes: the flywheel's decisions on its groups, counted by (kept, reason).
+            scored: the first episodes that rank 0 answers for are written whole.
+            outcomes: the flywheel's decisions on the groups of all ranks, counted by (kept, reason).
         """
         bounds = gap_bounds(self._config)
-        totals = [total for group in groups for total in group.totals]
-        reward = sum(totals) / len(totals)
-        tokens = sum(len(sample.completion_ids) for sample in samples)
+        figures = iteration_figures(scored.own_groups, OverRanks(self._world.device.torch_device))
         self._write(
             {
                 "event": "iteration",
                 "iteration": iteration,
-                "reward": reward,
-                **{f"reward_{name}": value for name, value in component_means(groups).items()},
-                **role_figures(groups),
-                "samples": len(samples),
-                "samples_trained": sum(sample.weight != 0 for sample in samples),
-                "tokens": tokens,
-                "groups": len(groups),
-                "groups_without_ranking": groups_without_ranking(groups),
+                **figures,
+                "samples_moved": sum(batch.moved_samples for batch in batches),
+                "moved_bytes": sum(batch.moved_bytes for batch in batches),
                 "flywheel": outcome_counts(outcomes),
                 **policy_figures(stats),
                 "logprob_gap_max_bound": bounds.largest,
@@ -232,10 +223,11 @@ class Journal:
         )
         if self._world.layout.is_main:
             self._run.append_jsonl(
-                SAMPLES_NAME, *episode_records(iteration, episodes, groups, EPISODES_LOGGED)
+                SAMPLES_NAME,
+                *episode_records(iteration, scored.own_episodes, scored.own_groups, EPISODES_LOGGED),
             )
         self._write_phases()
-        return f"reward {reward:.3f}  {tokens / self._last['rollout']:.0f} tok/s"
+        return f"reward {figures['reward']:.3f}  {figures['tokens'] / self._last['rollout']:.0f} tok/s"
 
     def allocated(self, held_bytes: Mapping[str, int]) -> None:
         """Record the memory that each rank holds for training, {kind: bytes}. Collective."""

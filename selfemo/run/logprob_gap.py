@@ -9,21 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from selfemo.config.logprob_gap import GapBounds
-from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.step_stats import PolicyStats
 
 
 def gap_problem(
     stats: PolicyStats,
     bounds: GapBounds,
-    batch: Sequence[TrainingSample],
     decode: Callable[[Sequence[int]], str],
 ) -> str:
     """Say which bound the gap of a step exceeds, and at which token; "" if it exceeds none.
 
     Args:
         stats: of a step under the weights that sampled.
-        batch: the samples of that step.
         decode: token ids -> text.
     """
     at = stats.largest_gap
@@ -36,9 +33,8 @@ def gap_problem(
         )
     else:
         return ""
-    token = batch[at.sample].completion_ids[at.place]
     return (
-        f"engine and trainer disagree: token {token} ({decode([token])!r}) at place {at.place} of the "
+        f"engine and trainer disagree: token {at.token} ({decode([at.token])!r}) at place {at.place} of the "
         f"completion of sample {at.sample} has logprob {at.engine:.6g} in the engine and {at.trainer:.6g} "
         f"in the trainer, {stats.logprob_gap_max:.2g} nats apart, {problem}"
     )

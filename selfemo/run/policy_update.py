@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
 
 from selfemo.config.schema import RunConfig
 from selfemo.grpo.advantages import loss_config
-from selfemo.grpo.samples import TrainingSample
-from selfemo.megatron.learner import batch_counts
+from selfemo.megatron.batch import DealtBatch
 from selfemo.megatron.optimizer import warmup_linear
 from selfemo.megatron.step_stats import PolicyStats
 from selfemo.run.guards import check_ratio
@@ -23,24 +22,16 @@ def policy_update(
     state: RunState,
     examples: StepExamples,
     iteration: int,
-    samples: list[TrainingSample],
+    batches: Sequence[DealtBatch],
 ) -> list[PolicyStats]:
     """Take the steps of one iteration: policy loss on the samples, SFT loss on supervised examples.
 
     The KL term refers to the weights at the start of the round.
 
     Args:
-        samples: this iteration's samples of all ranks, the same list on every rank; cut into
-            `algorithm.updates_per_rollout` batches.
+        batches: this iteration's samples, one batch per step.
     """
-    learner, updates, loss = system.learner, config.algorithm.updates_per_rollout, loss_config(config)
-    bounds = [len(samples) * i // updates for i in range(updates + 1)]
-    counts = [batch_counts(samples[start:end]) for start, end in pairwise(bounds)]
-    # A sample of weight 0 adds exactly nothing to loss or gradient, so the model does not read it. The
-    # batch's counts still include it.
-    batches = [
-        [sample for sample in samples[start:end] if sample.weight != 0] for start, end in pairwise(bounds)
-    ]
+    learner, updates, loss = system.learner, len(batches), loss_config(config)
     plans = [learner.plan(batch) for batch in batches]
     reference: list[list] = [[] for _ in plans]
     if loss.kl_beta > 0:
@@ -51,17 +42,15 @@ def policy_update(
     old = [learner.logprobs(plan) for plan in plans] if updates > 1 else [[] for _ in plans]
     since = round_of(iteration, config).start
     steps = []
-    for number, (batch, plan, ref, previous, whole) in enumerate(
-        zip(batches, plans, reference, old, counts, strict=True)
-    ):
+    for number, (batch, plan, ref, previous) in enumerate(zip(batches, plans, reference, old, strict=True)):
         step = iteration * updates + number
-        rate = learning_rate(config, step)
         supervised = examples.of_step(step, since)
-        stats = learner.policy_step(batch, plan, loss, rate, ref, previous, whole, supervised)
+        rate = learning_rate(config, step)
+        stats = learner.policy_step(batch, plan, loss, rate, ref, previous, supervised=supervised)
         state.count_step(f"iteration {iteration}", stats.step, batch)
         if number == 0:  # later updates have moved off the policy that sampled
             state.check_gap(f"iteration {iteration}", stats, batch)
-        if batch:
+        if batch.trained_samples:
             check_ratio(stats, on_policy=updates == 1)
         steps.append(stats)
     return steps

@@ -20,6 +20,7 @@ from typing import Any
 
 from selfemo.common.files import size_of, truncate
 from selfemo.config.schema import RunConfig
+from selfemo.flywheel.joined import JoinedStores
 from selfemo.flywheel.store import FlywheelStore
 from selfemo.process.collectives import on_rank0
 from selfemo.process.terminal import Terminal
@@ -33,6 +34,8 @@ from selfemo.records.directory import (
     SAMPLES_NAME,
     RunDirectory,
     config_changes,
+    flywheel_file,
+    flywheel_files,
 )
 from selfemo.records.manifest import Manifest
 from selfemo.rollout.vllm_engine import engine_version
@@ -117,10 +120,11 @@ def _problem(manifest: Manifest, run: RunDirectory, system: System) -> str:
     for name, wanted in ((METRICS_NAME, position.metrics_bytes), (SAMPLES_NAME, position.samples_bytes)):
         if size_of(run.path(name)) < wanted:
             return f"{name} has lost records that it knows of"
-    path = run.path(FLYWHEEL_NAME)
     if position.flywheel_records:
-        with closing(FlywheelStore(path)) as store:
-            if store.last_id() < position.flywheel_records:
+        files = flywheel_files(run.root) or [flywheel_file(run.root, 0)]
+        with closing(JoinedStores(files)) as stores:
+            # Ids count up by one over all files: a file that is gone leaves fewer records.
+            if sum(total.count for total in stores.totals()) < position.flywheel_records:
                 return f"{FLYWHEEL_NAME} has lost records that it knows of"
     return ""
 
@@ -129,8 +133,8 @@ def _rewind(found: Found, run: RunDirectory, notes: list[str], flywheel: bool) -
     position = found.manifest.position
     truncate(run.path(METRICS_NAME), position.metrics_bytes)
     truncate(run.path(SAMPLES_NAME), position.samples_bytes)
-    if flywheel and run.path(FLYWHEEL_NAME).is_file():
-        with closing(FlywheelStore(run.path(FLYWHEEL_NAME), writable=True)) as store:
+    for path in flywheel_files(run.root) if flywheel else ():
+        with closing(FlywheelStore(path, writable=True)) as store:
             store.rewind(position.flywheel_records)
     if run.path(MODEL_NAME).exists():  # exported before the interruption; the end of the run exports again
         shutil.rmtree(run.path(MODEL_NAME))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import torch
 
@@ -17,7 +16,8 @@ from selfemo.common.errors import UserError, on_all_ranks
 from selfemo.config.logprob_gap import gap_bounds
 from selfemo.config.schema import RunConfig
 from selfemo.flywheel.flywheel import Flywheel
-from selfemo.grpo.samples import TrainingSample
+from selfemo.megatron.batch import samples_to_write
+from selfemo.megatron.learner import Batch
 from selfemo.megatron.rng import collect_rng
 from selfemo.megatron.step_stats import PolicyStats, StepStats
 from selfemo.process import watchdog
@@ -54,7 +54,7 @@ class RunState:
             stop,
         )
         self._export = run.path(MODEL_NAME)
-        self._dump = run.path(DUMP_NAME) if system.world.layout.is_main else None
+        self._dump = run.path(DUMP_NAME)
         settings = config.checkpoint
         root = run.path(CHECKPOINTS_NAME)
         self._checkpoints = Checkpoints(
@@ -77,7 +77,7 @@ class RunState:
         self.progress = self.progress.after_sync()
         return self.progress.weight_version
 
-    def count_step(self, where: str, stats: StepStats, batch: Sequence[TrainingSample]) -> None:
+    def count_step(self, where: str, stats: StepStats, batch: Batch) -> None:
         """Count an optimizer step, and report one that was skipped.
 
         Raises:
@@ -86,9 +86,10 @@ class RunState:
         self.progress = self.progress.after_step(stats.applied)
         if not stats.applied:
             in_a_row, limit = self.progress.skipped_in_a_row, self._config.train.max_skipped_steps
-            self._journal.say(skipped_step(where, stats, batch, in_a_row, limit, self._dump))
+            samples = samples_to_write(batch, self._system.world.layout)
+            self._journal.say(skipped_step(where, stats, samples, in_a_row, limit, self._dump))
 
-    def check_gap(self, where: str, stats: PolicyStats, batch: Sequence[TrainingSample]) -> None:
+    def check_gap(self, where: str, stats: PolicyStats, batch: Batch) -> None:
         """End the run if engine and trainer give sampled tokens other logprobs than rounding explains.
 
         Args:
@@ -98,10 +99,9 @@ class RunState:
             UserError: names the token, both values and the bound; the batch has been written.
         """
         decode = functools.partial(self._system.encoder.decode, show_special=True)
-        problem = gap_problem(stats, gap_bounds(self._config), batch, decode)
+        problem = gap_problem(stats, gap_bounds(self._config), decode)
         if problem:
-            if self._dump:
-                dump_batch(self._dump, problem, batch)
+            dump_batch(self._dump, problem, samples_to_write(batch, self._system.world.layout))
             advice = (
                 f"they compute different models; the batch is in {DUMP_NAME}; see docs/troubleshooting.md"
             )

@@ -15,6 +15,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from selfemo.records.directory import flywheel_files
 from tests.helpers import forked
 
 ROOT = forked.ROOT
@@ -143,7 +144,7 @@ def fingerprint(run: Path) -> dict[str, str]:
         "summary": digest(
             json.dumps(without_timings(json.loads((run / "summary.json").read_text()))).encode()
         ),
-        "flywheel": digest(_rows(run / "flywheel.sqlite").encode()),
+        "flywheel": digest("\n".join(map(_rows, flywheel_files(run))).encode()),
         "manifest": digest(json.dumps(_manifest(last)).encode()),
     }
     for path in sorted(last.glob("rng-*")):

@@ -92,6 +92,7 @@ def _largest_gap(hf_dir: str) -> tuple[float, TokenGap]:
         at = stats.largest_gap
         assert before != at
         assert (at.sample, at.place, at.engine) == (changed, 3, -20.0)
+        assert at.token == batch[changed].completion_ids[3]
         assert stats.logprob_gap_max == pytest.approx(at.trainer + 20.0)
         return stats.logprob_gap_max, at
 

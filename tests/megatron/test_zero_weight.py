@@ -9,7 +9,7 @@ import torch
 
 from selfemo.config.schema import ParallelConfig
 from selfemo.kernels import LossConfig
-from selfemo.megatron.learner import batch_counts
+from selfemo.megatron.batch import batch_counts
 from tests.helpers.parity import learner, samples
 from tests.helpers.tiny_model import save_tiny
 

@@ -11,6 +11,8 @@ import torch.distributed as dist
 
 from selfemo.common.errors import UserError
 from selfemo.config.schema import RewardConfig
+from selfemo.process.engine_ranks import EngineRanks
+from selfemo.process.exchange import rows_of_ranks
 from selfemo.process.stop import StopSignals
 from selfemo.rewards.scoring import Rewards
 from selfemo.rollout.api import Completion, GenerationRequest
@@ -24,6 +26,7 @@ from selfemo.selfplay.transitions import TransitionPrior
 from tests.flywheel.test_flywheel import CONFIG, CORPUS, TRAIN, speak
 from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator
 
+CPU = torch.device("cpu")
 ITERATION = 2
 OPENINGS = OpeningPool(CORPUS, CONFIG, 5, 3).draw(ITERATION)
 
@@ -53,8 +56,9 @@ def _self_play() -> SelfPlay:
 
 
 def _by_engine(engine: _Engine, tensor_parallel: int, signals: StopSignals | None = None) -> EpisodesByEngine:
-    stop = StopRequest(torch.device("cpu"), signals or StopSignals())
-    return EpisodesByEngine(_self_play(), engine, tensor_parallel, stop)  # type: ignore[arg-type]
+    stop = StopRequest(CPU, signals or StopSignals())
+    ranks = EngineRanks.join(tensor_parallel)
+    return EpisodesByEngine(_self_play(), engine, ranks, stop)  # type: ignore[arg-type]
 
 
 def _played(tensor_parallel: int, openings: list[Opening]) -> tuple[list[Episode], list[list[int]]]:
@@ -69,9 +73,12 @@ def test_episodes_are_those_of_one_rank(distributed, ranks: int, tensor_parallel
     alone = _self_play().play(OPENINGS, ITERATION)
     assert len({len(episode.groups) for episode in alone}) > 1, "some end early, so engines have idle turns"
     found = distributed(ranks, _played, tensor_parallel, OPENINGS)
-    assert [episodes for episodes, _ in found] == [alone] * ranks
+    assert [e for episodes, _ in found[::tensor_parallel] for e in episodes] == alone
     asked = [seeds for _, seeds in found]
     for first in range(0, ranks, tensor_parallel):
+        assert [found[first + part][0] for part in range(tensor_parallel)] == [
+            found[first][0]
+        ] * tensor_parallel
         assert asked[first : first + tensor_parallel] == [asked[first]] * tensor_parallel
     engines = asked[::tensor_parallel]
     sampled = [{seed for call in calls for seed in call if seed} for calls in engines]
@@ -82,7 +89,7 @@ def test_episodes_are_those_of_one_rank(distributed, ranks: int, tensor_parallel
 def test_engines_without_an_episode_keep_step(distributed) -> None:
     alone = _self_play().play(OPENINGS[:1], ITERATION)
     found = distributed(4, _played, 1, OPENINGS[:1])
-    assert [episodes for episodes, _ in found] == [alone] * 4
+    assert [e for episodes, _ in found for e in episodes] == alone
     assert sum(any(calls) for _, calls in found) == 1
     assert distributed(2, _played, 1, []) == [([], [[]] * 3 * CONFIG.turns)] * 2
 
@@ -94,7 +101,8 @@ def _failing(tensor_parallel: int, fails_at: dict[int, int], max_length: list[in
     try:
         by_engine.play(OPENINGS, ITERATION)
     except (RuntimeError, UserError) as error:
-        return str(error), len(_by_engine(_Engine(), tensor_parallel).play(OPENINGS, ITERATION))
+        again = _by_engine(_Engine(), tensor_parallel).play(OPENINGS, ITERATION)
+        return str(error), sum(row[0] for row in rows_of_ranks([len(again)], CPU)) // tensor_parallel
     return "", 0
 
 

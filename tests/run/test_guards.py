@@ -39,11 +39,11 @@ def test_a_good_step_ends_a_row():
 
 def test_too_many_in_a_row_stop_the_run_with_the_batch(tmp_path):
     assert "skipped on all ranks, 1 in a row" in skipped_step(
-        "iteration 5", BAD, BATCH, 1, 2, tmp_path / "bad"
+        "iteration 5", BAD, dict(enumerate(BATCH)), 1, 2, tmp_path / "bad"
     )
     assert not (tmp_path / "bad").exists()
     with pytest.raises(UserError, match="iteration 5: loss nan"):
-        skipped_step("iteration 5", BAD, BATCH, 2, 2, tmp_path / "bad")
+        skipped_step("iteration 5", BAD, dict(enumerate(BATCH)), 2, 2, tmp_path / "bad")
     assert load_file(tmp_path / "bad" / "samples.safetensors")["00001.completion_ids"].tolist() == [5, 6]
     assert json.loads((tmp_path / "bad" / "batch.json").read_text())["samples"][1]["advantage"] == "inf"
 

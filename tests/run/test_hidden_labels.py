@@ -147,7 +147,9 @@ def test_weights_and_caps_are_those_of_the_labelled_dialogues(tmp_path: Path, re
     assert hidden.label_weights == alone.label_weights
     assert TransitionPrior.estimate(corpus.split("train")) == TransitionPrior.estimate(labelled)
     assert (
-        Flywheel(FlywheelConfig(enabled=False), corpus, hidden, tmp_path / "none", is_writer=False)._shares
+        Flywheel(
+            FlywheelConfig(enabled=False), corpus, hidden, tmp_path / "none", is_writer=False
+        )._admission._shares
         == alone.label_shares
     )
 

@@ -8,24 +8,22 @@ import pytest
 
 from selfemo.config.load import load_config
 from selfemo.config.logprob_gap import GapBounds, gap_bounds
-from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.step_stats import PolicyStats, StepStats, TokenGap
 from selfemo.run.logprob_gap import gap_problem
 
 BOUNDS = GapBounds(largest=0.004, mean=0.0001)
-BATCH = [TrainingSample((1, 2), (3,), (-0.5,)), TrainingSample((4,), (5, 6), (-0.1, -0.25))]
 
 
 def stats(largest: float, mean: float) -> PolicyStats:
     figures = dict.fromkeys((field.name for field in fields(PolicyStats)), 0.0)
-    at = TokenGap(sample=1, place=1, trainer=-1.85, engine=-0.25)
+    at = TokenGap(sample=1, place=1, token=6, trainer=-1.85, engine=-0.25)
     step = StepStats(1.0, 0.5, True, 3, 1e-5)
     given = {"step": step, "logprob_gap_max": largest, "logprob_gap_mean": mean, "largest_gap": at}
     return PolicyStats(**figures | given)
 
 
 def problem(largest: float, mean: float) -> str:
-    return gap_problem(stats(largest, mean), BOUNDS, BATCH, lambda ids: f"<{ids[0]}>")
+    return gap_problem(stats(largest, mean), BOUNDS, lambda ids: f"<{ids[0]}>")
 
 
 @pytest.mark.parametrize(

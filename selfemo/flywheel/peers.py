@@ -1,0 +1,39 @@
+"""Joins the parts of a flywheel that ranks hold: this process alone, or all ranks (run/flywheel_peers.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+
+class Alone:
+    """The only process of a run. Of several, each calls every method; orders are those of the ranks."""
+
+    is_first = True
+    """Whether this process decides for all."""
+
+    def numbered(self, count: int) -> tuple[int, int]:
+        """Number the items of all ranks: how many precede this rank's `count`, and how many there are."""
+        return 0, count
+
+    def totals(self, counts: Sequence[int]) -> list[int]:
+        """Add up counts over the ranks."""
+        return list(counts)
+
+    def decided[T, R](self, decide: Callable[[list[T]], list[R]], items: Sequence[T]) -> list[R]:
+        """Let the first rank decide on the items of all ranks, in order; returns this rank's decisions."""
+        return decide(list(items))
+
+    def newest[T](self, items: Sequence[T], limit: int | None = None) -> list[T]:
+        """Return the items of all ranks in order: the last `limit`, or all."""
+        return list(items)[-limit:] if limit else list(items)
+
+    def to_writer[T](self, items: Sequence[T]) -> list[T]:
+        """Hand items to the engine's writing rank: it gets those of all of its ranks, others get none."""
+        return list(items)
+
+    def together(self, write: Callable[[], None]) -> None:
+        """Run `write` on every rank. What one raises, all raise."""
+        write()
+
+
+ALONE = Alone()

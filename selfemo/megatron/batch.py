@@ -1,0 +1,86 @@
+"""Defines the samples of one optimizer step as a rank has them: its part of a batch that all ranks share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from selfemo.config.schema import RunConfig
+from selfemo.grpo.samples import TrainingSample
+from selfemo.kernels import BatchCounts
+from selfemo.megatron.packing import balance_by_tokens, units
+from selfemo.megatron.parallel import Layout
+
+
+@dataclass(frozen=True)
+class DealtBatch:
+    """The samples of one optimizer step, as a rank has them.
+
+    A sample of weight 0 adds exactly nothing to loss or gradient, so the model does not read it, and it
+    has no index; `counts` include it.
+    """
+
+    samples: Mapping[int, TrainingSample] = field(repr=False)
+    """Those of this rank's micro-batches, by index in the whole batch."""
+    micro_batches: tuple[tuple[int, ...], ...]
+    """Indices of the samples of each of this rank's micro-batches."""
+    counts: BatchCounts
+    """Of the whole batch."""
+    trained_samples: int
+    """Samples of the whole batch that the model reads."""
+    trained_tokens: int
+    """Their completion tokens."""
+    moved_samples: int = 0
+    """Those of them that a rank trains on whose engine did not make them."""
+    moved_bytes: int = 0
+    """Bytes that ranks sent each other for that, over all of them."""
+
+
+def batch_counts(samples: Sequence[TrainingSample]) -> BatchCounts:
+    """Count a batch's sequences and completion tokens, over all ranks."""
+    return BatchCounts(sequences=len(samples), tokens=sum(len(s.completion_ids) for s in samples))
+
+
+def samples_to_write(
+    batch: Sequence[TrainingSample] | DealtBatch, layout: Layout
+) -> Mapping[int, TrainingSample]:
+    """Return the samples that this rank writes of a batch that is kept, by index; one rank writes each."""
+    if isinstance(batch, DealtBatch):
+        is_first = layout.tensor_rank == layout.context_rank == layout.pipeline_rank == 0
+        return batch.samples if is_first else {}
+    return dict(enumerate(batch)) if layout.is_main else {}
+
+
+def shares_prompts(config: RunConfig, layout: Layout) -> bool:
+    """Tell whether samples share the copy of a prompt: context ranks cut sequences, and cannot cut that."""
+    return config.train.share_prompts and layout.context_size == 1
+
+
+def batches_at_once(layout: Layout) -> int:
+    """Return the number that a rank's micro-batches come in a multiple of."""
+    return layout.pipeline_size if layout.virtual_size > 1 else 1
+
+
+def whole_batch(samples: Sequence[TrainingSample], config: RunConfig, layout: Layout) -> DealtBatch:
+    """Take this rank's part of a batch that every rank holds whole.
+
+    Raises:
+        UserError: a sample is longer than train.max_tokens_per_microbatch.
+    """
+    max_tokens, multiple_of = (
+        config.train.max_tokens_per_microbatch,
+        layout.data_size * batches_at_once(layout),
+    )
+    dealt = units(samples, shares_prompts(config, layout), max_tokens, multiple_of)
+    bins = balance_by_tokens([unit.length_tokens for unit in dealt], max_tokens, multiple_of)
+    counts = batch_counts(samples)
+    return DealtBatch(
+        samples=dict(enumerate(samples)),
+        micro_batches=tuple(
+            tuple(i for place in places for i in dealt[place].sample_indices)
+            for places in bins[layout.data_rank :: layout.data_size]
+        ),
+        counts=counts,
+        trained_samples=counts.sequences,
+        trained_tokens=counts.tokens,
+    )

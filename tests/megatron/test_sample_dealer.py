@@ -1,0 +1,182 @@
+"""Test samples dealt over gloo ranks: each rank trains on the same ones, whichever engines made them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from selfemo.common.errors import UserError
+from selfemo.config.schema import AlgorithmConfig, ParallelConfig, RunConfig, SelfPlayConfig, TrainConfig
+from selfemo.grpo.samples import TrainingSample
+from selfemo.kernels import LossConfig
+from selfemo.megatron.batch import DealtBatch, batch_counts, whole_batch
+from selfemo.megatron.parallel import Layout
+from selfemo.megatron.sample_dealer import SampleDealer
+from selfemo.process.engine_ranks import EngineRanks
+from tests.helpers.parity import learner
+from tests.helpers.tiny_model import save_tiny
+
+CPU = torch.device("cpu")
+EPISODES = 11
+VOCAB_SIZE = 64
+MAX_TOKENS = 120
+WORLDS = [(1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 1, 2), (2, 2, 2), (4, 1, 2), (4, 2, 2), (4, 2, 1), (4, 4, 1)]
+"""(ranks, ranks per engine, tensor-parallel ranks of the trainer)."""
+
+
+def made(episodes: range = range(EPISODES), longest: int = 30) -> list[TrainingSample]:
+    """Make the samples of episodes: groups of four of very different lengths, some of them of weight 0."""
+    found = []
+    for episode in episodes:
+        rng = random.Random(episode)
+        for _ in range(rng.choice((1, 2, 3))):
+            prompt = tuple(rng.randrange(VOCAB_SIZE) for _ in range(rng.choice((3, 9, longest))))
+            weight = rng.choice((0.0, 0.5, 1.0))
+            for _ in range(4):
+                completion = tuple(rng.randrange(VOCAB_SIZE) for _ in range(rng.choice((1, 2, 7, 20))))
+                logprobs = tuple(rng.uniform(-6, -3) for _ in completion)
+                found.append(TrainingSample(prompt, completion, logprobs, rng.gauss(0, 1), weight, episode))
+    return found
+
+
+def config(updates: int = 1, share_prompts: bool = True) -> RunConfig:
+    return RunConfig(
+        selfplay=SelfPlayConfig(seeds_per_iteration=EPISODES),
+        algorithm=AlgorithmConfig(updates_per_rollout=updates),
+        train=TrainConfig(max_tokens_per_microbatch=MAX_TOKENS, share_prompts=share_prompts),
+    )
+
+
+def layout_of_rank(rank: int, ranks: int, tensor: int) -> Layout:
+    return Layout(ranks, rank, tensor, rank % tensor, 1, 0, 1, 1, 0, ranks // tensor, rank // tensor)
+
+
+def _dealt(size: int, tensor: int, settings: RunConfig, longest: int = 30) -> list[DealtBatch] | str:
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    engine = EngineRanks.join(size)
+    episodes = engine.of_engine(range(EPISODES))
+    dealer = SampleDealer(settings, layout_of_rank(rank, ranks, tensor), engine, CPU)
+    try:
+        return dealer.deal(made(episodes, longest), engine.own(episodes))
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("share_prompts", [True, False])
+@pytest.mark.parametrize("updates", [1, 3])
+@pytest.mark.parametrize(("ranks", "size", "tensor"), WORLDS)
+def test_every_sample_is_trained_on_once_and_is_the_one_that_was_made(
+    distributed, ranks: int, size: int, tensor: int, updates: int, share_prompts: bool
+) -> None:
+    whole, settings = made(), config(updates, share_prompts)
+    found = distributed(ranks, _dealt, size, tensor, settings)
+    bounds = [len(whole) * update // updates for update in range(updates + 1)]
+    for update in range(updates):
+        mine = whole[bounds[update] : bounds[update + 1]]
+        trained = [sample for sample in mine if sample.weight != 0]
+        batches = [found[rank][update] for rank in range(ranks)]
+        for rank, batch in enumerate(batches):
+            assert batch.counts == batch_counts(mine)
+            assert (batch.trained_samples, batch.trained_tokens) == (
+                len(trained),
+                sum(len(sample.completion_ids) for sample in trained),
+            )
+            assert batch == replace(batches[rank - rank % tensor], moved_bytes=batch.moved_bytes)
+            assert batch.samples == {index: trained[index] for index in batch.samples}
+            assert sorted(batch.samples) == sorted(i for places in batch.micro_batches for i in places)
+        indices = [i for batch in batches[::tensor] for places in batch.micro_batches for i in places]
+        assert sorted(indices) == list(range(len(trained)))
+        assert len({len(batch.micro_batches) for batch in batches}) == 1
+        for batch in batches:
+            for places in batch.micro_batches:
+                prompts = {trained[i].prompt_ids for i in places} if share_prompts else places
+                read = sum(len(p if share_prompts else trained[p].prompt_ids) for p in prompts)  # type: ignore[arg-type, index]
+                assert read + sum(len(trained[i].completion_ids) for i in places) <= MAX_TOKENS
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_the_batch_does_not_depend_on_the_engines(distributed, tensor: int) -> None:
+    """Engines of every size, and for a single data-parallel rank the batch that one process would pack."""
+    by_size = [distributed(4, _dealt, size, tensor, config()) for size in (1, 2, 4)]
+    unmoved = [[replace(b, moved_samples=0, moved_bytes=0) for (b,) in found] for found in by_size]
+    assert unmoved[0] == unmoved[1] == unmoved[2]
+    if tensor == 4:
+        trained = [sample for sample in made() if sample.weight != 0]
+        alone = whole_batch(trained, config(), layout_of_rank(0, 1, 1))
+        assert unmoved[0][0].micro_batches == alone.micro_batches
+        assert unmoved[0][0].samples == alone.samples
+
+
+def test_samples_stay_with_the_engine_whose_ranks_train_on_them(distributed) -> None:
+    """Only what evens out the ranks moves if engines and trainer have one layout; much more if not."""
+    trained = [sample for sample in made() if sample.weight != 0]
+    for size in (1, 2):
+        (batch, *_), *_ = distributed(4, _dealt, size, size, config())
+        assert 0 < batch.moved_samples < len(trained) / 3
+        assert batch.moved_bytes > 4 * batch.moved_samples
+    (batch,), *_ = distributed(4, _dealt, 4, 4, config())
+    assert (batch.moved_samples, batch.moved_bytes) == (0, 0), "its own ranks have everything"
+    (batch,), *_ = distributed(4, _dealt, 1, 4, config())
+    assert batch.moved_samples == len(trained)
+
+
+def test_a_sample_that_is_too_long_is_named_on_every_rank(distributed) -> None:
+    found = distributed(2, _dealt, 1, 1, config(), MAX_TOKENS)
+    assert found == [found[0]] * 2
+    first = next(
+        i for i, s in enumerate(s for s in made(longest=MAX_TOKENS) if s.weight) if s.length_tokens > 120
+    )
+    assert f"sample {first} has" in found[0]
+    assert "raise it, or lower" in found[0]
+
+
+Step = tuple[float, float, int, list[torch.Tensor]]
+
+
+def _step(hf_dir: str, size: int, parallel: ParallelConfig, whole: bool) -> Step:
+    """Take one step; returns loss, norm, the token with the largest gap, and the weights."""
+    with learner(hf_dir, parallel) as model:
+        model.config = replace(config(), parallel=parallel)
+        engine = EngineRanks.join(size)
+        episodes = engine.of_engine(range(EPISODES))
+        dealer = SampleDealer(model.config, model.layout, engine, CPU)
+        (dealt,) = dealer.deal(made(episodes), engine.own(episodes))
+        batch = [sample for sample in made() if sample.weight != 0] if whole else dealt
+        loss = LossConfig.preset("self_grpo", kl_beta=0.0, entropy_weight=0.01)
+        stats = model.policy_step(batch, model.plan(batch), loss, 1e-2, counts=dealt.counts)
+        at = stats.largest_gap
+        trained = [sample for sample in made() if sample.weight != 0]
+        assert at.token == trained[at.sample].completion_ids[at.place]
+        assert at.engine == pytest.approx(trained[at.sample].rollout_logprobs[at.place])
+        return stats.step.loss, stats.step.grad_norm, at.sample, model.snapshot()
+
+
+@pytest.fixture(scope="module")
+def hf_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("dealt") / "model", "qwen3", True, layers=2))
+
+
+def _equal(one: Step, other: Step) -> bool:
+    return one[:3] == other[:3] and all(a.equal(b) for a, b in zip(one[3], other[3], strict=True))
+
+
+def test_a_step_on_a_dealt_batch_is_the_step_on_the_whole_one_to_the_bit(distributed, hf_dir) -> None:
+    parallel = ParallelConfig(tensor=2)
+    whole = distributed(2, _step, hf_dir, 1, parallel, True, timeout_s=240)
+    for size in (1, 2):
+        dealt = distributed(2, _step, hf_dir, size, parallel, False, timeout_s=240)
+        assert all(map(_equal, whole, dealt))
+
+
+def test_a_data_parallel_step_does_not_depend_on_the_engines(distributed, hf_dir) -> None:
+    one, two = (distributed(2, _step, hf_dir, n, ParallelConfig(), False, timeout_s=240) for n in (1, 2))
+    whole = distributed(2, _step, hf_dir, 1, ParallelConfig(), True, timeout_s=240)
+    assert all(map(_equal, one, two))
+    assert one[0][0] == pytest.approx(whole[0][0], abs=1e-6)
+    assert one[0][2] == whole[0][2]
+    for a, b in zip(one[0][3], whole[0][3], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
