@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from selfemo.common.errors import UserError
 from selfemo.config.schema import AlgorithmConfig, ParallelConfig, RunConfig, SelfPlayConfig, TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
-from selfemo.megatron.batch import DealtBatch, batch_counts, whole_batch
+from selfemo.megatron.batch import DealtBatch, batch_counts, samples_to_write, whole_batch
 from selfemo.megatron.parallel import Layout
 from selfemo.megatron.sample_dealer import SampleDealer
 from selfemo.process.engine_ranks import EngineRanks
+from selfemo.run.guards import dump_batch
 from tests.helpers.parity import learner
 from tests.helpers.tiny_model import save_tiny
 
@@ -66,8 +70,7 @@ def _dealt(size: int, tensor: int, settings: RunConfig, longest: int = 30) -> li
         return str(error)
 
 
-@pytest.mark.parametrize("share_prompts", [True, False])
-@pytest.mark.parametrize("updates", [1, 3])
+@pytest.mark.parametrize(("updates", "share_prompts"), [(1, True), (3, False)])
 @pytest.mark.parametrize(("ranks", "size", "tensor"), WORLDS)
 def test_every_sample_is_trained_on_once_and_is_the_one_that_was_made(
     distributed, ranks: int, size: int, tensor: int, updates: int, share_prompts: bool
@@ -90,6 +93,12 @@ def test_every_sample_is_trained_on_once_and_is_the_one_that_was_made(
             assert sorted(batch.samples) == sorted(i for places in batch.micro_batches for i in places)
         indices = [i for batch in batches[::tensor] for places in batch.micro_batches for i in places]
         assert sorted(indices) == list(range(len(trained)))
+        written = [
+            index
+            for rank, batch in enumerate(batches)
+            for index in samples_to_write(batch, layout_of_rank(rank, ranks, tensor))
+        ]
+        assert sorted(written) == sorted(indices), "one rank writes each sample of a batch that is kept"
         assert len({len(batch.micro_batches) for batch in batches}) == 1
         for batch in batches:
             for places in batch.micro_batches:
@@ -132,6 +141,27 @@ def test_a_sample_that_is_too_long_is_named_on_every_rank(distributed) -> None:
     )
     assert f"sample {first} has" in found[0]
     assert "raise it, or lower" in found[0]
+
+
+def _kept(directory: str) -> None:
+    (batch,) = _dealt(1, 1, config())
+    assert isinstance(batch, DealtBatch)
+    layout = layout_of_rank(dist.get_rank(), dist.get_world_size(), 1)
+    dump_batch(Path(directory) / "bad_batch", "loss nan", samples_to_write(batch, layout))
+
+
+def test_the_ranks_write_a_bad_batch_together_under_the_indices_of_the_whole(distributed, tmp_path) -> None:
+    distributed(2, _kept, str(tmp_path))
+    trained = [sample for sample in made() if sample.weight != 0]
+    found: dict[int, list[int]] = {}
+    for path in sorted((tmp_path / "bad_batch").glob("samples*.safetensors")):
+        for name, ids in load_file(path).items():
+            if name.endswith("completion_ids"):
+                found[int(name.partition(".")[0])] = ids.tolist()
+    assert found == {index: list(sample.completion_ids) for index, sample in enumerate(trained)}
+    rows = [json.loads(path.read_text())["samples"] for path in (tmp_path / "bad_batch").glob("batch*.json")]
+    weights = {row["sample"]: float(row["weight"]) for part in rows for row in part}
+    assert weights == {index: sample.weight for index, sample in enumerate(trained)}
 
 
 Step = tuple[float, float, int, list[torch.Tensor]]
