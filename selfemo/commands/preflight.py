@@ -68,7 +68,6 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False, nodes:
     check_layout(config, world_size, by_name=planning)
     if not planning:
         check_gpus(world_size // nodes, gpus_here())
-        check_host_memory(config, nodes, world_size // nodes)
     missing = []
     if config.model.path and not local_directory(config.model.path).is_dir():
         missing.append(
@@ -94,6 +93,7 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False, nodes:
     if not planning:
         if run.has_checkpoint and not run.is_complete:
             check_inputs(run.root, config, corpus)
+        check_host_memory(config, nodes, world_size // nodes)
         check_model(config, run, corpus)  # last: it loads libraries
     parallel = config.parallel
     data_parallel = world_size // (parallel.tensor * parallel.pipeline * parallel.context)

@@ -101,7 +101,16 @@ def test_pickle_is_read_in_one_place() -> None:
     times_what_it_pickled_itself = {
         ("tools/scaling/parts.py", name) for name in ("pickle.dumps", "pickle.loads")
     }
-    expected = reads_files | reads_memory_of_its_own_fork | times_what_it_pickled_itself
+    # as torch's gather_object and its like do, over the process group of one run
+    sends_to_ranks_of_its_own_run = {
+        ("selfemo/process/exchange.py", name) for name in ("pickle.dumps", "pickle.loads")
+    }
+    expected = (
+        reads_files
+        | reads_memory_of_its_own_fork
+        | times_what_it_pickled_itself
+        | sends_to_ranks_of_its_own_run
+    )
     assert {use for use in found if use[1] != "pickle.UnpicklingError"} == expected
 
 
