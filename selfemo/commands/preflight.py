@@ -168,7 +168,8 @@ def check_host_memory(config: RunConfig, nodes: int, processes_per_node: int) ->
     if hub_name(config.model.path) and not local_directory(config.model.path).is_dir():
         return  # its shape is not known yet
     layout = layout_of(config, nodes, processes_per_node)
-    node = min(int(os.environ.get("GROUP_RANK", "0")), nodes - 1)
+    number = os.environ.get("GROUP_RANK", "0")
+    node = min(int(number), nodes - 1) if number.isdecimal() else 0
     need = node_host_bytes(
         planned_architecture(config.model),
         layout,

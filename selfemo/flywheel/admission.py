@@ -12,9 +12,7 @@ from typing import NamedTuple
 from selfemo.config.schema import FlywheelConfig
 from selfemo.flywheel.duplicates import NearDuplicates
 from selfemo.flywheel.rule import DropReason, within_cap
-from selfemo.selfplay.records import Role
-
-ROLES: tuple[Role, ...] = ("recognizer", "responder")
+from selfemo.selfplay.records import ROLES, Role
 
 
 class Candidate(NamedTuple):
@@ -40,7 +38,9 @@ class Admission:
         """
         self._config, self._shares = config, shares
         known = list(known_texts)
-        self._duplicates = {role: NearDuplicates(config.near_duplicate, known) for role in ROLES}
+        self._duplicates: dict[str, NearDuplicates] = {
+            role: NearDuplicates(config.near_duplicate, known) for role in ROLES
+        }
         self._passed: Counter[str] = Counter()
         self._kept: Counter[tuple[str, str]] = Counter()
 
@@ -72,7 +72,7 @@ class Admission:
 
     def recall_text(self, role: str, text: str) -> None:
         """Remember a text that an earlier part of the run kept."""
-        self._duplicates[role].add(text)  # type: ignore[index]
+        self._duplicates[role].add(text)
 
     def _decide(self, candidate: Candidate) -> DropReason | None:
         role, label, text = candidate

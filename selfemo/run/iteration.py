@@ -14,12 +14,11 @@ from selfemo.emotions.answer import Answer
 from selfemo.process.reduction import OneRank
 from selfemo.rewards.components import COMPONENTS, metric_name
 from selfemo.rewards.scoring import ScoredGroup
-from selfemo.selfplay.records import Episode
+from selfemo.selfplay.records import ROLES, Episode
 
 if TYPE_CHECKING:  # records of a run can be made without torch
     from selfemo.megatron.step_stats import PolicyStats
 
-ROLES = ("recognizer", "responder")
 COUNTS = ("samples", "samples_trained", "tokens", "groups", "groups_without_ranking")
 ONE_RANK = OneRank()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from selfemo.corpora.conversation import Turn
 from selfemo.emotions.answer import Reading
@@ -11,6 +11,7 @@ from selfemo.selfplay.consensus import Consensus
 from selfemo.selfplay.gates import Gate
 
 Role = Literal["recognizer", "responder"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True)
