@@ -59,9 +59,16 @@ def loss_config(config: RunConfig) -> LossConfig:
 
 def with_advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> list[ScoredGroup]:
     """Compute the advantages of every group's samples, and its weight in the loss; the order stays."""
+    return carrying(groups, advantages_of(groups, config))
+
+
+def carrying(
+    groups: Sequence[ScoredGroup], found: Sequence[tuple[tuple[float, ...], float]]
+) -> list[ScoredGroup]:
+    """Return the groups with what `advantages_of` found for each."""
     return [
         replace(group, advantages=advantages, loss_weight=weight)
-        for group, (advantages, weight) in zip(groups, advantages_of(groups, config), strict=True)
+        for group, (advantages, weight) in zip(groups, found, strict=True)
     ]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from selfemo.config.schema import RunConfig
-from selfemo.grpo.advantages import advantages_of
+from selfemo.grpo.advantages import advantages_of, carrying
 from selfemo.process.collectives import raise_together, together
 from selfemo.process.engine_ranks import EngineRanks
 from selfemo.rewards.scoring import Rewards, ScoredGroup
@@ -95,11 +95,7 @@ class EpisodesByEngine:
 
         def scoring() -> tuple[ScoredGroup, ...]:
             found = rewards.score_groups(groups, self._ranks.deal)
-            weighed = self._ranks.map_shares(weighing, found)
-            return tuple(
-                replace(group, advantages=advantages, loss_weight=weight)
-                for group, (advantages, weight) in zip(found, weighed, strict=True)
-            )
+            return tuple(carrying(found, self._ranks.map_shares(weighing, found)))
 
         scored = together(scoring)
         own = {episode.opening.index for episode in self._ranks.own(episodes)}
