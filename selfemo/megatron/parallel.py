@@ -108,6 +108,8 @@ def enter_layout(
         distributed_timeout_minutes=timeout_s / 60,
         create_gloo_process_groups=device.is_cuda,  # on CPU every group is gloo already
     )
+    # A rank that left at once would close a gloo group to which another still connects.
+    dist.barrier()
     tensor_parallel.model_parallel_cuda_manual_seed(seed % 2**31, force_reset_rng=True)
     return Layout(
         world_size=dist.get_world_size(),
