@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 TORCH_THREADS ?= 1
 export OMP_NUM_THREADS ?= $(TORCH_THREADS)
 
-.PHONY: setup lock demo smoke test lint types tests gpu-check gpu-check-cpu test-slow test-demo test-layouts test-multinode test-faults test-portable fuzz clean
+.PHONY: setup lock demo smoke test lint types tests gpu-check gpu-check-cpu test-long test-slow test-demo test-layouts test-multinode test-faults test-portable fuzz clean
 
 setup: $(STAMP)
 
@@ -67,6 +67,10 @@ gpu-check-cpu: $(STAMP)
 	$(BIN)/python -m tools.gpu_check --device cpu --output runs/gpu-check-cpu $(GPU_CHECK)
 
 # What `make test` leaves out for its length has a mark (pyproject.toml) and one of these targets.
+
+# Tests of ten seconds and more that CI runs beside `make test`.
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long --numprocesses=$(TEST_PROCESSES) --dist=loadfile --durations=5
 
 # Repetitions of what faster tests prove, the layouts below among them: a test there has a faster one in `make test`. Not run whole yet.
 test-slow: $(STAMP)

@@ -173,6 +173,7 @@ def test_which_torch_will_come_is_said():
         assert "CPU build" in source(environment).partition(";")[0]
 
 
+@pytest.mark.long
 def test_a_wheel_works_away_from_the_checkout(tmp_path):
     """Install the wheel into an environment of its own.
 

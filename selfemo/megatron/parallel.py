@@ -12,6 +12,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
 from selfemo.common.errors import UserError
 from selfemo.config.schema import ParallelConfig
@@ -131,7 +132,8 @@ def leave_parallel() -> None:
 
     megatron-core forgets its groups without destroying them, and each gloo group keeps threads that
     wake a hundred times a second, so they are destroyed here. It does destroy some of the gloo groups
-    that it makes beside NCCL's, and a group may not be destroyed twice.
+    that it makes beside NCCL's, and a group may not be destroyed twice. The rotary embedding's cache is
+    the class's: it would keep every model that computed one, and through it a group.
     """
     # megatron-private
     groups = [group for group in parallel_state._global_process_group_list or () if group is not None]
@@ -139,6 +141,7 @@ def leave_parallel() -> None:
     for group in groups:
         if group in dist.distributed_c10d._world.pg_map:
             dist.destroy_process_group(group)
+    RotaryEmbedding.forward.cache_clear()  # megatron-private
 
 
 def tensor_group() -> dist.ProcessGroup:

@@ -61,6 +61,7 @@ def greedy(model: FinishedModel, prompt: tuple[int, ...], count: int) -> tuple[i
     return tuple(ids[len(prompt) :])
 
 
+@pytest.mark.long
 def test_models_of_one_shape_share_an_engine_and_each_speaks_with_its_own_weights(
     run_dir: Path, engines: StandaloneEngines, trained: FinishedModel
 ) -> None:

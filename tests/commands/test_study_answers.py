@@ -27,6 +27,7 @@ def study_runs(run_dir: Path, tmp_path: Path) -> list[StudyRun]:
     return runs
 
 
+@pytest.mark.long
 def test_a_study_asks_a_model_once_and_again_after_it_was_trained_again(
     study_runs: list[StudyRun], engines: StandaloneEngines, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""Test the short form of the fault tests: three kills and a signal; a stopped rank is slow.
+"""Test the short form of the fault tests: three kills; a signal is long, a stopped rank slow.
 
 Two real processes of Megatron and vLLM. `make test-faults` has every point in both layouts
 (test_every_kill.py) and every other fault (test_every_fault.py).
@@ -82,7 +82,7 @@ def test_the_chain_notices_a_kill_that_did_not_strike_and_a_run_that_started_ove
     ("sent", "at", "count", "place"),
     [
         pytest.param("term", "reward", 1, "1 iterations", marks=pytest.mark.slow),
-        ("usr1", "generate", 5, "0 iterations"),
+        pytest.param("usr1", "generate", 5, "0 iterations", marks=pytest.mark.long),
     ],
 )
 def test_a_signal_leaves_a_checkpoint_and_status_0(launcher, untouched, tmp_path, sent, at, count, place):

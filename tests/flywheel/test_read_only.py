@@ -45,6 +45,7 @@ def told(arguments: list[str]) -> str:
     return "" if ended.exit_code == 0 else f"{ended.exit_code} {ended.exception!r}"
 
 
+@pytest.mark.long
 def test_every_reading_command_leaves_a_finished_run_as_it_was(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

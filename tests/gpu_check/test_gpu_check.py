@@ -186,6 +186,7 @@ def _parity_in_bf16() -> None:
     leave_parallel()
 
 
+@pytest.mark.long
 def test_the_local_half_of_parity_holds_in_bf16(distributed: DistributedRunner) -> None:
     distributed(1, _parity_in_bf16, timeout_s=300)
 

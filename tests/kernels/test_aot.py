@@ -58,6 +58,7 @@ def test_one_special_function_per_logit_and_thread(measured: list[aot.Resources]
             assert row.special == per_thread + 1, row
 
 
+@pytest.mark.long
 def test_every_flag_compiles_switched_off(cache: None) -> None:
     """Compile the variants with a flag off: the table has those with every flag on."""
     by_name = {variant.name: variant for variant in aot.variants()}

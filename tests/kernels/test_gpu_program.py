@@ -38,6 +38,7 @@ NOT_NEEDED = {"transformers", "vllm", "megatron", "pytest", "hypothesis", "rich"
 ON_CPU = Place("cpu", "torch", is_small=True)
 
 
+@pytest.mark.long
 def test_it_runs_in_a_checkout_that_is_not_installed_with_torch_and_triton_alone(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     program = (ROOT / "tools" / "gpu_kernels.py", "--device", "cpu", "--output", tmp_path / "found")

@@ -42,11 +42,13 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return found
 
 
+@pytest.mark.long
 def test_every_case_passes_in_the_interpreter(outcomes: dict[str, str]) -> None:
     failed = {name: text for name, text in outcomes.items() if text}
     assert not failed, "\n\n".join(f"{name}\n{text}" for name, text in failed.items())
     assert len(outcomes) >= 50  # an empty report would pass as well
 
 
+@pytest.mark.long
 def test_the_interpreter_saw_the_real_vocabulary(outcomes: dict[str, str]) -> None:
     assert sum("real_vocabulary" in name for name in outcomes) >= 2

@@ -233,6 +233,7 @@ def _two(hf_dir: str) -> list[PolicyStats]:
     return _statistics(hf_dir, ParallelConfig(context=2), enter_layout)
 
 
+@pytest.mark.long
 def test_every_aggregation_reports_the_same_statistics(distributed, hf_dir):
     """Compare statistics.
 
@@ -277,6 +278,7 @@ def _read_then_step(hf_dir: str, directory: str) -> dict[str, torch.Tensor]:
         return {name: tensor.clone() for name, tensor in model.hf_tensors(1 << 20)}
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_context_ranks_goes_on_over_data_ranks(distributed, hf_dir, tmp_path):
     wanted = distributed(2, _write_then_step, hf_dir, str(tmp_path), timeout_s=240)[0]
     for found in distributed(2, _read_then_step, hf_dir, str(tmp_path), timeout_s=240):

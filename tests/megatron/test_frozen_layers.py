@@ -129,6 +129,7 @@ def test_frozen_layers_run_once_and_outside_the_graph(distributed, one_process, 
     assert first | second == {0: (1.0, False), 1: (1.0, False), 2: (1.0, False), 3: (trained, True)}
 
 
+@pytest.mark.long
 def test_context_ranks_freeze_alike(distributed, one_process):
     hf_dir, _ = one_process
     options = replace(context_parallel.OPTIONS, frozen_layers=FROZEN_LAYERS)

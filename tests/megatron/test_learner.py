@@ -176,7 +176,7 @@ LOADED = {
     ("saved", "background"),
     [
         pytest.param("TP2", False, id="TP2-waiting", marks=pytest.mark.slow),
-        pytest.param("TP2", True, id="TP2-in the background"),
+        pytest.param("TP2", True, id="TP2-in the background", marks=pytest.mark.long),
         pytest.param("DP2 +DO", False, id="DP2 +DO-waiting"),
         pytest.param("DP2 +DO", True, id="DP2 +DO-in the background", marks=pytest.mark.slow),
     ],
@@ -214,7 +214,10 @@ FROZEN: dict[str, tuple[ParallelConfig, Options, list[tuple[int, ParallelConfig]
 """One of the model's two layers is frozen: the first stage has no optimizer state. (Saved, with, loaded.)"""
 
 
-@pytest.mark.parametrize("name", [pytest.param("fp32", marks=pytest.mark.slow), "sharded", "bf16"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("fp32", marks=pytest.mark.slow), pytest.param("sharded", marks=pytest.mark.long), "bf16"],
+)
 def test_the_step_after_a_checkpoint_with_frozen_layers_is_the_same(distributed, hf_dir, tmp_path, name):
     directory, (saved, options, loaded) = str(tmp_path / "checkpoint"), FROZEN[name]
     run = (hf_dir, directory, saved, False, options)

@@ -56,6 +56,7 @@ def test_a_call_that_takes_too_long_ends_the_process_with_rank_phase_iteration_a
     assert "in <module>" in result.stderr  # the stacks
 
 
+@pytest.mark.long
 def test_native_code_that_holds_the_lock_is_ended_too():
     result = run("import ctypes; ctypes.PyDLL(None).sleep(100)")
     assert result.returncode == 1

@@ -63,6 +63,7 @@ def test_a_run_that_has_recorded_nothing_has_a_page(tmp_path: Path):
     assert "No evaluation has been recorded yet." in render(read_run(run))
 
 
+@pytest.mark.long
 def test_watch_follows_a_run_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Follow a live run: its page reloads itself; the finished one does not, and has the last record."""
     whole = make_run(tmp_path / "whole")

@@ -109,6 +109,7 @@ def test_a_resumed_run_shows_what_metrics_jsonl_holds_and_nothing_twice(tmp_path
     assert tensorboard_points(tmp_path) == EXPECTED
 
 
+@pytest.mark.long
 def test_weights_and_biases_offline_shows_every_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("wandb")
     for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):

@@ -129,6 +129,7 @@ def test_a_plan_without_frozen_layers_is_the_rest_of_the_whole_plan(case: Case, 
         check_plan(dataclasses.replace(plan, frozen_layers=frozen - 1))
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(_cases(), st.integers(16, 4000))
 def test_buckets_keep_order_and_elements_and_respect_the_limit_on_every_rank(case: Case, limit: int) -> None:

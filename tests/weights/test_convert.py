@@ -213,6 +213,7 @@ print(there - begin, peak_bytes() - there)
 """Converts a tiny model first, so that libraries are not counted."""
 
 
+@pytest.mark.long
 def test_memory_is_bounded_by_buffers_and_not_by_the_model(tmp_path: Path) -> None:
     shape = {"heads": 64, "kv_heads": 8, "head_dim": 64, "vocab_size": 4096}
     source = save_tiny(tmp_path / "source", "qwen3", True, torch.bfloat16, layers=16, **shape)
