@@ -149,6 +149,11 @@ class Preset:
         return self.settings.get("ratio_level", LossConfig.ratio_level)
 
     @property
+    def advantage(self) -> AdvantageConfig:
+        """How rewards become advantages."""
+        return self.settings.get("advantage", AdvantageConfig())
+
+    @property
     def needs_max_length(self) -> bool:
         """Whether the loss divides by the longest completion's length, which `LossConfig.max_length`
         then has to give.

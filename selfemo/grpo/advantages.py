@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from selfemo.config.schema import RunConfig
+from selfemo.config.schema import AlgorithmConfig, SelfPlayConfig
 from selfemo.grpo.samples import TrainingSample
-from selfemo.kernels import PRESETS, GroupAdvantages, LossConfig, group_advantages
+from selfemo.kernels import PRESETS, AdvantageConfig, GroupAdvantages, LossConfig, group_advantages
 from selfemo.rewards.scoring import ScoredGroup
 
 SCORE_COLUMN = 0
@@ -24,12 +24,11 @@ SCORE_COLUMN = 0
 0; the range gate reads it."""
 
 
-def loss_config(config: RunConfig) -> LossConfig:
+def loss_config(algorithm: AlgorithmConfig, play: SelfPlayConfig) -> LossConfig:
     """Build the kernels' configuration of `algorithm`.
 
     It is a preset with this run's clips, KL, temperature and range threshold.
     """
-    algorithm, preset = config.algorithm, PRESETS[config.algorithm.loss]
     changes: dict[str, Any] = {
         name: getattr(algorithm, name)
         for name in (
@@ -42,24 +41,27 @@ def loss_config(config: RunConfig) -> LossConfig:
         )
         if getattr(algorithm, name) is not None
     }
-    changes |= {"entropy_weight": algorithm.entropy_weight, "temperature": config.selfplay.temperature}
-    if preset.needs_max_length:
-        changes["max_length"] = max(
-            config.selfplay.max_recognizer_tokens, config.selfplay.max_utterance_tokens
-        )
-    loss = LossConfig.preset(algorithm.loss, **changes)
-    normalise, alone = algorithm.normalise or loss.advantage.normalise, algorithm.normalise_per_component
-    advantage = replace(loss.advantage, normalise=normalise, per_component=alone)
+    changes |= {"entropy_weight": algorithm.entropy_weight, "temperature": play.temperature}
+    if PRESETS[algorithm.loss].needs_max_length:
+        changes["max_length"] = max(play.max_recognizer_tokens, play.max_utterance_tokens)
+    return LossConfig.preset(algorithm.loss, advantage=advantage_config(algorithm), **changes)
+
+
+def advantage_config(algorithm: AlgorithmConfig) -> AdvantageConfig:
+    """Build the kernels' configuration of advantages: the preset's, with this run's range threshold."""
+    preset = PRESETS[algorithm.loss]
+    normalise, alone = algorithm.normalise or preset.advantage.normalise, algorithm.normalise_per_component
+    advantage = replace(preset.advantage, normalise=normalise, per_component=alone)
     if preset.gated:
         advantage = replace(
             advantage, range_threshold=algorithm.range_threshold, range_component=SCORE_COLUMN
         )
-    return replace(loss, advantage=advantage)
+    return advantage
 
 
-def with_advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> list[ScoredGroup]:
+def with_advantages(groups: Sequence[ScoredGroup], algorithm: AlgorithmConfig) -> list[ScoredGroup]:
     """Compute the advantages of every group's samples, and its weight in the loss; the order stays."""
-    return carrying(groups, advantages_of(groups, config))
+    return carrying(groups, advantages_of(groups, algorithm))
 
 
 def carrying(
@@ -72,7 +74,9 @@ def carrying(
     ]
 
 
-def advantages_of(groups: Sequence[ScoredGroup], config: RunConfig) -> list[tuple[tuple[float, ...], float]]:
+def advantages_of(
+    groups: Sequence[ScoredGroup], algorithm: AlgorithmConfig
+) -> list[tuple[tuple[float, ...], float]]:
     """Return each group's advantages, one per sample, and its weight in the loss.
 
     Groups that have the same components are computed together, so a component that only some groups have is a
@@ -84,14 +88,14 @@ def advantages_of(groups: Sequence[ScoredGroup], config: RunConfig) -> list[tupl
         alike.setdefault((group.components, group.weights), []).append(index)
     for indices in alike.values():
         mine = [groups[index] for index in indices]
-        computed = _advantages(mine, config)
+        computed = _advantages(mine, algorithm)
         by_group = computed.advantage_S.split([len(group.rewards) for group in mine])
         for index, advantage_S, weight in zip(indices, by_group, computed.weight_G.tolist(), strict=True):
             found[index] = tuple(advantage_S.tolist()), weight
     return found
 
 
-def _advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> GroupAdvantages:
+def _advantages(groups: Sequence[ScoredGroup], algorithm: AlgorithmConfig) -> GroupAdvantages:
     rows = [
         (score, *rewards)
         for group in groups
@@ -101,14 +105,16 @@ def _advantages(groups: Sequence[ScoredGroup], config: RunConfig) -> GroupAdvant
         torch.tensor(rows, dtype=torch.float32),
         torch.tensor([0, *accumulate(len(group.rewards) for group in groups)]),
         torch.tensor((0.0, *groups[0].weights), dtype=torch.float32),
-        config=loss_config(config).advantage,
-        group_weight_G=torch.tensor([group_weight(group, config) for group in groups], dtype=torch.float32),
+        config=advantage_config(algorithm),
+        group_weight_G=torch.tensor(
+            [group_weight(group, algorithm) for group in groups], dtype=torch.float32
+        ),
     )
 
 
-def group_weight(group: ScoredGroup, config: RunConfig) -> float:
+def group_weight(group: ScoredGroup, algorithm: AlgorithmConfig) -> float:
     """Weigh a group before the range threshold: 1, or the scale that a gated loss gives it."""
-    algorithm, weight = config.algorithm, 1.0
+    weight = 1.0
     if not PRESETS[algorithm.loss].gated:
         return weight
     if algorithm.weight_by_consistency:

@@ -91,7 +91,7 @@ class EpisodesByEngine:
 
         def weighing(mine: Sequence[ScoredGroup]) -> list[tuple[tuple[float, ...], float]]:
             check_rewards(mine, config.reward)
-            return advantages_of(mine, config)
+            return advantages_of(mine, config.algorithm)
 
         def scoring() -> tuple[ScoredGroup, ...]:
             found = rewards.score_groups(groups, self._ranks.deal)

@@ -31,7 +31,8 @@ def policy_update(
     Args:
         batches: this iteration's samples, one batch per step.
     """
-    learner, updates, loss = system.learner, len(batches), loss_config(config)
+    learner, updates = system.learner, len(batches)
+    loss = loss_config(config.algorithm, config.selfplay)
     plans = [learner.plan(batch) for batch in batches]
     reference: list[list] = [[] for _ in plans]
     if loss.kl_beta > 0:

@@ -84,14 +84,14 @@ def test_only_a_gated_preset_gates_and_weighs_groups(monkeypatch: pytest.MonkeyP
         score_group(group, config.reward, SCORE, dict.fromkeys(LABELS, 1.0)) for group in (flat, ranked)
     ]
     agreement = scored[1].group.consensus.agreement
-    found = [sample.weight for sample in training_samples(with_advantages(scored, config))]
+    found = [sample.weight for sample in training_samples(with_advantages(scored, config.algorithm))]
     assert found == (pytest.approx([0.0, 0.0, agreement, agreement]) if gated else [1.0] * 4)
 
 
 def test_a_preset_that_divides_by_a_length_is_given_one(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(PRESETS, "mine", Preset("Mine", {"aggregation": "sequence_sum"}))
     play = RunConfig().selfplay
-    assert loss_config(with_loss("mine")).max_length == max(
+    assert loss_config(with_loss("mine").algorithm, play).max_length == max(
         play.max_recognizer_tokens, play.max_utterance_tokens
     )
 

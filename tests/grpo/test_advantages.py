@@ -12,8 +12,8 @@ from statistics import mean, stdev
 import pytest
 import torch
 
-from selfemo.config.schema import AlgorithmConfig, RewardConfig, RunConfig
-from selfemo.grpo.advantages import loss_config, training_samples, with_advantages
+from selfemo.config.schema import AlgorithmConfig, RewardConfig, RunConfig, SelfPlayConfig
+from selfemo.grpo.advantages import advantage_config, loss_config, training_samples, with_advantages
 from selfemo.kernels import PRESETS, group_advantages
 from selfemo.rewards.scoring import ScoredGroup, score_group
 from tests.helpers.groups import SCORE, recognizer_group, responder_group
@@ -29,7 +29,7 @@ def scored(*groups):
 
 
 def samples(groups, **algorithm):
-    return training_samples(with_advantages(groups, RunConfig(algorithm=AlgorithmConfig(**algorithm))))
+    return training_samples(with_advantages(groups, AlgorithmConfig(**algorithm)))
 
 
 def weights(groups, **algorithm):
@@ -91,16 +91,13 @@ def test_only_self_grpo_weighs_groups(loss):
 
 
 def test_normalisation_is_the_presets_unless_named():
-    config = RunConfig()
     named = {
-        loss: loss_config(replace(config, algorithm=AlgorithmConfig(loss=loss))).advantage.normalise
+        loss: loss_config(AlgorithmConfig(loss=loss), SelfPlayConfig()).advantage.normalise
         for loss in ("self_grpo", "dr_grpo")
     }
     assert named == {"self_grpo": "std", "dr_grpo": "none"}
-    assert (
-        loss_config(replace(config, algorithm=AlgorithmConfig(normalise="leave_one_out"))).advantage.normalise
-        == "leave_one_out"
-    )
+    chosen = loss_config(AlgorithmConfig(normalise="leave_one_out"), SelfPlayConfig())
+    assert chosen.advantage.normalise == "leave_one_out"
 
 
 def test_the_loss_gets_every_choice_of_the_configuration():
@@ -112,10 +109,10 @@ def test_the_loss_gets_every_choice_of_the_configuration():
         clip_high=0.4,
         truncated_importance_cap=1.5,
     )
-    loss = loss_config(RunConfig(algorithm=chosen))
+    loss = loss_config(chosen, SelfPlayConfig())
     for name in ("dual_clip", "kl_estimator", "kl_beta", "clip_low", "clip_high", "truncated_importance_cap"):
         assert getattr(loss, name) == getattr(chosen, name)
-    assert loss_config(RunConfig()).dual_clip is None
+    assert loss_config(AlgorithmConfig(), SelfPlayConfig()).dual_clip is None
 
 
 def test_components_can_be_normalised_by_themselves():
@@ -144,7 +141,7 @@ def of_one_matrix(groups: list[ScoredGroup], config: RunConfig) -> list[tuple[fl
     A column is 0 where a role lacks the component.
     """
     names = ("alignment", "consistency", "expression", "format")
-    reward, advantage = config.reward, loss_config(config).advantage
+    reward, advantage = config.reward, advantage_config(config.algorithm)
     weights = (
         reward.alignment_weight,
         reward.consistency_weight,
@@ -191,6 +188,8 @@ def test_each_roles_own_columns_give_what_one_matrix_of_all_gives_to_the_bit(los
         groups.append(responder_group(replies, ("joy", "anger")))
     rng.shuffle(groups)
     scored_groups = [score_group(group, config.reward, SCORE, WEIGHTS) for group in groups]
-    found = [(s.advantage, s.weight) for s in training_samples(with_advantages(scored_groups, config))]
+    found = [
+        (s.advantage, s.weight) for s in training_samples(with_advantages(scored_groups, config.algorithm))
+    ]
     assert found == of_one_matrix(scored_groups, config)
     assert len({advantage for advantage, _ in found}) > 100

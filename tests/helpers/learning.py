@@ -25,7 +25,7 @@ def gradients(groups: Sequence[Group], config: RunConfig) -> list[torch.Tensor]:
     The policy is the one that sampled: no KL, no old policy.
     """
     scored = [score_group(group, config.reward, SCORE, dict.fromkeys(LABELS, 1.0)) for group in groups]
-    samples = training_samples(with_advantages(scored, config))
+    samples = training_samples(with_advantages(scored, config.algorithm))
     lengths = [len(sample.completion_ids) for sample in samples]
     targets_T = torch.tensor([token for sample in samples for token in sample.completion_ids])
     torch.manual_seed(3)
@@ -34,7 +34,7 @@ def gradients(groups: Sequence[Group], config: RunConfig) -> list[torch.Tensor]:
         logits_TV,
         targets_T,
         torch.tensor([0, *accumulate(lengths)]),
-        config=loss_config(config),
+        config=loss_config(config.algorithm, config.selfplay),
         advantage_S=torch.tensor([sample.advantage for sample in samples]),
         sequence_weight_S=torch.tensor([sample.weight for sample in samples]),
     )

@@ -110,7 +110,7 @@ def _self_play(deal: Deal = map_over_ranks) -> list[str]:
             episodes = selfplay.play(pool.draw(iteration, flywheel.kept_dialogues(iteration)), iteration)
             groups = rewards.score_groups([group for episode in episodes for group in episode.groups], deal)
             found += map(repr, flywheel.offer(groups, iteration + 1))
-            groups = with_advantages(groups, config)
+            groups = with_advantages(groups, config.algorithm)
             samples = training_samples(groups)
             found += [repr((group.names, astuple(replace(group, components=())))) for group in groups] + [
                 repr(samples),

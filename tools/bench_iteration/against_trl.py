@@ -52,7 +52,7 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         }
         for s in openings
     ]
-    loss = loss_config(config)
+    loss = loss_config(config.algorithm, config.selfplay)
     settings = trl.GRPOConfig(
         output_dir=str(run_dir.with_name("trl-output")),
         max_steps=count,

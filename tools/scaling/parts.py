@@ -267,7 +267,7 @@ def _weighing(corpus: Corpus, samples: int) -> float:
         scored = rewards.score_groups(groups)
         started = time.process_time()
         check_rewards(scored, config.reward)
-        training_samples(with_advantages(scored, config))
+        training_samples(with_advantages(scored, config.algorithm))
         seconds += time.process_time() - started
     return seconds
 
