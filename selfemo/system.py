@@ -16,6 +16,7 @@ from pathlib import Path
 from selfemo.common.errors import UserError, on_all_ranks
 from selfemo.config.checks import run_violations
 from selfemo.config.layout import layout_of
+from selfemo.config.prompt_settings import prompt_settings
 from selfemo.config.schema import RunConfig
 from selfemo.corpora.conversation import Corpus
 from selfemo.megatron.device import Device, select_device
@@ -120,7 +121,7 @@ def _read_model(
 
     What cannot be trained or generated with is refused here, before any weights are read.
     """
-    encoder, prompts = checked_prompts(model_dir, config, corpus)
+    encoder, prompts = checked_prompts(model_dir, prompt_settings(config), corpus)
     starts = [c.turns[: config.corpus.history_turns + 1] for c in corpus.split("train")[:PROBE_PROMPTS]]
     return encoder, prompts, [prompts.recognize(turns) for turns in starts], read_architecture(model_dir)
 

@@ -69,7 +69,7 @@ def plan(
     layout = layout_of(settings, nodes, gpus_per_node)
     problems = [
         *violations(settings),
-        *unknown_views(settings),
+        *unknown_views(settings.selfplay, settings.sft),
         *run_violations(settings, layout, architecture),
     ]
     if problems:

@@ -18,6 +18,7 @@ from selfemo.common.errors import UserError
 from selfemo.config.checks import planned_architecture, run_violations
 from selfemo.config.dtype import gpus_here, this_machine_has_gpu
 from selfemo.config.layout import layout_of
+from selfemo.config.prompt_settings import prompt_settings
 from selfemo.config.schema import RunConfig
 from selfemo.config.training_corpus import load_run_corpus
 from selfemo.corpora.conversation import Corpus
@@ -206,7 +207,7 @@ def check_views(config: RunConfig) -> None:
     Raises:
         UserError: such a view; names all of them.
     """
-    if problems := list(unknown_views(config)):
+    if problems := list(unknown_views(config.selfplay, config.sft)):
         raise UserError("; ".join(problems))
 
 
@@ -219,18 +220,18 @@ def check_model(config: RunConfig, run: RunDirectory, corpus: Corpus) -> None:
     """
     from selfemo.selfplay.launch_checks import checked_prompts, trained_tokenizer  # imports transformers
 
-    initial = run.path(INITIAL_MODEL_NAME)
+    settings, initial = prompt_settings(config), run.path(INITIAL_MODEL_NAME)
     if config.model.path:
         from selfemo.weights.hf_directory import HfDirectory  # imports torch
 
         directory = local_directory(config.model.path)
-        checked_prompts(directory, config, corpus)
+        checked_prompts(directory, settings, corpus)
         HfDirectory(directory).check(read_architecture(directory))
     elif initial.is_dir() and run.has_checkpoint:
-        checked_prompts(initial, config, corpus)
+        checked_prompts(initial, settings, corpus)
     else:
-        with trained_tokenizer(config, corpus) as tokenizer:
-            checked_prompts(tokenizer, config, corpus)
+        with trained_tokenizer(config.model, corpus) as tokenizer:
+            checked_prompts(tokenizer, settings, corpus)
 
 
 def _read_corpus(config: RunConfig) -> tuple[Corpus, list[str]]:

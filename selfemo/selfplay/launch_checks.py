@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from selfemo.common.errors import UserError
-from selfemo.config.schema import RunConfig
+from selfemo.config.prompt_settings import PromptSettings
+from selfemo.config.schema import ModelConfig
 from selfemo.corpora.conversation import Corpus
 from selfemo.rollout.api import check_room
 from selfemo.selfplay.openings import OpeningPool
@@ -25,7 +26,7 @@ from selfemo.tokens.encoder import ChatEncoder
 
 
 def checked_prompts(
-    tokenizer_dir: Path, config: RunConfig, corpus: Corpus
+    tokenizer_dir: Path, settings: PromptSettings, corpus: Corpus
 ) -> tuple[ChatEncoder, PromptBuilder]:
     """Read a run's tokenizer, and write the prompts that would fail first.
 
@@ -38,28 +39,28 @@ def checked_prompts(
     prompts = PromptBuilder(
         encoder,
         corpus.labels,
-        config.corpus.history_turns,
-        config.corpus.max_turn_tokens,
-        config.selfplay.thinking,
+        settings.corpus.history_turns,
+        settings.corpus.max_turn_tokens,
+        settings.selfplay.thinking,
         encoder.opens_thinking,
     )
     train = corpus.split("train")
-    shown = [*train, *corpus.split(config.evaluation.split)]
-    views = (*config.selfplay.views, *config.sft_views)
-    check_room(longest_requests(prompts, shown, config.selfplay, views), config.model.max_length)
-    check_training_split(config, corpus, prompts)
+    shown = [*train, *corpus.split(settings.evaluation_split)]
+    views = (*settings.selfplay.views, *settings.sft_views)
+    check_room(longest_requests(prompts, shown, settings.selfplay, views), settings.max_length)
+    check_training_split(settings, corpus, prompts)
     return encoder, prompts
 
 
-def check_training_split(config: RunConfig, corpus: Corpus, prompts: PromptBuilder) -> None:
+def check_training_split(settings: PromptSettings, corpus: Corpus, prompts: PromptBuilder) -> None:
     """Refuse a training split without what the stages draw from it.
 
     Raises:
         UserError: no opening, no annotated turn or no reply to teach, or no transition between labels.
     """
-    train, play = corpus.split("train"), config.selfplay
-    OpeningPool(corpus, play, config.seed, config.corpus.history_turns)
-    SftExamples(train, prompts, play, config.seed, config.sft.expression_share, config.model.max_length)
+    train, play = corpus.split("train"), settings.selfplay
+    OpeningPool(corpus, play, settings.seed, settings.corpus.history_turns)
+    SftExamples(train, prompts, play, settings.seed, settings.sft.expression_share, settings.max_length)
     if play.turns and not TransitionPrior.estimate(train).sets:
         raise UserError(
             f"selfplay.turns is {play.turns}, but the training split holds no two consecutive annotated "
@@ -68,7 +69,7 @@ def check_training_split(config: RunConfig, corpus: Corpus, prompts: PromptBuild
 
 
 @contextmanager
-def trained_tokenizer(config: RunConfig, corpus: Corpus) -> Iterator[Path]:
+def trained_tokenizer(model: ModelConfig, corpus: Corpus) -> Iterator[Path]:
     """Yield a temporary directory with the tokenizer of the model that the run would initialise.
 
     Raises:
@@ -76,7 +77,7 @@ def trained_tokenizer(config: RunConfig, corpus: Corpus) -> Iterator[Path]:
     """
     from selfemo.tokens.training import save_tokenizer, train_tokenizer
 
-    tokenizer = train_tokenizer(tokenizer_texts(corpus), config.model.vocab_size)
+    tokenizer = train_tokenizer(tokenizer_texts(corpus), model.vocab_size)
     with tempfile.TemporaryDirectory(prefix="selfemo-tokenizer-") as directory:
-        save_tokenizer(tokenizer, Path(directory), config.model.max_length)
+        save_tokenizer(tokenizer, Path(directory), model.max_length)
         yield Path(directory)

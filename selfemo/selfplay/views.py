@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from selfemo.common.errors import UserError, nearest
 from selfemo.common.printable import quote
-from selfemo.config.schema import RunConfig
+from selfemo.config.schema import SelfPlayConfig, SftConfig
 from selfemo.corpora.conversation import Turn
 from selfemo.corpora.words import pieces
 
@@ -122,10 +122,10 @@ def views_of_samples(views: Sequence[str], size: int) -> list[str]:
     return [views[i * len(views) // size] for i in range(size)]
 
 
-def unknown_views(config: RunConfig) -> Iterator[str]:
+def unknown_views(play: SelfPlayConfig, sft: SftConfig) -> Iterator[str]:
     """Yield a sentence for every view of a configuration that the registry does not hold."""
     known = view_names()
-    for field, named in (("selfplay.views", config.selfplay.views), ("sft.views", config.sft.views or ())):
+    for field, named in (("selfplay.views", play.views), ("sft.views", sft.views or ())):
         for name in named:
             if name not in known:
                 yield f"{field} names {quote(name)}: expected of {', '.join(known)}{nearest(name, known)}"

@@ -25,7 +25,7 @@ from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator, turns
 
 def test_a_configuration_and_a_command_may_name_it(transcript: str) -> None:
     config = load_config(None, [f"selfplay.views=[plain, {transcript}]"])
-    assert list(unknown_views(config)) == []
+    assert list(unknown_views(config.selfplay, config.sft)) == []
     assert parse_views(f"plain,{transcript}", "--views") == ("plain", transcript)
 
 

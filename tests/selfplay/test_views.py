@@ -379,12 +379,12 @@ def test_more_views_than_samples_are_refused() -> None:
 
 def test_an_unknown_view_is_named_with_the_nearest_known_one() -> None:
     config = load_config(None, ["selfplay.views=[plain, anonymus]", "sft.views=[tall]"])
-    assert [problem.partition(":")[0] for problem in unknown_views(config)] == [
+    assert [problem.partition(":")[0] for problem in unknown_views(config.selfplay, config.sft)] == [
         "selfplay.views names 'anonymus'",
         "sft.views names 'tall'",
     ]
-    assert "did you mean 'anonymous'?" in next(iter(unknown_views(config)))
-    assert list(unknown_views(RunConfig(selfplay=SEVERAL))) == []
+    assert "did you mean 'anonymous'?" in next(iter(unknown_views(config.selfplay, config.sft)))
+    assert list(unknown_views(SEVERAL, SftConfig())) == []
 
 
 @pytest.mark.parametrize("text", ["1", "0", "99", "plain", "plain,tall", "plain,short,plain", "plain,"])
