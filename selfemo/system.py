@@ -104,12 +104,20 @@ def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Cor
     violations = list(run_violations(config, layout, architecture, on_cpu))
     if violations:  # of a model that came from the hub: others were checked before the ranks met
         raise on_all_ranks(UserError("; ".join(violations)))
-    learner = Learner(architecture, config, world.layout, world.device)
+    learner = Learner(
+        architecture,
+        config.train,
+        config.parallel,
+        world.layout,
+        world.device,
+        max_length=config.model.max_length,
+        temperature=config.selfplay.temperature,
+    )
     learner.load_hf(str(model_dir))
     engine = RolloutEngine(
         str(model_dir), config.rollout, config.model.max_length, encoder.end_of_turn_ids, world.device.kind
     )
-    weight_sync = WeightSync(learner, engine, str(model_dir), config, probes)
+    weight_sync = WeightSync(learner, engine, str(model_dir), config.sync, config.rollout, probes)
     generator = ReplicatedGenerator(engine, config.rollout.tensor_parallel)
     return System(world, corpus, model_dir, encoder, prompts, learner, engine, generator, weight_sync)
 

@@ -101,7 +101,14 @@ class Trainer:
         )
         ranks, device = EngineRanks.join(config.rollout.tensor_parallel), system.world.device.torch_device
         self.episodes = EpisodesByEngine(self.selfplay, system.engine, ranks, stop)
-        self.dealer = SampleDealer(config, system.world.layout, ranks, device)
+        self.dealer = SampleDealer(
+            config.train,
+            config.algorithm.updates_per_rollout,
+            config.selfplay.seeds_per_iteration,
+            system.world.layout,
+            ranks,
+            device,
+        )
         self.flywheel = open_flywheel(config, system.corpus, self.rewards, run.root, ranks, device)
         self.held_out = evaluation_turns(
             system.corpus.split(config.evaluation.split), config.evaluation.limit

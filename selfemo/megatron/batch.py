@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from selfemo.config.schema import RunConfig
+from selfemo.config.schema import TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import BatchCounts
 from selfemo.megatron.packing import balance_by_tokens, units
@@ -51,9 +51,9 @@ def samples_to_write(
     return dict(enumerate(batch)) if layout.is_main else {}
 
 
-def shares_prompts(config: RunConfig, layout: Layout) -> bool:
+def shares_prompts(train: TrainConfig, layout: Layout) -> bool:
     """Tell whether samples share the copy of a prompt: context ranks cut sequences, and cannot cut that."""
-    return config.train.share_prompts and layout.context_size == 1
+    return train.share_prompts and layout.context_size == 1
 
 
 def batches_at_once(layout: Layout) -> int:
@@ -61,17 +61,14 @@ def batches_at_once(layout: Layout) -> int:
     return layout.pipeline_size if layout.virtual_size > 1 else 1
 
 
-def whole_batch(samples: Sequence[TrainingSample], config: RunConfig, layout: Layout) -> DealtBatch:
+def whole_batch(samples: Sequence[TrainingSample], train: TrainConfig, layout: Layout) -> DealtBatch:
     """Take this rank's part of a batch that every rank holds whole.
 
     Raises:
         UserError: a sample is longer than train.max_tokens_per_microbatch.
     """
-    max_tokens, multiple_of = (
-        config.train.max_tokens_per_microbatch,
-        layout.data_size * batches_at_once(layout),
-    )
-    dealt = units(samples, shares_prompts(config, layout), max_tokens, multiple_of)
+    max_tokens, multiple_of = train.max_tokens_per_microbatch, layout.data_size * batches_at_once(layout)
+    dealt = units(samples, shares_prompts(train, layout), max_tokens, multiple_of)
     bins = balance_by_tokens([unit.length_tokens for unit in dealt], max_tokens, multiple_of)
     counts = batch_counts(samples)
     return DealtBatch(

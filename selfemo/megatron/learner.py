@@ -19,7 +19,7 @@ from megatron.core.distributed import finalize_model_grads
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from selfemo.config.schema import RunConfig
+from selfemo.config.schema import ParallelConfig, TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import BatchCounts, LossConfig
 from selfemo.megatron import losses
@@ -38,7 +38,7 @@ from selfemo.megatron.optimizer import (
     wrap_chunks,
 )
 from selfemo.megatron.output_layer import LossAtOutput, completion_loss
-from selfemo.megatron.packing import MicroBatch, pack
+from selfemo.megatron.packing import MicroBatch, longest_tokens, pack
 from selfemo.megatron.parallel import Layout, copies_group, pipeline_group, tensor_group
 from selfemo.megatron.step_stats import PolicyStats, StepStats
 from selfemo.models.architecture import Architecture
@@ -50,36 +50,41 @@ Batch = Sequence[TrainingSample] | DealtBatch
 """The samples of a step: all of them, the same on every rank, or this rank's part of a dealt batch."""
 
 
-def longest_tokens(plan: Sequence[MicroBatch]) -> int:
-    """Return the tokens of a plan's longest micro-batch on this rank."""
-    return max(batch.token_ids_T.numel() for batch in plan)
-
-
 class Learner:
     """The model, Megatron's DDP around it and the optimizer, in one parallel layout."""
 
     optimizer: MegatronOptimizer
 
-    def __init__(self, architecture: Architecture, config: RunConfig, layout: Layout, device: Device) -> None:
-        self.architecture, self.config, self.layout, self.device = architecture, config, layout, device
-        dtype = DTYPES[config.train.dtype]
-        self.share_prompts = share = shares_prompts(config, layout)
+    def __init__(
+        self,
+        architecture: Architecture,
+        train: TrainConfig,
+        parallel: ParallelConfig,
+        layout: Layout,
+        device: Device,
+        max_length: int,
+        temperature: float,
+    ) -> None:
+        """Build the model, its weights not read yet, and the optimizer of the first stage."""
+        self.architecture, self.layout, self.device = architecture, layout, device
+        self.train, self.parallel = train, parallel
+        self.share_prompts = share = shares_prompts(train, layout)
         self.transformer_config = transformer_config(
-            architecture, config.parallel, dtype, device, share, config.train.attention_backend
+            architecture, parallel, DTYPES[train.dtype], device, share, train.attention_backend
         )
-        self.frozen_outputs = FrozenOutputs(config.train.frozen_cache_bytes)
+        self.frozen_outputs = FrozenOutputs(train.frozen_cache_bytes)
         self.chunks: list[CompletionGPTModel] = build_chunks(
             architecture,
             self.transformer_config,
             layout,
-            config.model.max_length,
+            max_length,
             device,
             share,
-            config.train.frozen_layers,
+            train.frozen_layers,
             self.frozen_outputs,
         )
-        fuses = config.train.fuse_weight_gradients
-        self.wrapped = wrap_chunks(self.chunks, self.transformer_config, config.parallel, fuses)
+        fuses = train.fuse_weight_gradients
+        self.wrapped = wrap_chunks(self.chunks, self.transformer_config, parallel, fuses)
         # Losses are weighted sums, so gradients are summed and never divided by a token count.
         self.transformer_config.finalize_model_grads_func = lambda chunks, _tokens, **kwargs: (
             finalize_model_grads(chunks, None, **kwargs)
@@ -87,7 +92,7 @@ class Learner:
         self.context = losses.LossContext(
             vocab_size=architecture.vocab_size,
             tensor_group=tensor_group() if layout.tensor_size > 1 else None,
-            temperature=config.selfplay.temperature,
+            temperature=temperature,
         )
         self._host_memory = HostMemory(device, moves_state=self.transformer_config.bf16)
         self.begin_stage()
@@ -105,7 +110,7 @@ class Learner:
             if hasattr(parameter, "main_param"):
                 del parameter.main_param  # megatron-private: the old optimizer's fp32 copy
         self.optimizer = build_optimizer(
-            self.wrapped, self.config.train, self.config.parallel, self.transformer_config.bf16
+            self.wrapped, self.train, self.parallel, self.transformer_config.bf16
         )
         self.transformer_config.grad_scale_func = self.optimizer.scale_loss
 
@@ -118,7 +123,7 @@ class Learner:
 
     def offload(self) -> None:
         """Free gradients and move optimizer state to host memory, if train.offload_during_rollout is set."""
-        if self.config.train.offload_during_rollout:
+        if self.train.offload_during_rollout:
             self._host_memory.offload(self.wrapped, self.optimizer)
 
     def restore(self) -> None:
@@ -141,7 +146,7 @@ class Learner:
         dealt = self._dealt(batch)
         context = ContextShare(self.layout.context_size, self.layout.context_rank)
         tensor_size, device = self.layout.tensor_size, self.device.torch_device
-        pieces = self.config.train.frozen_cache_bytes > 0
+        pieces = self.train.frozen_cache_bytes > 0
 
         def packed(min_tokens: int) -> list[MicroBatch]:
             return [
@@ -158,7 +163,7 @@ class Learner:
         return packed(longest_tokens(batches))
 
     def _dealt(self, batch: Batch) -> DealtBatch:
-        return batch if isinstance(batch, DealtBatch) else whole_batch(batch, self.config, self.layout)
+        return batch if isinstance(batch, DealtBatch) else whole_batch(batch, self.train, self.layout)
 
     def sft_step(self, samples: Sequence[TrainingSample], learning_rate: float) -> StepStats:
         """Take one step of next-token loss on the completions.
@@ -334,7 +339,7 @@ class Learner:
             batches: Iterator[tuple[int, MicroBatch]], model: torch.nn.Module
         ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[Any, ...]]]:
             index, batch = next(batches)
-            at_output = LossAtOutput(loss(batch, index), self.config.train.fuses_output_layer)
+            at_output = LossAtOutput(loss(batch, index), self.train.fuses_output_layer)
             watchdog.advance(f"micro-batch {index + 1} of {len(plan)}")
             output = model(
                 batch.token_ids_T[None],
@@ -383,7 +388,7 @@ class Learner:
         return total
 
     def _optimizer_step(self, loss: float, learning_rate: float, tokens: int) -> StepStats:
-        set_hyperparameters(self.optimizer, learning_rate, self.config.train.weight_decay)
+        set_hyperparameters(self.optimizer, learning_rate, self.train.weight_decay)
         with watchdog.doing("optimizer step"):
             self.optimizer.prepare_grads()
             grad_norm = float(self.optimizer.get_grad_norm())

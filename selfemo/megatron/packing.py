@@ -65,6 +65,11 @@ class MicroBatch:
     """
 
 
+def longest_tokens(batches: Sequence[MicroBatch]) -> int:
+    """Return the tokens of the longest micro-batch on this rank."""
+    return max(batch.token_ids_T.numel() for batch in batches)
+
+
 @dataclass(frozen=True)
 class Unit:
     """Samples that are packed together: one, or several that share a prompt."""

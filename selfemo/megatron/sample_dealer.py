@@ -15,7 +15,7 @@ from itertools import accumulate, groupby, pairwise
 import torch
 import torch.distributed as dist
 
-from selfemo.config.schema import RunConfig
+from selfemo.config.schema import TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.grpo.wire import decode, encode
 from selfemo.kernels import BatchCounts
@@ -72,15 +72,31 @@ class _Table:
 class SampleDealer:
     """Deals samples in one layout. Every method is collective."""
 
-    def __init__(self, config: RunConfig, layout: Layout, ranks: EngineRanks, device: torch.device) -> None:
-        self._config, self._layout, self._ranks, self._device = config, layout, ranks, device
-        self._share_prompts, self._at_once = shares_prompts(config, layout), batches_at_once(layout)
+    def __init__(
+        self,
+        train: TrainConfig,
+        updates: int,
+        episodes: int,
+        layout: Layout,
+        ranks: EngineRanks,
+        device: torch.device,
+    ) -> None:
+        """Meet the other ranks, to learn which of them train on the same samples.
+
+        Args:
+            updates: batches that an iteration is cut into.
+            episodes: those of an iteration, over all engines.
+            ranks: those that share this rank's engine.
+        """
+        self._train, self._updates, self._episodes = train, updates, episodes
+        self._layout, self._ranks, self._device = layout, ranks, device
+        self._share_prompts, self._at_once = shares_prompts(train, layout), batches_at_once(layout)
         self._ranks_of_part: list[list[int]] = [[] for _ in range(layout.data_size)]
         for rank, (part,) in enumerate(rows_of_ranks([layout.data_rank], device)):
             self._ranks_of_part[part].append(rank)
 
     def deal(self, samples: Sequence[TrainingSample], own: Collection[int]) -> list[DealtBatch]:
-        """Deal an iteration's samples, cut into `algorithm.updates_per_rollout` batches.
+        """Deal an iteration's samples, cut into the batches of its updates.
 
         Args:
             samples: of the episodes that this rank's engine played, in order.
@@ -92,8 +108,7 @@ class SampleDealer:
         mine = [index for index, sample in enumerate(samples) if sample.episode in own]
         begins = [0, *accumulate(row[0] for row in rows_of_ranks([len(mine)], self._device))]
         engine_begin = begins[dist.get_rank() - self._ranks.part]
-        updates = self._config.algorithm.updates_per_rollout
-        bounds = [begins[-1] * update // updates for update in range(updates + 1)]
+        bounds = [begins[-1] * update // self._updates for update in range(self._updates + 1)]
         return [
             self._batch(samples[max(0, start - engine_begin) : max(0, end - engine_begin)], own, end - start)
             for start, end in pairwise(bounds)
@@ -130,23 +145,22 @@ class SampleDealer:
 
     def _table(self, trained: Sequence[TrainingSample], begin: int, whole: int) -> _Table:
         """Gather the units of all ranks, and decide who trains on each."""
-        parts, settings = self._layout.data_size, self._config.train
+        parts = self._layout.data_size
         cut = together(
             lambda: units(
                 trained,
                 self._share_prompts,
-                settings.max_tokens_per_microbatch,
+                self._train.max_tokens_per_microbatch,
                 parts * self._at_once,
                 whole,
                 begin,
             )
         )
-        episodes = self._config.selfplay.seeds_per_iteration
         rows = [
             (
                 unit.length_tokens,
                 len(unit.sample_indices),
-                home(trained[unit.sample_indices[0]].episode, episodes, parts),
+                home(trained[unit.sample_indices[0]].episode, self._episodes, parts),
             )
             for unit in cut
         ]
@@ -164,9 +178,7 @@ class SampleDealer:
         """Deal this rank's units into as few micro-batches as all ranks can."""
         count = 0
         while True:
-            bins = balance_by_tokens(
-                lengths, self._config.train.max_tokens_per_microbatch, self._at_once, count
-            )
+            bins = balance_by_tokens(lengths, self._train.max_tokens_per_microbatch, self._at_once, count)
             agreed = max(row[0] for row in rows_of_ranks([len(bins)], self._device))
             if agreed == count:
                 return bins

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from selfemo.config.layout import EngineLayout, TrainerLayout
-from selfemo.config.schema import RunConfig
+from selfemo.config.schema import RolloutConfig, SyncConfig
 from selfemo.megatron.device import Device
 from selfemo.megatron.learner import Learner
 from selfemo.process import watchdog
@@ -60,7 +60,8 @@ class WeightSync:
         learner: Learner,
         engine: Engine,
         model_dir: str,
-        config: RunConfig,
+        sync: SyncConfig,
+        rollout: RolloutConfig,
         prompts: Sequence[tuple[int, ...]],
     ) -> None:
         """Choose the transfer and, on rank 0, build the probe's model.
@@ -71,28 +72,25 @@ class WeightSync:
         Raises:
             UserError: sync.mode=direct, but the engine's parameters are not in their plain layout.
         """
-        self._learner, self._engine, self._config, self._prompts = learner, engine, config, prompts
+        self._learner, self._engine, self._prompts = learner, engine, prompts
+        self._settings, self._dtype = sync, rollout.dtype
         layout = learner.layout
         # Context-parallel ranks hold equal weights too.
         copies = layout.world_size // (layout.tensor_size * layout.pipeline_size)
         self._trainer = TrainerLayout(layout.tensor_size, layout.pipeline_size, layout.virtual_size, copies)
-        self._engines = EngineLayout(
-            config.rollout.tensor_parallel, layout.world_size // config.rollout.tensor_parallel
-        )
+        self._engines = EngineLayout(rollout.tensor_parallel, layout.world_size // rollout.tensor_parallel)
         self._transfer = choose_transfer(
-            config.sync.mode,
+            sync.mode,
             learner.architecture,
             self._trainer,
             self._engines,
             learner.weight_groups,
             engine,
             layout.rank,
-            config.sync.bucket_bytes,
-            config.train.frozen_layers,
+            sync.bucket_bytes,
+            learner.train.frozen_layers,
         )
-        self._probe = (
-            GreedyProbe(model_dir, config.sync.probe_tokens, config.rollout.dtype) if layout.is_main else None
-        )
+        self._probe = GreedyProbe(model_dir, sync.probe_tokens, rollout.dtype) if layout.is_main else None
 
     def sync(self, version: int, verify: bool = False) -> SyncReport:
         """Send the current weights to every engine, without frozen ones that it has already.
@@ -109,12 +107,12 @@ class WeightSync:
                 weights.
             WeightMismatch: a tensor's checksum differs; names it.
         """
-        settings = self._config.sync
+        settings = self._settings
         probed = verify or version == 1 or _is_due(version - 1, settings.verify_every)
         checksummed = verify or _is_due(version - 1, settings.checksum_every)
         self._engine.wake_up()
         # An engine that slept has no weights left, and one that is verified whole gets all of them.
-        frozen = 0 if verify or self._engine.weight_version < 0 else self._config.train.frozen_layers
+        frozen = 0 if verify or self._engine.weight_version < 0 else self._learner.train.frozen_layers
         receiver = _NamingReceiver(self._engine)
         report, seconds = timed(
             self._learner.device,
@@ -149,7 +147,7 @@ class WeightSync:
 
     def _run_probe(self, version: int) -> None:
         with watchdog.doing("probe, first tensor"):
-            for name, tensor in self._learner.hf_tensors(self._config.sync.bucket_bytes):
+            for name, tensor in self._learner.hf_tensors(self._settings.bucket_bytes):
                 watchdog.advance(f"probe, tensor {name}")
                 if self._probe:
                     self._probe.load(name, tensor)
@@ -158,14 +156,14 @@ class WeightSync:
 
     def _compare_continuations(self, version: int) -> None:
         requests = [
-            GenerationRequest(prompt, 0, self._config.sync.probe_tokens, 0.0) for prompt in self._prompts
+            GenerationRequest(prompt, 0, self._settings.probe_tokens, 0.0) for prompt in self._prompts
         ]
         mine = [completion.token_ids for completion in self._engine.generate(requests)]
         continuations: list[list[tuple[int, ...]]] = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(continuations, mine)
         problem = [""]
         if self._probe:
-            problem[0] = self._probe.compare(self._prompts, continuations, self._config.rollout.dtype)
+            problem[0] = self._probe.compare(self._prompts, continuations, self._dtype)
         dist.broadcast_object_list(problem, src=0)
         if problem[0]:
             raise SyncError(

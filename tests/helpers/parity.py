@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from selfemo.config.schema import ModelConfig, ParallelConfig, RunConfig, SelfPlayConfig, TrainConfig
+from selfemo.config.schema import ParallelConfig, TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
 from selfemo.megatron.device import select_device
@@ -144,8 +144,8 @@ def samples(vocab_size: int, long_prompts: int = 0) -> list[TrainingSample]:
     return drawn
 
 
-def run_config(parallel: ParallelConfig, options: Options = DEFAULT) -> RunConfig:
-    train = TrainConfig(
+def train_config(options: Options) -> TrainConfig:
+    return TrainConfig(
         dtype=options.dtype,
         clip_grad=CLIP_GRAD,
         adam_eps=ADAM_EPS,
@@ -156,13 +156,6 @@ def run_config(parallel: ParallelConfig, options: Options = DEFAULT) -> RunConfi
         fuse_output_layer=options.fuse,
         frozen_layers=options.frozen_layers,
         frozen_cache_bytes=options.frozen_cache_bytes,
-    )
-    return replace(
-        RunConfig(),
-        parallel=parallel,
-        train=train,
-        model=ModelConfig(max_length=MAX_LENGTH),
-        selfplay=SelfPlayConfig(temperature=options.temperature),
     )
 
 
@@ -181,7 +174,15 @@ def learner(
     init_distributed(device, 120)
     layout = enter(parallel, device, seed=1)
     try:
-        built = Learner(read_architecture(hf_dir), run_config(parallel, options), layout, device)
+        built = Learner(
+            read_architecture(hf_dir),
+            train_config(options),
+            parallel,
+            layout,
+            device,
+            max_length=MAX_LENGTH,
+            temperature=options.temperature,
+        )
         built.load_hf(hf_dir)
         yield built
     finally:

@@ -164,7 +164,7 @@ def _step(
 
     Old and reference logprobs are not the policy's.
     """
-    model.config = replace(model.config, train=replace(model.config.train, fuse_output_layer=fuse))
+    model.train = replace(model.train, fuse_output_layer=fuse)
     plan = model.plan(batch)
     other = [logprob_N - 0.1 * torch.linspace(-1, 2, len(logprob_N)) for logprob_N in model.logprobs(plan)]
     stats = model.policy_step(batch, plan, config, 0.0, reference=other, old=other)

@@ -63,7 +63,8 @@ def _dealt(size: int, tensor: int, settings: RunConfig, longest: int = 30) -> li
     ranks, rank = dist.get_world_size(), dist.get_rank()
     engine = EngineRanks.join(size)
     episodes = engine.of_engine(range(EPISODES))
-    dealer = SampleDealer(settings, layout_of_rank(rank, ranks, tensor), engine, CPU)
+    layout, updates = layout_of_rank(rank, ranks, tensor), settings.algorithm.updates_per_rollout
+    dealer = SampleDealer(settings.train, updates, EPISODES, layout, engine, CPU)
     try:
         return dealer.deal(made(episodes, longest), engine.own(episodes))
     except UserError as error:
@@ -115,7 +116,7 @@ def test_the_batch_does_not_depend_on_the_engines(distributed, tensor: int) -> N
     assert unmoved[0] == unmoved[1] == unmoved[2]
     if tensor == 4:
         trained = [sample for sample in made() if sample.weight != 0]
-        alone = whole_batch(trained, config(), layout_of_rank(0, 1, 1))
+        alone = whole_batch(trained, config().train, layout_of_rank(0, 1, 1))
         assert unmoved[0][0].micro_batches == alone.micro_batches
         assert unmoved[0][0].samples == alone.samples
 
@@ -170,10 +171,10 @@ Step = tuple[float, float, int, list[torch.Tensor]]
 def _step(hf_dir: str, size: int, parallel: ParallelConfig, whole: bool) -> Step:
     """Take one step; returns loss, norm, the token with the largest gap, and the weights."""
     with learner(hf_dir, parallel) as model:
-        model.config = replace(config(), parallel=parallel)
+        model.train = config().train
         engine = EngineRanks.join(size)
         episodes = engine.of_engine(range(EPISODES))
-        dealer = SampleDealer(model.config, model.layout, engine, CPU)
+        dealer = SampleDealer(model.train, 1, EPISODES, model.layout, engine, CPU)
         (dealt,) = dealer.deal(made(episodes), engine.own(episodes))
         batch = [sample for sample in made() if sample.weight != 0] if whole else dealt
         loss = LossConfig.preset("self_grpo", kl_beta=0.0, entropy_weight=0.01)

@@ -99,7 +99,8 @@ def _play(root: str, size: int, iterations: range) -> list[_Outcome]:
     stop = StopRequest(CPU, StopSignals())
     by_engine = EpisodesByEngine(play, own_engine, engine, stop)  # type: ignore[arg-type]
     layout = Layout(ranks, rank, 1, 0, 1, 0, 1, 1, 0, ranks, rank)
-    dealer, pool = SampleDealer(RUN, layout, engine, CPU), OpeningPool(CORPUS, PLAY, 5, 3)
+    dealer = SampleDealer(RUN.train, 2, PLAY.seeds_per_iteration, layout, engine, CPU)
+    pool = OpeningPool(CORPUS, PLAY, 5, 3)
     flywheel = open_flywheel(RUN, CORPUS, rewards, Path(root), engine, CPU)
     found = []
     for iteration in iterations:

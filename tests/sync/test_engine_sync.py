@@ -9,7 +9,7 @@ rounding of the best token.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from selfemo.weights.load import load_hf_weights
 from tests.helpers.distributed import DistributedRunner
 from tests.helpers.greedy import greedy_choices, worst_shortfall
 from tests.helpers.megatron_rank import megatron_chunks, weight_groups
-from tests.helpers.parity import Dtype, Options, learner, run_config
+from tests.helpers.parity import Dtype, Options, learner
 from tests.helpers.sync_engine import PROMPTS, VOCAB_SIZE, Tokens, engine_for
 from tests.helpers.tiny_model import save_tiny
 
@@ -186,13 +186,10 @@ def _weight_sync(
     """Return (probed, checksummed) of four syncs, then the error of a fifth whose stream is damaged
     on one rank.
     """
-    config = run_config(parallel, Options(dtype=dtype))
-    config = replace(
-        config, rollout=RolloutConfig(dtype=dtype), sync=SyncConfig(verify_every=3, checksum_every=2)
-    )
+    cadence, rollout = SyncConfig(verify_every=3, checksum_every=2), RolloutConfig(dtype=dtype)
     engine = engine_for(hf_dir, 1, dtype)
     with learner(hf_dir, parallel, Options(dtype=dtype)) as model:
-        weight_sync = WeightSync(model, engine, hf_dir, config, PROMPTS)
+        weight_sync = WeightSync(model, engine, hf_dir, cadence, rollout, PROMPTS)
         reports = [weight_sync.sync(version) for version in range(1, 5)]
         engine.damaged = damaged if dist.get_rank() == damaged_rank else ""
         try:
@@ -236,15 +233,11 @@ def _frozen_syncs(hf_dir: str, dtype: Dtype) -> tuple[list[SyncReport], list[Tok
     The stream is damaged where it holds a frozen tensor.
     """
     options = Options(dtype=dtype, frozen_layers=1)
-    config = replace(
-        run_config(PP2, options),
-        rollout=RolloutConfig(dtype=dtype),
-        sync=SyncConfig(verify_every=1, checksum_every=1),
-    )
+    cadence, rollout = SyncConfig(verify_every=1, checksum_every=1), RolloutConfig(dtype=dtype)
     engine = engine_for(hf_dir, 1, dtype)
     engine.weight_version = -1
     with learner(hf_dir, PP2, options) as model:
-        weight_sync = WeightSync(model, engine, hf_dir, config, PROMPTS)
+        weight_sync = WeightSync(model, engine, hf_dir, cadence, rollout, PROMPTS)
         reports, tokens = [weight_sync.sync(1)], [engine.greedy()]
         torch.manual_seed(3)
         for parameter in model.chunks[0].parameters():

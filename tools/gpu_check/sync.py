@@ -23,8 +23,8 @@ def main() -> None:
     seen = []
     modes: tuple[Literal["checkpoint", "auto"], ...] = ("checkpoint", "auto")
     for version, mode in enumerate(modes, start=1):
-        chosen = replace(config, sync=replace(config.sync, mode=mode))
-        sync = WeightSync(system.learner, system.engine, str(system.model_dir), chosen, [prompt])
+        chosen, engine = replace(config.sync, mode=mode), system.engine
+        sync = WeightSync(system.learner, engine, str(system.model_dir), chosen, config.rollout, [prompt])
         report = sync.sync(version)
         seen.append(system.engine.generate([GenerationRequest(prompt, 1, 24, 0.0)])[0].token_ids)
         if world.is_main:
