@@ -5,6 +5,7 @@ Import rules between packages are the import contract's.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from statistics import median
 
@@ -12,6 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 DOORS = 24
 LONGEST_LINES = 400
 MEDIAN_LINES = 120
+SEES_WHOLE_RUNS = {
+    *("commands", "trainer.py", "run", "system.py", "config"),  # they set up a run
+    *("inference", "planning", "records", "report"),  # their subject is a run
+}
+"""Rooms that may name RunConfig. Others get the sections, or the fields, that they read."""
 
 
 def lines_by_file() -> dict[str, int]:
@@ -36,3 +42,13 @@ def test_files_are_short() -> None:
     lines = lines_by_file()
     assert {path: count for path, count in lines.items() if count > LONGEST_LINES} == {}
     assert median(count for path, count in lines.items() if not path.endswith("__init__.py")) <= MEDIAN_LINES
+
+
+def test_a_room_gets_its_section_of_the_configuration() -> None:
+    """A part that takes RunConfig can come to depend on any setting, and its tests must build a run's."""
+    rooms = {
+        path.relative_to(ROOT / "selfemo").parts[0]
+        for path in (ROOT / "selfemo").rglob("*.py")
+        if re.search(r"\bRunConfig\b", path.read_text(encoding="utf-8"))
+    }
+    assert rooms == SEES_WHOLE_RUNS
