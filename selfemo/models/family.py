@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from selfemo.common.modules import modules_of
-from selfemo.models.tensor_layouts import Layout
+from selfemo.models.tensor_layouts import TensorLayout
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Rule:
     """
     vllm: str
     """Its name in vLLM's live model."""
-    layout: Layout
+    layout: TensorLayout
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from selfemo.models.architecture import Architecture
 from selfemo.models.family import Rule, families
 from selfemo.models.geometry import Placement
-from selfemo.models.tensor_layouts import Heads, HfTensor, Layout
+from selfemo.models.tensor_layouts import Heads, HfTensor, TensorLayout
 
 EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
@@ -28,7 +28,7 @@ class Parameter:
     vllm_name: str
     tensors: tuple[HfTensor, ...]
     """The Hugging Face tensors it is made of, in fused order."""
-    layout: Layout
+    layout: TensorLayout
     heads: Heads
     layer: int | None = None
     """Global layer number; None for parameters before and after the layers."""

@@ -48,7 +48,7 @@ class Heads:
     head_dim: int
 
 
-class Layout(Protocol):
+class TensorLayout(Protocol):
     """Maps the elements of some Hugging Face tensors to the tensor-parallel ranks that hold them."""
 
     def megatron(self, tensors: tuple[HfTensor, ...], heads: Heads, rank: int, size: int) -> Placement:

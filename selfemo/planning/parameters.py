@@ -15,8 +15,7 @@ from selfemo.config.layout import Layout
 from selfemo.models.architecture import Architecture
 from selfemo.models.family import Rule, families
 from selfemo.models.geometry import Placement
-from selfemo.models.tensor_layouts import Heads, HfTensor
-from selfemo.models.tensor_layouts import Layout as TensorLayout
+from selfemo.models.tensor_layouts import Heads, HfTensor, TensorLayout
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT_LAYER = "output_layer.weight"
