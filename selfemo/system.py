@@ -21,7 +21,7 @@ from selfemo.config.schema import RunConfig
 from selfemo.corpora.conversation import Corpus
 from selfemo.megatron.device import Device, select_device
 from selfemo.megatron.learner import Learner
-from selfemo.megatron.parallel import Layout, init_distributed, init_parallel
+from selfemo.megatron.parallel import RankLayout, init_distributed, init_parallel
 from selfemo.models.architecture import Architecture, read_architecture
 from selfemo.models.hub import fetch, hub_name, local_directory
 from selfemo.process import watchdog
@@ -45,7 +45,7 @@ class World:
     """The process group, and the place of this process in it."""
 
     device: Device
-    layout: Layout
+    layout: RankLayout
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def join_world(config: RunConfig) -> World:
     processes = [watchdog.this_process()] * dist.get_world_size()
     dist.all_gather_object(processes, watchdog.this_process())
     watchdog.set_peers(process for rank, process in enumerate(processes) if rank != dist.get_rank())
-    return World(device, init_parallel(config.parallel, device, config.seed, config.timeout_s))
+    sizes = layout_of(config, 1, dist.get_world_size())  # as one node: only plans ask where nodes end
+    return World(device, init_parallel(sizes, device, config.seed, config.timeout_s))
 
 
 def with_fetched_model(config: RunConfig) -> RunConfig:
@@ -100,14 +101,13 @@ def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Cor
     """
     model_dir = model_directory(config, run, corpus)
     encoder, prompts, probes, architecture = all_or_none(lambda: _read_model(model_dir, config, corpus))
-    layout, on_cpu = layout_of(config, 1, world.layout.world_size), not world.device.is_cuda
-    violations = list(run_violations(config, layout, architecture, on_cpu))
+    on_cpu = not world.device.is_cuda
+    violations = list(run_violations(config, world.layout.sizes, architecture, on_cpu))
     if violations:  # of a model that came from the hub: others were checked before the ranks met
         raise on_all_ranks(UserError("; ".join(violations)))
     learner = Learner(
         architecture,
         config.train,
-        config.parallel,
         world.layout,
         world.device,
         max_length=config.model.max_length,
@@ -117,7 +117,7 @@ def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Cor
     engine = RolloutEngine(
         str(model_dir), config.rollout, config.model.max_length, encoder.end_of_turn_ids, world.device.kind
     )
-    weight_sync = WeightSync(learner, engine, str(model_dir), config.sync, config.rollout, probes)
+    weight_sync = WeightSync(learner, engine, str(model_dir), config.sync, config.rollout.dtype, probes)
     generator = ReplicatedGenerator(engine, config.rollout.tensor_parallel)
     return System(world, corpus, model_dir, encoder, prompts, learner, engine, generator, weight_sync)
 

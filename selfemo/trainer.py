@@ -60,8 +60,8 @@ def train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: Sto
     on_rank0(lambda: record_training_dialogues(run, corpus, config))
     on_rank0(lambda: record_inputs(run.root, config, corpus))
     terminal.say(
-        f"{run.root}: {world.layout.world_size} processes, corpus {corpus.name}: {label_counts(corpus)}; "
-        f"libraries write to {terminal.log_path.parent}"
+        f"{run.root}: {world.layout.sizes.world_size} processes, corpus {corpus.name}: "
+        f"{label_counts(corpus)}; libraries write to {terminal.log_path.parent}"
     )
     journal, stop = Journal(config, run, terminal, world), StopRequest(world.device.torch_device, signals)
     with journal.phase("setup"):

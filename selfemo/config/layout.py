@@ -7,9 +7,9 @@ weights and sync see them as data-parallel ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from selfemo.config.schema import RunConfig
+from selfemo.config.schema import ParallelConfig, RunConfig
 from selfemo.models.architecture import Architecture
 from selfemo.models.parameters import EMBEDDING, Parameter, model_parameters
 
@@ -53,10 +53,20 @@ class Layout:
         """Number of vLLM engines."""
         return max(1, self.world_size // self.engine_tensor)
 
+    @property
+    def trainer(self) -> TrainerLayout:
+        """Megatron's part of it, as far as it decides where weights are."""
+        return TrainerLayout(self.tensor, self.pipeline, self.virtual_pipeline, self.weight_copies)
+
+    @property
+    def engines(self) -> EngineLayout:
+        """vLLM's part of it."""
+        return EngineLayout(self.engine_tensor, self.replicas)
+
     def rank(self, tensor: int, copy: int, stage: int) -> int:
         """Return the global rank with this tensor-parallel rank, this place among the weight
         copies, and this pipeline stage."""
-        return tensor + self.tensor * (copy + self.weight_copies * stage)
+        return self.trainer.rank(tensor, stage, copy)
 
     def stage_ranks(self, stage: int) -> range:
         """Return the global ranks of a pipeline stage."""
@@ -64,8 +74,7 @@ class Layout:
 
     def coordinates(self, rank: int) -> tuple[int, int, int]:
         """Return (tensor, copy, stage) of a global rank."""
-        rest, tensor = divmod(rank, self.tensor)
-        stage, copy = divmod(rest, self.weight_copies)
+        tensor, stage, copy = self.trainer.coordinates(rank)
         return tensor, copy, stage
 
     def spans_nodes(self, group_size: int, stride: int) -> bool:
@@ -96,7 +105,15 @@ class Layout:
 
 def layout_of(config: RunConfig, nodes: int, gpus_per_node: int) -> Layout:
     """Return the layout that a configuration asks for on a cluster."""
-    parallel = config.parallel
+    return replace(
+        parallel_layout(config.parallel, nodes, gpus_per_node),
+        engine_tensor=config.rollout.tensor_parallel,
+        frozen_layers=config.train.frozen_layers,
+    )
+
+
+def parallel_layout(parallel: ParallelConfig, nodes: int, gpus_per_node: int) -> Layout:
+    """Return the layout of a trainer on a cluster, with engines of one rank and nothing frozen."""
     return Layout(
         nodes=nodes,
         gpus_per_node=gpus_per_node,
@@ -107,8 +124,6 @@ def layout_of(config: RunConfig, nodes: int, gpus_per_node: int) -> Layout:
         sequence_parallel=parallel.sequence_parallel,
         distributed_optimizer=parallel.distributed_optimizer,
         recompute=parallel.recompute,
-        engine_tensor=config.rollout.tensor_parallel,
-        frozen_layers=config.train.frozen_layers,
     )
 
 

@@ -9,7 +9,7 @@ from selfemo.config.schema import TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import BatchCounts
 from selfemo.megatron.packing import balance_by_tokens, units
-from selfemo.megatron.parallel import Layout
+from selfemo.megatron.parallel import RankLayout
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def batch_counts(samples: Sequence[TrainingSample]) -> BatchCounts:
 
 
 def samples_to_write(
-    batch: Sequence[TrainingSample] | DealtBatch, layout: Layout
+    batch: Sequence[TrainingSample] | DealtBatch, layout: RankLayout
 ) -> Mapping[int, TrainingSample]:
     """Return the samples that this rank writes of a batch that is kept, by index; one rank writes each."""
     if isinstance(batch, DealtBatch):
@@ -51,23 +51,23 @@ def samples_to_write(
     return dict(enumerate(batch)) if layout.is_main else {}
 
 
-def shares_prompts(train: TrainConfig, layout: Layout) -> bool:
+def shares_prompts(train: TrainConfig, layout: RankLayout) -> bool:
     """Tell whether samples share the copy of a prompt: context ranks cut sequences, and cannot cut that."""
-    return train.share_prompts and layout.context_size == 1
+    return train.share_prompts and layout.sizes.context == 1
 
 
-def batches_at_once(layout: Layout) -> int:
+def batches_at_once(layout: RankLayout) -> int:
     """Return the number that a rank's micro-batches come in a multiple of."""
-    return layout.pipeline_size if layout.virtual_size > 1 else 1
+    return layout.sizes.pipeline if layout.sizes.virtual_pipeline > 1 else 1
 
 
-def whole_batch(samples: Sequence[TrainingSample], train: TrainConfig, layout: Layout) -> DealtBatch:
+def whole_batch(samples: Sequence[TrainingSample], train: TrainConfig, layout: RankLayout) -> DealtBatch:
     """Take this rank's part of a batch that every rank holds whole.
 
     Raises:
         UserError: a sample is longer than train.max_tokens_per_microbatch.
     """
-    max_tokens, multiple_of = train.max_tokens_per_microbatch, layout.data_size * batches_at_once(layout)
+    max_tokens, multiple_of = train.max_tokens_per_microbatch, layout.sizes.data * batches_at_once(layout)
     dealt = units(samples, shares_prompts(train, layout), max_tokens, multiple_of)
     bins = balance_by_tokens([unit.length_tokens for unit in dealt], max_tokens, multiple_of)
     counts = batch_counts(samples)
@@ -75,7 +75,7 @@ def whole_batch(samples: Sequence[TrainingSample], train: TrainConfig, layout: L
         samples=dict(enumerate(samples)),
         micro_batches=tuple(
             tuple(i for place in places for i in dealt[place].sample_indices)
-            for places in bins[layout.data_rank :: layout.data_size]
+            for places in bins[layout.data_rank :: layout.sizes.data]
         ),
         counts=counts,
         trained_samples=counts.sequences,

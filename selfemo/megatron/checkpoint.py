@@ -178,7 +178,7 @@ def _sharded_state(learner: Learner, with_optimizer: bool, is_loading: bool) -> 
     if not with_optimizer:
         return model
     flat = model if len(model) > 1 else model["model"]
-    metadata = {"metadata": SHARDING} if learner.parallel.distributed_optimizer else {}
+    metadata = {"metadata": SHARDING} if learner.layout.sizes.distributed_optimizer else {}
     optimizer = learner.optimizer.sharded_state_dict(flat, is_loading=is_loading, **metadata)
     return {**model, "optimizer": without_frozen(optimizer, learner.train.frozen_layers)}
 

@@ -19,7 +19,7 @@ from megatron.core.distributed import finalize_model_grads
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from selfemo.config.schema import ParallelConfig, TrainConfig
+from selfemo.config.schema import TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import BatchCounts, LossConfig
 from selfemo.megatron import losses
@@ -39,7 +39,7 @@ from selfemo.megatron.optimizer import (
 )
 from selfemo.megatron.output_layer import LossAtOutput, completion_loss
 from selfemo.megatron.packing import MicroBatch, longest_tokens, pack
-from selfemo.megatron.parallel import Layout, copies_group, pipeline_group, tensor_group
+from selfemo.megatron.parallel import RankLayout, copies_group, pipeline_group, tensor_group
 from selfemo.megatron.step_stats import PolicyStats, StepStats
 from selfemo.models.architecture import Architecture
 from selfemo.process import watchdog
@@ -59,18 +59,16 @@ class Learner:
         self,
         architecture: Architecture,
         train: TrainConfig,
-        parallel: ParallelConfig,
-        layout: Layout,
+        layout: RankLayout,
         device: Device,
         max_length: int,
         temperature: float,
     ) -> None:
         """Build the model, its weights not read yet, and the optimizer of the first stage."""
-        self.architecture, self.layout, self.device = architecture, layout, device
-        self.train, self.parallel = train, parallel
+        self.architecture, self.train, self.layout, self.device = architecture, train, layout, device
         self.share_prompts = share = shares_prompts(train, layout)
         self.transformer_config = transformer_config(
-            architecture, parallel, DTYPES[train.dtype], device, share, train.attention_backend
+            architecture, layout.sizes, DTYPES[train.dtype], device, share, train.attention_backend
         )
         self.frozen_outputs = FrozenOutputs(train.frozen_cache_bytes)
         self.chunks: list[CompletionGPTModel] = build_chunks(
@@ -84,14 +82,14 @@ class Learner:
             self.frozen_outputs,
         )
         fuses = train.fuse_weight_gradients
-        self.wrapped = wrap_chunks(self.chunks, self.transformer_config, parallel, fuses)
+        self.wrapped = wrap_chunks(self.chunks, self.transformer_config, layout.sizes, fuses)
         # Losses are weighted sums, so gradients are summed and never divided by a token count.
         self.transformer_config.finalize_model_grads_func = lambda chunks, _tokens, **kwargs: (
             finalize_model_grads(chunks, None, **kwargs)
         )
         self.context = losses.LossContext(
             vocab_size=architecture.vocab_size,
-            tensor_group=tensor_group() if layout.tensor_size > 1 else None,
+            tensor_group=tensor_group() if layout.sizes.tensor > 1 else None,
             temperature=temperature,
         )
         self._host_memory = HostMemory(device, moves_state=self.transformer_config.bf16)
@@ -110,7 +108,7 @@ class Learner:
             if hasattr(parameter, "main_param"):
                 del parameter.main_param  # megatron-private: the old optimizer's fp32 copy
         self.optimizer = build_optimizer(
-            self.wrapped, self.train, self.parallel, self.transformer_config.bf16
+            self.wrapped, self.train, self.layout.sizes, self.transformer_config.bf16
         )
         self.transformer_config.grad_scale_func = self.optimizer.scale_loss
 
@@ -144,8 +142,8 @@ class Learner:
             UserError: a sample is longer than train.max_tokens_per_microbatch.
         """
         dealt = self._dealt(batch)
-        context = ContextShare(self.layout.context_size, self.layout.context_rank)
-        tensor_size, device = self.layout.tensor_size, self.device.torch_device
+        context = ContextShare(self.layout.sizes.context, self.layout.context_rank)
+        tensor_size, device = self.layout.sizes.tensor, self.device.torch_device
         pieces = self.train.frozen_cache_bytes > 0
 
         def packed(min_tokens: int) -> list[MicroBatch]:
@@ -157,7 +155,7 @@ class Learner:
             ]
 
         batches = packed(min_tokens)
-        if self.layout.virtual_size == 1:
+        if self.layout.sizes.virtual_pipeline == 1:
             return batches
         # The interleaved schedule exchanges tensors of one fixed shape.
         return packed(longest_tokens(batches))
@@ -211,9 +209,9 @@ class Learner:
             ValueError: loss_config asks for a ratio per sequence, but context ranks each see only a
                 part of a sequence.
         """
-        if loss_config.ratio_level == "sequence" and self.layout.context_size > 1:
+        if loss_config.ratio_level == "sequence" and self.layout.sizes.context > 1:
             raise ValueError(
-                f"ratio_level='sequence' needs whole sequences, but {self.layout.context_size} context "
+                f"ratio_level='sequence' needs whole sequences, but {self.layout.sizes.context} context "
                 "ranks share each"
             )
         dealt = self._dealt(batch)
@@ -261,7 +259,7 @@ class Learner:
     ) -> tuple[Sequence[MicroBatch], Sequence[MicroBatch]]:
         """Pack the supervised examples too, so that one schedule can run over both plans."""
         examples = self.plan(supervised) if supervised else []
-        if examples and self.layout.virtual_size > 1:
+        if examples and self.layout.sizes.virtual_pipeline > 1:
             tokens = max(longest_tokens(plan), longest_tokens(examples))
             return self.plan(batch, tokens), self.plan(supervised, tokens)
         return plan, examples
@@ -298,15 +296,15 @@ class Learner:
             tensor=tensor_group(),
             pipeline=pipeline_group(),
             tp_rank=self.layout.tensor_rank,
-            tp_size=self.layout.tensor_size,
+            tp_size=self.layout.sizes.tensor,
             pp_rank=self.layout.pipeline_rank,
-            pp_size=self.layout.pipeline_size,
+            pp_size=self.layout.sizes.pipeline,
         )
 
     def load_hf(self, model_dir: str) -> None:
         """Fill this rank's shard from a Hugging Face directory."""
         load_hf_weights(
-            self.chunks, model_dir, self.architecture, self.layout.tensor_rank, self.layout.tensor_size
+            self.chunks, model_dir, self.architecture, self.layout.tensor_rank, self.layout.sizes.tensor
         )
         self.frozen_outputs.forget()
         self.optimizer.reload_model_params()
@@ -368,7 +366,7 @@ class Learner:
                 num_microbatches=len(plan),
                 # Only the interleaved schedule reads it, and divides it by the context size; others exchange
                 # shapes.
-                seq_length=plan[0].token_ids_T.numel() * self.layout.context_size,
+                seq_length=plan[0].token_ids_T.numel() * self.layout.sizes.context,
                 micro_batch_size=1,
                 forward_only=forward_only,
             )

@@ -14,11 +14,11 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from selfemo.config.schema import ParallelConfig
+from selfemo.config.layout import Layout
 from selfemo.megatron.device import Device, transformer_options
 from selfemo.megatron.frozen import FrozenOutputs, freeze
 from selfemo.megatron.layer_spec import block_spec
-from selfemo.megatron.parallel import Layout
+from selfemo.megatron.parallel import RankLayout
 from selfemo.models.architecture import Architecture
 from selfemo.models.tensor_layouts import padded_vocab_size
 
@@ -53,7 +53,7 @@ class CompletionGPTModel(GPTModel):
 
 def transformer_config(
     architecture: Architecture,
-    parallel: ParallelConfig,
+    sizes: Layout,
     dtype: torch.dtype,
     device: Device,
     share_prompts: bool = False,
@@ -67,7 +67,7 @@ def transformer_config(
     """
     recompute = (
         {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-        if parallel.recompute
+        if sizes.recompute
         else {}
     )
     return TransformerConfig(
@@ -90,16 +90,14 @@ def transformer_config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        tensor_model_parallel_size=parallel.tensor,
-        pipeline_model_parallel_size=parallel.pipeline,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline
-        if parallel.virtual_pipeline > 1
-        else None,
-        context_parallel_size=parallel.context,
+        tensor_model_parallel_size=sizes.tensor,
+        pipeline_model_parallel_size=sizes.pipeline,
+        virtual_pipeline_model_parallel_size=sizes.virtual_pipeline if sizes.virtual_pipeline > 1 else None,
+        context_parallel_size=sizes.context,
         attention_backend=AttnBackend[attention_backend],
-        sequence_parallel=parallel.sequence_parallel,
+        sequence_parallel=sizes.sequence_parallel,
         # The interleaved schedule exchanges tensors of one fixed shape.
-        variable_seq_lengths=parallel.pipeline > 1 and parallel.virtual_pipeline == 1,
+        variable_seq_lengths=sizes.pipeline > 1 and sizes.virtual_pipeline == 1,
         moe_token_dispatcher_type="alltoall",  # variable_seq_lengths requires it even in a dense model
         calculate_per_token_loss=True,  # gradients are plain sums: the losses carry their own weights
         **recompute,
@@ -110,7 +108,7 @@ def transformer_config(
 def build_chunks(
     architecture: Architecture,
     config: TransformerConfig,
-    layout: Layout,
+    layout: RankLayout,
     max_length: int,
     device: Device,
     share_prompts: bool = False,
@@ -126,18 +124,18 @@ def build_chunks(
         frozen_outputs: where their output is kept; None keeps none.
     """
     chunks = []
-    for stage in range(layout.virtual_size):
-        vp_stage = stage if layout.virtual_size > 1 else None
+    for stage in range(layout.sizes.virtual_pipeline):
+        vp_stage = stage if layout.sizes.virtual_pipeline > 1 else None
         chunk = CompletionGPTModel(
             config,
             block_spec(config, device, vp_stage, share_prompts),
-            vocab_size=padded_vocab_size(architecture.vocab_size, layout.tensor_size),
+            vocab_size=padded_vocab_size(architecture.vocab_size, layout.sizes.tensor),
             max_sequence_length=max_length,
             position_embedding_type="rope",
             rotary_base=architecture.rope_theta,
             share_embeddings_and_output_weights=architecture.tie_word_embeddings,
             pre_process=layout.is_first_stage and stage == 0,
-            post_process=layout.is_last_stage and stage == layout.virtual_size - 1,
+            post_process=layout.is_last_stage and stage == layout.sizes.virtual_pipeline - 1,
             vp_stage=vp_stage,
         )
         chunks.append(chunk.to(device.torch_device))

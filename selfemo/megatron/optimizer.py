@@ -18,13 +18,14 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from selfemo.common.errors import UserError
-from selfemo.config.schema import ParallelConfig, TrainConfig
+from selfemo.config.layout import Layout
+from selfemo.config.schema import TrainConfig
 
 
 def wrap_chunks(
     chunks: Sequence[torch.nn.Module],
     config: TransformerConfig,
-    parallel: ParallelConfig,
+    sizes: Layout,
     fuses_gradients: bool = False,
 ) -> list[DistributedDataParallel]:
     """Wrap each chunk in Megatron's DDP (and Float16Module in bf16), with contiguous fp32 gradient
@@ -37,7 +38,7 @@ def wrap_chunks(
         fuse_weight_gradients(chunks)
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
-        use_distributed_optimizer=parallel.distributed_optimizer,
+        use_distributed_optimizer=sizes.distributed_optimizer,
         overlap_grad_reduce=False,
         check_for_nan_in_grad=False,  # the learner checks once per step, on all ranks alike
     )
@@ -66,7 +67,7 @@ def fuse_weight_gradients(chunks: Sequence[torch.nn.Module]) -> None:
 
 
 def build_optimizer(
-    wrapped: Sequence[DistributedDataParallel], config: TrainConfig, parallel: ParallelConfig, bf16: bool
+    wrapped: Sequence[DistributedDataParallel], config: TrainConfig, sizes: Layout, bf16: bool
 ) -> MegatronOptimizer:
     """Build a fresh AdamW over the wrapped chunks.
 
@@ -93,13 +94,13 @@ def build_optimizer(
             clip_grad=config.clip_grad,
             bf16=bf16,
             params_dtype=torch.bfloat16 if bf16 else torch.float32,
-            use_distributed_optimizer=parallel.distributed_optimizer,
+            use_distributed_optimizer=sizes.distributed_optimizer,
         ),
         list(wrapped),
         # A checkpoint gathers the shards over the gloo groups.
-        use_gloo_process_groups=is_cuda and parallel.distributed_optimizer,
+        use_gloo_process_groups=is_cuda and sizes.distributed_optimizer,
     )
-    if parallel.distributed_optimizer and not is_cuda:
+    if sizes.distributed_optimizer and not is_cuda:
         for part in optimizer.chained_optimizers:  # megatron-private
             # On CPU every group is gloo already.
             part.data_parallel_group_gloo = part.data_parallel_group  # megatron-private

@@ -1,7 +1,7 @@
 """Lay out one torchrun world into megatron-core's process groups.
 
 This module alone enters and leaves megatron-core's global parallel state. Callers hold a frozen
-Layout instead.
+RankLayout instead.
 """
 
 from __future__ import annotations
@@ -15,26 +15,21 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
 from selfemo.common.errors import UserError
-from selfemo.config.schema import ParallelConfig
+from selfemo.config.layout import Layout
 from selfemo.megatron.device import Device
 
 DEFAULT_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Sizes of every kind of parallelism, and this rank's place in each."""
+class RankLayout:
+    """A layout, and this rank's place in each kind of its parallelism."""
 
-    world_size: int
+    sizes: Layout
     rank: int
-    tensor_size: int
     tensor_rank: int
-    pipeline_size: int
     pipeline_rank: int
-    virtual_size: int
-    context_size: int
     context_rank: int
-    data_size: int
     data_rank: int
 
     @property
@@ -45,7 +40,7 @@ class Layout:
     @property
     def is_last_stage(self) -> bool:
         """True if this rank computes logits and losses."""
-        return self.pipeline_rank == self.pipeline_size - 1
+        return self.pipeline_rank == self.sizes.pipeline - 1
 
     @property
     def is_main(self) -> bool:
@@ -72,10 +67,8 @@ def init_distributed(device: Device, timeout_s: int) -> None:
     )
 
 
-def init_parallel(
-    config: ParallelConfig, device: Device, seed: int, timeout_s: int = DEFAULT_TIMEOUT_S
-) -> Layout:
-    """Enter megatron-core's parallel state for this configuration.
+def init_parallel(sizes: Layout, device: Device, seed: int, timeout_s: int = DEFAULT_TIMEOUT_S) -> RankLayout:
+    """Enter megatron-core's parallel state for a layout of this world.
 
     Args:
         timeout_s: deadline of a collective on its groups, in seconds.
@@ -84,45 +77,38 @@ def init_parallel(
         UserError: context > 1 on CPU. (selfemo.commands.preflight refuses sizes that do not
             divide.)
     """
-    if config.context > 1 and not device.is_cuda:
+    if sizes.context > 1 and not device.is_cuda:
         raise UserError(
-            f"parallel.context={config.context} needs Transformer Engine's attention, so a GPU: set "
+            f"parallel.context={sizes.context} needs Transformer Engine's attention, so a GPU: set "
             "parallel.context=1"
         )
-    return enter_layout(config, device, seed, timeout_s)
+    return enter_layout(sizes, device, seed, timeout_s)
 
 
-def enter_layout(
-    config: ParallelConfig, device: Device, seed: int, timeout_s: int = DEFAULT_TIMEOUT_S
-) -> Layout:
+def enter_layout(sizes: Layout, device: Device, seed: int, timeout_s: int = DEFAULT_TIMEOUT_S) -> RankLayout:
     """Enter the layout without the checks of `init_parallel`.
 
-    For callers whose attention can do what `config` asks: tests bring their own.
+    For callers whose attention can do what `sizes` ask: tests bring their own.
     """
     if parallel_state.model_parallel_is_initialized():
         leave_parallel()
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=config.tensor,
-        pipeline_model_parallel_size=config.pipeline,
-        virtual_pipeline_model_parallel_size=config.virtual_pipeline if config.virtual_pipeline > 1 else None,
-        context_parallel_size=config.context,
+        tensor_model_parallel_size=sizes.tensor,
+        pipeline_model_parallel_size=sizes.pipeline,
+        virtual_pipeline_model_parallel_size=sizes.virtual_pipeline if sizes.virtual_pipeline > 1 else None,
+        context_parallel_size=sizes.context,
         distributed_timeout_minutes=timeout_s / 60,
         create_gloo_process_groups=device.is_cuda,  # on CPU every group is gloo already
     )
     # A rank that left at once would close a gloo group to which another still connects.
     dist.barrier()
     tensor_parallel.model_parallel_cuda_manual_seed(seed % 2**31, force_reset_rng=True)
-    return Layout(
-        world_size=dist.get_world_size(),
+    return RankLayout(
+        sizes=sizes,
         rank=dist.get_rank(),
-        tensor_size=config.tensor,
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
-        pipeline_size=config.pipeline,
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
-        virtual_size=config.virtual_pipeline,
-        context_size=config.context,
         context_rank=parallel_state.get_context_parallel_rank(),
-        data_size=parallel_state.get_data_parallel_world_size(),
         data_rank=parallel_state.get_data_parallel_rank(),
     )
 

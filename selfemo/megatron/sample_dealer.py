@@ -22,7 +22,7 @@ from selfemo.kernels import BatchCounts
 from selfemo.megatron.balance import even_out, home
 from selfemo.megatron.batch import DealtBatch, batches_at_once, shares_prompts
 from selfemo.megatron.packing import balance_by_tokens, read_tokens, units
-from selfemo.megatron.parallel import Layout
+from selfemo.megatron.parallel import RankLayout
 from selfemo.process.collectives import together
 from selfemo.process.engine_ranks import EngineRanks
 from selfemo.process.exchange import exchange, rows_of_ranks, tables_of_ranks
@@ -77,7 +77,7 @@ class SampleDealer:
         train: TrainConfig,
         updates: int,
         episodes: int,
-        layout: Layout,
+        layout: RankLayout,
         ranks: EngineRanks,
         device: torch.device,
     ) -> None:
@@ -91,7 +91,7 @@ class SampleDealer:
         self._train, self._updates, self._episodes = train, updates, episodes
         self._layout, self._ranks, self._device = layout, ranks, device
         self._share_prompts, self._at_once = shares_prompts(train, layout), batches_at_once(layout)
-        self._ranks_of_part: list[list[int]] = [[] for _ in range(layout.data_size)]
+        self._ranks_of_part: list[list[int]] = [[] for _ in range(layout.sizes.data)]
         for rank, (part,) in enumerate(rows_of_ranks([layout.data_rank], device)):
             self._ranks_of_part[part].append(rank)
 
@@ -145,7 +145,7 @@ class SampleDealer:
 
     def _table(self, trained: Sequence[TrainingSample], begin: int, whole: int) -> _Table:
         """Gather the units of all ranks, and decide who trains on each."""
-        parts = self._layout.data_size
+        parts = self._layout.sizes.data
         cut = together(
             lambda: units(
                 trained,

@@ -253,10 +253,10 @@ class Journal:
         seconds, tokens = self.seconds, sum(event["tokens"] for event in iterations)
         summary = {
             "schema": SCHEMA,
-            "world_size": layout.world_size,
-            "tensor_parallel": layout.tensor_size,
-            "pipeline_parallel": layout.pipeline_size,
-            "data_parallel": layout.data_size,
+            "world_size": layout.sizes.world_size,
+            "tensor_parallel": layout.sizes.tensor,
+            "pipeline_parallel": layout.sizes.pipeline,
+            "data_parallel": layout.sizes.data,
             "backend": self._world.device.backend,
             "trainer": f"megatron-core {importlib.metadata.version('megatron-core')}",
             "engine": engine_version(),

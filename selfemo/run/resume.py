@@ -58,7 +58,7 @@ def resume(config: RunConfig, run: RunDirectory, system: System, terminal: Termi
     found = find_checkpoint(run.path(CHECKPOINTS_NAME), lambda manifest: _problem(manifest, run, system))
     if found is None:
         return None
-    notes = [*found.damaged, *changes(found.manifest, config, system.world.layout.world_size)]
+    notes = [*found.damaged, *changes(found.manifest, config, system.world.layout.sizes.world_size)]
     for damaged in found.damaged:
         terminal.say(f"damaged, passed over: {damaged}")
     for change in notes[len(found.damaged) :]:

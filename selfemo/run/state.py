@@ -187,7 +187,7 @@ class RunState:
             progress=self._reached,
             position=self._position,
             config=dataclasses.asdict(self._config),
-            world_size=self._system.world.layout.world_size,
+            world_size=self._system.world.layout.sizes.world_size,
             architecture=dataclasses.asdict(self._system.learner.architecture),
             corpus=corpus_digest(self._system.corpus),
             reference=self._reference_digest,

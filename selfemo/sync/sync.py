@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from selfemo.config.layout import EngineLayout, TrainerLayout
-from selfemo.config.schema import RolloutConfig, SyncConfig
+from selfemo.config.schema import SyncConfig
 from selfemo.megatron.device import Device
 from selfemo.megatron.learner import Learner
 from selfemo.process import watchdog
@@ -61,7 +60,7 @@ class WeightSync:
         engine: Engine,
         model_dir: str,
         sync: SyncConfig,
-        rollout: RolloutConfig,
+        engine_dtype: str,
         prompts: Sequence[tuple[int, ...]],
     ) -> None:
         """Choose the transfer and, on rank 0, build the probe's model.
@@ -73,12 +72,9 @@ class WeightSync:
             UserError: sync.mode=direct, but the engine's parameters are not in their plain layout.
         """
         self._learner, self._engine, self._prompts = learner, engine, prompts
-        self._settings, self._dtype = sync, rollout.dtype
+        self._settings, self._dtype = sync, engine_dtype
         layout = learner.layout
-        # Context-parallel ranks hold equal weights too.
-        copies = layout.world_size // (layout.tensor_size * layout.pipeline_size)
-        self._trainer = TrainerLayout(layout.tensor_size, layout.pipeline_size, layout.virtual_size, copies)
-        self._engines = EngineLayout(rollout.tensor_parallel, layout.world_size // rollout.tensor_parallel)
+        self._trainer, self._engines = layout.sizes.trainer, layout.sizes.engines
         self._transfer = choose_transfer(
             sync.mode,
             learner.architecture,
@@ -90,7 +86,7 @@ class WeightSync:
             sync.bucket_bytes,
             learner.train.frozen_layers,
         )
-        self._probe = GreedyProbe(model_dir, sync.probe_tokens, rollout.dtype) if layout.is_main else None
+        self._probe = GreedyProbe(model_dir, sync.probe_tokens, engine_dtype) if layout.is_main else None
 
     def sync(self, version: int, verify: bool = False) -> SyncReport:
         """Send the current weights to every engine, without frozen ones that it has already.

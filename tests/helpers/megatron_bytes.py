@@ -15,7 +15,7 @@ import torch.distributed as dist
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from selfemo.config.layout import EngineLayout, TrainerLayout
+from selfemo.config.layout import EngineLayout, Layout, parallel_layout
 from selfemo.config.schema import ParallelConfig, TrainConfig
 from selfemo.megatron.allocated import allocated_bytes
 from selfemo.megatron.checkpoint import SHARDING
@@ -23,7 +23,7 @@ from selfemo.megatron.device import select_device
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.optimizer import build_optimizer, wrap_chunks
 from selfemo.megatron.parallel import (
-    Layout,
+    RankLayout,
     init_distributed,
     init_parallel,
     leave_parallel,
@@ -68,28 +68,28 @@ def measure(
     """
     device = select_device()
     init_distributed(device, 120)
-    layout = init_parallel(parallel, device, seed=1)
+    layout = init_parallel(parallel_layout(parallel, 1, dist.get_world_size()), device, seed=1)
     try:
-        config = transformer_config(architecture, parallel, DTYPES[dtype], device)
+        config = transformer_config(architecture, layout.sizes, DTYPES[dtype], device)
         chunks = build_chunks(architecture, config, layout, 64, device, frozen_layers=frozen_layers)
-        direct, gathered = _transferred(chunks, architecture, parallel, engine, layout, dtype)
-        return Measured(**_allocated(chunks, config, parallel), direct_by_source=direct, checkpoint=gathered)
+        direct, gathered = _transferred(chunks, architecture, engine, layout, dtype)
+        return Measured(
+            **_allocated(chunks, config, layout.sizes), direct_by_source=direct, checkpoint=gathered
+        )
     finally:
         leave_parallel()
 
 
-def _allocated(
-    chunks: list[CompletionGPTModel], config: TransformerConfig, parallel: ParallelConfig
-) -> dict[str, int]:
-    wrapped = wrap_chunks(chunks, config, parallel)
-    optimizer = build_optimizer(wrapped, TrainConfig(), parallel, config.bf16)
+def _allocated(chunks: list[CompletionGPTModel], config: TransformerConfig, sizes: Layout) -> dict[str, int]:
+    wrapped = wrap_chunks(chunks, config, sizes)
+    optimizer = build_optimizer(wrapped, TrainConfig(), sizes, config.bf16)
     parameters = [p for chunk in chunks for p in chunk.parameters()]
     for parameter in parameters:
         if parameter.requires_grad:
             parameter.main_grad.fill_(1e-3)
     optimizer.step()
     held = allocated_bytes(parameters, optimizer, [p.detach().clone() for p in parameters])
-    return {**held, "gathering": _gathering(chunks, optimizer) if parallel.distributed_optimizer else 0}
+    return {**held, "gathering": _gathering(chunks, optimizer) if sizes.distributed_optimizer else 0}
 
 
 def _gathering(chunks: list[CompletionGPTModel], optimizer: MegatronOptimizer) -> int:
@@ -104,13 +104,12 @@ def _gathering(chunks: list[CompletionGPTModel], optimizer: MegatronOptimizer) -
 def _transferred(
     chunks: list[CompletionGPTModel],
     architecture: Architecture,
-    parallel: ParallelConfig,
     engine: EngineLayout,
-    layout: Layout,
+    layout: RankLayout,
     dtype: str,
 ) -> tuple[dict[int, int], int]:
     rank = dist.get_rank()
-    trainer = TrainerLayout(parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, layout.data_size)
+    trainer = layout.sizes.trainer
     plan = build_plan(architecture, trainer, engine, trainer.replica_of(rank))
     with _counted() as direct:
         for _ in direct_tensors(chunks, plan, rank, DTYPES[dtype], BUCKET_BYTES):
@@ -119,9 +118,9 @@ def _transferred(
         tensor_group(),
         pipeline_group(),
         layout.tensor_rank,
-        layout.tensor_size,
+        layout.sizes.tensor,
         layout.pipeline_rank,
-        layout.pipeline_size,
+        layout.sizes.pipeline,
     )
     with _counted() as gathered:
         for _ in hf_tensors(chunks, architecture, groups, BUCKET_BYTES):

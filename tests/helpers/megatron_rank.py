@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
+from selfemo.config.layout import parallel_layout
 from selfemo.config.schema import ParallelConfig
 from selfemo.megatron.device import select_device
 from selfemo.megatron.model import CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.parallel import (
-    Layout,
+    RankLayout,
     init_distributed,
     init_parallel,
     leave_parallel,
@@ -28,7 +30,7 @@ TIMEOUT_S = 120
 @contextmanager
 def megatron_chunks(
     hf_dir: Path, parallel: ParallelConfig, dtype: torch.dtype = torch.float32
-) -> Iterator[tuple[list[CompletionGPTModel], Architecture, Layout]]:
+) -> Iterator[tuple[list[CompletionGPTModel], Architecture, RankLayout]]:
     """Build uninitialised chunks of this rank and the layout; leaves the layout at the end.
 
     Parameters are NaN, so that one that nobody fills shows.
@@ -36,10 +38,10 @@ def megatron_chunks(
     device = select_device()
     architecture = read_architecture(hf_dir)
     init_distributed(device, TIMEOUT_S)
-    layout = init_parallel(parallel, device, seed=1)
+    layout = init_parallel(parallel_layout(parallel, 1, dist.get_world_size()), device, seed=1)
     try:
         chunks = build_chunks(
-            architecture, transformer_config(architecture, parallel, dtype, device), layout, 128, device
+            architecture, transformer_config(architecture, layout.sizes, dtype, device), layout, 128, device
         )
         with torch.no_grad():
             for chunk in chunks:
@@ -50,13 +52,13 @@ def megatron_chunks(
         leave_parallel()
 
 
-def weight_groups(layout: Layout) -> WeightGroups:
+def weight_groups(layout: RankLayout) -> WeightGroups:
     """Name the groups over which `hf_tensors` communicates."""
     return WeightGroups(
         tensor_group(),
         pipeline_group(),
         layout.tensor_rank,
-        layout.tensor_size,
+        layout.sizes.tensor,
         layout.pipeline_rank,
-        layout.pipeline_size,
+        layout.sizes.pipeline,
     )

@@ -35,8 +35,8 @@ def logits(hf_dir: str, parallel: ParallelConfig) -> torch.Tensor:
     """
     samples = [TrainingSample(prompt_ids=(ids[0],), completion_ids=tuple(ids[1:])) for ids in sequences()]
     with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout), torch.no_grad():
-        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
-        batch = pack(samples, range(len(samples)), layout.tensor_size, torch.device("cpu"))
+        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.sizes.tensor)
+        batch = pack(samples, range(len(samples)), layout.sizes.tensor, torch.device("cpu"))
 
         def forward_step(
             batches: Iterator[MicroBatch], model: torch.nn.Module
@@ -53,7 +53,7 @@ def logits(hf_dir: str, parallel: ParallelConfig) -> torch.Tensor:
             zero = torch.zeros(())
             return output, lambda logits: (zero, torch.ones((), dtype=torch.int), {"logits": logits[0]})
 
-        count = layout.pipeline_size  # the interleaved schedule needs a multiple of the stages
+        count = layout.sizes.pipeline  # the interleaved schedule needs a multiple of the stages
         collected = get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=[iter([batch] * count) for _ in chunks]
@@ -67,8 +67,8 @@ def logits(hf_dir: str, parallel: ParallelConfig) -> torch.Tensor:
         )
         whole = [torch.empty(0)]
         if layout.is_last_stage:
-            shards = [torch.empty(0)] * layout.tensor_size
+            shards = [torch.empty(0)] * layout.sizes.tensor
             dist.all_gather_object(shards, collected[0]["logits"], group=tensor_group())
             whole = [torch.cat(shards, dim=-1)[:, : architecture.vocab_size]]
-        dist.broadcast_object_list(whole, group=pipeline_group(), group_src=layout.pipeline_size - 1)
+        dist.broadcast_object_list(whole, group=pipeline_group(), group_src=layout.sizes.pipeline - 1)
         return whole[0]

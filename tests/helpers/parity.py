@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 
+from selfemo.config.layout import parallel_layout
 from selfemo.config.schema import ParallelConfig, TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
 from selfemo.megatron.device import select_device
 from selfemo.megatron.learner import Learner
-from selfemo.megatron.parallel import Layout, init_distributed, init_parallel, leave_parallel
+from selfemo.megatron.parallel import RankLayout, init_distributed, init_parallel, leave_parallel
 from selfemo.models.architecture import read_architecture
 
 STEPS = 3
@@ -159,7 +161,7 @@ def train_config(options: Options) -> TrainConfig:
     )
 
 
-Enter = Callable[..., Layout]
+Enter = Callable[..., RankLayout]
 
 
 @contextmanager
@@ -172,12 +174,11 @@ def learner(
     """
     device = select_device()
     init_distributed(device, 120)
-    layout = enter(parallel, device, seed=1)
+    layout = enter(parallel_layout(parallel, 1, dist.get_world_size()), device, seed=1)
     try:
         built = Learner(
             read_architecture(hf_dir),
             train_config(options),
-            parallel,
             layout,
             device,
             max_length=MAX_LENGTH,

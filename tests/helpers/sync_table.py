@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from selfemo.config.layout import EngineLayout, TrainerLayout
+from selfemo.config.layout import EngineLayout
 from selfemo.config.schema import ParallelConfig
 from selfemo.sync.transfer import DirectTransfer, choose_transfer
 from selfemo.weights.gather import hf_tensors
@@ -42,8 +42,8 @@ def measure(
     """
     rank, engine = dist.get_rank(), engine_for(hf_dir, engine_tensor)
     with megatron_chunks(Path(hf_dir), parallel, torch.bfloat16) as (chunks, architecture, layout):
-        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
-        trainer = TrainerLayout(parallel.tensor, parallel.pipeline, 1, layout.data_size)
+        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.sizes.tensor)
+        trainer = layout.sizes.trainer
         engines, groups = (
             EngineLayout(engine_tensor, dist.get_world_size() // engine_tensor),
             weight_groups(layout),

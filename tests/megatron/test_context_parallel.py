@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from selfemo.common.errors import UserError
+from selfemo.config.layout import Layout
 from selfemo.config.schema import ParallelConfig
 from selfemo.kernels import LossConfig
 from selfemo.megatron.checkpoint import TensorWrite, read_tensors
@@ -306,7 +307,7 @@ def _on_cpu(hf_dir: str) -> tuple[str, str]:
     device = select_device()
     init_distributed(device, 120)
     with pytest.raises(UserError) as refused:
-        init_parallel(ParallelConfig(context=2), device, seed=1)
+        init_parallel(Layout(1, 2, context=2), device, seed=1)
     with (
         pytest.raises(ValueError, match="needs Transformer Engine") as attention,
         learner(hf_dir, ParallelConfig(context=2), OPTIONS, enter_layout),

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from selfemo.config.schema import ParallelConfig
+from selfemo.config.layout import Layout
 from selfemo.megatron.device import select_device
 from selfemo.megatron.parallel import enter_layout, leave_parallel
 from selfemo.megatron.rng import collect_rng, restore_rng, save_rng
@@ -19,7 +19,7 @@ def _groups_after_leaving() -> tuple[int, int]:
     device = replace(select_device(), kind="cuda")
     before = len(dist.distributed_c10d._world.pg_map)
     for _ in range(2):
-        enter_layout(ParallelConfig(distributed_optimizer=True), device, seed=1)
+        enter_layout(Layout(1, 2, distributed_optimizer=True), device, seed=1)
     leave_parallel()
     return before, len(dist.distributed_c10d._world.pg_map)
 

@@ -13,11 +13,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from selfemo.common.errors import UserError
+from selfemo.config.layout import Layout
 from selfemo.config.schema import AlgorithmConfig, ParallelConfig, RunConfig, SelfPlayConfig, TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
 from selfemo.megatron.batch import DealtBatch, batch_counts, samples_to_write, whole_batch
-from selfemo.megatron.parallel import Layout
+from selfemo.megatron.parallel import RankLayout
 from selfemo.megatron.sample_dealer import SampleDealer
 from selfemo.process.engine_ranks import EngineRanks
 from selfemo.run.guards import dump_batch
@@ -55,8 +56,8 @@ def config(updates: int = 1, share_prompts: bool = True) -> RunConfig:
     )
 
 
-def layout_of_rank(rank: int, ranks: int, tensor: int) -> Layout:
-    return Layout(ranks, rank, tensor, rank % tensor, 1, 0, 1, 1, 0, ranks // tensor, rank // tensor)
+def layout_of_rank(rank: int, ranks: int, tensor: int) -> RankLayout:
+    return RankLayout(Layout(1, ranks, tensor), rank, rank % tensor, 0, 0, rank // tensor)
 
 
 def _dealt(size: int, tensor: int, settings: RunConfig, longest: int = 30) -> list[DealtBatch] | str:

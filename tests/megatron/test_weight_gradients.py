@@ -6,7 +6,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from selfemo.config.schema import ParallelConfig
+from selfemo.config.layout import Layout
 from selfemo.megatron.device import select_device
 from selfemo.megatron.optimizer import fuse_weight_gradients
 from selfemo.megatron.parallel import init_parallel, leave_parallel
@@ -47,7 +47,7 @@ class _Linear(torch.nn.Module):
 
 def _gradients() -> list[torch.Tensor]:
     """Return the fp32 gradient of eight micro-batches, unfused and fused, and the exact one."""
-    init_parallel(ParallelConfig(), select_device(), seed=1)
+    init_parallel(Layout(), select_device(), seed=1)
     config = TransformerConfig(num_layers=1, hidden_size=64, num_attention_heads=1, bf16=True)
     ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, overlap_grad_reduce=False)
     found, exact = [], torch.zeros(64, 64, dtype=torch.float64)

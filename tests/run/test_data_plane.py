@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from selfemo.commands.flywheel import app, run_of
 from selfemo.common.errors import UserError
+from selfemo.config.layout import Layout
 from selfemo.config.schema import AlgorithmConfig, FlywheelConfig, RunConfig, TrainConfig
 from selfemo.corpora.conversation import Corpus
 from selfemo.flywheel.joined import JoinedStores
@@ -27,7 +28,7 @@ from selfemo.flywheel.record import Record
 from selfemo.flywheel.store import Filter, FlywheelStore
 from selfemo.grpo.advantages import training_samples
 from selfemo.grpo.samples import TrainingSample
-from selfemo.megatron.parallel import Layout
+from selfemo.megatron.parallel import RankLayout
 from selfemo.megatron.sample_dealer import SampleDealer
 from selfemo.process.engine_ranks import EngineRanks
 from selfemo.process.reduction import OverRanks
@@ -98,7 +99,7 @@ def _play(root: str, size: int, iterations: range) -> list[_Outcome]:
     play = SelfPlay(own_engine, prompts, rewards.score, TransitionPrior.estimate(TRAIN), PLAY, 5)
     stop = StopRequest(CPU, StopSignals())
     by_engine = EpisodesByEngine(play, own_engine, engine, stop)  # type: ignore[arg-type]
-    layout = Layout(ranks, rank, 1, 0, 1, 0, 1, 1, 0, ranks, rank)
+    layout = RankLayout(Layout(1, ranks), rank, 0, 0, 0, data_rank=rank)
     dealer = SampleDealer(RUN.train, 2, PLAY.seeds_per_iteration, layout, engine, CPU)
     pool = OpeningPool(CORPUS, PLAY, 5, 3)
     flywheel = open_flywheel(RUN, CORPUS, rewards, Path(root), engine, CPU)

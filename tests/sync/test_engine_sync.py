@@ -19,8 +19,8 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfemo.common.errors import UserError
-from selfemo.config.layout import EngineLayout, TrainerLayout
-from selfemo.config.schema import ModelConfig, ParallelConfig, RolloutConfig, SyncConfig
+from selfemo.config.layout import EngineLayout
+from selfemo.config.schema import ModelConfig, ParallelConfig, SyncConfig
 from selfemo.sync.checksums import WeightMismatch, verify_transfer
 from selfemo.sync.sync import SyncError, SyncReport, WeightSync
 from selfemo.sync.transfer import choose_transfer
@@ -52,10 +52,8 @@ def _sync(
     rank, world = dist.get_rank(), dist.get_world_size()
     engine = engine_for(hf_dir, engine_tensor, dtype)
     with megatron_chunks(Path(hf_dir), parallel, getattr(torch, dtype)) as (chunks, architecture, layout):
-        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
-        trainer = TrainerLayout(
-            parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, layout.data_size
-        )
+        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.sizes.tensor)
+        trainer = layout.sizes.trainer
         engines = EngineLayout(engine_tensor, world // engine_tensor)
         transfer = choose_transfer(
             mode, architecture, trainer, engines, weight_groups(layout), engine, rank, BUCKET_BYTES
@@ -186,10 +184,10 @@ def _weight_sync(
     """Return (probed, checksummed) of four syncs, then the error of a fifth whose stream is damaged
     on one rank.
     """
-    cadence, rollout = SyncConfig(verify_every=3, checksum_every=2), RolloutConfig(dtype=dtype)
+    cadence = SyncConfig(verify_every=3, checksum_every=2)
     engine = engine_for(hf_dir, 1, dtype)
     with learner(hf_dir, parallel, Options(dtype=dtype)) as model:
-        weight_sync = WeightSync(model, engine, hf_dir, cadence, rollout, PROMPTS)
+        weight_sync = WeightSync(model, engine, hf_dir, cadence, dtype, PROMPTS)
         reports = [weight_sync.sync(version) for version in range(1, 5)]
         engine.damaged = damaged if dist.get_rank() == damaged_rank else ""
         try:
@@ -233,11 +231,11 @@ def _frozen_syncs(hf_dir: str, dtype: Dtype) -> tuple[list[SyncReport], list[Tok
     The stream is damaged where it holds a frozen tensor.
     """
     options = Options(dtype=dtype, frozen_layers=1)
-    cadence, rollout = SyncConfig(verify_every=1, checksum_every=1), RolloutConfig(dtype=dtype)
+    cadence = SyncConfig(verify_every=1, checksum_every=1)
     engine = engine_for(hf_dir, 1, dtype)
     engine.weight_version = -1
     with learner(hf_dir, PP2, options) as model:
-        weight_sync = WeightSync(model, engine, hf_dir, cadence, rollout, PROMPTS)
+        weight_sync = WeightSync(model, engine, hf_dir, cadence, dtype, PROMPTS)
         reports, tokens = [weight_sync.sync(1)], [engine.greedy()]
         torch.manual_seed(3)
         for parameter in model.chunks[0].parameters():

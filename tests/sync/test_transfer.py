@@ -67,7 +67,7 @@ def _transfer(
     """
     rank = dist.get_rank()
     with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout):
-        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
+        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.sizes.tensor)
         trainer = _trainer(parallel)
         plan = build_plan(architecture, trainer, engine, trainer.replica_of(rank))
         live = {

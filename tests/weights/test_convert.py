@@ -124,7 +124,7 @@ def test_megatron_loads_a_converted_checkpoint_in_any_layout(
 
 def _megatron_saves(checkpoint: str, hf_dir: str, parallel: ParallelConfig) -> None:
     with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout):
-        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
+        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.sizes.tensor)
         if dist.get_rank() == 0:
             Path(checkpoint).mkdir()
         dist.barrier()

@@ -29,7 +29,7 @@ def _load_and_gather(hf_dir: str, parallel: ParallelConfig, bucket_bytes: int) -
     """Return (name, equals the file bitwise) of every gathered tensor, in order."""
     stored = load_file(Path(hf_dir) / "model.safetensors")
     with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout):
-        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
+        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.sizes.tensor)
         assert all(parameter.isfinite().all() for chunk in chunks for parameter in chunk.parameters())
         gathered = hf_tensors(
             chunks, architecture, weight_groups(layout), bucket_bytes, include_tied_head=True
@@ -78,7 +78,7 @@ def test_gather_over_tensor_and_pipeline_ranks_together(
 def _peak_bytes(hf_dir: str, parallel: ParallelConfig, bucket_bytes: int, keep: int) -> int:
     """Return the most bytes alive while a consumer keeps the last `keep` tensors."""
     with megatron_chunks(Path(hf_dir), parallel) as (chunks, architecture, layout):
-        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.tensor_size)
+        load_hf_weights(chunks, hf_dir, architecture, layout.tensor_rank, layout.sizes.tensor)
         with LiveBytes() as memory:
             stream = hf_tensors(chunks, architecture, weight_groups(layout), bucket_bytes)
             kept: deque[object] = deque(maxlen=keep)

@@ -18,14 +18,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from selfemo.config.schema import ParallelConfig, RunConfig
+from selfemo.config.layout import Layout
+from selfemo.config.schema import RunConfig
 from selfemo.config.training_corpus import load_run_corpus
 from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.device import Device, select_device
 from selfemo.megatron.model import DTYPES, build_chunks, transformer_config
 from selfemo.megatron.output_layer import completion_logits
 from selfemo.megatron.packing import pack
-from selfemo.megatron.parallel import Layout, init_parallel
+from selfemo.megatron.parallel import RankLayout, init_parallel
 from selfemo.models.architecture import read_architecture
 from selfemo.selfplay.tokenizer_texts import tokenizer_texts
 from selfemo.tokens.init_model import init_model
@@ -67,7 +68,7 @@ def compare(config: RunConfig, device: Device) -> None:
         SystemExit: one differs by more than rounding explains.
     """
     dtype, layers = config.train.dtype, config.model.num_layers
-    layout = init_parallel(ParallelConfig(), device, seed=1)
+    layout = init_parallel(Layout(), device, seed=1)
     with tempfile.TemporaryDirectory() as directory:
         model_dir = init_model(
             Path(directory) / "model", config.model, tokenizer_texts(load_run_corpus(config)), seed=1
@@ -105,12 +106,12 @@ def _samples() -> list[TrainingSample]:
 
 
 def _megatron(
-    model_dir: Path, config: RunConfig, layout: Layout, device: Device, share_prompts: bool = False
+    model_dir: Path, config: RunConfig, layout: RankLayout, device: Device, share_prompts: bool = False
 ) -> Computed:
     architecture = read_architecture(model_dir)
     options = transformer_config(
         architecture,
-        ParallelConfig(),
+        layout.sizes,
         DTYPES[config.train.dtype],
         device,
         share_prompts,

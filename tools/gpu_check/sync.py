@@ -24,7 +24,9 @@ def main() -> None:
     modes: tuple[Literal["checkpoint", "auto"], ...] = ("checkpoint", "auto")
     for version, mode in enumerate(modes, start=1):
         chosen, engine = replace(config.sync, mode=mode), system.engine
-        sync = WeightSync(system.learner, engine, str(system.model_dir), chosen, config.rollout, [prompt])
+        sync = WeightSync(
+            system.learner, engine, str(system.model_dir), chosen, config.rollout.dtype, [prompt]
+        )
         report = sync.sync(version)
         seen.append(system.engine.generate([GenerationRequest(prompt, 1, 24, 0.0)])[0].token_ids)
         if world.is_main:
@@ -34,7 +36,9 @@ def main() -> None:
             f"rank {world.rank}: the two paths give other greedy continuations: {seen[0]} and {seen[1]}"
         )
     if world.is_main:
-        print(f"both paths verified over {world.world_size} rank(s), tensor parallel {world.tensor_size}")
+        print(
+            f"both paths verified over {world.sizes.world_size} rank(s), tensor parallel {world.sizes.tensor}"
+        )
 
 
 if __name__ == "__main__":

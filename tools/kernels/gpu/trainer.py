@@ -58,7 +58,8 @@ def figures() -> Figures:
     Raises:
         ModuleNotFoundError: megatron-core, or another package of the trainer, is not installed.
     """
-    from selfemo.config.schema import ParallelConfig, TrainConfig
+    from selfemo.config.layout import Layout
+    from selfemo.config.schema import TrainConfig
     from selfemo.grpo.samples import TrainingSample
     from selfemo.kernels import LossConfig
     from selfemo.megatron.device import select_device
@@ -68,18 +69,18 @@ def figures() -> Figures:
 
     # An eps larger than most gradients: a step then is no jump of their sign.
     train = TrainConfig(dtype="float32", adam_eps=1e-3, max_tokens_per_microbatch=256)
-    parallel, device = ParallelConfig(), select_device()
+    device = select_device()
     if not dist.is_initialized():
         store = dist.HashStore()  # such a store needs no port
         dist.init_process_group(
             device.backend, store=store, rank=0, world_size=1, device_id=device.group_device
         )
-    layout = init_parallel(parallel, device, seed=1)
+    layout = init_parallel(Layout(), device, seed=1)
     architecture = Architecture(
         "qwen3", VOCABULARY, 128, 256, LAYERS, 4, 2, 32, 1e6, 1e-6, True, True, False, 128, "float32"
     )
     # The local layer, on this device's tensors.
-    learner = Learner(architecture, train, parallel, layout, replace(device, kind="cpu"), 128, 1.0)
+    learner = Learner(architecture, train, layout, replace(device, kind="cpu"), 128, 1.0)
     parameters = [p for chunk in learner.chunks for p in chunk.parameters()]
     for index, parameter in enumerate(parameters):
         drawn = mixed(parameter.numel(), index).view(parameter.shape).to(parameter)
