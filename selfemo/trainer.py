@@ -10,38 +10,27 @@ at the place that its newest checkpoint records.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from selfemo.config.schema import RunConfig
 from selfemo.config.training_corpus import load_run_corpus
 from selfemo.corpora.labelled import label_counts
 from selfemo.evaluation.recognition import evaluate_recognition
-from selfemo.evaluation.turns import evaluation_turns
 from selfemo.grpo.advantages import training_samples
-from selfemo.megatron.sample_dealer import SampleDealer
 from selfemo.process import watchdog
 from selfemo.process.collectives import all_or_none, on_rank0
-from selfemo.process.dealing import map_over_ranks
-from selfemo.process.engine_ranks import EngineRanks
 from selfemo.process.stop import StopSignals
 from selfemo.process.terminal import Terminal
 from selfemo.records.directory import RunDirectory
 from selfemo.records.inputs import record_inputs
 from selfemo.records.training_dialogues import record_training_dialogues
-from selfemo.rewards.scoring import Rewards
-from selfemo.run.episodes import EpisodesByEngine
-from selfemo.run.flywheel_peers import open_flywheel
 from selfemo.run.journal import Journal
+from selfemo.run.parts import build_parts
 from selfemo.run.policy_update import policy_update
 from selfemo.run.resume import resume
-from selfemo.run.rounds import Rounds, round_of
+from selfemo.run.rounds import Rounds
 from selfemo.run.state import RunState
-from selfemo.run.stoppable import GuardedGenerator, Stopped, StopRequest
+from selfemo.run.stoppable import Stopped, StopRequest
 from selfemo.run.supervised_examples import StepExamples
 from selfemo.run.supervised_start import supervised_start
-from selfemo.selfplay.episode import SelfPlay
-from selfemo.selfplay.openings import OpeningPool, Place
-from selfemo.selfplay.transitions import TransitionPrior
 from selfemo.system import System, build_system, join_world, with_fetched_model
 
 
@@ -84,38 +73,10 @@ class Trainer:
         self, config: RunConfig, system: System, run: RunDirectory, journal: Journal, stop: StopRequest
     ) -> None:
         self.config, self.system, self.journal = config, system, journal
-        self.generator = GuardedGenerator(system.generator, stop)
-        train_split = system.corpus.split("train")
-        self.rewards = Rewards(config.reward, train_split, system.corpus.labels)
-        self.opening_pool = OpeningPool(
-            system.corpus, config.selfplay, config.seed, config.corpus.history_turns
-        )
-        self.selfplay = SelfPlay(
-            generator=self.generator,
-            prompts=system.prompts,
-            score=self.rewards.score,
-            transitions=TransitionPrior.estimate(train_split),
-            config=config.selfplay,
-            run_seed=config.seed,
-            deal=map_over_ranks,
-        )
-        ranks, device = EngineRanks.join(config.rollout.tensor_parallel), system.world.device.torch_device
-        self.episodes = EpisodesByEngine(self.selfplay, system.engine, ranks, stop)
-        self.dealer = SampleDealer(
-            config.train,
-            config.algorithm.updates_per_rollout,
-            config.selfplay.seeds_per_iteration,
-            system.world.layout,
-            ranks,
-            device,
-        )
-        self.flywheel = open_flywheel(config, system.corpus, self.rewards, run.root, ranks, device)
-        self.held_out = evaluation_turns(
-            system.corpus.split(config.evaluation.split), config.evaluation.limit
-        )
-        self.state = RunState(config, system, run, journal, self.flywheel, stop)
-        self.rounds = Rounds(config, system, self.state, journal, self.sync)
-        self.examples = StepExamples(config, system, self.flywheel.lessons)
+        self.parts = parts = build_parts(config, system, run, stop)
+        self.state = RunState(config, system, run, journal, parts.flywheel, stop)
+        self.rounds = Rounds(config, system, parts, self.state, journal, self.sync)
+        self.examples = StepExamples(config, system, parts.flywheel.lessons)
 
     def run(self) -> None:
         """Run the stages in order, starting with the one that `state.progress` names."""
@@ -134,8 +95,8 @@ class Trainer:
         self.evaluate("final")
         self.state.save()
         self.journal.allocated(self.system.learner.allocated(self.state.reference))
-        self.flywheel.close()
-        self.journal.finish(self.system, self.flywheel.counts, self.held_out)
+        self.parts.flywheel.close()
+        self.journal.finish(self.system, self.parts.flywheel.counts, self.parts.held_out)
 
     def self_play(self) -> None:
         """Run the self-play iterations that are left; after each one the run can be interrupted."""
@@ -151,30 +112,22 @@ class Trainer:
 
         Returns its figures as one line for the progress bar.
         """
-        self.rounds.begin(iteration, self.selfplay, self.opening_pool, self.flywheel, self.rewards)
+        parts = self.parts
+        self.rounds.begin(iteration)
         with self.journal.phase("rollout"):
-            openings = self.opening_pool.draw(
-                iteration,
-                self.flywheel.kept_dialogues(before_iteration=iteration),
-                self.taught(iteration),
-            )
-            episodes = self.episodes.play(openings, iteration)
+            kept = parts.flywheel.kept_dialogues(before_iteration=iteration)
+            openings = parts.opening_pool.draw(iteration, kept, self.rounds.taught(iteration))
+            episodes = parts.episodes.play(openings, iteration)
             self.system.engine.sleep()
         with self.journal.phase("reward"):
-            scored = self.episodes.score(episodes, self.rewards, self.config)
-            self.flywheel.offer(scored.own_groups, self.state.progress.weight_version)
+            scored = parts.episodes.score(episodes, parts.rewards, self.config)
+            parts.flywheel.offer(scored.own_groups, self.state.progress.weight_version)
         with self.journal.phase("train"):
-            batches = self.dealer.deal(training_samples(scored.groups), scored.own_numbers)
+            batches = parts.dealer.deal(training_samples(scored.groups), scored.own_numbers)
             stats = policy_update(self.config, self.system, self.state, self.examples, iteration, batches)
         self.sync()
-        outcomes = self.flywheel.outcomes(iteration)
+        outcomes = parts.flywheel.outcomes(iteration)
         return self.journal.iteration(iteration, scored, batches, stats, outcomes)
-
-    def taught(self, iteration: int) -> Mapping[Place, tuple[str, ...]] | None:
-        """Return the teacher's labels of real turns in this round; None if every group votes for itself."""
-        if self.config.selfplay.teacher == "policy":
-            return None
-        return self.flywheel.lessons.labels(since=round_of(iteration, self.config).start)
 
     def sync(self) -> None:
         """Send the current weights to every engine, under the next version number."""
@@ -190,6 +143,10 @@ class Trainer:
         """
         with self.journal.phase("eval"):
             report = evaluate_recognition(
-                self.generator, self.system.prompts, self.held_out, self.config.selfplay, self.rewards.score
+                self.parts.generator,
+                self.system.prompts,
+                self.parts.held_out,
+                self.config.selfplay,
+                self.parts.rewards.score,
             )
         self.journal.evaluated(stage, report)

@@ -7,17 +7,15 @@ without labels is recorded in the flywheel, and read from there by every later s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 from selfemo.config.schema import RunConfig
-from selfemo.flywheel.flywheel import Flywheel
 from selfemo.process.dealing import map_over_ranks
-from selfemo.rewards.scoring import Rewards
 from selfemo.run.journal import Journal
+from selfemo.run.parts import Parts
 from selfemo.run.state import RunState
-from selfemo.selfplay.episode import SelfPlay
-from selfemo.selfplay.openings import OpeningPool
+from selfemo.selfplay.openings import Place
 from selfemo.selfplay.teacher import labels_to_teach, read_turns
 from selfemo.system import System
 
@@ -36,6 +34,7 @@ class Rounds:
         self,
         config: RunConfig,
         system: System,
+        parts: Parts,
         state: RunState,
         journal: Journal,
         sync: Callable[[], None],
@@ -46,11 +45,9 @@ class Rounds:
             sync: sends the current weights to every engine.
         """
         self._config, self._system, self._state, self._journal = config, system, state, journal
-        self._sync = sync
+        self._parts, self._sync = parts, sync
 
-    def begin(
-        self, iteration: int, play: SelfPlay, pool: OpeningPool, flywheel: Flywheel, rewards: Rewards
-    ) -> None:
+    def begin(self, iteration: int) -> None:
         """Begin the round if `iteration` is its first.
 
         The engines hold the policy's weights before and after.
@@ -60,7 +57,13 @@ class Rounds:
         if iteration > 0:
             self._move_reference()
         if self._config.selfplay.teacher != "policy":
-            self._teach(iteration, play, pool, flywheel, rewards)
+            self._teach(iteration)
+
+    def taught(self, iteration: int) -> Mapping[Place, tuple[str, ...]] | None:
+        """Return the teacher's labels of real turns in this round; None if every group votes for itself."""
+        if self._config.selfplay.teacher == "policy":
+            return None
+        return self._parts.flywheel.lessons.labels(since=round_of(iteration, self._config).start)
 
     def _move_reference(self) -> None:
         learner, state, play = self._system.learner, self._state, self._config.selfplay
@@ -70,11 +73,9 @@ class Rounds:
                 ours.lerp_(old, play.teacher_memory)
         state.begin_round(policy)
 
-    def _teach(
-        self, iteration: int, play: SelfPlay, pool: OpeningPool, flywheel: Flywheel, rewards: Rewards
-    ) -> None:
-        settings = self._config.selfplay
-        openings = pool.unlabelled(round_of(iteration, self._config), settings.teacher_turns)
+    def _teach(self, iteration: int) -> None:
+        settings, parts = self._config.selfplay, self._parts
+        openings = parts.opening_pool.unlabelled(round_of(iteration, self._config), settings.teacher_turns)
         # In the first round, and without averaging, the teacher is the policy: the engines hold its weights.
         is_another = settings.teacher == "average" and iteration > 0
         if is_another:
@@ -82,10 +83,10 @@ class Rounds:
                 self._sync()
         version = self._state.progress.weight_version
         with self._journal.phase("rollout"):
-            groups = read_turns(play, openings, iteration)
+            groups = read_turns(parts.selfplay, openings, iteration)
         if is_another:
             self._sync()
-        read = labels_to_teach(groups, rewards.label_shares, settings.align_consensus)
-        scored = rewards.score_groups(read.groups, map_over_ranks)
-        flywheel.teach(scored, read.labels, version)
+        read = labels_to_teach(groups, parts.rewards.label_shares, settings.align_consensus)
+        scored = parts.rewards.score_groups(read.groups, map_over_ranks)
+        parts.flywheel.teach(scored, read.labels, version)
         self._journal.taught(iteration, read)

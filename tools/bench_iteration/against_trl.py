@@ -89,7 +89,7 @@ def bench_trl(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         lengths.append(statistics.mean(map(len, completion_ids)))
         readings = [parse_answer(c[0]["content"], labels) for c in completions]
         return [
-            trainer.rewards.score.of_reading(reading, tuple(target))
+            trainer.parts.rewards.score.of_reading(reading, tuple(target))
             for reading, target in zip(readings, gold, strict=True)
         ]
 

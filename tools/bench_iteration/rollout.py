@@ -42,12 +42,12 @@ def bench_rollout(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
     }
     tokens = requests = 0
     for round_number in range(options.warmup + options.rounds):
-        openings = trainer.opening_pool.draw(round_number)
+        openings = trainer.parts.opening_pool.draw(round_number)
         listener.calls.clear()
-        replace(trainer.selfplay, generator=listener).play(openings, round_number)
+        replace(trainer.parts.selfplay, generator=listener).play(openings, round_number)
         calls = [list(call) for call in listener.calls]
         sides: list[tuple[str, Callable[[], Any]]] = [
-            ("self-play", partial(trainer.selfplay.play, openings, round_number)),
+            ("self-play", partial(trainer.parts.selfplay.play, openings, round_number)),
             ("plain", partial(_plain, trainer, calls)),
             ("plain, seeded", partial(_plain, trainer, calls, seeded=True)),
             ("plain, one call", partial(_plain, trainer, [[item for call in calls for item in call]])),
