@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from selfemo.common.errors import UserError
+from selfemo.config.layout import Layout
 from selfemo.config.schema import CheckpointConfig, RunConfig, SftConfig, TrainConfig
 from selfemo.corpora.conversation import Corpus
+from selfemo.megatron.parallel import RankLayout
 from selfemo.megatron.step_stats import StepStats
 from selfemo.records.directory import RunDirectory
 from selfemo.records.manifest import Manifest, Position, Progress
@@ -57,7 +59,7 @@ class Run:
         train = TrainConfig(max_skipped_steps=3)
         config = RunConfig(sft=SftConfig(steps=9), train=train, checkpoint=CheckpointConfig(sft_every=0))
         world = SimpleNamespace(
-            layout=SimpleNamespace(is_main=True, world_size=1),
+            layout=RankLayout(Layout(), 0, 0, 0, 0, 0),
             device=SimpleNamespace(torch_device=torch.device("cpu")),
         )
         system: Any = SimpleNamespace(
