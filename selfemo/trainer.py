@@ -116,7 +116,8 @@ class Trainer:
         self.rounds.begin(iteration)
         with self.journal.phase("rollout"):
             kept = parts.flywheel.kept_dialogues(before_iteration=iteration)
-            openings = parts.opening_pool.draw(iteration, kept, self.rounds.taught(iteration))
+            mine = parts.episodes.of_engine(range(self.config.selfplay.seeds_per_iteration))
+            openings = parts.opening_pool.draw(iteration, kept, self.rounds.taught(iteration), mine)
             episodes = parts.episodes.play(openings, iteration)
             self.system.engine.sleep()
         with self.journal.phase("reward"):

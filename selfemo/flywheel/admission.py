@@ -1,6 +1,7 @@
 """Decides on groups that passed the rule, by what was kept before: near duplicates and a label's share.
 
-Both depend on the order, so one rank decides for all. It sees candidates alone: a role, a label and a text.
+Both depend on the order, so one rank decides for all. It sees candidates alone: a role, a label and the words
+of a text, which the rank that has the text takes from it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Candidate(NamedTuple):
     role: Role
     label: str
     """The primary label of its record."""
-    text: str
+    words: bytes
+    """Of `Admission.word_set`."""
 
 
 class Admission:
@@ -43,6 +45,10 @@ class Admission:
         }
         self._passed: Counter[str] = Counter()
         self._kept: Counter[tuple[str, str]] = Counter()
+
+    def word_set(self, role: Role, text: str) -> bytes:
+        """Return the words of a text, as candidates hold them."""
+        return self._duplicates[role].word_set(text)
 
     @property
     def kept(self) -> int:
@@ -75,8 +81,8 @@ class Admission:
         self._duplicates[role].add(text)
 
     def _decide(self, candidate: Candidate) -> DropReason | None:
-        role, label, text = candidate
-        if self._duplicates[role].holds(text):
+        role, label, words = candidate
+        if self._duplicates[role].holds_words(words):
             return "near duplicate"
         fits = within_cap(
             label, self._kept[role, label], self._passed[role], self._shares, self._config.rare_label_share
@@ -85,5 +91,5 @@ class Admission:
         if not fits:
             return "label cap"
         self._kept[role, label] += 1
-        self._duplicates[role].add(text)
+        self._duplicates[role].add_words(words)
         return None

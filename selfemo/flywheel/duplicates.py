@@ -34,7 +34,7 @@ class NearDuplicates:
         """
         self._threshold = threshold
         self._counts = Counter(word for text in known_texts for word in set(words(text)))
-        self._texts: list[array[int]] = []
+        self._texts: list[bytes] = []
         self._index: dict[tuple[int, int], list[int]] = {}
         self._sets: set[bytes] = set()
         self._wordless = False
@@ -43,25 +43,41 @@ class NearDuplicates:
         """Return the number of texts added."""
         return len(self._texts) + self._wordless
 
+    def word_set(self, text: str) -> bytes:
+        """Return the text's distinct words as 63-bit numbers, rarest first: equal for equal sets.
+
+        Any instance with the same known texts can compare it. It takes most of the time of a comparison.
+        """
+        ordered = sorted(set(words(text)), key=lambda word: (self._counts[word], word))
+        return array("q", map(_number, ordered)).tobytes()
+
     def add(self, text: str) -> None:
-        ordered = self._ordered(text)
+        self.add_words(self.word_set(text))
+
+    def holds(self, text: str) -> bool:
+        """Tell whether a text that was added is a near-duplicate of this one."""
+        return self.holds_words(self.word_set(text))
+
+    def add_words(self, word_set: bytes) -> None:
+        """Add the text of a `word_set`."""
+        ordered = array("q", word_set)
         if not ordered:
             self._wordless = True
             return
         for word in ordered[: self._prefix(len(ordered))]:
             self._index.setdefault((word, len(ordered)), []).append(len(self._texts))
-        self._texts.append(array("q", ordered))
-        self._sets.add(_digest(ordered))
+        self._texts.append(word_set)
+        self._sets.add(_digest(word_set))
 
-    def holds(self, text: str) -> bool:
-        """Tell whether a text that was added is a near-duplicate of this one."""
-        ordered = self._ordered(text)
-        if not ordered:
+    def holds_words(self, word_set: bytes) -> bool:
+        """Tell whether a text that was added is a near-duplicate of that of a `word_set`."""
+        if not word_set:
             return self._wordless
         if self._threshold <= 0:
             return len(self) > 0
-        if _digest(ordered) in self._sets:
+        if _digest(word_set) in self._sets:
             return True
+        ordered = array("q", word_set)
         size, seen, own = len(ordered), set(), set(ordered)
         for other_size in range(
             math.ceil(self._threshold * size - _EPSILON), math.floor(size / self._threshold + _EPSILON) + 1
@@ -72,7 +88,7 @@ class NearDuplicates:
                 for place in self._index.get((word, other_size), ()):
                     if place not in seen:
                         seen.add(place)
-                        if self._similar(own, self._texts[place]):
+                        if self._similar(own, array("q", self._texts[place])):
                             return True
         return False
 
@@ -83,17 +99,11 @@ class NearDuplicates:
     def _prefix(self, size: int) -> int:
         return size - math.ceil(self._threshold * size - _EPSILON) + 1
 
-    def _ordered(self, text: str) -> list[int]:
-        """Return the text's distinct words as 63-bit numbers, rarest first."""
-        return [
-            _number(word) for word in sorted(set(words(text)), key=lambda word: (self._counts[word], word))
-        ]
-
 
 def _number(word: str) -> int:
     return int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _digest(numbers: Iterable[int]) -> bytes:
+def _digest(word_set: bytes) -> bytes:
     """Hash a set of words to 16 bytes."""
-    return blake2b(",".join(map(str, sorted(numbers))).encode(), digest_size=16).digest()
+    return blake2b(word_set, digest_size=16).digest()

@@ -207,7 +207,11 @@ class Flywheel:
     def _admitted(self, passed: Sequence[Record]) -> list[Record]:
         """Decide on records that passed the rule, in the order of all ranks' records."""
         asked = [record for record in passed if record.kept and record.reason != CONSENSUS]
-        candidates = [Candidate(record.role, record.labels[0], record.text) for record in asked]
+        words = [self._admission.word_set(record.role, record.text) for record in asked]
+        candidates = [
+            Candidate(record.role, record.labels[0], word_set)
+            for record, word_set in zip(asked, words, strict=True)
+        ]
         decisions = self._peers.decided(self._admission.decide, candidates)
         dropped = {
             record.record_id: reason for record, reason in zip(asked, decisions, strict=True) if reason

@@ -51,6 +51,15 @@ def samples_to_write(
     return dict(enumerate(batch)) if layout.is_main else {}
 
 
+def batch_of(group: int, updates: int) -> int:
+    """Return which of an iteration's batches a group belongs to, by its number in the iteration.
+
+    Each round over an even number of batches begins one batch later than the round before. The roles take
+    turns, so the groups of one role would otherwise all fall to the same batches.
+    """
+    return (group + (group // updates if updates % 2 == 0 else 0)) % updates
+
+
 def shares_prompts(train: TrainConfig, layout: RankLayout) -> bool:
     """Tell whether samples share the copy of a prompt: context ranks cut sequences, and cannot cut that."""
     return train.share_prompts and layout.sizes.context == 1

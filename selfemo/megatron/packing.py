@@ -110,17 +110,17 @@ def units(
     if not share_prompts:
         return [Unit((index,), sample.length_tokens) for index, sample in enumerate(samples)]
     limit = min(max_tokens, -(-(read_tokens(samples) if whole is None else whole) // parts))
-    return [unit for members in _sharing(samples) for unit in _within(samples, members, limit)]
+    return [unit for members in neighbours(samples) for unit in _within(samples, members, limit)]
 
 
 def read_tokens(samples: Sequence[TrainingSample]) -> int:
     """Count the tokens that the model reads if neighbours share prompts."""
     completions = sum(len(sample.completion_ids) for sample in samples)
-    return completions + sum(len(samples[members[0]].prompt_ids) for members in _sharing(samples))
+    return completions + sum(len(samples[members[0]].prompt_ids) for members in neighbours(samples))
 
 
-def _sharing(samples: Sequence[TrainingSample]) -> Iterator[list[int]]:
-    """Yield the indices of neighbours of one episode that have the same prompt."""
+def neighbours(samples: Sequence[TrainingSample]) -> Iterator[list[int]]:
+    """Yield the indices of neighbours of one episode that have the same prompt: a group, or a view of it."""
 
     def prompt(index: int) -> tuple[int, tuple[int, ...]]:
         return samples[index].episode, samples[index].prompt_ids

@@ -1,16 +1,15 @@
 """Deals the training samples of an iteration over the data-parallel ranks; most stay where they were made.
 
-No rank sees the samples of the whole batch. Between ranks go counts, the length of every unit (samples that
-share a prompt), and the samples of units that a rank trains on and does not have. The outcome depends on the
-iteration's samples and the trainer's layout, and not on the engines that made them.
+No rank sees the samples of the whole batch, nor a list of its units (samples that share a prompt). Between
+ranks go counts, the lengths of units that even out the ranks, and the samples of units that a rank trains on
+and does not have. The outcome depends on the iteration's samples and the trainer's layout, and not on the
+engines that made them.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, groupby
 
 import torch
 import torch.distributed as dist
@@ -19,54 +18,15 @@ from selfemo.config.schema import TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.grpo.wire import decode, encode
 from selfemo.kernels import BatchCounts
-from selfemo.megatron.balance import even_out, home
-from selfemo.megatron.batch import DealtBatch, batches_at_once, shares_prompts
-from selfemo.megatron.packing import balance_by_tokens, read_tokens, units
+from selfemo.megatron.balance import home
+from selfemo.megatron.batch import DealtBatch, batch_of, batches_at_once, shares_prompts
+from selfemo.megatron.packing import balance_by_tokens, neighbours, read_tokens, units
 from selfemo.megatron.parallel import RankLayout
+from selfemo.megatron.unit_table import PlacedUnit, UnitTable, place_units
 from selfemo.process.collectives import together
 from selfemo.process.engine_ranks import EngineRanks
-from selfemo.process.exchange import exchange, rows_of_ranks, tables_of_ranks
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """A unit that this rank trains on or answers for."""
-
-    indices: range
-    """Of its samples in the whole batch."""
-    length_tokens: int
-    part: int
-    """The data-parallel rank that trains on it."""
-    owner: int
-    """The rank that answers for it."""
-
-
-@dataclass(frozen=True)
-class _Table:
-    """What every rank knows of the units of a batch, in the order of the iteration."""
-
-    part_U: torch.Tensor
-    length_U: torch.Tensor
-    first_U: torch.Tensor
-    """Index of each unit's first sample in the whole batch; one more at the end."""
-    owners: list[int]
-    """Index of each rank's first unit; one more at the end."""
-
-    def trained_by(self, part: int) -> list[_Unit]:
-        """List the units of a data-parallel rank."""
-        return self._units((self.part_U == part).nonzero()[:, 0])
-
-    def owned_by(self, rank: int) -> list[_Unit]:
-        """List the units that a rank answers for."""
-        return self._units(torch.arange(self.owners[rank], self.owners[rank + 1]))
-
-    def _units(self, chosen: torch.Tensor) -> list[_Unit]:
-        columns = (chosen, self.first_U[chosen], self.first_U[chosen + 1], self.length_U[chosen])
-        rows = torch.stack([*columns, self.part_U[chosen]], dim=1).tolist()
-        return [
-            _Unit(range(first, after), length, part, bisect_right(self.owners, unit) - 1)
-            for unit, first, after, length, part in rows
-        ]
+from selfemo.process.exchange import exchange, rows_of_ranks
+from selfemo.process.reduction import OverRanks
 
 
 class SampleDealer:
@@ -90,13 +50,16 @@ class SampleDealer:
         """
         self._train, self._updates, self._episodes = train, updates, episodes
         self._layout, self._ranks, self._device = layout, ranks, device
+        self._over = OverRanks(device)
         self._share_prompts, self._at_once = shares_prompts(train, layout), batches_at_once(layout)
         self._ranks_of_part: list[list[int]] = [[] for _ in range(layout.sizes.data)]
         for rank, (part,) in enumerate(rows_of_ranks([layout.data_rank], device)):
             self._ranks_of_part[part].append(rank)
 
     def deal(self, samples: Sequence[TrainingSample], own: Collection[int]) -> list[DealtBatch]:
-        """Deal an iteration's samples, cut into the batches of its updates.
+        """Deal an iteration's samples over the batches of its updates.
+
+        Groups take turns, so that each batch draws evenly on every engine, and few samples move.
 
         Args:
             samples: of the episodes that this rank's engine played, in order.
@@ -105,35 +68,48 @@ class SampleDealer:
         Raises:
             UserError: a sample is longer than train.max_tokens_per_microbatch; on every rank alike.
         """
-        mine = [index for index, sample in enumerate(samples) if sample.episode in own]
-        begins = [0, *accumulate(row[0] for row in rows_of_ranks([len(mine)], self._device))]
-        engine_begin = begins[dist.get_rank() - self._ranks.part]
-        bounds = [begins[-1] * update // self._updates for update in range(self._updates + 1)]
-        return [
-            self._batch(samples[max(0, start - engine_begin) : max(0, end - engine_begin)], own, end - start)
-            for start, end in pairwise(bounds)
-        ]
+        return [self._batch(held, own) for held in self._batches(samples, own)]
 
-    def _batch(self, held: Sequence[TrainingSample], own: Collection[int], sequences: int) -> DealtBatch:
-        """Deal one batch of `sequences` samples, of which this engine holds some."""
+    def _batches(self, samples: Sequence[TrainingSample], own: Collection[int]) -> list[list[TrainingSample]]:
+        """Return this engine's samples of each batch."""
+        updates = self._updates
+        if updates == 1:
+            return [list(samples)]
+        groups = [[samples[index] for index in members] for members in neighbours(samples)]
+        owned = [group for group in groups if group[0].episode in own]
+        rows = rows_of_ranks([len(owned), sum(map(len, owned))], self._device)
+        before = rows[: dist.get_rank() - self._ranks.part]
+        by_group = sum(row[0] for row in rows) >= updates
+        if not by_group:  # no batch shall be empty
+            groups = [[sample] for sample in samples]
+        held: list[list[TrainingSample]] = [[] for _ in range(updates)]
+        for number, group in enumerate(groups, sum(row[0 if by_group else 1] for row in before)):
+            held[batch_of(number, updates)] += group
+        return held
+
+    def _batch(self, held: Sequence[TrainingSample], own: Collection[int]) -> DealtBatch:
+        """Deal one batch, of which this engine holds some samples."""
         mine = [sample for sample in held if sample.episode in own]
         held = [sample for sample in held if sample.weight != 0]
         trained = [sample for sample in mine if sample.weight != 0]
-        tokens = sum(len(sample.completion_ids) for sample in mine)
-        trained_tokens = sum(len(sample.completion_ids) for sample in trained)
-        rows = rows_of_ranks([tokens, len(trained), trained_tokens, read_tokens(trained)], self._device)
-        tokens, _, trained_tokens, whole = (sum(column) for column in zip(*rows, strict=True))
-        begins = [0, *accumulate(row[1] for row in rows)]
+        tokens, sequences, trained_tokens, whole = self._over.counts(
+            [
+                sum(len(sample.completion_ids) for sample in mine),
+                len(mine),
+                sum(len(sample.completion_ids) for sample in trained),
+                read_tokens(trained),
+            ]
+        )
+        begins = [0, *accumulate(row[0] for row in rows_of_ranks([len(trained)], self._device))]
         rank = dist.get_rank()
         table = self._table(trained, begins[rank], whole)
-        mine_to_train = table.trained_by(self._layout.data_rank)
-        bins = self._micro_batches([unit.length_tokens for unit in mine_to_train])
+        bins = self._micro_batches([unit.length_tokens for unit in table.trained])
         held_by_index = dict(enumerate(held, begins[rank - self._ranks.part]))
-        found, moved_samples, moved_bytes = self._move(table, mine_to_train, held_by_index)
+        found, moved_samples, moved_bytes = self._move(table, held_by_index)
         return DealtBatch(
             samples=found,
             micro_batches=tuple(
-                tuple(index for place in members for index in mine_to_train[place].indices)
+                tuple(index for place in members for index in table.trained[place].indices)
                 for members in bins
             ),
             counts=BatchCounts(sequences=sequences, tokens=tokens),
@@ -143,8 +119,8 @@ class SampleDealer:
             moved_bytes=moved_bytes,
         )
 
-    def _table(self, trained: Sequence[TrainingSample], begin: int, whole: int) -> _Table:
-        """Gather the units of all ranks, and decide who trains on each."""
+    def _table(self, trained: Sequence[TrainingSample], begin: int, whole: int) -> UnitTable:
+        """Cut this rank's samples into units, and agree with all ranks on who trains on each."""
         parts = self._layout.sizes.data
         cut = together(
             lambda: units(
@@ -156,22 +132,12 @@ class SampleDealer:
                 begin,
             )
         )
-        rows = [
-            (
-                unit.length_tokens,
-                len(unit.sample_indices),
-                home(trained[unit.sample_indices[0]].episode, self._episodes, parts),
-            )
-            for unit in cut
-        ]
-        counts = [row[0] for row in rows_of_ranks([len(rows)], self._device)]
-        mine = torch.tensor(rows, dtype=torch.int32).reshape(-1, 3)
-        length_U, size_U, home_U = tables_of_ranks(mine, counts, self._device).long().unbind(1)
-        return _Table(
-            part_U=even_out(length_U, home_U, parts),
-            length_U=length_U,
-            first_U=torch.cat([size_U.new_zeros(1), size_U.cumsum(0)]),
-            owners=[0, *accumulate(counts)],
+        return place_units(
+            [(begin + unit.sample_indices[0], len(unit.sample_indices), unit.length_tokens) for unit in cut],
+            [home(trained[unit.sample_indices[0]].episode, self._episodes, parts) for unit in cut],
+            self._layout.data_rank,
+            self._ranks_of_part,
+            self._device,
         )
 
     def _micro_batches(self, lengths: Sequence[int]) -> list[tuple[int, ...]]:
@@ -179,28 +145,27 @@ class SampleDealer:
         count = 0
         while True:
             bins = balance_by_tokens(lengths, self._train.max_tokens_per_microbatch, self._at_once, count)
-            agreed = max(row[0] for row in rows_of_ranks([len(bins)], self._device))
+            (agreed,) = self._over.largest([len(bins)])
             if agreed == count:
                 return bins
             count = agreed
 
     def _move(
-        self, table: _Table, wanted: Sequence[_Unit], held: Mapping[int, TrainingSample]
+        self, table: UnitTable, held: Mapping[int, TrainingSample]
     ) -> tuple[dict[int, TrainingSample], int, int]:
         """Send samples to the ranks that train on them.
 
         Args:
-            wanted: the units that this rank trains on.
-            held: the samples that its engine made, by index.
+            held: the samples that this rank's engine made, by index.
 
         Returns:
             those that this rank trains on, by index; the number of samples moved; their bytes.
         """
-        leaving: dict[int, list[_Unit]] = {}
+        leaving: dict[int, list[PlacedUnit]] = {}
         moved = 0
-        for unit in table.owned_by(dist.get_rank()):
+        for unit in table.owned:
             others = [rank for rank in self._ranks_of_part[unit.part] if not self._ranks.shares(rank)]
-            moved += len(unit.indices) if others else 0
+            moved += unit.size if others else 0
             for other in others:
                 leaving.setdefault(other, []).append(unit)
         sent = {
@@ -209,14 +174,15 @@ class SampleDealer:
         }
         received = exchange(sent, self._device)
         found: dict[int, TrainingSample] = {}
-        for owner, group in groupby(wanted, key=lambda unit: unit.owner):
+        for owner, group in groupby(table.trained, key=lambda unit: unit.owner):
             theirs = list(group)
             if self._ranks.shares(owner):
                 found |= {index: held[index] for unit in theirs for index in unit.indices}
                 continue
-            decoded = decode(received[owner], [len(unit.indices) for unit in theirs])
+            decoded = decode(received[owner], [unit.size for unit in theirs])
             for unit, samples in zip(theirs, decoded, strict=True):
                 found |= zip(unit.indices, samples, strict=True)
-        sums = rows_of_ranks([moved, sum(4 * len(written) for written in sent.values())], self._device)
-        moved_samples, moved_bytes = (sum(column) for column in zip(*sums, strict=True))
+        moved_samples, moved_bytes = self._over.counts(
+            [moved, sum(4 * len(written) for written in sent.values())]
+        )
         return found, moved_samples, moved_bytes

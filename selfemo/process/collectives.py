@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 
 from selfemo.common.errors import UserError, on_all_ranks
@@ -44,14 +45,26 @@ def fail_together(problem: str) -> None:
 
 
 def raise_together(raised: Exception | None) -> None:
-    """Raise an exception on every rank if some rank has one; of several, the first rank's. Collective."""
+    """Raise an exception on every rank if some rank has one; of several, the first rank's. Collective.
+
+    Exceptions travel only if there is one: thousands of ranks would unpickle thousands of answers.
+    """
     found = [raised] * dist.get_world_size()
     if len(found) > 1:
         with watchdog.doing("agreement whether a rank failed"):
+            if not _on_any_rank(raised is not None):
+                return
             dist.all_gather_object(found, raised)
     for error in found:
         if error is not None:
             raise on_all_ranks(error)
+
+
+def _on_any_rank(holds: bool) -> bool:
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    found = torch.tensor(holds, dtype=torch.int32, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return bool(found)
 
 
 def together[T](compute: Callable[[], T]) -> T:

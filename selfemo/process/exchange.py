@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from array import array
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from selfemo.process import watchdog
 def rows_of_ranks(row: Sequence[int], device: torch.device) -> list[list[int]]:
     """Return the rows of all ranks, in order of rank; all have the same length. Collective."""
     mine = torch.tensor(row, dtype=torch.int64, device=device)
-    rows = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    joined = mine.new_empty(dist.get_world_size() * len(mine))
     with watchdog.doing("exchange of counts"):
-        dist.all_gather(rows, mine)
-    return torch.stack(rows).tolist()
+        dist.all_gather_into_tensor(joined, mine)
+    return joined.reshape(-1, len(mine)).tolist()
 
 
 def tables_of_ranks(table: torch.Tensor, rows: Sequence[int], device: torch.device) -> torch.Tensor:
@@ -31,10 +32,11 @@ def tables_of_ranks(table: torch.Tensor, rows: Sequence[int], device: torch.devi
     """
     padded = torch.zeros(max(rows), table.shape[1], dtype=torch.int32, device=device)
     padded[: len(table)] = table
-    tables = [torch.empty_like(padded) for _ in rows]
+    joined = padded.new_empty(len(rows) * len(padded), table.shape[1])
     with watchdog.doing("exchange of lengths"):
-        dist.all_gather(tables, padded)
-    return torch.cat([other[:count].cpu() for other, count in zip(tables, rows, strict=True)])
+        dist.all_gather_into_tensor(joined, padded)
+    filled = torch.arange(len(padded)) < torch.tensor(rows)[:, None]
+    return joined.cpu()[filled.flatten()]
 
 
 def exchange(sent: Mapping[int, array[int]], device: torch.device) -> dict[int, array[int]]:
@@ -45,7 +47,7 @@ def exchange(sent: Mapping[int, array[int]], device: torch.device) -> dict[int, 
     """
     ranks = dist.get_world_size()
     if ranks == 1:
-        return {}
+        return dict(sent)
     counts = torch.tensor([len(sent.get(rank, ())) for rank in range(ranks)], device=device)
     incoming = torch.empty_like(counts)
     with watchdog.doing("exchange of samples"):
@@ -57,8 +59,9 @@ def exchange(sent: Mapping[int, array[int]], device: torch.device) -> dict[int, 
         out = out.to(device)
         received = torch.empty(int(incoming.sum()), dtype=torch.int32, device=device)
         dist.all_to_all_single(received, out, incoming.tolist(), counts.tolist())
-    parts = received.cpu().split(incoming.tolist())
-    return {rank: array("i", part.numpy().tobytes()) for rank, part in enumerate(parts) if len(part)}
+    sizes, whole = incoming.tolist(), array("i", received.cpu().numpy().tobytes())
+    ends = accumulate(sizes)
+    return {rank: whole[end - size : end] for rank, (size, end) in enumerate(zip(sizes, ends)) if size}
 
 
 def send_objects(sent: Mapping[int, Any], device: torch.device) -> dict[int, Any]:

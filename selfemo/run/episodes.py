@@ -58,8 +58,12 @@ class EpisodesByEngine:
         generator = GuardedGenerator(OwnEngine(engine), stop)
         self._play = replace(play, generator=generator, deal=ranks.deal, asks_when_idle=True)
 
+    def of_engine[T](self, items: Sequence[T]) -> Sequence[T]:
+        """Return this engine's share of an iteration's openings, or of their numbers."""
+        return self._ranks.of_engine(items)
+
     def play(self, openings: Sequence[Opening], iteration: int) -> list[Episode]:
-        """Play one episode per opening; returns those of this rank's engine, in order.
+        """Play one episode per opening of this rank's engine, in order.
 
         Raises:
             Stopped: on every rank, if some rank was asked to stop.
@@ -69,7 +73,7 @@ class EpisodesByEngine:
         played: list[Episode] = []
         raised: Exception | None = None
         try:
-            played = self._play.play(self._ranks.of_engine(openings), iteration)
+            played = self._play.play(openings, iteration)
             self._stop.check()  # a rank that fails in its last turn meets the others here
         except Stopped:
             raise

@@ -129,26 +129,34 @@ class OpeningPool:
         iteration: int,
         kept: Sequence[KeptDialogue] = (),
         taught: Mapping[Place, tuple[str, ...]] | None = None,
+        numbers: range | None = None,
     ) -> list[Opening]:
-        """Draw the openings of one iteration, real ones first. A pure function of its arguments.
+        """Draw openings of one iteration, real ones first. A pure function of its arguments.
 
         Args:
             iteration: from 0.
             kept: kept dialogues of the flywheel, in a fixed order; at most 1 - real_seed_share of the
                 openings come from them.
             taught: the teacher's labels of real turns.
+            numbers: which ones; None for all.
         """
+        if numbers is None:
+            numbers = range(self._config.seeds_per_iteration)
         always_real = self._always_real
         open_places = self._config.seeds_per_iteration - always_real
         chosen = derive_rng(self._run_seed, "kept seeds", iteration).sample(
             range(len(kept)), min(open_places, len(kept))
         )
-        items = self._walk.take(iteration * always_real, always_real)
-        items += self._spare.take(iteration * open_places, open_places - len(chosen))
-        openings = [self._real(index, item) for index, item in enumerate(items)]
+        first_spare, first_kept = always_real, always_real + open_places - len(chosen)
+        walked = range(numbers.start, min(numbers.stop, first_spare))
+        spare = range(max(numbers.start, first_spare), min(numbers.stop, first_kept))
+        items = self._walk.take(iteration * always_real + walked.start, len(walked))
+        items += self._spare.take(iteration * open_places + spare.start - first_spare, len(spare))
+        openings = [self._real(index, item) for index, item in enumerate(items, numbers.start)]
         if taught:
             openings = [replace(o, taught=taught.get(place_of(o.source, o.turns))) for o in openings]
-        return openings + [self._continued(len(items) + i, kept[choice]) for i, choice in enumerate(chosen)]
+        continued = range(max(numbers.start, first_kept), numbers.stop)
+        return openings + [self._continued(index, kept[chosen[index - first_kept]]) for index in continued]
 
     @property
     def _always_real(self) -> int:

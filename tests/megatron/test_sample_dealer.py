@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from selfemo.config.layout import Layout
 from selfemo.config.schema import AlgorithmConfig, ParallelConfig, RunConfig, SelfPlayConfig, TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import LossConfig
-from selfemo.megatron.batch import DealtBatch, batch_counts, samples_to_write, whole_batch
+from selfemo.megatron.batch import DealtBatch, batch_counts, batch_of, samples_to_write, whole_batch
 from selfemo.megatron.parallel import RankLayout
 from selfemo.megatron.sample_dealer import SampleDealer
 from selfemo.process.engine_ranks import EngineRanks
@@ -60,14 +61,17 @@ def layout_of_rank(rank: int, ranks: int, tensor: int) -> RankLayout:
     return RankLayout(Layout(1, ranks, tensor), rank, rank % tensor, 0, 0, rank // tensor)
 
 
-def _dealt(size: int, tensor: int, settings: RunConfig, longest: int = 30) -> list[DealtBatch] | str:
+def _dealt(
+    size: int, tensor: int, settings: RunConfig, longest: int = 30, first: int = EPISODES
+) -> list[DealtBatch] | str:
+    """Deal the samples of the `first` episodes of an iteration, which engines have played whole."""
     ranks, rank = dist.get_world_size(), dist.get_rank()
     engine = EngineRanks.join(size)
     episodes = engine.of_engine(range(EPISODES))
     layout, updates = layout_of_rank(rank, ranks, tensor), settings.algorithm.updates_per_rollout
     dealer = SampleDealer(settings.train, updates, EPISODES, layout, engine, CPU)
     try:
-        return dealer.deal(made(episodes, longest), engine.own(episodes))
+        return dealer.deal(made(episodes[: max(0, first - episodes[0])], longest), engine.own(episodes))
     except UserError as error:
         return str(error)
 
@@ -79,9 +83,9 @@ def test_every_sample_is_trained_on_once_and_is_the_one_that_was_made(
 ) -> None:
     whole, settings = made(), config(updates, share_prompts)
     found = distributed(ranks, _dealt, size, tensor, settings)
-    bounds = [len(whole) * update // updates for update in range(updates + 1)]
+    groups = [list(members) for _, members in groupby(whole, lambda sample: sample.prompt_ids)]
     for update in range(updates):
-        mine = whole[bounds[update] : bounds[update + 1]]
+        mine = [s for number, group in enumerate(groups) if number % updates == update for s in group]
         trained = [sample for sample in mine if sample.weight != 0]
         batches = [found[rank][update] for rank in range(ranks)]
         for rank, batch in enumerate(batches):
@@ -133,6 +137,30 @@ def test_samples_stay_with_the_engine_whose_ranks_train_on_them(distributed) -> 
     assert (batch.moved_samples, batch.moved_bytes) == (0, 0), "its own ranks have everything"
     (batch,), *_ = distributed(4, _dealt, 1, 4, config())
     assert batch.moved_samples == len(trained)
+
+
+def test_every_batch_of_an_iteration_draws_on_every_engine(distributed) -> None:
+    """Contiguous batches would have one engine make nearly all of each, so half of the samples would move.
+
+    As they did: a batch of episodes 0 to 4 alone is what the first of two engines made.
+    """
+    trained = [sample for sample in made() if sample.weight != 0]
+    (batches, _) = distributed(2, _dealt, 1, 1, config(updates=2))
+    assert sum(batch.moved_samples for batch in batches) < len(trained) / 10
+    ((contiguous,), _) = distributed(2, _dealt, 1, 1, config(), 30, EPISODES // 2)
+    assert contiguous.moved_samples > contiguous.trained_samples / 3
+
+
+@pytest.mark.parametrize("updates", range(1, 9))
+def test_groups_of_both_roles_fall_to_every_batch_in_equal_shares(updates: int) -> None:
+    batches = [[n for n in range(updates * 6) if batch_of(n, updates) == batch] for batch in range(updates)]
+    assert {len(numbers) for numbers in batches} == {6}
+    assert {sum(number % 2 for number in numbers) for numbers in batches} == {3}
+
+
+def test_more_batches_than_groups_are_dealt_sample_by_sample(distributed) -> None:
+    (found,) = distributed(1, _dealt, 1, 1, config(updates=60))
+    assert min(batch.counts.sequences for batch in found) > 0
 
 
 def test_a_sample_that_is_too_long_is_named_on_every_rank(distributed) -> None:

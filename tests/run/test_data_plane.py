@@ -105,7 +105,12 @@ def _play(root: str, size: int, iterations: range) -> list[_Outcome]:
     flywheel = open_flywheel(RUN, CORPUS, rewards, Path(root), engine, CPU)
     found = []
     for iteration in iterations:
-        openings = pool.draw(iteration, flywheel.kept_dialogues(iteration), flywheel.lessons.labels(0))
+        openings = pool.draw(
+            iteration,
+            flywheel.kept_dialogues(iteration),
+            flywheel.lessons.labels(0),
+            by_engine.of_engine(range(PLAY.seeds_per_iteration)),
+        )
         scored = by_engine.score(by_engine.play(openings, iteration), rewards, RUN)
         records = flywheel.offer(scored.own_groups, iteration + 1)
         batches = dealer.deal(training_samples(scored.groups), scored.own_numbers)
@@ -231,7 +236,8 @@ def _failing(root: str, bad_rank: int) -> str:
         play = SelfPlay(scripted, prompts, rewards.score, TransitionPrior.estimate(TRAIN), PLAY, 5)
         stop = StopRequest(CPU, StopSignals())
         by_engine = EpisodesByEngine(play, scripted, engine, stop)  # type: ignore[arg-type]
-        flywheel.offer(by_engine.score(by_engine.play(pool.draw(0), 0), rewards, RUN).own_groups, 1)
+        openings = by_engine.of_engine(pool.draw(0))
+        flywheel.offer(by_engine.score(by_engine.play(openings, 0), rewards, RUN).own_groups, 1)
     except UserError as error:
         return str(error)
     finally:

@@ -64,7 +64,8 @@ def _by_engine(engine: _Engine, tensor_parallel: int, signals: StopSignals | Non
 def _played(tensor_parallel: int, openings: list[Opening]) -> tuple[list[Episode], list[list[int]]]:
     """Return the episodes, and the seeds that this rank's engine was asked for, call by call."""
     engine = _Engine()
-    found = _by_engine(engine, tensor_parallel).play(openings, ITERATION)
+    by_engine = _by_engine(engine, tensor_parallel)
+    found = by_engine.play(by_engine.of_engine(openings), ITERATION)
     return found, [[request.seed for request in call] for call in engine.calls]
 
 
@@ -99,9 +100,10 @@ def _failing(tensor_parallel: int, fails_at: dict[int, int], max_length: list[in
     rank = dist.get_rank()
     by_engine = _by_engine(_Engine(fails_at.get(rank, -1), max_length[rank]), tensor_parallel)
     try:
-        by_engine.play(OPENINGS, ITERATION)
+        by_engine.play(by_engine.of_engine(OPENINGS), ITERATION)
     except (RuntimeError, UserError) as error:
-        again = _by_engine(_Engine(), tensor_parallel).play(OPENINGS, ITERATION)
+        by_engine = _by_engine(_Engine(), tensor_parallel)
+        again = by_engine.play(by_engine.of_engine(OPENINGS), ITERATION)
         return str(error), sum(row[0] for row in rows_of_ranks([len(again)], CPU)) // tensor_parallel
     return "", 0
 
@@ -124,7 +126,8 @@ def _stopped(asked_rank: int) -> str:
     signals = StopSignals()
     signals.asked = int(signal.SIGTERM) if dist.get_rank() == asked_rank else 0
     try:
-        _by_engine(_Engine(), 1, signals).play(OPENINGS, ITERATION)
+        by_engine = _by_engine(_Engine(), 1, signals)
+        by_engine.play(by_engine.of_engine(OPENINGS), ITERATION)
     except Stopped as stopped:
         return str(stopped)
     return ""

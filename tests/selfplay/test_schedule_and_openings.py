@@ -101,6 +101,13 @@ def test_kept_dialogues_fill_the_rest_and_never_more() -> None:
     assert all(opening.parent is None for opening in pool(replace(CONFIG, real_seed_share=1.0)).draw(0, KEPT))
 
 
+def test_a_share_of_the_openings_is_what_all_of_them_hold_there() -> None:
+    for kept in (KEPT, KEPT[:1], []):
+        drawn = pool().draw(3, kept)
+        shares = [range(a, b) for a in range(5) for b in range(a, 5)]
+        assert all(pool().draw(3, kept, numbers=n) == drawn[n.start : n.stop] for n in shares)
+
+
 def test_draws_are_deterministic_and_change_with_the_iteration() -> None:
     assert pool().draw(3, KEPT) == pool().draw(3, KEPT)
     assert pool().draw(3, KEPT) != pool().draw(4, KEPT)
