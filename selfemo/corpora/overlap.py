@@ -12,6 +12,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import regex
 
@@ -19,12 +20,15 @@ from selfemo.corpora.conversation import Conversation, Corpus, Turn
 from selfemo.corpora.words import fold, without_latin_accents
 
 TRAIN = "train"
+CACHED_KEYS = 16_384
+"""Number of texts whose key is remembered: a turn is the context of several groups."""
 MIN_KEY_CHARS = 25
 """Width of a key from which a text counts as long (about six words), in characters; those that Unicode
 calls wide (UAX 11: Chinese, Japanese, Korean) count two."""
 _LEFT_OUT = regex.compile(r"[^\p{L}\p{N}\p{M}]+")
 
 
+@lru_cache(maxsize=CACHED_KEYS)
 def overlap_key(text: str) -> str:
     """Reduce a text to the key that is compared: letters, digits and marks in compatibility form, case
     folded, without the accents of Latin letters. Marks of other scripts are vowels, and stay."""

@@ -18,7 +18,7 @@ results, by the labels as they are written: making a set of them costs more than
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from itertools import combinations, compress
+from itertools import chain, combinations
 
 from selfemo.emotions.affinity import Affinity
 from selfemo.emotions.answer import Answer, Reading
@@ -74,13 +74,23 @@ class SmoothedIoU:
         """
         if len(readings) < 2:
             return float(bool(readings) and isinstance(readings[0], Answer))
-        pairs = list(combinations(readings, 2))
+        rows = self.rows(readings)
+        scores = list(chain.from_iterable(row[i:] for i, row in enumerate(rows, 1)))
         if len(set(views)) > 1:
-            across = [a != b for a, b in combinations(views, 2)]
-            pairs = list(compress(pairs, across))
-        return sum(self.of_reading(a, b.labels) if isinstance(b, Answer) else 0.0 for a, b in pairs) / len(
-            pairs
-        )
+            scores = [s for s, (a, b) in zip(scores, combinations(views, 2), strict=True) if a != b]
+        return sum(scores) / len(scores)
+
+    def rows(self, readings: Sequence[Reading]) -> list[list[float]]:
+        """Compute the score of each reading with each, row by row; 0 for a format failure on either side.
+
+        Readings with the same labels share a row.
+        """
+        labels = [reading.labels if isinstance(reading, Answer) else () for reading in readings]
+        rows: dict[tuple[str, ...], list[float]] = {}
+        for mine in labels:
+            if mine not in rows:
+                rows[mine] = [self(mine, other) if mine and other else 0.0 for other in labels]
+        return [rows[mine] for mine in labels]
 
     def _compute(self, predicted: frozenset[str], reference: frozenset[str]) -> float:
         for name, labels in (("predicted", predicted), ("reference", reference)):

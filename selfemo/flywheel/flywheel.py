@@ -198,11 +198,11 @@ class Flywheel:
         self, scored: ScoredGroup, record_id: int, weight_version: int, evidence: dict[Place, Evidence]
     ) -> Record:
         """Make a group's record, and decide on it as far as that depends on its own episode alone."""
-        record = make_record(scored, record_id, weight_version, agreement_on(scored, evidence))
         kept, reason = judge(scored, evidence, self._config)
-        if kept and self._held_out.bars(record.text, record.context):
+        if kept and self._held_out.bars(_text_of(scored), scored.group.context):
             kept, reason = False, "held-out text"
-        return replace(record, kept=kept, reason=reason)
+        agreement = agreement_on(scored, evidence)
+        return make_record(scored, record_id, weight_version, agreement, kept, reason)
 
     def _admitted(self, passed: Sequence[Record]) -> list[Record]:
         """Decide on records that passed the rule, in the order of all ranks' records."""
@@ -272,14 +272,20 @@ def _append_to(store: FlywheelStore, records: Sequence[Record]) -> None:
     store.append(records)
 
 
-def make_record(scored: ScoredGroup, record_id: int, weight_version: int, agreement: float) -> Record:
-    """Make the record of a group before it is judged: not kept, no reason.
+def make_record(
+    scored: ScoredGroup,
+    record_id: int,
+    weight_version: int,
+    agreement: float,
+    kept: bool = False,
+    reason: str = "",
+) -> Record:
+    """Make the record of a group; before it is judged it is not kept, and has no reason.
 
     Args:
         agreement: of the group that read the turn.
     """
     group, best = scored.group, scored.group.samples[scored.best]
-    recognizer = group.role == "recognizer"
     return Record(
         record_id=record_id,
         iteration=group.iteration,
@@ -290,14 +296,14 @@ def make_record(scored: ScoredGroup, record_id: int, weight_version: int, agreem
         parent=group.parent,
         weight_version=weight_version,
         speaker=group.speaker,
-        text=group.context[-1].text if recognizer else clean_line(best.text),
+        text=_text_of(scored),
         labels=_labels(group, best.reading),
         gold=group.gold or (),
         target=group.target or (),
         score=scored.scores[scored.best],
         agreement=agreement,
-        kept=False,
-        reason="",
+        kept=kept,
+        reason=reason,
         prompt_ids=best.prompt_ids,
         max_tokens=group.max_tokens,
         temperature=group.temperature,
@@ -306,6 +312,13 @@ def make_record(scored: ScoredGroup, record_id: int, weight_version: int, agreem
         candidates=candidates_of(scored),
         view_prompts=view_prompts_of(scored),
     )
+
+
+def _text_of(scored: ScoredGroup) -> str:
+    """Return the turn that was read, or the best reply."""
+    if scored.group.role == "recognizer":
+        return scored.group.context[-1].text
+    return clean_line(scored.group.samples[scored.best].text)
 
 
 def _labels(group: Group, reading: Reading | None) -> tuple[str, ...]:

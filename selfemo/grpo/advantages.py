@@ -69,7 +69,7 @@ def carrying(
 ) -> list[ScoredGroup]:
     """Return the groups with what `advantages_of` found for each."""
     return [
-        replace(group, advantages=advantages, loss_weight=weight)
+        group.with_advantages(advantages, weight)
         for group, (advantages, weight) in zip(groups, found, strict=True)
     ]
 

@@ -78,7 +78,7 @@ def place_units(
     loads_of_ranks = rows_of_ranks([load], device)
     loads = [loads_of_ranks[ranks[0]][0] for ranks in ranks_of_part]
     mean = -(-sum(loads) // len(loads))
-    given = given_away(home_UC[:, 2], load - mean)
+    given = torch.tensor(given_away(home_UC[:, 2], load - mean), dtype=torch.int64)
     places = _places(home_UC[given] if ranks_of_part[part][0] == rank else home_UC[:0], part, loads, device)
     kept = torch.ones(len(home_UC), dtype=torch.bool)
     kept[given] = False

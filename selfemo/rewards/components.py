@@ -40,8 +40,8 @@ class Judged:
 
     @cached_property
     def consistencies(self) -> tuple[float, ...]:
-        """`consistency` of the S samples, computed once: the reward and the ranking of views both use it."""
-        return tuple(consistency(self.readings, i, self.score, self.views) for i in range(len(self.readings)))
+        """c_i of the S samples, computed once: the reward and the ranking of views both use it."""
+        return consistencies(self.readings, self.score, self.views)
 
 
 @dataclass(frozen=True)
@@ -81,25 +81,25 @@ def alignment(reading: Reading, reference: Collection[str], score: SmoothedIoU) 
     return score.of_reading(reading, reference) if reference else 0.0
 
 
-def consistency(
-    readings: Sequence[Reading], index: int, score: SmoothedIoU, views: Sequence[str] = ()
-) -> float:
-    """c_i: mean smoothed IoU of one sample with the others of its group.
+def consistencies(
+    readings: Sequence[Reading], score: SmoothedIoU, views: Sequence[str] = ()
+) -> tuple[float, ...]:
+    """c_i: mean smoothed IoU of each sample with the others of its group.
 
     A format failure on either side counts 0; a lone sample has 0.
 
     Args:
         views: the view of each sample; if they are several, the others are the samples of other views.
     """
-    if len(set(views)) > 1:
-        others = [reading for reading, view in zip(readings, views, strict=True) if view != views[index]]
-    else:
-        others = [reading for i, reading in enumerate(readings) if i != index]
-    if not others:
-        return 0.0
-    return sum(
-        score.of_reading(readings[index], other.labels) for other in others if isinstance(other, Answer)
-    ) / len(others)
+    several = len(set(views)) > 1
+    found = []
+    for index, row in enumerate(score.rows(readings)):
+        if several:
+            others = [value for value, view in zip(row, views, strict=True) if view != views[index]]
+        else:
+            others = row[:index] + row[index + 1 :]
+        found.append(sum(others) / len(others) if others else 0.0)
+    return tuple(found)
 
 
 def consistency_gate(consensus: Consensus, gold: Collection[str] | None, low: float, high: float) -> bool:

@@ -28,7 +28,7 @@ from selfemo.rewards.components import (
     expression,
 )
 from selfemo.rewards.frequency import frequency_weights, label_shares
-from selfemo.selfplay.records import Group
+from selfemo.selfplay.records import Group, Role
 
 
 class Figures(NamedTuple):
@@ -68,6 +68,11 @@ class ScoredGroup:
     """S group-relative advantages; empty until they are computed."""
     loss_weight: float = 1.0
     """Weight of its samples in the loss; 0 for a group that carries no ranking."""
+
+    def with_advantages(self, advantages: tuple[float, ...], loss_weight: float) -> ScoredGroup:
+        """Return the group with its samples' advantages and their weight in the loss."""
+        figures = (self.rewards, self.scores, self.gate, self.frequency_weight, self.ranking)
+        return ScoredGroup(self.group, self.components, self.weights, *figures, advantages, loss_weight)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -153,10 +158,12 @@ def score_group(
 
 def scored_group(group: Group, figures: Figures, config: RewardConfig) -> ScoredGroup:
     """Join a group with its figures."""
-    components = COMPONENTS[group.role]
-    return ScoredGroup(
-        group, components, tuple(component.weight_in(config) for component in components), *figures
-    )
+    return ScoredGroup(group, COMPONENTS[group.role], weights_of(group.role, config), *figures)
+
+
+def weights_of(role: Role, config: RewardConfig) -> tuple[float, ...]:
+    """Look up the weight of each of a role's components in a run's configuration."""
+    return tuple([component.weight_in(config) for component in COMPONENTS[role]])
 
 
 def figures_of(

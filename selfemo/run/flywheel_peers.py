@@ -19,6 +19,7 @@ from selfemo.process import watchdog
 from selfemo.process.collectives import on_rank0, together
 from selfemo.process.engine_ranks import EngineRanks
 from selfemo.process.exchange import rows_of_ranks, send_objects
+from selfemo.process.reduction import OverRanks
 from selfemo.records.directory import flywheel_file, flywheel_files
 from selfemo.rewards.scoring import Rewards
 
@@ -52,7 +53,7 @@ class FlywheelPeers(Alone):
 
     def totals(self, counts: Sequence[int]) -> list[int]:
         """Add up counts over the ranks."""
-        return [sum(column) for column in zip(*rows_of_ranks(counts, self._device), strict=True)]
+        return OverRanks(self._device).counts(counts)
 
     def decided[T, R](self, decide: Callable[[list[T]], list[R]], items: Sequence[T]) -> list[R]:
         """Let the first rank decide on the items of all ranks, in order; returns this rank's decisions.

@@ -21,6 +21,7 @@ from selfemo.common.files import replace_text
 from selfemo.config.schema import RewardConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.step_stats import PolicyStats, StepStats
+from selfemo.rewards.components import Component
 from selfemo.rewards.scoring import ScoredGroup
 
 DUMP_NAME = "bad_batch"
@@ -89,12 +90,14 @@ def check_rewards(groups: Sequence[ScoredGroup], config: RewardConfig) -> None:
     Raises:
         ArithmeticError: names iteration, episode, turn, sample and component; it is a bug, or broken weights.
     """
+    bounds_of: dict[tuple[Component, ...], list[tuple[str, float, float]]] = {}
     for scored in groups:
-        for index, (rewards, score) in enumerate(zip(scored.rewards, scored.scores, strict=True)):
+        if scored.components not in bounds_of:
             bounds = [(c.name, *c.bounds_in(config)) for c in scored.components]
-            for (name, low, high), value in zip(
-                [*bounds, ("score", 0.0, 1.0)], [*rewards, score], strict=True
-            ):
+            bounds_of[scored.components] = [*bounds, ("score", 0.0, 1.0)]
+        columns = [*zip(*scored.rewards, strict=True), scored.scores]
+        for (name, low, high), column in zip(bounds_of[scored.components], columns, strict=True):
+            for index, value in enumerate(column):
                 if not low - ROUNDING <= value <= high + ROUNDING:  # true for NaN too
                     group = scored.group
                     raise ArithmeticError(

@@ -114,6 +114,11 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(words(text))
 
 
+@lru_cache(maxsize=8192)
+def _set(spoken: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(spoken)
+
+
 def is_copy(spoken: Sequence[str], earlier: Sequence[str]) -> bool:
     """Tell whether a reply repeats an earlier turn.
 
@@ -124,7 +129,7 @@ def is_copy(spoken: Sequence[str], earlier: Sequence[str]) -> bool:
     if len(spoken) < COPY_MIN_WORDS or len(earlier) < COPY_MIN_WORDS:
         return False
     least = max(COPY_MIN_WORDS, COPY_SHARE * len(spoken))
-    if sum(map(set(earlier).__contains__, spoken)) < least:
+    if sum(map(_set(tuple(earlier)).__contains__, spoken)) < least:
         return False  # no run is longer than the words that both have
     return SequenceMatcher(None, spoken, earlier, autojunk=False).find_longest_match().size >= least
 

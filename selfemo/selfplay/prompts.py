@@ -23,9 +23,9 @@ chat-template markers into plain text.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import regex
@@ -92,7 +92,9 @@ class PromptBuilder:
             view: how the turns, the label list and the instruction are shown.
             seed: of the view's draws.
         """
-        shown = view.show(Shown(tuple(self._window(turns)), self.labels), random.Random(seed))
+        shown = Shown(tuple(self._window(turns)), self.labels)
+        if view is not PLAIN:  # most are, and making a random source takes longer than the rest
+            shown = view.show(shown, random.Random(seed))
         return self._encode(recognizer_text(shown.turns, shown.labels, shown.instruction), self.thinking)
 
     def respond(self, turns: Sequence[Turn], speaker: str, emotions: Sequence[str]) -> tuple[int, ...]:
@@ -117,11 +119,17 @@ class PromptBuilder:
     def _window(self, turns: Sequence[Turn]) -> list[Turn]:
         if not turns:
             raise ValueError("turns is empty: a prompt needs a turn to read or to answer")
-        shown = turns[-(self.history_turns + 1) :]
-        return [
-            Turn(turn.speaker, self.encoder.truncate(clean_line(turn.text), self.max_turn_tokens))
-            for turn in shown
-        ]
+        shown = self._shown
+        return [shown(turn.speaker, turn.text) for turn in turns[-(self.history_turns + 1) :]]
+
+    @cached_property
+    def _shown(self) -> Callable[[str, str], Turn]:
+        """Make the turn of a prompt: a clean text that is not too long, without labels."""
+
+        def shown(speaker: str, text: str) -> Turn:
+            return Turn(speaker, self.encoder.truncate(clean_line(text), self.max_turn_tokens))
+
+        return lru_cache(CACHED_LINES)(shown)
 
     def _encode(self, text: str, thinking: bool) -> tuple[int, ...]:
         return tuple(self.encoder.encode_prompt([Message("user", text)], thinking))
@@ -142,9 +150,8 @@ def recognizer_text(turns: Sequence[Turn], labels: Sequence[str], instruction: s
 
     The emotions of the last line are asked for.
     """
-    asked = instruction.format(labels=SEPARATOR.join(labels))
     lines = [_line(turn.speaker, turn.text) for turn in turns]
-    return "\n".join([asked, "", *lines[:-1], TARGET_MARK + lines[-1]])
+    return "\n".join([_asked(instruction, tuple(labels)), "", *lines[:-1], TARGET_MARK + lines[-1]])
 
 
 def responder_text(turns: Sequence[Turn], speaker: str, emotions: Sequence[str]) -> str:
@@ -188,5 +195,11 @@ _STRAY_FORMATS = regex.compile(
 joiners (Persian, emoji), soft hyphens and break marks (Khmer); a flag has tags after U+1F3F4."""
 
 
+@lru_cache(maxsize=256)
+def _asked(instruction: str, labels: tuple[str, ...]) -> str:
+    return instruction.format(labels=SEPARATOR.join(labels))
+
+
+@lru_cache(maxsize=CACHED_LINES)
 def _line(speaker: str, text: str) -> str:
     return f"{clean_speaker(speaker)}: {clean_line(text)}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from selfemo.config.schema import SelfPlayConfig
 from selfemo.corpora.conversation import Turn
@@ -17,6 +18,9 @@ from selfemo.selfplay.prompts import PromptBuilder, completion_text
 from selfemo.selfplay.records import Gate
 
 GREEDY = 0.0
+CACHED_ANSWERS = 16_384
+"""Number of answers whose reading is remembered: a label set recurs."""
+_parse = lru_cache(CACHED_ANSWERS)(parse_answer)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Recognizer:
         """Decode an answer and parse it."""
         text = completion_text(self.prompts.encoder, completion)
         opened = THINK_OPEN if self.prompts.thinking and self.prompts.opens_thinking else ""
-        reading = parse_answer(
+        reading = _parse(
             opened + text, self.prompts.labels, thinking=self.config.thinking, finished=completion.finished
         )
         return text, reading

@@ -89,6 +89,7 @@ class ChatEncoder:
         self._parts = functools.cache(self._split)
         self._shape = functools.cache(self._encode_shape)
         self._encode_line = functools.lru_cache(CACHED_TEXTS)(self._encode_plain)
+        self._decode_cached = functools.lru_cache(CACHED_TEXTS)(self._decode)
         self._truncate_cached = functools.lru_cache(CACHED_TEXTS)(self._truncate)
         self.vocab_size: int = len(self._hf)
         """Number of ids that have a token; a model's output may be wider (padding rows)."""
@@ -114,12 +115,13 @@ class ChatEncoder:
                 switch.
         """
         ids: list[int] = []
-        for run in self._shape(tuple(message.role for message in messages), thinking):
+        for run in self._shape(tuple([message.role for message in messages]), thinking):
             if isinstance(run, tuple):
                 ids += run
             else:
-                texts = (part if isinstance(part, str) else messages[part.index].content for part in run)
-                ids += self.encode_text("".join(texts))
+                texts = [part if isinstance(part, str) else messages[part.index].content for part in run]
+                for line in self._cuts.lines("".join(texts)):
+                    ids += self._encode_line(line)
         return tuple(ids)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
@@ -140,16 +142,18 @@ class ChatEncoder:
         `<think>` is not special in Qwen3 and is always shown. An id without a token (a padding row
         of the model's vocabulary) yields nothing.
         """
-        return str(self._full.decode(list(ids), skip_special_tokens=not show_special))
+        return self._decode_cached(tuple(ids), show_special)
 
     def truncate(self, text: str, max_tokens: int) -> str:
         """Cut `text` at a token border to the longest prefix whose own encoding has at most
         `max_tokens` tokens."""
         return self._truncate_cached(text, max_tokens)
 
+    def _decode(self, ids: tuple[int, ...], show_special: bool) -> str:
+        return str(self._full.decode(ids, skip_special_tokens=not show_special))
+
     def _truncate(self, text: str, max_tokens: int) -> str:
-        # of byte-level tokens, each has a byte of the text; a blank may be put before it
-        if (text.isascii() and len(text) < max_tokens) or len(self._encode_plain(text)) <= max_tokens:
+        if self._fits(text, max_tokens) or len(self._encode_plain(text)) <= max_tokens:
             return text
         encoding = self._plain.encode(text, add_special_tokens=False)
         for kept in range(max_tokens, 0, -1):
@@ -159,6 +163,16 @@ class ChatEncoder:
             if len(self._encode_plain(text[:end])) <= max_tokens:
                 return text[:end]
         return ""
+
+    def _fits(self, text: str, max_tokens: int) -> bool:
+        """Tell whether a text surely fits, as nearly all do, without encoding it beside the prompt's line."""
+        if text.isascii() and len(text) < max_tokens:
+            return True  # of byte-level tokens, each has a byte of the text; a blank may be put before it
+        if not self._cuts.at_blanks or not text.isprintable() or text[:1].isspace() or "  " in text:
+            return False
+        # after a colon and a blank its first word may be fewer tokens, but not fewer than one
+        first_word = len(text.partition(" ")[0].encode())
+        return len(self._encode_line(f" {text}")) - 1 + first_word <= max_tokens
 
     def _encode_plain(self, text: str) -> tuple[int, ...]:
         """Encode one string; the batch call is the one that computes no offsets."""

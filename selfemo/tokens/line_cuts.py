@@ -1,9 +1,10 @@
-"""Cut a text at line ends where the tokenizer cuts too, so that each line is encoded, and cached, alone.
+"""Cut a text where the tokenizer cuts too, so that each part is encoded, and cached, alone.
 
-Prompts of one dialogue differ in their last line or two. A byte-level BPE encodes the pieces of its
-pre-tokenizer one by one, so the ids of a text are the ids of its lines one after another wherever no
-piece spans a line end. Whether one may depends on the pre-tokenizer's pattern alone, which sees kinds of
-characters (letters, digits, blanks, signs). It is therefore tried on every pair of kinds beforehand.
+Cuts are line ends, and the blank after a colon: prompts of one dialogue differ in their last line or two, and
+what a speaker says is encoded once. A byte-level BPE encodes the pieces of its pre-tokenizer one by one, so
+the ids of a text are the ids of its parts one after another wherever no piece spans a cut. Whether one may
+depends on the pre-tokenizer's pattern alone, which sees kinds of characters (letters, digits, blanks, signs).
+It is therefore tried on every pair of kinds beforehand.
 """
 
 from __future__ import annotations
@@ -42,20 +43,23 @@ _SAME_LENGTH = (None, "NFC")
 
 
 class LineCuts:
-    """The line ends at which one tokenizer's encoding falls apart."""
+    """The places at which one tokenizer's encoding falls apart."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Try one line end and two in a row.
+        """Try one line end, two in a row, and a blank.
 
         Args:
             tokenizer: without added tokens, which are matched before a text is cut.
         """
-        safe = [ends for ends in ("\n", "\n\n") if _falls_apart(tokenizer, ends)]
-        self._ends = re.compile(f"({'|'.join(reversed(safe))})(?=\\S)") if safe else None
+        safe = [ends for ends in ("\n\n", "\n") if _falls_apart(tokenizer, ends)]
+        self.at_blanks = _falls_apart(tokenizer, "", " ")
+        """Whether a blank between two characters that are none always begins a piece."""
+        cuts = [f"{ends}(?=\\S)" for ends in safe] + [r":(?= \S)"] * self.at_blanks
+        self._ends = re.compile("|".join(cuts)) if cuts else None
 
     def lines(self, text: str) -> list[str]:
         """Cut `text`; joined, the parts are `text` again, and their ids are its ids."""
-        if self._ends is None or "\n" not in text:
+        if self._ends is None:
             return [text]
         found, begin = [], 0
         for match in self._ends.finditer(text):
@@ -67,14 +71,14 @@ class LineCuts:
         return found
 
 
-def _falls_apart(tokenizer: Tokenizer, ends: str) -> bool:
-    """Tell whether pieces never span `ends` between characters that are no blanks."""
+def _falls_apart(tokenizer: Tokenizer, ends: str, begins: str = "") -> bool:
+    """Tell whether pieces never span the place after `ends` and before `begins`, beside no other blanks."""
     normalizer = json.loads(tokenizer.to_str())["normalizer"]
     if (normalizer and normalizer["type"]) not in _SAME_LENGTH or tokenizer.pre_tokenizer is None:
         return False
     pieces = tokenizer.pre_tokenizer.pre_tokenize_str
     for last, first in product(_LAST, _FIRST):
-        left, right = f"{last}{ends}", f"{first} {first}{ends}"
+        left, right = f"{last}{ends}", f"{begins}{first} {first}{ends}"
         alone = [piece for piece, _ in (*pieces(left), *pieces(right))]
         if [piece for piece, _ in pieces(left + right)] != alone:
             return False
