@@ -39,7 +39,7 @@ COMMANDS = (
     "selfemo flywheel list runs/demo",
     "selfemo flywheel show runs/demo 1",
     "python -m tools.kernels --traffic",
-    "python -m tools.scaling --output /tmp/study --processes 0 --samples 0",
+    "python -m tools.scaling --output /tmp/study --processes 0 --worlds 0",
 )
 TIMEOUT_S = 600
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from selfemo.config.schema import RewardConfig
 from selfemo.emotions.answer import Answer, FormatFailure
-from selfemo.rewards.components import alignment, consistency, consistency_gate, expression
+from selfemo.rewards.components import alignment, consistencies, consistency_gate, expression
 from selfemo.rewards.frequency import frequency_weights, label_shares
 from selfemo.rewards.scoring import Rewards, score_group
 from selfemo.selfplay.consensus import vote
@@ -40,7 +40,7 @@ def test_an_annotated_group_by_hand() -> None:
 
 @given(readings)
 def test_mean_consistency_is_the_groups_agreement(group: list) -> None:
-    mean = sum(consistency(group, i, SCORE) for i in range(len(group))) / len(group)
+    mean = sum(consistencies(group, SCORE)) / len(group)
     assert mean == pytest.approx(vote(group, SCORE).agreement)
 
 
@@ -85,8 +85,8 @@ def test_consistency_is_full_for_unanimous_groups_alone(group: list) -> None:
     sets = [frozenset(r.labels) if isinstance(r, Answer) else None for r in group]
     for i in range(len(group)):
         unanimous = sets[i] is not None and set(sets) == {sets[i]}
-        assert (consistency(group, i, SCORE) == pytest.approx(1.0)) is unanimous
-    assert consistency(group[:1], 0, SCORE) == 0.0, "a lone sample agrees with nobody"
+        assert (consistencies(group, SCORE)[i] == pytest.approx(1.0)) is unanimous
+    assert consistencies(group[:1], SCORE) == (0.0,), "a lone sample agrees with nobody"
 
 
 @given(readings, label_sets, st.floats(0, 1), st.floats(0, 1))

@@ -20,7 +20,7 @@ from selfemo.models.architecture import hf_config
 from selfemo.planning.sync import sync_bytes
 from tools.scaling.measured import CONFIG, overrides, row_of
 from tools.scaling.output import draw, write_study
-from tools.scaling.parts import PARTS, REPEATED, SHARED, OwnCost, PartCost, growth, measure_parts, own_cost
+from tools.scaling.parts import OwnCost, RankCost, growth, measure_parts, own_cost
 from tools.scaling.planned import SIZES, plan_studies
 from tools.scaling.rows import Row, in_order, with_efficiency
 
@@ -35,7 +35,7 @@ COLUMNS = {"algorithm", "model", "policy_lag", "mean_tokens", "max_tokens", "gpu
 
 @pytest.fixture(scope="module")
 def planned() -> list[Row]:
-    return plan_studies(ROOT / "examples" / "configs" / "qwen3_8b.yaml", "qwen3-8b", OwnCost(50.0, 6.0))
+    return plan_studies(ROOT / "examples" / "configs" / "qwen3_8b.yaml", "qwen3-8b", OwnCost(90.0, 6.0))
 
 
 def finished_run(directory: Path, processes: int) -> Path:
@@ -101,17 +101,16 @@ def test_planned_curves_reach_4096_gpus_in_both_studies(planned: list[Row]) -> N
             assert row.step_s == pytest.approx(parts)
 
 
-def test_what_every_rank_repeats_ends_weak_scaling_and_what_ranks_share_does_not(planned: list[Row]) -> None:
-    """Compare replicated with shared work on 4,096 GPUs.
-
-    4.7 million samples at 50 us on every rank are minutes that no further GPU removes; 6 us shared
-    are nothing.
-    """
+def test_a_step_waits_for_a_rank_s_own_samples_and_for_all_groups(planned: list[Row]) -> None:
+    """On 4,096 GPUs 90 us for each of a rank's 1,152 samples, and 6 us for each of 0.8 million groups."""
     without = plan_studies(
         ROOT / "examples" / "configs" / "qwen3_8b.yaml", "qwen3-8b", OwnCost(), sizes=(4096,)
     )
-    last, free = (next(r for r in rows if (r.study, r.gpus) == ("weak", 4096)) for rows in (planned, without))
-    assert last.step_s - free.step_s == pytest.approx(last.samples * (50e-6 + 6e-6 / 4096))
+    for study in ("strong", "weak"):
+        last, free = (
+            next(r for r in rows if (r.study, r.gpus) == (study, 4096)) for rows in (planned, without)
+        )
+        assert last.step_s - free.step_s == pytest.approx(last.samples / 4096 * 90e-6 + last.groups * 6e-6)
 
 
 def test_efficiency_is_relative_to_the_smallest_of_the_same_study_and_kind(planned: list[Row]) -> None:
@@ -128,7 +127,7 @@ def test_the_files_hold_every_row_and_say_what_was_measured(planned: list[Row], 
     rows = with_efficiency(
         [replace(planned[0], kind="measured", gpus=1, hardware="CPU, 2 cores", note="here"), *planned]
     )
-    parts = [PartCost("reward", 10, 1e-4), PartCost("reward", 100, 1e-3)]
+    parts = [cost(8, 0, {"self-play": 0.1}), cost(512, 0, {"self-play": 0.2})]
     written = write_study(tmp_path, rows, parts, {"command": "c", "date": "d", "machine": "m"})
     assert sorted(path.name for path in written) == [
         "parts.csv",
@@ -144,7 +143,8 @@ def test_the_files_hold_every_row_and_say_what_was_measured(planned: list[Row], 
     assert [row["kind"] for row in table] == ["measured"] + ["planned"] * len(planned)
     document = json.loads((tmp_path / "study.json").read_text())
     assert document["rows"] == [asdict(row) for row in in_order(rows)]
-    assert document["parts_growth"] == {"reward": pytest.approx(1.0)}
+    assert document["parts_growth"]["seconds of rank 0"] == pytest.approx(2.0)
+    assert [row["self-play s"] for row in csv.DictReader((tmp_path / "parts.csv").open())] == ["0.1", "0.2"]
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
     assert (
         "PLANNED strong" in (tmp_path / "study.svg").read_text()
@@ -166,36 +166,45 @@ def test_the_plot_tells_measured_from_planned(planned: list[Row]) -> None:
         assert "planned, not run" in [text.get_text() for text in axes.texts]
 
 
-def test_the_plot_shows_every_part(planned: list[Row]) -> None:
-    figure = draw(planned, [PartCost(part, samples, 1e-3) for part in PARTS for samples in (10, 100)])
-    assert [line.get_label() for line in figure.axes[3].lines] == list(PARTS)
-    assert len({line.get_color() for line in figure.axes[3].lines}) == len(PARTS)
-
-
-def test_growth_is_cost_per_sample_against_a_tenth_of_the_samples() -> None:
-    costs = [PartCost("linear", n, n * 1e-6) for n in (10, 100, 1000)] + [
-        PartCost("square", n, n * n * 1e-6) for n in (10, 100, 1000)
+def test_the_plot_shows_every_part_of_both_ranks(planned: list[Row]) -> None:
+    parts = {"self-play": 0.1, "dealing": 0.01}
+    figure = draw(planned, [cost(gpus, rank, parts) for gpus in (8, 64) for rank in (0, gpus // 2)])
+    assert [line.get_label() for line in figure.axes[3].lines] == [
+        f"{part}, {who}" for who in ("rank 0", "another rank") for part in parts
     ]
-    assert growth(costs) == {"linear": pytest.approx(1.0), "square": pytest.approx(10.0)}
-    parts = [
-        PartCost("reward", 10, 1e-4),
-        PartCost("rewards of all", 10, 1e-5),
-        PartCost("deal", 10, 2e-5),
-        PartCost("pack", 10, 9.0),
-    ]
-    cost = own_cost([PartCost("deal", 5, 1.0), *parts])  # of each part the largest count
-    assert (cost.repeated_us, cost.shared_us) == (pytest.approx(3.0), pytest.approx(10.0))
 
 
-def test_every_part_is_measured_once(tmp_path: Path) -> None:
+def cost(gpus: int, rank: int, parts: dict[str, float], received_bytes: int = 10) -> RankCost:
+    return RankCost(gpus, rank, 1000, 100, parts, received_bytes, 1)
+
+
+def test_growth_compares_the_largest_world_with_the_smallest_rank_by_rank() -> None:
+    costs = [cost(8, 0, {"a": 1.0}), cost(64, 0, {"a": 9.0}), cost(512, 0, {"a": 2.0, "b": 2.0}, 30)]
+    costs += [cost(8, 4, {"a": 1.0}), cost(512, 256, {"a": 1.0})]
+    found = growth(costs)
+    assert (found["seconds of rank 0"], found["received_bytes of rank 0"]) == (4.0, 3.0)
+    assert found["seconds of another rank"] == 1.0
+
+
+def test_what_a_larger_world_costs_rank_0_is_counted_per_group_of_all() -> None:
+    found = own_cost(
+        [cost(8, 0, {"a": 0.09}), cost(512, 0, {"a": 0.1, "b": 0.2}), cost(512, 256, {"a": 9.0})]
+    )
+    assert found.sample_us == pytest.approx(90.0)
+    assert found.group_us == pytest.approx(0.21e6 / (504 * 100))
+    assert own_cost([]) == OwnCost()
+
+
+def test_a_simulated_rank_is_measured_once_and_runs_the_whole_data_plane(tmp_path: Path) -> None:
     said: list[str] = []
-    costs = measure_parts([64], tmp_path / "parts.json", said.append)
-    assert [cost.part for cost in costs] == list(PARTS)
-    assert {*REPEATED, *SHARED, "plan", "pack"} == set(PARTS)
-    assert all(cost.samples == 64 and cost.seconds >= 0 for cost in costs)
-    assert len(said) == len(PARTS)
-    assert measure_parts([64], tmp_path / "parts.json", said.append) == costs
-    assert len(said) == len(PARTS)  # nothing was measured again
+    costs = measure_parts([2], tmp_path / "parts.json", said.append)
+    assert [(found.gpus, found.rank) for found in costs] == [(2, 0), (2, 1)]
+    for found in costs:
+        assert found.parts.keys() >= {"openings", "self-play", "flywheel", "dealing", "figures"}
+        assert found.samples > 900
+        assert found.received_bytes > 0
+    assert measure_parts([2], tmp_path / "parts.json", said.append) == costs
+    assert len(said) == 2, "nothing was measured again"
 
 
 def test_the_tool_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
@@ -206,7 +215,7 @@ def test_the_tool_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
         str(tmp_path),
         "--processes",
         "1",
-        "--samples",
+        "--worlds",
         "0",
     ]
     environment = {"PATH": "/usr/bin", "PYTHONPATH": str(ROOT), "SELFEMO_DATA": str(tmp_path)}

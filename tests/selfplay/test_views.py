@@ -18,7 +18,7 @@ from selfemo.config.schema import RewardConfig, RunConfig, SelfPlayConfig, SftCo
 from selfemo.corpora.conversation import Turn
 from selfemo.emotions.answer import Answer, FormatFailure, Reading
 from selfemo.planning.workload import workload_of
-from selfemo.rewards.components import consistency
+from selfemo.rewards.components import consistencies
 from selfemo.rewards.scoring import ScoredGroup, score_group
 from selfemo.rollout.api import GenerationRequest
 from selfemo.selfplay.consensus import vote
@@ -158,7 +158,7 @@ def test_the_vote_of_one_view_is_bit_for_bit_the_vote_without_views(readings: li
         assert (found.labels, found.votes, found.answers, found.agreement) == vote_without_views(readings)
         assert found.reference("plain") == found.labels
     for i in range(len(readings)):
-        assert consistency(readings, i, SCORE, ["plain"] * len(readings)) == consistency_without_views(
+        assert consistencies(readings, SCORE, ["plain"] * len(readings))[i] == consistency_without_views(
             readings, i
         )
 

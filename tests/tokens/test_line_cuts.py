@@ -67,11 +67,11 @@ def test_lines_have_the_ids_of_the_whole_text(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAFE)
-def test_prompts_are_cut_at_their_lines(name: str) -> None:
+def test_prompts_are_cut_at_their_lines_and_after_speakers(name: str) -> None:
     found = LineCuts(SAFE[name]).lines("Which of a, b?\n\nAnn: it's\nBo: yes!\n> Ann: no")
-    after_blank_line = ["Which of a, b?\n\n", "Ann: it's\n"]
+    after_blank_line = ["Which of a, b?\n\n", "Ann:"]
     first = ["".join(after_blank_line)] if name == "gpt2" else after_blank_line
-    assert found == [*first, "Bo: yes!\n", "> Ann: no"]
+    assert found == [*first, " it's\n", "Bo:", " yes!\n", "> Ann:", " no"]
 
 
 @pytest.mark.parametrize("name", UNSAFE)

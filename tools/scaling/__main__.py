@@ -1,8 +1,9 @@
 """Makes the scaling study: runs over local processes, plans for thousands of GPUs, and the cost of own parts.
 
     python -m tools.scaling --output docs/scaling                   # everything: half an hour, two idle cores
+    python -m tools.scaling --parts                                 # own parts of simulated ranks alone
     python -m tools.scaling --output DIR --processes 1 2            # fewer measured runs
-    python -m tools.scaling --output DIR --processes 0 --samples 0  # planned curves alone, in seconds
+    python -m tools.scaling --output DIR --processes 0 --worlds 0   # planned curves alone, in seconds
 
 Writes study.csv, study.json, study.png, study.svg and parts.csv. Runs are kept under --runs, and
 finished ones are not made again.
@@ -23,8 +24,8 @@ from rich.table import Table
 
 from selfemo.common.errors import EXIT_USER_ERROR, UserError
 from tools.scaling.measured import measure
-from tools.scaling.output import write_study
-from tools.scaling.parts import LINEAR_FACTOR, growth, measure_parts, own_cost
+from tools.scaling.output import write_parts, write_study
+from tools.scaling.parts import FLAT, WORLDS, growth, measure_parts, own_cost
 from tools.scaling.planned import plan_studies
 from tools.scaling.rows import Row, in_order, with_efficiency
 
@@ -32,7 +33,6 @@ PLANNED = (
     (Path("examples/configs/qwen3_4b.yaml"), "qwen3-4b"),
     (Path("examples/configs/qwen3_8b.yaml"), "qwen3-8b"),
 )
-SAMPLES = (1_000, 10_000, 100_000, 1_000_000)
 SHOWN = (
     "kind",
     "study",
@@ -48,11 +48,18 @@ SHOWN = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return the exit status: 1 if a part's cost per sample grows."""
+    """Return the exit status."""
     options = _parser().parse_args(arguments)
     try:
+        parts = measure_parts([n for n in options.worlds if n], options.runs / "parts.json")
+        console = Console(width=170)
+        for what, factor in growth(parts).items():
+            flat = "flat" if factor <= FLAT else "not flat"
+            console.print(f"{what}: {factor:.2f} times as much in the largest world, {flat}")
+        if options.parts:
+            console.print(f"wrote {write_parts(options.output, parts)}")
+            return 0
         rows = measure([n for n in options.processes if n], options.runs)
-        parts = measure_parts([n for n in options.samples if n], options.runs / "parts.json")
         for config, model in PLANNED:
             rows += plan_studies(config, model, own_cost(parts))
     except UserError as error:
@@ -66,21 +73,20 @@ def main(arguments: list[str] | None = None) -> int:
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
     }
-    console = Console(width=170)
     console.print(_table(rows))
     for path in write_study(options.output, rows, parts, facts):
         console.print(f"wrote {path}")
-    grown = {part: factor for part, factor in growth(parts).items() if factor > LINEAR_FACTOR}
-    for part, factor in grown.items():
-        console.print(f"{part}: a sample costs {factor:.1f} times as much as at a tenth of the samples")
-    return 1 if grown else 0
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, required=True, help="directory for table and plot")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/scaling/study"), help="directory for tables and plot"
+    )
+    parser.add_argument("--parts", action="store_true", help="measure the own parts alone")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/scaling"), help="directory for the measured runs"
     )
@@ -92,11 +98,11 @@ def _parser() -> argparse.ArgumentParser:
         help="local process counts to measure; 0 for none",
     )
     parser.add_argument(
-        "--samples",
+        "--worlds",
         type=int,
         nargs="+",
-        default=list(SAMPLES),
-        help="sample counts for the parts; 0 for none",
+        default=list(WORLDS),
+        help="GPUs of the simulated worlds, for the own parts; 0 for none",
     )
     return parser
 

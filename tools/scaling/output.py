@@ -14,16 +14,16 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from tools.scaling.parts import PartCost, growth
+from tools.scaling.parts import RankCost, growth
 from tools.scaling.rows import Row, in_order
 
-SCHEMA = 1
+SCHEMA = 2
 COLOURS = ("#0b6e99", "#b3541e", "#4b7f52", "#7a4fa3")
 PHASES = ("generate_s", "logprob_s", "train_s", "sync_s", "other_s")
 
 
 def write_study(
-    directory: Path, rows: Sequence[Row], parts: Sequence[PartCost], facts: dict[str, Any]
+    directory: Path, rows: Sequence[Row], parts: Sequence[RankCost], facts: dict[str, Any]
 ) -> list[Path]:
     """Write study.csv, study.json, study.png, study.svg, and parts.csv if parts were measured.
 
@@ -46,9 +46,7 @@ def write_study(
         _write(directory / "study.json", json.dumps(document, indent=1) + "\n"),
     ]
     if parts:
-        written.append(
-            _write(directory / "parts.csv", _csv([_part(cost) for cost in parts], list(_part(parts[0]))))
-        )
+        written.append(write_parts(directory, parts))
     figure = draw(rows, parts)
     for kind in ("png", "svg"):
         target = directory / f"study.{kind}"
@@ -59,8 +57,14 @@ def write_study(
     return written
 
 
-def draw(rows: Sequence[Row], parts: Sequence[PartCost]) -> Any:
-    """Draw throughput and efficiency by size, the share of each phase, and the parts' cost per sample.
+def write_parts(directory: Path, parts: Sequence[RankCost]) -> Path:
+    """Write parts.csv: one line per simulated rank."""
+    directory.mkdir(parents=True, exist_ok=True)
+    return _write(directory / "parts.csv", _csv([_part(cost) for cost in parts], list(_part(parts[0]))))
+
+
+def draw(rows: Sequence[Row], parts: Sequence[RankCost]) -> Any:
+    """Draw throughput and efficiency by size, the share of each phase, and what own parts cost a rank.
 
     Measured points are filled and joined by solid lines; planned ones are hollow and dashed, on the
     same axes, over a shaded ground.
@@ -128,34 +132,37 @@ def _phase_bars(axes: Any, rows: Sequence[Row]) -> None:
     axes.legend(fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.22))
 
 
-def _part_curves(axes: Any, parts: Sequence[PartCost]) -> None:
-    for number, part in enumerate(dict.fromkeys(cost.part for cost in parts)):
-        points = [cost for cost in parts if cost.part == part]
-        axes.plot(
-            [cost.samples for cost in points],
-            [cost.per_sample_us for cost in points],
-            "-o",
-            color=f"C{number % 10}",
-            label=part,
-        )
+def _part_curves(axes: Any, parts: Sequence[RankCost]) -> None:
+    for is_first, style in ((True, "-o"), (False, "--s")):
+        mine = [cost for cost in parts if (cost.rank == 0) == is_first]
+        who = "rank 0" if is_first else "another rank"
+        for number, part in enumerate(mine[0].parts if mine else ()):
+            milliseconds = [cost.parts[part] * 1e3 for cost in mine]
+            axes.plot(
+                [cost.gpus for cost in mine], milliseconds, style, color=f"C{number}", label=f"{part}, {who}"
+            )
+    axes.set_xscale("log", base=2)
     axes.set(
-        xscale="log",
         yscale="log",
-        xlabel="samples",
-        ylabel="us per sample",
-        title="own parts, MEASURED: a level line is linear",
+        xlabel="GPUs (1,152 samples each)",
+        ylabel="ms per iteration",
+        title="own parts of one rank, MEASURED in a simulated world",
     )
     axes.grid(alpha=0.3)
     if parts:
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
-def _part(cost: PartCost) -> dict[str, Any]:
+def _part(cost: RankCost) -> dict[str, Any]:
     return {
-        "part": cost.part,
+        "gpus": cost.gpus,
+        "rank": cost.rank,
         "samples": cost.samples,
+        "groups": cost.groups,
         "seconds": cost.seconds,
-        "per_sample_us": cost.per_sample_us,
+        "received_bytes": cost.received_bytes,
+        "peak_bytes": cost.peak_bytes,
+        **{f"{part} s": seconds for part, seconds in cost.parts.items()},
     }
 
 

@@ -1,8 +1,9 @@
 """Plans thousands of GPUs: the best layout at every size, under the example configurations.
 
-One thing is added to the planner's step: the project's own parts. Ranks share out the rewards, but
-repeat advantages, dealing and flywheel over the whole batch. These parts cost next to nothing on one
-node and are what ends weak scaling, so their cost per sample is taken from this machine's measurement.
+One thing is added to the planner's step: the project's own parts, as measured on this machine
+(tools/scaling/parts.py). A rank works on its own samples, which are as many at every size of a weak curve.
+Rank 0 decides on the flywheel's candidates for all, and all wait for it: that is counted per group of the
+whole batch.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _rows(config: RunConfig, model: str, study: Study, gpus: int, openings: int,
 def _row(plan: Plan, workload: Workload, model: str, study: Study, groups: int, own: OwnCost) -> Row:
     layout, step = plan.layout, plan.step
     tokens = workload.train_samples * workload.lengths.mean_completion
-    own_s = own.seconds(workload.train_samples, layout.world_size)
+    own_s = own.seconds(workload.train_samples, groups, layout.world_size)
     step_s = step.total + own_s
     moved = plan.sync.direct if plan.sync_path == "direct" else plan.sync.checkpoint
     return Row(
@@ -92,8 +93,8 @@ def _row(plan: Plan, workload: Workload, model: str, study: Study, groups: int, 
         sync_bytes=moved,
         planned_sync_bytes=moved,
         note=(
-            f"planned, never run; {own.repeated_us:.0f} us per sample on every rank, "
-            f"{own.shared_us:.0f} us shared out"
+            f"planned, never run; own parts as measured: {own.sample_us:.0f} us per sample of a rank, "
+            f"{own.group_us:.2f} us per group of all"
         )
         if own != OwnCost()
         else "planned, never run; without the project's own parts",
