@@ -18,7 +18,8 @@ results, by the labels as they are written: making a set of them costs more than
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from itertools import chain, combinations
+from itertools import combinations
+from typing import cast
 
 from selfemo.emotions.affinity import Affinity
 from selfemo.emotions.answer import Answer, Reading
@@ -74,23 +75,23 @@ class SmoothedIoU:
         """
         if len(readings) < 2:
             return float(bool(readings) and isinstance(readings[0], Answer))
-        rows = self.rows(readings)
-        scores = list(chain.from_iterable(row[i:] for i, row in enumerate(rows, 1)))
+        scores = self._of_pairs(list(combinations(_label_sets(readings), 2)))
         if len(set(views)) > 1:
             scores = [s for s, (a, b) in zip(scores, combinations(views, 2), strict=True) if a != b]
         return sum(scores) / len(scores)
 
     def rows(self, readings: Sequence[Reading]) -> list[list[float]]:
-        """Compute the score of each reading with each, row by row; 0 for a format failure on either side.
+        """Compute the score of each reading with each, row by row; 0 for a format failure on either side."""
+        sets = _label_sets(readings)
+        rows = {mine: self._of_pairs([(mine, other) for other in sets]) for mine in dict.fromkeys(sets)}
+        return [rows[mine] for mine in sets]
 
-        Readings with the same labels share a row.
-        """
-        labels = [reading.labels if isinstance(reading, Answer) else () for reading in readings]
-        rows: dict[tuple[str, ...], list[float]] = {}
-        for mine in labels:
-            if mine not in rows:
-                rows[mine] = [self(mine, other) if mine and other else 0.0 for other in labels]
-        return [rows[mine] for mine in labels]
+    def _of_pairs(self, pairs: Sequence[tuple[tuple[str, ...], tuple[str, ...]]]) -> list[float]:
+        """Compute many scores; 0 where a set is empty. Nearly all are known: no call is made for those."""
+        found = list(map(self._known.get, pairs))
+        if None not in found:
+            return cast(list[float], found)
+        return [self(a, b) if a and b else 0.0 for a, b in pairs]
 
     def _compute(self, predicted: frozenset[str], reference: frozenset[str]) -> float:
         for name, labels in (("predicted", predicted), ("reference", reference)):
@@ -108,6 +109,11 @@ class SmoothedIoU:
             rows, columns = columns, rows
         matched = best_matching(self.affinity.matrix, rows, columns)
         return (matched + self.smoothing) / (len(rows) + len(columns) - matched + self.smoothing)
+
+
+def _label_sets(readings: Sequence[Reading]) -> list[tuple[str, ...]]:
+    """Return the labels of each reading; of a format failure none."""
+    return [reading.labels if isinstance(reading, Answer) else () for reading in readings]
 
 
 def best_matching(matrix: Sequence[Sequence[float]], rows: Sequence[int], columns: Sequence[int]) -> float:

@@ -19,8 +19,9 @@ from selfemo.corpora.conversation import Corpus, Turn
 from selfemo.corpora.overlap import HeldOutTexts, held_out_texts
 from selfemo.emotions.answer import Answer, Reading
 from selfemo.flywheel.admission import Admission, Candidate
+from selfemo.flywheel.delivered import Delivered, DeliveredItems
 from selfemo.flywheel.joined import JoinedStores
-from selfemo.flywheel.lessons import KEPT_REPLIES, Lessons, Taught, taught_by
+from selfemo.flywheel.lessons import KEPT_REPLIES, Lessons, consensus_on, reply_of
 from selfemo.flywheel.peers import ALONE, Alone
 from selfemo.flywheel.record import Record, candidates_of, view_prompts_of
 from selfemo.flywheel.rule import (
@@ -90,7 +91,7 @@ class Flywheel:
         known = (turn.text for c in corpus.split("train") for turn in c.turns)
         self._admission = Admission(config, rewards.label_shares, known)
         self._offered = self._consensus = self._last_id = 0
-        self._continuable: deque[tuple[int, KeptDialogue]] = deque(maxlen=OPENING_RECORDS)
+        self._continuable: deque[tuple[int, Delivered[KeptDialogue]]] = deque(maxlen=OPENING_RECORDS)
         self._recorded: set[int] = set()
         self.lessons = Lessons()
         """What kept records teach."""
@@ -178,17 +179,19 @@ class Flywheel:
                 self.lessons.add(record)
         self._append(records if self._peers.is_first else [])
 
-    def kept_dialogues(self, before_iteration: int | None = None) -> list[KeptDialogue]:
+    def kept_dialogues(self, before_iteration: int | None = None) -> Sequence[KeptDialogue]:
         """Return the dialogues that openings may continue, oldest first; the same on every rank.
 
         Args:
             before_iteration: only records of earlier iterations, as a resumed run needs; None for all.
         """
-        return [
-            kept
-            for iteration, kept in self._continuable
-            if before_iteration is None or iteration < before_iteration
-        ]
+        return DeliveredItems(
+            [
+                kept
+                for iteration, kept in self._continuable
+                if before_iteration is None or iteration < before_iteration
+            ]
+        )
 
     def close(self) -> None:
         if self._store is not None:
@@ -228,23 +231,25 @@ class Flywheel:
         consensus = [record for record in kept if record.reason == CONSENSUS]
         (count,) = self._peers.totals([len(consensus)])
         self._consensus += count
-        dialogues = [self._dialogue(r) for r in kept if r.role == "recognizer" and r.reason != CONSENSUS]
+        read = [r for r in kept if r.role == "recognizer" and r.reason != CONSENSUS]
+        dialogues = [(record.iteration, self._dialogue(record)) for record in read]
         self._continuable.extend(self._peers.newest(dialogues, OPENING_RECORDS))
-        replies = [taught for record in kept if record.role == "responder" and (taught := taught_by(record))]
-        read = [taught for record in consensus if (taught := taught_by(record))]
-        taught_all: list[Taught] = [*self._peers.newest(read), *self._peers.newest(replies, KEPT_REPLIES)]
-        for taught in taught_all:
-            self.lessons.take_up(taught)
+        agreed = [(record.iteration, lesson) for record in consensus if (lesson := consensus_on(record))]
+        for made, placed in self._peers.newest(agreed):
+            self.lessons.take_up(made, *placed.value)
+        replies = [(record.iteration, reply) for record in kept if (reply := reply_of(record))]
+        for made, delivered in self._peers.newest(replies, KEPT_REPLIES):
+            self.lessons.take_up_reply(made, delivered)
 
     def _append(self, records: Sequence[Record]) -> None:
         store = self._store
         self._peers.together(lambda: None if store is None else _append_to(store, records))
 
-    def _dialogue(self, record: Record) -> tuple[int, KeptDialogue]:
+    def _dialogue(self, record: Record) -> KeptDialogue:
         *before, last = record.dialogue
         labels = last.labels if self._config.trust_labels else ()
         turns = (*before, Turn(last.speaker, last.text, labels))
-        return record.iteration, KeptDialogue(record.record_id, record.source, turns, _speakers(turns))
+        return KeptDialogue(record.record_id, record.source, turns, _speakers(turns))
 
     def _recall(self, files: Sequence[Path]) -> None:
         """Rebuild the state from the run's files."""
@@ -259,7 +264,7 @@ class Flywheel:
                 for role, text in stores.kept_texts():
                     self._admission.recall_text(role, text)
             newest = stores.newest_kept("recognizer", OPENING_RECORDS)
-            self._continuable.extend(self._dialogue(record) for record in newest)
+            self._continuable.extend((r.iteration, Delivered.own(self._dialogue(r))) for r in newest)
             for record in stores.find(Filter(kept=True, reason=CONSENSUS)):
                 self.lessons.add(record)
             for record in stores.newest_kept("responder", KEPT_REPLIES):

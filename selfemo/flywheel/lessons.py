@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from selfemo.corpora.conversation import Turn
+from selfemo.flywheel.delivered import Delivered
 from selfemo.flywheel.record import Record
 from selfemo.flywheel.rule import CONSENSUS
 from selfemo.selfplay.openings import Place, place_of
@@ -35,28 +36,24 @@ class Lesson:
     """Responder: the reply."""
 
 
-@dataclass(frozen=True)
-class Taught:
-    """What one kept record teaches."""
-
-    iteration: int
-    place: Place | None
-    """The real turn that a consensus record labels; None: the record is of a reply."""
-    read: Lesson
-    write: Lesson | None = None
-    """How to write the reply."""
+Reply = tuple[Lesson, Lesson]
+"""How to read a kept reply, and how to write it."""
 
 
-def taught_by(record: Record) -> Taught | None:
-    """Return what a kept record teaches; None if nothing."""
-    if record.reason == CONSENSUS:
-        lesson = Lesson("recognizer", record.context, record.speaker, record.labels)
-        return Taught(record.iteration, place_of(record.source, record.context), lesson)
-    if record.reason == "expression":
-        read = Lesson("recognizer", record.dialogue, record.speaker, record.labels)
-        write = Lesson("responder", record.context, record.speaker, record.labels, record.text)
-        return Taught(record.iteration, None, read, write)
-    return None
+def consensus_on(record: Record) -> tuple[Place, Lesson] | None:
+    """Return the real turn that a kept consensus record labels, and how to read it; None if it is another."""
+    if record.reason != CONSENSUS:
+        return None
+    lesson = Lesson("recognizer", record.context, record.speaker, record.labels)
+    return place_of(record.source, record.context), lesson
+
+
+def reply_of(record: Record) -> Reply | None:
+    """Return how to read a kept reply, and how to write it; None if the record is of something else."""
+    if record.reason != "expression":
+        return None
+    read = Lesson("recognizer", record.dialogue, record.speaker, record.labels)
+    return read, Lesson("responder", record.context, record.speaker, record.labels, record.text)
 
 
 class Lessons:
@@ -64,19 +61,22 @@ class Lessons:
 
     def __init__(self) -> None:
         self._read: dict[Place, tuple[int, Lesson]] = {}
-        self._replies: deque[tuple[int, Lesson, Lesson]] = deque(maxlen=KEPT_REPLIES)
+        self._replies: deque[tuple[int, Delivered[Reply]]] = deque(maxlen=KEPT_REPLIES)
 
     def add(self, record: Record) -> None:
         """Take up a kept record; the newest consensus on a turn replaces older ones."""
-        if taught := taught_by(record):
-            self.take_up(taught)
+        if agreed := consensus_on(record):
+            self.take_up(record.iteration, *agreed)
+        if reply := reply_of(record):
+            self.take_up_reply(record.iteration, Delivered.own(reply))
 
-    def take_up(self, taught: Taught) -> None:
-        """Take up what a kept record teaches, as `add` does."""
-        if taught.place is not None:
-            self._read[taught.place] = (taught.iteration, taught.read)
-        elif taught.write is not None:
-            self._replies.append((taught.iteration, taught.read, taught.write))
+    def take_up(self, iteration: int, place: Place, lesson: Lesson) -> None:
+        """Take up a consensus on a real turn, as `add` does."""
+        self._read[place] = (iteration, lesson)
+
+    def take_up_reply(self, iteration: int, reply: Delivered[Reply]) -> None:
+        """Take up a kept reply, as `add` does; it is not unpacked."""
+        self._replies.append((iteration, reply))
 
     def labels(self, since: int) -> Mapping[Place, tuple[str, ...]]:
         """Return the consensus on real turns, of records since an iteration."""
@@ -93,10 +93,10 @@ class Lessons:
             `count` lessons; none if nothing has been kept.
         """
         read = [lesson for made, lesson in self._read.values() if made >= since]
-        replies = [pair for made, *pair in self._replies if made >= since]
+        replies = [reply for made, reply in self._replies if made >= since]
         from_replies = (round(count * reply_share) if read else count) if replies else 0
         chosen = _choose(read, count - from_replies, rng) if read else []
-        return chosen + [pair[i % 2] for i, pair in enumerate(_choose(replies, from_replies, rng))]
+        return chosen + [reply.value[i % 2] for i, reply in enumerate(_choose(replies, from_replies, rng))]
 
 
 def _choose[T](items: list[T], count: int, rng: random.Random) -> list[T]:

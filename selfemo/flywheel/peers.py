@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from selfemo.flywheel.delivered import Delivered
+
 
 class Alone:
     """The only process of a run. Of several, each calls every method; orders are those of the ranks."""
@@ -23,9 +25,11 @@ class Alone:
         """Let the first rank decide on the items of all ranks, in order; returns this rank's decisions."""
         return decide(list(items))
 
-    def newest[T](self, items: Sequence[T], limit: int | None = None) -> list[T]:
-        """Return the items of all ranks in order: the last `limit`, or all."""
-        return list(items)[-limit:] if limit else list(items)
+    def newest[T](
+        self, items: Sequence[tuple[int, T]], limit: int | None = None
+    ) -> list[tuple[int, Delivered[T]]]:
+        """Return the (iteration, item) of all ranks in order: the last `limit`, or all."""
+        return [(made, Delivered.own(item)) for made, item in (items[-limit:] if limit else items)]
 
     def to_writer[T](self, items: Sequence[T]) -> list[T]:
         """Hand items to the engine's writing rank: it gets those of all of its ranks, others get none."""

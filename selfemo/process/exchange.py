@@ -64,6 +64,16 @@ def exchange(sent: Mapping[int, array[int]], device: torch.device) -> dict[int, 
     return {rank: whole[end - size : end] for rank, (size, end) in enumerate(zip(sizes, ends)) if size}
 
 
+def pack(item: Any) -> bytes:
+    """Pickle an item that travels between the processes of this run alone."""
+    return pickle.dumps(item)
+
+
+def unpack(packed: bytes) -> Any:
+    """Read an item that `pack` wrote."""
+    return pickle.loads(packed)
+
+
 def send_objects(sent: Mapping[int, Any], device: torch.device) -> dict[int, Any]:
     """Send objects to ranks, and return those that others sent here, in order of rank. Collective.
 

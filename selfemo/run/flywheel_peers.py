@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import torch.distributed as dist
 from selfemo.common.errors import on_all_ranks
 from selfemo.config.schema import RunConfig
 from selfemo.corpora.conversation import Corpus
+from selfemo.flywheel.delivered import Delivered
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.flywheel.peers import Alone
 from selfemo.process import watchdog
 from selfemo.process.collectives import on_rank0, together
 from selfemo.process.engine_ranks import EngineRanks
-from selfemo.process.exchange import rows_of_ranks, send_objects
+from selfemo.process.exchange import pack, rows_of_ranks, send_objects, unpack
 from selfemo.process.reduction import OverRanks
 from selfemo.records.directory import flywheel_file, flywheel_files
 from selfemo.rewards.scoring import Rewards
@@ -74,16 +76,19 @@ class FlywheelPeers(Alone):
             raise on_all_ranks(failure)
         return mine
 
-    def newest[T](self, items: Sequence[T], limit: int | None = None) -> list[T]:
-        """Return the items of all ranks in order: the last `limit`, or all."""
+    def newest[T](
+        self, items: Sequence[tuple[int, T]], limit: int | None = None
+    ) -> list[tuple[int, Delivered[T]]]:
+        """Return the (iteration, item) of all ranks in order: the last `limit`, or all; packed one by one."""
         counts = [row[0] for row in rows_of_ranks([len(items)], self._device)]
         later = sum(counts[dist.get_rank() + 1 :])
         wanted = len(items) if limit is None else min(len(items), max(0, limit - later))
-        sent: dict[int, list[T]] = send_objects({0: list(items[len(items) - wanted :])}, self._device)
+        packed = [(made, pack(item)) for made, item in items[len(items) - wanted :]]
+        sent: dict[int, list[tuple[int, bytes]]] = send_objects({0: packed}, self._device)
         joined: list[Any] = [list(chain.from_iterable(sent.values()))]
         with watchdog.doing("broadcast of kept records"):
             dist.broadcast_object_list(joined, src=0)
-        return joined[0]
+        return [(made, Delivered(partial(unpack, item))) for made, item in joined[0]]
 
     def to_writer[T](self, items: Sequence[T]) -> list[T]:
         """Hand items to the engine's first rank, which gets those of all of its ranks; others get none."""

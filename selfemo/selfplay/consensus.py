@@ -63,18 +63,18 @@ def vote(
     by_view = _answers_by_view(readings, views)
     # a view's vote in equal parts: its answers divide it without rounding
     whole = lcm(*map(len, by_view.values()))
-    counts = [Counter(label for answer in answers for label in answer.labels) for answers in by_view.values()]
-    named, primary = Counter[str](), Counter[str]()
-    for answers, count in zip(by_view.values(), counts, strict=True):
-        part = whole // len(answers)
-        named.update({label: part * times for label, times in count.items()})
-        primary.update({label: part * times for label, times in Counter(a.primary for a in answers).items()})
+    counts = [Counter([label for a in answers for label in a.labels]) for answers in by_view.values()]
+    firsts = [Counter([answer.primary for answer in answers]) for answers in by_view.values()]
+    if len(counts) == 1:  # one view, whose answers have one vote each
+        named, primary, total = counts[0], firsts[0], counts[0]
+    else:
+        parts = [whole // len(answers) for answers in by_view.values()]
+        named, primary, total = _weighed(counts, parts), _weighed(firsts, parts), sum(counts, Counter[str]())
     ranked = sorted(
         named, key=lambda label: (-named[label], -primary[label], [-count[label] for count in counts], label)
     )
     votes = whole * len(by_view)
     winners = [label for label in ranked if 2 * named[label] > votes] or ranked[:1]
-    total = sum(counts, Counter[str]())
     return Consensus(
         labels=tuple(winners[:MAX_LABELS]),
         votes=tuple((label, total[label]) for label in ranked),
@@ -83,6 +83,14 @@ def vote(
         shares=tuple((label, named[label] / votes) for label in ranked),
         of_other_views=_without_each(readings, score, views) if other_views else (),
     )
+
+
+def _weighed(counts: Sequence[Counter[str]], parts: Sequence[int]) -> Counter[str]:
+    """Add up each view's counts, times the votes of one of its answers."""
+    found = Counter[str]()
+    for count, part in zip(counts, parts, strict=True):
+        found.update({label: part * times for label, times in count.items()})
+    return found
 
 
 def _answers_by_view(readings: Sequence[Reading], views: Sequence[str]) -> dict[str, list[Answer]]:

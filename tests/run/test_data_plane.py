@@ -121,7 +121,7 @@ def _play(root: str, size: int, iterations: range) -> list[_Outcome]:
                 batches=[dict(batch.samples) for batch in batches],
                 figures=iteration_figures(scored.own_groups, OverRanks(CPU)),
                 outcomes=flywheel.outcomes(iteration),
-                kept=flywheel.kept_dialogues(),
+                kept=list(flywheel.kept_dialogues()),
                 lessons=flywheel.lessons.draw(12, 0.5, 0, random.Random(iteration)),
                 last_id=flywheel.last_id,
                 dialogues=list(episode_records(iteration, scored.own_episodes, scored.own_groups, 2)),
@@ -260,4 +260,4 @@ def _disabled(root: str) -> tuple[list[Record], dict[tuple[bool, str], int], lis
     config = replace(RUN, flywheel=FlywheelConfig(enabled=False))
     rewards = Rewards(RUN.reward, TRAIN, LABELS)
     flywheel = open_flywheel(config, CORPUS, rewards, Path(root), EngineRanks.join(1), CPU)
-    return flywheel.offer([], 1), flywheel.outcomes(0), flywheel.kept_dialogues()
+    return flywheel.offer([], 1), flywheel.outcomes(0), list(flywheel.kept_dialogues())

@@ -13,6 +13,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -97,6 +98,7 @@ def enter(ranks: int, rank: int, meter: Meter) -> None:
 def simulated_peers(meter: Meter) -> Any:
     """Make the peers of a flywheel: candidates and kept records of the others are made of this rank's."""
     from selfemo.flywheel.admission import Candidate
+    from selfemo.flywheel.delivered import Delivered
     from selfemo.process.engine_ranks import EngineRanks
     from selfemo.run.flywheel_peers import FlywheelPeers
 
@@ -121,14 +123,19 @@ def simulated_peers(meter: Meter) -> Any:
             answers = [pickle.dumps([next(decisions) for _ in share]) for share in shares]
             return list(pickle.loads(answers[0]))
 
-        def newest[T](self, items: Sequence[T], limit: int | None = None) -> list[T]:
+        def newest[T](
+            self, items: Sequence[tuple[int, T]], limit: int | None = None
+        ) -> list[tuple[int, Delivered[T]]]:
+            packed = [(made, wire.pack(item)) for made, item in items]
             with meter.foreign():
                 wanted = len(items) * ranks if limit is None else min(limit, len(items) * ranks)
-                pickled = [pickle.dumps(item) for item in items]
-                joined = pickle.dumps([pickle.loads(pickled[i % len(items)]) for i in range(wanted)])
+                copies = [packed[place % len(packed)] for place in range(wanted)]
+                joined = pickle.dumps([(made, bytes(bytearray(item))) for made, item in copies])
                 meter.received_bytes += len(joined)
-            found: list[T] = pickle.loads(joined)
-            return found if not self.is_first else list(pickle.loads(pickle.dumps(found)))
+            found = pickle.loads(joined)
+            if self.is_first:
+                found = pickle.loads(pickle.dumps(found))  # collected, then sent to all
+            return [(made, Delivered(partial(wire.unpack, item))) for made, item in found]
 
     def others(items: Sequence[Any], other: int) -> list[Any]:
         draw = torch.Generator().manual_seed(other)
