@@ -129,7 +129,7 @@ class OpeningPool:
         iteration: int,
         kept: Sequence[KeptDialogue] = (),
         taught: Mapping[Place, tuple[str, ...]] | None = None,
-        numbers: range | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[Opening]:
         """Draw openings of one iteration, real ones first. A pure function of its arguments.
 
@@ -138,24 +138,25 @@ class OpeningPool:
             kept: kept dialogues of the flywheel, in a fixed order; at most 1 - real_seed_share of the
                 openings come from them.
             taught: the teacher's labels of real turns.
-            numbers: which ones; None for all.
+            numbers: which ones, without gaps; None for all.
         """
-        if numbers is None:
-            numbers = range(self._config.seeds_per_iteration)
+        wanted = range(self._config.seeds_per_iteration)
+        if numbers is not None:
+            wanted = range(numbers[0], numbers[-1] + 1) if numbers else range(0)
         always_real = self._always_real
         open_places = self._config.seeds_per_iteration - always_real
         chosen = derive_rng(self._run_seed, "kept seeds", iteration).sample(
             range(len(kept)), min(open_places, len(kept))
         )
         first_spare, first_kept = always_real, always_real + open_places - len(chosen)
-        walked = range(numbers.start, min(numbers.stop, first_spare))
-        spare = range(max(numbers.start, first_spare), min(numbers.stop, first_kept))
+        walked = range(wanted.start, min(wanted.stop, first_spare))
+        spare = range(max(wanted.start, first_spare), min(wanted.stop, first_kept))
         items = self._walk.take(iteration * always_real + walked.start, len(walked))
         items += self._spare.take(iteration * open_places + spare.start - first_spare, len(spare))
-        openings = [self._real(index, item) for index, item in enumerate(items, numbers.start)]
+        openings = [self._real(index, item) for index, item in enumerate(items, wanted.start)]
         if taught:
             openings = [replace(o, taught=taught.get(place_of(o.source, o.turns))) for o in openings]
-        continued = range(max(numbers.start, first_kept), numbers.stop)
+        continued = range(max(wanted.start, first_kept), wanted.stop)
         return openings + [self._continued(index, kept[chosen[index - first_kept]]) for index in continued]
 
     @property

@@ -19,7 +19,7 @@ from selfemo.config.load import as_yaml, load_config
 from selfemo.models.architecture import hf_config
 from selfemo.planning.sync import sync_bytes
 from tools.scaling.measured import CONFIG, overrides, row_of
-from tools.scaling.output import draw, write_study
+from tools.scaling.output import draw, measured_before, write_study
 from tools.scaling.parts import OwnCost, RankCost, growth, measure_parts, own_cost
 from tools.scaling.planned import SIZES, plan_studies
 from tools.scaling.rows import Row, in_order, with_efficiency
@@ -145,6 +145,8 @@ def test_the_files_hold_every_row_and_say_what_was_measured(planned: list[Row], 
     assert document["rows"] == [asdict(row) for row in in_order(rows)]
     assert document["parts_growth"]["seconds of rank 0"] == pytest.approx(2.0)
     assert [row["self-play s"] for row in csv.DictReader((tmp_path / "parts.csv").open())] == ["0.1", "0.2"]
+    again = measured_before(tmp_path)
+    assert again == [replace(in_order(rows)[0], note="here; measured d")]
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
     assert (
         "PLANNED strong" in (tmp_path / "study.svg").read_text()

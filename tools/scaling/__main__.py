@@ -24,7 +24,7 @@ from rich.table import Table
 
 from selfemo.common.errors import EXIT_USER_ERROR, UserError
 from tools.scaling.measured import measure
-from tools.scaling.output import write_parts, write_study
+from tools.scaling.output import measured_before, write_parts, write_study
 from tools.scaling.parts import FLAT, WORLDS, growth, measure_parts, own_cost
 from tools.scaling.planned import plan_studies
 from tools.scaling.rows import Row, in_order, with_efficiency
@@ -56,10 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
         for what, factor in growth(parts).items():
             flat = "flat" if factor <= FLAT else "not flat"
             console.print(f"{what}: {factor:.2f} times as much in the largest world, {flat}")
-        if options.parts:
+        if options.parts and parts:
             console.print(f"wrote {write_parts(options.output, parts)}")
             return 0
-        rows = measure([n for n in options.processes if n], options.runs)
+        processes = [n for n in options.processes if n]
+        rows = measure(processes, options.runs) if processes else measured_before(options.output)
         for config, model in PLANNED:
             rows += plan_studies(config, model, own_cost(parts))
     except UserError as error:
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = in_order(with_efficiency(rows))
     facts = {
         "command": shlex.join(
-            ["python", "tools/scaling/__main__.py", *(sys.argv[1:] if arguments is None else arguments)]
+            ["python", "-m", "tools.scaling", *(sys.argv[1:] if arguments is None else arguments)]
         ),
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         nargs="+",
         default=[1, 2, 4],
-        help="local process counts to measure; 0 for none",
+        help="local process counts to measure; 0 keeps the rows that --output holds",
     )
     parser.add_argument(
         "--worlds",

@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,17 @@ def write_study(
         os.replace(temporary, target)
         written.append(target)
     return written
+
+
+def measured_before(directory: Path) -> list[Row]:
+    """Read the measured rows of an earlier study; their notes then say when they were measured."""
+    path = directory / "study.json"
+    if not path.is_file():
+        return []
+    document = json.loads(path.read_text(encoding="utf-8"))
+    found = [Row(**row) for row in document["rows"] if row["kind"] == "measured"]
+    told = f"measured {document['date']}"
+    return [row if "measured " in row.note else replace(row, note=f"{row.note}; {told}") for row in found]
 
 
 def write_parts(directory: Path, parts: Sequence[RankCost]) -> Path:

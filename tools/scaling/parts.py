@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from selfemo.common.errors import UserError
+
 WORLDS = (8, 64, 512, 4096)
 """GPUs of the simulated worlds."""
 FLAT = 1.25
@@ -64,8 +66,11 @@ def measure_parts(worlds: Sequence[int], kept: Path, say: Callable[[str], None] 
     Results are kept in the JSON file `kept` and not measured again.
 
     Raises:
+        UserError: a world of one GPU.
         RuntimeError: a simulated rank fails; holds the end of what it printed.
     """
+    if any(gpus < 2 for gpus in worlds):
+        raise UserError("--worlds: a world has 2 GPUs or more; 0 alone measures none")
     found = [RankCost(**cost) for cost in json.loads(kept.read_text())] if kept.exists() else []
     for gpus in worlds:
         for rank in (0, gpus // 2):
