@@ -36,20 +36,26 @@ def given_away(length_U: torch.Tensor, above: int) -> list[int]:
     return found
 
 
-def places_of(given: Sequence[tuple[int, int]], loads: Sequence[int]) -> list[int]:
-    """Return the rank that each unit given away goes to: longest first, to the lightest rank then.
+def places_of(length_G: torch.Tensor, first_G: torch.Tensor, loads: Sequence[int]) -> torch.Tensor:
+    """Return int64 [G]: the rank that each unit given away goes to.
 
-    So no rank ends above the heaviest at the start, and no more tokens move than lie above the mean.
+    The longest goes first, to the lightest rank then. So no rank ends above the heaviest at the start, and no
+    more tokens move than lie above the mean.
 
     Args:
-        given: (tokens, place in the batch) of each unit; of units alike the first one goes first.
+        length_G: int64 [G], tokens of each unit.
+        first_G: int64 [G], its place in the batch; of units alike the first one goes first.
         loads: tokens that each rank keeps; the first of equal ranks is the lightest.
     """
+    by_place = torch.argsort(first_G)
+    order = by_place[torch.argsort(length_G[by_place], descending=True, stable=True)]
     lightest = [(load, part) for part, load in enumerate(loads)]
     heapq.heapify(lightest)
-    places = [0] * len(given)
-    for unit in sorted(range(len(given)), key=lambda unit: (-given[unit][0], given[unit][1])):
+    places = []
+    for length in length_G[order].tolist():
         load, part = lightest[0]
-        places[unit] = part
-        heapq.heapreplace(lightest, (load + given[unit][0], part))
-    return places
+        places.append(part)
+        heapq.heapreplace(lightest, (load + length, part))
+    part_G = torch.empty_like(order)
+    part_G[order] = torch.tensor(places, dtype=torch.int64)
+    return part_G

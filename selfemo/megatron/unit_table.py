@@ -79,30 +79,28 @@ def place_units(
     loads = [loads_of_ranks[ranks[0]][0] for ranks in ranks_of_part]
     mean = -(-sum(loads) // len(loads))
     given = torch.tensor(given_away(home_UC[:, 2], load - mean), dtype=torch.int64)
-    places = _places(home_UC[given] if ranks_of_part[part][0] == rank else home_UC[:0], part, loads, device)
+    giving_UC = home_UC[given] if ranks_of_part[part][0] == rank else home_UC[:0]
+    moved_UC, part_U = _moved(giving_UC, part, loads, device)
     kept = torch.ones(len(home_UC), dtype=torch.bool)
     kept[given] = False
-    trained = [*map(tuple, home_UC[kept].tolist()), *(row for row, to in places.values() if to == part)]
+    trained = torch.cat([home_UC[kept], moved_UC[part_U == part]]).tolist()
+    is_mine = moved_UC[:, 3] == rank
+    moved = dict(zip(moved_UC[is_mine, 0].tolist(), part_U[is_mine].tolist(), strict=True))
     return UnitTable(
         [PlacedUnit(*row, part) for row in sorted(trained)],
-        [
-            PlacedUnit(*row, places[row[0]][1] if row[0] in places else home)
-            for row, home in zip(rows, homes, strict=True)
-        ],
+        [PlacedUnit(*row, moved.get(row[0], home)) for row, home in zip(rows, homes, strict=True)],
     )
 
 
-def _places(
+def _moved(
     given_UC: torch.Tensor, part: int, loads: Sequence[int], device: torch.device
-) -> dict[int, tuple[tuple[int, ...], int]]:
-    """Return (row, the part it goes to) of every unit that some rank gives away, by its first sample."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows of the units that all ranks give away, and the data-parallel rank each goes to."""
     counts = [row[0] for row in rows_of_ranks([len(given_UC)], device)]
     if not any(counts):
-        return {}
+        return given_UC, given_UC[:, 0]
     origin_U1 = torch.full((len(given_UC), 1), part)
-    table = tables_of_ranks(torch.cat([given_UC, origin_U1], dim=1).int(), counts, device).tolist()
-    left = list(loads)
-    for _, _, length, _, origin in table:
-        left[origin] -= length
-    places = places_of([(length, first) for first, _, length, _, _ in table], left)
-    return {row[0]: (tuple(row[:COLUMNS]), to) for row, to in zip(table, places, strict=True)}
+    table_UC = tables_of_ranks(torch.cat([given_UC, origin_U1], dim=1).int(), counts, device).long()
+    first_U, _, length_U, _, origin_U = table_UC.unbind(1)
+    left = torch.tensor(loads).index_add_(0, origin_U, -length_U)
+    return table_UC[:, :COLUMNS], places_of(length_U, first_U, left.tolist())

@@ -43,6 +43,8 @@ from selfemo.tokens.template import (
 CACHED_TEXTS = 65_536
 """Number of encoded lines that are cached: instructions and recent dialogue recur across an
 iteration's prompts."""
+CACHED_PROMPTS = 4096
+"""Number of prompts that are cached without their last line: readings of a turn's replies share the rest."""
 MAX_IDS = 1 << 31
 """Bound on token ids, above every vocabulary and within the range of the tokenizer's library."""
 
@@ -89,6 +91,7 @@ class ChatEncoder:
         self._parts = functools.cache(self._split)
         self._shape = functools.cache(self._encode_shape)
         self._encode_line = functools.lru_cache(CACHED_TEXTS)(self._encode_plain)
+        self._encode_lines_cached = functools.lru_cache(CACHED_PROMPTS)(self._encode_lines)
         self._decode_cached = functools.lru_cache(CACHED_TEXTS)(self._decode)
         self._truncate_cached = functools.lru_cache(CACHED_TEXTS)(self._truncate)
         self.vocab_size: int = len(self._hf)
@@ -120,16 +123,13 @@ class ChatEncoder:
                 ids += run
             else:
                 texts = [part if isinstance(part, str) else messages[part.index].content for part in run]
-                for line in self._cuts.lines("".join(texts)):
-                    ids += self._encode_line(line)
+                ids += self.encode_text("".join(texts))
         return tuple(ids)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Encode a text alone; markers in it become plain text."""
-        lines = self._cuts.lines(text)
-        if len(lines) == 1:
-            return self._encode_line(text)
-        return tuple(chain.from_iterable(map(self._encode_line, lines)))
+        head, last = self._cuts.before_last_line(text)
+        return (self._encode_lines_cached(head) if head else ()) + self._encode_lines(last)
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """Encode an assistant's answer with its end of turn, which supervised training learns to
@@ -148,6 +148,9 @@ class ChatEncoder:
         """Cut `text` at a token border to the longest prefix whose own encoding has at most
         `max_tokens` tokens."""
         return self._truncate_cached(text, max_tokens)
+
+    def _encode_lines(self, text: str) -> tuple[int, ...]:
+        return tuple(chain.from_iterable(map(self._encode_line, self._cuts.lines(text))))
 
     def _decode(self, ids: tuple[int, ...], show_special: bool) -> str:
         return str(self._full.decode(ids, skip_special_tokens=not show_special))

@@ -52,10 +52,18 @@ class LineCuts:
             tokenizer: without added tokens, which are matched before a text is cut.
         """
         safe = [ends for ends in ("\n\n", "\n") if _falls_apart(tokenizer, ends)]
+        self._at_line_ends = "\n" in safe
         self.at_blanks = _falls_apart(tokenizer, "", " ")
         """Whether a blank between two characters that are none always begins a piece."""
         cuts = [f"{ends}(?=\\S)" for ends in safe] + [r":(?= \S)"] * self.at_blanks
         self._ends = re.compile("|".join(cuts)) if cuts else None
+
+    def before_last_line(self, text: str) -> tuple[str, str]:
+        """Cut `text` where its last line begins; ("", text) if it cannot be cut there."""
+        head, end, last = text.rpartition("\n")
+        if not (self._at_line_ends and head and last) or head[-1].isspace() or last[0].isspace():
+            return "", text
+        return head + end, last
 
     def lines(self, text: str) -> list[str]:
         """Cut `text`; joined, the parts are `text` again, and their ids are its ids."""

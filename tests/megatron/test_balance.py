@@ -28,7 +28,9 @@ def even_out(lengths: list[int], homes: list[int], parts: int) -> list[int]:
         chosen = [mine[place] for place in given_away(lengths_of_part, load - mean)]
         kept[part] -= sum(lengths[unit] for unit in chosen)
         given += chosen
-    for unit, place in zip(given, places_of([(lengths[unit], unit) for unit in given], kept), strict=True):
+    length_G = torch.tensor([lengths[unit] for unit in given], dtype=torch.int64)
+    part_G = places_of(length_G, torch.tensor(given, dtype=torch.int64), kept)
+    for unit, place in zip(given, part_G.tolist(), strict=True):
         found[unit] = place
     return found
 

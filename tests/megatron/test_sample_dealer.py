@@ -61,17 +61,14 @@ def layout_of_rank(rank: int, ranks: int, tensor: int) -> RankLayout:
     return RankLayout(Layout(1, ranks, tensor), rank, rank % tensor, 0, 0, rank // tensor)
 
 
-def _dealt(
-    size: int, tensor: int, settings: RunConfig, longest: int = 30, first: int = EPISODES
-) -> list[DealtBatch] | str:
-    """Deal the samples of the `first` episodes of an iteration, which engines have played whole."""
+def _dealt(size: int, tensor: int, settings: RunConfig, longest: int = 30) -> list[DealtBatch] | str:
     ranks, rank = dist.get_world_size(), dist.get_rank()
     engine = EngineRanks.join(size)
     episodes = engine.of_engine(range(EPISODES))
     layout, updates = layout_of_rank(rank, ranks, tensor), settings.algorithm.updates_per_rollout
     dealer = SampleDealer(settings.train, updates, EPISODES, layout, engine, CPU)
     try:
-        return dealer.deal(made(episodes[: max(0, first - episodes[0])], longest), engine.own(episodes))
+        return dealer.deal(made(episodes, longest), engine.own(episodes))
     except UserError as error:
         return str(error)
 
@@ -139,16 +136,28 @@ def test_samples_stay_with_the_engine_whose_ranks_train_on_them(distributed) -> 
     assert batch.moved_samples == len(trained)
 
 
-def test_every_batch_of_an_iteration_draws_on_every_engine(distributed) -> None:
-    """Contiguous batches would have one engine make nearly all of each, so half of the samples would move.
+def alike() -> list[TrainingSample]:
+    """Make two groups of four for each episode, all of one length."""
+    prompts = [(episode, role) for episode in range(EPISODES) for role in (0, 1)]
+    return [TrainingSample(p, (1, 2), (-1.0, -2.0), 1.0, 1.0, p[0]) for p in prompts for _ in range(4)]
 
-    As they did: a batch of episodes 0 to 4 alone is what the first of two engines made.
-    """
-    trained = [sample for sample in made() if sample.weight != 0]
-    (batches, _) = distributed(2, _dealt, 1, 1, config(updates=2))
-    assert sum(batch.moved_samples for batch in batches) < len(trained) / 10
-    ((contiguous,), _) = distributed(2, _dealt, 1, 1, config(), 30, EPISODES // 2)
-    assert contiguous.moved_samples > contiguous.trained_samples / 3
+
+def _moved(updates: int, part: slice) -> int:
+    """Return the samples that move if each rank is an engine."""
+    engine = EngineRanks.join(1)
+    episodes = engine.of_engine(range(EPISODES))
+    layout = layout_of_rank(dist.get_rank(), dist.get_world_size(), 1)
+    held = [sample for sample in alike()[part] if sample.episode in episodes]
+    dealt = SampleDealer(config(updates), layout, engine, CPU).deal(held, engine.own(episodes))
+    return sum(batch.moved_samples for batch in dealt)
+
+
+def test_every_batch_of_an_iteration_draws_on_every_engine(distributed) -> None:
+    """Of 88 samples none moves. If each batch were a half of the iteration, 32 would."""
+    half = len(alike()) // 2
+    contiguous = [distributed(2, _moved, 1, part)[0] for part in (slice(half), slice(half, None))]
+    assert contiguous == [16, 16]
+    assert distributed(2, _moved, 2, slice(None)) == [0, 0]
 
 
 @pytest.mark.parametrize("updates", range(1, 9))

@@ -64,6 +64,10 @@ def test_lines_have_the_ids_of_the_whole_text(name: str, text: str) -> None:
     assert "".join(lines) == text
     ids = [tokenizer.encode(line, add_special_tokens=False).ids for line in lines]
     assert list(chain(*ids)) == tokenizer.encode(text, add_special_tokens=False).ids
+    two = LineCuts(tokenizer).before_last_line(text)
+    assert "".join(two) == text
+    ids = [tokenizer.encode(part, add_special_tokens=False).ids for part in two]
+    assert list(chain(*ids)) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
 @pytest.mark.parametrize("name", SAFE)
