@@ -20,7 +20,7 @@ from selfemo.models.architecture import hf_config
 from selfemo.planning.sync import sync_bytes
 from tools.scaling.measured import CONFIG, overrides, row_of
 from tools.scaling.output import draw, measured_before, write_study
-from tools.scaling.parts import OwnCost, RankCost, growth, measure_parts, own_cost
+from tools.scaling.parts import OwnCost, RankCost, at_one_speed, growth, measure_parts, own_cost
 from tools.scaling.planned import SIZES, plan_studies
 from tools.scaling.rows import Row, in_order, with_efficiency
 
@@ -177,7 +177,7 @@ def test_the_plot_shows_every_part_of_both_ranks(planned: list[Row]) -> None:
 
 
 def cost(gpus: int, rank: int, parts: dict[str, float], received_bytes: int = 10) -> RankCost:
-    return RankCost(gpus, rank, 1000, 100, parts, received_bytes, 1)
+    return RankCost(gpus, rank, 1000, 100, parts, 1.0, received_bytes, 1)
 
 
 def test_growth_compares_the_largest_world_with_the_smallest_rank_by_rank() -> None:
@@ -186,6 +186,15 @@ def test_growth_compares_the_largest_world_with_the_smallest_rank_by_rank() -> N
     found = growth(costs)
     assert (found["seconds of rank 0"], found["received_bytes of rank 0"]) == (4.0, 3.0)
     assert found["seconds of another rank"] == 1.0
+
+
+def test_ranks_that_were_measured_on_a_slower_processor_are_scaled() -> None:
+    slow = replace(cost(64, 0, {"a": 3.0}), loop_s=1.5)
+    assert [c.seconds for c in at_one_speed([cost(8, 0, {"a": 2.0}), slow, cost(8, 4, {"a": 1.0})])] == [
+        2,
+        2,
+        1,
+    ]
 
 
 def test_what_a_larger_world_costs_rank_0_is_counted_per_group_of_all() -> None:

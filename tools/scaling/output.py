@@ -171,6 +171,7 @@ def _part(cost: RankCost) -> dict[str, Any]:
         "samples": cost.samples,
         "groups": cost.groups,
         "seconds": cost.seconds,
+        "loop_s": cost.loop_s,
         "received_bytes": cost.received_bytes,
         "peak_bytes": cost.peak_bytes,
         **{f"{part} s": seconds for part, seconds in cost.parts.items()},

@@ -10,8 +10,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from selfemo.common.errors import UserError
@@ -35,6 +36,8 @@ class RankCost:
     """Of its own samples."""
     parts: dict[str, float]
     """Processor seconds of each part."""
+    loop_s: float
+    """Processor seconds of a fixed loop, timed between the iterations."""
     received_bytes: int
     """Bytes that others send to it, without the weights and gradients."""
     peak_bytes: int
@@ -61,7 +64,7 @@ class OwnCost:
 
 
 def measure_parts(worlds: Sequence[int], kept: Path, say: Callable[[str], None] = print) -> list[RankCost]:
-    """Measure rank 0 and one in the middle of each world.
+    """Measure rank 0 and one in the middle of each world; returns the costs at one speed.
 
     Results are kept in the JSON file `kept` and not measured again.
 
@@ -85,7 +88,9 @@ def measure_parts(worlds: Sequence[int], kept: Path, say: Callable[[str], None] 
             )
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(json.dumps([asdict(cost) for cost in found], indent=1) + "\n")
-    return sorted((cost for cost in found if cost.gpus in worlds), key=lambda cost: (cost.gpus, cost.rank))
+    return at_one_speed(
+        sorted((cost for cost in found if cost.gpus in worlds), key=lambda cost: (cost.gpus, cost.rank))
+    )
 
 
 def _measure(gpus: int, rank: int, tokenizer: Path) -> RankCost:
@@ -95,6 +100,17 @@ def _measure(gpus: int, rank: int, tokenizer: Path) -> RankCost:
         raise RuntimeError(f"rank {rank} of {gpus} simulated GPUs: {done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return RankCost(gpus, rank, **found)
+
+
+def at_one_speed(costs: Sequence[RankCost]) -> list[RankCost]:
+    """Scale every rank's seconds as if the fixed loop had taken it as long as it took the median rank."""
+    if not costs:
+        return []
+    usual_s = median(cost.loop_s for cost in costs)
+    return [
+        replace(cost, parts={part: s * usual_s / cost.loop_s for part, s in cost.parts.items()})
+        for cost in costs
+    ]
 
 
 def growth(costs: Sequence[RankCost]) -> dict[str, float]:

@@ -5,7 +5,8 @@
 An engine per GPU, a data-parallel rank each, 32 episodes of 3 turns: 1,152 samples. The code is that of the
 trainer: openings, self-play, rewards, advantages, flywheel, training samples, dealing and figures. Two things
 stand in: an engine that answers at once with texts of the corpus, and what other ranks would send
-(tools/scaling/simulated_world.py). Seconds are the processor's, medians over iterations after the first.
+(tools/scaling/simulated_world.py). Seconds are the processor's, medians over iterations after the first. A
+fixed loop is timed beside them: other work on the machine makes a processor's second hold more or less.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import random
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +33,7 @@ from selfemo.rollout.api import Completion, GenerationRequest
 from tools.scaling.simulated_world import Meter, enter, simulated_peers
 
 ITERATIONS = 4
+LOOPS = 4000
 OPENINGS = 32
 """Per GPU."""
 TURNS = 3
@@ -162,16 +165,30 @@ def main() -> None:
         before = _memory_bytes("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         meter.received_bytes = 0
-        made = [simulated.iterate(iteration) for iteration in range(1, ITERATIONS)]
+        made, loops = [], [loop_s()]
+        for iteration in range(1, ITERATIONS):
+            made.append(simulated.iterate(iteration))
+            loops.append(loop_s())
         samples, groups = (sum(column) // len(made) for column in zip(*made, strict=True))
         found = {
             "samples": samples,
             "groups": groups,
+            "loop_s": median(loops),
             "parts": {part: median(spent) for part, spent in simulated.seconds.items()},
             "received_bytes": meter.received_bytes // len(made),
             "peak_bytes": _memory_bytes("VmHWM") - before,
         }
     print(json.dumps(found))
+
+
+def loop_s() -> float:
+    """Time a fixed loop of the kind of work that the parts are: strings, tuples, dictionaries."""
+    started = time.process_time()
+    for number in range(LOOPS):
+        words = f"{number} and what else a line of dialogue may hold".split()
+        rows = [(word, len(word), {"place": place, "word": word}) for place, word in enumerate(words)]
+        sorted(rows, key=lambda row: (row[1], row[0]))
+    return time.process_time() - started
 
 
 def _memory_bytes(name: str) -> int:
