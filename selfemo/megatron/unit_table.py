@@ -88,7 +88,10 @@ def place_units(
     moved = dict(zip(moved_UC[is_mine, 0].tolist(), part_U[is_mine].tolist(), strict=True))
     return UnitTable(
         [PlacedUnit(*row, part) for row in sorted(trained)],
-        [PlacedUnit(*row, moved.get(row[0], home)) for row, home in zip(rows, homes, strict=True)],
+        [
+            PlacedUnit(first, size, length, rank, moved.get(first, home))
+            for (first, size, length), home in zip(mine, homes, strict=True)
+        ],
     )
 
 

@@ -120,8 +120,8 @@ def simulated_peers(meter: Meter) -> Any:
                 meter.received_bytes += sum(map(len, sent))
             shares: list[list[T]] = [pickle.loads(pickled) for pickled in sent]
             decisions = iter(decide(list(chain.from_iterable(shares))))
-            answers = [pickle.dumps([next(decisions) for _ in share]) for share in shares]
-            return list(pickle.loads(answers[0]))
+            packed = [pickle.dumps([next(decisions) for _ in share]) for share in shares]
+            return list(pickle.loads(packed[0]))
 
         def newest[T](
             self, items: Sequence[tuple[int, T]], limit: int | None = None
