@@ -151,6 +151,9 @@ class RolloutConfig:
     """Key-value cache per rank, in bytes."""
     sleep: bool = True
     """Free the engine's memory during training. This acts on a GPU only; the CPU engine stays resident."""
+    lock_step: bool = False
+    """Whether episodes wait for one another: the next step of all is one engine call. If false, each goes on
+    once its own requests have ended, while others still generate. Samples are the same either way."""
     enforce_eager: bool = True
     """Skip CUDA graph capture; set false on GPUs for speed."""
     max_logprob_gap: PositiveFloat | None = None

@@ -5,12 +5,17 @@ A decode step reads the weights once and the keys and values of every live seque
 therefore falls as sequences end, but never below reading the weights plus the engine's own overhead
 per step: the last few sequences of a batch decode no faster than that. The simulation steps from
 one completion to the next and sums the steps between them in closed form.
+
+In lock-step every call waits for the longest sequence of the last one. Otherwise only the episode
+that holds it waits, and the others keep the engine busy.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
+import random
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -70,52 +75,114 @@ class Engine:
 
 
 @cache
-def generation_seconds(call: GenerationCall, engine: Engine, replicas: int, gpu: Gpu, rates: Rates) -> float:
-    """Estimate the seconds until the last sample of a call has ended on the slowest engine.
+def rollout_seconds(
+    calls: tuple[GenerationCall, ...], episodes: int, engine: Engine, replicas: int, gpu: Gpu, rates: Rates
+) -> float:
+    """Estimate the seconds until the last sample of all calls has ended on the slowest engine.
 
     Results are cached, because layouts that differ only in the trainer ask for the same calls.
+
+    Args:
+        episodes: those that go through the calls at their own pace; 1 is lock-step.
     """
-    samples = math.ceil(call.samples / replicas)
-    groups = math.ceil(call.groups / replicas)
-    scale = max(1, math.ceil(samples / LARGEST_SIMULATED))
-    # Every engine draws from the same distribution. If any sample runs on to the cap, the slowest
-    # engine holds it.
-    lengths = list(call.lengths.completions(max(1, samples // scale)))
-    longest = max(call.lengths.completions(min(call.samples, 4 * LARGEST_SIMULATED)))
-    lengths[lengths.index(max(lengths))] = longest
-    prefill_tokens = groups * call.lengths.prompt
-    flops_per_token = 2 * total_elements(engine.architecture) / engine.tensor
-    prefill = prefill_tokens * flops_per_token / (gpu.flops * rates.gemm_efficiency)
-    decode = decode_seconds(
-        lengths, call.lengths.prompt, engine, engine.slots(call.lengths.mean_total), gpu, rates
+    if episodes == 1:  # the turns of an episode repeat the same calls: each distinct one is simulated once
+        return sum(
+            count * generation_seconds(call, engine, replicas, gpu, rates)
+            for call, count in Counter(calls).items()
+        )
+    own = math.ceil(episodes / replicas)
+    largest = own * max(call.samples for call in calls) / episodes
+    simulated = max(1, own // math.ceil(largest / LARGEST_SIMULATED))
+    steps = []
+    for number, call in enumerate(calls):
+        size = math.ceil(call.samples / episodes)
+        lengths = _lengths_on_slowest(call, simulated * size)
+        random.Random(number).shuffle(lengths)  # an episode that is slow in one step is not so in all
+        steps.append([lengths[size * i : size * (i + 1)] for i in range(simulated)])
+    samples = sum(call.samples for call in calls)
+    prompt = sum(call.samples * call.lengths.prompt for call in calls) / samples
+    total = sum(call.samples * call.lengths.mean_total for call in calls) / samples
+    decode = decode_seconds(list(zip(*steps, strict=True)), prompt, engine, engine.slots(total), gpu, rates)
+    return (
+        sum(_prefill_seconds(call, engine, replicas, gpu, rates) for call in calls) + decode * own / simulated
     )
+
+
+@cache
+def generation_seconds(call: GenerationCall, engine: Engine, replicas: int, gpu: Gpu, rates: Rates) -> float:
+    """Estimate the seconds until the last sample of a call has ended on the slowest engine."""
+    samples = math.ceil(call.samples / replicas)
+    scale = max(1, math.ceil(samples / LARGEST_SIMULATED))
+    lengths = _lengths_on_slowest(call, max(1, samples // scale))
+    slots = engine.slots(call.lengths.mean_total)
+    decode = decode_seconds([[lengths]], call.lengths.prompt, engine, slots, gpu, rates)
+    prefill = _prefill_seconds(call, engine, replicas, gpu, rates)
     return prefill + decode * (samples / len(lengths) if scale > 1 else 1)
 
 
 def decode_seconds(
-    lengths: Sequence[int], prompt: float, engine: Engine, slots: int, gpu: Gpu, rates: Rates
+    episodes: Sequence[Sequence[Sequence[int]]],
+    prompt: float,
+    engine: Engine,
+    slots: int,
+    gpu: Gpu,
+    rates: Rates,
 ) -> float:
-    """Estimate the seconds to decode `lengths` tokens per sequence, `slots` sequences at a time,
-    first come first served."""
+    """Estimate the seconds to decode sequences, `slots` of them at a time, first come first served.
+
+    Args:
+        episodes: tokens of each sequence, by episode and step. A step comes when the one before has ended.
+    """
     bandwidth = gpu.memory_rate * rates.memory_efficiency
     compute = 2 * total_elements(engine.architecture) / engine.tensor / (gpu.flops * rates.gemm_efficiency)
     fixed = engine.weight_bytes / bandwidth + rates.decode_step_s
     if engine.tensor > 1:
         fixed += 2 * engine.architecture.num_layers * rates.all_reduce_s
     per_token = engine.kv_bytes_per_token / bandwidth
-    waiting = list(reversed(lengths))
-    active: list[tuple[int, int]] = []  # (step at which it ends, its length)
+    coming = [iter(steps) for steps in episodes]
+    left = [0] * len(episodes)
+    waiting: deque[tuple[int, int]] = deque()  # (length, its episode)
+
+    def begin_step(episode: int) -> None:
+        lengths = next(coming[episode], ())
+        left[episode] = len(lengths)
+        waiting.extend((length, episode) for length in lengths)
+
+    for episode in range(len(episodes)):
+        begin_step(episode)
+    active: list[tuple[int, int, int]] = []  # (engine step at which it ends, its length, its episode)
     step, context, seconds = 0, 0.0, 0.0
     while waiting or active:
         while waiting and len(active) < slots:
-            length = waiting.pop()
-            heapq.heappush(active, (step + length, length))
+            length, episode = waiting.popleft()
+            heapq.heappush(active, (step + length, length, episode))
             context += prompt
-        end, length = heapq.heappop(active)
+        end, length, episode = heapq.heappop(active)
         steps, live = end - step, len(active) + 1
         # Keys and values read over these steps: `context` tokens now, and `live` more after each step.
         read = steps * context + live * steps * (steps - 1) / 2
         seconds += steps * max(fixed, live * compute) + read * per_token
         context += live * steps - (prompt + length)
         step = end
+        left[episode] -= 1
+        if not left[episode]:
+            begin_step(episode)
     return seconds
+
+
+def _lengths_on_slowest(call: GenerationCall, samples: int) -> list[int]:
+    """Draw the lengths of an engine's samples.
+
+    Every engine draws from the same distribution. If any sample runs on to the cap, the slowest engine
+    holds it.
+    """
+    lengths = list(call.lengths.completions(samples))
+    longest = max(call.lengths.completions(min(call.samples, 4 * LARGEST_SIMULATED)))
+    lengths[lengths.index(max(lengths))] = longest
+    return lengths
+
+
+def _prefill_seconds(call: GenerationCall, engine: Engine, replicas: int, gpu: Gpu, rates: Rates) -> float:
+    tokens = math.ceil(call.groups / replicas) * call.lengths.prompt
+    flops_per_token = 2 * total_elements(engine.architecture) / engine.tensor
+    return tokens * flops_per_token / (gpu.flops * rates.gemm_efficiency)

@@ -20,7 +20,7 @@ from functools import cache
 
 from selfemo.config.layout import Layout
 from selfemo.models.architecture import Architecture
-from selfemo.planning.generation import Engine, generation_seconds
+from selfemo.planning.generation import Engine, rollout_seconds
 from selfemo.planning.hardware import GIB, GPUS
 from selfemo.planning.parameters import total_elements
 from selfemo.planning.rates import Rates
@@ -242,9 +242,7 @@ def predict(run: PublishedRun, rates: Rates) -> StepSeconds:
         return step
     return replace(
         step,
-        generate=sum(
-            generation_seconds(call, engine, run.engine_replicas, gpu, rates) for call in workload.calls
-        ),
+        generate=rollout_seconds(workload.calls, workload.episodes, engine, run.engine_replicas, gpu, rates),
     )
 
 

@@ -9,12 +9,11 @@ What is left out (overlap of communication, uneven data-parallel ranks) errs in 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 from selfemo.config.layout import Layout
 from selfemo.models.architecture import DTYPE_BYTES, Architecture
-from selfemo.planning.generation import Engine, generation_seconds
+from selfemo.planning.generation import Engine, rollout_seconds
 from selfemo.planning.hardware import Gpu
 from selfemo.planning.parameters import layer_elements, layers_on, trained_layers_on, trains_head
 from selfemo.planning.rates import Rates
@@ -64,11 +63,7 @@ def step_seconds(
     rates: Rates,
 ) -> StepSeconds:
     """Estimate one iteration. `sync_path` is "direct" or "checkpoint"."""
-    # The turns of an episode repeat the same calls: each distinct one is simulated once.
-    generate = sum(
-        count * generation_seconds(call, engine, layout.replicas, gpu, rates)
-        for call, count in Counter(workload.calls).items()
-    )
+    generate = rollout_seconds(workload.calls, workload.episodes, engine, layout.replicas, gpu, rates)
     train_pass, logprob_pass = passes(workload, layout)
     train = workload.optimizer_steps * (
         pass_seconds(architecture, layout, train_pass, True, gpu, rates)

@@ -61,7 +61,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class GenerationCall:
-    """One call of the generator over all engines; the next one starts when its last sample has ended."""
+    """One step of all episodes, over all engines."""
 
     samples: int
     groups: int
@@ -88,6 +88,9 @@ class Workload:
     head_on_completions_only: bool = True
     """True if the output layer runs on completion tokens alone, as in this project; False if it
     runs on every token."""
+    episodes: int = 1
+    """Episodes that go through the calls, each at its own pace: the next call of one begins when its own
+    share of the last one has ended. 1: the calls follow one another (rollout.lock_step)."""
     trained_share: float = 1.0
     """Share of the training samples whose group carries a ranking; the model does not read the others."""
 
@@ -152,6 +155,7 @@ def workload_of(
         optimizer_steps=algorithm.updates_per_rollout,
         logprob_passes=kl_pass + (1 if algorithm.updates_per_rollout > 1 else 0),
         microbatch_tokens=config.train.max_tokens_per_microbatch,
+        episodes=1 if config.rollout.lock_step else seeds,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -46,6 +47,22 @@ class Generator(Protocol):
         ...
 
 
+class Session(Protocol):
+    """Requests in progress on an engine: more may be added while others generate."""
+
+    def add(self, requests: Sequence[GenerationRequest]) -> None:
+        """Add requests. They are numbered 0, 1, 2, ... in the order in which the session got them."""
+        ...
+
+    def advance(self) -> list[tuple[int, Completion]]:
+        """Generate until a request ends.
+
+        Returns:
+            (number, completion) of those that ended, each once, by number; empty if none is in progress.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class LiveParameter:
     """A parameter of the running engine, in its own fused and sharded layout."""
@@ -66,6 +83,13 @@ class Engine(Generator, Protocol):
     """Longest sequence, prompt and completion together, in tokens."""
     weight_version: int
     """Number of the last weights received; -1 before the first."""
+
+    def session(self) -> AbstractContextManager[Session]:
+        """Begin a session, the only one at its time; on exit, requests that have not ended are dropped.
+
+        The ranks of an engine that spans several make the same calls of it, in the same order.
+        """
+        ...
 
     def receive_checkpoint_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Load full Hugging Face tensors by name (tied models: `lm_head.weight` too).

@@ -14,25 +14,6 @@ import torch.distributed as dist
 from selfemo.rollout.api import Completion, Engine, GenerationRequest, check_room
 
 
-class OwnEngine:
-    """This rank's engine alone; implements rollout.api.Generator for requests that are its own.
-
-    Ranks of one tensor-parallel engine call it with the same requests.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """Generate one completion per request, in order.
-
-        Raises:
-            UserError: a prompt leaves no room for its completion in the engine's longest sequence.
-        """
-        check_room(requests, self._engine.max_length)
-        return self._engine.generate(requests)
-
-
 class ReplicatedGenerator:
     """A generator over world_size / tensor_parallel engine replicas; implements rollout.api.Generator."""
 

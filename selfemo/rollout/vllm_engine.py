@@ -9,8 +9,8 @@ weights, not on the rest of the batch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +18,9 @@ import torch
 from selfemo.common.errors import UserError
 from selfemo.config.schema import RolloutConfig
 from selfemo.rollout.api import Completion, GenerationRequest, LiveParameter
+from selfemo.rollout.sessions import complete
 from selfemo.rollout.vllm_environment import environment_put_back, settle_environment
+from selfemo.rollout.vllm_session import VllmSession
 from selfemo.rollout.vllm_shared_memory import named_shared_memory
 
 ENVIRONMENT = {
@@ -81,36 +83,25 @@ class RolloutEngine:
         Raises:
             RuntimeError: the engine has received no weights, or is asleep.
         """
+        with self.session() as session:
+            return complete(session, requests)
+
+    @contextmanager
+    def session(self) -> Iterator[VllmSession]:
+        """Begin a session; on exit, requests that have not ended are dropped.
+
+        Raises:
+            RuntimeError: the engine has received no weights, or is asleep.
+        """
         self._refuse_unless_ready()
-        if not requests:
-            return []
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        # Prompts share prefixes within a call alone. What a call returns then does not depend on calls before
-        # it, of which there are none after a resume, and no keys of older weights are left.
+        # Prompts share prefixes within a session alone. What a session returns then does not depend on
+        # sessions before it, of which there are none after a resume, and no keys of older weights are left.
         self._llm.reset_prefix_cache()
-
-        # No penalties, logit bias or bad words: on a GPU vLLM keeps their tables beside the weights, so sleep
-        # discards them and they wake up with other content (v1/worker/gpu/sample/penalties.py).
-        params = [
-            SamplingParams(
-                temperature=r.temperature,
-                seed=r.seed if r.temperature > 0 else None,
-                max_tokens=r.max_tokens,
-                stop_token_ids=self._stop_ids,
-                # only the caller's stop ids count, not those that a generation_config.json adds
-                ignore_eos=True,
-                logprobs=0,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            for r in requests
-        ]
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": list(r.prompt_ids)} for r in requests], params, use_tqdm=False
-        )
-        return [_completion(output.outputs[0]) for output in outputs]
+        session = VllmSession(self._llm, self._stop_ids)
+        try:
+            yield session
+        finally:
+            session.drop()
 
     def receive_checkpoint_tensors(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Load full Hugging Face tensors (tied models: `lm_head.weight` too) through vLLM's own loader."""
@@ -229,12 +220,6 @@ def _check_cpu_head_size(head_size: int) -> None:
             f"vLLM on CPU takes one of {', '.join(map(str, supported))}: "
             "use such a model, or a GPU"
         )
-
-
-def _completion(output: Any) -> Completion:
-    ids = tuple(output.token_ids)
-    logprobs = tuple(step[token].logprob for step, token in zip(output.logprobs, ids))
-    return Completion(token_ids=ids, logprobs=logprobs, finished=output.finish_reason == "stop")
 
 
 def engine_version() -> str:

@@ -4,24 +4,28 @@ An engine plays a contiguous share of the openings: requests, prompts, samples, 
 advantages are made by its own ranks, which share the work, and stay there. An episode's seeds derive from its
 opening's number, so the result is that of one rank.
 
-The ranks still meet before every engine call, to agree whether to stop (run/stoppable.py). A rank that
-fails meets them there too, so that all of them end with its error.
+Engines do not wait for one another before the end. A request to stop, or the failure of one rank, reaches
+the others between two of their engine calls (run/stop_rounds.py), so that all of them end alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+
+import torch.distributed as dist
 
 from selfemo.config.schema import RunConfig
 from selfemo.grpo.advantages import advantages_of, carrying
 from selfemo.process.collectives import raise_together, together
 from selfemo.process.engine_ranks import EngineRanks
 from selfemo.rewards.scoring import Rewards, ScoredGroup
-from selfemo.rollout.api import Engine
-from selfemo.rollout.replicas import OwnEngine
+from selfemo.rollout.api import Engine, Session
+from selfemo.rollout.sessions import CallByCall
 from selfemo.run.guards import check_rewards
-from selfemo.run.stoppable import GuardedGenerator, OtherRankFailed, Stopped, StopRequest
+from selfemo.run.stop_rounds import GuardedSession, OtherRankFailed, StopRounds
+from selfemo.run.stoppable import Stopped, StopRequest
 from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.records import Episode, Opening
 
@@ -46,17 +50,20 @@ class ScoredEpisodes:
 class EpisodesByEngine:
     """Plays and scores the episodes of an iteration on the engines of the run. Collective."""
 
-    def __init__(self, play: SelfPlay, engine: Engine, ranks: EngineRanks, stop: StopRequest) -> None:
+    def __init__(
+        self, play: SelfPlay, engine: Engine, ranks: EngineRanks, stop: StopRequest, lock_step: bool = False
+    ) -> None:
         """Take the parts.
 
         Args:
-            play: its generator and its dealing are replaced by those of one engine.
+            play: its dealing is replaced by that of one engine.
             engine: this rank's, or its part of one that spans several.
             ranks: those that share it.
+            lock_step: as rollout.lock_step.
         """
-        self._ranks, self._stop = ranks, stop
-        generator = GuardedGenerator(OwnEngine(engine), stop)
-        self._play = replace(play, generator=generator, deal=ranks.deal, asks_when_idle=True)
+        self._play = replace(play, deal=ranks.deal)
+        self._engine, self._ranks, self._stop, self._lock_step = engine, ranks, stop, lock_step
+        self._rounds_group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
     def of_engine[T](self, items: Sequence[T]) -> Sequence[T]:
         """Return this engine's share of an iteration's openings, or of their numbers."""
@@ -70,20 +77,32 @@ class EpisodesByEngine:
             Exception: raised while an engine's episodes were played, on every rank alike; if several
                 engines' ranks raise, the first one's.
         """
+        self._stop.check()
+        rounds = StopRounds(self._stop, self._ranks, self._rounds_group)
         played: list[Episode] = []
         raised: Exception | None = None
         try:
-            played = self._play.play(openings, iteration)
-            self._stop.check()  # a rank that fails in its last turn meets the others here
+            with self._session() as session:
+                guarded = GuardedSession(session, rounds, self._engine.max_length)
+                played = self._play.play(openings, iteration, guarded)
+            rounds.end()
         except Stopped:
             raise
         except OtherRankFailed:
             played = []
         except Exception as error:  # noqa: BLE001 - raised again below, on every rank
-            self._stop.failed()
+            rounds.fail()
             raised = error
         raise_together(raised)
         return played
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        if self._lock_step:
+            yield CallByCall(self._engine)
+        else:
+            with self._engine.session() as session:
+                yield session
 
     def score(self, episodes: Sequence[Episode], rewards: Rewards, config: RunConfig) -> ScoredEpisodes:
         """Score the groups of this engine's episodes, and compute their advantages and weights.

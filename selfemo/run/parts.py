@@ -69,7 +69,7 @@ def build_parts(config: RunConfig, system: System, run: RunDirectory, stop: Stop
         rewards=rewards,
         opening_pool=opening_pool,
         selfplay=selfplay,
-        episodes=EpisodesByEngine(selfplay, system.engine, ranks, stop),
+        episodes=EpisodesByEngine(selfplay, system.engine, ranks, stop, config.rollout.lock_step),
         dealer=dealer,
         flywheel=open_flywheel(config, corpus, rewards, run.root, ranks, device),
         held_out=evaluation_turns(corpus.split(config.evaluation.split), config.evaluation.limit),

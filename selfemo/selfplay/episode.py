@@ -1,6 +1,6 @@
-"""Plays self-play episodes in lock-step, so that each engine call holds every live episode.
+"""Plays self-play episodes on one engine, each at its own pace.
 
-Each turn of an episode has three phases, and each phase is one call of the generator over all live episodes:
+Each turn of an episode has three phases:
 
     1. recognise   G label sets are sampled for the last turn, in its views; their vote is the consensus.
     2. respond     M replies are sampled for a target emotion set E: the annotation of the opening's next
@@ -11,16 +11,17 @@ Each turn of an episode has three phases, and each phase is one call of the gene
 
 Then the best reply is appended and the roles swap. If no reply of an episode can be read, the episode ends.
 Every phase 1 and phase 2 is a group for SELF-GRPO. Sampling seeds derive from (run, iteration, episode, turn,
-role, sample): the result does not depend on how episodes are dealt over ranks, and any sample can be
-generated again alone. Prompts, readings, gates and votes take most of this module's time and are pure
-functions of values that every rank of an engine has, so `deal` shares them out over these ranks.
+role, sample): the result does not depend on how episodes are dealt over ranks, nor on which others generate
+at the same time, and any sample can be generated again alone. A phase begins once the requests of the one
+before have ended (selfplay/steps.py). Prompts, readings, gates and votes take most of this module's time and
+are pure functions of values that every rank of an engine has, so `deal` shares them out over these ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from functools import cached_property
 
 from selfemo.common.errors import UserError
 from selfemo.common.seeds import derive_rng, derive_seed
@@ -29,11 +30,13 @@ from selfemo.corpora.conversation import Turn
 from selfemo.emotions.answer import Answer, Reading
 from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.process.dealing import Deal, one_by_one
-from selfemo.rollout.api import Completion, GenerationRequest, Generator
+from selfemo.rollout.api import Completion, GenerationRequest, Generator, Session
+from selfemo.rollout.sessions import CallByCall
 from selfemo.selfplay.consensus import Consensus, vote
 from selfemo.selfplay.prompts import DEFAULT_SPEAKER, PromptBuilder, clean_line
 from selfemo.selfplay.records import Episode, Gate, Group, Opening, Role, Sample
 from selfemo.selfplay.roles import Recognizer, Responder
+from selfemo.selfplay.steps import Steps, ask, run, work
 from selfemo.selfplay.transitions import TransitionPrior
 from selfemo.selfplay.views import view_named, views_of_samples
 
@@ -49,7 +52,6 @@ class _Live:
     groups: list[Group]
     target: tuple[str, ...] | None = None
     """Emotions that the last generated turn was written for; empty if that turn is real."""
-    over: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,6 @@ class SelfPlay:
     config: SelfPlayConfig
     run_seed: int
     deal: Deal = one_by_one
-    asks_when_idle: bool = False
-    """Whether the generator is called with no requests too: every set of openings then takes the same number
-    of calls, so ranks that play different ones can meet at each."""
 
     def __post_init__(self) -> None:
         """Check that targets can be drawn if turns are to be generated.
@@ -88,111 +87,93 @@ class SelfPlay:
                 "annotated turns to draw targets from; set selfplay.turns=0"
             )
 
-    @property
+    @cached_property
     def recognizer(self) -> Recognizer:
         """The role of phases 1 and 3."""
         return Recognizer(self.prompts, self.config)
 
-    @property
+    @cached_property
     def responder(self) -> Responder:
         """The role of phase 2."""
         return Responder(self.prompts, self.config)
 
-    def play(self, openings: Sequence[Opening], iteration: int) -> list[Episode]:
+    def play(
+        self, openings: Sequence[Opening], iteration: int, session: Session | None = None
+    ) -> list[Episode]:
         """Play one episode per opening, in their order.
 
-        Takes 3 generator calls per turn (1 in all if `config.turns` is 0).
+        Args:
+            session: of the engine; None: the generator's calls, in lock-step, 3 per turn (1 in all if
+                `config.turns` is 0).
         """
-        lives = [_Live(opening, list(opening.turns), first_speakers(opening), []) for opening in openings]
-        self._recognise(lives, 0, iteration)
-        for turn in range(self.config.turns):
-            going = [live for live in lives if not live.over]
-            if turn:
-                self._recognise(going, turn, iteration)
-            self._respond(going, turn, iteration)
-        return [Episode(live.opening, tuple(live.groups), tuple(live.turns)) for live in lives]
+        episodes = [self._episode(opening, iteration) for opening in openings]
+        return run(episodes, session or CallByCall(self.generator), self.deal)
 
-    def _recognise(self, lives: list[_Live], turn: int, iteration: int) -> None:
+    def _episode(self, opening: Opening, iteration: int) -> Steps[Episode]:
+        live = _Live(opening, list(opening.turns), first_speakers(opening), [])
+        yield from self._recognise(live, 0, iteration)
+        for turn in range(self.config.turns):
+            if turn:
+                yield from self._recognise(live, turn, iteration)
+            goes_on = yield from self._respond(live, turn, iteration)
+            if not goes_on:
+                break
+        return Episode(live.opening, tuple(live.groups), tuple(live.turns))
+
+    def _recognise(self, live: _Live, turn: int, iteration: int) -> Steps[None]:
         names = self.config.views
-        views = views_of_samples(names, self.config.recognizer_group_size)
         asked = [
             _Asked(live.turns, name, view_seed(self.run_seed, iteration, live.opening.index, turn, name))
-            for live in lives
             for name in names
         ]
-        shown = self.deal(self._show, asked)
-        prompts = [[shown[e * len(names) + names.index(view)] for view in views] for e in range(len(lives))]
-        answers = self._sample(lives, prompts, "recognizer", turn, iteration)
-        readings = iter(
-            self.deal(
-                self.recognizer.read, [completion for completions in answers for _, completion in completions]
-            )
+        shown = yield from work(self._show, asked)
+        views = views_of_samples(names, self.config.recognizer_group_size)
+        prompts = [shown[names.index(view)] for view in views]
+        requests = self._requests(live, prompts, "recognizer", turn, iteration)
+        completions = yield from ask(requests)
+        readings = yield from work(self.recognizer.read, completions)
+        samples = [
+            _sample(request, completion, view, *read)
+            for request, completion, view, read in zip(requests, completions, views, readings, strict=True)
+        ]
+        (consensus,) = yield from work(self.vote, [samples])
+        gold = live.turns[-1].labels or None
+        self._close(
+            live,
+            "recognizer",
+            turn,
+            iteration,
+            live.turns[-1].speaker,
+            gold,
+            live.target,
+            samples,
+            consensus,
+            live.opening.taught if turn == 0 and gold is None else None,
         )
-        groups = [
-            [
-                _sample(request, completion, view, *next(readings))
-                for view, (request, completion) in zip(views, completions, strict=True)
-            ]
-            for completions in answers
-        ]
-        for live, samples, consensus in zip(lives, groups, self.deal(self.vote, groups), strict=True):
-            gold = live.turns[-1].labels or None
-            self._close(
-                live,
-                "recognizer",
-                turn,
-                iteration,
-                live.turns[-1].speaker,
-                gold,
-                live.target,
-                samples,
-                consensus,
-                live.opening.taught if turn == 0 and gold is None else None,
-            )
 
-    def _respond(self, lives: list[_Live], turn: int, iteration: int) -> None:
-        targets = [self._target(live, turn, iteration) for live in lives]
-        asked = self.deal(self._ask, list(zip(lives, targets, strict=True)))
-        prompts = [[prompt] * self.config.responder_group_size for prompt in asked]
-        replies = self._sample(lives, prompts, "responder", turn, iteration)
-        written = [
-            (live, completion)
-            for live, completions in zip(lives, replies, strict=True)
-            for _, completion in completions
-        ]
-        gated = self.deal(self._gate, written)
-        readings = self._read_replies([live for live, _ in written], gated)
-        made = map(_reply, chain.from_iterable(replies), gated, readings)
-        groups = [list(islice(made, len(completions))) for completions in replies]
-        for live, target, samples, consensus in zip(
-            lives, targets, groups, self.deal(self.vote, groups), strict=True
-        ):
-            self._close(
-                live, "responder", turn, iteration, live.speakers[0], None, target, samples, consensus
-            )
-            self._append_best(live, target, samples)
+    def _respond(self, live: _Live, turn: int, iteration: int) -> Steps[bool]:
+        """Play phases 2 and 3, and append the best reply; False if there is none."""
+        target = self._target(live, turn, iteration)
+        (prompt,) = yield from work(self._ask, [(live, target)])
+        prompts = [prompt] * self.config.responder_group_size
+        requests = self._requests(live, prompts, "responder", turn, iteration)
+        completions = yield from ask(requests)
+        gated = yield from work(self._gate, [(live, completion) for completion in completions])
+        readings = yield from self._read_replies(live, gated)
+        samples = list(map(_reply, requests, completions, gated, readings))
+        (consensus,) = yield from work(self.vote, [samples])
+        self._close(live, "responder", turn, iteration, live.speakers[0], None, target, samples, consensus)
+        return self._append_best(live, target, samples)
 
-    def _sample(
-        self, lives: list[_Live], prompts: list[list[tuple[int, ...]]], role: Role, turn: int, iteration: int
-    ) -> list[list[tuple[GenerationRequest, Completion]]]:
-        """Answer every episode's prompts, one per sample, in one generator call.
-
-        Returns:
-            (request, completion) of each sample, per episode.
-        """
-        size, _ = group_shape(self.config, role)
+    def _requests(
+        self, live: _Live, prompts: Sequence[tuple[int, ...]], role: Role, turn: int, iteration: int
+    ) -> list[GenerationRequest]:
+        """Request a completion of each prompt, one per sample of the group."""
         player = self.recognizer if role == "recognizer" else self.responder
-        requests = [
+        return [
             player.request(prompt, sample_seed(self.run_seed, iteration, live.opening.index, turn, role, i))
-            for live, mine in zip(lives, prompts, strict=True)
-            for i, prompt in enumerate(mine)
+            for i, prompt in enumerate(prompts)
         ]
-        completions = self._complete(requests)
-        pairs = list(zip(requests, completions, strict=True))
-        return [pairs[start : start + size] for start in range(0, len(pairs), size)]
-
-    def _complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        return self.generator.generate(requests) if requests or self.asks_when_idle else []
 
     def _show(self, asked: _Asked) -> tuple[int, ...]:
         """Build the recognizer's prompt in one view."""
@@ -215,21 +196,20 @@ class SelfPlay:
         return self.prompts.respond(live.turns, live.speakers[0], target)
 
     def _read_replies(
-        self, lives: Sequence[_Live], gated: Sequence[tuple[str, tuple[Gate, ...]]]
-    ) -> list[Reading | None]:
-        """Read every admissible reply (phase 3): the recognizer's greedy answers, in one generator call.
+        self, live: _Live, gated: Sequence[tuple[str, tuple[Gate, ...]]]
+    ) -> Steps[list[Reading | None]]:
+        """Read every admissible reply (phase 3): the recognizer's greedy answers.
 
         Args:
-            lives: the episode of each reply.
             gated: each reply's text, and the gates it failed; None is returned for one that failed any.
         """
         places = [i for i, (_, gates) in enumerate(gated) if not gates]
-        dialogues = [[*lives[i].turns, Turn(lives[i].speakers[0], clean_line(gated[i][0]))] for i in places]
-        prompts = self.deal(self.prompts.recognize, dialogues)
-        requests = [self.recognizer.greedy_request(prompt) for prompt in prompts]
-        completions = self._complete(requests)
+        dialogues = [[*live.turns, Turn(live.speakers[0], clean_line(gated[i][0]))] for i in places]
+        prompts = yield from work(self.prompts.recognize, dialogues)
+        completions = yield from ask([self.recognizer.greedy_request(prompt) for prompt in prompts])
+        readings = yield from work(self.recognizer.read, completions)
         found: list[Reading | None] = [None] * len(gated)
-        for i, (_, reading) in zip(places, self.deal(self.recognizer.read, completions), strict=True):
+        for i, (_, reading) in zip(places, readings, strict=True):
             found[i] = reading
         return found
 
@@ -243,14 +223,14 @@ class SelfPlay:
             recognised[0] if recognised else None, rng, self.config.target_flattening
         )
 
-    def _append_best(self, live: _Live, target: tuple[str, ...], samples: list[Sample]) -> None:
+    def _append_best(self, live: _Live, target: tuple[str, ...], samples: list[Sample]) -> bool:
         best = best_reply(samples, target, self.score)
         if best is None:
-            live.over = True
-            return
+            return False
         live.turns.append(Turn(live.speakers[0], clean_line(samples[best].text)))
         live.target = target
         live.speakers = (live.speakers[1], live.speakers[0])
+        return True
 
     def _close(
         self,
@@ -340,10 +320,11 @@ def _sample(
 
 
 def _reply(
-    sampled: tuple[GenerationRequest, Completion],
+    request: GenerationRequest,
+    completion: Completion,
     gated: tuple[str, tuple[Gate, ...]],
     reading: Reading | None,
 ) -> Sample:
-    (request, completion), (text, gates) = sampled, gated
+    text, gates = gated
     ids, logprobs = completion.token_ids, completion.logprobs
     return Sample(request.prompt_ids, ids, logprobs, request.seed, text, completion.finished, reading, gates)

@@ -102,4 +102,4 @@ def test_a_stopped_rank_ends_the_run_in_time_with_rank_phase_iteration_and_call(
     fault = {"at": "generate", "count": 5, "rank": 1, "do": "stop"}
     told = ends_in_time(launcher, tmp_path / "run", fault, deadline_s=30)
     assert "rank 0 on " in told
-    assert "in phase rollout, iteration 0, engine call of 12 requests" in told
+    assert "in phase rollout, iteration 0, agreement whether to stop" in told

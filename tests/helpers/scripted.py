@@ -4,10 +4,13 @@ without a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from selfemo.corpora.conversation import Conversation, Turn
-from selfemo.rollout.api import Completion, GenerationRequest
+from selfemo.rollout.api import Completion, GenerationRequest, Session
+from selfemo.rollout.sessions import CallByCall
 from selfemo.tokens.encoder import Message
 
 END = 0
@@ -54,11 +57,33 @@ class ScriptedGenerator:
         self.calls.append(list(requests))
         return [self._complete(request) for request in requests]
 
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        yield CallByCall(self)
+
     def _complete(self, request: GenerationRequest) -> Completion:
         text = self.script(CharEncoder().decode(request.prompt_ids), request)
         ids = CharEncoder().encode_completion(text)
         kept = ids[: request.max_tokens]
         return Completion(kept, tuple(-0.5 for _ in kept), len(kept) == len(ids))
+
+
+class AnyOrder:
+    """A session whose requests end in a random order, some at a time, each in a generator call of its own."""
+
+    def __init__(self, generator: ScriptedGenerator, seed: int) -> None:
+        self._generator, self._random = generator, random.Random(seed)
+        self._in_progress: dict[int, GenerationRequest] = {}
+        self._added = 0
+
+    def add(self, requests: Sequence[GenerationRequest]) -> None:
+        self._in_progress |= dict(enumerate(requests, self._added))
+        self._added += len(requests)
+
+    def advance(self) -> list[tuple[int, Completion]]:
+        size = min(len(self._in_progress), self._random.randint(1, 4))
+        ended = sorted(self._random.sample(sorted(self._in_progress), size))
+        return [(number, self._generator.generate([self._in_progress.pop(number)])[0]) for number in ended]
 
 
 def turns(*lines: str) -> tuple[Turn, ...]:

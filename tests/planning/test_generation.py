@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from selfemo.models.architecture import architecture_by_name
-from selfemo.planning.generation import Engine, decode_seconds, generation_seconds
+from selfemo.planning.generation import Engine, decode_seconds, generation_seconds, rollout_seconds
 from selfemo.planning.hardware import GIB, GPUS
 from selfemo.planning.rates import Rates
 from selfemo.planning.workload import GenerationCall, Lengths
@@ -44,13 +46,13 @@ def _token_by_token(lengths: list[int], prompt: float, engine: Engine, slots: in
 )
 def test_closed_form_equals_stepping_token_by_token(engine: Engine, lengths: list[int], slots: int) -> None:
     expected = _token_by_token(lengths, 50.0, engine, slots)
-    assert decode_seconds(lengths, 50.0, engine, slots, H100, RATES) == pytest.approx(expected, rel=1e-9)
+    assert decode_seconds([[lengths]], 50.0, engine, slots, H100, RATES) == pytest.approx(expected, rel=1e-9)
 
 
 def test_one_long_completion_costs_its_whole_tail() -> None:
     batch = [100] * 64
-    short = decode_seconds(batch, 100.0, ENGINE, 256, H100, RATES)
-    long = decode_seconds([*batch[1:], 2000], 100.0, ENGINE, 256, H100, RATES)
+    short = decode_seconds([[batch]], 100.0, ENGINE, 256, H100, RATES)
+    long = decode_seconds([[[*batch[1:], 2000]]], 100.0, ENGINE, 256, H100, RATES)
     assert long > 10 * short  # 2% more tokens
 
 
@@ -75,3 +77,24 @@ def test_a_call_takes_longer_with_more_samples_and_less_with_more_engines() -> N
     assert seconds(32_768, 16) < seconds(32_768, 8)
     # Time is linear far beyond the slots.
     assert seconds(65_536, 8) == pytest.approx(2 * seconds(32_768, 8), rel=0.1)
+
+
+def test_without_lock_step_an_episode_waits_for_its_own_step_alone() -> None:
+    def seconds(*episodes: list[list[int]]) -> float:
+        return decode_seconds(episodes, 0.0, replace(ENGINE, kv_cache_bytes=0), 8, H100, RATES)
+
+    one_token = seconds([[1]])
+    assert seconds([[5, 2], [4]]) == pytest.approx(9 * one_token, rel=1e-2)
+    in_lock_step = seconds([[9, 2], [1, 8]])
+    assert in_lock_step == pytest.approx(17 * one_token, rel=1e-2)
+    assert seconds([[9], [1]], [[2], [8]]) == pytest.approx(10 * one_token, rel=1e-2)
+
+
+def test_a_plan_without_lock_step_is_shorter_the_more_lengths_vary() -> None:
+    def share(mean: float, cap: int) -> float:
+        calls = (GenerationCall(512, 64, Lengths(120, mean, cap)),) * 6
+        taken = [rollout_seconds(calls, episodes, ENGINE, 2, H100, RATES) for episodes in (64, 1)]
+        return taken[0] / taken[1]
+
+    assert share(100, 101) == pytest.approx(1.0, rel=0.05)
+    assert share(100, 2048) < 0.8

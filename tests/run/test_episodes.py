@@ -1,9 +1,15 @@
-"""Test episodes played by engine, over gloo ranks: they are those of one rank, whatever the engines' size."""
+"""Test episodes played by engine, over gloo ranks: they are those of one rank, whatever the engines' size.
+
+Requests end in a random order, and engines are at different places of it.
+"""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +21,7 @@ from selfemo.process.engine_ranks import EngineRanks
 from selfemo.process.exchange import rows_of_ranks
 from selfemo.process.stop import StopSignals
 from selfemo.rewards.scoring import Rewards
-from selfemo.rollout.api import Completion, GenerationRequest
+from selfemo.rollout.api import Completion, GenerationRequest, Session
 from selfemo.run.episodes import EpisodesByEngine
 from selfemo.run.stoppable import Stopped, StopRequest
 from selfemo.selfplay.episode import SelfPlay
@@ -24,7 +30,7 @@ from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.records import Episode, Opening
 from selfemo.selfplay.transitions import TransitionPrior
 from tests.flywheel.test_flywheel import CONFIG, CORPUS, TRAIN, speak
-from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator
+from tests.helpers.scripted import LABELS, AnyOrder, CharEncoder, ScriptedGenerator
 
 CPU = torch.device("cpu")
 ITERATION = 2
@@ -42,6 +48,10 @@ class _Engine(ScriptedGenerator):
     def __init__(self, fails_at: int = -1, max_length: int = 10_000) -> None:
         super().__init__(_speak)
         self.fails_at, self.max_length = fails_at, max_length
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        yield AnyOrder(self, seed=8)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         if len(self.calls) == self.fails_at:
@@ -92,7 +102,7 @@ def test_engines_without_an_episode_keep_step(distributed) -> None:
     found = distributed(4, _played, 1, OPENINGS[:1])
     assert [e for episodes, _ in found for e in episodes] == alone
     assert sum(any(calls) for _, calls in found) == 1
-    assert distributed(2, _played, 1, []) == [([], [[]] * 3 * CONFIG.turns)] * 2
+    assert distributed(2, _played, 1, []) == [([], [])] * 2
 
 
 def _failing(tensor_parallel: int, fails_at: dict[int, int], max_length: list[int]) -> tuple[str, int]:
@@ -120,6 +130,61 @@ def test_a_prompt_too_long_for_one_engine_is_told_by_all(distributed) -> None:
     told = distributed(2, _failing, 1, {}, [10_000, 60])
     assert told == [told[0]] * 2
     assert "model.max_length=60 holds fewer" in told[0][0]
+
+
+class _Meeting(_Engine):
+    """An engine of two: rank 1's first call waits until rank 0 is at its call number `at`, and then acts."""
+
+    def __init__(self, met: Path, at: int, signals: StopSignals) -> None:
+        super().__init__()
+        self._met, self._at, self._signals = met, at, signals
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        if dist.get_rank() == 0 and len(self.calls) == self._at:
+            self._met.touch()
+        elif dist.get_rank() == 1 and not self.calls:
+            until = time.monotonic() + 60
+            while not self._met.exists() and time.monotonic() < until:
+                time.sleep(0.01)
+            assert self._met.exists(), "rank 0's engine waits for this one"
+            self._signals.asked = int(signal.SIGUSR1)
+        return super().generate(requests)
+
+
+def _met(met: str, at: int) -> tuple[str, int]:
+    """Return the signal that stopped this rank, and the calls its engine had by then."""
+    signals = StopSignals()
+    engine = _Meeting(Path(met), at, signals)
+    try:
+        _by_engine(engine, 1, signals).play(OPENINGS, ITERATION)
+    except Stopped as stopped:
+        return str(stopped), len(engine.calls)
+    return "", 0
+
+
+def test_engines_do_not_wait_for_one_another_and_a_signal_reaches_both(distributed, tmp_path: Path) -> None:
+    mine = _self_play()
+    mine.play(OPENINGS[: len(OPENINGS) // 2], ITERATION)
+    last = sum(map(len, mine.generator.calls)) - 1  # type: ignore[attr-defined]
+    found = distributed(2, _met, str(tmp_path / "met"), last)
+    assert [stopped for stopped, _ in found] == ["SIGUSR1"] * 2
+    assert found[0][1] == last + 1
+    assert 1 <= found[1][1] < last, "it stopped on its way"
+
+
+def _lock_step(lock_step: bool) -> tuple[list[Episode], int]:
+    engine, stop = _Engine(), StopRequest(CPU, StopSignals())
+    by_engine = EpisodesByEngine(_self_play(), engine, EngineRanks.join(1), stop, lock_step)  # type: ignore[arg-type]
+    return by_engine.play(OPENINGS, ITERATION), max(map(len, engine.calls))
+
+
+def test_in_lock_step_a_call_holds_all_episodes_and_their_results_are_the_same(distributed) -> None:
+    (episodes, most), (own_pace, alone) = (
+        distributed(1, _lock_step, True)[0],
+        distributed(1, _lock_step, False)[0],
+    )
+    assert episodes == own_pace
+    assert (most, alone) == (len(OPENINGS) * CONFIG.recognizer_group_size, 1)
 
 
 def _stopped(asked_rank: int) -> str:

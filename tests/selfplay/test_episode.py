@@ -11,7 +11,7 @@ from selfemo.config.schema import SelfPlayConfig
 from selfemo.emotions.affinity import identity_affinity
 from selfemo.emotions.answer import Answer, FormatFailure
 from selfemo.emotions.similarity import SmoothedIoU
-from selfemo.rollout.api import GenerationRequest
+from selfemo.rollout.api import GenerationRequest, Session
 from selfemo.selfplay.episode import SelfPlay, first_speakers, sample_seed
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.records import Episode, Opening
@@ -52,6 +52,7 @@ def play(
     config: SelfPlayConfig = CONFIG,
     script: Script = respond_or_recognise,
     iteration: int = 4,
+    session: Session | None = None,
 ) -> tuple[list[Episode], ScriptedGenerator]:
     generator = ScriptedGenerator(script)
     score = SmoothedIoU(identity_affinity(LABELS), 0.05)
@@ -63,7 +64,7 @@ def play(
         config,
         run_seed=11,
     )
-    return selfplay.play(openings, iteration), generator
+    return selfplay.play(openings, iteration, session), generator
 
 
 def test_an_episode_alternates_roles_and_speakers() -> None:
