@@ -63,7 +63,7 @@ class EpisodesByEngine:
         """
         self._play = replace(play, deal=ranks.deal)
         self._engine, self._ranks, self._stop, self._lock_step = engine, ranks, stop, lock_step
-        self._rounds_group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        self._rounds_group = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
 
     def of_engine[T](self, items: Sequence[T]) -> Sequence[T]:
         """Return this engine's share of an iteration's openings, or of their numbers."""
