@@ -27,6 +27,7 @@ from tools.bench_iteration.setting import build_trainer
 
 if TYPE_CHECKING:
     from selfemo.rollout.api import Completion, GenerationRequest, Session
+    from selfemo.selfplay.records import Episode
     from selfemo.trainer import Trainer
 
 MODEL = Path(__file__).resolve().parents[2] / "examples" / "configs" / "smoke_cpu.yaml"
@@ -153,7 +154,8 @@ def _measured(
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     decoded: dict[str, list[int]] = {name: [] for name in ways}
     for number in range(-1, options.rounds):  # the first round warms up
-        openings, played = trainer.opening_pool.draw(number + 1), []
+        openings = trainer.opening_pool.draw(number + 1)
+        played: list[list[Episode]] = []
         for name in sorted(ways, reverse=bool(number % 2)):
             engine.decoding.clear()
             engine.requested = 0
