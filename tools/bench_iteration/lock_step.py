@@ -148,13 +148,13 @@ def _measured(
     )
     stop = StopRequest(trainer.system.world.device.torch_device, StopSignals())
     ways = {
-        name: EpisodesByEngine(trainer.selfplay, engine, EngineRanks.join(1), stop, lock_step)  # type: ignore[arg-type]
+        name: EpisodesByEngine(trainer.parts.selfplay, engine, EngineRanks.join(1), stop, lock_step)  # type: ignore[arg-type]
         for name, lock_step in (("lock-step", True), ("own pace", False))
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     decoded: dict[str, list[int]] = {name: [] for name in ways}
     for number in range(-1, options.rounds):  # the first round warms up
-        openings = trainer.opening_pool.draw(number + 1)
+        openings = trainer.parts.opening_pool.draw(number + 1)
         played: list[list[Episode]] = []
         for name in sorted(ways, reverse=bool(number % 2)):
             engine.decoding.clear()

@@ -26,10 +26,12 @@ from typing import Any
 
 import torch
 
+from selfemo.config.layout import Layout
 from selfemo.config.schema import RunConfig
 from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.registry import load_corpus
 from selfemo.rollout.api import Completion, GenerationRequest
+from selfemo.rollout.sessions import CallByCall
 from tools.scaling.simulated_world import Meter, enter, simulated_peers
 
 ITERATIONS = 4
@@ -71,6 +73,11 @@ class _Engine:
         with self._meter.foreign():
             return [self._complete(request.max_tokens == self._answer_tokens) for request in requests]
 
+    @contextmanager
+    def session(self) -> Iterator[CallByCall]:
+        """Answer the requests that were added since the last call."""
+        yield CallByCall(self)
+
     def _complete(self, is_answer: bool) -> Completion:
         ids = self._draw.choice(self._answers if is_answer else self._utterances)
         return Completion(ids, (-0.1,) * len(ids), True)
@@ -81,7 +88,7 @@ class SimulatedRank:
 
     def __init__(self, gpus: int, rank: int, meter: Meter, tokenizer: Path, directory: Path) -> None:
         from selfemo.flywheel.flywheel import Flywheel
-        from selfemo.megatron.parallel import Layout
+        from selfemo.megatron.parallel import RankLayout
         from selfemo.megatron.sample_dealer import SampleDealer
         from selfemo.process.engine_ranks import EngineRanks
         from selfemo.process.stop import StopSignals
@@ -111,8 +118,15 @@ class SimulatedRank:
         play = SelfPlay(engine, prompts, self.rewards.score, transitions, config.selfplay, config.seed)
         self.episodes = EpisodesByEngine(play, engine, ranks, StopRequest(CPU, StopSignals()))
         self.pool = OpeningPool(corpus, config.selfplay, config.seed, shown.history_turns)
-        layout = Layout(gpus, rank, 1, 0, 1, 0, 1, 1, 0, gpus, rank)
-        self.dealer = SampleDealer(config, layout, ranks, CPU)
+        layout = RankLayout(Layout(1, gpus), rank, 0, 0, 0, data_rank=rank)
+        self.dealer = SampleDealer(
+            config.train,
+            config.algorithm.updates_per_rollout,
+            config.selfplay.seeds_per_iteration,
+            layout,
+            ranks,
+            CPU,
+        )
         self.dealer._ranks_of_part = [[part] for part in range(gpus)]  # asked of all ranks, once in a run
         self.flywheel = Flywheel(
             config.flywheel, corpus, self.rewards, directory / "flywheel.sqlite", True, simulated_peers(meter)
