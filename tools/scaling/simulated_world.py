@@ -23,8 +23,7 @@ import torch.distributed as dist
 from selfemo.process import exchange as wire
 
 LIGHTEST = 0.95
-"""Loads and counts of the others, as a share of this rank's: from here to 1. Tokens of 192 groups of real
-dialogues vary less."""
+"""Loads and counts of the others, as a share of this rank's: from here to 1, by assumption."""
 UNIT_TOKENS = (100, 400)
 UNIQUE_SHARE = 0.6
 """Share of the others' candidates whose words differ from this rank's; the rest are turns of the corpus that
