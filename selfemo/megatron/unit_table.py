@@ -87,7 +87,7 @@ def place_units(
     is_mine = moved_UC[:, 3] == rank
     moved = dict(zip(moved_UC[is_mine, 0].tolist(), part_U[is_mine].tolist(), strict=True))
     return UnitTable(
-        [PlacedUnit(*row, part=part) for row in sorted(trained)],
+        [PlacedUnit(first, size, length, owner, part) for first, size, length, owner in sorted(trained)],
         [
             PlacedUnit(first, size, length, rank, moved.get(first, home))
             for (first, size, length), home in zip(mine, homes, strict=True)

@@ -148,7 +148,8 @@ def _moved(updates: int, part: slice) -> int:
     episodes = engine.of_engine(range(EPISODES))
     layout = layout_of_rank(dist.get_rank(), dist.get_world_size(), 1)
     held = [sample for sample in alike()[part] if sample.episode in episodes]
-    dealt = SampleDealer(config(updates), layout, engine, CPU).deal(held, engine.own(episodes))
+    dealer = SampleDealer(config().train, updates, EPISODES, layout, engine, CPU)
+    dealt = dealer.deal(held, engine.own(episodes))
     return sum(batch.moved_samples for batch in dealt)
 
 

@@ -156,7 +156,8 @@ def _met(met: str, at: int) -> tuple[str, int]:
     signals = StopSignals()
     engine = _Meeting(Path(met), at, signals)
     try:
-        _by_engine(engine, 1, signals).play(OPENINGS, ITERATION)
+        by_engine = _by_engine(engine, 1, signals)
+        by_engine.play(by_engine.of_engine(OPENINGS), ITERATION)
     except Stopped as stopped:
         return str(stopped), len(engine.calls)
     return "", 0
