@@ -24,6 +24,8 @@ from tools.scaling.parts import OwnCost, RankCost, at_one_speed, growth, measure
 from tools.scaling.planned import SIZES, plan_studies
 from tools.scaling.rows import Row, in_order, with_efficiency
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = {"algorithm", "model", "policy_lag", "mean_tokens", "max_tokens", "gpus", "groups", "samples"} | {
     "generation_layout",
