@@ -6,7 +6,8 @@ Also test that the marks on private names of megatron-core are complete.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfemo.inference.engines import ModelGenerator, _SharedEngine
 from selfemo.inference.finished_model import find_model
-from selfemo.rollout.api import Completion, Engine, GenerationRequest, LiveParameter
+from selfemo.rollout.api import Completion, Engine, GenerationRequest, LiveParameter, Session
+from selfemo.rollout.sessions import CallByCall
 from selfemo.rollout.vllm_engine import RolloutEngine
 from tests.helpers.tiny_model import save_tiny
 
@@ -40,6 +42,10 @@ class TransformersEngine:
         if self.weight_version < 0:
             raise RuntimeError("no weights yet")
         return [self._complete(request) for request in requests]
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        yield CallByCall(self)
 
     def _complete(self, request: GenerationRequest) -> Completion:
         ids, logprobs = list(request.prompt_ids), []
