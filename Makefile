@@ -48,7 +48,7 @@ types: $(STAMP)
 PORTABLE := tests/weights/test_convert.py tests/weights/test_convert_refusals.py tests/weights/test_old_checkpoint.py tests/weights/test_hf_files.py tests/run/test_checkpoints.py \
     tests/corpora tests/kernels/test_interpreter.py tests/fuzz/test_weights.py
 test-portable: $(STAMP)
-	$(BIN)/python -m pytest $(PORTABLE)
+	$(BIN)/python -m pytest -m "not slow" $(PORTABLE)
 	$(MAKE) smoke VENV=$(VENV) RUN_DIR=runs/portable SMOKE_OVERRIDES="sft.steps=8 iterations=1 evaluation.limit=40"
 
 # Two processes, since most tests use one core. The tests of a file share fixtures, so they stay together; tests/conftest.py orders the files.
@@ -70,7 +70,7 @@ gpu-check-cpu: $(STAMP)
 
 # Tests of ten seconds and more that CI runs beside `make test`.
 test-long: $(STAMP)
-	$(BIN)/python -m pytest -m long --numprocesses=$(TEST_PROCESSES) --dist=loadfile --durations=5
+	$(BIN)/python -m pytest -m "long and not slow" --numprocesses=$(TEST_PROCESSES) --dist=loadfile --durations=5
 
 # Repetitions of what faster tests prove, the layouts below among them: a test there has a faster one in `make test`. Not run whole yet.
 test-slow: $(STAMP)

@@ -22,6 +22,8 @@ from selfemo.report.page import render
 from selfemo.report.planned import planned_rows
 from tools.check_run import checks
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "examples/configs/smoke_cpu.yaml"
 SHORT = (

@@ -250,6 +250,7 @@ def test_what_is_wrong_is_one_line_before_torchrun(environment, tmp_path, overri
     assert result.stdout == ""
 
 
+@pytest.mark.long
 def test_torchrun_runs_the_file_and_its_dry_run_plans_for_the_world_it_is_in(environment, tmp_path):
     """Run the real torchrun with two processes.
 

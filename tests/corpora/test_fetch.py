@@ -130,6 +130,7 @@ def test_a_missing_corpus_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp
         target_directory("meld")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*SOURCES])
 def test_the_pinned_files_are_those_that_are_counted(
     name: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

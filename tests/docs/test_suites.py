@@ -30,4 +30,4 @@ def test_every_mark_that_is_left_out_has_its_target() -> None:
     for mark, meaning in marks.items():
         for target in re.findall(r"make ([a-z-]+)", meaning):
             assert re.search(rf"^{target}:", recipes, re.MULTILINE), f"{mark}: no target {target}"
-            assert f"-m {mark}" in recipes or target == "gpu-check"
+            assert re.search(rf'-m "?{mark}\b', recipes) or target == "gpu-check"

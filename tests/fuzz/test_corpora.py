@@ -214,6 +214,7 @@ def test_iemocap_files(seed: int, tally: Tally, scratch: Path) -> None:
         collects(read)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "content",
     [

@@ -27,6 +27,7 @@ def measured(cache: None) -> list[aot.Resources]:
     return list(aot.compile_all())
 
 
+@pytest.mark.long
 def test_every_kernel_compiles_for_every_target(measured: list[aot.Resources]) -> None:
     assert {(row.target, row.kernel) for row in measured} == {
         (t, v.name) for t in aot.TARGETS for v in aot.variants()

@@ -15,6 +15,8 @@ from torch import Tensor
 from tools.kernels.benchmark import formulas
 from tools.kernels.benchmark.measure import Sizes, run_all
 
+pytestmark = pytest.mark.long
+
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "kernels" / "__main__.py"
 
 

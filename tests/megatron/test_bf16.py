@@ -36,10 +36,10 @@ def in_fp32(distributed, hf_dir):
     return distributed(1, three_steps, hf_dir, ParallelConfig(), timeout_s=240)[0]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow if name in ("TP1", "PP2 VPP2") else ()) for name in LAYOUTS],
-)
+LATER = {"TP1": pytest.mark.slow, "PP2 VPP2": pytest.mark.slow, "TP2 +SP": pytest.mark.long}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=LATER.get(name, ())) for name in LAYOUTS])
 def test_three_steps_in_bf16_stay_near_those_in_fp32(distributed, hf_dir, in_fp32, name):
     processes, parallel = LAYOUTS[name]
     for trace in distributed(

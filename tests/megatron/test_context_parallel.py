@@ -187,6 +187,7 @@ def test_three_self_grpo_steps_are_those_of_one_process(distributed, hf_dir, pol
         assert difference(policy_trace, trace).largest <= BOUND, difference(policy_trace, trace)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["CP2", pytest.param("CP2 TP2 +SP", marks=pytest.mark.slow)])
 def test_three_sft_steps_are_those_of_one_process(distributed, hf_dir, sft_trace, name):
     processes, parallel = LAYOUTS[name]

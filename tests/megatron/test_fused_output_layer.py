@@ -82,6 +82,7 @@ def test_three_self_grpo_steps_are_those_from_logits(distributed, hf_dir, from_l
         assert difference(from_logits[0], trace).largest <= BOUND, difference(from_logits[0], trace)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["TP2 +SP", pytest.param("PP2", marks=pytest.mark.slow)])
 def test_three_sft_steps_are_those_from_logits(distributed, hf_dir, from_logits, name):
     processes, parallel = LAYOUTS[name]
@@ -198,6 +199,7 @@ def _worst_differences(hf_dir: str, seeds: int) -> dict[str, float]:
     return worst
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seeds", [2, pytest.param(6, marks=pytest.mark.slow)])
 def test_any_batch_has_the_same_loss_and_gradients(distributed, hf_dir, seeds):
     """Draw lengths, weights (all zero among them) and advantages; every loss, on two

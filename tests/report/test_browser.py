@@ -16,9 +16,10 @@ from selfemo.records.reading import read_run
 from selfemo.report.page import render, write_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
+]
 TIMEOUT_MS = 180_000
 """Milliseconds, for a machine that is busy with other things."""
 PHONE, DESK = {"width": 375, "height": 740}, {"width": 1200, "height": 900}

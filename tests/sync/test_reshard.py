@@ -113,6 +113,7 @@ def test_no_plan_could_receive_less_and_gathering_receives_more(case: Case) -> N
     assert moved.direct <= moved.checkpoint
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(_cases(), st.data())
 def test_a_plan_without_frozen_layers_is_the_rest_of_the_whole_plan(case: Case, data: st.DataObject) -> None:

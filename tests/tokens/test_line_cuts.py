@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -49,6 +50,11 @@ UNSAFE = {
 }
 
 
+@cache
+def _cuts(name: str) -> LineCuts:
+    return LineCuts((SAFE | UNSAFE)[name])
+
+
 @pytest.mark.parametrize("name", [*SAFE, *UNSAFE])
 @settings(max_examples=150, deadline=None)
 @given(
@@ -59,12 +65,12 @@ UNSAFE = {
 @example(text="A: \n\u0301b")
 @example(text="a!\n\nb\r\nc")
 def test_lines_have_the_ids_of_the_whole_text(name: str, text: str) -> None:
-    tokenizer = (SAFE | UNSAFE)[name]
-    lines = LineCuts(tokenizer).lines(text)
+    tokenizer, cuts = (SAFE | UNSAFE)[name], _cuts(name)
+    lines = cuts.lines(text)
     assert "".join(lines) == text
     ids = [tokenizer.encode(line, add_special_tokens=False).ids for line in lines]
     assert list(chain(*ids)) == tokenizer.encode(text, add_special_tokens=False).ids
-    two = LineCuts(tokenizer).before_last_line(text)
+    two = cuts.before_last_line(text)
     assert "".join(two) == text
     ids = [tokenizer.encode(part, add_special_tokens=False).ids for part in two]
     assert list(chain(*ids)) == tokenizer.encode(text, add_special_tokens=False).ids

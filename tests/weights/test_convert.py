@@ -163,6 +163,7 @@ def _command(*arguments: object, **environment: str) -> subprocess.CompletedProc
     )
 
 
+@pytest.mark.long
 def test_the_commands_convert_there_and_back(tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "source", "qwen3", True, torch.bfloat16)
     there = _command(
