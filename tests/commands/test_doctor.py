@@ -276,7 +276,7 @@ def test_a_later_copy_on_the_path_does_not_count(tmp_path: Path, monkeypatch: py
             "megatron-core lacks a name in this Transformer Engine",
             marks=pytest.mark.slow,
         ),
-        (room.GPU_IMPORTS[3], "megatron-core did not find FusedAdam"),
+        pytest.param(room.GPU_IMPORTS[3], "megatron-core did not find FusedAdam", marks=pytest.mark.long),
     ],
     ids=["layers", "optimizer"],
 )

@@ -89,6 +89,7 @@ def replayed(
     return result.exit_code, result.output
 
 
+@pytest.mark.long
 def test_a_record_comes_out_equal_under_the_weights_of_its_version(
     recorded_run: Path, engines: StandaloneEngines, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def test_a_dying_rank_is_reported_with_its_status_and_output(distributed: Distri
         distributed(2, _exit_on, 0)
 
 
+@pytest.mark.long
 def test_a_hang_ends_at_the_timeout_and_names_the_rank_and_place(distributed: DistributedRunner) -> None:
     with pytest.raises(RankFailure, match=r"_sleep_on: rank 1 still running after 8 s(?s:.*)in _sleep_on"):
         distributed(2, _sleep_on, 1, timeout_s=8)

@@ -63,6 +63,7 @@ def test_without_a_gpu_every_step_says_so_and_the_status_is_three(command: list[
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.long
 def test_a_step_that_crashes_or_hangs_stops_no_other_and_says_what_to_send(tmp_path: Path) -> None:
     """Run steps of which one crashes and one hangs; the hanging one has children that would outlive it.
 

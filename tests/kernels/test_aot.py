@@ -13,6 +13,8 @@ import pytest
 from selfemo.kernels.triton_backend import NORMALISE
 from tools.kernels import aot
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -27,7 +29,6 @@ def measured(cache: None) -> list[aot.Resources]:
     return list(aot.compile_all())
 
 
-@pytest.mark.long
 def test_every_kernel_compiles_for_every_target(measured: list[aot.Resources]) -> None:
     assert {(row.target, row.kernel) for row in measured} == {
         (t, v.name) for t in aot.TARGETS for v in aot.variants()
@@ -59,7 +60,6 @@ def test_one_special_function_per_logit_and_thread(measured: list[aot.Resources]
             assert row.special == per_thread + 1, row
 
 
-@pytest.mark.long
 def test_every_flag_compiles_switched_off(cache: None) -> None:
     """Compile the variants with a flag off: the table has those with every flag on."""
     by_name = {variant.name: variant for variant in aot.variants()}

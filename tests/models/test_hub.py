@@ -88,6 +88,7 @@ def test_the_published_name_has_no_revision() -> None:
     assert published_name("Qwen/Qwen3-8B@main") == published_name("models/Qwen3-8B") == "Qwen3-8B"
 
 
+@pytest.mark.long
 def test_a_name_is_pinned_fetched_and_then_found_without_the_hub(hub: FakeHub, tmp_path: Path) -> None:
     assert ask(hub, tmp_path, "local_directory('Org/tiny')") == "Org/tiny"
     assert ask(hub, tmp_path, "pinned('Org/tiny')") == f"Org/tiny@{SECOND}"

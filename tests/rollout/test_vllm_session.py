@@ -157,7 +157,7 @@ def engine_of_two() -> Iterator[DistributedRunner]:
     runner.close()
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_episodes_at_their_own_pace_are_those_of_lock_step(distributed, engine_of_two, model_dir, ranks):
     over = distributed if ranks == 1 else engine_of_two
     in_lock_step = over(2, _played, model_dir, ranks, True, timeout_s=300)

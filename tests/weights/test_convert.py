@@ -141,7 +141,9 @@ def _megatron_saves(checkpoint: str, hf_dir: str, parallel: ParallelConfig) -> N
 
 
 @pytest.mark.parametrize(
-    "parallel", [ParallelConfig(tensor=2), ParallelConfig(pipeline=2)], ids=["tp2", "pp2"]
+    "parallel",
+    [pytest.param(ParallelConfig(tensor=2), marks=pytest.mark.long), ParallelConfig(pipeline=2)],
+    ids=["tp2", "pp2"],
 )
 def test_a_checkpoint_that_megatron_saved_in_a_layout_is_exported_without_optimizer_state(
     distributed: DistributedRunner, tmp_path: Path, parallel: ParallelConfig
