@@ -58,7 +58,7 @@ def build_trainer(config: RunConfig) -> Trainer:
     run = RunDirectory.claim(config)
     terminal = Terminal(True, run.root, 0)
     terminal.open_log()
-    join_world_of_one("gloo")  # needs no port
+    join_world_of_one(None)  # over gloo, which needs no port here
     world = join_world(config)
     system = build_system(config, world, run, load_run_corpus(config))
     stop = StopRequest(world.device.torch_device, StopSignals())
