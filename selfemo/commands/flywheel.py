@@ -134,11 +134,12 @@ def records_table(records: list[Record]) -> Table:
 
 def emotions_table(rows: list[EmotionRow]) -> Table:
     """Show one line per emotion; a figure that was not measured is a dash."""
-    table = Table("emotion", "asked", "kept", "F1 after SFT", "F1 at the end", "change")
+    table = Table("emotion", "asked", "kept", "read back", "F1 after SFT", "F1 at the end", "change")
     for row in rows:
         values = ["-" if value is None else f"{value:.3f}" for value in (row.before, row.after)]
         change = "-" if row.change is None else f"{row.change:+.3f}"
-        table.add_row(printable(row.label), str(row.asked), str(row.kept), *values, change)
+        counts = map(str, (row.asked, row.kept, row.read_back))
+        table.add_row(printable(row.label), *counts, *values, change)
     return table
 
 

@@ -210,6 +210,7 @@ class FlywheelConfig:
     teach_weight: NonNegative = 1.0
     """Weight of such an example; a labelled turn's is 1."""
     teach_replies: Share = 0.0
-    """Share of such examples that come from kept replies, as far as there are any."""
+    """Share of such examples that come from kept replies, as far as there are any. With a teacher and several
+    rounds, a reply teaches once the next round's teacher has read it, in all views, as it was meant."""
     near_duplicate: Share = 0.9
     """Token-set Jaccard similarity from which a kept text counts as a repeat."""

@@ -316,3 +316,10 @@ class RunConfig:
     def sft_views(self) -> tuple[ViewName, ...]:
         """Return the views that supervised examples are shown in."""
         return self.selfplay.views if self.sft.views is None else self.sft.views
+
+    @property
+    def teacher_reads_replies(self) -> bool:
+        """Whether kept replies teach only after the next round's teacher has read them as they were meant."""
+        play, is_taught = self.selfplay, self.algorithm.supervised_weight * self.flywheel.teach_share > 0
+        has_reader = play.teacher != "policy" and play.rounds > 1
+        return has_reader and is_taught and self.flywheel.teach_replies > 0

@@ -13,6 +13,7 @@ from selfemo.common.errors import UserError
 from selfemo.common.files import new_file
 from selfemo.flywheel.joined import JoinedStores
 from selfemo.flywheel.record import Record
+from selfemo.flywheel.rule import READ_BACK
 from selfemo.flywheel.store import Filter, FlywheelStore
 
 LABELS_FILE = "labels.json"
@@ -49,6 +50,8 @@ def export_jsonl(store: FlywheelStore | JoinedStores, path: Path, role: str | No
         count = 0
         with temporary.open("w", encoding="utf-8") as file:
             for record in store.find(Filter(kept=True, role=role)):
+                if record.reason == READ_BACK:
+                    continue  # the reply's own record is there
                 file.write(json.dumps(dialogue_row(record), ensure_ascii=False) + "\n")
                 count += 1
         if not count:

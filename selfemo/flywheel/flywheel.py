@@ -26,6 +26,7 @@ from selfemo.flywheel.peers import ALONE, Alone
 from selfemo.flywheel.record import Record, candidates_of, view_prompts_of
 from selfemo.flywheel.rule import (
     CONSENSUS,
+    READINGS,
     DropReason,
     Evidence,
     KeepReason,
@@ -33,6 +34,7 @@ from selfemo.flywheel.rule import (
     agreement_on,
     gather_evidence,
     judge,
+    judge_reading,
 )
 from selfemo.flywheel.store import Filter, FlywheelStore
 from selfemo.rewards.scoring import Rewards, ScoredGroup
@@ -73,6 +75,7 @@ class Flywheel:
         is_writer: bool,
         peers: Alone = ALONE,
         files: Sequence[Path] | None = None,
+        has_reader: bool = False,
     ) -> None:
         """Open the flywheel, and load the records that its files already hold.
 
@@ -82,18 +85,20 @@ class Flywheel:
             path: the SQLite file of this rank's engine; a writer creates it and appends to it.
             peers: the other ranks.
             files: every file of the run's flywheel; None: `path` alone, if it exists.
+            has_reader: a teacher reads kept replies (`read_back`) before they teach.
 
         Raises:
             UserError: a store cannot be opened (see FlywheelStore).
         """
-        self._config, self._peers = config, peers
+        self._config, self._peers, self._has_reader = config, peers, has_reader
+        self._score = rewards.score
         self._held_out = HeldOutTexts(held_out_texts(corpus))
         known = (turn.text for c in corpus.split("train") for turn in c.turns)
         self._admission = Admission(config, rewards.label_shares, known)
-        self._offered = self._consensus = self._last_id = 0
+        self._offered = self._readings = self._last_id = 0
         self._continuable: deque[tuple[int, Delivered[KeptDialogue]]] = deque(maxlen=OPENING_RECORDS)
         self._recorded: set[int] = set()
-        self.lessons = Lessons()
+        self.lessons = Lessons(has_reader)
         """What kept records teach."""
         if files is None:
             files = [path] if path.is_file() else []
@@ -109,7 +114,7 @@ class Flywheel:
 
         Only the first rank knows how many were kept.
         """
-        return FlywheelCounts(self._offered, self._admission.kept + self._consensus)
+        return FlywheelCounts(self._offered, self._admission.kept + self._readings)
 
     @property
     def last_id(self) -> int:
@@ -166,14 +171,43 @@ class Flywheel:
             groups: the same on every rank; the first rank writes them.
             labels: taught for each group's turn.
         """
-        records = []
-        for scored, taught in zip(groups, labels, strict=True):
-            self._last_id += 1
-            record = make_record(scored, self._last_id, weight_version, scored.group.consensus.agreement)
-            reason = CONSENSUS if taught else "no answer"
-            records.append(replace(record, labels=taught, kept=bool(taught), reason=reason))
+        self._take_up_readings(
+            [
+                replace(record, labels=taught, kept=bool(taught), reason=CONSENSUS if taught else "no answer")
+                for record, taught in zip(self._readings_of(groups, weight_version), labels, strict=True)
+            ]
+        )
+
+    def read_back(self, groups: Sequence[ScoredGroup], weight_version: int) -> int:
+        """Record a teacher's readings of kept replies; those that are read as they were meant teach.
+
+        Args:
+            groups: of `Reply.opening`s, with the emotions that each was written for as target; the same on
+                every rank.
+
+        Returns:
+            Number of replies that were read as they were meant.
+        """
+        found = []
+        for scored, record in zip(groups, self._readings_of(groups, weight_version), strict=True):
+            kept, reason = judge_reading(scored, self._config, self._score)
+            labels = record.target if kept else scored.group.consensus.labels
+            found.append(replace(record, labels=labels, kept=kept, reason=reason))
+        self._take_up_readings(found)
+        return sum(record.kept for record in found)
+
+    def _readings_of(self, groups: Sequence[ScoredGroup], weight_version: int) -> list[Record]:
+        """Make the records of a teacher's readings, not yet judged, with the next numbers."""
+        return [
+            make_record(scored, record_id, weight_version, scored.group.consensus.agreement)
+            for record_id, scored in enumerate(groups, self._last_id + 1)
+        ]
+
+    def _take_up_readings(self, records: Sequence[Record]) -> None:
+        """Record a teacher's readings, which every rank has; the first rank writes them."""
+        self._last_id += len(records)
         self._offered += len(records)
-        self._consensus += sum(record.kept for record in records)
+        self._readings += sum(record.kept for record in records)
         for record in records:
             if record.kept:
                 self.lessons.add(record)
@@ -201,7 +235,7 @@ class Flywheel:
         self, scored: ScoredGroup, record_id: int, weight_version: int, evidence: dict[Place, Evidence]
     ) -> Record:
         """Make a group's record, and decide on it as far as that depends on its own episode alone."""
-        kept, reason = judge(scored, evidence, self._config)
+        kept, reason = judge(scored, evidence, self._config, self._has_reader)
         if kept and self._held_out.bars(_text_of(scored), scored.group.context):
             kept, reason = False, "held-out text"
         agreement = agreement_on(scored, evidence)
@@ -230,7 +264,7 @@ class Flywheel:
         """Take up what all ranks kept, as far as openings and lessons need it."""
         consensus = [record for record in kept if record.reason == CONSENSUS]
         (count,) = self._peers.totals([len(consensus)])
-        self._consensus += count
+        self._readings += count
         read = [r for r in kept if r.role == "recognizer" and r.reason != CONSENSUS]
         dialogues = [(record.iteration, self._dialogue(record)) for record in read]
         self._continuable.extend(self._peers.newest(dialogues, OPENING_RECORDS))
@@ -256,8 +290,8 @@ class Flywheel:
         with closing(JoinedStores(files)) as stores:
             for total in stores.totals():
                 self._offered += total.count
-                if total.kept and total.reason == CONSENSUS:
-                    self._consensus += total.count
+                if total.kept and total.reason in READINGS:
+                    self._readings += total.count
                 elif total.kept or total.reason == "label cap":
                     self._admission.recall(total.role, total.label, total.kept, total.count)
             if self._peers.is_first:
@@ -265,8 +299,9 @@ class Flywheel:
                     self._admission.recall_text(role, text)
             newest = stores.newest_kept("recognizer", OPENING_RECORDS)
             self._continuable.extend((r.iteration, Delivered.own(self._dialogue(r))) for r in newest)
-            for record in stores.find(Filter(kept=True, reason=CONSENSUS)):
-                self.lessons.add(record)
+            for reason in READINGS:
+                for record in stores.find(Filter(kept=True, reason=reason)):
+                    self.lessons.add(record)
             for record in stores.newest_kept("responder", KEPT_REPLIES):
                 self.lessons.add(record)
             self._recorded = stores.iterations()

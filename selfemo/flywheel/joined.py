@@ -85,10 +85,10 @@ class JoinedStores:
         return islice(found, None if limit < 0 else limit)
 
     def kept_texts(self) -> Iterator[tuple[str, str]]:
-        """Yield (role, text) of every kept record but those of a consensus."""
+        """Yield (role, text) of every kept record but readings."""
         return chain.from_iterable(store.kept_texts() for store in self._stores)
 
     def newest_kept(self, role: str, count: int) -> list[Record]:
-        """Return the newest kept records of a role but those of a consensus, oldest first."""
+        """Return the newest kept records of a role but readings, oldest first."""
         found = chain.from_iterable(store.newest_kept(role, count) for store in self._stores)
         return sorted(found, key=lambda record: record.record_id)[-count:]

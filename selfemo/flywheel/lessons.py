@@ -1,7 +1,8 @@
 """Holds what kept records teach: supervised examples of later steps.
 
 A consensus record teaches the recognizer its labels. A kept reply teaches both tasks: to read the emotions it
-was written for, and to write such a reply.
+was written for, and to write such a reply. If a teacher reads replies, those teach that it reads as they were
+meant.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import dataclass, field
 from selfemo.corpora.conversation import Turn
 from selfemo.flywheel.delivered import Delivered
 from selfemo.flywheel.record import Record
-from selfemo.flywheel.rule import CONSENSUS
+from selfemo.flywheel.rule import CONSENSUS, READ_BACK
 from selfemo.selfplay.openings import Place, place_of
-from selfemo.selfplay.records import Role
+from selfemo.selfplay.records import Opening, Role
 
 KEPT_REPLIES = 4096
 """Number of kept replies, the newest, that are taught; bounds memory."""
@@ -36,8 +37,32 @@ class Lesson:
     """Responder: the reply."""
 
 
-Reply = tuple[Lesson, Lesson]
-"""How to read a kept reply, and how to write it."""
+@dataclass(frozen=True)
+class Reply:
+    """A kept reply, and what it was written for."""
+
+    record_id: int
+    """The responder's record."""
+    source: str
+    context: tuple[Turn, ...] = field(repr=False)
+    """The dialogue that it answers."""
+    speaker: str
+    labels: tuple[str, ...]
+    text: str
+
+    @property
+    def lessons(self) -> tuple[Lesson, Lesson]:
+        """How to read it, and how to write it."""
+        read = (*self.context, Turn(self.speaker, self.text, self.labels))
+        return (
+            Lesson("recognizer", read, self.speaker, self.labels),
+            Lesson("responder", self.context, self.speaker, self.labels, self.text),
+        )
+
+    def opening(self, index: int) -> Opening:
+        """Make an opening that ends with the reply, without labels, for a teacher to read."""
+        turns = (*self.context, Turn(self.speaker, self.text))
+        return Opening(index, self.source, turns, parent=self.record_id)
 
 
 def consensus_on(record: Record) -> tuple[Place, Lesson] | None:
@@ -49,26 +74,37 @@ def consensus_on(record: Record) -> tuple[Place, Lesson] | None:
 
 
 def reply_of(record: Record) -> Reply | None:
-    """Return how to read a kept reply, and how to write it; None if the record is of something else."""
-    if record.reason != "expression":
-        return None
-    read = Lesson("recognizer", record.dialogue, record.speaker, record.labels)
-    return read, Lesson("responder", record.context, record.speaker, record.labels, record.text)
+    """Return the reply that a record keeps, or that a teacher has read as meant; None if it is another."""
+    if record.reason == "expression":
+        return Reply(
+            record.record_id, record.source, record.context, record.speaker, record.labels, record.text
+        )
+    if record.reason == READ_BACK and record.parent is not None:
+        before = record.context[:-1]
+        return Reply(record.parent, record.source, before, record.speaker, record.labels, record.text)
+    return None
 
 
 class Lessons:
     """The kept records that teach; every rank holds the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_reader: bool = False) -> None:
+        """Hold nothing yet.
+
+        Args:
+            has_reader: a teacher reads the kept replies; without one they teach at once.
+        """
         self._read: dict[Place, tuple[int, Lesson]] = {}
         self._replies: deque[tuple[int, Delivered[Reply]]] = deque(maxlen=KEPT_REPLIES)
+        self._unread = deque(self._replies, maxlen=KEPT_REPLIES) if has_reader else self._replies
 
     def add(self, record: Record) -> None:
         """Take up a kept record; the newest consensus on a turn replaces older ones."""
         if agreed := consensus_on(record):
             self.take_up(record.iteration, *agreed)
         if reply := reply_of(record):
-            self.take_up_reply(record.iteration, Delivered.own(reply))
+            replies = self._replies if record.reason == READ_BACK else self._unread
+            replies.append((record.iteration, Delivered.own(reply)))
 
     def take_up(self, iteration: int, place: Place, lesson: Lesson) -> None:
         """Take up a consensus on a real turn, as `add` does."""
@@ -76,7 +112,11 @@ class Lessons:
 
     def take_up_reply(self, iteration: int, reply: Delivered[Reply]) -> None:
         """Take up a kept reply, as `add` does; it is not unpacked."""
-        self._replies.append((iteration, reply))
+        self._unread.append((iteration, reply))
+
+    def unread(self, since: int) -> list[Reply]:
+        """List the kept replies since an iteration, for a teacher to read."""
+        return [reply.value for made, reply in self._unread if made >= since]
 
     def labels(self, since: int) -> Mapping[Place, tuple[str, ...]]:
         """Return the consensus on real turns, of records since an iteration."""
@@ -96,7 +136,8 @@ class Lessons:
         replies = [reply for made, reply in self._replies if made >= since]
         from_replies = (round(count * reply_share) if read else count) if replies else 0
         chosen = _choose(read, count - from_replies, rng) if read else []
-        return chosen + [reply.value[i % 2] for i, reply in enumerate(_choose(replies, from_replies, rng))]
+        drawn = _choose(replies, from_replies, rng)
+        return chosen + [reply.value.lessons[i % 2] for i, reply in enumerate(drawn)]
 
 
 def _choose[T](items: list[T], count: int, rng: random.Random) -> list[T]:

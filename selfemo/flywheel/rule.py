@@ -11,8 +11,11 @@ Kept
     consensus        a real turn without annotation: the teacher's labels, or the vote of the group that read
                      it if there is no teacher. Every turn is kept: neither the cap nor the search for near
                      duplicates applies
+    read back        a kept reply that the teacher of the next round reads as it was meant, in its views: the
+                     vote's smoothed IoU with the target is at least keep_expression. It teaches both tasks
 Dropped, first reason that applies
     no answer, low score, not read, low agreement, full agreement, low expression    the rule above
+    read otherwise   a kept reply that the teacher reads as something else
     taught           a group on a turn that the teacher has read already
     held-out text    the turn equals a dev or test text, or its context holds a long one
     near duplicate   of a kept text of the same role
@@ -27,14 +30,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selfemo.config.schema import FlywheelConfig
+from selfemo.emotions.similarity import SmoothedIoU
 from selfemo.rewards.scoring import ScoredGroup
 
 CONSENSUS: Literal["consensus"] = "consensus"
-KeepReason = Literal["annotated", "self-generated", "expression", "consensus"]
+READ_BACK: Literal["read back"] = "read back"
+READINGS = (CONSENSUS, READ_BACK)
+"""Reasons of kept records that say how a turn reads. They teach, open no episode, and use up no cap."""
+KeepReason = Literal["annotated", "self-generated", "expression", "consensus", "read back"]
 DropReason = Literal[
     "no answer",
     "low score",
     "not read",
+    "read otherwise",
     "taught",
     "low agreement",
     "full agreement",
@@ -83,9 +91,16 @@ def agreement_on(scored: ScoredGroup, evidence: Mapping[Place, Evidence]) -> flo
 
 
 def judge(
-    scored: ScoredGroup, evidence: Mapping[Place, Evidence], config: FlywheelConfig
+    scored: ScoredGroup,
+    evidence: Mapping[Place, Evidence],
+    config: FlywheelConfig,
+    has_reader: bool = False,
 ) -> tuple[bool, KeepReason | DropReason]:
-    """Decide whether a group's best sample is good enough, and name the reason."""
+    """Decide whether a group's best sample is good enough, and name the reason.
+
+    Args:
+        has_reader: a teacher will read the kept replies, so that the group that reads one decides nothing.
+    """
     best = scored.scores[scored.best]
     if best == 0.0:
         return False, "no answer"
@@ -93,6 +108,8 @@ def judge(
         return (True, "annotated") if best >= config.keep_annotated else (False, "low score")
     if scored.group.is_real_unlabelled:
         return (False, "taught") if scored.group.taught is not None else (True, CONSENSUS)
+    if has_reader and scored.group.role == "responder":
+        return (True, "expression") if best >= config.keep_expression else (False, "low expression")
     known = evidence.get(_place(scored, 1 if scored.group.role == "responder" else 0), Evidence(None, None))
     if known.agreement is None or known.expression is None:
         return False, "not read"
@@ -103,6 +120,17 @@ def judge(
     if known.expression < config.keep_expression:
         return False, "low expression"
     return True, "expression" if scored.group.role == "responder" else "self-generated"
+
+
+def judge_reading(
+    scored: ScoredGroup, config: FlywheelConfig, score: SmoothedIoU
+) -> tuple[bool, KeepReason | DropReason]:
+    """Decide whether a teacher, whose answers the group holds, reads a reply as it was meant."""
+    vote = scored.group.consensus.labels
+    if not vote:
+        return False, "no answer"
+    is_as_meant = score(vote, scored.group.target or ()) >= config.keep_expression
+    return (True, READ_BACK) if is_as_meant else (False, "read otherwise")
 
 
 def within_cap(label: str, kept: int, passed: int, shares: Mapping[str, float], floor: float) -> bool:

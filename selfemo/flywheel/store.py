@@ -22,7 +22,7 @@ from selfemo.common.errors import UserError
 from selfemo.common.printable import quote
 from selfemo.flywheel.connection import connect, lock_writer
 from selfemo.flywheel.record import Record
-from selfemo.flywheel.rule import CONSENSUS
+from selfemo.flywheel.rule import READINGS
 from selfemo.flywheel.schema import (
     COLUMN_KINDS,
     COLUMNS,
@@ -35,6 +35,7 @@ from selfemo.flywheel.schema import (
 SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 """Errors of a damaged file; the second one if SQLite's message quotes bytes that are no text."""
 MAX_ID = 2**63 - 1
+NO_READING = f"kept = 1 and reason not in ({', '.join('?' * len(READINGS))})"
 
 
 @dataclass(frozen=True)
@@ -209,16 +210,15 @@ class FlywheelStore:
             yield self._decode(row)
 
     def kept_texts(self) -> Iterator[tuple[str, str]]:
-        """Yield (role, text) of every kept record but those of a consensus, in order."""
-        query = "select role, text from records where kept = 1 and reason != ? order by record_id"
-        yield from self._rows(query, (str, str), CONSENSUS)
+        """Yield (role, text) of every kept record but readings, in order."""
+        query = f"select role, text from records where {NO_READING} order by record_id"
+        yield from self._rows(query, (str, str), *READINGS)
 
     def newest_kept(self, role: str, count: int) -> list[Record]:
-        """Return the newest kept records of a role but those of a consensus, oldest first."""
-        query = (
-            f"{SELECT} where kept = 1 and role = ? and reason != ? order by records.record_id desc limit ?"
-        )
-        return [self._decode(row) for row in self._rows(query, COLUMN_KINDS, role, CONSENSUS, count)][::-1]
+        """Return the newest kept records of a role but readings, oldest first."""
+        query = f"{SELECT} where {NO_READING} and role = ? order by records.record_id desc limit ?"
+        rows = self._rows(query, COLUMN_KINDS, *READINGS, role, count)
+        return [self._decode(row) for row in rows][::-1]
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

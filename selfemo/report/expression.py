@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from selfemo.flywheel.joined import JoinedStores
+from selfemo.flywheel.rule import READ_BACK
 from selfemo.flywheel.store import Total
 from selfemo.records.directory import flywheel_files
 from selfemo.records.reading import RunRecords
@@ -25,6 +26,8 @@ class EmotionRow:
     """Responder groups whose target's first emotion this is."""
     kept: int
     """Those of them whose best reply the flywheel kept as `expression`."""
+    read_back: int
+    """Those of them that a later round's teacher read as they were meant."""
     before: float | None
     """F1 of the recognizer after SFT; None if that was not evaluated."""
     after: float | None
@@ -42,12 +45,12 @@ def emotion_rows(records: RunRecords) -> list[EmotionRow]:
     Raises:
         UserError: the flywheel's file is damaged.
     """
-    asked, kept = _replies(_totals(records))
+    asked, kept, read_back = _replies(_totals(records))
     if not asked:
         return []
     before, after = (_f1(records, stage) for stage in ("sft", "final"))
     return [
-        EmotionRow(label, asked[label], kept[label], before.get(label), after.get(label))
+        EmotionRow(label, asked[label], kept[label], read_back[label], before.get(label), after.get(label))
         for label in sorted({*asked, *before, *after}, key=lambda label: (-asked[label], label))
     ]
 
@@ -60,15 +63,17 @@ def _totals(records: RunRecords) -> list[Total]:
         return store.totals()
 
 
-def _replies(totals: list[Total]) -> tuple[Counter[str], Counter[str]]:
-    """Count responder groups by target: those asked for, and those kept as expression."""
-    asked, kept = Counter[str](), Counter[str]()
+def _replies(totals: list[Total]) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """Count responder groups by target: those asked for, those kept as expression, and those read back."""
+    asked, kept, read_back = Counter[str](), Counter[str](), Counter[str]()
     for total in totals:
+        if total.kept and total.reason == READ_BACK:
+            read_back[total.label] += total.count
         if total.role == "responder":
             asked[total.label] += total.count
             if total.kept and total.reason == "expression":
                 kept[total.label] += total.count
-    return asked, kept
+    return asked, kept, read_back
 
 
 def _f1(records: RunRecords, stage: str) -> dict[str, float]:

@@ -38,6 +38,7 @@ def open_flywheel(
         is_writer=ranks.part == 0,
         peers=FlywheelPeers(ranks, device),
         files=on_rank0(lambda: flywheel_files(root)),
+        has_reader=config.teacher_reads_replies,
     )
 
 

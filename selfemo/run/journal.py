@@ -172,8 +172,13 @@ class Journal:
             f"of {report.n} turns"
         )
 
-    def taught(self, iteration: int, read: TaughtTurns) -> None:
-        """Record what the teacher read where a round begins."""
+    def taught(self, iteration: int, read: TaughtTurns, replies: int, as_meant: int) -> None:
+        """Record what the teacher read where a round begins.
+
+        Args:
+            replies: number of kept replies that it read.
+            as_meant: number of those that it read as they were meant.
+        """
         first = Counter(labels[0] for labels in read.labels if labels)
         turns = len(read.labels)
         self._write(
@@ -184,11 +189,14 @@ class Journal:
                 "agreement": sum(group.consensus.agreement for group in read.groups) / max(1, turns),
                 "labels": dict(sorted(first.items())),
                 "weights": dict(read.weights),
+                "replies": replies,
+                "replies_read_as_meant": as_meant,
             }
         )
         self._terminal.say(
             f"teacher read {turns} turns without labels; {first.total()} of them teach: "
             + ", ".join(f"{label} {count}" for label, count in first.most_common())
+            + (f"; it read {as_meant} of {replies} replies as they were meant" if replies else "")
         )
 
     def iteration(

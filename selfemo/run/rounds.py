@@ -2,15 +2,18 @@
 
 The iterations are cut into `selfplay.rounds` parts. Where one begins, the weights that KL refers to become
 those of the policy (or a moving average of these), and the same weights teach: their consensus on real turns
-without labels is recorded in the flywheel, and read from there by every later step and by a resume.
+without labels is recorded in the flywheel, and read from there by every later step and by a resume. Replies
+that the round before kept are read in the same call, and teach if they are read as they were meant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 from selfemo.config.schema import RunConfig
+from selfemo.flywheel.lessons import Reply
 from selfemo.process.dealing import map_over_ranks
 from selfemo.run.journal import Journal
 from selfemo.run.parts import Parts
@@ -82,11 +85,23 @@ class Rounds:
             with self._system.learner.weights_of(self._state.reference):
                 self._sync()
         version = self._state.progress.weight_version
+        replies = self._unread_replies(iteration)
+        first = settings.seeds_per_iteration + len(openings)
+        written = [reply.opening(number) for number, reply in enumerate(replies, first)]
         with self._journal.phase("rollout"):
-            groups = read_turns(parts.selfplay, openings, iteration)
+            groups = read_turns(parts.selfplay, [*openings, *written], iteration)
         if is_another:
             self._sync()
-        read = labels_to_teach(groups, parts.rewards.label_shares, settings.align_consensus)
-        scored = parts.rewards.score_groups(read.groups, map_over_ranks)
-        parts.flywheel.teach(scored, read.labels, version)
-        self._journal.taught(iteration, read)
+        read = labels_to_teach(groups[: len(openings)], parts.rewards.label_shares, settings.align_consensus)
+        answers = zip(groups[len(openings) :], replies, strict=True)
+        meant = [replace(group, target=reply.labels) for group, reply in answers]
+        scored = parts.rewards.score_groups([*read.groups, *meant], map_over_ranks)
+        parts.flywheel.teach(scored[: len(openings)], read.labels, version)
+        as_meant = parts.flywheel.read_back(scored[len(openings) :], version)
+        self._journal.taught(iteration, read, len(replies), as_meant)
+
+    def _unread_replies(self, iteration: int) -> list[Reply]:
+        """List the replies of the round before this one, if the teacher reads replies."""
+        if iteration == 0 or not self._config.teacher_reads_replies:
+            return []
+        return self._parts.flywheel.lessons.unread(since=round_of(iteration - 1, self._config).start)

@@ -1,5 +1,7 @@
 """Lets a teacher read real turns without labels, once per round: one greedy answer in each view, and a vote.
 
+Replies that a round kept are read in the same way (selfemo/run/rounds.py).
+
 A group's own consensus moves with every step and sharpens what the model thinks already. The teacher's is
 taken from weights that stay as they are for a round (docs/method.md).
 """
@@ -63,7 +65,7 @@ def read_turns(play: SelfPlay, openings: Sequence[Opening], iteration: int) -> l
             episode=opening.index,
             turn=0,
             source=opening.source,
-            parent=None,
+            parent=opening.parent,
             context=opening.turns,
             speaker=opening.turns[-1].speaker,
             gold=opening.turns[-1].labels or None,

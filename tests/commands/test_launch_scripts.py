@@ -200,6 +200,7 @@ def test_a_dry_run_in_a_clean_checkout_plans_by_name_and_says_what_is_missing(en
     assert all(part in launch.stderr for part in (str(path), "MODEL_DIR", "model.path", "hf download"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", MODELS)
 def test_a_launch_never_falls_back_to_the_bundled_corpus(environment, tmp_path, whole_model, model):
     told = {**environment, "MODEL_DIR": whole_model, "SELFEMO_DATA": str(tmp_path)}
@@ -209,6 +210,7 @@ def test_a_launch_never_falls_back_to_the_bundled_corpus(environment, tmp_path, 
     assert "$SELFEMO_DATA" in result.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("lost", "told"),
     [

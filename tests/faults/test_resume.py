@@ -6,10 +6,15 @@ Two real processes of Megatron and vLLM. `make test-faults` has every point in b
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from selfemo.flywheel.joined import JoinedStores
+from selfemo.flywheel.store import Filter
+from selfemo.records.directory import flywheel_files
+from selfemo.records.reading import read_run
 from tests.helpers import kill_chain as chain
 from tests.helpers.fault_runs import LAYOUTS, Ended, ends_in_time, finish
 from tests.helpers.kill_chain import SHORT, Kill, compare_chain
@@ -19,6 +24,21 @@ TP2 = LAYOUTS["TP2"]
 
 def test_a_run_killed_at_three_points_is_bit_identical(launcher, untouched, tmp_path):
     assert compare_chain(launcher, untouched, tmp_path / "run", "TP2", SHORT) == []
+
+
+def test_the_run_that_is_killed_has_a_teacher_that_reads_turns_and_replies(untouched):
+    """What a kill could lose is there to be lost: it is read where the second round begins, and taught."""
+    with closing(JoinedStores(flywheel_files(untouched))) as stores:
+        records = list(stores.find(Filter()))
+    waiting = {r.record_id for r in records if r.reason == "expression" and r.iteration == 0}
+    read = [r for r in records if r.parent in waiting and r.role == "recognizer" and r.target]
+    assert waiting
+    assert sorted(r.parent for r in read) == sorted(waiting), "each of the first round's replies, once"
+    assert {r.iteration for r in read} == {1}
+    assert any(r.reason == "read back" for r in read)
+    teachers = [event for event in read_run(untouched).events if event["event"] == "teacher"]
+    assert [event["replies"] for event in teachers] == [0, len(read)]
+    assert teachers[1]["replies_read_as_meant"] == sum(r.kept for r in read)
 
 
 class ScriptedLauncher:

@@ -106,6 +106,67 @@ def test_shares_are_kept_as_far_as_there_are_lessons(tmp_path: Path) -> None:
     assert [x.labels for x in wheel.lessons.draw(4, 0.5, 1, random.Random(1))] == [("anger",)] * 4
 
 
+def with_reader(path: Path, is_writer: bool = True) -> Flywheel:
+    return Flywheel(FlywheelConfig(), CORPUS, REWARDS, path, is_writer, has_reader=True)
+
+
+def read_by_teacher(wheel: Flywheel, answers: list[list[str]], iteration: int) -> list[ScoredGroup]:
+    """The teacher's readings of the replies that wait, as a round makes them."""
+    groups = []
+    for number, (reply, given) in enumerate(zip(wheel.lessons.unread(0), answers, strict=True)):
+        opening = reply.opening(100 + number)
+        read = replace(recognizer_group(given, None, context=opening.turns), parent=opening.parent)
+        groups.append(scored(replace(read, target=reply.labels), opening.index, iteration))
+    return groups
+
+
+def test_a_reply_waits_for_the_teacher_and_teaches_if_it_is_read_as_it_was_meant(tmp_path: Path) -> None:
+    wheel = with_reader(wheel_path(tmp_path))
+    wheel.offer([reply(0)[0], reply(1)[0], reply(2)[0]], 1)  # the last of an episode: no group reads them
+    assert wheel.lessons.draw(2, 1.0, 0, random.Random(1)) == []
+    waiting = wheel.lessons.unread(0)
+    assert [x.labels for x in waiting] == [("joy",)] * 3
+    assert all(not x.opening(0).turns[-1].labels for x in waiting), "the teacher is not told"
+    readings = read_by_teacher(wheel, [["joy", "joy", "anger"], ["anger", "anger", "joy"], ["", ""]], 4)
+    assert wheel.read_back(readings, 2) == 1
+    read, write = wheel.lessons.draw(2, 1.0, 4, random.Random(1))
+    assert read.turns[-1].text == write.text == "grand word0 of all things"
+    assert (read.labels, write.labels, read.turns[:-1]) == (("joy",), ("joy",), write.turns)
+    assert wheel.kept_dialogues() == [], "a reading opens nothing"
+    assert wheel.role_counts["recognizer"] == {"passed": 0, "kept": 0}, "and uses up no cap"
+    wheel.close()
+    found = FlywheelStore(wheel_path(tmp_path)).find(Filter(role="recognizer"))
+    assert [(r.reason, r.labels, r.target, r.parent) for r in found] == [
+        ("read back", ("joy",), ("joy",), waiting[0].record_id),
+        ("read otherwise", ("anger",), ("joy",), waiting[1].record_id),
+        ("no answer", (), ("joy",), waiting[2].record_id),
+    ]
+
+
+def test_replies_that_a_teacher_read_are_recalled(tmp_path: Path) -> None:
+    wheel = with_reader(wheel_path(tmp_path))
+    wheel.offer([g for e in range(6) for g in reply(e)], 1)
+    wheel.read_back(read_by_teacher(wheel, [["joy"]] * 4 + [["anger"]] * 2, 3), 2)
+    wheel.offer([g for e in range(6, 9) for g in reply(e, 3)], 3)
+    wheel.close()
+    again = with_reader(wheel_path(tmp_path), is_writer=False)
+    assert again.counts == wheel.counts
+    assert again.kept_dialogues() == wheel.kept_dialogues()
+    assert again.lessons.unread(3) == wheel.lessons.unread(3)
+    drawn, wanted = (f.lessons.draw(8, 1.0, 3, random.Random(7)) for f in (again, wheel))
+    assert drawn == wanted
+    assert len({lesson.turns for lesson in drawn if lesson.role == "responder"}) <= 4
+    assert {lesson.text for lesson in drawn if lesson.role == "responder"} <= {
+        f"grand word{n} of all things" for n in range(4)
+    }
+    again.close()
+
+
+def test_without_a_reader_a_reply_that_no_group_read_is_dropped(tmp_path: Path) -> None:
+    (record,) = flywheel(wheel_path(tmp_path)).offer([reply(0)[0]], 1)
+    assert (record.kept, record.reason) == (False, "not read")
+
+
 def test_a_flywheel_that_recalls_its_store_teaches_the_same(tmp_path: Path) -> None:
     wheel = flywheel(wheel_path(tmp_path))
     wheel.offer([g for e in range(3) for g in reply(e)], 1)

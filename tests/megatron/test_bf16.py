@@ -91,6 +91,7 @@ def small_steps_in_fp32(distributed, hf_dir):
     return distributed(1, _small_steps, hf_dir, ParallelConfig(), Options(), timeout_s=240)[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [pytest.param("TP2 +SP", marks=pytest.mark.slow), "DP2 +DO"])
 def test_steps_below_bf16_resolution_add_up(distributed, hf_dir, small_steps_in_fp32, name):
     processes, parallel = LAYOUTS[name]

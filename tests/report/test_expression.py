@@ -62,6 +62,20 @@ def test_replies_are_counted_by_the_emotion_they_were_written_for(measured: Path
     assert [row.asked for row in rows] == sorted((row.asked for row in rows), reverse=True)
 
 
+def test_a_reply_that_a_teacher_read_counts_for_the_emotion_it_was_written_for(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    with closing(FlywheelStore(run / "flywheel.sqlite", writable=True)) as store:
+        record = next(iter(store.find(Filter(role="recognizer"))))
+        readings = [(True, "read back", (RARE,)), (True, "read back", (RARE,)), (False, "read otherwise", ())]
+        changed = [
+            replace(record, record_id=store.last_id() + n, iteration=100 + n, kept=k, reason=r, labels=labels)
+            for n, (k, r, labels) in enumerate(readings, 1)
+        ]
+        store.append(changed)
+    rows = emotion_rows(read_run(run))
+    assert {row.label: row.read_back for row in rows if row.read_back} == {RARE: 2}
+
+
 def test_each_emotion_stands_with_its_own_f1(measured: Path):
     rows = {row.label: row for row in emotion_rows(read_run(measured))}
     assert set(rows) == set(LABELS)
@@ -93,4 +107,4 @@ def test_the_command_prints_the_same_table(measured: Path, monkeypatch: pytest.M
         assert result.exit_code == 0, result.output
         (line,) = (line for line in result.output.splitlines() if RARE in line)
         cells = [cell.strip() for cell in line.strip("│┃ ").split("│")]
-        assert cells == [RARE, str(row.asked), str(row.kept), "0.125", "0.375", "+0.250"]
+        assert cells == [RARE, str(row.asked), str(row.kept), "0", "0.125", "0.375", "+0.250"]

@@ -13,6 +13,7 @@ from selfemo.common.errors import UserError
 from selfemo.config.load import load_config
 from selfemo.config.schema import RewardConfig, SelfPlayConfig
 from selfemo.corpora.conversation import Corpus
+from selfemo.flywheel.lessons import Reply
 from selfemo.rewards.scoring import Rewards, score_group
 from selfemo.rollout.api import GenerationRequest
 from selfemo.run.rounds import round_of
@@ -141,6 +142,16 @@ def test_a_label_that_alignment_does_not_move_keeps_its_whole_set() -> None:
         ("joy", "anger"),
         ("neutral",),
     )
+
+
+def test_a_reply_is_read_as_the_turn_that_it_is_and_names_its_record() -> None:
+    play, _, _ = parts()
+    reply = Reply(7, "toy/train/0", LABELLED[0].turns[:1], "Bo", ("anger",), "what a mess")
+    (group,) = read_turns(play, [reply.opening(9)], 1)
+    assert (group.parent, group.episode, group.speaker, group.gold) == (7, 9, "Bo", None)
+    assert group.context[-1].text == "what a mess"
+    assert not group.is_real_unlabelled
+    assert [sample.view for sample in group.samples] == list(CONFIG.views)
 
 
 @given(st.integers(1, 40), st.data())
