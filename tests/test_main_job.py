@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from selfemo.records.reading import read_run
 from selfemo.report.page import render
 from selfemo.report.planned import planned_rows
-from tools.check_run import checks
+from tools.check_run import checks, learning_checks
 
 pytestmark = pytest.mark.long
 
@@ -47,7 +47,7 @@ def quickstart(output: Path, *overrides: str) -> subprocess.CompletedProcess[str
     environment["CONFIG"] = CONFIG
     command = ["bash", "examples/quickstart_cpu.sh", *overrides]
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
 
 
@@ -169,6 +169,16 @@ def test_the_same_seed_gives_the_same_run(run_dir, tmp_path):
     assert (run_dir / "samples.jsonl").read_text() == (tmp_path / "again" / "samples.jsonl").read_text()
     first, second = ((d / "model" / "model.safetensors").read_bytes() for d in (run_dir, tmp_path / "again"))
     assert first == second
+
+
+@pytest.mark.slow
+def test_the_small_model_learns(tmp_path):
+    """Train it for as long as it takes to read better than the majority class, and to earn more reward."""
+    longer = ("sft.steps=400", "sft.batch_size=32", "iterations=9", "selfplay.seeds_per_iteration=12")
+    result = quickstart(tmp_path / "run", "corpus.name=everyday", *longer)
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = learning_checks(summary(tmp_path / "run"), tmp_path / "run")
+    assert [name for name, passed in found if not passed] == []
 
 
 @pytest.mark.slow

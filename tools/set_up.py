@@ -11,6 +11,7 @@ step fails.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -37,7 +38,7 @@ def main() -> int:
     python = venv / "bin" / "python"
     environment = uv_environment(os.environ)
     say(f"Python {sys.version.split()[0]} ({sys.executable}) into {venv}")
-    say(torch_source(environment))
+    say(f"{torch_source(environment)}; {free_gigabytes(venv):.1f} GB are free there")
     uv = [str(venv / "bin" / "uv"), "pip", "install", "--python", str(python)]
     packages = [
         "--compile-bytecode",
@@ -104,6 +105,12 @@ def torch_source(environment: Mapping[str, str]) -> str:
         "torch: PyPI's build with CUDA's libraries, 2.9 GB of downloads, 6.9 GB on disk; "
         "UV_TORCH_BACKEND=cpu takes the CPU build: 4 GB"
     )
+
+
+def free_gigabytes(place: Path) -> float:
+    """Return the free space of the file system that a path is on, or will be, in GB."""
+    there = next(path for path in (place, *place.parents) if path.exists())
+    return shutil.disk_usage(there).free / 1e9
 
 
 def torch_requirement() -> str:

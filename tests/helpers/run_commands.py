@@ -33,7 +33,6 @@ COMMANDS = (
     "selfemo plan --config examples/configs/qwen3_8b.yaml --nodes 2 --gpus-per-node 8 --gpu h100-80g",
     "selfemo plan --accuracy",
     "selfemo eval --model runs/demo/model",
-    "selfemo eval --model runs/demo/model --corpus meld --split test --json meld-test.json",
     "selfemo report runs/demo",
     "selfemo report runs/demo --gpu h100-80g",
     "selfemo flywheel list runs/demo",
