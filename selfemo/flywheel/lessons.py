@@ -7,6 +7,7 @@ meant.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Mapping
@@ -134,7 +135,9 @@ class Lessons:
         """
         read = [lesson for made, lesson in self._read.values() if made >= since]
         replies = [reply for made, reply in self._replies if made >= since]
-        from_replies = (round(count * reply_share) if read else count) if replies else 0
+        # a fraction of a lesson is drawn, so that steps of few examples have the share on average
+        wanted = math.floor(count * reply_share + rng.random())
+        from_replies = (wanted if read else count) if replies else 0
         chosen = _choose(read, count - from_replies, rng) if read else []
         drawn = _choose(replies, from_replies, rng)
         return chosen + [reply.value.lessons[i % 2] for i, reply in enumerate(drawn)]

@@ -167,6 +167,15 @@ def test_without_a_reader_a_reply_that_no_group_read_is_dropped(tmp_path: Path) 
     assert (record.kept, record.reason) == (False, "not read")
 
 
+def test_steps_of_one_lesson_have_the_share_of_replies_on_average(tmp_path: Path) -> None:
+    wheel = flywheel(wheel_path(tmp_path))
+    wheel.offer([g for e in range(6) for g in reply(e)], 1)
+    wheel.teach([unlabelled(["anger", "anger"], e, 1) for e in range(6)], [("anger",)] * 6, 2)
+    drawn = [wheel.lessons.draw(1, 0.25, 0, random.Random(step)) for step in range(400)]
+    assert all(len(lessons) == 1 for lessons in drawn)
+    assert 70 < sum(lesson.labels == ("joy",) for (lesson,) in drawn) < 130
+
+
 def test_a_flywheel_that_recalls_its_store_teaches_the_same(tmp_path: Path) -> None:
     wheel = flywheel(wheel_path(tmp_path))
     wheel.offer([g for e in range(3) for g in reply(e)], 1)
