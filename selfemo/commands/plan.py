@@ -15,11 +15,14 @@ from selfemo.config.dtype import ON_GPU, with_dtypes
 from selfemo.config.layout import layout_of
 from selfemo.config.load import read_config
 from selfemo.config.schema import RunConfig
+from selfemo.config.training_corpus import load_run_corpus
+from selfemo.corpora.registry import CorpusAbsent
 from selfemo.planning.hardware import gpu_by_name
 from selfemo.planning.plan import best_layouts, make_plan
 from selfemo.planning.render import as_json, print_accuracy, print_plan
 from selfemo.planning.sync import distinct_pair_bytes
 from selfemo.planning.workload import workload_of
+from selfemo.selfplay.openings import OpeningPool
 from selfemo.selfplay.views import unknown_views
 
 MAX_GPUS = 16_384
@@ -74,7 +77,9 @@ def plan(
     ]
     if problems:
         raise UserError(f"{config or 'configuration'}: " + "; ".join(problems))
-    workload = workload_of(settings, prompt_tokens, answer_tokens, utterance_tokens)
+    workload = workload_of(
+        settings, prompt_tokens, answer_tokens, utterance_tokens, _turns_for_teacher(settings)
+    )
     planned = make_plan(settings, architecture, layout, workload, hardware)
     suggestions = best_layouts(settings, architecture, workload, nodes, gpus_per_node, hardware)
     pairs = distinct_pair_bytes(architecture, layout, settings.rollout.dtype)
@@ -83,6 +88,23 @@ def plan(
     else:
         title = settings.model.path or "initialised model"
         print_plan(planned, pairs, workload, suggestions, title, Console())
+
+
+def _turns_for_teacher(settings: RunConfig) -> int | None:
+    """Count the corpus's turns that a teacher reads; None if nobody asks, or the corpus is not here.
+
+    Raises:
+        UserError: the corpus is malformed, or has no turn for a teacher: a launch would refuse it too.
+    """
+    play = settings.selfplay
+    if play.teacher == "policy" or play.teacher_turns:
+        return None
+    try:
+        corpus = load_run_corpus(settings)
+    except CorpusAbsent:
+        return None
+    pool = OpeningPool(corpus, play, settings.seed, settings.corpus.history_turns)
+    return len(pool.unlabelled(range(1), 0))
 
 
 def _refuse_beyond_bounds(

@@ -6,7 +6,8 @@ FlashAttention and without dropout. Workspace is an allowance.
 
 Phases differ in what is allocated at the same time. During training the engine sleeps. In "wake-up"
 the engine allocates weights and cache while the trainer keeps all of its own. In "sync" the
-transfer adds its buckets. A checkpoint follows a sync, so the engine is awake.
+transfer adds its buckets. A checkpoint follows a sync, so the engine is awake. Where a round begins
+after the first (selfplay.rounds), the new reference is copied beside the old one.
 
 Source of the activation terms: Korthikanti et al. 2022, section 4, redone for RMSNorm,
 grouped-query attention and SwiGLU.
@@ -22,7 +23,7 @@ from selfemo.models.architecture import DTYPE_BYTES, Architecture
 from selfemo.planning.generation import Engine
 from selfemo.planning.hardware import GIB
 from selfemo.planning.parameters import trained_layers_on, trains_head
-from selfemo.planning.steptime import busiest_head_tokens, passes
+from selfemo.planning.steptime import busiest_head_tokens, passes, supervised_pass
 from selfemo.planning.sync import engine_elements
 from selfemo.planning.trainer_bytes import trainer_bytes
 from selfemo.planning.workload import Workload
@@ -200,25 +201,34 @@ def _phases(
         "engine_tables": engine.table_bytes,
         "workspace": CONTEXT_BYTES + ENGINE_WORKSPACE_BYTES,
     }
-    batch = passes(workload, layout)[0]
+    batch, supervised = passes(workload, layout)[0], supervised_pass(workload, layout)
     microbatch_tokens = workload.microbatch_tokens or batch.tokens
-    completion_tokens = busiest_head_tokens(
-        layout, microbatch_tokens, microbatch_tokens * batch.head_tokens / batch.tokens
+    head_tokens = max(
+        (microbatch_tokens * p.head_tokens / p.tokens for p in (batch, supervised) if p.tokens), default=0.0
     )
+    completion_tokens = busiest_head_tokens(layout, microbatch_tokens, head_tokens)
     logits = logits_bytes(architecture, layout, completion_tokens, config.train)
     train = replace(
         trainer,
         activations=activation_bytes(
-            architecture, layout, microbatch_tokens, stage, batch.microbatches, dtype
+            architecture,
+            layout,
+            microbatch_tokens,
+            stage,
+            batch.microbatches + supervised.microbatches,
+            dtype,
         ),
         logits=logits if stage == layout.pipeline - 1 else 0,
         **({} if config.rollout.sleep else awake),
     )
     offloaded = replace(trainer, gradients=0, optimizer=0) if config.train.offload_during_rollout else trainer
-    return {
+    phases = {
         "train": train,
         "wake-up": replace(offloaded, **awake),
         "sync": replace(offloaded, buckets=config.sync.bucket_bytes, **awake),
         "rollout": replace(offloaded, **awake),
         "checkpoint": replace(trainer, **awake),  # writing moves offloaded state back to the GPU
     }
+    if config.selfplay.rounds > 1:
+        phases["round"] = replace(offloaded, reference=2 * held.reference, **awake)
+    return phases

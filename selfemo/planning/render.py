@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -60,6 +60,9 @@ def as_json(
             "generated_tokens": workload.generated_tokens,
             "train_samples": workload.train_samples,
             "train_tokens": workload.train_tokens,
+            "supervised_tokens": workload.supervised_tokens,
+            "teacher_tokens": workload.teacher_tokens,
+            "teacher": asdict(workload.teacher) if workload.teacher else None,
             "longest_completion": max(call.lengths.max_completion for call in workload.calls),
         },
         "suggestions": [
@@ -105,6 +108,8 @@ def print_plan(
         f"{plan.tokens_per_second_per_gpu:,.0f} tokens/s/GPU; "
         f"{plan.live_sequences} sequences decode together per engine"
     )
+    for line in _teaching_lines(plan, workload):
+        console.print(line)
     console.print(
         f"sync ({plan.sync_path}): {plan.sync.direct / 1e9:.2f} GB direct, "
         f"{plan.sync.checkpoint / 1e9:.2f} GB by full tensors, over all "
@@ -157,6 +162,30 @@ def print_accuracy(console: Console) -> None:
     console.print(f"sources: {'; '.join(sorted({run.source for run in uses}))}")
 
 
+def _teaching_lines(plan: Plan, workload: Workload) -> Iterator[str]:
+    """Tell what supervised examples and a teacher add; nothing where there are none."""
+    if workload.supervised_lengths:
+        yield (
+            f"supervised: {workload.supervised_examples} examples of "
+            f"{workload.supervised_lengths.mean_total:,.0f} tokens in each of {workload.optimizer_steps} "
+            f"optimizer steps, {workload.supervised_tokens:,.0f} tokens per iteration"
+        )
+    if teacher := workload.teacher:
+        turns = {
+            "limit": f"at most {teacher.turns:,} turns (selfplay.teacher_turns)",
+            "corpus": f"{teacher.turns:,} turns of the corpus",
+            "guess": f"{teacher.turns:,} turns, assumed to be those that episodes open on (the corpus is not "
+            "here, and selfplay.teacher_turns=0 reads all of it)",
+        }[teacher.known_from]
+        yield (
+            f"teacher: {turns}, in {teacher.views} {'view' if teacher.views == 1 else 'views'} at the start "
+            f"of each of {teacher.rounds} rounds"
+            + (f", and {teacher.syncs} weight syncs in all" if teacher.syncs else "")
+            + f"; over {teacher.iterations} iterations, {workload.teacher_tokens:,.0f} tokens and "
+            f"{plan.step.teacher:.1f} s for each"
+        )
+
+
 def _memory_table(plan: Plan, stage: StageMemory) -> Table:
     ranks = (
         f"rank {stage.ranks[0]}"
@@ -195,11 +224,11 @@ def _pair_table(pairs: dict[tuple[int, int], int]) -> Table | str:
 
 def _step_table(plan: Plan) -> Table:
     table = Table(title="one iteration, seconds (estimate: see --accuracy)", title_justify="left")
-    for name in ("generate", "logprob", "train", "sync", "other", "total", "bubble"):
+    seconds = {phase: value for phase, value in asdict(plan.step).items() if phase != "teacher" or value}
+    seconds["total"] = plan.step.total
+    for name in (*seconds, "bubble"):
         table.add_column(name, justify="right")
-    step = plan.step
-    seconds = (step.generate, step.logprob, step.train, step.sync, step.other, step.total)
-    table.add_row(*(f"{value:.1f}" for value in seconds), f"{plan.bubble:.0%}")
+    table.add_row(*(f"{value:.1f}" for value in seconds.values()), f"{plan.bubble:.0%}")
     return table
 
 

@@ -9,17 +9,17 @@ What is left out (overlap of communication, uneven data-parallel ranks) errs in 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfemo.config.layout import Layout
 from selfemo.models.architecture import DTYPE_BYTES, Architecture
-from selfemo.planning.generation import Engine, rollout_seconds
+from selfemo.planning.generation import Engine, generation_seconds, rollout_seconds
 from selfemo.planning.hardware import Gpu
 from selfemo.planning.parameters import layer_elements, layers_on, trained_layers_on, trains_head
 from selfemo.planning.rates import Rates
 from selfemo.planning.sync import SyncBytes
 from selfemo.planning.trainer_bytes import GRADIENT_BYTES, trainer_bytes
-from selfemo.planning.workload import Workload
+from selfemo.planning.workload import Lengths, Workload
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,13 @@ class StepSeconds:
     train: float
     sync: float
     other: float
+    teacher: float = 0.0
+    """An iteration's share of the reading where its round begins, weight syncs for it included."""
 
     @property
     def total(self) -> float:
         """Seconds of the whole iteration; phases follow one another."""
-        return self.generate + self.logprob + self.train + self.sync + self.other
+        return self.generate + self.logprob + self.train + self.sync + self.other + self.teacher
 
 
 @dataclass(frozen=True)
@@ -65,20 +67,36 @@ def step_seconds(
     """Estimate one iteration. `sync_path` is "direct" or "checkpoint"."""
     generate = rollout_seconds(workload.calls, workload.episodes, engine, layout.replicas, gpu, rates)
     train_pass, logprob_pass = passes(workload, layout)
+    # Supervised micro-batches follow the others in one schedule, so they add no bubble.
+    supervised = supervised_pass(workload, layout)
     train = workload.optimizer_steps * (
         pass_seconds(architecture, layout, train_pass, True, gpu, rates)
+        + supervised.microbatches * microbatch_seconds(architecture, layout, supervised, True, gpu, rates)
         + update_seconds(architecture, layout, dtype, gpu, rates)
     )
     one_logprob = workload.optimizer_steps * pass_seconds(
         architecture, layout, logprob_pass, False, gpu, rates
     )
+    one_sync = sync_seconds(layout, sync, sync_path, gpu, rates)
     return StepSeconds(
         generate=generate,
         logprob=workload.logprob_passes * one_logprob,
         train=train,
-        sync=sync_seconds(layout, sync, sync_path, gpu, rates),
+        sync=one_sync,
         other=rates.step_s,
+        teacher=_teacher_seconds(workload, engine, layout, one_sync, gpu, rates),
     )
+
+
+def _teacher_seconds(
+    workload: Workload, engine: Engine, layout: Layout, one_sync: float, gpu: Gpu, rates: Rates
+) -> float:
+    """Estimate an iteration's share of what a teacher takes where a round begins."""
+    teacher, call = workload.teacher, workload.teacher_call
+    if teacher is None or call is None or not call.samples:
+        return 0.0
+    reading = generation_seconds(call, engine, layout.replicas, gpu, rates)
+    return teacher.rounds_per_iteration * reading + teacher.syncs_per_iteration * one_sync
 
 
 def passes(workload: Workload, layout: Layout) -> tuple[Pass, Pass]:
@@ -89,16 +107,38 @@ def passes(workload: Workload, layout: Layout) -> tuple[Pass, Pass]:
     if workload.microbatch_tokens is None:
         train = Pass(math.ceil(samples), lengths.mean_total, lengths.mean_total, lengths.mean_total * share)
     else:
-        count = max(1, math.ceil(samples * lengths.mean_total / workload.microbatch_tokens))
-        if layout.virtual_pipeline > 1:
-            count = math.ceil(count / layout.pipeline) * layout.pipeline
-        tokens = samples * lengths.mean_total / count
-        train = Pass(count, tokens, lengths.mean_total, tokens * share)
+        train = _packed(samples, lengths, share, workload.microbatch_tokens, layout)
     if workload.logprob_batch is None:
         return train, train
     padded = lengths.mean_total * lengths.padding(workload.logprob_batch)
     tokens = workload.logprob_batch * padded
     return train, Pass(math.ceil(samples / workload.logprob_batch), tokens, padded, tokens * share)
+
+
+def supervised_pass(workload: Workload, layout: Layout) -> Pass:
+    """Lay out the supervised examples of one optimizer step; no micro-batch if there are none."""
+    lengths, cap = workload.supervised_lengths, workload.microbatch_tokens
+    if lengths is None or cap is None:
+        return Pass(0, 0.0, 0.0, 0.0)
+    share = lengths.mean_completion / lengths.mean_total
+    found = _packed(workload.supervised_examples / layout.data, lengths, share, cap, layout)
+    if layout.virtual_pipeline == 1:
+        return found
+    # the interleaved schedule pads them to the length of the others
+    return replace(found, tokens=max(found.tokens, passes(workload, layout)[0].tokens))
+
+
+def _packed(samples: float, lengths: Lengths, share: float, cap: int, layout: Layout) -> Pass:
+    """Pack a data-parallel rank's samples into the fewest micro-batches of at most `cap` tokens.
+
+    Args:
+        share: share of the tokens that go through the output layer.
+    """
+    count = max(1, math.ceil(samples * lengths.mean_total / cap))
+    if layout.virtual_pipeline > 1:
+        count = math.ceil(count / layout.pipeline) * layout.pipeline
+    tokens = samples * lengths.mean_total / count
+    return Pass(count, tokens, lengths.mean_total, tokens * share)
 
 
 def busiest_head_tokens(layout: Layout, tokens: float, head_tokens: float) -> float:
@@ -115,6 +155,15 @@ def pass_seconds(
 ) -> float:
     """Estimate the seconds of one pass over a data-parallel rank's micro-batches, through the whole
     pipeline."""
+    bubble = (layout.pipeline - 1) / layout.virtual_pipeline
+    per_microbatch = microbatch_seconds(architecture, layout, batch, with_backward, gpu, rates)
+    return (batch.microbatches + bubble) * per_microbatch
+
+
+def microbatch_seconds(
+    architecture: Architecture, layout: Layout, batch: Pass, with_backward: bool, gpu: Gpu, rates: Rates
+) -> float:
+    """Estimate the seconds that one micro-batch takes on the slowest pipeline stage."""
     layers, trained, again = layers_on(architecture, layout), 0, 0.0
     if with_backward:  # the last stage has most layers that are not frozen
         trained = trained_layers_on(architecture, layout, layout.pipeline - 1)
@@ -133,14 +182,14 @@ def pass_seconds(
     per_microbatch += (layers + trained * (again + 1)) * _tensor_collectives(
         architecture, layout, tokens, gpu, rates
     )
-    bubble = (layout.pipeline - 1) / layout.virtual_pipeline
-    return (batch.microbatches + bubble) * per_microbatch
+    return per_microbatch
 
 
 def bubble_share(workload: Workload, layout: Layout) -> float:
     """Share of a training pass in which a pipeline stage waits for others."""
     bubble = (layout.pipeline - 1) / layout.virtual_pipeline
-    return bubble / (passes(workload, layout)[0].microbatches + bubble)
+    microbatches = passes(workload, layout)[0].microbatches + supervised_pass(workload, layout).microbatches
+    return bubble / (microbatches + bubble)
 
 
 def update_seconds(architecture: Architecture, layout: Layout, dtype: str, gpu: Gpu, rates: Rates) -> float:

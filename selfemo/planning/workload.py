@@ -15,6 +15,7 @@ from functools import cache
 from statistics import NormalDist
 
 from selfemo.config.schema import RunConfig
+from selfemo.planning.teaching import TeacherReading, teacher_reading
 
 LENGTH_VARIATION = 0.6
 """Standard deviation over mean of the completion lengths in the body."""
@@ -93,11 +94,40 @@ class Workload:
     share of the last one has ended. 1: the calls follow one another (rollout.lock_step)."""
     trained_share: float = 1.0
     """Share of the training samples whose group carries a ranking; the model does not read the others."""
+    supervised_examples: int = 0
+    """Supervised examples that each optimizer step also learns from, in micro-batches of their own."""
+    supervised_lengths: Lengths | None = None
+    """Their lengths; None if there are none."""
+    teacher: TeacherReading | None = None
+    """What a teacher reads where a round begins; None without one."""
 
     @property
     def generated_tokens(self) -> float:
-        """Completion tokens sampled per iteration."""
-        return sum(call.samples * call.lengths.mean_completion for call in self.calls)
+        """Completion tokens sampled per iteration, its share of the teacher's answers included."""
+        return sum(call.samples * call.lengths.mean_completion for call in self.calls) + self.teacher_tokens
+
+    @property
+    def teacher_call(self) -> GenerationCall | None:
+        """The engine call in which the teacher reads a round's turns; None without a teacher."""
+        if self.teacher is None:
+            return None
+        # the recognizer's answers, as those of an iteration's first call
+        return GenerationCall(self.teacher.answers, self.teacher.answers, self.calls[0].lengths)
+
+    @property
+    def teacher_tokens(self) -> float:
+        """Completion tokens of the teacher's answers, per iteration."""
+        if self.teacher is None:
+            return 0.0
+        tokens = self.teacher.answers * self.calls[0].lengths.mean_completion
+        return tokens * self.teacher.rounds_per_iteration
+
+    @property
+    def supervised_tokens(self) -> float:
+        """Prompt and completion tokens of the supervised examples, per iteration."""
+        if self.supervised_lengths is None:
+            return 0.0
+        return self.optimizer_steps * self.supervised_examples * self.supervised_lengths.mean_total
 
     @property
     def trained_samples(self) -> float:
@@ -106,8 +136,8 @@ class Workload:
 
     @property
     def train_tokens(self) -> float:
-        """Prompt and completion tokens trained on per iteration."""
-        return self.trained_samples * self.lengths.mean_total
+        """Prompt and completion tokens trained on per iteration, supervised examples included."""
+        return self.trained_samples * self.lengths.mean_total + self.supervised_tokens
 
 
 def workload_of(
@@ -115,6 +145,7 @@ def workload_of(
     prompt_tokens: float | None = None,
     answer_tokens: float | None = None,
     utterance_tokens: float | None = None,
+    unlabelled_turns: int | None = None,
 ) -> Workload:
     """Describe one self-play iteration of a configuration (selfemo.selfplay.episode).
 
@@ -123,6 +154,7 @@ def workload_of(
     Args:
         prompt_tokens, answer_tokens, utterance_tokens: measured means; None assumes them from the
             caps (see the constants above).
+        unlabelled_turns: as teacher_reading.
     """
     play, algorithm = config.selfplay, config.algorithm
     turn_tokens = min(TURN_TOKENS, config.corpus.max_turn_tokens)
@@ -148,6 +180,7 @@ def workload_of(
     answers, utterances = turns * recognise.samples, play.turns * seeds * play.responder_group_size
     mean = (answers * answer.mean_completion + utterances * reply.mean_completion) / (answers + utterances)
     kl_pass = 0 if algorithm.kl_beta == 0 else 1  # null takes the preset's, which may be positive
+    is_supervised = algorithm.supervised_weight > 0
     return Workload(
         calls=tuple(calls),
         train_samples=answers + utterances,
@@ -156,7 +189,21 @@ def workload_of(
         logprob_passes=kl_pass + (1 if algorithm.updates_per_rollout > 1 else 0),
         microbatch_tokens=config.train.max_tokens_per_microbatch,
         episodes=1 if config.rollout.lock_step else seeds,
+        supervised_examples=algorithm.supervised_batch_size if is_supervised else 0,
+        supervised_lengths=_supervised_lengths(config, answer, reply) if is_supervised else None,
+        teacher=teacher_reading(config, unlabelled_turns),
     )
+
+
+def _supervised_lengths(config: RunConfig, answer: Lengths, reply: Lengths) -> Lengths:
+    """Mean lengths over the supervised examples of both roles: answers without thoughts, and replies."""
+    play, flywheel = config.selfplay, config.flywheel
+    labels = MEAN_SHARE * play.max_answer_tokens if play.thinking else answer.mean_completion
+    # Labelled turns teach replies as in the supervised start; of the kept ones, half are to be written.
+    taught = flywheel.teach_share
+    replies = (1 - taught) * config.sft.expression_share + taught * flywheel.teach_replies / 2
+    mean = (1 - replies) * labels + replies * reply.mean_completion
+    return Lengths(answer.prompt, mean, max(play.max_answer_tokens, reply.max_completion))
 
 
 @cache
