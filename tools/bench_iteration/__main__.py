@@ -1,8 +1,9 @@
-"""Measures an iteration: a self-play rollout beside plain vLLM, and all of it beside TRL's GRPOTrainer.
+"""Measures an iteration: its rollout beside plain vLLM, all of it beside TRL's GRPOTrainer, and its views.
 
-    python -m tools.bench_iteration                         # both, on this machine
+    python -m tools.bench_iteration                         # the first two, on this machine
     python -m tools.bench_iteration --parts rollout         # needs nothing beyond the project
     python -m tools.bench_iteration --parts trl             # needs requirements/bench.txt
+    python -m tools.bench_iteration --parts views --views 3
     ... --json FILE                                         # the same, for a machine to read
 
 Both sides of a comparison run in this process on the same threads, in turns, so that any other load on
@@ -15,6 +16,7 @@ rollout   selfplay.play (prompts, engine calls, parsing, gates, votes) against L
 trl       rollout, rewards, SELF-GRPO step and weight sync of the trainer's own loop, against
           GRPOTrainer's step on the same prompts, G, completion cap, loss (GRPO), KL and optimizer rate,
           in fp32, without gradient checkpointing and with nothing logged
+views     the trainer's own loop with recognizer groups in V views against the same in one, without a bar
 """
 
 from __future__ import annotations
@@ -35,13 +37,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from selfemo.selfplay.views import view_names
 from tools.bench_iteration.against_trl import bench_trl
 from tools.bench_iteration.rollout import bench_rollout
+from tools.bench_iteration.views import bench_views
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Return exit status 1 if a bar is missed, else 0."""
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     # before torch is imported: vLLM makes torch.set_num_threads a no-op
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     # libraries print; the trainer's terminal sends file descriptor 1 to a log
@@ -60,11 +64,14 @@ def main(arguments: list[str] | None = None) -> int:
         if "trl" in options.parts:
             document["trl"] = bench_trl(options, Path(scratch) / "trl")
             console.print(_trl_table(document["trl"]))
+        if "views" in options.parts:
+            document["views"] = bench_views(options, Path(scratch) / "views")
+            console.print(_views_table(document["views"]))
     if options.json:
         temporary = options.json.with_suffix(".tmp")
         temporary.write_text(json.dumps(document, indent=1) + "\n")
         temporary.replace(options.json)
-    return int(any(document[part]["ratio"] < document[part]["bar"] for part in options.parts))
+    return int(any(document[part]["ratio"] < (document[part]["bar"] or 0) for part in options.parts))
 
 
 @contextmanager
@@ -107,6 +114,19 @@ def _trl_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def _views_table(result: dict[str, Any]) -> Table:
+    sizes = f"{result['prompts']} episodes x {result['turns']} turns, {result['samples']} samples"
+    title = f"One iteration: {sizes}, G {result['group']}, median of {result['rounds']} rounds"
+    table = Table("", "1 view", _views(result), "times as long", title=title, title_justify="left")
+    one, several = result["seconds"].values()
+    spread = f"{result['ratio']:.2f} ({result['ratio_low']:.2f} to {result['ratio_high']:.2f})"
+    table.add_row("iteration", f"{one:.3f} s", f"{several:.3f} s", spread)
+    for phase, both in result["phases"].items():
+        one, several = both.values()
+        table.add_row(f"  {phase}", f"{one:.3f} s", f"{several:.3f} s", f"{several / one:.2f}")
+    return table
+
+
 def _views(result: dict[str, Any]) -> str:
     return "1 view" if result["views"] == 1 else f"{result['views']} views"
 
@@ -129,15 +149,24 @@ def _machine(threads: int) -> str:
     )
 
 
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options, known = parser.parse_args(arguments), len(view_names())
+    fewest = 2 if "views" in options.parts else 1
+    if not fewest <= options.views <= min(known, options.group):
+        parser.error(f"--views {options.views}: expected {fewest} to {min(known, options.group)} here")
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", nargs="+", choices=["rollout", "trl"], default=["rollout", "trl"])
+    parser.add_argument("--parts", nargs="+", choices=["rollout", "trl", "views"], default=["rollout", "trl"])
     parser.add_argument("--prompts", type=int, default=8, help="dialogues per iteration (default 8)")
     parser.add_argument("--group", type=int, default=8, help="G, samples per prompt (default 8)")
     parser.add_argument(
-        "--views", type=int, default=1, help="V, prompts of our recognizer groups (default 1); TRL's keep one"
+        "--views", type=int, default=1, help="V, views of our recognizer groups (default 1); TRL's keep one"
     )
     parser.add_argument("--tokens", type=int, default=32, help="completion cap (default 32)")
     parser.add_argument(

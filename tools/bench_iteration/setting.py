@@ -26,6 +26,7 @@ def bench_config(options: argparse.Namespace, run_dir: Path, turns: int) -> RunC
         None,
         [
             f"output_dir={run_dir}",
+            f"iterations={options.warmup + options.rounds}",
             "corpus.name=everyday",
             "corpus.history_turns=2",
             f"selfplay.seeds_per_iteration={options.prompts}",
@@ -82,8 +83,10 @@ def initial_prompts(config: RunConfig, iterations: int) -> tuple[Path, list[list
     return model_dir, [pool.draw(iteration) for iteration in range(iterations)], corpus.labels
 
 
-def ratio_figures(slower: Sequence[float], ours: Sequence[float], bar: float) -> dict[str, float]:
-    """Divide their seconds by ours, round by round; return the median, the extremes and the bar."""
+def ratio_figures(
+    slower: Sequence[float], ours: Sequence[float], bar: float | None = None
+) -> dict[str, float | None]:
+    """Divide their seconds by ours, round by round; return the median, the extremes and the bar, if any."""
     ratios = [theirs / mine for theirs, mine in zip(slower, ours, strict=True)]
     return {
         "ratio": statistics.median(ratios),
