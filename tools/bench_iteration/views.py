@@ -28,36 +28,37 @@ def bench_views(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
     trainer.state.reference = trainer.system.learner.snapshot()
     trainer.system.learner.begin_stage()
     ways = {count: _parts_with(trainer, count) for count in (1, options.views)}
-    ran: list[int] = []
-    seconds: dict[int, list[float]] = {count: [] for count in ways}
+    ran: list[tuple[int, float]] = []
     for number in range(options.warmup + options.rounds):
         for count in sorted(ways, reverse=bool(number % 2)):
             trainer.parts = ways[count]
             started = time.perf_counter()
             trainer.iterate(number)
-            seconds[count].append(time.perf_counter() - started)
-            ran.append(count)
+            ran.append((count, time.perf_counter() - started))
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    records = list(zip(ran, (line for line in lines if line["event"] == "iteration"), strict=True))
-
-    def median(count: int, phase: str) -> float:
-        mine = [record for views, record in records if views == count]
-        return statistics.median(record["seconds"][phase] for record in mine[options.warmup :])
-
-    one, several = (seconds[count][options.warmup :] for count in ways)
+    records = [line for line in lines if line["event"] == "iteration"]
+    seconds: dict[str, dict[int, list[float]]] = {}
+    for (count, taken), record in zip(ran, records, strict=True):
+        for phase, value in {"iteration": taken, **record["seconds"]}.items():
+            seconds.setdefault(phase, {one: [] for one in ways})[count].append(value)
+    phases = {phase: _figures(both, options) for phase, both in seconds.items()}
     return {
         "prompts": options.prompts,
         "turns": options.turns,
         "group": options.group,
         "views": options.views,
         "rounds": options.rounds,
-        "samples": records[0][1]["samples"],
-        "seconds": {count: statistics.median(values[options.warmup :]) for count, values in seconds.items()},
-        "phases": {
-            phase: {count: median(count, phase) for count in ways} for phase in records[0][1]["seconds"]
-        },
-        **ratio_figures(several, one),
+        "samples": records[0]["samples"],
+        "phases": phases,
+        "ratio": phases["iteration"]["ratio"],
+        "bar": None,
     }
+
+
+def _figures(seconds: dict[int, list[float]], options: argparse.Namespace) -> dict[str, Any]:
+    one, several = (seconds[count][options.warmup :] for count in (1, options.views))
+    medians = {"one": statistics.median(one), "several": statistics.median(several)}
+    return {**medians, **ratio_figures(several, one)}
 
 
 def _parts_with(trainer: Trainer, count: int) -> Parts:
