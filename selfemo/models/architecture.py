@@ -15,7 +15,7 @@ from pathlib import Path
 from selfemo.common.errors import UserError, nearest
 from selfemo.common.json_file import read_json_object
 from selfemo.common.printable import quote
-from selfemo.models.config_fields import refuse_rope_fields, refuse_unimplemented
+from selfemo.models.config_fields import LENGTHS, refuse_rope_fields, refuse_unimplemented
 from selfemo.models.family import Family, families
 from selfemo.models.tensor_layouts import Heads
 
@@ -23,6 +23,8 @@ CONFIG_NAME = "config.json"
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 """Files of a model directory: its fields, and its weights in one file or the list of those they are in."""
+QUANTISED_NAME = "hf_quant_config.json"
+"""A quantizer's file (ModelOpt), which vLLM obeys as it does config.json's quantization_config."""
 MAX_LAYERS = 1_000
 MAX_INTEGER = 2**31 - 1
 MAX_NUMBER = 1e30
@@ -55,6 +57,7 @@ class Architecture:
     qkv_bias: bool
     """Biases on the query, key and value projections."""
     max_position_embeddings: int
+    """Longest sequence that the model knows, in tokens."""
     dtype: str
     """Dtype of the stored weights, as torch spells it without `torch.`."""
 
@@ -96,6 +99,11 @@ def read_architecture(hf_dir: str | Path) -> Architecture:
             f"{path}: no such file; expected a Hugging Face model directory with config.json and "
             "safetensors weights"
         ) from None
+    if path.with_name(QUANTISED_NAME).exists():
+        raise UserError(
+            f"{path.with_name(QUANTISED_NAME)}: vLLM reads the weights beside it as quantised; dequantise "
+            "the model first, or remove the file if the weights are plain"
+        )
     return _from_config(config, _family_of(config, path), str(path))
 
 
@@ -159,6 +167,11 @@ def _family_of(config: Mapping[str, object], path: Path) -> Family:
     wanted = named[0] if isinstance(named, list) and named else config.get("model_type")
     for key, family in by_class.items():
         if wanted in (key, family.name):
+            if config.get("model_type") != family.name:  # transformers obeys this one, vLLM the other
+                raise UserError(
+                    f"{path}: model_type is {quote(config.get('model_type'))}, expected {family.name!r} for "
+                    f"{key}: correct the one that is wrong"
+                )
             return family
     hint = nearest(wanted, by_class) if isinstance(wanted, str) else ""
     raise UserError(
@@ -183,9 +196,16 @@ def _from_config(config: Mapping[str, object], family: Family, where: str) -> Ar
         raise UserError(
             f"{where}: dtype {quote(dtype)} is not supported; expected one of {', '.join(DTYPE_BYTES)}"
         )
+    vocab_size, pad = _integer(config, "vocab_size", where), config.get("pad_token_id")
+    if isinstance(pad, int) and pad >= vocab_size:
+        raise UserError(
+            f"{where}: pad_token_id={quote(pad)} has no row in the embedding (vocab_size={vocab_size}), and "
+            "transformers does not build such a model: set it to null, or enlarge the embedding "
+            "(resize_token_embeddings)"
+        )
     return Architecture(
         family=family.name,
-        vocab_size=_integer(config, "vocab_size", where),
+        vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=_integer(config, "intermediate_size", where),
         num_layers=_integer(config, "num_hidden_layers", where),
@@ -197,7 +217,11 @@ def _from_config(config: Mapping[str, object], family: Family, where: str) -> Ar
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         qk_norm=family.qk_norm,
         qkv_bias=family.qkv_bias,
-        max_position_embeddings=_integer(config, "max_position_embeddings", where),
+        max_position_embeddings=min(
+            _integer(config, key, where)
+            for key in ("max_position_embeddings", *LENGTHS)
+            if key == "max_position_embeddings" or config.get(key) is not None
+        ),
         dtype=str(dtype),
     )
 

@@ -19,11 +19,16 @@ UNDERSTOOD = frozenset(
         "architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size",
         "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps",
         "tie_word_embeddings", "max_position_embeddings", "dtype", "torch_dtype", "rope_theta",
-        "rope_parameters", "rope_scaling", "layer_types", "quantization_config",
+        "rope_parameters", "rope_scaling", "layer_types", "quantization_config", "pad_token_id",
     }
 )
 # fmt: on
 """Fields that selfemo.models.architecture reads."""
+LENGTHS = (
+    *("max_sequence_length", "max_seq_length", "max_seq_len"),
+    *("seq_length", "seq_len", "model_max_length"),
+)
+"""Fields that vLLM takes for the longest sequence too, beside max_position_embeddings; the least counts."""
 ONE_VALUE: Mapping[str, object] = {
     "hidden_act": "silu",
     "attention_dropout": 0.0,
@@ -38,6 +43,7 @@ ONE_VALUE: Mapping[str, object] = {
     "is_decoder": False,
     "is_encoder_decoder": False,
     "add_cross_attention": False,
+    "tie_encoder_decoder": False,
     "attention_bias": False,
     "mlp_bias": False,
     "bias": False,
@@ -59,10 +65,9 @@ HARMLESS = frozenset(
         # how it is run or trained, at the same result
         "use_cache", "initializer_range", "pretraining_tp", "gradient_checkpointing",
         "chunk_size_feed_forward", "attn_implementation", "_attn_implementation",
-        "_attn_implementation_autoset", "max_sequence_length",
+        "_attn_implementation_autoset", "_flash_attn_2_enabled",
         # ids, which the tokenizer's files decide here
-        "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id",
-        "decoder_start_token_id",
+        "bos_token_id", "eos_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id",
         # layers from which windows would slide; use_sliding_window has to be false
         "max_window_layers",
         # what transformers returns, and heads for other tasks
@@ -106,7 +111,7 @@ def refuse_unimplemented(config: Mapping[str, object], family: Family, where: st
     for kind in layer_types if isinstance(layer_types, list) else [layer_types]:
         if kind != "full_attention":
             raise UserError(f"{where}: layer_types has {quote(kind)}; only full_attention is implemented")
-    unknown = _unknown(config, {*UNDERSTOOD, *one_value, *HARMLESS, *family.harmless})
+    unknown = _unknown(config, {*UNDERSTOOD, *LENGTHS, *one_value, *HARMLESS, *family.harmless})
     if unknown:
         others = f" ({len(unknown)} such)" if len(unknown) > 1 else ""
         raise UserError(

@@ -35,6 +35,7 @@ from tests.helpers.damage import damaged, fuzz, of_tokens
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
     "hidden_size": 4,
     "intermediate_size": 4,
     "num_hidden_layers": 1,

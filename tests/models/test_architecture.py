@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from selfemo.common.errors import UserError
 from selfemo.models.architecture import architecture_by_name, hf_config, read_architecture
-from selfemo.models.config_fields import HARMLESS
+from selfemo.models.config_fields import HARMLESS, LENGTHS
 from selfemo.models.family import families
 from selfemo.models.parameters import hf_tensor_list
 from tests.helpers.tiny_model import tiny_model
@@ -253,6 +253,56 @@ def test_a_field_that_an_engine_may_obey_is_refused_by_name(tmp_path: Path, fiel
     *_, name = field
     with pytest.raises(UserError, match=rf"config\.json: .*{name}"):
         read_architecture(_write_whole(tmp_path, LLAMA_2 | field))
+
+
+@pytest.mark.parametrize("named", ["qwen2", None])
+def test_a_model_type_of_another_class_is_refused(tmp_path: Path, named: str | None) -> None:
+    """transformers builds what model_type names, and vLLM what architectures does."""
+    with pytest.raises(UserError, match=r"model_type is .*, expected 'llama' for LlamaForCausalLM"):
+        read_architecture(_write_whole(tmp_path, LLAMA_2 | {"model_type": named}))
+
+
+def test_a_padding_token_without_a_row_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"pad_token_id=32000 has no row in the embedding \(vocab_size=32000\)"
+    ):
+        read_architecture(_write_whole(tmp_path, LLAMA_2 | {"pad_token_id": 32000}))
+    with pytest.raises(AssertionError, match="within num_embeddings"):
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path, num_hidden_layers=1))
+    read_architecture(_write_whole(tmp_path, LLAMA_2 | {"pad_token_id": -1}))  # as in the first Llama's
+
+
+def test_a_quantizers_file_beside_the_config_is_refused(tmp_path: Path) -> None:
+    (_write_whole(tmp_path, LLAMA_2) / "hf_quant_config.json").write_text('{"quantization": {}}')
+    with pytest.raises(
+        UserError, match=r"hf_quant_config\.json: vLLM reads the weights beside it as quantised"
+    ):
+        read_architecture(tmp_path)
+
+
+@pytest.mark.parametrize("field", LENGTHS)
+def test_the_longest_sequence_is_the_least_that_is_told(tmp_path: Path, field: str) -> None:
+    for told, longest in ((1024, 1024), (9999, 4096), (None, 4096)):
+        model = _write_whole(tmp_path, LLAMA_2 | {field: told})
+        assert read_architecture(model).max_position_embeddings == longest
+
+
+def test_every_length_that_vllm_obeys_is_obeyed_or_refused(tmp_path: Path) -> None:
+    root = Path(find_spec("vllm").submodule_search_locations[0])
+    source = (root / "transformers_utils" / "model_arch_config_convertor.py").read_text(encoding="utf-8")
+    (keys,) = re.findall(r"possible_keys = \[(.*?)\]", source, re.DOTALL)
+    obeyed = set(re.findall(r'"(\w+)"', keys))
+    assert {"max_position_embeddings", *LENGTHS} <= obeyed
+    for other in obeyed - {"max_position_embeddings", *LENGTHS}:
+        with pytest.raises(UserError, match=f"field '{other}' is not known"):
+            read_architecture(_write_whole(tmp_path, LLAMA_2 | {other: 1024}))
+
+
+def test_every_field_that_transformers_4_writes_is_known(tmp_path: Path) -> None:
+    """Programs that dump to_dict() write all of them, at their defaults."""
+    defaults = {"tie_encoder_decoder": False, "is_decoder": False, "torchscript": False, "pruned_heads": {}}
+    defaults |= {"cross_attention_hidden_size": None, "add_cross_attention": False, "use_bfloat16": False}
+    assert read_architecture(_write_whole(tmp_path, LLAMA_2 | defaults)).num_layers == 32
 
 
 @pytest.mark.parametrize("name", ["dual_chunk_attention_config", "logit_scale", "some_future_field"])
