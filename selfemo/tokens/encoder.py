@@ -84,6 +84,8 @@ class ChatEncoder:
 
     def _prepare(self) -> None:
         self._full: Tokenizer = self._hf.backend_tokenizer
+        self._full.no_padding()  # tokenizer.json may keep what its last training run asked for
+        self._full.no_truncation()
         self._plain = _without_added_tokens(self._full)
         self.control_ids = frozenset(self._hf.added_tokens_decoder)
         """Ids of all special and added tokens; none of them ever comes from text."""

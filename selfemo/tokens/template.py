@@ -11,6 +11,7 @@ Qwen3's template does itself: an answer inside it would be a thought.
 
 from __future__ import annotations
 
+import datetime
 import re
 import secrets
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,15 @@ from typing import Any
 from selfemo.common.errors import UserError
 from selfemo.emotions.answer import THINK_CLOSE, THINK_OPEN
 
-TEMPLATE_SETTINGS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
-"""Variables given to every template: Qwen3's thinking off, and a fixed date, which Llama 3's would
-otherwise take from the clock."""
+DAY = datetime.datetime(2024, 7, 26)
+"""The day of every prompt: a run that went on after midnight would otherwise write other prompts."""
+TEMPLATE_SETTINGS = {
+    "enable_thinking": False,
+    "date_string": "26 Jul 2024",
+    "strftime_now": DAY.strftime,
+}
+"""Variables given to every template: Qwen3's thinking off, and a fixed day, which Llama 3's and others
+would otherwise take from the clock."""
 THINKING_SETTINGS = {**TEMPLATE_SETTINGS, "enable_thinking": True}
 """The same with thinking on: Qwen3's template then leaves the thinking block to the model and does
 not write an empty one."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from selfemo.common.errors import UserError
@@ -159,6 +160,29 @@ def test_end_of_turn_comes_from_the_template_first(llama_dir: Path) -> None:
     ]
     assert encoder.pad_id == encoder.end_of_turn_id
     assert "Today: 26 Jul 2024" in encoder.decode(encoder.encode_prompt([Message("user", "Hi")]))
+
+
+def test_a_template_that_asks_the_clock_writes_the_same_prompt_on_any_day(tmp_path: Path) -> None:
+    template = (
+        "{{ strftime_now('%Y-%m-%d') }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "<|im_end|>{% endfor %}"
+    )
+    encoder = ChatEncoder(_variant(tmp_path, template))
+    shown = encoder.decode(encoder.encode_prompt([Message("user", "Hi")]), show_special=True)
+    assert shown == "2024-07-26<|im_start|>user\nHi<|im_end|>"
+
+
+def test_padding_and_truncation_that_a_tokenizer_was_saved_with_are_left_out(
+    own: ChatEncoder, own_dir: Path, tmp_path: Path
+) -> None:
+    """Collators set both, and save_pretrained writes them into tokenizer.json."""
+    saved = Path(shutil.copytree(own_dir, tmp_path / "saved"))
+    tokenizer = Tokenizer.from_file(str(saved / "tokenizer.json"))
+    tokenizer.enable_padding(length=64, pad_token="<|endoftext|>")
+    tokenizer.enable_truncation(12)
+    tokenizer.save(str(saved / "tokenizer.json"))
+    question = [Message("system", "You read emotions. " * 9), Message("user", "Ana: what?")]
+    assert ChatEncoder(saved).encode_prompt(question) == own.encode_prompt(question)
 
 
 def _variant(directory: Path, template: str) -> Path:
