@@ -45,6 +45,18 @@ HEADER = "Utterance,Speaker,Emotion,Dialogue_ID,Utterance_ID\n"
         "?? ???, ????",
         "it&#39;s &quot;fine&quot;",
         r"it\u2019s fine",
+        *(
+            "It’s a café".encode().decode(codec)
+            for codec in ("cp437", "cp850", "cp1250", "cp1251", "cp1253", "iso8859-2", "gbk", "cp932")
+        ),
+        "It&rsquo;s fine",
+        "Fine.<br />And you?",
+        "it<U+2019>s fine",
+        "It=E2=80=99s fine",
+        "It%27s%20fine",
+        r"it\'s fine",
+        r"it\342\200\231s fine",
+        "it_x0092_s fine",
     ],
 )
 def test_destroyed_texts_are_found(text: str) -> None:
@@ -64,6 +76,8 @@ def test_destroyed_texts_are_found(text: str) -> None:
         "你好吗？今天 AT&T; R&D a_b",
         "می\u200cخواهم Привет नमस्ते",
         "don`t, don´t, donʼt, rock'n'roll",
+        "100% sure, 20%2 is 0, <3 a=b _why_ so?",
+        "Ці, її, Ещё «всё»; Γιατί όχι; Żółć, ŠĚ; Çok; Það ráð; 窶れた顔",
     ],
 )
 def test_sound_texts_are_no_finding(text: str) -> None:
