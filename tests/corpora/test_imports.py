@@ -164,6 +164,22 @@ def test_goemotions_takes_splits_and_agreed_labels_from_the_filtered_files(write
     assert corpus.split("train")[0].turns[0].labels == ("neutral", "fear"), "most votes first"
 
 
+def test_goemotions_as_the_repository_has_it(write: Write) -> None:
+    """Its three .tsv files lie in git; the raters' rows are a download apart."""
+    joy, fear = EMOTIONS.index("joy"), EMOTIONS.index("fear")
+    write("go/train.tsv", f'He said "no\t{fear},{joy}\te3\nYes\t{joy}\te4\n')
+    write("go/emotions.txt", "\n".join(EMOTIONS))
+    source = write("go/test.tsv", f"Nice!\t{joy}\te1\n").parent
+    corpus = imported("goemotions", source)
+    assert [(c.split, c.dialogue_id, c.turns) for c in corpus.conversations] == [
+        ("train", "e3", (Turn("Writer", 'He said "no', ("fear", "joy")),)),
+        ("train", "e4", (Turn("Writer", "Yes", ("joy",)),)),
+        ("test", "e1", (Turn("Writer", "Nice!", ("joy",)),)),
+    ]
+    one = import_corpus(import_format("goemotions"), source / "train.tsv", source.parent / "one")
+    assert dict(one.dialogues) == {"train": 2}
+
+
 CHATS = [
     {
         "id": "x1",
@@ -198,6 +214,19 @@ def test_chat_logs_become_bare_dialogues(write: Write, name: str, as_list: bool)
         (Turn("User", "I lost my keys."), Turn("Assistant", "Oh no!")),
         (Turn("User", "Found them!"), Turn("Assistant", "Good.")),
     ]
+
+
+@pytest.mark.parametrize("key", ["conversations", "conversation", "messages"])
+@pytest.mark.parametrize(("who", "what"), [("from", "value"), ("role", "content")])
+def test_chat_logs_name_their_lists_and_messages_in_many_ways(
+    write: Write, key: str, who: str, what: str
+) -> None:
+    """LMSYS and WildChat write conversation with roles, many others conversations with roles."""
+    chat = {key: [{who: "user", what: "I lost my keys."}, {who: "assistant", what: "Oh no!"}]}
+    source = write("chats/log.json", json.dumps([chat])).parent
+    import_corpus(import_format("sharegpt"), source, source.parent / "imported")
+    read = read_unlabelled(str(source.parent / "imported" / "train.jsonl"))
+    assert [c.turns for c in read] == [(Turn("User", "I lost my keys."), Turn("Assistant", "Oh no!"))]
 
 
 def test_a_label_map_is_edited_and_used_again(write: Write) -> None:

@@ -1,8 +1,9 @@
 """Read chat logs as tools for fine-tuning have them: ShareGPT's `conversations`, or `messages` with roles.
 
 A line (or an item of one JSON list) is {"conversations": [{"from", "value"}]} or {"messages": [{"role",
-"content"}]}. Prompts of the system and calls of tools are no turns of a dialogue and are left out. A turn
-may hold "emotion", a label or a list; it is read if a label map is given.
+"content"}]}; some have the one list with the other keys, or call it "conversation". Prompts of the system
+and calls of tools are no turns of a dialogue and are left out. A turn may hold "emotion", a label or a list;
+it is read if a label map is given.
 """
 
 from __future__ import annotations
@@ -23,25 +24,25 @@ _NAMES = {
     "assistant": "Assistant",
 }
 _NO_TURNS = ("system", "developer", "tool", "function", "function_call", "observation")
-_SHAPES = (("conversations", "from", "value"), ("messages", "role", "content"))
+_LISTS = ("conversations", "messages", "conversation")
+_TEXT_OF = {"from": "value", "role": "content"}
+"""Key of a message's text, by that of its speaker."""
 
 
 def _read(files: Files, report: ProblemSink) -> Iterator[RawDialogue]:
     for split, path in files:
         for number, (line, value) in enumerate(_values(path, report), start=1):
-            key, who, what = next(
-                (s for s in _SHAPES if isinstance(value, dict) and s[0] in value), ("", "", "")
-            )
+            key = next((key for key in _LISTS if isinstance(value, dict) and key in value), "")
             messages = value[key] if key else None
             if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
                 told = f"holds {quote(value)}, expected an object with a list 'conversations' or 'messages'"
                 report(Problem(path, line, told))
                 continue
+            said = ((*_parts(message), message) for message in messages)
             turns = [
-                RawTurn(_name(m.get(who)), _text(m.get(what)), _labels(m.get("emotion")))
-                for m in messages
-                if not (isinstance(m.get(who), str) and m[who].lower() in _NO_TURNS)
-                and m.get(what) is not None
+                RawTurn(_name(who), _text(text), _labels(message.get("emotion")))
+                for who, text, message in said
+                if not (isinstance(who, str) and who.lower() in _NO_TURNS) and text is not None
             ]
             if turns:
                 kept = value.get("id")
@@ -61,6 +62,12 @@ def _values(path: Any, report: ProblemSink) -> Iterator[tuple[int, Any]]:
             value = parse_json(path, row, report, first_line=line)
             if value is not None:
                 yield line, value
+
+
+def _parts(message: dict[str, Any]) -> tuple[object, object]:
+    """Return who speaks and what is said."""
+    who = next((key for key in _TEXT_OF if key in message), "from")
+    return message.get(who), message.get(_TEXT_OF[who])
 
 
 def _name(role: object) -> object:
@@ -90,8 +97,8 @@ FORMATS = tuple(
     ImportFormat(
         name=name,
         origin="chat logs of yours; mind whose text it is",
-        what=f"a .jsonl file, or a directory of such files, with a list {key!r} in every line",
-        find=lambda source: find_files(source, "*.jsonl"),
+        what=f"a .jsonl or .json file, or a directory of such files, with a list {key!r} in every dialogue",
+        find=lambda source: find_files(source, "*.jsonl") or find_files(source, "*.json"),
         read=_read,
         labels={},
     )

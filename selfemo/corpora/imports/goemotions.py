@@ -3,7 +3,8 @@
 Raters chose any number of 28 labels; rows of one `id` are one comment, and its votes are their sums. If
 train.tsv, dev.tsv and test.tsv (text, numbers of the agreed labels, id) lie beside them, they give splits
 and labels, and other comments are left out, as in the published experiments. Otherwise all is training data
-and the votes imply the labels. A comment is a dialogue of one turn; who wrote it is not kept.
+and the votes imply the labels. The repository holds the three .tsv files alone: without raters, they give
+everything but votes. A comment is a dialogue of one turn; who wrote it is not kept.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ EMOTIONS = _NAMES.split()
 def _find(source: Path) -> Files:
     names = [source / f"{split}.tsv" for split in ("train", "dev", "test")]
     rows = find_files(source, "goemotions_[123].csv")
-    return [*rows, *((split_of(path), path) for path in names if rows and path.is_file())]
+    return [*rows, *((split_of(path), path) for path in names if path.is_file())]
 
 
 def _read(files: Files, report: ProblemSink) -> Iterator[RawDialogue]:
-    agreed = _agreed([file for file in files if file[1].suffix == ".tsv"], report)
+    comments = _agreed([file for file in files if file[1].suffix == ".tsv"], report)
+    if all(path.suffix == ".tsv" for _, path in files):
+        yield from comments
+        return
+    agreed = {comment.dialogue_id: (comment.split, comment.turns[0].labels) for comment in comments}
     votes: dict[str, Counter[str]] = {}
     first: dict[str, tuple[Path, int, str]] = {}
     for _, path in files:
@@ -49,9 +54,8 @@ def _read(files: Files, report: ProblemSink) -> Iterator[RawDialogue]:
             yield RawDialogue(split, comment, path, line, (RawTurn("Writer", text, labels, votes[comment]),))
 
 
-def _agreed(files: Files, report: ProblemSink) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Read (split, labels) by comment."""
-    found = {}
+def _agreed(files: Files, report: ProblemSink) -> Iterator[RawDialogue]:
+    """Read comments with the labels that the raters agreed on."""
     for split, path in files:
         for line, text in read_lines(path, report):
             fields = text.split("\t")
@@ -59,11 +63,11 @@ def _agreed(files: Files, report: ProblemSink) -> dict[str, tuple[str, tuple[str
             if all(number.isascii() and number.isdigit() and len(number) < 3 for number in numbers) and all(
                 int(number) < len(EMOTIONS) for number in numbers
             ):
-                found[fields[2]] = split, tuple(EMOTIONS[int(number)] for number in numbers)
+                labels = tuple(EMOTIONS[int(number)] for number in numbers)
+                yield RawDialogue(split, fields[2], path, line, (RawTurn("Writer", fields[0], labels),))
             else:
                 told = "expected a text, numbers below 28 and an id, separated by tabs"
                 report(Problem(path, line, f"{told}: correct or leave out the row"))
-    return found
 
 
 FORMATS = (
@@ -71,7 +75,8 @@ FORMATS = (
         name="goemotions",
         origin="https://github.com/google-research/google-research/tree/master/goemotions, Apache-2.0 "
         "(code; comments are Reddit users')",
-        what="a directory with goemotions_1.csv, goemotions_2.csv and goemotions_3.csv, or one of them",
+        what="a directory with goemotions_1.csv, goemotions_2.csv and goemotions_3.csv, or one of them, or "
+        "with train.tsv, dev.tsv and test.tsv",
         find=_find,
         read=_read,
         labels={name: name for name in EMOTIONS},
