@@ -94,6 +94,7 @@ NAMED = {
     "Positive": "integer > 0",
     "Count": "integer >= 0",
     "Share": "number in [0, 1]",
+    "Decay": "number in [0, 1)",
     "NonNegative": "number >= 0",
     "PositiveFloat": "number > 0",
     "AtLeastTwo": "integer >= 2",

@@ -161,7 +161,7 @@ def chat(
     defaults: Annotated[
         bool, typer.Option("--defaults", help="Ignore the settings of the run around the model.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 1,
 ) -> None:
     """Talk with a finished model: it shows what it reads in you and answers in an emotion. Reads a
     pipe too."""

@@ -64,7 +64,7 @@ def build_command(open_engines: Callable[[], Engines]) -> Callable[..., None]:
         defaults: Annotated[
             bool, typer.Option("--defaults", help="Ignore the settings of the run around a model.")
         ] = False,
-        seed: Annotated[int, typer.Option(help="Of sampling and of the bootstrap.")] = 1,
+        seed: Annotated[int, typer.Option(min=0, help="Of sampling and of the bootstrap.")] = 1,
     ) -> None:
         """Evaluate a finished model: recognition with intervals, calibration, expression, signs of
         collapse."""

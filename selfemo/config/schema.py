@@ -21,6 +21,7 @@ from selfemo.config.types import (
     STRICT,
     CorpusName,
     Count,
+    Decay,
     Dtype,
     NonNegative,
     PathList,
@@ -187,9 +188,9 @@ class TrainConfig:
     that reference, rollout policy, training and later epochs do not compute it again. 0 keeps none."""
     weight_decay: NonNegative = 0.01
     """Decoupled decay, not applied to norms."""
-    adam_beta1: Share = 0.9
+    adam_beta1: Decay = 0.9
     """Decay of the first moment."""
-    adam_beta2: Share = 0.95
+    adam_beta2: Decay = 0.95
     """Decay of the second moment."""
     adam_eps: PositiveFloat = 1e-8
     """Added to the root of the second moment."""
@@ -289,7 +290,7 @@ class RunConfig:
 
     output_dir: PathText = "runs/demo"
     """Directory for results: new, or of this very run, which then goes on from its newest checkpoint."""
-    seed: int = 1
+    seed: Count = 1
     """Seed from which every random draw of the run derives."""
     iterations: Count = 12
     """SELF-GRPO iterations (rollout, rewards, step, sync)."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from selfemo.common.errors import UserError
+from selfemo.config.engine_checks import BATCHED_TOKENS, BLOCK_TOKENS
 from selfemo.config.schema import RolloutConfig
 from selfemo.rollout.api import Completion, GenerationRequest, LiveParameter
 from selfemo.rollout.sessions import complete
@@ -36,7 +37,7 @@ MEMORY_CHECK_FRACTION = 0.01
 the GPU alone: beside the trainer's model and optimizer it would end the run. With an explicit KV cache size
 vLLM uses the value for nothing else."""
 
-CPU_BLOCK_TOKENS = 32
+CPU_BLOCK_TOKENS = BLOCK_TOKENS
 """Tokens of a KV block on a CPU, the smallest that vLLM's kernels there prefer. Whole blocks are shared, and
 of its default, 128, prompts of short dialogues fill none."""
 
@@ -192,7 +193,7 @@ def _build(model_dir: str, config: RolloutConfig, max_length: int, device_kind: 
             max_num_seqs=config.max_num_seqs,
             # On CPU a seeded prefill must not be split over scheduler steps. Without chunking, the bound
             # is a guarantee. On a GPU vLLM warns of wrong results without it.
-            max_num_batched_tokens=max(16_384, max_length),
+            max_num_batched_tokens=max(BATCHED_TOKENS, max_length),
             enable_chunked_prefill=device_kind == "cuda",
             kv_cache_memory_bytes=config.kv_cache_bytes,
             gpu_memory_utilization=MEMORY_CHECK_FRACTION,

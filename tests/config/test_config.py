@@ -13,6 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfemo.common.errors import UserError
+from selfemo.config.checks import initialised_architecture
+from selfemo.config.engine_checks import engine_violations
+from selfemo.config.layout import Layout
 from selfemo.config.load import as_yaml, load_config
 from selfemo.config.schema import CorpusConfig, RunConfig, TrainConfig
 
@@ -117,3 +120,31 @@ def test_home_is_expanded_in_every_path_and_variables_are_refused(tmp_path, monk
 def test_a_temperature_that_the_engine_would_refuse_or_change_is_refused(temperature):
     with pytest.raises(UserError, match=r"selfplay\.temperature=.*than or equal to"):
         load_config(None, [f"selfplay.temperature={temperature}"])
+
+
+@pytest.mark.parametrize("field", ["train.adam_beta1=1", "train.adam_beta2=1", "seed=-1"])
+def test_a_value_that_a_library_would_refuse_or_divide_by_is_refused(field):
+    """Adam divides by 1 - beta ** step, and numpy's generators take no negative seed."""
+    with pytest.raises(UserError, match=r"than (or equal to )?[01]"):
+        load_config(None, [field])
+
+
+def engine_problems(*overrides):
+    config = load_config(None, ["corpus.name=everyday", *overrides])
+    return list(engine_violations(config, Layout(), initialised_architecture(config.model)))
+
+
+def test_a_cache_holds_one_sequence_in_whole_blocks_and_the_block_that_vllm_keeps():
+    """Of 32 tokens each: 1,000 take 32 blocks; a token's keys and values take 4 layers x 4 heads x 32."""
+    token_bytes, blocks = 2 * 4 * 4 * 32 * 4, 33
+    least = blocks * 32 * token_bytes
+    assert engine_problems("model.max_length=1000", f"rollout.kv_cache_bytes={least}") == []
+    (told,) = engine_problems("model.max_length=1000", f"rollout.kv_cache_bytes={least - 1}")
+    assert f"rollout.kv_cache_bytes={least - 1} holds 1055 tokens per engine" in told
+    assert f"it takes at least {least}" in told
+
+
+def test_sequences_beyond_the_tokens_of_an_engines_step_are_refused():
+    assert engine_problems("rollout.max_num_seqs=16384") == []
+    (told,) = engine_problems("rollout.max_num_seqs=16385")
+    assert told.startswith("rollout.max_num_seqs=16385 is above the 16384 tokens")
