@@ -8,6 +8,7 @@ by the model. On bad input: exit status 2, one line, and nothing half written.
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from typing import Annotated
 import typer
 
 from selfemo.commands.convert import run_conversion
+from selfemo.common.arguments import with_home
 from selfemo.models.architecture import read_architecture
 from selfemo.models.hub import fetch
 from selfemo.weights.convert import DEFAULT_BUCKET_BYTES, hf_to_megatron, source_bytes
@@ -52,4 +54,4 @@ def main(
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    app()
+    app(with_home(sys.argv[1:]))

@@ -9,6 +9,7 @@ Tensors are streamed. On bad input: exit status 2, one line, and nothing half wr
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from typing import Annotated
 import typer
 
 from selfemo.commands.convert import run_conversion
+from selfemo.common.arguments import with_home
 from selfemo.models.hub import fetch
 from selfemo.weights.convert import megatron_to_hf, stored_bytes
 from selfemo.weights.safetensors_writer import DEFAULT_SHARD_BYTES
@@ -51,4 +53,4 @@ def main(
 if __name__ == "__main__":
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
-    app()
+    app(with_home(sys.argv[1:]))

@@ -20,9 +20,11 @@ from selfemo.commands.eval import build_command as build_eval
 from selfemo.commands.flywheel import app as flywheel_commands
 from selfemo.commands.plan import plan
 from selfemo.commands.report import report
+from selfemo.common.arguments import with_home
 from selfemo.common.errors import EXIT_USER_ERROR, UserError
 from selfemo.common.printable import printable
 from selfemo.inference.engines import StandaloneEngines
+from selfemo.process.streams import standard_streams
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
@@ -90,8 +92,10 @@ app.command()(chat)
 
 def main() -> None:
     """Entry point of the `selfemo` command."""
+    sys.argv = with_home(sys.argv)
     try:
-        app()
+        with standard_streams():
+            app()
     except UserError as error:
         print(f"selfemo: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

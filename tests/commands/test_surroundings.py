@@ -13,6 +13,7 @@ import pytest
 
 from selfemo.commands.chat import _raw_lines
 from selfemo.commands.train import place_in_world
+from selfemo.common.arguments import with_home
 from selfemo.common.errors import UserError
 from selfemo.inference.engines import StandaloneEngines
 from selfemo.process.admission import Place
@@ -23,6 +24,12 @@ SELFEMO = Path(sys.executable).with_name("selfemo")
 
 def one_line(command: str, **variables: str) -> str:
     """Run a shell command that must end with status 2 and one line; returns it."""
+    (line,) = shell(command, 2, **variables).splitlines()
+    return line
+
+
+def shell(command: str, status: int, **variables: str) -> str:
+    """Run a shell command that must end with this status; returns what it writes to standard error."""
     ended = subprocess.run(
         ["bash", "-c", command],
         cwd=ROOT,
@@ -32,9 +39,8 @@ def one_line(command: str, **variables: str) -> str:
         timeout=120,
         check=False,
     )
-    assert ended.returncode == 2, ended.stderr
-    (line,) = ended.stderr.splitlines()
-    return line
+    assert ended.returncode == status, ended.stderr
+    return ended.stderr
 
 
 def test_chat_without_an_input_is_told_before_anything_is_loaded() -> None:
@@ -46,6 +52,41 @@ def test_an_input_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=writing))
         with pytest.raises(UserError, match="standard input cannot be read"):
             next(_raw_lines())
+
+
+CHECK = f"{SELFEMO} corpus check everyday --limit 1"
+
+
+def test_a_command_whose_streams_are_closed_does_its_work(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    for closed in (">&-", "2>&-", ">&- 2>&- <&-"):
+        shell(f"{CHECK} --json {report} {closed}", status=0)
+        assert report.stat().st_size > 0
+        report.unlink()
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    """A library's print would be written into it."""
+    written = tmp_path / "written"
+    code = (
+        "import os, sys; from selfemo.process.streams import standard_streams\n"
+        f"with standard_streams(), open({str(written)!r}, 'w') as file:\n"
+        "    print('lost'); os.write(1, b'lost'); os.write(2, b'lost'); file.write('kept')"
+    )
+    shell(f'{sys.executable} -c "{code}" <&- >&- 2>&-', status=0)
+    assert written.read_text() == "kept"
+
+
+def test_a_full_disk_behind_the_output_is_one_line_and_a_reader_that_has_gone_is_none() -> None:
+    assert "standard output cannot be written (No space left on device)" in one_line(f"{CHECK} > /dev/full")
+    assert shell(f"set -o pipefail; {CHECK} | true", status=1) == ""
+
+
+def test_home_is_found_behind_an_option(tmp_path: Path) -> None:
+    """A shell replaces ~ at the start of a word, and in no --option=~/path."""
+    told = one_line(f"{SELFEMO} eval --model=~/model --corpus everyday", HOME=str(tmp_path))
+    assert f"{tmp_path}/model: no such directory" in told
+    assert with_home(["--json=~x-nobody/a", "a=~/b", "~/c"]) == ["--json=~x-nobody/a", "a=~/b", "~/c"]
 
 
 def test_a_rank_that_is_no_number_is_one_line(tmp_path: Path) -> None:
