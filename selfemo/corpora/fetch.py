@@ -6,7 +6,6 @@ of a corpus, or one that has changed since.
 
 from __future__ import annotations
 
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from selfemo.common.errors import UserError, nearest
 from selfemo.common.files import new_file
-from selfemo.corpora.registry import DATA_VARIABLE, default_data_root
+from selfemo.corpora.registry import DATA_VARIABLE, default_data_root, named_data_root
 from selfemo.corpora.sources import SOURCES, Source, SourceFile
 
 HOST = "https://raw.githubusercontent.com"
@@ -38,8 +37,7 @@ def target_directory(name: str) -> Path:
     Raises:
         UserError: no data directory is named.
     """
-    named = os.environ.get(DATA_VARIABLE, "")
-    root = Path(named).expanduser() if named else default_data_root()
+    root = named_data_root() or default_data_root()
     if root is None:
         raise UserError(
             f"corpus fetch {name}: no data directory is named: set ${DATA_VARIABLE}, "

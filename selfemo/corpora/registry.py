@@ -48,15 +48,29 @@ def default_data_root() -> Path | None:
     Raises:
         UserError: $SELFEMO_DATA names no directory.
     """
-    named = os.environ.get(DATA_VARIABLE, "")
-    if not named:
+    named = named_data_root()
+    if named is None:
         return _DEFAULT_ROOT if _DEFAULT_ROOT.is_dir() else None
-    if not Path(named).is_dir():
+    if not named.is_dir():
         raise UserError(
-            f"${DATA_VARIABLE} is {named!r}, expected a directory that holds corpora: correct or unset it "
-            "(`selfemo corpus fetch meld` would make it)"
+            f"${DATA_VARIABLE} is {str(named)!r}, expected a directory that holds corpora: correct or unset "
+            "it (`selfemo corpus fetch meld` would make it)"
         )
-    return Path(named)
+    return named
+
+
+def named_data_root() -> Path | None:
+    """Return the path in $SELFEMO_DATA, which need not exist; None if it is not set.
+
+    ~ is the home directory: a manifest or an .env file has no shell that replaces it.
+
+    Raises:
+        UserError: it holds a variable, which only a shell replaces.
+    """
+    named = os.environ.get(DATA_VARIABLE, "")
+    if "$" in named:
+        raise UserError(f"${DATA_VARIABLE} is {named!r}, expected a path without $: write the path out")
+    return Path(os.path.expanduser(named)) if named else None
 
 
 def resolve_corpus(

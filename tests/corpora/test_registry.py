@@ -10,8 +10,9 @@ import pytest
 
 from selfemo.common.errors import UserError
 from selfemo.corpora import registry
+from selfemo.corpora.fetch import target_directory
 from selfemo.corpora.readers.jsonl import EVERYDAY_PATH
-from selfemo.corpora.registry import formats, load_corpus, resolve_corpus
+from selfemo.corpora.registry import DATA_VARIABLE, default_data_root, formats, load_corpus, resolve_corpus
 
 Write = Callable[[str, str | bytes], Path]
 LINE = json.dumps({"id": "a", "turns": [{"speaker": "Ana", "text": "Hi", "labels": ["joy"]}]})
@@ -52,6 +53,29 @@ def test_a_directory_needs_its_training_split_alone(jsonl_directory: Path) -> No
     (jsonl_directory / "train.jsonl").unlink()
     with pytest.raises(UserError, match=r"train\.jsonl: does not exist"):
         load_corpus("jsonl", jsonl_directory)
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "val"])
+def test_a_dev_split_under_another_name_is_told(jsonl_directory: Path, name: str) -> None:
+    """Left out in silence, it would be replaced by a part of train."""
+    (jsonl_directory / "dev.jsonl").rename(jsonl_directory / f"{name}.jsonl")
+    with pytest.raises(UserError, match=rf"{name}\.jsonl: is read under the name dev\.jsonl alone"):
+        load_corpus("jsonl", jsonl_directory)
+
+
+def test_the_data_root_may_lie_at_home_and_holds_no_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a manifest or an .env file says, no shell has read."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(DATA_VARIABLE, "~/data")
+    assert default_data_root() == tmp_path / "data"
+    assert target_directory("meld") == tmp_path / "data" / "meld"
+    monkeypatch.setenv(DATA_VARIABLE, "$HOME/data")
+    for read in (default_data_root, lambda: target_directory("meld")):
+        with pytest.raises(UserError, match=r"\$SELFEMO_DATA is '\$HOME/data', expected a path without \$"):
+            read()
 
 
 def test_the_data_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

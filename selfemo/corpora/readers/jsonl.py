@@ -24,6 +24,8 @@ from selfemo.corpora.problems import Problem, ProblemSink
 from selfemo.corpora.turns import TurnChecker
 
 SPLITS = ("train", "dev", "test")
+NOT_DEV = ("valid", "validation", "val")
+"""Names that other projects give to the dev split."""
 LABELS_FILE = "labels.json"
 EVERYDAY_PATH = (Path(__file__).parents[1] / "everyday").resolve()
 """Directory of the bundled corpus: a link to examples/data/everyday in a checkout, package data in
@@ -46,6 +48,10 @@ def read_jsonl(path: Path, report: ProblemSink, name: str = "jsonl") -> Corpus:
         if path.is_file()
         else {s: file for s in SPLITS if (file := path / f"{s}.jsonl").exists() or s == "train"}
     )
+    if "dev" not in files and path.is_dir():
+        for file in (path / f"{other}.jsonl" for other in NOT_DEV):
+            if file.exists():
+                report(Problem(file, 0, "is read under the name dev.jsonl alone: rename it, or move it away"))
     labels = read_labels(directory / LABELS_FILE, report)
     if not labels:
         return Corpus(name, (), ())
