@@ -1,8 +1,8 @@
 # Sourced by the launch scripts: turns an environment of one node (plain, SLURM or Kubernetes) into a torchrun call.
 # Every node has an environment of Python 3.12 (or 3.13) on its PATH, installed as docs/gpu.md says.
 #
-#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, GPUS_PER_NODE   the world; SLURM's variables, or those of Kubeflow's PyTorchJob, stand in
-#                                                                where they are not set
+#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, GPUS_PER_NODE   the world; SLURM's variables, or those of Kubeflow's PyTorchJob or TrainJob,
+#                                                                stand in where they are not set
 #   LOCAL_ADDR     this node's address, where its host name does not resolve for the others
 #   RUN_ID         name of the rendezvous: agents that share it form one world
 #   RENDEZVOUS_TIMEOUT_S   how long a node waits for the first one (300)
@@ -37,19 +37,27 @@ launch() {
     # PyTorchJob gives every pod its number in RANK, and the number of pods in WORLD_SIZE or, if it counts processes there, in PET_NNODES.
     local pods= pod=
     if [ -n "${RANK:-}" ] && [ -n "${WORLD_SIZE:-}" ]; then pods=$WORLD_SIZE pod=$RANK; fi
-    local nnodes=${NNODES:-${PET_NNODES:-${SLURM_NNODES:-${pods:-1}}}}
+    # Of SLURM's variables, those of the step come first: srun may start it on some nodes of the job alone.
+    local nnodes=${NNODES:-${PET_NNODES:-${SLURM_STEP_NUM_NODES:-${SLURM_NNODES:-${pods:-1}}}}}
+    local node_list=${SLURM_STEP_NODELIST:-${SLURM_JOB_NODELIST:-}}
     local node_rank=${NODE_RANK:-${PET_NODE_RANK:-${SLURM_NODEID:-${pod:-0}}}}
     # SLURM_GPUS_ON_NODE is what a job has got, SLURM_GPUS_PER_NODE what one option has asked for.
     local gpus_per_node=${GPUS_PER_NODE:-${PET_NPROC_PER_NODE:-}}
     gpus_per_node=${gpus_per_node:-$(slurm_gpus "${SLURM_GPUS_ON_NODE:-${SLURM_GPUS_PER_NODE:-8}}")}
-    local master_port=${MASTER_PORT:-29500}
+    local master_port=${MASTER_PORT:-${PET_MASTER_PORT:-29500}}
     refuse_unless_number NNODES "$nnodes"
     refuse_unless_number NODE_RANK "$node_rank"
     refuse_unless_number GPUS_PER_NODE "$gpus_per_node"
     refuse_unless_number MASTER_PORT "$master_port"
-    local master_addr=${MASTER_ADDR:-127.0.0.1}
-    if [ "$nnodes" != 1 ] && [ -z "${MASTER_ADDR:-}" ] && [ -n "${SLURM_JOB_NODELIST:-}" ]; then
-        master_addr=$(first_slurm_host "$SLURM_JOB_NODELIST")
+    local master_addr=${MASTER_ADDR:-${PET_MASTER_ADDR:-}}
+    if [ "$nnodes" != 1 ] && [ -z "$master_addr" ] && [ -n "$node_list" ]; then
+        master_addr=$(first_slurm_host "$node_list")
+    fi
+    local tasks=${SLURM_STEP_NUM_TASKS:-1}
+    # An interactive step (srun --pty) has one shell, whatever its number of tasks.
+    if [[ $tasks =~ ^[0-9]+$ ]] && [ -z "${NNODES:-}${SLURM_PTY_PORT:-}" ] && [ "$tasks" -gt "$nnodes" ]; then
+        echo "selfemo: $tasks tasks on $nnodes nodes, and each would start torchrun: expected one task per node, srun --ntasks-per-node=1" >&2
+        exit 2
     fi
     local dry_run= overrides=() argument
     for argument in "$@"; do
@@ -61,7 +69,7 @@ launch() {
         exec "${check[@]}" --gpu "${GPU:-h100-80g}" "${overrides[@]}"
     fi
     # What is wrong with the input is told in one line and exit status 2, before torchrun would wrap it in a traceback.
-    if [ "$nnodes" != 1 ] && [ -z "${MASTER_ADDR:-}${SLURM_JOB_NODELIST:-}" ]; then
+    if [ "$nnodes" != 1 ] && [ -z "$master_addr" ]; then
         echo "selfemo: $nnodes nodes, and no address of the first: set MASTER_ADDR" >&2
         exit 2
     fi
@@ -84,7 +92,7 @@ launch() {
     torchrun --nnodes "$nnodes" --node-rank "$node_rank" --nproc-per-node "$gpus_per_node" --max-restarts "${MAX_RESTARTS:-3}" \
         --signals-to-handle SIGINT,SIGHUP,SIGQUIT ${LOCAL_ADDR:+--local-addr "$LOCAL_ADDR"} \
         --rdzv-conf "is_host=$is_host,read_timeout=${RENDEZVOUS_TIMEOUT_S:-300}" \
-        --rdzv-backend c10d --rdzv-id "${RUN_ID:-${SLURM_JOB_ID:-selfemo}}" --rdzv-endpoint "$master_addr:$master_port" \
+        --rdzv-backend c10d --rdzv-id "${RUN_ID:-${SLURM_JOB_ID:-selfemo}}" --rdzv-endpoint "${master_addr:-127.0.0.1}:$master_port" \
         "$script" "${overrides[@]}" &
     local torchrun_pid=$! status=0
     trap 'kill -USR1 $(cat "/proc/$torchrun_pid/task/$torchrun_pid/children") || true' USR1 TERM

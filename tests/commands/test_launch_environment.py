@@ -74,6 +74,37 @@ def test_the_first_node_of_a_list_is_found_without_scontrol(tmp_path, nodes, fir
     assert options["--rdzv-endpoint"] == f"{first}:29500"
 
 
+def test_a_step_on_a_part_of_the_job_meets_at_its_own_first_node(tmp_path):
+    """srun --nodelist=n[09-10] in a job of four nodes: the job's first node is not in the step."""
+    step = {"SLURM_STEP_NODELIST": "n[09-10]", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    job = SLURM | {"SLURM_JOB_NODELIST": "n[07-10]", "SLURM_NNODES": "4"}
+    _, options = launch(tmp_path, job | step)
+    assert (options["--rdzv-endpoint"], options["--nnodes"]) == ("n09:29500", "2")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"SLURM_PTY_PORT": "4711"}, {"NNODES": "2"}, {"SLURM_STEP_NUM_TASKS": "2"}],
+    ids=lambda more: next(iter(more)),
+)
+def test_a_task_for_each_gpu_is_refused_before_each_starts_a_world(tmp_path, more):
+    tasks = SLURM | {"SLURM_STEP_NUM_TASKS": "16"}
+    result, options = launch(tmp_path, tasks)
+    assert (result.returncode, options) == (2, {})
+    assert result.stderr.startswith("selfemo: 16 tasks on 2 nodes, and each would start torchrun")
+    (tmp_path / "again").mkdir()
+    result, options = launch(tmp_path / "again", tasks | more)
+    assert options["--nnodes"] == "2", result.stderr
+
+
+def test_the_pods_of_a_train_job_form_one_world(tmp_path):
+    """Kubeflow's trainer of version 2 sets PET_ variables alone."""
+    told = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_NPROC_PER_NODE": "4"}
+    _, options = launch(tmp_path, told | {"PET_MASTER_ADDR": "job-node-0-0.job", "PET_MASTER_PORT": "29400"})
+    assert options["--rdzv-endpoint"] == "job-node-0-0.job:29400"
+    assert (options["--nnodes"], options["--node-rank"], options["--nproc-per-node"]) == ("2", "1", "4")
+
+
 def test_one_node_needs_no_address(tmp_path):
     result, options = launch(tmp_path, SLURM | {"SLURM_NNODES": "1", "SLURM_NODEID": "0"})
     assert options["--rdzv-endpoint"] == "127.0.0.1:29500"
