@@ -73,7 +73,8 @@ def place_in_world(environment: Mapping[str, str] = os.environ) -> Place:
     """Read the variables that torchrun sets for this process; without them it is alone.
 
     Raises:
-        UserError: one of them is no whole number, or the rank is not in the world.
+        UserError: one of them is no whole number, the rank is not in the world, or the world has no place
+            to meet at.
     """
     found = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     found |= {name: environment[name] for name in found if name in environment}
@@ -83,6 +84,12 @@ def place_in_world(environment: Mapping[str, str] = os.environ) -> Place:
     rank, size = int(found["RANK"]), int(found["WORLD_SIZE"])
     if rank >= size:
         raise UserError(f"RANK={rank} is not below WORLD_SIZE={size}: start the command with torchrun")
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+    if size > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE={size} and no {missing[0]}: start the command with torchrun, which sets them, or "
+            "unset WORLD_SIZE for one process"
+        )
     return Place(rank, size)
 
 

@@ -103,13 +103,15 @@ def test_a_rank_that_is_no_number_is_one_line(tmp_path: Path) -> None:
         ({"RANK": "\u00b2"}, "RANK='\\\\xb2'"),
         ({"RANK": ""}, "RANK=''"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 and no MASTER_ADDR: start the command with torchrun"),
     ],
 )
 def test_other_places_in_no_world(variables: dict[str, str], told: str) -> None:
     with pytest.raises(UserError, match=told):
         place_in_world(variables)
     assert place_in_world({}) == Place(0, 1)
-    assert place_in_world({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}) == Place(3, 4)
+    met = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+    assert place_in_world({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", **met}) == Place(3, 4)
 
 
 class _Examined(Exception):
