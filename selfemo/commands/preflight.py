@@ -6,6 +6,7 @@ torchrun turns any failure of a worker into a traceback of its own. Launch scrip
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import sys
@@ -30,7 +31,7 @@ from selfemo.models.architecture import is_known_by_name, read_architecture
 from selfemo.models.hub import fetch, hub_name, local_directory, pinned, published_name
 from selfemo.planning.host_bytes import node_host_bytes
 from selfemo.process.run_lock import find_owner, held
-from selfemo.records.directory import CONFIG_NAME, INITIAL_MODEL_NAME, RunDirectory
+from selfemo.records.directory import CONFIG_NAME, INITIAL_MODEL_NAME, RunDirectory, unwritable
 from selfemo.records.inputs import check_inputs
 from selfemo.selfplay.views import unknown_views
 
@@ -82,6 +83,8 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False, nodes:
     if owner and not planning:
         raise held(run.root, owner)
     RunDirectory.check(config)
+    if not planning and not run.is_complete:
+        check_output(run.root)
     notes: list[str] = []
     try:
         corpus, notes = _read_corpus(config)
@@ -108,6 +111,20 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False, nodes:
         summary += f"; model {config.model.path} in {local_directory(config.model.path)}"
     in_use = [f"{run.root} is in use: {owner} holds this run"] if owner else []
     return "\n".join([summary, *notes, *in_use, *(f"missing for a launch: {what}" for what in missing)])
+
+
+def check_output(root: Path) -> None:
+    """Refuse an output directory that could not be made, or written in. Changes nothing.
+
+    Raises:
+        UserError: as a launch would, which torchrun wraps in a traceback.
+    """
+    place = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise unwritable(root, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    if not os.access(place, os.W_OK | os.X_OK):
+        barred = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+        raise unwritable(root, OSError(barred, os.strerror(barred)))
 
 
 def check_layout(config: RunConfig, world_size: int, by_name: bool = False) -> None:

@@ -13,6 +13,7 @@ from selfemo.corpora.labelled import hide_labels, label_counts
 from selfemo.corpora.problems import ProblemSink, raise_first
 from selfemo.corpora.registry import load_training_corpus
 from selfemo.corpora.unlabelled import add_unlabelled
+from selfemo.emotions.affinity import build_affinity
 
 
 def load_run_corpus(config: RunConfig, report: ProblemSink = raise_first) -> Corpus:
@@ -23,7 +24,8 @@ def load_run_corpus(config: RunConfig, report: ProblemSink = raise_first) -> Cor
 
     Raises:
         UserError: a corpus is unknown or malformed, no labelled turn is left to learn from or to score the
-            run on, or openings from dialogues without labels are asked for and there are none.
+            run on, one of its labels has no place in reward.affinity, or openings from dialogues without
+            labels are asked for and there are none.
     """
     settings = config.corpus
     corpus = load_training_corpus(
@@ -37,6 +39,7 @@ def load_run_corpus(config: RunConfig, report: ProblemSink = raise_first) -> Cor
             f"corpus {corpus.name}: the training split holds no labelled turn to learn from: check its labels"
         )
     check_evaluated(corpus, config.evaluation.split)
+    build_affinity(config.reward.affinity, corpus.labels)
     if config.selfplay.teacher != "policy" and not counts.unlabelled_turns:
         raise UserError(
             f"selfplay.teacher={config.selfplay.teacher}, but no dialogue without labels is there to read: "

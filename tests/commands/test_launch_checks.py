@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from selfemo.commands.preflight import preflight
+from selfemo.commands.preflight import check_output, preflight
 from selfemo.common.errors import UserError
 from selfemo.config.load import load_config
 from selfemo.config.schema import ModelConfig, RunConfig
 from selfemo.config.training_corpus import load_run_corpus
 from selfemo.records.directory import RunDirectory
 from selfemo.records.inputs import record_inputs
+from tests.helpers.unwritable import as_reader
 from tests.tokens.test_thinking import BODY
 
 SHAPE = ModelConfig(
@@ -105,6 +106,27 @@ def test_a_corpus_that_no_stage_can_draw_from(tmp_path: Path, model: Path) -> No
     assert "no two consecutive annotated turns" in refused(tmp_path, *fits, f"corpus.path={alone}")
     first = write_corpus(tmp_path / "first", {"train": ["joy", ""]})
     assert "no annotated reply" in refused(tmp_path, *fits, f"corpus.path={first}")
+
+
+def test_labels_that_the_affinity_has_no_place_for(tmp_path: Path, model: Path) -> None:
+    fits = [f"model.path={model}", "model.max_length=512", "reward.affinity=circumplex", "corpus.name=jsonl"]
+    root = write_corpus(tmp_path / "corpus", {})
+    (root / "labels.json").write_text('["anger", "joy", "curiosity"]')
+    told = refused(tmp_path, *fits, f"corpus.path={root}")
+    assert "label 'curiosity' has no place on it" in told
+
+
+def test_an_output_directory_that_cannot_be_made_is_told_as_a_launch_would(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = settings(tmp_path, f"output_dir={tmp_path / 'file' / 'run'}")
+    with pytest.raises(UserError) as dry_run:
+        preflight(config, 1)
+    with pytest.raises(UserError) as launch:
+        RunDirectory.claim(config)
+    assert str(dry_run.value) == str(launch.value)
+    assert "file/run: cannot be written (Not a directory): make it writable" in str(launch.value)
+    told = as_reader(tmp_path, check_output, tmp_path / "run")
+    assert f"{tmp_path / 'run'}: cannot be written (Permission denied)" in told
 
 
 def test_a_sound_model_passes_until_it_is_changed_under_a_run(tmp_path: Path, copied: Path) -> None:
