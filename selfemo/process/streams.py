@@ -1,12 +1,13 @@
 """Gives a command its standard streams, whatever its caller has done to them.
 
 A daemon, cron or `>&-` closes them. The next file that is opened then gets the number of the closed stream,
-and what a library prints there is written into that file.
+and what a library prints there is written into that file. A locale may lack the letters of a dialogue.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -55,3 +56,5 @@ def _open_closed() -> None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale of few letters, such as Latin-1

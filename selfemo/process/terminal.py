@@ -33,7 +33,7 @@ class Terminal:
         self.log_path = Path(path)
         """Where this rank's log is now."""
         self._is_main = is_main
-        self._real: TextIO = os.fdopen(os.dup(2), "w")
+        self._real: TextIO = os.fdopen(os.dup(2), "w", errors="backslashreplace")
         self._console = plain_console(file=self._real, quiet=not is_main)
         _redirect(log)
 

@@ -82,6 +82,16 @@ def test_a_full_disk_behind_the_output_is_one_line_and_a_reader_that_has_gone_is
     assert shell(f"set -o pipefail; {CHECK} | true", status=1) == ""
 
 
+def test_letters_that_a_locale_lacks_are_escaped() -> None:
+    code = (
+        "from selfemo.process.streams import standard_streams\n"
+        "from selfemo.process.terminal import Terminal; from pathlib import Path\n"
+        "with standard_streams(): print(chr(0x4f60)); Terminal(True, Path('run'), 0).say(chr(0x597d))"
+    )
+    ascii_alone = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    assert shell(f'{sys.executable} -c "{code}"', status=0, **ascii_alone) == "\\u597d\n"
+
+
 def test_home_is_found_behind_an_option(tmp_path: Path) -> None:
     """A shell replaces ~ at the start of a word, and in no --option=~/path."""
     told = one_line(f"{SELFEMO} eval --model=~/model --corpus everyday", HOME=str(tmp_path))
