@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -57,12 +58,18 @@ def this_machine_has_gpu(environment: Mapping[str, str] = os.environ) -> bool:
 def gpus_here(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> int:
     """Count the GPUs that processes of this machine can use, without loading a library.
 
-    CUDA_VISIBLE_DEVICES lists them where it is set; an entry may be a part of a GPU (MIG).
+    CUDA_VISIBLE_DEVICES lists them where it is set; an entry may be a part of a GPU (MIG). The list ends at
+    an entry that is none, as in CUDA: SLURM writes NoDevFiles for a job without GPUs.
     """
     found, listed = len([*devices.glob("nvidia[0-9]*")]), environment.get("CUDA_VISIBLE_DEVICES")
     if not found or listed is None:
         return found
-    return 0 if listed.startswith("-1") else len([name for name in listed.split(",") if name.strip()])
+    names = (name.strip() for name in listed.split(","))
+    return len([*takewhile(lambda name: _is_gpu(name, found), names)])
+
+
+def _is_gpu(name: str, gpus: int) -> bool:
+    return name.startswith(("GPU-", "MIG-")) or (name.isascii() and name.isdigit() and int(name) < gpus)
 
 
 def with_dtypes(config: RunConfig, found: Automatic) -> RunConfig:

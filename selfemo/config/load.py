@@ -121,8 +121,8 @@ class _NotYaml(Exception):
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Loads YAML without aliases, which no configuration of ours needs: a few lines of them expand
-    to a value of any size."""
+    """Loads YAML without aliases, which no configuration of ours needs (a few lines of them expand
+    to a value of any size), and without repeated keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -131,6 +131,16 @@ class _PlainLoader(yaml.SafeLoader):
                 None, None, "an alias (*name) is not read here: write the value out", mark
             )
         return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """Refuse a key that stands twice: the first value, often a whole section, would be lost."""
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key {quote(key.value)} stands twice: keep one"
+                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return node
 
 
 def _parse_yaml(text: str, hint: Any = None) -> Any:

@@ -96,6 +96,18 @@ def test_a_word_that_yaml_takes_for_a_truth_value_is_a_word(tmp_path):
     assert load_config(None, ["train.fuse_output_layer=off", "sft.views=null"]).sft.views is None
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("train: {clip_grad: 2}\nseed: 3\ntrain: {adam_eps: 1}\n", 3), ("seed: 1\nseed: 1\n", 2)]
+    + [("train:\n  clip_grad: 2\n  clip_grad: 3\n", 3)],
+)
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path, text, line):
+    """YAML's loader keeps the last, and the whole first section would be lost."""
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"run\.yaml:{line}: not valid YAML \(the key '\w+' stands twice"):
+        load_config(tmp_path / "run.yaml")
+
+
 def test_home_is_expanded_in_every_path_and_variables_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run.yaml").write_text("output_dir: ~/run\n")
