@@ -12,6 +12,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -42,6 +43,7 @@ DEPENDENCIES = (
     ("transformers", "transformers"),
     ("rich", "rich"),
 )
+WANDB_KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 
 
 def preflight(config: RunConfig, world_size: int, planning: bool = False, nodes: int = 1) -> str:
@@ -58,11 +60,9 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False, nodes:
         UserError: the first problem found.
     """
     check_dependencies()
-    if config.tracking.wandb != "none" and importlib.util.find_spec("wandb") is None:
-        raise UserError(
-            f"tracking.wandb={config.tracking.wandb}, but package wandb is not installed: "
-            "pip install 'selfemo[wandb]'"
-        )
+    # A node that joins an existing world (launch.sh names its number) checks beside its own run.
+    joins = os.environ.get("GROUP_RANK", "0") != "0"
+    check_wandb(config.tracking.wandb, is_planned=planning or joins)
     check_views(config)
     if not planning:
         config = with_pinned_model(config)
@@ -77,8 +77,6 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False, nodes:
             f"planned as the published {published_name(config.model.path)}"
         )
     run = RunDirectory(Path(config.output_dir))
-    # A node that joins an existing world (launch.sh names its number) checks beside its own run.
-    joins = os.environ.get("GROUP_RANK", "0") != "0"
     owner = None if joins else find_owner(run.root, lambda line: print(line, file=sys.stderr))
     if owner and not planning:
         raise held(run.root, owner)
@@ -111,6 +109,34 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False, nodes:
         summary += f"; model {config.model.path} in {local_directory(config.model.path)}"
     in_use = [f"{run.root} is in use: {owner} holds this run"] if owner else []
     return "\n".join([summary, *notes, *in_use, *(f"missing for a launch: {what}" for what in missing)])
+
+
+def check_wandb(mode: str, is_planned: bool) -> None:
+    """Refuse Weights & Biases without its package, or without a key, which a run would ask for in its log.
+
+    Args:
+        is_planned: the key may be missing here: the run is not about to start, or its rank 0 is elsewhere.
+
+    Raises:
+        UserError: names the remedy.
+    """
+    if mode == "none":
+        return
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"tracking.wandb={mode}, but package wandb is not installed: pip install 'selfemo[wandb]'"
+        )
+    if mode == "offline" or is_planned or any(os.environ.get(name) for name in WANDB_KEYS):
+        return
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    files = [Path(os.environ.get("NETRC") or "~/.netrc"), Path("~/_netrc")]
+    for file in (Path(os.path.expanduser(path)) for path in files):
+        if file.is_file() and host in file.read_text(encoding="utf-8", errors="replace"):
+            return
+    raise UserError(
+        f"tracking.wandb={mode}, but no key for {host} is here: run `wandb login`, set WANDB_API_KEY, or set "
+        "tracking.wandb=offline"
+    )
 
 
 def check_output(root: Path) -> None:

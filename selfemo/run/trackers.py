@@ -14,10 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from selfemo.common.errors import UserError
 from selfemo.config.schema import RunConfig
 from selfemo.run.scalars import GROUP_AXES, Scalars, scalars_of
 
 TENSORBOARD_NAME = "tensorboard"
+LOGIN_S = 1
+"""Seconds to wait for a key that is asked for in the log, where nobody sees the question."""
 FLUSH_S = 10
 """Seconds by which an open TensorBoard may lag behind."""
 
@@ -59,15 +62,23 @@ class WeightsAndBiases:
     def __init__(self, root: Path, config: RunConfig, mode: Literal["offline", "online"]) -> None:
         import wandb
 
-        self._run = wandb.init(
-            project=config.tracking.wandb_project,
-            mode=mode,
-            name=root.name,
-            group=root.name,
-            dir=str(root),  # offline files and logs stay with the run
-            config=asdict(config),
-            settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
-        )
+        settings = wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True)
+        settings.login_timeout = LOGIN_S
+        try:
+            self._run = wandb.init(
+                project=config.tracking.wandb_project,
+                mode=mode,
+                name=root.name,
+                group=root.name,
+                dir=str(root),  # offline files and logs stay with the run
+                config=asdict(config),
+                settings=settings,
+            )
+        except (wandb.Error, TimeoutError) as error:
+            raise UserError(
+                f"tracking.wandb={mode}: Weights & Biases does not start ({error}): run `wandb login`, or "
+                "set tracking.wandb=offline"
+            ) from error
         for group, event in GROUP_AXES.items():
             self._run.define_metric(f"{group}/*", step_metric=event)
 

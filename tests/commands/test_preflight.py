@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from selfemo.commands.main import app
-from selfemo.commands.preflight import check_gpus
+from selfemo.commands.preflight import WANDB_KEYS, check_gpus, check_wandb
 from selfemo.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,3 +189,22 @@ def test_more_processes_than_gpus_are_refused_before_a_launch() -> None:
         check_gpus(8, 4)
     check_gpus(4, 4)
     check_gpus(2, 0)  # on a processor
+
+
+def test_a_run_that_reports_to_a_service_has_a_key_of_it(tmp_path, monkeypatch):
+    """W&B would ask for one in the run's log, after model and engine are built."""
+    pytest.importorskip("wandb")
+    for name in (*WANDB_KEYS, "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"tracking\.wandb=online, but no key for api\.wandb\.ai is here"):
+        check_wandb("online", is_planned=False)
+    check_wandb("offline", is_planned=False)
+    check_wandb("online", is_planned=True)
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password x\n")
+    check_wandb("online", is_planned=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    with pytest.raises(UserError, match=r"no key for wandb\.example\.org is here"):
+        check_wandb("online", is_planned=False)
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    check_wandb("online", is_planned=False)

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from selfemo.common.errors import UserError
 from selfemo.config.schema import RunConfig, TrackingConfig
 from selfemo.run.scalars import GROUP_AXES, scalars_of
-from selfemo.run.trackers import Tracking
+from selfemo.run.trackers import Tracking, WeightsAndBiases
 
 RECORDS: list[dict[str, Any]] = [
     {"event": "sync", "version": 1, "seconds": 0.5, "path": "direct", "received_bytes": 7, "probed": True},
@@ -128,6 +129,16 @@ def test_weights_and_biases_offline_shows_every_record(tmp_path: Path, monkeypat
     assert begun is not None
     assert (begun.project, begun.display_name) == ("emotions", "run")
     assert {item.key: item.value_json for item in begun.config.update}["seed"] == "41"
+
+
+@pytest.mark.long
+def test_weights_and_biases_without_a_key_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("wandb")
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(UserError, match=r"tracking\.wandb=online: Weights & Biases does not start \(.*login"):
+        WeightsAndBiases(tmp_path, RunConfig(), "online")
 
 
 def wandb_content(run: Path) -> tuple[dict[str, list[tuple[int, float]]], Any]:
