@@ -6,7 +6,7 @@ taken for a part of the template, and thousands of prompts of one shape cost one
 
 Some templates end a prompt inside a thinking block: Qwen3-Thinking-2507's, QwQ's and those of R1's
 distilled models always, others if thinking is on. Without thinking the block is closed here, as
-Qwen3's template does itself: an answer inside it would be a thought.
+Qwen3's template does itself: an answer inside it would be a thought. A few call their block otherwise.
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ DAY = datetime.datetime(2024, 7, 26)
 """The day of every prompt: a run that went on after midnight would otherwise write other prompts."""
 TEMPLATE_SETTINGS = {
     "enable_thinking": False,
+    "thinking": False,  # its name in Hermes 4's and others
     "date_string": "26 Jul 2024",
     "strftime_now": DAY.strftime,
 }
 """Variables given to every template: Qwen3's thinking off, and a fixed day, which Llama 3's and others
 would otherwise take from the clock."""
-THINKING_SETTINGS = {**TEMPLATE_SETTINGS, "enable_thinking": True}
+THINKING_SETTINGS = {**TEMPLATE_SETTINGS, "enable_thinking": True, "thinking": True}
 """The same with thinking on: Qwen3's template then leaves the thinking block to the model and does
 not write an empty one."""
+OTHER_BLOCKS = ("thinking", "thought", "reasoning")
+"""Other names of a thinking block; answers are not read behind one."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,16 @@ def split_template(
 
     Raises:
         UserError: the template refuses the roles, or does not write every content exactly once; or
-            thinking changes nothing in it, and it opens no block.
+            thinking changes nothing in it, and it opens no block, or one of another name.
     """
     pieces = _pieces(tokenizer, roles, add_generation_prompt, thinking)
     if not thinking:
         pieces[-1] = closed(pieces[-1])
+    elif opened(pieces[-1]) in OTHER_BLOCKS:
+        raise UserError(
+            f"{tokenizer.name_or_path}: its chat template opens <{opened(pieces[-1])}>, and answers are read "
+            f"behind {THINK_CLOSE} alone: set selfplay.thinking=false, which closes the block"
+        )
     elif not is_open(pieces[-1]) and pieces == _pieces(tokenizer, roles, add_generation_prompt, False):
         raise UserError(
             f"{tokenizer.name_or_path}: its chat template knows no enable_thinking, "
@@ -90,16 +98,22 @@ def split_template(
     return tuple(parts)
 
 
+def opened(text: str) -> str:
+    """Return the name of the thinking block that template text ends inside, such as "think"; "" if none."""
+    names = (THINK_OPEN.strip("<>"), *OTHER_BLOCKS)
+    return next((name for name in names if text.rfind(f"<{name}>") > text.rfind(f"</{name}>")), "")
+
+
 def is_open(text: str) -> bool:
-    """Tell whether template text ends inside a thinking block."""
+    """Tell whether template text ends inside a thinking block behind which answers are read."""
     return text.rfind(THINK_OPEN) > text.rfind(THINK_CLOSE)
 
 
 def closed(text: str) -> str:
     """Close the thinking block that template text ends in; other text stays."""
-    if not is_open(text):
+    if not (name := opened(text)):
         return text
-    return text + ("" if text.endswith("\n") else "\n") + f"\n{THINK_CLOSE}\n\n"
+    return text + ("" if text.endswith("\n") else "\n") + f"\n</{name}>\n\n"
 
 
 def opens_thinking(tokenizer: Any) -> bool:

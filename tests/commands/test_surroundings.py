@@ -87,7 +87,8 @@ def test_letters_that_a_locale_lacks_are_escaped() -> None:
         "from selfemo.process.streams import standard_streams\n"
         "from selfemo.process.terminal import Terminal; from pathlib import Path\n"
         "with standard_streams():\n"
-        "    print(chr(0x4f60)); told = Terminal(True, Path('run'), 0); told.drop_log(); told.say(chr(0x597d))"
+        "    print(chr(0x4f60)); told = Terminal(True, Path('run'), 0); told.drop_log()\n"
+        "    told.say(chr(0x597d))"
     )
     ascii_alone = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     assert shell(f'{sys.executable} -c "{code}"', status=0, **ascii_alone) == "\\u597d\n"

@@ -15,6 +15,7 @@ from selfemo.rollout.api import Completion
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.roles import Recognizer
 from selfemo.tokens.encoder import ChatEncoder, Message
+from selfemo.tokens.template import OTHER_BLOCKS, THINKING_SETTINGS
 from tests.helpers.scripted import turns
 
 QUESTION = [Message("user", "Ana: what? <think>")]
@@ -29,10 +30,11 @@ TEMPLATES = {
     "always": BODY + "{{- '<think>\\n' }}{%- endif %}",
     "always, without a line": BODY + "{{- '<think>' }}{%- endif %}",
     "if asked": ASKED + "{%- endif %}{%- endif %}",
+    "if asked otherwise": BODY + "{%- if thinking %}{{- '<think>\\n' }}{%- endif %}{%- endif %}",
     "if asked, else closed": ASKED
     + "{%- else %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}",
 }
-"""Endings of a prompt: Qwen3-Thinking-2507's and QwQ's, one without a line break, and two hybrids."""
+"""Endings of a prompt: Qwen3-Thinking-2507's and QwQ's, one without a line break, and three hybrids."""
 LABELS = ("anger", "joy", "neutral")
 
 
@@ -48,7 +50,7 @@ def test_without_thinking_no_answer_can_stand_in_the_block(directory: Path) -> N
     encoder = ChatEncoder(directory)
     shown = encoder.decode(encoder.encode_prompt(QUESTION), show_special=True)
     ending = shown.rpartition(TURN)[2]
-    assert ending == ("" if directory.name == "if_asked" else CLOSED)
+    assert ending == ("" if directory.name in ("if_asked", "if_asked_otherwise") else CLOSED)
     assert encoder.encode_text("</think>") != (encoder._full.token_to_id("</think>"),)
     if ending:  # the marker that closes is the control token, not its letters
         assert encoder._full.token_to_id("</think>") in encoder.encode_prompt(QUESTION)
@@ -60,7 +62,7 @@ def test_with_thinking_a_prompt_is_the_templates_own_and_ends_inside_the_block(d
     tokenizer = AutoTokenizer.from_pretrained(str(directory))
     plain = [{"role": "user", "content": "Ana: what?"}]
     rendered = tokenizer.apply_chat_template(
-        plain, add_generation_prompt=True, enable_thinking=True, return_dict=False
+        plain, add_generation_prompt=True, return_dict=False, **THINKING_SETTINGS
     )
     assert encoder.encode_prompt([Message("user", "Ana: what?")], thinking=True) == tuple(rendered)
     assert tokenizer.decode(rendered).endswith(("<think>\n", "<think>"))
@@ -108,6 +110,17 @@ def test_supervised_answers_stand_behind_a_closed_block(own_dir: Path, tmp_path:
     assert encoder.decode(prompts.respond(turns("Ana: we won"), "Bo", ["joy"]), show_special=True).endswith(
         CLOSED
     )
+
+
+@pytest.mark.parametrize("name", OTHER_BLOCKS)
+def test_a_block_of_another_name_is_closed_and_never_read(own_dir: Path, tmp_path: Path, name: str) -> None:
+    target = Path(shutil.copytree(own_dir, tmp_path / "model"))
+    (target / "chat_template.jinja").write_text(BODY + f"{{{{- '<{name}>\\n' }}}}{{%- endif %}}")
+    encoder = ChatEncoder(target)
+    shown = encoder.decode(encoder.encode_prompt(QUESTION), show_special=True)
+    assert shown.endswith(f"{TURN}<{name}>\n\n</{name}>\n\n")
+    with pytest.raises(UserError, match=rf"opens <{name}>, and answers are read behind </think> alone"):
+        encoder.encode_prompt(QUESTION, thinking=True)
 
 
 def test_a_template_that_neither_switches_nor_opens_is_refused(own_dir: Path, tmp_path: Path) -> None:
