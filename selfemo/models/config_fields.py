@@ -54,7 +54,9 @@ ONE_VALUE: Mapping[str, object] = {
     "num_nextn_predict_layers": 0,
     "pruned_heads": {},
 }
-"""Fields with one value that leaves the model as it is implemented here; null stands for it too."""
+"""Fields with one value that leaves the model as it is implemented here; null stands for it too, but in
+is_causal, where vLLM takes it for false.
+"""
 # fmt: off
 HARMLESS = frozenset(
     {
@@ -97,7 +99,8 @@ def refuse_unimplemented(config: Mapping[str, object], family: Family, where: st
     """
     one_value = {**ONE_VALUE, "qk_norm": family.qk_norm, "qkv_bias": family.qkv_bias, **family.required}
     for key, wanted in one_value.items():
-        if config.get(key, wanted) not in (wanted, None) and key not in family.harmless:
+        same = (wanted,) if key == "is_causal" else (wanted, None)
+        if config.get(key, wanted) not in same and key not in family.harmless:
             raise UserError(
                 f"{where}: {key}={quote(config[key])} is not implemented for {family.name}; expected "
                 f"{wanted!r}"

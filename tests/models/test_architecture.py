@@ -236,6 +236,7 @@ def test_published_configs_are_read(tmp_path: Path, config: dict[str, Any], thet
         {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
         {"logit_scale": 0.5},
         {"is_causal": False},
+        {"is_causal": None},
         {"sliding_window": 4096},
         {"qk_norm": True},
         {"qkv_bias": True},
