@@ -17,6 +17,10 @@ from selfemo.common.errors import UserError
 from selfemo.models.architecture import CONFIG_NAME
 
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
+ADDRESS = re.compile(
+    r"(?:https?:/{1,2}(?:www\.)?(?:huggingface|hf)\.co/|hf:/{1,2})(.+?)(?:/(?:tree|blob)/([^/]+).*)?"
+)
+"""A page of the hub as a browser shows it; a path has one of its two slashes left."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NO_OWNERS = ("models", "datasets", "spaces", "runs")
 """First parts that are no owner on the hub: usual names of directories, which may not exist yet."""
@@ -39,7 +43,11 @@ class HubName:
 
 
 def hub_name(path: str) -> HubName | None:
-    """Read a path as a name on the hub; None if it is a path."""
+    """Read a path as a name on the hub, or as the address of its page; None if it is a path."""
+    path = path.rstrip("/")
+    if page := ADDRESS.fullmatch(path):
+        found = NAME.fullmatch(page[1])
+        return HubName(found[1], page[2] or found[2] or "") if found else None
     found = NAME.fullmatch(path)
     owner = Path(path).parts[0] if found else ""
     if found is None or owner in NO_OWNERS or Path(owner).exists():
@@ -49,7 +57,8 @@ def hub_name(path: str) -> HubName | None:
 
 def published_name(path: str) -> str:
     """Return the last part of a path or name, without its revision."""
-    return Path(path.partition("@")[0]).name
+    name = hub_name(path)
+    return Path(name.repository if name else path.partition("@")[0]).name
 
 
 def pinned(path: str, recorded: str = "") -> str:

@@ -64,6 +64,13 @@ def ask(hub: FakeHub, tmp_path: Path, expression: str, **environment: str) -> st
         ("Qwen/Qwen3-8B", HubName("Qwen/Qwen3-8B", "")),
         ("Qwen/Qwen3-8B@v1.0", HubName("Qwen/Qwen3-8B", "v1.0")),
         ("Qwen/Qwen3-8B@refs/pr/3", HubName("Qwen/Qwen3-8B", "refs/pr/3")),
+        ("Qwen/Qwen3-8B/", HubName("Qwen/Qwen3-8B", "")),
+        ("https://huggingface.co/Qwen/Qwen3-8B", HubName("Qwen/Qwen3-8B", "")),
+        ("https:/huggingface.co/Qwen/Qwen3-8B/tree/v1.0", HubName("Qwen/Qwen3-8B", "v1.0")),
+        ("https://hf.co/Qwen/Qwen3-8B/blob/main/config.json", HubName("Qwen/Qwen3-8B", "main")),
+        ("hf://Qwen/Qwen3-8B@v1.0", HubName("Qwen/Qwen3-8B", "v1.0")),
+        ("https://huggingface.co/Qwen", None),
+        ("https://example.org/Qwen/Qwen3-8B", None),
         ("models/Qwen3-8B", None),
         ("runs/demo", None),
         ("./Qwen/Qwen3-8B", None),
@@ -86,6 +93,7 @@ def test_a_name_is_told_from_a_path(
 
 def test_the_published_name_has_no_revision() -> None:
     assert published_name("Qwen/Qwen3-8B@main") == published_name("models/Qwen3-8B") == "Qwen3-8B"
+    assert published_name("https://huggingface.co/Qwen/Qwen3-8B/tree/main") == "Qwen3-8B"
 
 
 @pytest.mark.long
