@@ -6,6 +6,7 @@ Sound texts of other languages, and the published corpora, are no finding.
 from __future__ import annotations
 
 import csv
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from selfemo.commands.corpus import app
 from selfemo.corpora.check import check_corpus
 from selfemo.corpora.damage import find_damage
 from selfemo.corpora.problems import Problem, raise_first
+from selfemo.corpora.readers.emorynlp import read_emorynlp_split
 from selfemo.corpora.readers.meld import FILES, read_meld_split
 from selfemo.corpora.text import clean_text
 
@@ -113,6 +115,30 @@ def test_rows_out_of_order_are_told_with_their_lines(
     assert [problem.line for problem in found] == lines
     assert all(problem.odd for problem in found)
     assert len(read_meld_split(path, "train", raise_first)) == len({d for d, _ in order}), "reading goes on"
+
+
+def test_utterances_of_emorynlp_out_of_order_are_told(write: Write) -> None:
+    scenes = [
+        {
+            "scene_id": f"s01_e01_c0{scene}",
+            "utterances": [
+                {
+                    "utterance_id": f"s01_e01_c0{scene}_u{number:03}",
+                    "speakers": ["Ana"],
+                    "transcript": f"line {number}",
+                    "emotion": "Sad",
+                }
+                for number in numbers
+            ],
+        }
+        for scene, numbers in ((1, (1, 2, 4)), (2, (2, 1, 3)))
+    ]
+    path = write("x.json", json.dumps({"episodes": [{"scenes": scenes}]}, indent=0))
+    found: list[Problem] = []
+    assert len(read_emorynlp_split(path, "train", found.append)) == 2
+    (problem,) = found
+    assert (problem.odd, problem.line > 1) == ("a row out of order", True)
+    assert "utterance 1 of dialogue s01_e01_c02 stands after 2" in str(problem)
 
 
 def test_a_shuffled_file_is_unfit_and_a_few_damaged_rows_are_not(write: Write) -> None:

@@ -9,6 +9,7 @@ both forms are in one directory, the official one is taken.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from selfemo.common.printable import quote
 from selfemo.corpora.conversation import Conversation, Corpus, Turn
 from selfemo.corpora.files import LocatedDict, parse_json, read_text
 from selfemo.corpora.formats import CorpusFormat
+from selfemo.corpora.order import MAX_ID_DIGITS, RowOrder
 from selfemo.corpora.problems import Problem, ProblemSink
 from selfemo.corpora.turns import TurnChecker
 
@@ -27,6 +29,7 @@ FILES = {
     "test": ("emotion-detection-tst.json", "test_data.json"),
 }
 """Split to file names, the official one first."""
+_UTTERANCE_ID = re.compile(rf"\w*_u([0-9]{{1,{MAX_ID_DIGITS}}})")
 
 
 def read_emorynlp(directory: Path, report: ProblemSink) -> Corpus:
@@ -53,11 +56,15 @@ def read_emorynlp_split(path: Path, split: str, report: ProblemSink) -> list[Con
     checker = TurnChecker(path, LABELS, report)
     scenes = _official_scenes(value, checker) if isinstance(value, dict) else _listed_scenes(value, checker)
     conversations: dict[str, Conversation] = {}
+    order = RowOrder(checker)
     for scene_id, utterances in scenes:
         if scene_id in conversations:
             line = next((u.line for u in utterances if isinstance(u, LocatedDict)), 0)
             checker.fault(line, f"scene {quote(scene_id)} appears twice: remove one")
             continue
+        for utterance in utterances:
+            if number := _number(utterance):
+                order.see(utterance.line, scene_id, int(number[1]))
         turns = [
             _turn(checker, f"scene {quote(scene_id)}, utterance {i}", u)
             for i, u in enumerate(utterances, start=1)
@@ -68,6 +75,12 @@ def read_emorynlp_split(path: Path, split: str, report: ProblemSink) -> list[Con
         elif not turns:
             checker.fault(0, f"scene {quote(scene_id)} has no utterances: remove it")
     return list(conversations.values())
+
+
+def _number(utterance: Any) -> re.Match[str] | None:
+    """Find the number in an utterance_id such as s01_e15_c01_u002, which the official form has."""
+    written = utterance.get("utterance_id") if isinstance(utterance, LocatedDict) else None
+    return _UTTERANCE_ID.fullmatch(written) if isinstance(written, str) else None
 
 
 def _turn(checker: TurnChecker, where: str, utterance: Any) -> Turn | None:
