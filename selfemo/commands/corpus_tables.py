@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from selfemo.common.printable import printable
 from selfemo.corpora.check import CorpusCheck
 from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.overlap import Overlap
 from selfemo.corpora.stats import corpus_stats, transition_shares
+from selfemo.evaluation.matrix import Matrix
 
 
 def counts_table(report: CorpusCheck) -> Table:
@@ -59,12 +61,12 @@ def lengths_table(corpus: Corpus) -> Table:
     return table
 
 
-def transitions_table(corpus: Corpus) -> Table:
-    """Show how one emotion follows another in the training split."""
-    table = _table("Next turn's emotion in train, % of a row", "this turn", *corpus.labels)
-    for label, row in zip(corpus.labels, transition_shares(corpus.split("train"), corpus.labels)):
-        table.add_row(label, *(f"{100 * share:.0f}" for share in row))
-    return table
+def transitions_table(corpus: Corpus) -> Group:
+    """Show how one emotion follows another in the training split; a wide label set takes several parts."""
+    shares = transition_shares(corpus.split("train"), corpus.labels)
+    percent = [[round(100 * share) for share in row] for row in shares]
+    title = Text("Next turn's emotion in train, % of a row", style="italic")
+    return Group(title, Matrix("this turn", corpus.labels, corpus.labels, percent))
 
 
 def overlap_table(title: str, overlaps: dict[str, Overlap]) -> Table:

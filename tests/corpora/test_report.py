@@ -20,6 +20,7 @@ from selfemo.commands.corpus import app
 from selfemo.common.errors import UserError
 from selfemo.corpora.check import check_corpus
 from selfemo.corpora.conversation import Conversation, Corpus, Turn
+from selfemo.corpora.imports.goemotions import EMOTIONS
 from selfemo.corpora.overlap import (
     HeldOutTexts,
     held_out_texts,
@@ -271,3 +272,14 @@ def test_commands_refuse_with_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["taken.png"], "nothing half written"
     with pytest.raises(UserError, match=message):
         raise result.exception
+
+
+def test_transitions_of_a_wide_label_set_are_printed_whole(write: Write) -> None:
+    """28 columns of figures do not fit into 80 of a terminal, which would print … in their place."""
+    turns = [{"speaker": "AB"[i % 2], "text": f"line {i}", "labels": [EMOTIONS[i % 28]]} for i in range(56)]
+    write("wide/labels.json", json.dumps(EMOTIONS))
+    path = write("wide/train.jsonl", json.dumps({"id": "d", "turns": turns}) + "\n")
+    result = CliRunner().invoke(app, ["stats", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "…" not in result.output
+    assert result.output.count(" 100 ") == 28, "each label is followed by the next"
