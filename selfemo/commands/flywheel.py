@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 
 from selfemo.common.printable import printable
@@ -116,7 +118,9 @@ def summary_table(totals: list[Total]) -> Table:
 
 def records_table(records: list[Record]) -> Table:
     """Show one line per record."""
-    table = Table("id", "iter", "role", "labels", "sIoU", "agree", "outcome", "text")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("id", "iter", "role", "labels", "sIoU", "agree", "outcome", "text"):
+        table.add_column(name, overflow="fold", no_wrap=name in ("id", "iter", "role", "sIoU", "agree"))
     for r in records:
         outcome = f"{'kept' if r.kept else 'dropped'}: {r.reason}"
         row = [
@@ -160,24 +164,20 @@ def provenance_lines(r: Record) -> list[str]:
     return list(map(printable, lines))
 
 
-def candidates_table(r: Record) -> Table:
-    """Show every candidate with its rewards."""
-    views = len({c.view for c in r.candidates}) > 1
-    table = Table(
-        "seed",
-        *(["view"] if views else []),
-        "text",
-        "read as",
-        "gates",
-        "sIoU",
-        *map(printable, r.components),
-    )
-    for c in r.candidates:
+def candidates_table(r: Record) -> Group:
+    """Show every candidate with its rewards, in figures; then what it says. 80 columns hold both."""
+    views = ["view"] if len({c.view for c in r.candidates}) > 1 else []
+    figures, texts = (Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0)) for _ in range(2))
+    for name in ("", "seed", "sIoU", *map(printable, r.components)):
+        figures.add_column(name, no_wrap=True)
+    for name in ("", *views, "read as", "gates", "text"):
+        texts.add_column(name, overflow="fold", no_wrap=not name)
+    for number, c in enumerate(r.candidates, start=1):
         rewards = [f"{value:.3f}" for value in c.rewards]
-        reading, gates = printable(c.reading or "-"), printable(", ".join(c.gates))
-        first = [str(c.seed), printable(c.view)] if views else [str(c.seed)]
-        table.add_row(*first, _cut(c.text, 60), reading, gates, f"{c.score:.3f}", *rewards)
-    return table
+        figures.add_row(str(number), str(c.seed), f"{c.score:.3f}", *rewards)
+        said = [*([c.view] if views else []), c.reading or "-", ", ".join(c.gates)]
+        texts.add_row(str(number), *map(printable, said), _cut(c.text, 60))
+    return Group(figures, texts)
 
 
 def replay_table(result: Replay) -> Table:
