@@ -134,7 +134,8 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         """Refuse a key that stands twice: the first value, often a whole section, would be lost."""
-        node, seen = super().compose_mapping_node(anchor), set()
+        node = super().compose_mapping_node(anchor)
+        seen: set[Any] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 problem = f"the key {quote(key.value)} stands twice: keep one"

@@ -50,7 +50,7 @@ def _read(files: Files, report: ProblemSink) -> Iterator[RawDialogue]:
     for comment, (path, line, text) in first.items():
         split, labels = agreed.get(comment, ("", ())) if agreed else ("train", ())
         if split:
-            labels = tuple(sorted(labels, key=lambda name: -votes[comment][name]))
+            labels = tuple(sorted(labels, key=lambda name: -votes[comment][str(name)]))
             yield RawDialogue(split, comment, path, line, (RawTurn("Writer", text, labels, votes[comment]),))
 
 
