@@ -15,8 +15,11 @@ MAX_JSON_BYTES = 16 << 20
 """The index of the largest published models has a few megabytes."""
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, remedy: str = "download the file again") -> dict[str, Any]:
     """Read the object in a file.
+
+    Args:
+        remedy: for a damaged file, in an error's last words.
 
     Raises:
         FileNotFoundError: there is no such file; the caller knows the consequence.
@@ -26,9 +29,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(MAX_JSON_BYTES + 1)
         if len(data) > MAX_JSON_BYTES:
-            raise UserError(
-                f"{path}: larger than {MAX_JSON_BYTES} bytes, which no such file is; download the file again"
-            )
+            raise UserError(f"{path}: larger than {MAX_JSON_BYTES} bytes, which no such file is; {remedy}")
         value = json.loads(data.decode())
     except FileNotFoundError:
         raise
@@ -38,9 +39,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         ) from None
     # ValueError: JSON's own, bytes that are not UTF-8, integers of thousands of digits
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); download the file again") from None
+        raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from None
     if not isinstance(value, dict):
-        raise UserError(
-            f"{path}: expected a JSON object, found {type(value).__name__}; download the file again"
-        )
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}; {remedy}")
     return value

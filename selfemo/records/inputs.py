@@ -23,6 +23,7 @@ INPUTS_NAME = "inputs.json"
 CORPUS_PATHS = ("corpus.path", "corpus.hold_out", "corpus.unlabelled")
 INPUT_PATHS = ("model.path", *CORPUS_PATHS)
 """Settings that say where an input lies."""
+RESTORE = "restore it as the run wrote it"
 
 Inputs = dict[str, dict[str, str]]
 """{"model": {file: digest}, "corpus": {part: digest}}; no files for a model that the run initialised."""
@@ -87,11 +88,13 @@ def read_inputs(root: Path) -> Inputs | None:
     """
     path = root / INPUTS_NAME
     try:
-        stored = read_json_object(path)
+        stored = read_json_object(path, RESTORE)
     except FileNotFoundError:
         return None
-    if not all(isinstance(stored.get(what), dict) for what in ("model", "corpus")):
-        raise UserError(f"{path}: not the digests of a run's inputs: restore it as the run wrote it")
+    for what in ("model", "corpus"):
+        digests = stored.get(what)
+        if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
+            raise UserError(f"{path}: not the digests of a run's inputs: {RESTORE}")
     return stored
 
 

@@ -26,6 +26,11 @@ from selfemo.records.shapes import misshapen
 
 Json = dict[str, Any]
 
+LARGEST = 1e100
+"""Bound of a figure. It is finite, and so are sums, products and axes of several."""
+DIGITS = 18
+"""Most characters of a whole number."""
+
 
 @dataclass(frozen=True)
 class RunRecords:
@@ -62,11 +67,44 @@ def read_run(root: Path) -> RunRecords:
         root=root,
         # read_config and not load_config: a corpus or loss of another checkout is no reason to show nothing
         config=read_config(root / CONFIG_NAME),
-        events=tuple(_sound(root / METRICS_NAME, read_jsonl(root / METRICS_NAME, "event"))),
+        events=read_events(root / METRICS_NAME),
         dialogues=tuple(_sound(root / SAMPLES_NAME, read_jsonl(root / SAMPLES_NAME, "groups"))),
         summary=_read_json(root / SUMMARY_NAME, "summary"),
         training_dialogues=_read_json(root / TRAINING_DIALOGUES_NAME, "training dialogues"),
     )
+
+
+def read_events(path: Path) -> tuple[Json, ...]:
+    """Read metrics.jsonl.
+
+    Raises:
+        UserError: a record is damaged, or lacks what every reader needs of it; names its line.
+    """
+    return tuple(_sound(path, read_jsonl(path, "event")))
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON as a run writes it: UTF-8, figures within LARGEST, whole numbers of few digits.
+
+    Raises:
+        ValueError, RecursionError: it is none; says why.
+    """
+    content = json.loads(data.decode(), parse_float=_figure, parse_int=_whole, parse_constant=_figure)
+    if b"\\ud" in data.lower():  # half of a pair can be read but not shown
+        json.dumps(content, ensure_ascii=False).encode()
+    return content
+
+
+def _figure(number: str) -> float:
+    if not abs(float(number)) <= LARGEST:  # NaN is not
+        raise ValueError(f"{number[:20]}: expected a finite number")
+    return float(number)
+
+
+def _whole(number: str) -> int:
+    if len(number) > DIGITS:
+        raise ValueError(f"{number[:20]}: expected a whole number of at most {DIGITS} digits")
+    return int(number)
 
 
 def _sound(path: Path, records: Sequence[Json]) -> Iterator[Json]:
@@ -82,7 +120,7 @@ def _read_json(path: Path, kind: str) -> Json | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(read_bytes(path))
+        content = parse_json(read_bytes(path))
         fault = misshapen(kind, content) if isinstance(content, dict) else "not a JSON object"
     except (ValueError, RecursionError) as error:
         fault = f"not JSON ({error})"
@@ -115,7 +153,7 @@ def read_jsonl(path: Path, key: str) -> Sequence[Json]:
     records = []
     for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}:{number}: not JSON ({error}); expected one record a line, as the run wrote it"

@@ -1,17 +1,29 @@
 """Declares the parts of a run's records that readers need, so that a damaged one is named.
 
-A record may hold more, and a figure that was not finite is null. Records are checked and not converted.
+A record may hold more, and a figure that was not finite is null. Records are checked and not converted, so a
+number written as text is a fault.
 """
 
 from __future__ import annotations
 
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
-from selfemo.corpora.labelled import LabelCounts
+from selfemo.records.contradictions import contradiction
 
 Figure = float | None
+Rank = Annotated[str, Field(pattern="^[0-9]{1,6}$")]
+
+
+def _span(value: list[Any]) -> list[Any]:
+    match value:
+        case [str(), int() | float() as start, int() | float() as end] if start <= end:
+            return value
+    raise ValueError("expected a phase, its start and its end in seconds")
+
+
+Span = Annotated[list[Any], AfterValidator(_span)]
 
 
 class _Sync(TypedDict):
@@ -19,7 +31,7 @@ class _Sync(TypedDict):
     seconds: float
     path: str
     received_bytes: int
-    probed: Any
+    probed: bool
 
 
 class _Sft(TypedDict):
@@ -28,15 +40,29 @@ class _Sft(TypedDict):
 
 class _Eval(TypedDict):
     stage: str
-    n: int
-    accuracy: NotRequired[float]
+    n: Annotated[int, Field(gt=0)]
+    accuracy: NotRequired[Figure]
+    weighted_f1: NotRequired[Figure]
+    macro_f1: NotRequired[Figure]
+    siou: NotRequired[Figure]
+    exact_match: NotRequired[Figure]
+    format_failure_rate: NotRequired[Figure]
+    label_entropy: NotRequired[Figure]
+    neutral_share: NotRequired[Figure]
     per_label_f1: dict[str, float]
     confusion: NotRequired[list[list[int]]]
+    readings: NotRequired[list[list[str]]]
 
 
 class _Outcomes(TypedDict):
     kept: dict[str, int]
     dropped: dict[str, int]
+
+
+class _Seconds(TypedDict):
+    rollout: float
+    train: float
+    sync: float
 
 
 class _Iteration(TypedDict):
@@ -47,15 +73,22 @@ class _Iteration(TypedDict):
     logprob_gap_max: Figure
     step_applied: bool
     flywheel: NotRequired[_Outcomes]
-    seconds: dict[str, float]
+    seconds: _Seconds
 
 
 class _Phases(TypedDict):
-    ranks: dict[int, list[tuple[str, float, float]]]
+    ranks: dict[Rank, list[Span]]
+
+
+class _Held(TypedDict):
+    weights: int
+    gradients: int
+    optimizer: int
+    reference: int
 
 
 class _Memory(TypedDict):
-    ranks: dict[int, dict[str, int]]
+    ranks: dict[Rank, _Held]
 
 
 class _Turn(TypedDict):
@@ -65,9 +98,14 @@ class _Turn(TypedDict):
 
 
 class _Candidate(TypedDict):
+    view: NotRequired[str]
     text: str
+    read: NotRequired[list[str]]
     score: float
     rewards: dict[str, float]
+    total: NotRequired[Figure]
+    advantage: NotRequired[Figure]
+    weight: NotRequired[Figure]
     failed_gates: list[str]
 
 
@@ -79,18 +117,33 @@ class _Group(TypedDict):
     target: list[str]
     consensus: list[str]
     agreement: float
-    candidates: list[_Candidate]
+    candidates: Annotated[list[_Candidate], Field(min_length=1)]
 
 
 class _Dialogue(TypedDict):
     iteration: int
     source: str
+    parent: NotRequired[int | None]
+    seed_turns: NotRequired[int]
     dialogue: list[_Turn]
     groups: list[_Group]
 
 
+@with_config(ConfigDict(extra="forbid"))
+class _Counts(TypedDict):
+    labelled_dialogues: int
+    labelled_turns: int
+    unlabelled_dialogues: int
+    unlabelled_turns: int
+    revealed_dialogues: int
+
+
 class _TrainingDialogues(TypedDict):
-    counts: LabelCounts
+    counts: _Counts
+
+
+class _Total(TypedDict):
+    total: float
 
 
 class _Summary(TypedDict):
@@ -102,8 +155,8 @@ class _Summary(TypedDict):
     trainer: str
     engine: str
     corpus: str
-    seconds: dict[str, float]
-    eval: dict[str, dict[str, Any]]
+    seconds: _Total
+    eval: dict[str, dict[str, float]]
 
 
 _SHAPES: dict[str, TypeAdapter[Any]] = {
@@ -122,14 +175,19 @@ _SHAPES: dict[str, TypeAdapter[Any]] = {
 def misshapen(kind: str, record: dict[str, Any]) -> str:
     """Say what is wrong with a record: an event of metrics.jsonl, a dialogue or a summary; "" if nothing is.
 
-    A kind that is not known has no fault.
+    A kind that is not known has no fault, if it is a text.
     """
-    shape = _SHAPES.get(kind) if isinstance(kind, str) else None
+    if not isinstance(kind, str):
+        return "event: expected a text"
+    shape = _SHAPES.get(kind)
     try:
         if shape is not None:
-            shape.validate_python(record)
+            shape.validate_python(record, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    text = [name for name, value in record.items() if isinstance(value, str) and name != "event"]
-    return f"{text[0]}: a text, expected a number" if kind in ("iteration", "sft") and text else ""
+    if kind in ("iteration", "sft"):
+        figures = (name for name in record if name not in ("event", "flywheel", "seconds"))
+        odd = [name for name in figures if not isinstance(record[name], int | float | None)]
+        return f"{odd[0]}: expected a number" if odd else ""
+    return contradiction(kind, record)

@@ -10,11 +10,13 @@ import json
 from typing import Any
 
 from selfemo.common.errors import UserError
+from selfemo.common.printable import quote
 from selfemo.config.schema import RunConfig
 from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.labelled import label_counts
 from selfemo.corpora.overlap import TRAIN
 from selfemo.records.directory import TRAINING_DIALOGUES_NAME, RunDirectory
+from selfemo.records.reading import read_bytes
 
 
 def record_training_dialogues(run: RunDirectory, corpus: Corpus, config: RunConfig) -> None:
@@ -29,8 +31,8 @@ def record_training_dialogues(run: RunDirectory, corpus: Corpus, config: RunConf
         run.write_json(TRAINING_DIALOGUES_NAME, wanted)
         return
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        stored = json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}): choose another output_dir or remove it") from None
     if stored != wanted:
         raise UserError(
@@ -54,9 +56,11 @@ def training_dialogues(corpus: Corpus, config: RunConfig) -> dict[str, Any]:
 def _difference(stored: Any, wanted: dict[str, Any]) -> str:
     """Say in a few words which entry differs first."""
     before = stored if isinstance(stored, dict) else {}
-    name = next(name for name in (*wanted, *before) if before.get(name) != wanted.get(name))
-    old, new = before.get(name), wanted.get(name)
+    if odd := sorted(before.keys() - wanted.keys()):
+        return f"{odd[0]}: not an entry that a run writes"
+    name = next(name for name in wanted if name not in before or before[name] != wanted[name])
+    old, new = before.get(name), wanted[name]
     if isinstance(old, list) and isinstance(new, list):
-        other = sorted({*map(str, old)} ^ {*map(str, new)})
+        other = sorted({key if isinstance(key, str) else quote(key) for key in old} ^ {*new})
         return f"{name}: {len(other)} differ, such as {other[0]}" if other else f"{name}: another order"
-    return f"{name}: {old} before, {new} now"
+    return f"{name}: {quote(old)} before, {quote(new)} now"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import math
 import time
 from collections import Counter
@@ -33,6 +32,7 @@ from selfemo.process.reduction import OverRanks
 from selfemo.process.terminal import Bar, Terminal
 from selfemo.records.directory import METRICS_NAME, MODEL_NAME, SAMPLES_NAME, SUMMARY_NAME, RunDirectory
 from selfemo.records.manifest import Position
+from selfemo.records.reading import read_events
 from selfemo.report.model_card import model_card
 from selfemo.report.vote_card import CARD_NAME
 from selfemo.rollout.vllm_engine import engine_version
@@ -93,13 +93,15 @@ class Journal:
         """Continue with the records and seconds of an interrupted run.
 
         Rank 0 alone reads the records, since it alone sums them up.
+
+        Raises:
+            UserError: on rank 0, if a record is damaged.
         """
         self._seconds = {name: value for name, value in seconds.items() if name != "total"}
         self._started -= seconds["total"]
         if self._world.layout.is_main:
-            with self._run.path(METRICS_NAME).open(encoding="utf-8") as lines:
-                for line in lines:
-                    self._remember(json.loads(line))
+            for record in read_events(self._run.path(METRICS_NAME)):
+                self._remember(record)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -7,7 +7,6 @@ interrupted run tells the same.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,8 @@ from selfemo.emotions.answer import SEPARATOR
 from selfemo.evaluation.intervals import Interval, bootstrap, paired_bootstrap
 from selfemo.evaluation.metrics import NO_ANSWER
 from selfemo.evaluation.turns import EvaluationTurn
+from selfemo.records.reading import parse_json
+from selfemo.records.shapes import misshapen
 from selfemo.report.model_card import STAGES
 from selfemo.selfplay.prompts import clean_line
 
@@ -74,17 +75,20 @@ def turn_lines(
     count = min(SHOWN_TURNS, len(turns))
     for index in ((2 * k + 1) * len(turns) // (2 * count) for k in range(count)):
         spoken = turns[index].context[-1]
-        read = [f"{STAGES[stage]} {_labels(mine[index])}" for stage, mine in readings.items()]
+        read = [f"{STAGES.get(stage, stage)} {_labels(mine[index])}" for stage, mine in readings.items()]
         yield f"  {one_line(spoken.speaker)}: {one_line(spoken.text)}"
         yield f"      annotated {_labels(spoken.labels)}; {'; '.join(read)}"
 
 
 def dialogue_lines(samples: Path) -> Iterator[str]:
-    """Yield the newest recorded dialogue in which the model wrote a line; nothing if there is none."""
+    """Yield the newest recorded dialogue in which the model wrote a line; nothing if there is none.
+
+    A damaged record is passed over, since the run has ended and the report will name it.
+    """
     if not samples.is_file():
         return
-    with samples.open(encoding="utf-8") as file:
-        newest = [json.loads(line) for line in deque(file, maxlen=DIALOGUES_SEARCHED)]
+    with samples.open("rb") as file:
+        newest = list(filter(None, map(_sound_dialogue, deque(file, maxlen=DIALOGUES_SEARCHED))))
     record = next((r for r in reversed(newest) if len(r["dialogue"]) > r["seed_turns"]), None)
     if record is None:
         return
@@ -102,11 +106,23 @@ def chat_lines(model: Path) -> Iterator[str]:
     yield from (f"             {line}" for line in LINES_TO_TRY)
 
 
+def _sound_dialogue(line: bytes) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = parse_json(line)
+    except (ValueError, RecursionError):
+        return None
+    is_whole = isinstance(record, dict) and "seed_turns" in record
+    return record if is_whole and not misshapen("dialogue", record) else None
+
+
 def _aim(record: Mapping[str, Any], index: int, text: str) -> str:
     """Say what a generated line was to show, and what the model then read in it."""
     turn = index - record["seed_turns"]
-    group = next(g for g in record["groups"] if g["role"] == "responder" and g["turn"] == turn)
-    read: Sequence[str] = next((c["read"] for c in group["candidates"] if clean_line(c["text"]) == text), [])
+    wrote = (g for g in record["groups"] if g["role"] == "responder" and g["turn"] == turn)
+    if (group := next(wrote, None)) is None:
+        return "   (of a group that was not recorded)"
+    candidates = (c for c in group["candidates"] if clean_line(c["text"]) == text)
+    read: Sequence[str] = next((c.get("read", []) for c in candidates), [])
     return f"   (asked for {_labels(group['target'])}; read as {_labels(read)})"
 
 

@@ -43,9 +43,9 @@ class Scalars:
 
 
 def scalars_of(record: Mapping[str, Any]) -> Scalars | None:
-    """Extract the scalars of one record of metrics.jsonl; None for an event that has none."""
+    """Extract the scalars of one record of metrics.jsonl; None for an event or a stage that has none."""
     event = record["event"]
-    if event == "eval":
+    if event == "eval" and record["stage"] in STAGES:
         figures = {name: value for name, value in record.items() if name != "confusion"}
         return Scalars(
             event, STAGES.index(record["stage"]), {f"eval/{name}": value for name, value in _numbers(figures)}

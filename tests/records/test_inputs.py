@@ -132,8 +132,17 @@ def test_the_digest_of_shards_covers_those_of_the_index_alone(tmp_path):
     assert model_digests(model) == before
 
 
-def test_damaged_digests_are_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"model": 3}', "not the digests of a run's inputs"),
+        ('{"model": {"config.json": {}}, "corpus": {}}', "not the digests of a run's inputs"),
+        ('{"model": ', "not valid JSON"),
+        ("[]", "expected a JSON object, found list"),
+    ],
+)
+def test_damaged_digests_are_one_line(tmp_path, text, told):
     config = begun(tmp_path)
-    (tmp_path / "run" / INPUTS_NAME).write_text('{"model": 3}')
-    with pytest.raises(UserError, match="not the digests of a run's inputs"):
+    (tmp_path / "run" / INPUTS_NAME).write_text(text)
+    with pytest.raises(UserError, match=f"{INPUTS_NAME}: {told}.*restore it as the run wrote it$"):
         check_inputs(tmp_path / "run", config, load_run_corpus(config))

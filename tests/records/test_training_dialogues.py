@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,3 +46,27 @@ def test_another_draw_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"\((un)?labelled: \d+ differ, such as jsonl/train/\w+\): restore"):
         record_training_dialogues(run, load_run_corpus(config), config)
     assert run.path(TRAINING_DIALOGUES_NAME).read_text() == stored
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda text: "[" * 100_000, "not JSON"),
+        (lambda text: "\udcff", "not JSON"),
+        (lambda text: text.replace("{", '{"x": null, ', 1), r"\(x: not an entry that a run writes\)"),
+        (lambda text: text.replace('"seed": 5', '"seed": [[{}]]'), r"\(seed: \[\[\{\}\]\] before, 5 now\)"),
+        (
+            lambda text: text.replace('"labelled": [', '"labelled": [[7],'),
+            r"\(labelled: 1 differ, such as \[7\]\)",
+        ),
+        (lambda text: "[]", r"\(labelled_share: None before, 0.4 now\)"),
+    ],
+)
+def test_a_damaged_record_is_one_line(tmp_path: Path, damage: Callable[[str], str], told: str) -> None:
+    config = config_for(write_corpus(tmp_path / "c"))
+    run, corpus = RunDirectory(tmp_path), load_run_corpus(config)
+    record_training_dialogues(run, corpus, config)
+    path = run.path(TRAINING_DIALOGUES_NAME)
+    path.write_bytes(damage(path.read_text()).encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=f"{TRAINING_DIALOGUES_NAME}: .*{told}"):
+        record_training_dialogues(run, corpus, config)

@@ -80,16 +80,18 @@ def test_an_answer_outside_the_grammar_is_no_label():
 
 def _record(iteration, *replies):
     dialogue = [{"speaker": "Ann", "text": "It is late.", "labels": []}]
-    groups = []
+    groups, sample = [], {"score": 1.0, "rewards": {}, "failed_gates": []}
+    group = {"speaker": "Bo", "gold": [], "target": [], "consensus": [], "agreement": 1.0}
     for turn, (text, read) in enumerate(replies):
         dialogue.append({"speaker": "Bo", "text": text, "labels": []})
-        other = {"text": "Not this one.", "read": ["anger"]}
-        candidates = [other, {"text": text.replace(" ", "\n", 1), "read": read}]
+        other = sample | {"text": "Not this one.", "read": ["anger"]}
+        candidates = [other, sample | {"text": text.replace(" ", "\n", 1), "read": read}]
         groups += [
-            {"role": "recognizer", "turn": turn, "target": [], "candidates": [other]},
-            {"role": "responder", "turn": turn, "target": ["joy"], "candidates": candidates},
+            group | {"role": "recognizer", "turn": turn, "candidates": [other]},
+            group | {"role": "responder", "turn": turn, "target": ["joy"], "candidates": candidates},
         ]
-    return {"iteration": iteration, "seed_turns": 1, "dialogue": dialogue, "groups": groups}
+    place = {"iteration": iteration, "source": "toy/train/0", "seed_turns": 1}
+    return place | {"dialogue": dialogue, "groups": groups}
 
 
 def test_the_newest_dialogue_with_a_generated_line_is_shown_with_aim_and_reading(tmp_path):
@@ -97,6 +99,8 @@ def test_the_newest_dialogue_with_a_generated_line_is_shown_with_aim_and_reading
     assert list(dialogue_lines(path)) == []
     records = [_record(0, ("Old words.", ["joy"])), _record(1, ("New words.", ["joy"]), ("Last.", []))]
     path.write_text("".join(f"{json.dumps(record)}\n" for record in [*records, _record(2)]))
+    damaged = (b"{broken", b"\xff", b"[]", b'{"dialogue": [], "groups": []}')
+    path.write_bytes(path.read_bytes() + b"".join(line + b"\n" for line in damaged))
     assert list(dialogue_lines(path)) == [
         "a dialogue of self-play (iteration 1); the model wrote the lines with >",
         "    Ann: It is late.",

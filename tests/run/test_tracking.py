@@ -180,3 +180,7 @@ def wandb_records(content: bytes) -> Iterator[Any]:
         if kind in (1, 4):  # whole, or last fragment
             yield Record.FromString(pending)
             pending = b""
+
+
+def test_a_stage_that_no_version_knows_has_no_place_on_the_axis():
+    assert scalars_of({"event": "eval", "stage": "x\x1b", "accuracy": 0.5}) is None
