@@ -74,7 +74,7 @@ def line_chart(
             axes.plot(
                 steps,
                 values,
-                label=name,
+                label=as_text(name),
                 color=SERIES[index % len(SERIES)],
                 linewidth=1.7,
                 linestyle="--" if name in dashed else "-",
@@ -124,6 +124,12 @@ def make_chart(
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
     return Chart(title, Markup(_inline(buffer.getvalue(), key, f"{title}: {summary}")), summary)
+
+
+def as_text(name: str) -> str:
+    """Write a name so that matplotlib shows it: `$` begins a formula, and `_` hides a legend's entry."""
+    shown = name.replace("$", r"\$")
+    return f"\u200b{shown}" if shown.startswith("_") else shown
 
 
 def legend(axes: Axes, columns: int = 3) -> None:

@@ -128,9 +128,10 @@ def _chart(curve: Curve, events: Sequence[Json], axis: str, xlabel: str) -> Char
         curve.fields[field]: [_value(event, field) for event in shown] for field in _present(curve, shown)
     }
     values = [value for line in series.values() for value in line if math.isfinite(value)]
-    log = curve.log and min(values) > 0 and max(values) / min(values) > DECADE
+    least = min(values, default=0.0)
+    log = curve.log and least > 0 and max(values) / least > DECADE
     # a penalty lies below 0
-    bottom = curve.bottom if curve.bottom is None or min(values) >= curve.bottom else None
+    bottom = curve.bottom if curve.bottom is None or least >= curve.bottom else None
     dashed = [name for field, name in curve.fields.items() if field.endswith(BOUND_SUFFIX)]
     return line_chart(curve.title, [event[axis] for event in shown], series, xlabel, log, bottom, dashed)
 

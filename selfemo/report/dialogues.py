@@ -107,7 +107,7 @@ def _dialogue(record: Json) -> DialogueView:
     sides: dict[str, int] = {}
     for turn in turns:
         sides.setdefault(turn["speaker"], len(sides))
-    totals = [c["total"] for g in groups for c in g["candidates"] if "total" in c]
+    totals = [c["total"] for g in groups for c in g["candidates"] if c.get("total") is not None]
     return DialogueView(
         iteration=record["iteration"],
         source=record["source"],

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from selfemo.evaluation.metrics import NO_ANSWER
 from selfemo.records.reading import Json, RunRecords
-from selfemo.report.charts import INK, SERIES, SIZE_IN, SOFT, Chart, legend, make_chart
+from selfemo.report.charts import INK, SERIES, SIZE_IN, SOFT, Chart, as_text, legend, make_chart
 from selfemo.report.headlines import STAGES, stage_names
 
 
@@ -64,7 +64,7 @@ def label_rows(records: RunRecords) -> list[LabelRow]:
         LabelRow(
             label,
             support.get(label),
-            tuple(None if e is None else e["per_label_f1"][label] for e in evaluations),
+            tuple(None if e is None else e["per_label_f1"].get(label) for e in evaluations),
         )
         for label in first["per_label_f1"]
     ]
@@ -98,7 +98,7 @@ def label_chart(rows: Sequence[LabelRow], algorithm: str) -> Chart | None:
             zorder=3,
         )
         axes.scatter(after, heights, s=36, color=SERIES[1], label=f"after {algorithm}", zorder=4)
-        axes.set_yticks(heights, [p[0] for p in pairs], color=INK)
+        axes.set_yticks(heights, [as_text(p[0]) for p in pairs], color=INK)
         axes.set_xlim(-0.03, 1.0)
         axes.set_ylim(0.4, len(pairs) + 0.6)
         axes.set_xlabel("F1")

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from selfemo.common.errors import UserError
 from selfemo.flywheel.joined import JoinedStores
 from selfemo.flywheel.record import Record
 from selfemo.flywheel.store import Total
 from selfemo.records.directory import flywheel_files
 from selfemo.records.reading import RunRecords
-from selfemo.report.charts import SERIES, SIZE_IN, SOFT, Chart, legend, make_chart
+from selfemo.report.charts import SERIES, SIZE_IN, SOFT, Chart, as_text, legend, make_chart
 
 MAX_CHAINS = 3
 """Longest lines of descent that the page shows in full."""
@@ -93,10 +94,18 @@ def generations(parents: Mapping[int, int | None]) -> dict[int, int]:
     """Return {record: number of records that it descends from}.
 
     A parent is older than its children, so its id is smaller.
+
+    Raises:
+        UserError: a record descends from one that is not there.
     """
     found: dict[int, int] = {}
     for record_id in sorted(parents):
         parent = parents[record_id]
+        if parent is not None and parent not in found:
+            raise UserError(
+                f"flywheel: record {record_id} descends from record {parent}, which no file of the run "
+                "holds: restore all of its flywheel files"
+            )
         found[record_id] = 0 if parent is None else found[parent] + 1
     return found
 
@@ -173,11 +182,11 @@ def _stacked(title: str, counts: Sequence[tuple[int, Mapping[str, int]]], totals
         steps = [iteration for iteration, _ in counts]
         colours = [*SERIES[:MAX_REASONS], SOFT]
         if len(steps) > MAX_BARS:
-            axes.stackplot(steps, *series.values(), labels=list(series), colors=colours)
+            axes.stackplot(steps, *series.values(), labels=list(map(as_text, series)), colors=colours)
         else:
             below = [0] * len(steps)
             for (reason, values), colour in zip(series.items(), colours, strict=False):
-                axes.bar(steps, values, bottom=below, label=reason, color=colour, width=0.7)
+                axes.bar(steps, values, bottom=below, label=as_text(reason), color=colour, width=0.7)
                 below = [a + b for a, b in zip(below, values, strict=True)]
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         axes.set_xlabel("iteration")

@@ -101,7 +101,7 @@ def headlines(records: RunRecords) -> list[Headline]:
     return [
         _headline(name, field, better, evaluations, majority.get(field))
         for field, name, better in FIGURES
-        if found and all(field in e for e in found)
+        if found and all(e.get(field) is not None for e in found)
     ]
 
 
@@ -113,7 +113,8 @@ def _headline(
     last = next((e for e in reversed(evaluations) if e is not None), None)
     margin = None
     if last is not None and field in MEANS_OF_TURNS:
-        margin = Z_95 * math.sqrt(last[field] * (1 - last[field]) / last["n"])
+        # rounding may put a mean beyond 1
+        margin = Z_95 * math.sqrt(max(0.0, last[field] * (1 - last[field])) / last["n"])
     return Headline(name, values, _difference(sft, start), _difference(final, sft), better, majority, margin)
 
 
@@ -146,7 +147,7 @@ def run_facts(records: RunRecords) -> list[Fact]:
             Fact(
                 "Sampled",
                 f"{tokens:,} tokens",
-                f"{samples:,} samples, {tokens / rollout:,.0f} tokens/s while rolling out",
+                f"{samples:,} samples, {tokens / rollout if rollout else 0:,.0f} tokens/s while rolling out",
             )
         )
         gap = max((r["logprob_gap_max"] for r in iterations if r["logprob_gap_max"] is not None), default=0.0)

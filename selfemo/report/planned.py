@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from selfemo.common.errors import UserError
 from selfemo.config.checks import planned_architecture
 from selfemo.config.layout import Layout, layout_of
 from selfemo.config.schema import RunConfig
@@ -21,6 +22,7 @@ from selfemo.planning.plan import make_plan
 from selfemo.planning.sync import pair_bytes, sync_bytes
 from selfemo.planning.trainer_bytes import checkpoint_bytes, trainer_bytes
 from selfemo.planning.workload import Workload, workload_of
+from selfemo.records.directory import METRICS_NAME, SUMMARY_NAME
 from selfemo.records.reading import Json, RunRecords
 
 KINDS = ("weights", "gradients", "optimizer", "reference")
@@ -60,6 +62,7 @@ def planned_rows(records: RunRecords, gpu: str = "") -> list[Row]:
         return []
     config, architecture = records.config, _architecture(records.root, records.config)
     layout = layout_of(config, 1, records.summary["world_size"])
+    _check_ranks(records, layout)
     iterations = records.of("iteration")
     rows = [
         *_trainer_rows(records, architecture, layout),
@@ -71,6 +74,22 @@ def planned_rows(records: RunRecords, gpu: str = "") -> list[Row]:
         if gpu:
             rows += _second_rows(records, architecture, layout, _measured_workload(config, iterations), gpu)
     return rows
+
+
+def _check_ranks(records: RunRecords, layout: Layout) -> None:
+    """Refuse records of ranks that the world of the summary does not have."""
+    model_parallel = layout.tensor * layout.pipeline * layout.context
+    if layout.world_size < 1 or layout.world_size % model_parallel:
+        raise UserError(
+            f"{records.root / SUMMARY_NAME}: world_size={layout.world_size}, expected a multiple of "
+            f"{model_parallel} as the configuration divides the model: restore it as the run wrote it"
+        )
+    for event in records.of("memory")[-1:]:
+        if odd := next((rank for rank in event["ranks"] if int(rank) >= layout.world_size), ""):
+            raise UserError(
+                f"{records.root / METRICS_NAME}: memory of rank {odd}, expected ranks below "
+                f"{layout.world_size}: restore it as the run wrote it"
+            )
 
 
 def _architecture(root: Path, config: RunConfig) -> Architecture:
@@ -143,7 +162,7 @@ def _workload_rows(config: RunConfig, iterations: list[Json]) -> Iterator[Row]:
         exact=False,
         note=note,
     )
-    if all("samples_trained" in record for record in iterations):
+    if _have("samples_trained", iterations):
         note = "per iteration; planned as if every group carried a ranking, and seconds as measured"
         yield Row(
             "Samples trained",
@@ -156,7 +175,7 @@ def _workload_rows(config: RunConfig, iterations: list[Json]) -> Iterator[Row]:
     answer, reply = planned.calls[0].lengths, planned.calls[min(1, len(planned.calls) - 1)].lengths
     for role, lengths in (("recognizer", answer), ("responder", reply)):
         field = f"completion_tokens_{role}"
-        if all(field in record for record in iterations):
+        if _have(field, iterations):
             note = "mean; assumed from the cap where nobody has measured it"
             measured = _mean(iterations, field)
             yield Row(
@@ -170,7 +189,7 @@ def _measured_workload(config: RunConfig, iterations: list[Json]) -> Workload:
     """
 
     def measured(field: str) -> float | None:
-        return _mean(iterations, field) if all(field in r for r in iterations) else None
+        return _mean(iterations, field) if _have(field, iterations) else None
 
     workload = workload_of(
         config,
@@ -180,9 +199,7 @@ def _measured_workload(config: RunConfig, iterations: list[Json]) -> Workload:
     )
     trained = measured("samples_trained")
     return (
-        workload
-        if trained is None
-        else replace(workload, trained_share=trained / _mean(iterations, "samples"))
+        workload if not trained else replace(workload, trained_share=trained / _mean(iterations, "samples"))
     )
 
 
@@ -200,6 +217,10 @@ def _second_rows(
     for phase, planned in pairs:
         measured = _mean([record["seconds"] for record in iterations], phase)
         yield Row(f"Seconds, {phase}", planned, measured, "s", exact=False, note=note)
+
+
+def _have(field: str, records: Sequence[Json]) -> bool:
+    return all(record.get(field) is not None for record in records)
 
 
 def _mean(records: Sequence[Json], field: str) -> float:

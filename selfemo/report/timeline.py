@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from selfemo.records.reading import RunRecords
-from selfemo.report.charts import INK, SERIES, SOFT, Chart, make_chart
+from selfemo.report.charts import INK, SERIES, SOFT, Chart, as_text, make_chart
 
 PHASES = ("setup", "sft", "rollout", "reward", "train", "sync", "eval", "save")
 """The phases, in this order; each has a colour."""
@@ -72,7 +72,9 @@ def time_line(records: RunRecords) -> TimeLine:
     charts = [_chart("Whole run", spans, 0.0, total_s)]
     start_s = _start_of_last(spans, ZOOMED)
     if start_s is not None:
-        end_s = max(end for mine in spans.values() for name, _, end in mine if name == "sync")
+        end_s = max(
+            (end for mine in spans.values() for name, _, end in mine if name == "sync"), default=total_s
+        )
         charts.append(_chart(f"Last {ZOOMED} iterations", spans, start_s, end_s))
     return TimeLine(tuple(charts), tuple(_sums(spans, total_s)), total_s, len(spans))
 
@@ -120,7 +122,7 @@ def _chart(title: str, spans: Spans, start_s: float, end_s: float) -> Chart:
     rows = [ranks[i * len(ranks) // min(MAX_ROWS, len(ranks))] for i in range(min(MAX_ROWS, len(ranks)))]
     shown = {rank: [s for s in spans[rank] if s[2] > start_s and s[1] < end_s] for rank in rows}
     summary = _summary(shown)
-    is_coarse = any(len(mine) > COLUMNS for mine in shown.values())
+    is_coarse = end_s > start_s and any(len(mine) > COLUMNS for mine in shown.values())
     if is_coarse:
         shown = {rank: coarse_spans(mine, start_s, end_s) for rank, mine in shown.items()}
     names = sorted({name for mine in shown.values() for name, _, _ in mine}, key=_order)
@@ -138,7 +140,7 @@ def _chart(title: str, spans: Spans, start_s: float, end_s: float) -> Chart:
             "seconds since the run began"
             + (f"; each of {COLUMNS} columns shows its longest phase" if is_coarse else "")
         )
-        patches = [Patch(color=_colour(name), label=name) for name in names]
+        patches = [Patch(color=_colour(name), label=as_text(name)) for name in names]
         axes.legend(
             handles=patches,
             frameon=False,

@@ -53,7 +53,10 @@ def record_vote(model_dir: Path, turns: str, alone: Sequence[Interval], voting: 
         OSError: the card cannot be written; it is unchanged.
     """
     path = model_dir / CARD_NAME
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    except UnicodeDecodeError:  # somebody else's
+        return False
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

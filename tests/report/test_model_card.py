@@ -104,3 +104,9 @@ def test_a_card_that_is_not_ours_stays_as_it_is(tmp_path: Path, text: str | None
         path.write_text(text)
     assert not record_vote(tmp_path, "toy dev", _intervals(0.5), _voting(0.25))
     assert (path.read_text() if path.exists() else None) == text
+
+
+def test_a_card_that_is_no_text_stays_as_it_is(tmp_path: Path):
+    (tmp_path / CARD_NAME).write_bytes(b"\xff\xfe")
+    assert not record_vote(tmp_path, "toy dev", _intervals(0.5), _voting(0.25))
+    assert (tmp_path / CARD_NAME).read_bytes() == b"\xff\xfe"

@@ -233,6 +233,9 @@ def test_generations_and_chains_follow_parents():
         (5, None, True, "b"),
     ]
     assert longest_chains(links, generations(parents)) == [[1, 2]]  # 4 was dropped, 5 descends from no record
+    for parent in (7, 6, 0):  # one that is not there, as without an engine's file, itself, and none
+        with pytest.raises(UserError, match=f"record 6 descends from record {parent}, which no file"):
+            generations(parents | {6: parent})
 
 
 def test_groups_stand_under_the_turn_they_read_or_wrote(finished: Path):
