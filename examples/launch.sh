@@ -19,13 +19,14 @@ first_slurm_host() {
 slurm_gpus() {
     local sum
     sum=$(sed -E 's/\([^)]*\)//g; s/[^,]*://g; s/,/+/g' <<< "$1")
-    if [[ $sum =~ ^[0-9]+(\+[0-9]+)*$ ]]; then echo $((sum)); else echo "$1"; fi
+    # 10#: bash takes 08 for octal, and wraps numbers of twenty digits.
+    if [[ $sum =~ ^[0-9]{1,9}(\+[0-9]{1,9})*$ ]]; then echo $((10#${sum//+/+10#})); else printf '%s\n' "$1"; fi
 }
 
 # refuse_unless_number VARIABLE VALUE
 refuse_unless_number() {
-    if [[ ! $2 =~ ^[0-9]+$ ]]; then
-        echo "selfemo: $1=$2: expected a whole number: set $1" >&2
+    if [[ ! $2 =~ ^[0-9]{1,9}$ ]]; then
+        printf 'selfemo: %s=%q: expected a whole number: set %s\n' "$1" "$2" "$1" >&2
         exit 2
     fi
 }

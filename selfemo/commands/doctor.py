@@ -203,7 +203,7 @@ def default_interface(routes: str | None = None) -> str:
         table = Path("/proc/net/route")
         routes = table.read_text() if table.exists() else ""
     rows = (line.split() for line in routes.splitlines()[1:])
-    return next((row[0] for row in rows if row[1] == "00000000"), "")
+    return next((row[0] for row in rows if row[1:2] == ["00000000"]), "")
 
 
 def _resolves(host: str) -> bool:

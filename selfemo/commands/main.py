@@ -7,6 +7,7 @@ traceback.
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,13 @@ from selfemo.common.errors import EXIT_USER_ERROR, UserError
 from selfemo.common.printable import printable
 from selfemo.inference.engines import StandaloneEngines
 from selfemo.process.streams import standard_streams
+
+BARRED = {
+    errno.EACCES: "permission denied: make it readable",
+    errno.EPERM: "permission denied: make it readable",
+    errno.ENAMETOOLONG: "longer than a path may be: correct it",
+}
+"""What any command may meet at any path, such as a directory that may not be entered."""
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
@@ -99,10 +107,10 @@ def main() -> None:
     except UserError as error:
         print(f"selfemo: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
-    except PermissionError as error:  # anywhere, such as a directory that may not be entered
-        print(
-            f"selfemo: {printable(str(error.filename))}: permission denied: make it readable", file=sys.stderr
-        )
+    except OSError as error:
+        if error.errno not in BARRED:
+            raise
+        print(f"selfemo: {printable(str(error.filename))}: {BARRED[error.errno]}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 
 

@@ -213,7 +213,7 @@ def check_host_memory(config: RunConfig, nodes: int, processes_per_node: int) ->
         return  # its shape is not known yet
     layout = layout_of(config, nodes, processes_per_node)
     number = os.environ.get("GROUP_RANK", "0")
-    node = min(int(number), nodes - 1) if number.isdecimal() else 0
+    node = min(int(number[:9]), nodes - 1) if number.isdecimal() else 0
     need = node_host_bytes(
         planned_architecture(config.model),
         layout,

@@ -36,6 +36,8 @@ from selfemo.records.directory import LOCK_NAME, RunDirectory
 
 FULL_OR_BARRED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
+DIGITS = 9
+"""Most digits of a rank or a world's size."""
 OWN_STORES = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Variable that torchrun (2.13) reads; without it torchrun keeps one store for all the worlds of a
 job. A worker inherits it and cannot set it."""
@@ -79,7 +81,7 @@ def place_in_world(environment: Mapping[str, str] = os.environ) -> Place:
     found = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     found |= {name: environment[name] for name in found if name in environment}
     for name, value in found.items():
-        if not value.isascii() or not value.isdigit():
+        if not value.isascii() or not value.isdigit() or len(value) > DIGITS:
             raise UserError(f"{name}={quote(value)}: expected a whole number, as torchrun sets it: unset it")
     rank, size = int(found["RANK"]), int(found["WORLD_SIZE"])
     if rank >= size:
@@ -120,7 +122,7 @@ def claim(config: RunConfig, terminal: Terminal) -> tuple[RunConfig, RunLock | N
 
 
 def _train(config: RunConfig, run: RunDirectory, terminal: Terminal, signals: StopSignals) -> None:
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) and not os.environ.get(OWN_STORES):
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and not os.environ.get(OWN_STORES):
         terminal.say(
             "torchrun restarts workers with the store of the previous world, "
             f"through which they may not find each other: export {OWN_STORES}=1"

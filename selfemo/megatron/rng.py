@@ -15,9 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from selfemo.common.errors import UserError
+
 TRACKER_PREFIX = "megatron."
+WORDS = 624
+"""Words of a Mersenne twister. numpy would read beyond them from a greater position."""
 
 
 def collect_rng(device: torch.device) -> dict[str, torch.Tensor]:
@@ -43,10 +48,26 @@ def save_rng(path: Path, states: Mapping[str, torch.Tensor]) -> None:
 
 
 def restore_rng(path: Path, device: torch.device) -> None:
-    """Restore the states that `save_rng` wrote; a GPU keeps its own if a CPU wrote them."""
-    states: dict[str, Any] = load_file(path)
+    """Restore the states that `save_rng` wrote; a GPU keeps its own if a CPU wrote them.
+
+    Raises:
+        UserError: the file holds no such states.
+    """
+    try:
+        _restore(load_file(path), device)
+    # what safetensors, torch, numpy and Python raise for states that are none
+    except (SafetensorError, LookupError, ValueError, TypeError, OverflowError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: not the states of a rank's generators ({str(error)[:100]}): restore the checkpoint, or "
+            "remove it to go on from an older one"
+        ) from error
+
+
+def _restore(states: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(states["torch"])
     position, has_gauss, cached = states["numpy.rest"].tolist()
+    if not 0 <= position <= WORDS or len(states["numpy.words"]) != WORDS:
+        raise ValueError(f"position {position} of {len(states['numpy.words'])} words")
     np.random.set_state(
         ("MT19937", states["numpy.words"].numpy().astype(np.uint32), int(position), int(has_gauss), cached)
     )

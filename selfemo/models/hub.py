@@ -16,7 +16,8 @@ from pathlib import Path
 from selfemo.common.errors import UserError
 from selfemo.models.architecture import CONFIG_NAME
 
-NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
+NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(\w[\w./-]{0,199}))?", re.ASCII)
+"""Longer ones are on no hub, and no file system has such names either."""
 ADDRESS = re.compile(
     r"(?:https?:/{1,2}(?:www\.)?(?:huggingface|hf)\.co/|hf:/{1,2})(.+?)(?:/(?:tree|blob)/([^/]+).*)?"
 )
@@ -122,7 +123,10 @@ def _cached(name: HubName) -> Path | None:
     """Return the snapshot in the cache; None if there is none."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name.repository, CONFIG_NAME, revision=name.revision or None)
+    try:
+        found = try_to_load_from_cache(name.repository, CONFIG_NAME, revision=name.revision or None)
+    except (OSError, ValueError):  # a name that the hub forbids, or a damaged cache
+        return None
     return Path(found).parent if isinstance(found, str) else None
 
 

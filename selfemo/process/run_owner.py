@@ -17,6 +17,7 @@ from typing import IO
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from selfemo.common.printable import printable
 from selfemo.config.types import STRICT
 from selfemo.process import watchdog
 
@@ -45,7 +46,7 @@ class Owner:
     beats: int = 0
 
     def __str__(self) -> str:
-        return f"a launch on {self.host} (process {self.pid}, since {self.since})"
+        return printable(f"a launch on {self.host} (process {self.pid}, since {self.since})")
 
     @property
     def is_of_this_kernel(self) -> bool:

@@ -19,6 +19,7 @@ from typing import TextIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from selfemo.common.printable import printable
 from selfemo.process.plain_console import plain_console
 from selfemo.records.directory import LOGS_NAME, unwritable
 
@@ -61,7 +62,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._console.print(text, soft_wrap=True)
+        self._console.print(_shown(text), soft_wrap=True)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """Print a table whose first column holds names and whose others hold figures."""
@@ -74,7 +75,7 @@ class Terminal:
 
     def error(self, text: str) -> None:
         """Print one line on any rank, for a fault that ends the run."""
-        self._real.write(text.rstrip("\n") + "\n")
+        self._real.write(_shown(text.rstrip("\n")) + "\n")
         self._real.flush()
 
     @contextmanager
@@ -91,6 +92,11 @@ class Terminal:
             *columns, console=self._console, disable=not self._is_main, transient=False
         ) as progress:
             yield Bar(progress, stage, total)
+
+
+def _shown(text: str) -> str:
+    """Escape a text that may quote a file of the run, line by line."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _redirect(log: int) -> None:

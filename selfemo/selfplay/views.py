@@ -142,7 +142,7 @@ def parse_views(text: str, option: str) -> tuple[str, ...]:
         return ()
     names = tuple(part.strip() for part in text.split(","))
     if text.isdecimal():
-        if not 2 <= int(text[:9]) <= len(known):
+        if len(text) > 9 or not 2 <= int(text) <= len(known):
             raise UserError(
                 f"{option} {text[:9]}: expected 2 to {len(known)} views, or names: {', '.join(known)}"
             )

@@ -223,7 +223,7 @@ def test_the_default_interface_is_that_of_the_route_to_everywhere() -> None:
     assert (
         room.default_interface(header + "eth1 000200C0 00000000 0001\nib0 00000000 010200C0 0003\n") == "ib0"
     )
-    assert room.default_interface(header) == ""
+    assert room.default_interface(header) == room.default_interface(f"{header}eth1\n\n") == ""
 
 
 def test_a_failing_import_is_a_problem_that_quotes_the_error() -> None:

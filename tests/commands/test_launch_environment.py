@@ -48,6 +48,7 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_J
         ({"SLURM_GPUS_ON_NODE": "4", "SLURM_GPUS_PER_NODE": "h100:4"}, "4"),
         ({"SLURM_GPUS_PER_NODE": "h100:8(S:0-1)"}, "8"),
         ({"SLURM_GPUS_PER_NODE": "a100:2(S:0),h100:2(S:1)"}, "4"),
+        ({"SLURM_GPUS_PER_NODE": "a100:08,h100:1"}, "9"),
         ({"SLURM_GPUS_ON_NODE": "4", "GPUS_PER_NODE": "2"}, "2"),
         ({}, "8"),
     ],
@@ -115,6 +116,9 @@ def test_one_node_needs_no_address(tmp_path):
     ("wrong", "line"),
     [
         ({"SLURM_GPUS_PER_NODE": "1-2"}, "selfemo: GPUS_PER_NODE=1-2: expected a whole number"),
+        ({"SLURM_GPUS_PER_NODE": "9" * 20}, f"selfemo: GPUS_PER_NODE={'9' * 20}: expected a whole number"),
+        ({"SLURM_GPUS_PER_NODE": "-n"}, "selfemo: GPUS_PER_NODE=-n: expected a whole number"),
+        ({"NNODES": "2\n\x1b[2J"}, "selfemo: NNODES=$'2\\n\\E[2J': expected a whole number"),
         ({"SLURM_NNODES": "1-2"}, "selfemo: NNODES=1-2: expected a whole number"),
         ({"PET_NNODES": "1:4"}, "selfemo: NNODES=1:4: expected a whole number"),
         ({"MASTER_PORT": "tcp://10.0.0.1:29500"}, "selfemo: MASTER_PORT=tcp://10.0.0.1:29500: expected"),

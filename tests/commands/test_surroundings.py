@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from selfemo.commands.chat import _raw_lines
+from selfemo.commands.main import main
 from selfemo.commands.train import place_in_world
 from selfemo.common.arguments import with_home
 from selfemo.common.errors import UserError
@@ -114,6 +115,7 @@ def test_a_rank_that_is_no_number_is_one_line(tmp_path: Path) -> None:
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK='-1'"),
         ({"RANK": "\u00b2"}, "RANK='\\\\xb2'"),
         ({"RANK": ""}, "RANK=''"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE='9999"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 and no MASTER_ADDR: start the command with torchrun"),
     ],
@@ -124,6 +126,30 @@ def test_other_places_in_no_world(variables: dict[str, str], told: str) -> None:
     assert place_in_world({}) == Place(0, 1)
     met = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
     assert place_in_world({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", **met}) == Place(3, 4)
+
+
+def test_a_path_that_is_too_long_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["selfemo", "report", "a" * 300])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("/config.yaml: longer than a path may be: correct it")
+
+
+def test_what_the_terminal_shows_of_a_run_is_printable(tmp_path: Path) -> None:
+    """Names of files and settings of a checkpoint are told; they may come from somebody else."""
+    program = (
+        "import sys; from pathlib import Path; from selfemo.process.terminal import Terminal\n"
+        "shown = Terminal(True, Path(sys.argv[1]), 0)\n"
+        "shown.say('said\\x1b]0;x\\x07'); shown.error('failed\\x1b[2J\\nand more\\n')"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ended.stderr == "said\\x1b]0;x\\x07\nfailed\\x1b[2J\nand more\n"
 
 
 class _Examined(Exception):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from selfemo.models.architecture import architecture_by_name, hf_config
-from selfemo.models.hub import HubName, hub_name, published_name
+from selfemo.models.hub import HubName, hub_name, local_directory, published_name
 from tests.helpers.fake_hub import FakeHub, fake_hub
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,6 +80,7 @@ def ask(hub: FakeHub, tmp_path: Path, expression: str, **environment: str) -> st
         ("a/b/c", None),
         ("Qwen3-8B", None),
         ("here/model", None),
+        (f"{'a' * 300}/model", None),
         ("", None),
     ],
 )
@@ -89,6 +90,20 @@ def test_a_name_is_told_from_a_path(
     (tmp_path / "here").mkdir()  # a path below a directory is a path, whether it exists or not
     monkeypatch.chdir(tmp_path)
     assert hub_name(path) == name
+
+
+@pytest.mark.parametrize("pointed", [b"../../..", b"\xff", b""])
+def test_what_the_cache_cannot_say_is_a_path(
+    pointed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that the hub forbids, and a branch of the cache that points to no commit."""
+    pointer = tmp_path / "models--Org--tiny" / "refs" / "main"
+    pointer.parent.mkdir(parents=True)
+    (tmp_path / "models--Org--tiny" / "snapshots").mkdir()
+    pointer.write_bytes(pointed)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for path in ("Org/tiny", "Org--s/tiny", "Org/tiny.git"):
+        assert local_directory(path) == Path(path)
 
 
 def test_the_published_name_has_no_revision() -> None:

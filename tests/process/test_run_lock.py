@@ -81,6 +81,13 @@ def test_a_launch_that_was_killed_holds_nothing_even_if_its_writer_lives(tmp_pat
     assert not (tmp_path / LOCK_NAME).exists()
 
 
+def test_a_record_names_its_launch_in_printable_words(tmp_path):
+    """A run's directory may come from somebody else, with the lock that a killed launch left."""
+    owner = Owner("node\x1b]0;x\x07", "m", 7, "8", "now\n", "a")
+    (tmp_path / LOCK_NAME).write_text(json.dumps(asdict(owner)))
+    assert str(run_owner.read_owner(tmp_path / LOCK_NAME)).isprintable()
+
+
 def test_of_launches_at_the_same_time_one_gets_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(run_owner, "LEASE_S", 0.5)
     for flock in (fcntl.flock, no_flock):  # O_EXCL alone decides if there are no locks

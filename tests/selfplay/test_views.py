@@ -387,7 +387,19 @@ def test_an_unknown_view_is_named_with_the_nearest_known_one() -> None:
     assert list(unknown_views(SEVERAL, SftConfig())) == []
 
 
-@pytest.mark.parametrize("text", ["1", "0", "99", "plain", "plain,tall", "plain,short,plain", "plain,"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1",
+        "0",
+        "99",
+        pytest.param("2" * 5000, id="5000 digits"),
+        "plain",
+        "plain,tall",
+        "plain,short,plain",
+        "plain,",
+    ],
+)
 def test_views_that_a_command_cannot_use(text: str) -> None:
     with pytest.raises(UserError, match=r"^--views "):
         parse_views(text, "--views")
