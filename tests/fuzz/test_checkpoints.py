@@ -1,14 +1,24 @@
-"""Fuzz a checkpoint's manifest, with a digest that fits again so that the fields behind it are read."""
+"""Fuzz a checkpoint's manifest, with a digest that fits again, what names it, and its generators' states."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
 
 from selfemo.common.errors import UserError
 from selfemo.config.schema import RunConfig
+from selfemo.megatron.rng import collect_rng, restore_rng
 from selfemo.records.manifest import Manifest, Position, Progress, decode_manifest, digest_of
+from selfemo.run.checkpoints import LATEST_NAME, completed
 from tests.fuzz.conftest import Tally
 from tests.helpers.damage import damaged, fuzz, of_tokens
 
@@ -32,6 +42,7 @@ TOKENS = [f'"{field.name}": '.encode() for field in dataclasses.fields(Manifest)
     b'"digest": ',
     b'"../x"',
 ]
+POINTER_TOKENS = [b"iteration-000004", b"sft-000002", b"reference", b"."]
 
 
 def read(content: bytes) -> Manifest:
@@ -57,3 +68,49 @@ def test_checkpoint_manifest(seed: int, tally: Tally) -> None:
         found = tally.try_input(lambda: read(content), content)  # noqa: B023
         if isinstance(found, Manifest):
             assert decode_manifest(found.encode()) == found
+
+
+@fuzz
+def test_newest_checkpoint(seed: int, tally: Tally, scratch: Path) -> None:
+    """Damage `latest`, which names a checkpoint: what is found are the checkpoints that there are."""
+    names = ["iteration-000004", "iteration-000002", "sft-000002"]
+    for name in (*names, "reference", ".iteration-000006.0a"):
+        (scratch / name).mkdir(exist_ok=True)
+    for rng in tally.batch(seed):
+        content = damaged(rng, [b"iteration-000002\n", b"sft-000002\n"], POINTER_TOKENS)
+        (scratch / LATEST_NAME).write_bytes(content)
+        found = tally.try_input(functools.partial(completed, scratch), content)
+        assert [path.name for path in found] in [names[start:] for start in range(3)]  # type: ignore[union-attr]
+
+
+@fuzz
+def test_generator_states(seed: int, tally: Tally, scratch: Path) -> None:
+    """Damage the file of a rank's generators, or give one of them another state: all of them can draw."""
+    device, path = torch.device("cpu"), scratch / "rng-00000.safetensors"
+    sound = collect_rng(device)
+    sound |= {"megatron.model-parallel-rng": sound["torch"].clone()}
+    whole = save(sound)
+    odd = [torch.tensor(3.0), torch.zeros(0), torch.full((3,), 1e9), torch.full((626,), -1), torch.ones(624)]
+    before, python_before = np.random.get_state(), random.getstate()
+    for rng in tally.batch(seed):
+        if rng.random() < 0.5:
+            content = damaged(rng, [whole], [b'"F64"', b'"I64"', b'"shape":', b"[0]", b"\xff" * 8])
+        else:
+            name = rng.choice(list(sound))
+            content = save(sound | {name: rng.choice(odd).to(rng.choice((sound[name].dtype, torch.float32)))})
+        path.write_bytes(content)
+        tally.try_input(functools.partial(restore_rng, path, device), content[:2000])
+        assert 0 <= random.random() < 1
+        assert 0 <= np.random.random_sample() < 1
+        assert 0 <= float(torch.rand(())) < 1
+    np.random.set_state(before)
+    random.setstate(python_before)
+    torch.set_rng_state(sound["torch"])
+
+
+def test_a_position_beyond_the_words_is_refused(scratch: Path) -> None:
+    """numpy does not check it, and would read memory behind the words."""
+    states, path = collect_rng(torch.device("cpu")), scratch / "rng-00000.safetensors"
+    path.write_bytes(save(states | {"numpy.rest": torch.tensor([100_000, 0, 0], dtype=torch.float64)}))
+    with pytest.raises(UserError, match=r"not the states of a rank's generators .*: restore the checkpoint"):
+        restore_rng(path, torch.device("cpu"))

@@ -20,6 +20,7 @@ from selfemo.flywheel.record import Candidate, Record
 from selfemo.flywheel.schema import COLUMNS
 from selfemo.flywheel.store import Filter, FlywheelStore
 from selfemo.process.plain_console import plain_console
+from selfemo.report.flywheel import generations, longest_chains
 from tests.fuzz.conftest import Tally
 from tests.helpers.damage import damaged, fuzz
 
@@ -119,10 +120,10 @@ def read_all(path: Path, shown: bool) -> None:
             store.labels(),
             store.last_id(),
             store.iterations(),
-            store.lineage(),
             list(store.kept_texts()),
             store.newest_kept("recognizer", 2),
         )
+        longest_chains(links := store.lineage(), generations({link[0]: link[1] for link in links}))
         totals, records = store.totals(), list(store.find(Filter(label="joy"), 10))
         if shown:
             output = io.StringIO()
