@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from selfemo.common.errors import UserError
 
@@ -54,7 +54,8 @@ def restore_rng(path: Path, device: torch.device) -> None:
         UserError: the file holds no such states.
     """
     try:
-        _restore(load_file(path), device)
+        # not load_file: the tracker would keep its view of the file, which may be cut or removed
+        _restore(load(path.read_bytes()), device)
     # what safetensors, torch, numpy and Python raise for states that are none
     except (SafetensorError, LookupError, ValueError, TypeError, OverflowError, RuntimeError) as error:
         raise UserError(

@@ -34,6 +34,7 @@ _REWRITES = (
 )
 SIZE_IN = (4.5, 2.35)
 """About as wide as a phone at one point per pixel, so that text is legible there."""
+NAME_CHARS = 60
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 9,
@@ -127,8 +128,12 @@ def make_chart(
 
 
 def as_text(name: str) -> str:
-    """Write a name so that matplotlib shows it: `$` begins a formula, and `_` hides a legend's entry."""
-    shown = name.replace("$", r"\$")
+    """Write a name so that matplotlib shows it: `$` begins a formula, and `_` hides a legend's entry.
+
+    A long one is cut, since matplotlib takes seconds to lay it out.
+    """
+    cut = name if len(name) <= NAME_CHARS else f"{name[: NAME_CHARS - 1]}…"
+    shown = cut.replace("$", r"\$")
     return f"\u200b{shown}" if shown.startswith("_") else shown
 
 

@@ -101,13 +101,14 @@ def test_odd_records_have_a_page(tmp_path: Path):
     events = [json.loads(line) for line in text.splitlines()]
     for event in events:
         if event["event"] == "iteration":
-            event["flywheel"]["dropped"]["_$a"] = 1
+            event["flywheel"]["dropped"] |= {"_$a": 1, "long" * 100: 1}
         if event["event"] == "eval" and event["stage"] == "final":
             event["per_label_f1"] = {f"${label}$": 0.5 for label in event["per_label_f1"]}
     (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     page = render(read_run(run))
     assert "$x^$" in page
     assert "_$a" in page
+    assert f">{'long' * 14}lon…<" in page
 
 
 @pytest.mark.parametrize(
