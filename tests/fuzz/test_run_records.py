@@ -42,8 +42,8 @@ parallel: {tensor: 2}
 model: {vocab_size: 512, hidden_size: 64, intermediate_size: 96, num_layers: 2, num_heads: 4, num_kv_heads: 2}
 """
 """Short, since it is read with every input."""
-PAGES = 0.002
-"""Share of inputs whose whole page is drawn, which takes a second."""
+PAGES = 0.0005
+"""Share of inputs whose whole page is drawn, which takes seconds."""
 
 
 @pytest.fixture(scope="module")
