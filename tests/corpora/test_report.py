@@ -203,6 +203,13 @@ def test_a_run_trains_on_what_it_does_not_share_with_the_held_out_corpus(corpus_
         load_training_corpus("jsonl", str(corpus_dir), "everyday")
 
 
+def test_a_corpus_is_held_out_of_itself(corpus_dir: Path) -> None:
+    """Name the trained corpus in hold_out: a training dialogue that repeats its own dev split goes."""
+    before, after = (load_training_corpus("jsonl", str(corpus_dir), held) for held in ("", str(corpus_dir)))
+    assert [c.dialogue_id for c in before.split("train")] == ["a", "b"]
+    assert [c.dialogue_id for c in after.split("train")] == ["b"]
+
+
 def test_the_stated_overlap_of_the_friends_corpora(data_root: Path) -> None:
     meld = texts_of(load_corpus("meld", data_root=data_root).split("test"))
     emorynlp = load_corpus("emorynlp", data_root=data_root).split("train")
