@@ -9,8 +9,9 @@ import pytest
 from selfemo.common.errors import UserError
 from selfemo.config.load import load_config
 from selfemo.records.directory import RunDirectory
-from tools.study.plan import START, only_seeds, read_plan
-from tools.study.runs import continuations, starts
+from tools.study.plan import only_seeds, read_plan
+from tools.study.runs import continuations, starts, voters
+from tools.study.schema import START
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = """
@@ -66,6 +67,20 @@ def test_every_variant_of_a_seed_continues_that_seeds_start(study_file, tmp_path
         ("name: grpo", "name: ../up", "name"),
         ("baselines: [sft]", "baselines: [dpo]", "baseline 'dpo'"),
         ("says: plain", "sayz: plain", "sayz"),
+        ("seeds: [1, 2]", "seeds: [1, 1]", "a seed is named twice"),
+        ("seeds: [1, 2]", "seeds: [1, 2]\nshares: {0.1: [1]}", "name one of the two"),
+        ("seeds: [1, 2]", "shares: {10: [1]}", "less than or equal to 1"),
+        ("seeds: [1, 2]", "shares: {0.1: []}", "shares: 0.1: expected at least one seed"),
+        ("seeds: [1, 2]", "shares: {0.1: [1]}\nmain: [grpo]\nmain_share: 0.2", "main_share=0.2"),
+        ("seeds: [1, 2]", "seeds: [1]\nreader: next_start", "the study has seed 1 alone"),
+        ("seeds: [1, 2]", "seeds: [1]\nvotes: 1", "votes=1"),
+        ("baselines: [sft]", "baselines: [sft]\nmain: [dpo]", "main: 'dpo'"),
+        ("baselines: [sft]", "baselines: [sft]\nonly: [dpo]", "only: 'dpo'"),
+        ("baselines: [sft]", "baselines: [sft]\nonly: [grpo]", "baseline 'sft'"),
+        ("says: plain", "says: plain, like: dpo", "is like 'dpo'"),
+        ("says: plain", "says: plain, views: [plain, mirrored]", "mirrored"),
+        ("says: plain", "says: plain, untrained: true, views: [plain, short]", "no overrides"),
+        ("says: plain, overrides: [algorithm.loss=grpo]", "says: plain, untrained: true", "views that vote"),
     ],
 )
 def test_a_wrong_study_is_refused_by_name(study_file, old, new, named):
@@ -89,6 +104,54 @@ def test_the_studies_of_this_project_are_valid(name, seeds, tmp_path):
     plan = read_plan(study_file)
     assert len(plan.seeds) >= seeds
     assert len(continuations(plan, study_file, tmp_path)) == len(plan.seeds) * len(plan.variants)
+    assert starts(plan, study_file, tmp_path)[0].directory == tmp_path / "seed-1" / START
+
+
+def test_every_labelled_share_has_its_own_starts_and_runs(study_file, tmp_path):
+    study_file.write_text(STUDY.replace("seeds: [1, 2]", "shares: {0.1: [1, 2], 0.25: [2]}"))
+    plan = read_plan(study_file)
+    first, others = starts(plan, study_file, tmp_path), continuations(plan, study_file, tmp_path)
+    assert [(run.share, run.seed) for run in first] == [(0.1, 1), (0.1, 2), (0.25, 2)]
+    assert all(settings_of(run).corpus.labelled_share == run.share for run in [*first, *others])
+    assert len({run.directory for run in [*first, *others]}) == 3 * 3
+    start_of = {(run.share, run.seed): str(run.model) for run in first}
+    assert all(settings_of(run).model.path == start_of[run.share, run.seed] for run in others)
+    only = only_seeds(plan, [1])
+    assert only.parts == [(0.1, [1])], "a share without the seed is left out"
+
+
+def test_a_variant_takes_the_overrides_of_another_before_its_own(study_file, tmp_path):
+    like = "  - {name: dapo, says: another, like: grpo, overrides: [algorithm.loss=dapo]}\n"
+    grpo = "overrides: [algorithm.loss=grpo, iterations=7]"
+    study_file.write_text(
+        STUDY.replace("overrides: [algorithm.loss=grpo]", grpo) + like + "only: [dapo, sft]\n"
+    )
+    plan = read_plan(study_file)
+    assert plan.names == [START, "sft", "dapo"]
+    (run,) = continuations(only_seeds(plan, [1]), study_file, tmp_path)[1:]
+    assert (settings_of(run).algorithm.loss, settings_of(run).iterations) == ("dapo", 7)
+
+
+def test_a_study_extends_another(study_file, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("extends: study.yaml\nsettings: [corpus.history_turns=2]\nseeds: [3]\n")
+    plan = read_plan(other)
+    assert (plan.seeds, plan.names) == ([3], read_plan(study_file).names)
+    runs = [*starts(plan, other, tmp_path / "out"), *continuations(plan, other, tmp_path / "out")]
+    assert {settings_of(run).corpus.history_turns for run in runs} == {2}
+
+
+def test_an_untrained_variant_is_the_start_asked_in_views(study_file, tmp_path):
+    voting = "  - {name: voting, says: votes, untrained: true, views: [plain, short]}\n"
+    study_file.write_text(STUDY + voting + "votes: 4\ncalibrated: [start]\n")
+    plan = read_plan(study_file)
+    assert "voting" not in [run.variant for run in continuations(plan, study_file, tmp_path)]
+    first, asked = starts(plan, study_file, tmp_path), voters(plan, tmp_path)
+    assert [(run.variant, run.model, run.views) for run in asked] == [
+        ("voting", start.model, ("plain", "short")) for start in first
+    ]
+    assert {run.votes for run in first} == {4}
+    assert {run.votes for run in [*asked, *continuations(plan, study_file, tmp_path)]} == {0}
 
 
 def test_a_run_that_was_trained_with_other_settings_is_not_taken_for_this_studys(study_file, tmp_path):

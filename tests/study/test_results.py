@@ -10,11 +10,20 @@ from dataclasses import replace
 
 import pytest
 
-from selfemo.evaluation.intervals import bootstrap, paired_bootstrap, seeded_bootstrap
+from selfemo.common.errors import UserError
+from selfemo.evaluation.intervals import (
+    METRICS,
+    bootstrap,
+    paired_bootstrap,
+    seeded_bootstrap,
+    seeded_p_values,
+)
 from tools.study.answers import ModelAnswers, SplitAnswers, load_answers, save_answers
-from tools.study.plan import StudyPlan, Variant
-from tools.study.render import describe_variants, plot_split, render_split
-from tools.study.results import differences, figures_of
+from tools.study.page import write_page
+from tools.study.render import render
+from tools.study.results import FURTHER, differences_of, holm, means_of, tables_of, values_of
+from tools.study.schema import StudyPlan, Variant
+from tools.study.tables import read_tables, write_tables
 
 LABELS = ("joy", "neutral", "sadness")
 RNG = random.Random(5)
@@ -70,42 +79,110 @@ def test_unequal_seeds_are_refused(first, second):
         seeded_bootstrap(GOLD, first, second, DIALOGUES, 3)
 
 
-def answers() -> SplitAnswers:
+@pytest.mark.parametrize("accuracy", [0.5, 0.55, 0.6, 0.62, 0.65, 0.7, 0.9])
+def test_a_p_value_is_below_a_twentieth_where_the_interval_excludes_zero(accuracy):
+    ours, theirs = ([noisy(a, i + 7 * k) for i in range(3)] for k, a in enumerate((accuracy, 0.6)))
+    intervals = seeded_bootstrap(GOLD, ours, theirs, DIALOGUES, 3)
+    p_values = seeded_p_values(GOLD, ours, theirs, DIALOGUES, 3)
+    assert [p < 0.05 for p in p_values] == [interval.excludes_zero for interval in intervals]
+    assert all(2 / 2001 <= p <= 1 for p in p_values)
+    assert p_values == seeded_p_values(GOLD, theirs, ours, DIALOGUES, 3), "two-sided"
+
+
+def test_equal_recipes_have_a_p_value_of_one():
+    assert set(seeded_p_values(GOLD, [GOLD], [GOLD], DIALOGUES, 3)) == {1.0}
+
+
+def test_holms_correction_is_that_of_a_worked_example():
+    """Use four p-values: the smallest times 4, the next times 3, and none below an earlier one."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.4]) == [0.8, 0.8]
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def answers(share: float | None = None, split: str = "dev") -> SplitAnswers:
     def models(variant: str, accuracy: float) -> list[ModelAnswers]:
         expression = None if variant == "start" else 0.25
         return [
-            ModelAnswers(variant, seed, noisy(accuracy, seed), 0.5, 1.0, 0.4, expression) for seed in (2, 1)
+            ModelAnswers(variant, seed, noisy(accuracy, seed), 0.5, 1.0, 0.4, expression, calibration=0.125)
+            for seed in (2, 1)
         ]
 
-    return SplitAnswers("toy", "dev", LABELS, GOLD, DIALOGUES, (*models("start", 0.5), *models("good", 0.9)))
+    good = 0.9 if share is None else 0.9 - share
+    return SplitAnswers("toy", split, LABELS, GOLD, DIALOGUES, (*models("start", 0.5), *models("good", good)))
 
 
 PLAN = StudyPlan(
     base="b",
     seeds=[1, 2],
     start=["sft.steps=3"],
-    self_play=[],
-    variants=[Variant("good", "better")],
+    self_play=["iterations=2"],
+    variants=[Variant("good", "better", ["algorithm.loss=grpo"])],
     baselines=["start"],
+    main=["good"],
 )
+SEVERAL = replace(PLAN, seeds=[], shares={0.25: [1, 2], 0.1: [1, 2]}, main_share=0.1)
 
 
 def test_figures_and_differences_agree():
-    start, good = figures_of(answers(), ("start", "good"))
-    (difference,) = differences(answers(), ("start", "good"), ["start"])
-    assert (good.seeds, good.expression, start.expression) == ((1, 2), 0.25, None)
-    for a, b, d in zip(good.intervals, start.intervals, difference.intervals, strict=True):
+    names = ("start", "good")
+    means, found = list(means_of(answers(), None, names)), differences_of(answers(), None, names, ["start"])
+    start, good = ([row for row in means if row.variant == name] for name in names)
+    for a, b, d in zip(good, start, found, strict=True):
+        assert (a.measure, d.variant, d.baseline) == (d.measure, "good", "start")
         assert d.value == pytest.approx(a.value - b.value)
-    assert all(interval.excludes_zero for interval in difference.intervals)
+        assert d.excludes_zero
+    values = [v for v in values_of(answers(), None) if (v.variant, v.measure) == ("good", "accuracy")]
+    assert sum(v.value for v in values) / 2 == pytest.approx(good[0].value)
 
 
-def test_the_page_shows_every_variant_and_marks_what_excludes_zero(tmp_path):
-    text = render_split(answers(), PLAN)
+def test_a_measure_that_nobody_took_has_no_row():
+    rows = list(values_of(answers(), 0.1))
+    assert {row.variant for row in rows if row.measure == "expression"} == {"good"}
+    assert {row.measure for row in rows} == {*METRICS, *FURTHER} - {"agreement"}
+    assert {(row.share, row.split) for row in rows} == {(0.1, "dev")}
+
+
+def test_only_the_main_comparison_is_corrected():
+    """Correct two measures of one share; macro F1 and the other share are outside the family."""
+    tables = tables_of(SEVERAL, [], {"dev": {share: answers(share) for share in SEVERAL.shares}}, "")
+    corrected = [(row.share, row.variant, row.measure) for row in tables.comparisons if row.holm is not None]
+    assert corrected == [(0.1, "good", "accuracy"), (0.1, "good", "weighted_f1")]
+    assert all(row.holm == min(1, 2 * row.p) for row in tables.comparisons if row.holm is not None)
+
+
+def test_the_page_shows_every_variant_and_marks_what_excludes_zero():
+    text = render(tables_of(PLAN, [], {"dev": {None: answers()}}, ""))
+    assert "### toy dev: 300 turns, 60 dialogues" in text
     assert "| `good` | **+" in text
-    assert text.count("| `good` |") == 2
-    assert "`sft.steps=3`" in describe_variants(PLAN)
-    plot_split(answers(), PLAN, tmp_path / "dev.png")
-    assert (tmp_path / "dev.png").read_bytes().startswith(b"\x89PNG")
+    assert text.count("| `good` | ") == 2 + 1 + 2, "two figures and differences, one arm, two tests"
+    assert "| `start` | the SFT start | `sft.steps=3` |" in text
+    assert "continues the start | `iterations=2` |" in text
+    assert "| 0.125 | - |" in text, "the start writes no replies"
+    assert "agreement" not in text
+    assert "-curve" not in text
+
+
+def test_the_page_and_its_figures_come_from_the_csv_files_alone(tmp_path):
+    both = {split: {share: answers(share, split) for share in SEVERAL.shares} for split in ("dev", "test")}
+    tables = tables_of(SEVERAL, [], both, "commit a on day one; commit b on day two")
+    write_tables(tmp_path / "tables", tables)
+    text = write_page(read_tables(tmp_path / "tables"), tmp_path)
+    assert text == render(tables) == (tmp_path / "report.md").read_text()
+    assert (
+        "**The test split was evaluated 2 times**: at commit a on day one, again at commit b on day" in text
+    )
+    assert text.count("Main comparison") == 2, "one for each split"
+    for name in ("dev.png", "dev-curve.png", "test.png", "test-curve.png"):
+        assert f"]({name})" in text
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "tables" / "values.csv").write_text("share,seed\n0.1,one\n")
+    with pytest.raises(UserError, match=r"values\.csv: 0\."):
+        read_tables(tmp_path / "tables")
+    (tmp_path / "tables" / "arms.csv").unlink()
+    with pytest.raises(UserError, match=r"arms\.csv: cannot be read"):
+        read_tables(tmp_path / "tables")
 
 
 def test_answers_survive_the_disk(tmp_path):

@@ -1,27 +1,33 @@
-"""Asks every model of a study once and keeps the answers: statistics and plots then need no model.
+"""Holds the answers of every model of a study, and the file that keeps them.
 
-All models of a study share one engine if they share a shape, so twenty models cost one start-up.
-Replies are read by the seed's SFT start, which no variant trained further.
+Replies are read by an SFT start, which no variant trained further.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from selfemo.corpora.problems import raise_first
-from selfemo.evaluation.evaluate import Recognizer, Task, evaluate_model, smoothed_iou
 from selfemo.evaluation.results import write_json
-from selfemo.evaluation.run import corpus_of
-from selfemo.evaluation.turns import evaluation_turns
-from selfemo.inference.finished_model import Engines, FinishedModel, find_model
-from tools.study.plan import START
 from tools.study.runs import StudyRun
+from tools.study.schema import START, Reader, StudyPlan
 
-SAMPLING_SEED = 1
+
+@dataclass(frozen=True)
+class Questions:
+    """What every model of a study is asked about a split. Fields without a docstring: see StudyPlan."""
+
+    split: str
+    limit: int = 0
+    reader: Reader = "own_start"
+
+    @classmethod
+    def of(cls, plan: StudyPlan, split: str) -> Questions:
+        """Return the questions of a plan."""
+        return cls(split, plan.limit, plan.reader)
 
 
 @dataclass(frozen=True)
@@ -31,16 +37,28 @@ class ModelAnswers:
     variant: str
     seed: int
     predicted: tuple[str, ...]
-    """Primary label per turn, or metrics.NO_ANSWER."""
+    """Primary label per turn, or metrics.NO_ANSWER. Of an untrained variant, its views' vote."""
     siou: float
     label_entropy: float
     neutral_share: float
     expression: float | None
-    """Mean smoothed IoU of its replies as the SFT start reads them. None for the start itself, which
-    would judge itself.
+    """Mean smoothed IoU of its replies as an SFT start reads them; None if none does: a start would judge
+    itself.
     """
     trained_as: str = ""
     """`StudyRun.trained_as` of the run that was asked."""
+    calibration: float | None = None
+    """Expected calibration error of sampled answers; None without votes."""
+    agreement: float | None = None
+    """Mean smoothed IoU of two views' answers to a turn; None if the views were not asked."""
+    views: tuple[str, ...] = ()
+    """The views asked."""
+    votes: int = 0
+    """Answers sampled per turn."""
+    read_by: str = ""
+    """The seed whose start read its replies, and how that was trained; empty for its own start's."""
+    seconds: float = 0.0
+    """Time that asking took."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,12 @@ class SplitAnswers:
     models: tuple[ModelAnswers, ...]
     limit: int = 0
     """Number of turns asked about, from the split's first on; 0: all."""
+    reader: Reader = "own_start"
+
+    @property
+    def questions(self) -> Questions:
+        """Return what the models were asked."""
+        return Questions(self.split, self.limit, self.reader)
 
     def of(self, variant: str) -> tuple[ModelAnswers, ...]:
         """Return the variant's models, by seed."""
@@ -63,56 +87,46 @@ class SplitAnswers:
         )
 
 
-def ask_all(
-    runs: Sequence[StudyRun],
-    split: str,
-    limit: int,
-    kept: Path,
-    engines: Engines,
-    tell: Callable[[str], None],
-) -> SplitAnswers:
-    """Let every trained model read a split and answer it. A run whose answers are kept is not asked again.
+def kept_models(kept: Path, questions: Questions) -> dict[tuple[int, str], ModelAnswers]:
+    """Return the kept answers to these questions, by seed and variant; none if there is no such file."""
+    if not kept.exists() or (answers := load_answers(kept)).questions != questions:
+        return {}
+    return {(model.seed, model.variant): model for model in answers.models}
 
-    Args:
-        runs: complete ones, the start of every seed among them.
-        limit: only the first N turns; 0 for all.
-        kept: file of answers, written after every model, so that nothing is asked twice.
-    """
-    first = find_model(runs[0].model)
-    fmt, place = corpus_of("", first)
-    corpus = fmt.read(place, raise_first)
-    turns = evaluation_turns(corpus.split(split), limit)
-    task = Task(turns, corpus.labels, smoothed_iou(first, corpus.labels), "generate", 0, SAMPLING_SEED)
-    asked = SplitAnswers(corpus.name, split, corpus.labels, task.gold, task.dialogues, (), limit)
-    earlier = load_answers(kept) if kept.exists() else asked
-    models = {
-        (model.seed, model.variant): model for model in earlier.models if replace(earlier, models=()) == asked
-    }
-    readers = {run.seed: find_model(run.model) for run in runs if run.variant == START}
+
+def unanswered(
+    runs: Sequence[StudyRun], questions: Questions, models: Mapping[tuple[int, str], ModelAnswers]
+) -> list[StudyRun]:
+    """List the runs whose model was not asked since it was trained, or otherwise than now."""
+    left = []
     for run in runs:
-        answered = models.get((run.seed, run.variant))
-        if answered is None or answered.trained_as != run.trained_as:
-            tell(f"evaluating {run.directory} on {split}")
-            models[run.seed, run.variant] = _ask(run, readers[run.seed], task, engines)
-            save_answers(kept, replace(asked, models=tuple(models.values())))
-    return replace(asked, models=tuple(models[run.seed, run.variant] for run in runs))
+        model = models.get((run.seed, run.variant))
+        if (
+            model is None
+            or not run.is_complete
+            or (model.trained_as, model.views, model.votes) != (run.trained_as, run.views, run.votes)
+            or model.read_by != reader_name(run, reader_of(run, runs, questions.reader))
+        ):
+            left.append(run)
+    return left
 
 
-def _ask(run: StudyRun, reader: FinishedModel, task: Task, engines: Engines) -> ModelAnswers:
-    model = find_model(run.model)
-    recognizer = Recognizer(reader, engines.generator(reader)) if run.variant != START else None
-    report = evaluate_model(model, engines.generator(model), task, recognizer)
-    figures = report.recognition.classification
-    return ModelAnswers(
-        variant=run.variant,
-        seed=run.seed,
-        predicted=report.recognition.predicted,
-        siou=report.recognition.siou,
-        label_entropy=figures.label_entropy,
-        neutral_share=figures.neutral_share,
-        expression=report.expression.siou if report.expression else None,
-        trained_as=run.trained_as,
-    )
+def reader_of(run: StudyRun, runs: Sequence[StudyRun], reader: Reader) -> StudyRun | None:
+    """Return the start that reads the replies of a run's model; None if none does."""
+    starts = {other.seed: other for other in runs if other.variant == START}
+    if reader == "none" or run.untrained:
+        return None
+    if reader == "own_start":
+        return None if run.variant == START else starts[run.seed]
+    seeds = list(starts)
+    return starts[seeds[(seeds.index(run.seed) + 1) % len(seeds)]]
+
+
+def reader_name(run: StudyRun, reader: StudyRun | None) -> str:
+    """Name another seed's start and how it was trained; "" if the model's own start reads, or nobody."""
+    if reader is None or reader.seed == run.seed:
+        return ""
+    return f"seed {reader.seed}, {reader.trained_as if reader.is_complete else 'untrained'}"
 
 
 def save_answers(path: Path, answers: SplitAnswers) -> None:

@@ -1,82 +1,137 @@
-"""Turns answers into averages over each variant's seeds and differences from each baseline, with
-intervals.
+"""Turns the answers of a study into its tables: figures of every model, means over seeds, differences.
+
+Intervals and p-values are drawn over seeds and dialogues together, the same ones for both sides of a
+difference.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from selfemo.evaluation.intervals import Interval, seeded_bootstrap
+from selfemo.evaluation.intervals import METRICS, seeded_bootstrap, seeded_p_values
+from selfemo.evaluation.metrics import classify
 from tools.study.answers import ModelAnswers, SplitAnswers
+from tools.study.runs import StudyRun
+from tools.study.schema import START, StudyPlan
+from tools.study.tables import EVERY, MINUTES, SEPARATOR, TRAINING, Arm, Comparison, Split, Tables, Value
 
 BOOTSTRAP_SEED = 1
+MAIN_METRICS = ("accuracy", "weighted_f1")
+"""Measures of the main comparison."""
+FURTHER = ("siou", "neutral_share", "label_entropy", "calibration", "agreement", "expression")
+"""Fields of ModelAnswers that are measures, without an interval."""
 
 
-@dataclass(frozen=True)
-class VariantFigures:
-    """One variant's figures on one split, averaged over seeds."""
+def tables_of(
+    plan: StudyPlan,
+    trained: Sequence[StudyRun],
+    answers: Mapping[str, Mapping[float | None, SplitAnswers]],
+    evaluated: str,
+) -> Tables:
+    """Compute the tables of a study from its answers, by split and labelled share.
 
-    variant: str
-    seeds: tuple[int, ...]
-    intervals: tuple[Interval, ...]
-    """Intervals of accuracy, weighted F1 and macro F1."""
-    siou: float
-    neutral_share: float
-    label_entropy: float
-    expression: float | None
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The difference of a variant from a baseline."""
-
-    variant: str
-    baseline: str
-    intervals: tuple[Interval, ...]
-
-
-def figures_of(answers: SplitAnswers, variants: Sequence[str]) -> list[VariantFigures]:
-    """Average the figures of every variant, in the given order."""
-    found = []
-    for name in variants:
-        models = answers.of(name)
-        replies = [model.expression for model in models if model.expression is not None]
-        found.append(
-            VariantFigures(
-                variant=name,
-                seeds=tuple(model.seed for model in models),
-                intervals=seeded_bootstrap(
-                    answers.gold, _predictions(models), None, answers.dialogues, BOOTSTRAP_SEED
-                ),
-                siou=statistics.mean(model.siou for model in models),
-                neutral_share=statistics.mean(model.neutral_share for model in models),
-                label_entropy=statistics.mean(model.label_entropy for model in models),
-                expression=statistics.mean(replies) if replies else None,
-            )
-        )
-    return found
-
-
-def differences(answers: SplitAnswers, variants: Sequence[str], baselines: Sequence[str]) -> list[Difference]:
-    """Compare every variant with every baseline but itself."""
-    return [
-        Difference(
-            name,
-            baseline,
-            seeded_bootstrap(
-                answers.gold,
-                _predictions(answers.of(name)),
-                _predictions(answers.of(baseline)),
-                answers.dialogues,
-                BOOTSTRAP_SEED,
-            ),
-        )
-        for baseline in baselines
-        for name in variants
-        if name != baseline
+    Args:
+        evaluated: when the test split was evaluated.
+    """
+    parts = [(share, of_share) for split in answers.values() for share, of_share in split.items()]
+    main_share = plan.parts[0][0] if plan.main_share is None else plan.main_share
+    values: list[Value] = minutes_of(trained)
+    comparisons: list[Comparison] = []
+    for share, of_share in parts:
+        main = plan.main if share == main_share else []
+        values += values_of(of_share, share)
+        comparisons += means_of(of_share, share, plan.names)
+        comparisons += differences_of(of_share, share, plan.names, plan.baselines, main)
+    splits = [
+        split_of(next(iter(split.values())), evaluated if name == "test" else "")
+        for name, split in answers.items()
     ]
+    return Tables(tuple(arms_of(plan)), tuple(splits), tuple(values), tuple(comparisons))
+
+
+def arms_of(plan: StudyPlan) -> list[Arm]:
+    """Describe what all variants share, the start, and every variant, with the overrides that make it."""
+    curve = plan.curve or plan.main
+    lines = [
+        (EVERY, "continues the start", [*plan.settings, *plan.self_play]),
+        (START, "the SFT start", [*plan.settings, *plan.start]),
+        *((v.name, v.says, v.views if v.untrained else v.overrides) for v in plan.variants),
+    ]
+    return [Arm(name, says, SEPARATOR.join(settings), name in curve) for name, says, settings in lines]
+
+
+def split_of(answers: SplitAnswers, evaluated: str = "") -> Split:
+    """Describe the turns that were asked about."""
+    dialogues = len(set(answers.dialogues))
+    return Split(answers.split, answers.corpus, len(answers.gold), dialogues, evaluated)
+
+
+def minutes_of(runs: Sequence[StudyRun]) -> list[Value]:
+    """List the CPU minutes of every run."""
+    return [Value(run.share, run.seed, run.variant, TRAINING, MINUTES, run.minutes) for run in runs]
+
+
+def values_of(answers: SplitAnswers, share: float | None) -> Iterator[Value]:
+    """Yield every measure of every model."""
+    for model in answers.models:
+        figures = classify(answers.gold, model.predicted, answers.labels)
+        found = {name: getattr(figures, name) for name in METRICS}
+        found |= {name: getattr(model, name) for name in FURTHER if getattr(model, name) is not None}
+        for measure, value in found.items():
+            yield Value(share, model.seed, model.variant, answers.split, measure, value)
+
+
+def means_of(answers: SplitAnswers, share: float | None, variants: Sequence[str]) -> Iterator[Comparison]:
+    """Yield accuracy, weighted F1 and macro F1 of every variant, averaged over seeds, with intervals."""
+    for name in variants:
+        predictions = _predictions(answers.of(name))
+        for interval in seeded_bootstrap(answers.gold, predictions, None, answers.dialogues, BOOTSTRAP_SEED):
+            yield Comparison(
+                share, name, "", answers.split, interval.metric, interval.value, interval.low, interval.high
+            )
+
+
+def differences_of(
+    answers: SplitAnswers,
+    share: float | None,
+    variants: Sequence[str],
+    baselines: Sequence[str],
+    main: Sequence[str] = (),
+) -> list[Comparison]:
+    """Compare every variant with every baseline but itself.
+
+    Args:
+        main: variants whose differences in MAIN_METRICS are one family: Holm's correction is over them all.
+    """
+    rows = []
+    for baseline in baselines:
+        theirs = _predictions(answers.of(baseline))
+        for name in variants:
+            if name != baseline:
+                asked = (answers.gold, _predictions(answers.of(name)), theirs, answers.dialogues)
+                intervals = seeded_bootstrap(*asked, BOOTSTRAP_SEED)
+                for i, p in zip(intervals, seeded_p_values(*asked, BOOTSTRAP_SEED), strict=True):
+                    rows.append(
+                        Comparison(share, name, baseline, answers.split, i.metric, i.value, i.low, i.high, p)
+                    )
+    family = [i for i, row in enumerate(rows) if row.variant in main and row.measure in MAIN_METRICS]
+    corrected = holm([rows[i].p or 0.0 for i in family])
+    for i, p in zip(family, corrected, strict=True):
+        rows[i] = replace(rows[i], holm=p)
+    return rows
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct the p-values of one family (Holm 1979): reject those at most 0.05, and the chance of any false
+    rejection is at most 0.05.
+    """
+    count, largest = len(p_values), 0.0
+    corrected = [0.0] * count
+    for rank, i in enumerate(sorted(range(count), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (count - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
 
 
 def _predictions(models: Sequence[ModelAnswers]) -> list[tuple[str, ...]]:

@@ -7,32 +7,43 @@ finished runs are left alone and unfinished ones go on as any run does.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfemo.common.errors import UserError
 from selfemo.config.load import load_config
-from selfemo.records.directory import SUMMARY_NAME, RunDirectory
-from tools.study.plan import START, StudyPlan, Variant
+from selfemo.records.directory import CHECKPOINTS_NAME, SUMMARY_NAME, RunDirectory
+from tools.study.schema import START, StudyPlan, Variant
 
 LOG_LINES = 5
 
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One model to train."""
+    """One model to train and to ask."""
 
     seed: int
     variant: str
     directory: Path
+    """Of the run. An untrained variant has the start's."""
     settings: tuple[str, ...]
     """Arguments of `selfemo train`."""
+    share: float | None = None
+    """Its labelled share in a study of several; else None."""
+    views: tuple[str, ...] = ()
+    """Views in which the model is asked besides; see `Variant.views`."""
+    votes: int = 0
+    """Answers that it samples per turn; see `StudyPlan.votes`."""
+    untrained: bool = False
+    """Whether it is the start's model, whose views vote."""
 
     @property
     def model(self) -> Path:
@@ -49,21 +60,38 @@ class StudyRun:
         """Digest of a complete run's summary: another digest once the run is trained again."""
         return hashlib.sha256((self.directory / SUMMARY_NAME).read_bytes()).hexdigest()[:16]
 
+    @property
+    def minutes(self) -> float:
+        """CPU minutes that a complete run took: its seconds times its processes."""
+        summary = json.loads((self.directory / SUMMARY_NAME).read_bytes())
+        return float(summary["seconds"]["total"] * summary["world_size"] / 60)
+
 
 def starts(plan: StudyPlan, study_file: Path, output: Path) -> list[StudyRun]:
-    """List the SFT run of every seed."""
-    return [_run(plan, study_file, output, seed, START, [*plan.start, "iterations=0"]) for seed in plan.seeds]
+    """List the SFT run of every labelled share and seed."""
+    return [
+        _written_out(plan, study_file, run, None)
+        for run in _runs(plan, output, [Variant(START, "the start")])
+    ]
 
 
 def continuations(plan: StudyPlan, study_file: Path, output: Path) -> list[StudyRun]:
-    """List the run of every variant and seed.
+    """List the run of every labelled share, trained variant and seed.
 
     A variant's seeds stand together, so that a study that is cut short has whole variants.
     """
+    trained = [variant for variant in plan.variants if not variant.untrained]
     return [
-        _run(plan, study_file, output, seed, variant.name, _overrides(plan, output, seed, variant))
-        for variant in plan.variants
-        for seed in plan.seeds
+        _written_out(plan, study_file, run, _directory(output, run.share, run.seed, START) / "model")
+        for run in _runs(plan, output, trained)
+    ]
+
+
+def voters(plan: StudyPlan, output: Path) -> list[StudyRun]:
+    """List the untrained variants of every labelled share and seed: the starts, asked in other views."""
+    return [
+        replace(run, directory=_directory(output, run.share, run.seed, START), votes=0, untrained=True)
+        for run in _runs(plan, output, [variant for variant in plan.variants if variant.untrained])
     ]
 
 
@@ -84,28 +112,59 @@ def train_all(runs: Sequence[StudyRun], processes: int, at_once: int, tell: Call
                 raise UserError(f"study run {run.directory}: {failure}")
 
 
-def _overrides(plan: StudyPlan, output: Path, seed: int, variant: Variant) -> list[str]:
+def _runs(plan: StudyPlan, output: Path, variants: Sequence[Variant]) -> list[StudyRun]:
+    """List every labelled share, variant and seed; `settings` are a variant's own overrides alone."""
     return [
-        *plan.self_play,
-        f"model.path={_directory(output, seed, START) / 'model'}",
-        "sft.steps=0",
-        *variant.overrides,
+        StudyRun(
+            seed,
+            variant.name,
+            _directory(output, share, seed, variant.name),
+            tuple(variant.overrides),
+            share,
+            tuple(variant.views),
+            plan.votes_of(variant.name),
+        )
+        for share, seeds in plan.parts
+        for variant in variants
+        for seed in seeds
     ]
 
 
-def _run(
-    plan: StudyPlan, study_file: Path, output: Path, seed: int, name: str, overrides: Sequence[str]
-) -> StudyRun:
-    directory = _directory(output, seed, name)
+def _written_out(plan: StudyPlan, study_file: Path, run: StudyRun, start: Path | None) -> StudyRun:
+    """Write out and check what a run is trained with.
+
+    Args:
+        start: the model that it continues; None for a start itself.
+    """
     base = str(study_file.parent / plan.base)
-    settings = [*overrides, f"seed={seed}", f"output_dir={directory}"]
+    shared = plan.start if start is None else [*plan.self_play, f"model.path={start}", "sft.steps=0"]
+    labelled = [] if run.share is None else [f"corpus.labelled_share={run.share}"]
+    last = ["iterations=0"] if start is None else run.settings
+    settings = [
+        *plan.settings,
+        *shared,
+        *labelled,
+        *last,
+        f"seed={run.seed}",
+        f"output_dir={run.directory}",
+    ]
     # before the first run starts: check the settings, and that existing runs were made with them
     RunDirectory.check(load_config(base, settings))
-    return StudyRun(seed, name, directory, ("--config", base, *settings))
+    return replace(run, settings=("--config", base, *settings))
 
 
-def _directory(output: Path, seed: int, name: str) -> Path:
-    return output / f"seed-{seed}" / name
+def _directory(output: Path, share: float | None, seed: int, name: str) -> Path:
+    return part_directory(output, share) / f"seed-{seed}" / name
+
+
+def part_directory(output: Path, share: float | None) -> Path:
+    """Return the directory of a labelled share's runs and answers; `output` itself if there is one alone."""
+    return output if share is None else output / f"share-{share:g}"
+
+
+def answers_file(output: Path, share: float | None, split: str) -> Path:
+    """Return the file of a labelled share's answers about a split."""
+    return part_directory(output, share) / f"{split}.json"
 
 
 def _train(run: StudyRun, processes: int, tell: Callable[[str], None]) -> str:
@@ -133,6 +192,8 @@ def _train(run: StudyRun, processes: int, tell: Callable[[str], None]) -> str:
             command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
         ).returncode
     if status == 0 and run.is_complete:
+        # the model is exported, and a checkpoint is several times as large
+        shutil.rmtree(run.directory / CHECKPOINTS_NAME, ignore_errors=True)
         tell(f"finished {run.directory}")
         return ""
     tail = " | ".join(log.read_text(encoding="utf-8").splitlines()[-LOG_LINES:])
