@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
-# SFT, GRPO, SELF-GRPO and its ablations at equal budget over three seeds, with intervals; started again, it goes on where it was.
-#   bash examples/study_cpu.sh [--seed 1] [--test]   --test also evaluates the test split: once, when nothing will be changed any more
-# STUDY names another study (examples/configs/study_smollm2.yaml: hours), OUT the directory (runs/ and the study's name: studies do not mix),
+# SFT, GRPO, SELF-GRPO and its ablations at equal budget over several seeds, with intervals; started again, it goes on where it was.
+#   bash examples/study_cpu.sh [--seed 1] [--estimate] [--test]
+# --estimate prints the CPU minutes that are left; --test also evaluates the test split: once, when nothing will be changed any more.
+# STUDY names another study (examples/configs/study_scarce.yaml: hours), OUT the directory (runs/ and the study's name: studies do not mix),
 # AT_ONCE the runs side by side (2).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 study=${STUDY:-examples/configs/study_cpu.yaml}
-if grep -q 'model.path=runs/models/' "$study"; then
+if grep -q 'model.path=runs/models/SmolLM2-cut10' "$study"; then
+    python -m tools.demo_model --layers 10 --output runs/models/SmolLM2-cut10
+elif grep -q 'model.path=runs/models/' "$study"; then
     python -m tools.demo_model
 fi
 exec python -m tools.study "$study" --output "${OUT:-runs/$(basename "$study" .yaml)}" --at-once "${AT_ONCE:-2}" "$@"

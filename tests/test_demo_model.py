@@ -26,7 +26,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
     """Stand in for the conversion, which takes half a minute: keeps what it was asked for."""
     calls = []
 
-    def convert(gguf: Path, output: Path, chat_template: str) -> None:
+    def convert(gguf: Path, output: Path, layers: int, chat_template: str) -> None:
         calls.append((gguf, chat_template))
         output.mkdir()
         save_file({"a": torch.zeros(2)}, output / WEIGHTS)

