@@ -68,8 +68,8 @@ def study(
     if test:
         once.check_test(output, again, commit)
     output.mkdir(parents=True, exist_ok=True)
-    train_all(first, plan.processes, at_once, tell)
-    train_all(others, plan.processes, at_once, tell)
+    for stage in (first, others):
+        train_all(stage, output / "tensors", plan.processes, at_once, tell)
     engines = StandaloneEngines()
     answers = {"dev": ask_split(plan, runs, "dev", output, engines, tell)}
     if test:

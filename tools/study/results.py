@@ -115,10 +115,10 @@ def differences_of(
                     rows.append(
                         Comparison(share, name, baseline, answers.split, i.metric, i.value, i.low, i.high, p)
                     )
-    family = [i for i, row in enumerate(rows) if row.variant in main and row.measure in MAIN_METRICS]
-    corrected = holm([rows[i].p or 0.0 for i in family])
-    for i, p in zip(family, corrected, strict=True):
-        rows[i] = replace(rows[i], holm=p)
+    family = [at for at, row in enumerate(rows) if row.variant in main and row.measure in MAIN_METRICS]
+    corrected = holm([rows[at].p or 0.0 for at in family])
+    for place, p in zip(family, corrected, strict=True):
+        rows[place] = replace(rows[place], holm=p)
     return rows
 
 

@@ -22,6 +22,7 @@ from selfemo.common.errors import UserError
 from selfemo.config.load import load_config
 from selfemo.records.directory import CHECKPOINTS_NAME, SUMMARY_NAME, RunDirectory
 from tools.study.schema import START, StudyPlan, Variant
+from tools.study.tensors import keep_once
 
 LOG_LINES = 5
 
@@ -95,10 +96,13 @@ def voters(plan: StudyPlan, output: Path) -> list[StudyRun]:
     ]
 
 
-def train_all(runs: Sequence[StudyRun], processes: int, at_once: int, tell: Callable[[str], None]) -> None:
+def train_all(
+    runs: Sequence[StudyRun], store: Path, processes: int, at_once: int, tell: Callable[[str], None]
+) -> None:
     """Train the runs that are not complete yet.
 
     Args:
+        store: directory of the models' tensors.
         processes: number of processes of each run.
         at_once: number of runs side by side.
 
@@ -106,7 +110,9 @@ def train_all(runs: Sequence[StudyRun], processes: int, at_once: int, tell: Call
         UserError: a run failed; names it, its status and its log. Runs already under way are finished first.
     """
     with ThreadPoolExecutor(max_workers=at_once) as pool:
-        for run, failure in zip(runs, pool.map(lambda run: _train(run, processes, tell), runs), strict=True):
+        for run, failure in zip(
+            runs, pool.map(lambda run: _train(run, store, processes, tell), runs), strict=True
+        ):
             if failure:
                 pool.shutdown(cancel_futures=True)
                 raise UserError(f"study run {run.directory}: {failure}")
@@ -167,7 +173,7 @@ def answers_file(output: Path, share: float | None, split: str) -> Path:
     return part_directory(output, share) / f"{split}.json"
 
 
-def _train(run: StudyRun, processes: int, tell: Callable[[str], None]) -> str:
+def _train(run: StudyRun, store: Path, processes: int, tell: Callable[[str], None]) -> str:
     """Train a run to its end; return the error, or ""."""
     if run.is_complete:
         return ""
@@ -194,6 +200,7 @@ def _train(run: StudyRun, processes: int, tell: Callable[[str], None]) -> str:
     if status == 0 and run.is_complete:
         # the model is exported, and a checkpoint is several times as large
         shutil.rmtree(run.directory / CHECKPOINTS_NAME, ignore_errors=True)
+        keep_once(run.model, store)
         tell(f"finished {run.directory}")
         return ""
     tail = " | ".join(log.read_text(encoding="utf-8").splitlines()[-LOG_LINES:])
