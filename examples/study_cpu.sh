@@ -8,8 +8,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 study=${STUDY:-examples/configs/study_cpu.yaml}
-if grep -q 'model.path=runs/models/SmolLM2-cut10' "$study"; then
-    python -m tools.demo_model --layers 10 --output runs/models/SmolLM2-cut10
+cut=$(grep -om1 'runs/models/SmolLM2-cut[0-9]*' "$study" || true)
+if [ -n "$cut" ]; then # its name says how many layers it has
+    python -m tools.demo_model --layers "${cut##*cut}" --output "$cut"
 elif grep -q 'model.path=runs/models/' "$study"; then
     python -m tools.demo_model
 fi

@@ -10,6 +10,7 @@ import pytest
 from selfemo.common.errors import UserError
 from selfemo.config.load import load_config
 from selfemo.records.directory import RunDirectory
+from selfemo.selfplay.views import unknown_views
 from tools.study.plan import only_seeds, read_plan
 from tools.study.runs import continuations, starts, voters
 from tools.study.schema import START
@@ -160,13 +161,14 @@ SCARCE = ("study_scarce.yaml", "study_scarce_emorynlp.yaml", "study_scarce_whole
 
 @pytest.mark.parametrize("name", SCARCE)
 def test_every_arm_of_the_study_takes_as_many_steps_over_as_many_sequences(name, tmp_path):
-    """Count what each arm is trained on; load_config has checked the settings by then."""
+    """Count what each arm is trained on; its settings are checked before, as `selfemo train` checks them."""
     study_file = ROOT / "examples" / "configs" / name
     plan = read_plan(study_file)
     runs = [run for run in continuations(plan, study_file, tmp_path) if (run.share, run.seed) == (0.1, 1)]
     budgets = {}
     for run in runs:
         config = settings_of(run)
+        assert list(unknown_views(config.selfplay, config.sft)) == []
         play, algorithm, reward = config.selfplay, config.algorithm, config.reward
         updates, size = algorithm.updates_per_rollout, play.recognizer_group_size
         sampled = play.seeds_per_iteration * size // updates if reward.alignment_weight else 0
