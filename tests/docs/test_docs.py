@@ -143,7 +143,8 @@ def templates() -> list[str]:
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.append(node.value)
     script = (ROOT / "examples" / "launch.sh").read_text(encoding="utf-8")
-    return [*found, *(re.sub(r"\$\w+", "…", line) for line in re.findall(r'echo "(selfemo: .*)"', script))]
+    told = [*re.findall(r'echo "(selfemo: .*)"', script), *re.findall(r"printf '(selfemo: .*)\\n'", script)]
+    return [*found, *(re.sub(r"\$\w+|%[sq]", "…", line) for line in told)]
 
 
 def test_messages_in_troubleshooting_stand_in_the_source() -> None:

@@ -294,8 +294,11 @@ def test_the_cache_must_hold_one_sequence() -> None:
             )
         )
 
-    assert found(1024 * token_bytes) == []
-    assert "holds 1023 tokens" in found(1024 * token_bytes - 1)[0]
+    blocks_and_vllms_own = (1024 // 32 + 1) * 32 * token_bytes
+    assert found(blocks_and_vllms_own) == []
+    (told,) = found(blocks_and_vllms_own - 1)
+    assert "holds 1055 tokens" in told
+    assert told.endswith(f"at least {blocks_and_vllms_own}")
 
 
 def test_names_are_checked() -> None:

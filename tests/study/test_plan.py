@@ -191,6 +191,7 @@ def test_the_arms_of_the_study_are_those_that_its_page_lists():
     assert listed == arms
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SCARCE)
 def test_the_corpora_of_the_study_are_held_out_of_each_other_and_of_themselves(name, tmp_path):
     study_file = ROOT / "examples" / "configs" / name
