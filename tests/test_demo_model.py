@@ -69,6 +69,7 @@ def test_a_model_that_is_missing_is_made(tmp_path, made):
     assert len(made) == 1
 
 
+@pytest.mark.long
 def test_the_template_is_the_models_own_without_the_system_message(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(gguf_file().parent, gguf_file=gguf_file().name)
     system, user = {"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello"}

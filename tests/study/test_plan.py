@@ -159,6 +159,7 @@ def test_an_untrained_variant_is_the_start_asked_in_views(study_file, tmp_path):
 SCARCE = ("study_scarce.yaml", "study_scarce_emorynlp.yaml", "study_scarce_whole.yaml")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SCARCE)
 def test_every_arm_of_the_study_takes_as_many_steps_over_as_many_sequences(name, tmp_path):
     """Count what each arm is trained on; its settings are checked before, as `selfemo train` checks them."""
