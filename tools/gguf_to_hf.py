@@ -1,12 +1,11 @@
 """Turns a GGUF file of a Llama model into a Hugging Face directory.
 
-    python tools/gguf_to_hf.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
+    python -m tools.gguf_to_hf --gguf SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
 
-`--layers 10` keeps the lowest ten layers, for a cheap recognizer in studies. The model's output head was
-made for its last layer and misreads any other by tens of nats, so a cut model has one of its own, of
-zeros, which training fills. Weights are dequantised to fp32; tokenizer and chat template are included.
-For machines that can reach a package index but no model hub. transformers reads the file, which needs
-the packages gguf and accelerate.
+`--layers 10` keeps the lowest ten layers under a head fitted to them (tools/fitted_head.py) on the texts of
+the bundled corpus, for a cheap recognizer in studies. Weights are dequantised to fp32; tokenizer and chat
+template are included. For machines that can reach a package index but no model hub. transformers reads the
+file, which needs the packages gguf and accelerate.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def convert(gguf: Path, output: Path, layers: int = 0, chat_template: str = "") 
     """Write the directory.
 
     Args:
-        layers: number of the lowest layers to keep; 0 for all.
+        layers: number of the lowest layers to keep, fewer than the model has; 0 for all.
         chat_template: written in the place of the file's own, unless it is empty.
 
     Raises:
@@ -37,6 +36,9 @@ def convert(gguf: Path, output: Path, layers: int = 0, chat_template: str = "") 
     with new_directory(output) as pending:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+        from selfemo.corpora.registry import load_corpus
+        from tools.fitted_head import chats, fitted_head
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -52,9 +54,9 @@ def convert(gguf: Path, output: Path, layers: int = 0, chat_template: str = "") 
             fields.pop(name, None)
         if fields["model_type"] != "llama":
             raise UserError(f"{gguf}: holds a {fields['model_type']} model; expected llama")
-        if layers > fields["num_hidden_layers"]:
+        if layers >= fields["num_hidden_layers"]:
             raise UserError(
-                f"--layers {layers}: the model has {fields['num_hidden_layers']}; name fewer, or 0"
+                f"--layers {layers}: the model has {fields['num_hidden_layers']}; name fewer, or 0 for all"
             )
         fields |= {"architectures": ["LlamaForCausalLM"]}
         fields["num_hidden_layers"] = layers or fields["num_hidden_layers"]
@@ -62,7 +64,8 @@ def convert(gguf: Path, output: Path, layers: int = 0, chat_template: str = "") 
         model = type(quantised)(LlamaConfig(**fields))
         held = quantised.state_dict()
         if layers:
-            held["lm_head.weight"] = torch.zeros_like(held["model.embed_tokens.weight"])
+            texts = chats(load_corpus("everyday").split("train"), tokenizer, chat_template)
+            held["lm_head.weight"] = fitted_head(quantised, layers, texts)
         model.load_state_dict({name: held[name] for name in model.state_dict()})
         model.save_pretrained(pending)
         tokenizer.chat_template = chat_template or tokenizer.chat_template
@@ -73,7 +76,7 @@ def convert(gguf: Path, output: Path, layers: int = 0, chat_template: str = "") 
 def main(
     gguf: Annotated[Path, typer.Option(help="GGUF file of a Llama model")],
     output: Annotated[Path, typer.Option(help="Hugging Face directory to create")],
-    layers: Annotated[int, typer.Option(min=0, help="lowest layers kept, under an empty head; 0: all")] = 0,
+    layers: Annotated[int, typer.Option(min=0, help="lowest layers kept, under a fitted head; 0: all")] = 0,
 ) -> None:
     """Turn a GGUF file of a Llama model into a Hugging Face directory."""
     with told_in_one_line():
