@@ -69,7 +69,10 @@ def gpus_here(environment: Mapping[str, str] = os.environ, devices: Path = Path(
 
 
 def _is_gpu(name: str, gpus: int) -> bool:
-    return name.startswith(("GPU-", "MIG-")) or (name.isascii() and name.isdigit() and int(name) < gpus)
+    if name.startswith(("GPU-", "MIG-")):
+        return True
+    digits = name.lstrip("0") or name[:1]  # int() refuses a number of 4,301 digits
+    return digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) < gpus
 
 
 def with_dtypes(config: RunConfig, found: Automatic) -> RunConfig:

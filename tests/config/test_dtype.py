@@ -65,7 +65,7 @@ def test_a_plan_is_for_gpus_and_the_doctor_says_what_it_is_here() -> None:
 @pytest.mark.parametrize(
     ("listed", "count"),
     [(None, 4), ("", 0), ("-1", 0), ("0,3", 2), ("MIG-aa, MIG-bb", 2), ("GPU-aa,", 1)]
-    + [("NoDevFiles", 0), ("none", 0), ("0,9,1", 1)],
+    + [("NoDevFiles", 0), ("none", 0), ("0,9,1", 1), ("00,03,3", 3), ("0," + 5000 * "9", 1), ("0" * 5000, 1)],
 )
 def test_gpus_are_those_that_processes_can_use(tmp_path: Path, listed: str | None, count: int) -> None:
     for name in ("nvidia0", "nvidia1", "nvidia2", "nvidia3", "nvidiactl", "nvidia-uvm"):
