@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -42,3 +44,26 @@ def test_a_model_that_was_cut_short_or_done_before_is_kept(tmp_path: Path) -> No
     assert {name: HfDirectory(model).read(name).tolist() for name in tensors} == {
         name: tensor.tolist() for name, tensor in tensors.items()
     }
+
+
+def test_models_of_one_name_that_end_together_do_not_meet_in_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let the second seed's model keep a tensor while the first one's is written but not renamed yet."""
+    store, models = tmp_path / "tensors", [tmp_path / seed / "grpo" / "model" for seed in ("1", "2")]
+    tensors = [write_model(model) for model in models][0]
+    rename, others = os.replace, models[1:]
+
+    def rename_later(source: Path, target: Path) -> None:
+        if others:
+            keep_once(others.pop(), store)
+        rename(source, target)
+
+    monkeypatch.setattr("tools.study.tensors.os.replace", rename_later)
+    keep_once(models[0], store)
+    for model in models:
+        assert {name: HfDirectory(model).read(name).tolist() for name in tensors} == {
+            name: tensor.tolist() for name, tensor in tensors.items()
+        }
+        assert not list(model.glob("*.tmp"))
+    assert all(path.suffix == ".safetensors" for path in store.iterdir())

@@ -32,7 +32,7 @@ def keep_once(model: Path, store: Path) -> None:
         content = save({name: tensor}, {"format": "pt"})
         kept = store / f"{hashlib.sha256(content).hexdigest()}.safetensors"
         if not kept.exists():
-            written = kept.with_suffix(f".{os.getpid()}-{model.parent.name}.tmp")
+            written = model / "tensor.tmp"  # not in the store, where runs that end together would share it
             written.write_bytes(content)
             os.replace(written, kept)
         linked = model / f"{name}.safetensors"
