@@ -98,6 +98,13 @@ def test_a_wrong_override_is_found_before_any_run(study_file, tmp_path):
         continuations(read_plan(study_file), study_file, tmp_path)
 
 
+def test_a_corpus_whose_dev_split_is_drawn_by_seed_is_refused(study_file, tmp_path):
+    """Dev turns of one seed are training turns of another: no two models are asked about the same."""
+    study_file.write_text(STUDY + "settings: [corpus.dev_share=0.1]\n")
+    with pytest.raises(UserError, match=r"study\.yaml: corpus\.dev_share=0\.1 draws another dev split"):
+        starts(read_plan(study_file), study_file, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "seeds"), [("study_cpu.yaml", 3), ("study_smollm2.yaml", 3), ("study_pull.yaml", 1)]
 )

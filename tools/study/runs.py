@@ -155,7 +155,13 @@ def _written_out(plan: StudyPlan, study_file: Path, run: StudyRun, start: Path |
         f"output_dir={run.directory}",
     ]
     # before the first run starts: check the settings, and that existing runs were made with them
-    RunDirectory.check(load_config(base, settings))
+    config = load_config(base, settings)
+    if config.corpus.dev_share:
+        raise UserError(
+            f"{study_file}: corpus.dev_share={config.corpus.dev_share} draws another dev split for every "
+            "seed, but a study asks all models about the same turns: give the corpus a dev split of its own"
+        )
+    RunDirectory.check(config)
     return replace(run, settings=("--config", base, *settings))
 
 
