@@ -51,7 +51,7 @@ def test_models_of_one_name_that_end_together_do_not_meet_in_the_store(
 ) -> None:
     """Let the second seed's model keep a tensor while the first one's is written but not renamed yet."""
     store, models = tmp_path / "tensors", [tmp_path / seed / "grpo" / "model" for seed in ("1", "2")]
-    tensors = [write_model(model) for model in models][0]
+    tensors, _ = [write_model(model) for model in models]
     rename, others = os.replace, models[1:]
 
     def rename_later(source: Path, target: Path) -> None:

@@ -22,6 +22,7 @@ from selfemo.inference.finished_model import Engines
 from tools.study import once
 from tools.study.answers import Questions, SplitAnswers
 from tools.study.asking import ask_all
+from tools.study.continued import check_continued
 from tools.study.estimate import asking_left, render_left, training_left
 from tools.study.page import PAGE, write_page
 from tools.study.plan import only_seeds, read_plan
@@ -68,8 +69,9 @@ def study(
     if test:
         once.check_test(output, again, commit)
     output.mkdir(parents=True, exist_ok=True)
-    for stage in (first, others):
-        train_all(stage, output / "tensors", plan.processes, at_once, tell)
+    train_all(first, output / "tensors", plan.processes, at_once, tell)
+    check_continued(others)
+    train_all(others, output / "tensors", plan.processes, at_once, tell)
     engines = StandaloneEngines()
     answers = {"dev": ask_split(plan, runs, "dev", output, engines, tell)}
     if test:

@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -52,6 +53,11 @@ class StudyRun:
         return self.directory / "model"
 
     @property
+    def start_model(self) -> Path:
+        """The model of its draw's start."""
+        return self.directory.parent / START / "model"
+
+    @property
     def is_complete(self) -> bool:
         """Whether the run has ended well."""
         return (self.directory / SUMMARY_NAME).is_file()
@@ -82,16 +88,13 @@ def continuations(plan: StudyPlan, study_file: Path, output: Path) -> list[Study
     A variant's seeds stand together, so that a study that is cut short has whole variants.
     """
     trained = [variant for variant in plan.variants if not variant.untrained]
-    return [
-        _written_out(plan, study_file, run, _directory(output, run.share, run.seed, START) / "model")
-        for run in _runs(plan, output, trained)
-    ]
+    return [_written_out(plan, study_file, run, run.start_model) for run in _runs(plan, output, trained)]
 
 
 def voters(plan: StudyPlan, output: Path) -> list[StudyRun]:
     """List the untrained variants of every labelled share and seed: the starts, asked in other views."""
     return [
-        replace(run, directory=_directory(output, run.share, run.seed, START), votes=0, untrained=True)
+        replace(run, directory=run.start_model.parent, votes=0, untrained=True)
         for run in _runs(plan, output, [variant for variant in plan.variants if variant.untrained])
     ]
 
@@ -107,15 +110,27 @@ def train_all(
         at_once: number of runs side by side.
 
     Raises:
-        UserError: a run failed; names it, its status and its log. Runs already under way are finished first.
+        UserError: a run failed; names it, its status and its log. Runs already under way are finished first,
+            others do not begin.
     """
+    failed = threading.Event()
+
+    def train(run: StudyRun) -> str:
+        if failed.is_set():
+            return ""
+        failure = None
+        try:
+            failure = _train(run, store, processes, tell)
+        finally:
+            if failure != "":
+                failed.set()
+        return failure
+
     with ThreadPoolExecutor(max_workers=at_once) as pool:
-        for run, failure in zip(
-            runs, pool.map(lambda run: _train(run, store, processes, tell), runs), strict=True
-        ):
-            if failure:
-                pool.shutdown(cancel_futures=True)
-                raise UserError(f"study run {run.directory}: {failure}")
+        failures = list(pool.map(train, runs))
+    for run, failure in zip(runs, failures, strict=True):
+        if failure:
+            raise UserError(f"study run {run.directory}: {failure}")
 
 
 def _runs(plan: StudyPlan, output: Path, variants: Sequence[Variant]) -> list[StudyRun]:
@@ -180,10 +195,21 @@ def answers_file(output: Path, share: float | None, split: str) -> Path:
 
 
 def _train(run: StudyRun, store: Path, processes: int, tell: Callable[[str], None]) -> str:
-    """Train a run to its end; return the error, or ""."""
-    if run.is_complete:
-        return ""
-    tell(f"training {run.directory}")
+    """Train a run to its end, and keep of it what is needed; return the error, or ""."""
+    if not run.is_complete:
+        tell(f"training {run.directory}")
+        if failure := _launch(run, processes):
+            return failure
+        tell(f"finished {run.directory}")
+    # of an earlier call too, which may have ended between the run's last line and this one;
+    # the model is exported, and a checkpoint is several times as large
+    shutil.rmtree(run.directory / CHECKPOINTS_NAME, ignore_errors=True)
+    keep_once(run.model, store)
+    return ""
+
+
+def _launch(run: StudyRun, processes: int) -> str:
+    """Run `selfemo train`; return the error, or ""."""
     log = run.directory.parent / f"{run.variant}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "selfemo.commands.main", "train", *run.settings]
@@ -204,10 +230,6 @@ def _train(run: StudyRun, store: Path, processes: int, tell: Callable[[str], Non
             command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
         ).returncode
     if status == 0 and run.is_complete:
-        # the model is exported, and a checkpoint is several times as large
-        shutil.rmtree(run.directory / CHECKPOINTS_NAME, ignore_errors=True)
-        keep_once(run.model, store)
-        tell(f"finished {run.directory}")
         return ""
     tail = " | ".join(log.read_text(encoding="utf-8").splitlines()[-LOG_LINES:])
     return f"ended with status {status}, see {log} ({tail})"
