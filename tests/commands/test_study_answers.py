@@ -111,6 +111,7 @@ def test_a_study_whose_runs_have_ended_is_told_from_its_first_answers_to_its_tes
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("tools.study.__main__.StandaloneEngines", lambda: engines)
+    monkeypatch.setattr("tools.study.once.current_commit", lambda: "c1")
     shutil.copy(run_dir / "config.yaml", tmp_path / "base.yaml")
     study_file, output = tmp_path / "study.yaml", tmp_path / "out"
     study_file.write_text(STUDY)

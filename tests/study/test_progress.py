@@ -107,6 +107,30 @@ def test_an_evaluation_that_was_cut_short_goes_on_at_its_commit_alone(tmp_path):
         once.check_test(tmp_path, again=False, commit="c2")
 
 
+def test_the_test_split_is_not_evaluated_at_files_that_no_commit_holds(tmp_path):
+    with pytest.raises(UserError, match=r"--test evaluates .* c1 with uncommitted changes: commit them"):
+        once.check_test(tmp_path, again=True, commit=f"c1{once.CHANGED}")
+
+
+def test_a_damaged_record_is_no_leave_to_evaluate_again(tmp_path):
+    """Cut the record short, or write what another version might have written."""
+    once.begin_test(tmp_path, "c1")
+    whole = (tmp_path / once.RECORD).read_text()
+    for damaged, named in (
+        (whole[:-9], "not valid JSON"),
+        ('{"evaluated": []}', "evaluations: Field required"),
+    ):
+        (tmp_path / once.RECORD).write_text(damaged)
+        with pytest.raises(UserError, match=rf"test_evaluations\.json: {named}.*restore it"):
+            once.check_test(tmp_path, again=False, commit="c1")
+
+
+def test_damaged_answers_are_named(tmp_path, runs):
+    (tmp_path / "dev.json").write_text('{"corpus": "toy"}')
+    with pytest.raises(UserError, match=r"dev\.json: split: .*remove it, and the models are asked again"):
+        asking_left(PLAN, runs, tmp_path, "dev")
+
+
 def test_the_commit_is_named_and_changes_beside_it(tmp_path):
     assert once.current_commit(tmp_path).startswith("unknown")
     file = tmp_path / "file"

@@ -78,8 +78,11 @@ def study(
         once.begin_test(output, commit)
         answers["test"] = ask_split(plan, runs, "test", output, engines, tell)
         once.end_test(output)
-    elif once.is_done(output) and not asking_left(plan, runs, output, "test").left:
-        answers["test"] = ask_split(plan, runs, "test", output, engines, tell)  # asks nothing
+    elif once.is_done(output):
+        if left := asking_left(plan, runs, output, "test").left:
+            tell(f"the test split was evaluated, but not {left} of these {len(runs)} models: left out")
+        else:
+            answers["test"] = ask_split(plan, runs, "test", output, engines, tell)  # asks nothing
     tables = tables_of(plan, [*first, *others], answers, once.told(output))
     write_tables(output / "tables", tables)
     typer.echo(write_page(read_tables(output / "tables"), output))

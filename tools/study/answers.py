@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from selfemo.evaluation.results import write_json
 from tools.study.runs import StudyRun
 from tools.study.schema import START, Reader, StudyPlan
+from tools.study.stored import read_stored
 
 
 @dataclass(frozen=True)
@@ -136,5 +135,4 @@ def save_answers(path: Path, answers: SplitAnswers) -> None:
 
 def load_answers(path: Path) -> SplitAnswers:
     """Read the file that `save_answers` wrote."""
-    answers: SplitAnswers = TypeAdapter(SplitAnswers).validate_json(path.read_bytes())
-    return answers
+    return read_stored(path, SplitAnswers, "remove it, and the models are asked again")

@@ -6,20 +6,19 @@ must be asked for, and the page tells of it.
 
 from __future__ import annotations
 
-import json
 import subprocess
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from selfemo.common.errors import UserError
 from selfemo.evaluation.results import write_json
+from tools.study.stored import read_stored
 from tools.study.tables import SEPARATOR
 
 RECORD = "test_evaluations.json"
 ROOT = Path(__file__).resolve().parents[2]
+CHANGED = " with uncommitted changes"
 
 
 @dataclass(frozen=True)
@@ -35,22 +34,33 @@ class TestEvaluation:
         return f"commit {self.commit} on {self.day}"
 
 
+@dataclass(frozen=True)
+class Record:
+    """The record's file."""
+
+    evaluations: list[TestEvaluation]
+
+
 def evaluations(output: Path) -> list[TestEvaluation]:
     """Read the record, the first evaluation first; empty if there was none."""
-    path = output / RECORD
-    if not path.exists():
+    try:
+        return read_stored(
+            output / RECORD, Record, "restore it: it says that the split was evaluated"
+        ).evaluations
+    except FileNotFoundError:
         return []
-    held = json.loads(path.read_bytes())["evaluations"]
-    found: list[TestEvaluation] = TypeAdapter(list[TestEvaluation]).validate_python(held)
-    return found
 
 
 def check_test(output: Path, again: bool, commit: str) -> None:
-    """Refuse a second evaluation of the test split that is not asked for.
+    """Refuse an evaluation of the test split that nobody can repeat, or a second one that is not asked for.
 
     Raises:
-        UserError: there was one, and it is not this one cut short.
+        UserError: files differ from the commit, or there was one, and it is not this one cut short.
     """
+    if commit.endswith(CHANGED):
+        raise UserError(
+            f"--test evaluates the test split once, at a commit that is recorded: {commit}: commit them first"
+        )
     earlier = evaluations(output)
     if earlier and not again and not _goes_on(earlier, commit):
         state = "was evaluated" if earlier[-1].is_done else "was begun to be evaluated"
@@ -90,7 +100,7 @@ def current_commit(checkout: Path = ROOT) -> str:
         changed = _git(checkout, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return "unknown (no git checkout)"
-    return commit + (" with uncommitted changes" if changed else "")
+    return commit + (CHANGED if changed else "")
 
 
 def _goes_on(earlier: list[TestEvaluation], commit: str) -> bool:
@@ -98,7 +108,7 @@ def _goes_on(earlier: list[TestEvaluation], commit: str) -> bool:
 
 
 def _write(output: Path, record: list[TestEvaluation]) -> None:
-    write_json(output / RECORD, {"evaluations": [asdict(evaluation) for evaluation in record]})
+    write_json(output / RECORD, asdict(Record(record)))
 
 
 def _git(checkout: Path, *arguments: str) -> str:
