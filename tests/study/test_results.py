@@ -13,6 +13,7 @@ import pytest
 from selfemo.common.errors import UserError
 from selfemo.evaluation.intervals import (
     METRICS,
+    RESAMPLES,
     bootstrap,
     paired_bootstrap,
     seeded_bootstrap,
@@ -21,9 +22,17 @@ from selfemo.evaluation.intervals import (
 from tools.study.answers import ModelAnswers, SplitAnswers, load_answers, save_answers
 from tools.study.page import write_page
 from tools.study.render import render
-from tools.study.results import FURTHER, differences_of, holm, means_of, tables_of, values_of
+from tools.study.results import (
+    FURTHER,
+    MAIN_RESAMPLES,
+    differences_of,
+    holm,
+    means_of,
+    tables_of,
+    values_of,
+)
 from tools.study.schema import StudyPlan, Variant
-from tools.study.tables import read_tables, write_tables
+from tools.study.tables import MINUTES, TRAINING, Value, read_tables, write_tables
 
 LABELS = ("joy", "neutral", "sadness")
 RNG = random.Random(5)
@@ -157,11 +166,51 @@ def test_the_page_shows_every_variant_and_marks_what_excludes_zero():
     assert "### toy dev: 300 turns, 60 dialogues" in text
     assert "| `good` | **+" in text
     assert text.count("| `good` | ") == 2 + 1 + 2, "two figures and differences, one arm, two tests"
+    assert "Seeds 1, 2; intervals over seeds and dialogues. Gold: " in text
     assert "| `start` | the SFT start | `sft.steps=3` |" in text
     assert "continues the start | `iterations=2` |" in text
     assert "| 0.125 | - |" in text, "the start writes no replies"
     assert "agreement" not in text
     assert "-curve" not in text
+
+
+def test_the_share_of_neutral_stands_beside_every_accuracy():
+    """Let a model collapse to neutral: the accuracy of its difference alone would not show it."""
+    collapsed = ModelAnswers("good", 1, ("neutral",) * len(GOLD), 0.5, 0.0, 1.0, None)
+    start = next(m for m in answers().models if (m.variant, m.seed) == ("start", 1))
+    alone = replace(answers(), models=(start, collapsed))
+    tables = tables_of(replace(PLAN, seeds=[1]), [], {"dev": {None: alone}}, "")
+    neutral = GOLD.count("neutral") / len(GOLD)
+    assert tables.splits[0].neutral == neutral
+    lines = render(tables).splitlines()
+    assert (
+        f"Seeds 1; intervals over dialogues alone, since there is one seed. Gold: {neutral:.1%} neutral."
+        in lines
+    )
+    shown = [line for line in lines if line.startswith("| `good` | ") and "[" in line]
+    assert [line.count("100.0%") for line in shown] == [1, 1, 1, 1], "figures, differences and two tests"
+    assert [line.count("100.0% (+60.0)") for line in shown] == [0, 1, 1, 1], "the start's share is 40%"
+
+
+def test_the_main_comparison_is_resampled_more_than_others():
+    """Give each of three variants the same answers: only those of the main comparison can reach a small p."""
+    models = tuple(replace(m, variant=name) for name in ("good", "main") for m in answers().of("good"))
+    both = replace(answers(), models=(*answers().of("start"), *models))
+    rows = differences_of(both, None, ("start", "good", "main"), ["start"], ["main"])
+    least = {row.variant: min(r.p for r in rows if r.variant == row.variant) for row in rows}
+    assert least["good"] == pytest.approx(2 / (RESAMPLES + 1))
+    assert least["main"] == pytest.approx(2 / (MAIN_RESAMPLES + 1))
+
+
+def test_the_cost_is_that_of_training_and_of_asking():
+    asked = replace(answers(), models=tuple(replace(m, seconds=90.0) for m in answers().models))
+    tables = tables_of(PLAN, [], {"dev": {None: asked}}, "")
+    trained = Value(None, 1, "good", TRAINING, MINUTES, 5.0)
+    text = render(replace(tables, values=(*tables.values, trained)))
+    assert "| CPU minutes | runs | a run | asking about dev |" in text
+    assert "| `good` | 1 | 5.0 | 1.5 |" in text
+    assert "| `start` | 0 | - | 1.5 |" in text
+    assert "Together 11 CPU minutes." in text
 
 
 def test_the_page_and_its_figures_come_from_the_csv_files_alone(tmp_path):

@@ -12,6 +12,7 @@ from tools.study.render import (
     baselines_of,
     curve_variants,
     main_share,
+    neutral_of,
     of_part,
     seeds_of,
     shares_of,
@@ -32,60 +33,68 @@ SIDE_BY_SIDE = (
 def plot_variants(tables: Tables, split: Split, path: Path) -> None:
     """Draw every variant's figures with intervals, and its difference from the first baseline.
 
-    The labelled share is that of the main comparison. The suffix of `path` decides the format.
+    Crosses are shares of neutral, the dotted line is that of the gold labels. The labelled share is that of
+    the main comparison. The suffix of `path` decides the format.
     """
     share, baseline = main_share(tables), baselines_of(tables)[0]
     names = [arm.variant for arm in tables.arms if arm.variant != EVERY]
     own = of_part(tables.comparisons, split.split, share, "")
     against = of_part(tables.comparisons, split.split, share, baseline)
-    figure = _new_figure(11, 1.4 + 0.42 * len(names))
+    figure = _new_figure(11, 1.7 + 0.42 * len(names))
     axes = figure.subplots(1, 2)
     labelled = "" if share is None else f", {100 * share:.3g}% of the labels"
-    figure.suptitle(
-        f"{split.corpus} {split.split}{labelled}, {len(seeds_of(tables, share))} seeds, "
-        "95% intervals over seeds and dialogues"
-    )
+    seeds = ", ".join(map(str, seeds_of(tables, share)))
+    figure.suptitle(f"{split.corpus} {split.split}{labelled}, seeds {seeds}: 95% intervals")
     for metric, offset, colour in SIDE_BY_SIDE:
         for axis, rows in zip(axes, (own, against), strict=True):
             shown = {row.variant: row for row in rows if row.measure == metric}
             _draw(axis, names, shown, offset, colour, METRIC_TITLES[metric])
+    neutral = neutral_of(tables, split, share)
+    places = [i for i, name in enumerate(names) if name in neutral]
+    axes[0].plot(
+        [100 * neutral[names[i]] for i in places], places, "x", color="0.4", label="share of neutral"
+    )
+    axes[0].axvline(100 * split.neutral, color="0.4", linewidth=1, linestyle=":")
     axes[0].set_xlabel("percent")
     axes[1].set_xlabel(f"difference to {baseline}, percentage points")
     axes[1].axvline(0.0, color="0.5", linewidth=1)
     axes[1].set_yticklabels([])
-    axes[0].legend(loc="best")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     _save(figure, path)
 
 
 def plot_curve(tables: Tables, split: Split, path: Path) -> None:
     """Draw the gain over the first baseline at every labelled share, with bands of 95%.
 
-    One panel is accuracy, the other weighted F1.
+    The panels are accuracy, weighted F1 and, without bands, the share of neutral beside that of the gold
+    labels, a dotted line.
     """
-    baseline, shares = baselines_of(tables)[0], sorted(share or 1.0 for share in shares_of(tables))
+    baseline, shares = baselines_of(tables)[0], sorted(filter(None, shares_of(tables)))
     names = [name for name in curve_variants(tables) if name != baseline]
-    figure = _new_figure(10, 4)
-    axes = figure.subplots(1, 2)
-    figure.suptitle(f"{split.corpus} {split.split}: gain over {baseline}, 95% over seeds and dialogues")
-    for axis, metric in zip(axes, ("accuracy", "weighted_f1"), strict=True):
-        for name, colour in zip(names, COLOURS * (1 + len(names) // len(COLOURS)), strict=False):
-            rows = [
-                row
-                for share in shares
-                for row in of_part(tables.comparisons, split.split, share, baseline)
-                if (row.variant, row.measure) == (name, metric)
-            ]
-            percent = [100 * (row.share or 1.0) for row in rows]
-            axis.plot(percent, [100 * row.value for row in rows], "o-", color=colour, label=name)
-            lows, highs = [100 * row.low for row in rows], [100 * row.high for row in rows]
-            axis.fill_between(percent, lows, highs, color=colour, alpha=0.15, linewidth=0)
+    colours = dict(zip(names, COLOURS * (1 + len(names) // len(COLOURS)), strict=False))
+    figure = _new_figure(14, 4)
+    *gains, beside = figure.subplots(1, 3)
+    figure.suptitle(f"{split.corpus} {split.split}: gain over {baseline}, bands of 95%")
+    rows = [row for share in shares for row in of_part(tables.comparisons, split.split, share, baseline)]
+    for axis, metric in zip(gains, ("accuracy", "weighted_f1"), strict=True):
+        for name, colour in colours.items():
+            shown = [row for row in rows if (row.variant, row.measure) == (name, metric)]
+            axis.plot(shares, [100 * row.value for row in shown], "o-", color=colour, label=name)
+            lows, highs = [100 * row.low for row in shown], [100 * row.high for row in shown]
+            axis.fill_between(shares, lows, highs, color=colour, alpha=0.15, linewidth=0)
         axis.axhline(0.0, color="0.5", linewidth=1)
+        axis.set_ylabel(f"{METRIC_TITLES[metric]}, percentage points")
+    for name, colour in (colours | {baseline: "0.5"}).items():
+        neutral = [100 * neutral_of(tables, split, share)[name] for share in shares]
+        beside.plot(shares, neutral, "o-", color=colour, label=name)
+    beside.axhline(100 * split.neutral, color="0.4", linewidth=1, linestyle=":")
+    beside.set_ylabel("share of neutral, percent")
+    for axis in (*gains, beside):
         axis.set_xscale("log")
-        axis.set_xticks([100 * share for share in shares], [f"{100 * share:.3g}" for share in shares])
+        axis.set_xticks(shares, [f"{100 * share:.3g}" for share in shares])
         axis.minorticks_off()
         axis.set_xlabel("labelled dialogues, percent")
-        axis.set_ylabel(f"{METRIC_TITLES[metric]}, percentage points")
-    axes[0].legend(loc="best", fontsize="small")
+    beside.legend(loc="best", fontsize="small")
     _save(figure, path)
 
 

@@ -35,8 +35,8 @@ class TestEvaluation:
 
 
 @dataclass(frozen=True)
-class Record:
-    """The record's file."""
+class Evaluations:
+    """The record."""
 
     evaluations: list[TestEvaluation]
 
@@ -45,7 +45,7 @@ def evaluations(output: Path) -> list[TestEvaluation]:
     """Read the record, the first evaluation first; empty if there was none."""
     try:
         return read_stored(
-            output / RECORD, Record, "restore it: it says that the split was evaluated"
+            output / RECORD, Evaluations, "restore it: it says that the split was evaluated"
         ).evaluations
     except FileNotFoundError:
         return []
@@ -108,7 +108,7 @@ def _goes_on(earlier: list[TestEvaluation], commit: str) -> bool:
 
 
 def _write(output: Path, record: list[TestEvaluation]) -> None:
-    write_json(output / RECORD, asdict(Record(record)))
+    write_json(output / RECORD, asdict(Evaluations(record)))
 
 
 def _git(checkout: Path, *arguments: str) -> str:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from selfemo.evaluation.intervals import METRICS
-from tools.study.tables import EVERY, MINUTES, SEPARATOR, TRAINING, Comparison, Split, Tables, Value
+from tools.study.tables import (
+    EVERY,
+    MINUTES,
+    NEUTRAL_SHARE,
+    SEPARATOR,
+    TRAINING,
+    Comparison,
+    Split,
+    Tables,
+    Value,
+)
 
 METRIC_TITLES = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}
 FURTHER_COLUMNS = {
+    NEUTRAL_SHARE: ("share of neutral", "{:.1%}"),
     "siou": ("sIoU", "{:.3f}"),
-    "neutral_share": ("share of neutral", "{:.1%}"),
     "label_entropy": ("label entropy, nats", "{:.2f}"),
     "calibration": ("calibration error", "{:.3f}"),
     "agreement": ("agreement of views", "{:.3f}"),
@@ -56,7 +66,16 @@ def curve_variants(tables: Tables) -> list[str]:
 
 def seeds_of(tables: Tables, share: Share) -> list[int]:
     """List the seeds at a labelled share."""
-    return list(dict.fromkeys(row.seed for row in tables.values if row.share == share))
+    return sorted({row.seed for row in tables.values if row.share == share})
+
+
+def neutral_of(tables: Tables, split: Split, share: Share) -> dict[str, float]:
+    """Return each variant's share of neutral, the mean over seeds: it stands beside every accuracy."""
+    found: dict[str, list[float]] = {}
+    for row in tables.values:
+        if (row.split, row.share, row.measure) == (split.split, share, NEUTRAL_SHARE):
+            found.setdefault(row.variant, []).append(row.value)
+    return {variant: statistics.mean(values) for variant, values in found.items()}
 
 
 def of_part(rows: Sequence[Comparison], split: str, share: Share, baseline: str) -> list[Comparison]:
@@ -85,10 +104,11 @@ def _told(split: Split) -> str:
 
 def _part(tables: Tables, split: Split, share: Share) -> Iterator[str]:
     labelled = "" if share is None else f", {100 * share:.3g}% of the labels"
-    seeds = ", ".join(map(str, seeds_of(tables, share)))
+    seeds, neutral = seeds_of(tables, share), neutral_of(tables, split, share)
     yield f"### {split.corpus} {split.split}{labelled}: {split.turns} turns, {split.dialogues} dialogues"
     yield ""
-    yield f"Seeds {seeds}; intervals over seeds and dialogues."
+    over = "seeds and dialogues" if len(seeds) > 1 else "dialogues alone, since there is one seed"
+    yield f"Seeds {', '.join(map(str, seeds))}; intervals over {over}. Gold: {split.neutral:.1%} neutral."
     yield ""
     yield from _figures(tables, split, share)
     yield ""
@@ -96,13 +116,13 @@ def _part(tables: Tables, split: Split, share: Share) -> Iterator[str]:
         rows = of_part(tables.comparisons, split.split, share, baseline)
         yield f"Difference to `{baseline}` (**bold**: the interval excludes 0):"
         yield ""
-        yield from _differences(rows)
+        yield from _differences(rows, neutral)
         yield ""
     tests = [r for r in tables.comparisons if r.holm is not None]
     if family := [r for r in tests if (r.split, r.share) == (split.split, share)]:
         yield f"Main comparison; p is two-sided, Holm's correction is over these {len(family)}:"
         yield ""
-        yield from _tests(family)
+        yield from _tests(family, neutral)
         yield ""
 
 
@@ -118,34 +138,43 @@ def _figures(tables: Tables, split: Split, share: Share) -> Iterator[str]:
         yield f"| `{name}` | {' | '.join([*(_percent(cells[m]) for m in METRICS), *further])} |"
 
 
-def _differences(rows: Sequence[Comparison]) -> Iterator[str]:
-    yield f"| variant | {' | '.join(METRIC_TITLES.values())} |"
-    yield f"| --- | {' | '.join(['---'] * len(METRICS))} |"
+def _differences(rows: Sequence[Comparison], neutral: Mapping[str, float]) -> Iterator[str]:
+    yield f"| variant | {' | '.join(METRIC_TITLES.values())} | share of neutral (difference) |"
+    yield f"| --- | {' | '.join(['---'] * len(METRICS))} | ---: |"
     for name, cells in _by_variant(rows).items():
-        yield f"| `{name}` | {' | '.join(_percent(cells[m], signed=True) for m in METRICS)} |"
+        figures = " | ".join(_percent(cells[m], signed=True) for m in METRICS)
+        yield f"| `{name}` | {figures} | {_neutral(cells[METRICS[0]], neutral)} |"
 
 
-def _tests(rows: Sequence[Comparison]) -> Iterator[str]:
-    yield "| variant | baseline | measure | difference | p | p, corrected |"
-    yield "| --- | --- | --- | --- | ---: | ---: |"
+def _tests(rows: Sequence[Comparison], neutral: Mapping[str, float]) -> Iterator[str]:
+    yield "| variant | baseline | measure | difference | share of neutral (difference) | p | p, corrected |"
+    yield "| --- | --- | --- | --- | ---: | ---: | ---: |"
     for row in rows:
         yield (
             f"| `{row.variant}` | `{row.baseline}` | {METRIC_TITLES[row.measure]} | "
-            f"{_percent(row, signed=True)} | {row.p:.3f} | {row.holm:.3f} |"
+            f"{_percent(row, signed=True)} | {_neutral(row, neutral)} | {row.p:.4f} | {row.holm:.4f} |"
         )
 
 
 def _cost(tables: Tables) -> Iterator[str]:
-    rows = [v for v in tables.values if (v.split, v.measure) == (TRAINING, MINUTES)]
+    rows = [v for v in tables.values if v.measure == MINUTES]
     if rows:
-        yield "| variant | runs | CPU minutes of a run |"
-        yield "| --- | ---: | ---: |"
+        columns = list(dict.fromkeys([TRAINING, *(row.split for row in rows)]))
+        asking = "".join(f" asking about {split} |" for split in columns[1:])
+        yield f"| CPU minutes | runs | a run |{asking}"
+        yield "| --- |" + " ---: |" * (1 + len(columns))
         for name in dict.fromkeys(row.variant for row in rows):
-            minutes = [row.value for row in rows if row.variant == name]
-            yield f"| `{name}` | {len(minutes)} | {statistics.mean(minutes):.1f} |"
+            of_name = [[v.value for v in rows if (v.variant, v.split) == (name, c)] for c in columns]
+            means = [f"{statistics.mean(minutes):.1f}" if minutes else "-" for minutes in of_name]
+            yield f"| `{name}` | {len(of_name[0])} | {' | '.join(means)} |"
         yield ""
-        yield f"All runs: {sum(row.value for row in rows):.0f} CPU minutes."
+        yield f"Together {sum(row.value for row in rows):.0f} CPU minutes."
         yield ""
+
+
+def _neutral(row: Comparison, neutral: Mapping[str, float]) -> str:
+    """Return the variant's share of neutral, and how far it is from the baseline's, in percentage points."""
+    return f"{neutral[row.variant]:.1%} ({100 * (neutral[row.variant] - neutral[row.baseline]):+.1f})"
 
 
 def _by_variant(rows: Sequence[Comparison]) -> dict[str, dict[str, Comparison]]:

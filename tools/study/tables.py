@@ -22,6 +22,8 @@ NULLABLE = ("share", "p", "holm")
 TRAINING = "training"
 """Stands for the split of a measure that is not one of answers."""
 MINUTES = "cpu_minutes"
+"""Of training, or of asking about a split."""
+NEUTRAL_SHARE = "neutral_share"
 EVERY = "(every variant)"
 """Stands for a variant in the line of arms.csv that says what all but the start have in common."""
 SEPARATOR = "; "
@@ -47,6 +49,8 @@ class Split:
     corpus: str
     turns: int
     dialogues: int
+    neutral: float
+    """Share of turns whose gold label is neutral."""
     evaluated: str
     """The test split: commit and day of each evaluation, the first one first; empty for any other."""
 
