@@ -26,6 +26,8 @@ variants:
   - {name: sft, says: more of the same, overrides: [sft.steps=50, iterations=0]}
   - {name: grpo, says: plain, overrides: [algorithm.loss=grpo]}
 """
+PLAIN = "says: plain, overrides: [algorithm.loss=grpo]"
+VOTING = "says: votes, untrained: true, views: [plain, short]"
 
 
 @pytest.fixture
@@ -76,13 +78,20 @@ def test_every_variant_of_a_seed_continues_that_seeds_start(study_file, tmp_path
         ("seeds: [1, 2]", "shares: {0.1: [1]}\nmain: [grpo]\nmain_share: 0.2", "main_share=0.2"),
         ("seeds: [1, 2]", "seeds: [1]\nreader: next_start", "the study has seed 1 alone"),
         ("seeds: [1, 2]", "seeds: [1]\nvotes: 1", "votes=1"),
+        ("baselines: [sft]", "baselines: [sft]\ncalibrated: [grpo]", "votes=0"),
         ("baselines: [sft]", "baselines: [sft]\nmain: [dpo]", "main: 'dpo'"),
         ("baselines: [sft]", "baselines: [sft]\nonly: [dpo]", "only: 'dpo'"),
         ("baselines: [sft]", "baselines: [sft]\nonly: [grpo]", "baseline 'sft'"),
         ("says: plain", "says: plain, like: dpo", "is like 'dpo'"),
         ("says: plain", "says: plain, views: [plain, mirrored]", "mirrored"),
         ("says: plain", "says: plain, untrained: true, views: [plain, short]", "no overrides"),
-        ("says: plain, overrides: [algorithm.loss=grpo]", "says: plain, untrained: true", "views that vote"),
+        (PLAIN, VOTING + ", minutes: 2", "no overrides, like or minutes"),
+        (
+            "variants:\n",
+            f"votes: 2\ncalibrated: [vote]\nvariants:\n  - {{name: vote, {VOTING}}}\n",
+            "'vote' is un",
+        ),
+        (PLAIN, "says: plain, untrained: true", "views that vote"),
     ],
 )
 def test_a_wrong_study_is_refused_by_name(study_file, old, new, named):

@@ -24,10 +24,10 @@ def variant_problems(plan: StudyPlan) -> Iterator[str]:
                 f"variant {variant.name!r} is like {variant.like!r}: expected a variant that is "
                 f"like no other, one of {', '.join(alone)}"
             )
-        if variant.untrained and (variant.overrides or variant.like or not variant.views):
+        if variant.untrained and (variant.overrides or variant.like or variant.minutes or not variant.views):
             yield (
-                f"variant {variant.name!r} is untrained: expected views that vote, and no overrides or like, "
-                "since its model is the start"
+                f"variant {variant.name!r} is untrained: expected views that vote, and no overrides, like or "
+                "minutes, since its model is the start"
             )
         try:
             parse_views(",".join(variant.views), f"variant {variant.name!r}: views")
@@ -59,6 +59,13 @@ def plan_problems(plan: StudyPlan) -> Iterator[str]:
             yield f"{place}: expected at least one seed"
         if len(set(seeds)) < len(seeds):
             yield f"{place}: a seed is named twice"
+    for variant in plan.variants:
+        if variant.untrained and variant.name in plan.calibrated:
+            yield (
+                f"calibrated: {variant.name!r} is untrained, its answers are votes already: name trained ones"
+            )
+    if plan.calibrated and not plan.votes:
+        yield "calibrated names variants, but votes=0 samples no answers: set votes to 2 or more"
     if plan.votes == 1:
         yield "votes=1: a single answer votes for itself; expected 2 or more, or 0 to leave calibration out"
     if plan.main_share is not None and not plan.main:
