@@ -6,6 +6,7 @@ Test the tables.
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -19,9 +20,13 @@ from selfemo.evaluation.intervals import (
     seeded_bootstrap,
     seeded_p_values,
 )
+from selfemo.evaluation.metrics import NO_ANSWER
 from tools.study.answers import ModelAnswers, SplitAnswers, load_answers, save_answers
 from tools.study.page import write_page
+from tools.study.plan import only_seeds
 from tools.study.render import render
+from tools.study.reproduced import main as compare
+from tools.study.reproduced import pairs_of
 from tools.study.results import (
     FURTHER,
     MAIN_RESAMPLES,
@@ -32,7 +37,7 @@ from tools.study.results import (
     values_of,
 )
 from tools.study.schema import StudyPlan, Variant
-from tools.study.tables import MINUTES, TRAINING, Value, read_tables, write_tables
+from tools.study.tables import FAILURES, MINUTES, TRAINING, Value, read_tables, write_tables
 
 LABELS = ("joy", "neutral", "sadness")
 RNG = random.Random(5)
@@ -149,7 +154,7 @@ def test_figures_and_differences_agree():
 def test_a_measure_that_nobody_took_has_no_row():
     rows = list(values_of(answers(), 0.1))
     assert {row.variant for row in rows if row.measure == "expression"} == {"good"}
-    assert {row.measure for row in rows} == {*METRICS, *FURTHER} - {"agreement"}
+    assert {row.measure for row in rows} == {*METRICS, *FURTHER, FAILURES} - {"agreement"}
     assert {(row.share, row.split) for row in rows} == {(0.1, "dev")}
 
 
@@ -192,6 +197,15 @@ def test_the_share_of_neutral_stands_beside_every_accuracy():
     assert [line.count("100.0% (+60.0)") for line in shown] == [0, 1, 1, 1], "the start's share is 40%"
 
 
+def test_answers_outside_the_grammar_are_counted_beside_the_share_of_neutral():
+    """Let half the answers fail: the share of neutral is of the other half."""
+    half = len(GOLD) // 2
+    failing = ModelAnswers("good", 1, (NO_ANSWER,) * half + ("neutral",) * half, 0.5, 0.0, 1.0, None)
+    start = next(m for m in answers().models if (m.variant, m.seed) == ("start", 1))
+    tables = tables_of(PLAN, [], {"dev": {None: replace(answers(), models=(start, failing))}}, "")
+    assert "| 100.0% | 50.0% | 0.500 |" in render(tables)
+
+
 def test_the_main_comparison_is_resampled_more_than_others():
     """Give each of three variants the same answers: only those of the main comparison can reach a small p."""
     models = tuple(replace(m, variant=name) for name in ("good", "main") for m in answers().of("good"))
@@ -232,6 +246,28 @@ def test_the_page_and_its_figures_come_from_the_csv_files_alone(tmp_path):
     (tmp_path / "tables" / "arms.csv").unlink()
     with pytest.raises(UserError, match=r"arms\.csv: cannot be read"):
         read_tables(tmp_path / "tables")
+
+
+def test_a_seed_that_was_run_again_is_compared_with_its_own_published_row(tmp_path, capsys):
+    """Publish two seeds, run one again: its row has other figures than the mean."""
+    both = {0.1: answers(0.1), 0.25: answers(0.25)}
+    published = tables_of(SEVERAL, [], {"dev": both, "test": {k: answers(k, "test") for k in both}}, "")
+    seed_1 = {k: replace(a, models=tuple(m for m in a.models if m.seed == 1)) for k, a in both.items()}
+    again = tables_of(only_seeds(SEVERAL, [1]), [], {"dev": seed_1}, "")
+    pairs = list(pairs_of(again, published))
+    assert len(pairs) == 2 * 2 * 3, "two shares, two variants, three measures; test was not run again"
+    assert all(pair.published == pytest.approx(pair.new.value) and pair.is_reproduced for pair in pairs)
+    lost = {0.1: replace(seed_1[0.1], models=tuple(replace(m, predicted=GOLD) for m in seed_1[0.1].models))}
+    write_tables(tmp_path / "new", tables_of(only_seeds(SEVERAL, [1]), [], {"dev": lost}, ""))
+    write_tables(tmp_path / "published", published)
+    compare(tmp_path / "new", tmp_path / "published")
+    said = capsys.readouterr().out
+    assert re.search(r"start at 0\.1, dev, accuracy: published 5\d\.\d, now 100\.0 \[100\.0, 100\.0\]", said)
+    assert "0 of 6 figures lie within" in said
+    write_tables(tmp_path / "new", tables_of(PLAN, [], {"dev": {None: answers()}}, ""))
+    with pytest.raises(SystemExit, match="2"):
+        compare(tmp_path / "new", tmp_path / "published")
+    assert "no figure of" in capsys.readouterr().err
 
 
 def test_answers_survive_the_disk(tmp_path):

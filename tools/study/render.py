@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from selfemo.evaluation.intervals import METRICS
 from tools.study.tables import (
     EVERY,
+    FAILURES,
     MINUTES,
     NEUTRAL_SHARE,
     SEPARATOR,
@@ -21,6 +22,7 @@ from tools.study.tables import (
 METRIC_TITLES = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "macro_f1": "macro F1"}
 FURTHER_COLUMNS = {
     NEUTRAL_SHARE: ("share of neutral", "{:.1%}"),
+    FAILURES: ("format failures", "{:.1%}"),
     "siou": ("sIoU", "{:.3f}"),
     "label_entropy": ("label entropy, nats", "{:.2f}"),
     "calibration": ("calibration error", "{:.3f}"),

@@ -17,6 +17,7 @@ from tools.study.runs import StudyRun
 from tools.study.schema import START, StudyPlan
 from tools.study.tables import (
     EVERY,
+    FAILURES,
     MINUTES,
     NEUTRAL_SHARE,
     SEPARATOR,
@@ -70,7 +71,10 @@ def arms_of(plan: StudyPlan) -> list[Arm]:
     lines = [
         (EVERY, "continues the start", [*plan.settings, *plan.self_play]),
         (START, "the SFT start", [*plan.settings, *plan.start]),
-        *((v.name, v.says, v.views if v.untrained else v.overrides) for v in plan.variants),
+        *(
+            (v.name, v.says, [f"views={','.join(v.views)}"] if v.untrained else v.overrides)
+            for v in plan.variants
+        ),
     ]
     return [Arm(name, says, SEPARATOR.join(settings), name in curve) for name, says, settings in lines]
 
@@ -91,7 +95,7 @@ def values_of(answers: SplitAnswers, share: float | None) -> Iterator[Value]:
     """Yield every measure of every model, and the CPU minutes of asking it."""
     for model in answers.models:
         figures = classify(answers.gold, model.predicted, answers.labels)
-        found = {name: getattr(figures, name) for name in METRICS}
+        found = {name: getattr(figures, name) for name in (*METRICS, FAILURES)}
         found |= {name: getattr(model, name) for name in FURTHER if getattr(model, name) is not None}
         found |= {MINUTES: model.seconds / 60} if model.seconds else {}
         for measure, value in found.items():
