@@ -79,8 +79,8 @@ def study(
         answers["test"] = ask_split(plan, runs, "test", output, engines, tell)
         once.end_test(output)
     elif once.is_done(output):
-        if left := asking_left(plan, runs, output, "test").left:
-            tell(f"the test split was evaluated, but not {left} of these {len(runs)} models: left out")
+        if unasked := asking_left(plan, runs, output, "test").left:
+            tell(f"the test split was evaluated, but not {unasked} of these {len(runs)} models: left out")
         else:
             answers["test"] = ask_split(plan, runs, "test", output, engines, tell)  # asks nothing
     tables = tables_of(plan, [*first, *others], answers, once.told(output))
