@@ -185,6 +185,10 @@ def _build(model_dir: str, config: RolloutConfig, max_length: int, device_kind: 
         return LLM(
             model=model_dir,
             load_format="dummy",
+            # config.json as it is read here, generating: beside params.json vLLM would read that, and beside
+            # modules.json (Qwen3-Embedding) make an engine that cannot generate
+            config_format="hf",
+            runner="generate",
             skip_tokenizer_init=True,
             dtype=config.dtype,
             tensor_parallel_size=config.tensor_parallel,

@@ -7,6 +7,7 @@ There is one engine per rank of the shared two-process group, kept between tests
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from selfemo.config.schema import ModelConfig, RolloutConfig
 from selfemo.rollout.api import GenerationRequest
@@ -24,6 +26,10 @@ from selfemo.tokens.init_model import init_model
 
 MAX_LENGTH = 256
 STOP_ID = 7
+SENTENCE_TRANSFORMER = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
 STATE: dict[str, Any] = {}
 """Of the worker processes: the engine and a transformers model of the same shape."""
 
@@ -40,7 +46,14 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
         head_dim=32,
     )
     texts = ["the quick brown fox jumps over the lazy dog", "some more words for a small vocabulary"] * 4
-    return str(init_model(tmp_path_factory.mktemp("engine") / "model", shape, texts, seed=5))
+    directory = init_model(tmp_path_factory.mktemp("engine") / "model", shape, texts, seed=5)
+    # files of other programs, of which vLLM by itself makes an engine that embeds, or another model
+    (directory / "modules.json").write_text(json.dumps(SENTENCE_TRANSFORMER))
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+    (directory / "params.json").write_text('{"dim": 32, "n_layers": 1}')
+    save_file({}, directory / "consolidated.safetensors")
+    return str(directory)
 
 
 def _engine(model_dir: str) -> RolloutEngine:
