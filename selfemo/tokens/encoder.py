@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from selfemo.common.errors import UserError
 from selfemo.common.json_file import read_json_object
 from selfemo.common.printable import quote
+from selfemo.emotions.answer import THINK_CLOSE, THINK_OPEN
 from selfemo.models.architecture import CONFIG_NAME, read_architecture
 from selfemo.tokens.line_cuts import LineCuts
 from selfemo.tokens.template import (
@@ -45,6 +46,9 @@ CACHED_TEXTS = 65_536
 iteration's prompts."""
 CACHED_PROMPTS = 4096
 """Number of prompts that are cached without their last line: readings of a turn's replies share the rest."""
+OLDER_FILES = ("tokenizer.model", "vocab.json")
+"""Files of a tokenizer that is not read here."""
+BYTE_ORDER_MARK = "\ufeff"
 MAX_IDS = 1 << 31
 """Bound on token ids, above every vocabulary and within the range of the tokenizer's library."""
 
@@ -89,6 +93,11 @@ class ChatEncoder:
         self._plain = _without_added_tokens(self._full)
         self.control_ids = frozenset(self._hf.added_tokens_decoder)
         """Ids of all special and added tokens; none of them ever comes from text."""
+        self._hidden_ids = frozenset(
+            token_id
+            for token_id, token in self._full.get_added_tokens_decoder().items()
+            if token.special and token.content not in (THINK_OPEN, THINK_CLOSE)
+        )
         self._cuts = LineCuts(self._plain)
         self._parts = functools.cache(self._split)
         self._shape = functools.cache(self._encode_shape)
@@ -141,7 +150,8 @@ class ChatEncoder:
     def decode(self, ids: Sequence[int], show_special: bool = False) -> str:
         """Decode ids to text, without special tokens unless `show_special`.
 
-        `<think>` is not special in Qwen3 and is always shown. An id without a token (a padding row
+        `<think>` and `</think>` are always shown, since answers are read behind them; some tokenizers count
+        them as special, Qwen3's does not. An id without a token (a padding row
         of the model's vocabulary) yields nothing.
         """
         return self._decode_cached(tuple(ids), show_special)
@@ -155,7 +165,8 @@ class ChatEncoder:
         return tuple(chain.from_iterable(map(self._encode_line, self._cuts.lines(text))))
 
     def _decode(self, ids: tuple[int, ...], show_special: bool) -> str:
-        return str(self._full.decode(ids, skip_special_tokens=not show_special))
+        shown = ids if show_special else [token_id for token_id in ids if token_id not in self._hidden_ids]
+        return str(self._full.decode(shown, skip_special_tokens=False))
 
     def _truncate(self, text: str, max_tokens: int) -> str:
         if self._fits(text, max_tokens) or len(self._encode_plain(text)) <= max_tokens:
@@ -288,19 +299,31 @@ class ChatEncoder:
 
 
 def _load_tokenizer(directory: Path) -> Any:
-    from transformers import AutoTokenizer  # slow to import, and only this function needs it
+    """Load tokenizer.json as it stands, with the template and the named tokens of the files beside it."""
+    # Slow to import, and only this function needs it. AutoTokenizer would take the class that another file
+    # names, which builds splitting and decoding anew: LlamaTokenizer, which DeepSeek-R1-Distill names beside
+    # a byte-level BPE, loses every blank.
+    from transformers import PreTrainedTokenizerFast
 
     if not (directory / "tokenizer.json").is_file():
+        older = next((name for name in OLDER_FILES if (directory / name).is_file()), "")
         raise UserError(
-            f"{directory}: holds no tokenizer.json, expected a Hugging Face model directory: check model.path"
+            f"{directory}: holds {older} and no tokenizer.json, expected the fast tokenizer's file: have "
+            "transformers write it (AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR))"
+            if older
+            else f"{directory}: holds no tokenizer.json, expected a Hugging Face model directory: check "
+            "model.path"
         )
     with told_as(directory, "its tokenizer does not load", "copy it again"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False
-        )
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
     if not tokenizer.chat_template:
         raise UserError(
             f"{directory}: its tokenizer has no chat template, expected an instruction-tuned model's"
+        )
+    if str(tokenizer.chat_template).startswith(BYTE_ORDER_MARK):
+        raise UserError(
+            f"{directory}: its chat template begins with a byte-order mark, which would stand in every "
+            "prompt: save chat_template.jinja as UTF-8 without one"
         )
     return tokenizer
 

@@ -24,10 +24,11 @@ TOKENIZER_NAME = "tokenizer.json"
 """The one required companion: this project reads the tokenizer from it, and engines look for it
 first.
 """
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 COMPANION_NAMES = (
     "generation_config.json",
     TOKENIZER_NAME,
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG_NAME,
     "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -37,6 +38,11 @@ COMPANION_NAMES = (
     "chat_template.json",
 )
 """Files that are copied beside the weights if the source has them."""
+MISNAMED_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
+"""Classes that transformers 5 builds anew, without the splitting of tokenizer.json: of a byte-level BPE,
+which every tokenizer here is, blanks are lost. DeepSeek-R1-Distill names one, and is excepted by its path on
+the hub, which an exported directory does not have.
+"""
 
 
 def save_hf(
@@ -117,3 +123,12 @@ def copy_companions(source: Path, target: Path, architecture: Architecture, dtyp
     for name in COMPANION_NAMES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    _name_tokenizer_class(source / TOKENIZER_CONFIG_NAME, target / TOKENIZER_CONFIG_NAME)
+
+
+def _name_tokenizer_class(source: Path, target: Path) -> None:
+    """Have transformers read tokenizer.json as it stands, as training did."""
+    fields = read_json_object(source) if source.is_file() else {}
+    if fields.get("tokenizer_class") in MISNAMED_CLASSES:
+        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+        target.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -185,6 +185,36 @@ def test_padding_and_truncation_that_a_tokenizer_was_saved_with_are_left_out(
     assert ChatEncoder(saved).encode_prompt(question) == own.encode_prompt(question)
 
 
+@pytest.mark.parametrize("named", ["LlamaTokenizerFast", "Qwen2Tokenizer", "T5Tokenizer"])
+@pytest.mark.parametrize("directory", ["own_dir", "llama_dir"])
+def test_text_is_split_as_tokenizer_json_says_whatever_class_another_file_names(
+    request: pytest.FixtureRequest, tmp_path: Path, directory: str, named: str
+) -> None:
+    """DeepSeek-R1-Distill names LlamaTokenizerFast, with which transformers 5 drops every blank."""
+    source = request.getfixturevalue(directory)
+    copied = Path(shutil.copytree(source, tmp_path / "m"))
+    settings_file = copied / "tokenizer_config.json"
+    settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | {"tokenizer_class": named}))
+    question = [Message("system", "Be brief."), Message("user", "Ana: it's 3 o'clock,\n\nreally? Café")]
+    encoder = ChatEncoder(copied)
+    assert encoder.encode_prompt(question) == ChatEncoder(source).encode_prompt(question)
+    assert encoder.decode(encoder.encode_prompt(question)).count("Ana: it's 3 o'clock,\n\nreally? Café") == 1
+
+
+def test_thinking_markers_are_shown_though_the_tokenizer_counts_them_as_special(
+    own_dir: Path, tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(own_dir, tmp_path / "m"))
+    content = json.loads((copied / "tokenizer.json").read_text())
+    for token in content["added_tokens"]:
+        token["special"] = True
+    (copied / "tokenizer.json").write_text(json.dumps(content))
+    encoder = ChatEncoder(copied)
+    sampled = encoder._full.encode("<think>why</think>joy<|im_end|>", add_special_tokens=False).ids
+    assert encoder.decode(sampled) == "<think>why</think>joy"
+    assert encoder.decode(sampled, show_special=True) == "<think>why</think>joy<|im_end|>"
+
+
 def _variant(directory: Path, template: str) -> Path:
     save_tokenizer(train_tokenizer(["a"], 300), directory, max_length=64)
     (directory / "chat_template.jinja").write_text(template)
@@ -234,6 +264,9 @@ def test_unusable_templates_are_refused(tmp_path: Path, template: str, message: 
 def test_a_directory_without_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no tokenizer\.json"):
         ChatEncoder(tmp_path)
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds vocab\.json and no tokenizer\.json, .*save_pretrained"):
+        ChatEncoder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="does not load"):
         ChatEncoder(tmp_path)
@@ -254,8 +287,8 @@ def test_a_directory_without_tokenizer_is_refused(tmp_path: Path) -> None:
         ("tokenizer.json", "[]", "does not load"),
         ("tokenizer.json", '{"added_tokens": [], "model": {"type": "WordLevel"}}', "does not load"),
         ("tokenizer_config.json", "[]", "does not load"),
-        ("tokenizer_config.json", '{"tokenizer_class": 5}', "does not load"),
-        ("config.json", "[]", "does not load"),
+        ("config.json", "[]", r"config\.json: expected a JSON object"),
+        ("chat_template.jinja", "\ufeff{{ messages[0].content }}<|im_end|>", "begins with a byte-order mark"),
     ],
 )
 def test_damaged_files_of_a_directory_are_told_in_one_line(

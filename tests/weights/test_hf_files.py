@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selfemo.common.errors import UserError
 from selfemo.models.architecture import read_architecture
+from selfemo.tokens.training import save_tokenizer, train_tokenizer
 from selfemo.weights.export import save_hf
 from selfemo.weights.hf_directory import HfDirectory
 from tests.helpers.tiny_model import save_tiny
@@ -75,6 +76,20 @@ def test_transformers_loads_what_is_written(tmp_path: Path) -> None:
     for name in ("tokenizer_config.json", "generation_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     assert not (tmp_path / "out" / "optimizer.pt").exists()
+
+
+def test_transformers_splits_what_is_written_as_tokenizer_json_says(tmp_path: Path) -> None:
+    """The class that DeepSeek-R1-Distill-Llama names loses blanks, but in a directory of that name."""
+    source = save_tiny(tmp_path / "source", "llama", True)
+    save_tokenizer(train_tokenizer(["a plain line of words"] * 4, 300), source, max_length=64)
+    settings = source / "tokenizer_config.json"
+    named = {"tokenizer_class": "LlamaTokenizerFast"}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | named))
+    save_hf(tmp_path / "out", _stored(source), read_architecture(source), source)
+    text = "a plain line\nof words"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(source).chat_template
 
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
