@@ -28,6 +28,7 @@ from selfemo.common.json_file import read_json_object
 from selfemo.common.printable import quote
 from selfemo.emotions.answer import THINK_CLOSE, THINK_OPEN
 from selfemo.models.architecture import CONFIG_NAME, read_architecture
+from selfemo.tokens.library_config import check_library_config
 from selfemo.tokens.line_cuts import LineCuts
 from selfemo.tokens.template import (
     TEMPLATE_SETTINGS,
@@ -84,7 +85,9 @@ class ChatEncoder:
         with told_as(self._dir, "its tokenizer cannot be used", "copy it again"):
             self._prepare()
         if (self._dir / CONFIG_NAME).is_file():
-            self._check_embedding(read_architecture(self._dir).vocab_size)
+            architecture = read_architecture(self._dir)
+            check_library_config(self._dir, architecture)
+            self._check_embedding(architecture.vocab_size)
 
     def _prepare(self) -> None:
         self._full: Tokenizer = self._hf.backend_tokenizer
