@@ -193,6 +193,7 @@ CHATS = [
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "Found them!"}, {"type": "image_url"}]},
             {"role": "assistant", "content": None, "tool_calls": []},
+            {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]},
             {"role": "tool", "content": "{}"},
             {"role": "assistant", "content": "Good."},
         ]
@@ -293,6 +294,13 @@ def test_a_fault_means_that_nothing_is_written(write: Write) -> None:
         ("emotionlines", '[[{"speaker": "A"}]]', "expected objects with speaker, utterance, emotion"),
         ("emotionlines", "{}", "expected a list of dialogues"),
         ("empatheticdialogues", ED_HEADER + "only,two\n", "expected conv_id,utterance_idx,context"),
+        ("empatheticdialogues", ED_HEADER + 'h:0,1,proud,I won.,9,"Yes, I did",5,\n', "is written _comma_"),
+        ("empatheticdialogues", ED_HEADER + 'h:0,1,proud,"I won, ha",9,Yes,5,\n', "is written _comma_"),
+        (
+            "empatheticdialogues",
+            ED_HEADER + "h:0,2,proud,I won.,9,Yes,5,\nh:0,1,proud,I won.,8,I won,5,\n",
+            "utterance 1 of h:0 stands after 2: sort the file",
+        ),
         ("goemotions", GO_HEADER + go_row("A", "e", "joy").replace(",1", ",2"), "joy is not 0 or 1"),
         ("sharegpt", '{"text": "A"}', "expected an object with a list 'conversations' or 'messages'"),
         ("messages", '{"messages": [{"role": "system", "content": "A"}]}', "has no turn of a user"),
@@ -304,6 +312,33 @@ def test_a_faulty_file_names_its_line(write: Write, name: str, content: str, mes
     assert len(found.problems) == 1, found.problems
     assert message in str(found.problems[0])
     assert ".jsonl" in str(found.problems[0])
+
+
+def test_emotions_of_more_dialogues_than_there_are_name_the_line(write: Write) -> None:
+    write("dd/dialogues_emotion.txt", "4\n0 0\n")
+    source = write("dd/dialogues_text.txt", "Lovely ! __eou__\n").parent
+    found = import_corpus(import_format("dailydialog"), source, source / "out")
+    (problem,) = map(str, found.problems)
+    assert problem.startswith(
+        f"{source}/dialogues_emotion.txt:2: has emotions, and dialogues_text.txt has no"
+    )
+
+
+def test_a_dialogue_with_a_faulty_row_is_left_out_whole(write: Write) -> None:
+    lines = (
+        "h:0,1,proud,I won.,9,Yes,5,\nh:0,two,proud,I won.,8,No,5,\n"
+        "h:1,2,proud,I won.,9,Yes,5,\nh:1,1,proud,I won.,8,No,5,\nh:2,1,proud,I won.,9,Yes,5,\n"
+    )
+    source = write("ed/train.csv", ED_HEADER + lines).parent
+    found = import_corpus(import_format("empatheticdialogues"), source, source / "out", skip=True)
+    assert len(found.problems) == 2
+    assert [c.dialogue_id for c in load_corpus("jsonl", source / "out").conversations] == ["h:2"]
+
+
+def test_a_macs_hidden_companions_are_not_read(write: Write) -> None:
+    write("ed/._train.csv", b"\x00\x05\x16\x07\xa3")
+    source = write("ed/train.csv", ED_HEADER + "h:0,1,proud,I won.,9,Yes,5,\n").parent
+    assert [c.dialogue_id for c in imported("empatheticdialogues", source).conversations] == ["h:0"]
 
 
 def test_what_cannot_be_imported_is_one_line(write: Write) -> None:

@@ -24,6 +24,7 @@ _NAMES = {
     "assistant": "Assistant",
 }
 _NO_TURNS = ("system", "developer", "tool", "function", "function_call", "observation")
+_CALLS = ("tool_calls", "function_call")
 _LISTS = ("conversations", "messages", "conversation")
 _TEXT_OF = {"from": "value", "role": "content"}
 """Key of a message's text, by that of its speaker."""
@@ -42,7 +43,7 @@ def _read(files: Files, report: ProblemSink) -> Iterator[RawDialogue]:
             turns = [
                 RawTurn(_name(who), _text(text), _labels(message.get("emotion")))
                 for who, text, message in said
-                if not (isinstance(who, str) and who.lower() in _NO_TURNS) and text is not None
+                if not (isinstance(who, str) and who.lower() in _NO_TURNS) and not _is_call(text, message)
             ]
             if turns:
                 kept = value.get("id")
@@ -68,6 +69,11 @@ def _parts(message: dict[str, Any]) -> tuple[object, object]:
     """Return who speaks and what is said."""
     who = next((key for key in _TEXT_OF if key in message), "from")
     return message.get(who), message.get(_TEXT_OF[who])
+
+
+def _is_call(text: object, message: dict[str, Any]) -> bool:
+    """Tell whether a message has no text, since its speaker called a tool."""
+    return text is None or (text == "" and any(message.get(key) for key in _CALLS))
 
 
 def _name(role: object) -> object:

@@ -39,13 +39,17 @@ def _read(files: Files, report: ProblemSink) -> Iterator[RawDialogue]:
         for line, text in read_lines(texts, report):
             said = text.split(_END)
             said = said if said[-1].strip() else said[:-1]
-            codes = codes_by_line.get(line, "").split()
+            codes = codes_by_line.pop(line, "").split()
             if len(codes) != len(said):
                 told = f"has {len(said)} utterances, and line {line} of {emotions.name} {len(codes)} emotions"
                 report(Problem(texts, line, f"{told}: correct or leave out the dialogue"))
                 continue
             turns = (RawTurn("AB"[i % 2], t, (_label(code),)) for i, (t, code) in enumerate(zip(said, codes)))
             yield RawDialogue(split, f"{texts.stem}-{line}", texts, line, tuple(turns))
+        for line in sorted(codes_by_line)[:1]:  # the two are files of different dialogues
+            report(
+                Problem(emotions, line, f"has emotions, and {texts.name} has no line {line}: check the files")
+            )
 
 
 def _label(code: str) -> str:

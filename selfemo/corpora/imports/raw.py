@@ -68,6 +68,11 @@ def split_of(path: Path) -> str:
 
 
 def find_files(source: Path, pattern: str) -> Files:
-    """List a source's files of a name pattern by split, or the source itself if it is a file."""
-    found = [source] if source.is_file() else sorted(source.glob(pattern)) if source.is_dir() else []
-    return [(split_of(path), path) for path in found if path.is_file()]
+    """List a source's files of a name pattern by split, or the source itself if it is a file.
+
+    Hidden files are none of them: archives packed on a Mac hold a ._train.csv beside train.csv.
+    """
+    if source.is_file():
+        return [(split_of(source), source)]
+    found = sorted(source.glob(pattern)) if source.is_dir() else []
+    return [(split_of(path), path) for path in found if path.is_file() and not path.name.startswith(".")]
