@@ -39,6 +39,7 @@ PUBLISHED = {
 CHARACTERS = (
     ("an apostrophe", r"'", 0.41, 0.45),
     ("a capital letter", r"[A-Z]", 0.998, 1.0),
+    ("a blank before a mark or 's", r"\w (?:[.,!?](?=\s|$)|n't\b|'(?:s|t|re|ve|ll|d|m|\s))", 0.0, 0.02),
     ("a mark at the end", r"[.!?\"'\u2014)-]\s*$", 0.94, 1.0),
 )
 """(what, pattern, least share, largest share) of turns in every split of MELD and EmoryNLP."""

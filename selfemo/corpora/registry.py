@@ -182,8 +182,15 @@ def locate_corpus(corpus: str, name: str = AUTO) -> tuple[CorpusFormat, Path]:
 
 
 def _recognise(place: Path) -> CorpusFormat:
-    for fmt in formats().values():
-        if fmt.recognises(place):
-            return fmt
+    found = [fmt for fmt in formats().values() if fmt.recognises(place)]
+    if found and found[0].name == "everyday":  # the bundled corpus is in the form of jsonl
+        return found[0]
+    if len(found) > 1:
+        raise UserError(
+            f"{place}: holds the files of {' and of '.join(fmt.name for fmt in found)}, expected one corpus: "
+            "name the format with corpus.name (--format of `selfemo corpus`), or move the others away"
+        )
+    if found:
+        return found[0]
     kinds = "; ".join(f"{fmt.name}: {fmt.what}" for fmt in formats().values())
     raise UserError(f"{place}: is no corpus this project knows ({kinds}): name the format with corpus.name")

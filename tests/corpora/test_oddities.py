@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -198,3 +199,12 @@ def test_a_rewritten_copy_of_the_published_corpus_is_told(data_root: Path, tmp_p
     told = " ".join(check_corpus(str(tmp_path)).oddities)
     for part in ("other labels", "hold a capital letter", "hold an apostrophe", "apostrophe: they were lost"):
         assert part in told
+    assert "a blank before" not in told
+
+
+def test_a_copy_that_was_split_into_words_is_told(data_root: Path, tmp_path: Path) -> None:
+    for name in FILES.values():
+        text = (data_root / "meld" / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(re.sub(r"(?<=\w)(?=[.!?]|['’]s)", " ", text), encoding="utf-8")
+    odd = check_corpus(str(tmp_path)).oddities
+    assert sum("hold a blank before a mark or 's" in oddity for oddity in odd) == len(FILES), odd

@@ -41,6 +41,17 @@ def test_a_directory_is_recognised_and_read(jsonl_directory: Path) -> None:
     assert [c.split for c in corpus.conversations] == ["train", "dev", "test"]
 
 
+def test_of_two_corpora_in_one_directory_none_is_taken_in_silence(
+    jsonl_directory: Path, write: Write
+) -> None:
+    write("mine/train_sent_emo.csv", "")
+    with pytest.raises(UserError, match=r"holds the files of jsonl and of meld, .* name the format"):
+        resolve_corpus("auto", jsonl_directory)
+    assert resolve_corpus("jsonl", jsonl_directory)[0].name == "jsonl"
+    (jsonl_directory / "train.jsonl").unlink()
+    assert resolve_corpus("auto", jsonl_directory)[0].name == "meld"
+
+
 def test_a_single_file_is_the_split_it_is_named_after(jsonl_directory: Path, write: Write) -> None:
     assert [c.split for c in load_corpus("jsonl", jsonl_directory / "dev.jsonl").conversations] == ["dev"]
     exported = write("mine/kept.jsonl", LINE)
