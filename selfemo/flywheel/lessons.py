@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from selfemo.corpora.conversation import Turn
-from selfemo.flywheel.delivered import Delivered
+from selfemo.flywheel.delivered import Delivered, DeliveredItems
 from selfemo.flywheel.record import Record
 from selfemo.flywheel.rule import CONSENSUS, READ_BACK
 from selfemo.selfplay.openings import Place, place_of
@@ -123,7 +124,7 @@ class Lessons:
         """Return the consensus on real turns, of records since an iteration."""
         return {place: lesson.labels for place, (made, lesson) in self._read.items() if made >= since}
 
-    def draw(self, count: int, reply_share: float, since: int, rng: random.Random) -> list[Lesson]:
+    def draw(self, count: int, reply_share: float, since: int, rng: random.Random) -> Sequence[Lesson]:
         """Draw lessons from records since an iteration, each at most once if they suffice.
 
         Args:
@@ -131,7 +132,8 @@ class Lessons:
                 there are any.
 
         Returns:
-            `count` lessons; none if nothing has been kept.
+            `count` lessons, of which those from replies are unpacked when they are looked at; none if
+            nothing has been kept.
         """
         read = [lesson for made, lesson in self._read.values() if made >= since]
         replies = [reply for made, reply in self._replies if made >= since]
@@ -140,7 +142,16 @@ class Lessons:
         from_replies = (wanted if read else count) if replies else 0
         chosen = _choose(read, count - from_replies, rng) if read else []
         drawn = _choose(replies, from_replies, rng)
-        return chosen + [reply.value.lessons[i % 2] for i, reply in enumerate(drawn)]
+        return DeliveredItems(
+            [
+                *map(Delivered.own, chosen),
+                *(Delivered(partial(_lesson, reply, i % 2)) for i, reply in enumerate(drawn)),
+            ]
+        )
+
+
+def _lesson(reply: Delivered[Reply], place: int) -> Lesson:
+    return reply.value.lessons[place]
 
 
 def _choose[T](items: list[T], count: int, rng: random.Random) -> list[T]:

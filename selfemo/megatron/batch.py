@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from selfemo.config.schema import TrainConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import BatchCounts
-from selfemo.megatron.packing import balance_by_tokens, units
+from selfemo.megatron.packing import Outlined, balance_by_tokens, units
 from selfemo.megatron.parallel import RankLayout
 
 
@@ -30,13 +30,15 @@ class DealtBatch:
     """Samples of the whole batch that the model reads."""
     trained_tokens: int
     """Their completion tokens."""
+    total_weight: float = 0.0
+    """Sum of the weights of the whole batch's samples; 0 if no loss is divided by it."""
     moved_samples: int = 0
     """Those of them that a rank trains on whose engine did not make them."""
     moved_bytes: int = 0
     """Bytes that ranks sent each other for that, over all of them."""
 
 
-def batch_counts(samples: Sequence[TrainingSample]) -> BatchCounts:
+def batch_counts(samples: Sequence[Outlined]) -> BatchCounts:
     """Count a batch's sequences and completion tokens, over all ranks."""
     return BatchCounts(sequences=len(samples), tokens=sum(len(s.completion_ids) for s in samples))
 
@@ -76,17 +78,29 @@ def whole_batch(samples: Sequence[TrainingSample], train: TrainConfig, layout: R
     Raises:
         UserError: a sample is longer than train.max_tokens_per_microbatch.
     """
-    max_tokens, multiple_of = train.max_tokens_per_microbatch, layout.sizes.data * batches_at_once(layout)
-    dealt = units(samples, shares_prompts(train, layout), max_tokens, multiple_of)
-    bins = balance_by_tokens([unit.length_tokens for unit in dealt], max_tokens, multiple_of)
     counts = batch_counts(samples)
     return DealtBatch(
         samples=dict(enumerate(samples)),
-        micro_batches=tuple(
-            tuple(i for place in places for i in dealt[place].sample_indices)
-            for places in bins[layout.data_rank :: layout.sizes.data]
-        ),
+        micro_batches=own_micro_batches(samples, train, layout),
         counts=counts,
         trained_samples=counts.sequences,
         trained_tokens=counts.tokens,
+        total_weight=sum(sample.weight for sample in samples),
+    )
+
+
+def own_micro_batches(
+    samples: Sequence[Outlined], train: TrainConfig, layout: RankLayout
+) -> tuple[tuple[int, ...], ...]:
+    """Deal a batch into micro-batches, and return the indices of the samples of this rank's.
+
+    Raises:
+        UserError: a sample is longer than train.max_tokens_per_microbatch.
+    """
+    max_tokens, multiple_of = train.max_tokens_per_microbatch, layout.sizes.data * batches_at_once(layout)
+    dealt = units(samples, shares_prompts(train, layout), max_tokens, multiple_of)
+    bins = balance_by_tokens([unit.length_tokens for unit in dealt], max_tokens, multiple_of)
+    return tuple(
+        tuple(i for place in places for i in dealt[place].sample_indices)
+        for places in bins[layout.data_rank :: layout.sizes.data]
     )

@@ -163,17 +163,18 @@ class Learner:
     def _dealt(self, batch: Batch) -> DealtBatch:
         return batch if isinstance(batch, DealtBatch) else whole_batch(batch, self.train, self.layout)
 
-    def sft_step(self, samples: Sequence[TrainingSample], learning_rate: float) -> StepStats:
+    def sft_step(self, batch: Batch, learning_rate: float) -> StepStats:
         """Take one step of next-token loss on the completions.
 
         The loss is the mean over completions of their token means.
         """
-        tokens = sum(len(s.completion_ids) for s in samples)
+        dealt = self._dealt(batch)
+        count = dealt.counts.sequences
         collected = self._forward_backward(
-            self.plan(samples), lambda batch, _: losses.sft_loss(batch, self.context, len(samples))
+            self.plan(dealt), lambda packed, _: losses.sft_loss(packed, self.context, count)
         )
         sums = self._reduce(collected, losses.SUMS, width=2)
-        return self._optimizer_step(float(sums[0]), learning_rate, tokens)
+        return self._optimizer_step(float(sums[0]), learning_rate, dealt.counts.tokens)
 
     def logprobs(self, plan: Sequence[MicroBatch]) -> list[torch.Tensor]:
         """Compute logprob_N of this rank's completion tokens under the current weights.
@@ -196,7 +197,7 @@ class Learner:
         reference: Sequence[torch.Tensor] = (),
         old: Sequence[torch.Tensor] = (),
         counts: BatchCounts | None = None,
-        supervised: Sequence[TrainingSample] = (),
+        supervised: Batch = (),
     ) -> PolicyStats:
         """Take one SELF-GRPO step, towards rewards and supervised examples at once.
 
@@ -214,28 +215,28 @@ class Learner:
                 f"ratio_level='sequence' needs whole sequences, but {self.layout.sizes.context} context "
                 "ranks share each"
             )
-        dealt = self._dealt(batch)
-        counts = counts or dealt.counts
-        plan, examples = self._alike(dealt, plan, supervised)
+        dealt, taught = self._dealt(batch), self._dealt(supervised)
+        counts, examples = counts or dealt.counts, taught.counts.sequences
+        plan, taught_plan = self._alike(dealt, plan, taught)
 
         def loss(packed: MicroBatch, index: int) -> losses.LossFunction:
             if index >= len(plan):
-                return losses.supervised_loss(packed, supervised, self.context)
+                return losses.supervised_loss(packed, taught, self.context)
             ref, previous = (logprobs[index] if logprobs else None for logprobs in (reference, old))
             return losses.policy_loss(packed, dealt.samples, self.context, loss_config, counts, ref, previous)
 
-        collected = self._forward_backward([*plan, *examples], loss)
+        collected = self._forward_backward([*plan, *taught_plan], loss)
         sums = self._reduce(collected, losses.SUMS, width=len(losses.POLICY_SUMS))
         gap, at = largest_over_ranks(
             [entry[losses.LARGEST_GAP] for entry in collected if losses.LARGEST_GAP in entry],
             self.device.torch_device,
         )
-        taught = float(self._reduce(collected, losses.SUPERVISED, width=1)[0]) if supervised else 0.0
+        supervised_loss = float(self._reduce(collected, losses.SUPERVISED, width=1)[0]) if examples else 0.0
         mean = {
             name: float(value) / max(1, dealt.trained_tokens) for name, value in zip(losses.POLICY_SUMS, sums)
         }
         return PolicyStats(
-            step=self._optimizer_step(float(sums[0]) + taught, learning_rate, counts.tokens),
+            step=self._optimizer_step(float(sums[0]) + supervised_loss, learning_rate, counts.tokens),
             kl=mean["kl"],
             clipped_share=mean["clipped_low"] + mean["clipped_high"] + mean["dual_clipped"],
             entropy=mean["entropy"],
@@ -248,17 +249,17 @@ class Learner:
             importance_weight_mean=mean["importance_weight"],
             importance_truncated_share=mean["importance_truncated"],
             logprob_mean=mean["logprob"],
-            supervised_loss=taught * len(supervised) / max(1e-9, sum(s.weight for s in supervised)),
+            supervised_loss=supervised_loss * examples / max(1e-9, taught.total_weight),
         )
 
     def _alike(
         self,
-        batch: Batch,
+        batch: DealtBatch,
         plan: Sequence[MicroBatch],
-        supervised: Sequence[TrainingSample],
+        supervised: DealtBatch,
     ) -> tuple[Sequence[MicroBatch], Sequence[MicroBatch]]:
         """Pack the supervised examples too, so that one schedule can run over both plans."""
-        examples = self.plan(supervised) if supervised else []
+        examples = self.plan(supervised) if supervised.counts.sequences else []
         if examples and self.layout.sizes.virtual_pipeline > 1:
             tokens = max(longest_tokens(plan), longest_tokens(examples))
             return self.plan(batch, tokens), self.plan(supervised, tokens)

@@ -8,7 +8,7 @@ token of a micro-batch contributes exactly 0, so that it still takes part in the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from selfemo.grpo.samples import TrainingSample
 from selfemo.kernels import BatchCounts, LossConfig, grpo_loss, token_logprobs
 from selfemo.kernels.results import SUM_FIELDS
+from selfemo.megatron.batch import DealtBatch
 from selfemo.megatron.largest_gap import WIDTH, largest_gap
 from selfemo.megatron.packing import MicroBatch
 
@@ -86,7 +87,10 @@ class LossContext:
 
 
 def sft_loss(
-    batch: MicroBatch, context: LossContext, batch_sequences: int, sequence_weights: Sequence[float] = ()
+    batch: MicroBatch,
+    context: LossContext,
+    batch_sequences: int,
+    sequence_weights: Mapping[int, float] | None = None,
 ) -> LossFunction:
     """Build the SFT loss: negative logprob, mean over each completion's tokens, then over the
     batch's sequences.
@@ -95,7 +99,7 @@ def sft_loss(
     would outweigh the few tokens of a label. The loss collects sums: loss, tokens.
 
     Args:
-        sequence_weights: a factor for each sequence of the batch; empty for 1.
+        sequence_weights: a factor for each sequence, by its index in the batch; None for 1.
     """
 
     def loss(predictions: Predictions) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -118,14 +122,13 @@ def sft_loss(
     return loss
 
 
-def supervised_loss(
-    batch: MicroBatch, examples: Sequence[TrainingSample], context: LossContext
-) -> LossFunction:
+def supervised_loss(batch: MicroBatch, examples: DealtBatch, context: LossContext) -> LossFunction:
     """Build the SFT loss of examples that a policy step also learns from, by their weights.
 
     It collects its sum under a name of its own, apart from those of the policy loss.
     """
-    inner = sft_loss(batch, context, len(examples), [example.weight for example in examples])
+    weights = {index: example.weight for index, example in examples.samples.items()}
+    inner = sft_loss(batch, context, examples.counts.sequences, weights)
 
     def loss(predictions: Predictions) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         total, collected = inner(predictions)

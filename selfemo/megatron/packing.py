@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import accumulate, groupby
+from typing import Protocol
 
 import torch
 
@@ -32,6 +33,26 @@ from selfemo.megatron.context import ContextShare
 PADDING_ID = 0
 Samples = Sequence[TrainingSample] | Mapping[int, TrainingSample]
 """Samples by their index in a batch."""
+
+
+class Outlined(Protocol):
+    """A sample as far as dealing looks at it: its lengths, and whether it shares a prompt."""
+
+    @property
+    def episode(self) -> int:
+        """Samples of different episodes share no prompt."""
+
+    @property
+    def prompt_ids(self) -> Sequence[int]: ...
+
+    @property
+    def completion_ids(self) -> Sequence[int]: ...
+
+    @property
+    def length_tokens(self) -> int:
+        """Tokens of prompt and completion."""
+
+
 WHOLE = ContextShare()
 
 
@@ -80,7 +101,7 @@ class Unit:
 
 
 def units(
-    samples: Sequence[TrainingSample],
+    samples: Sequence[Outlined],
     share_prompts: bool,
     max_tokens: int,
     parts: int,
@@ -113,22 +134,22 @@ def units(
     return [unit for members in neighbours(samples) for unit in _within(samples, members, limit)]
 
 
-def read_tokens(samples: Sequence[TrainingSample]) -> int:
+def read_tokens(samples: Sequence[Outlined]) -> int:
     """Count the tokens that the model reads if neighbours share prompts."""
     completions = sum(len(sample.completion_ids) for sample in samples)
     return completions + sum(len(samples[members[0]].prompt_ids) for members in neighbours(samples))
 
 
-def neighbours(samples: Sequence[TrainingSample]) -> Iterator[list[int]]:
+def neighbours(samples: Sequence[Outlined]) -> Iterator[list[int]]:
     """Yield the indices of neighbours of one episode that have the same prompt: a group, or a view of it."""
 
-    def prompt(index: int) -> tuple[int, tuple[int, ...]]:
+    def prompt(index: int) -> tuple[int, Sequence[int]]:
         return samples[index].episode, samples[index].prompt_ids
 
     return (list(members) for _, members in groupby(range(len(samples)), key=prompt))
 
 
-def _within(samples: Sequence[TrainingSample], members: Sequence[int], limit: int) -> Iterator[Unit]:
+def _within(samples: Sequence[Outlined], members: Sequence[int], limit: int) -> Iterator[Unit]:
     """Yield `members`, which share a prompt, as units of at most `limit` tokens, or of one sample."""
     held: list[int] = []
     tokens = 0

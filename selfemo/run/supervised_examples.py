@@ -6,6 +6,8 @@ from selfemo.common.seeds import derive_rng
 from selfemo.config.schema import RunConfig
 from selfemo.flywheel.lessons import Lesson, Lessons
 from selfemo.grpo.samples import TrainingSample
+from selfemo.megatron.example_dealer import deal_examples
+from selfemo.megatron.learner import Batch
 from selfemo.selfplay.sft import SftExample, SftExamples
 from selfemo.system import System
 
@@ -36,12 +38,12 @@ class StepExamples:
     """
 
     def __init__(self, config: RunConfig, system: System, lessons: Lessons) -> None:
-        self._config, self._lessons = config, lessons
+        self._config, self._lessons, self._world = config, lessons, system.world
         is_asked = config.algorithm.supervised_weight > 0
         self._labelled = labelled_examples(config, system) if is_asked else None
 
-    def of_step(self, step: int, since: int) -> list[TrainingSample]:
-        """Make the examples of one step, with their weights; none if algorithm.supervised_weight is 0.
+    def of_step(self, step: int, since: int) -> Batch:
+        """Make this rank's examples of one step; none if algorithm.supervised_weight is 0. Collective.
 
         Args:
             step: number of the optimizer step, from 0 where self-play begins.
@@ -50,19 +52,25 @@ class StepExamples:
         config, algorithm, flywheel = self._config, self._config.algorithm, self._config.flywheel
         examples = self._labelled
         if examples is None:
-            return []
+            return ()
         size = algorithm.supervised_batch_size
         wanted = round(size * flywheel.teach_share)
         rng = derive_rng(config.seed, "lessons", step)
         lessons = self._lessons.draw(wanted, flywheel.teach_replies, since, rng) if wanted else []
         first = config.sft.steps * config.sft.batch_size + step * size
-        labelled = [examples.example(first + i) for i in range(size - len(lessons))]
-        taught = [_taught(examples, lesson, step, i) for i, lesson in enumerate(lessons)]
-        weight = algorithm.supervised_weight
-        return [TrainingSample(e.prompt_ids, e.completion_ids, weight=weight) for e in labelled] + [
-            TrainingSample(e.prompt_ids, e.completion_ids, weight=weight * flywheel.teach_weight)
-            for e in taught
-        ]
+        labelled, weight = size - len(lessons), algorithm.supervised_weight
+        weights = [weight] * labelled + [weight * flywheel.teach_weight] * len(lessons)
+
+        def make(index: int) -> TrainingSample:
+            made = (
+                examples.example(first + index)
+                if index < labelled
+                else _taught(examples, lessons[index - labelled], step, index - labelled)
+            )
+            return TrainingSample(made.prompt_ids, made.completion_ids, weight=weights[index])
+
+        layout, device = self._world.layout, self._world.device.torch_device
+        return deal_examples(make, weights, config.train, layout, device)
 
 
 def _taught(examples: SftExamples, lesson: Lesson, step: int, index: int) -> SftExample:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from selfemo.common.errors import UserError, on_all_ranks
+from selfemo.common.errors import UserError
 from selfemo.common.seeds import derive_rng, derive_seed
 from selfemo.config.schema import SelfPlayConfig
 from selfemo.corpora.conversation import Conversation, Turn
@@ -87,15 +87,8 @@ class SftExamples:
             if items
         }
 
-    def batch(self, step: int, size: int) -> list[SftExample]:
-        """Make the examples of one step: slots step * size .. (step + 1) * size - 1.
-
-        The caller gives each rank its slice of the list.
-        """
-        return [self.example(slot) for slot in range(step * size, (step + 1) * size)]
-
     def example(self, slot: int) -> SftExample:
-        """Make the example of one slot.
+        """Make the example of one slot. Step k of a run has the slots from k times its batch size on.
 
         Raises:
             UserError: prompt and completion are longer than the model's longest sequence.
@@ -110,12 +103,11 @@ class SftExamples:
             example = self.reply(conversation.turns[:last], turn.speaker, turn.labels, turn.text)
         length = len(example.prompt_ids) + len(example.completion_ids)
         if length > self._max_length:
-            message = (
+            raise UserError(
                 f"dialogue {conversation.key}, turn {last + 1}: as an SFT example ({role}) it takes "
                 f"{length} tokens, model.max_length={self._max_length} holds fewer: lower "
                 "corpus.history_turns or corpus.max_turn_tokens, or raise model.max_length"
             )
-            raise on_all_ranks(UserError(message))  # every rank makes the whole batch
         return example
 
     def reading(

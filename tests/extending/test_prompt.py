@@ -59,7 +59,7 @@ def test_self_play_asks_and_records_in_the_new_words(tmp_path: Path) -> None:
 def test_the_supervised_start_teaches_the_new_words() -> None:
     builder = PromptBuilder(CharEncoder(), LABELS, 3, 80)
     examples = SftExamples(TRAIN, builder, CONFIG, 5, expression_share=1.0, max_length=4000)
-    asked = [CharEncoder().decode(e.prompt_ids) for e in examples.batch(0, 8)]
+    asked = [CharEncoder().decode(e.prompt_ids) for e in map(examples.example, range(8))]
     assert all(". Write the next line without the word.\n\n" in text for text in asked)
 
 

@@ -122,7 +122,7 @@ def _play(root: str, size: int, iterations: range) -> list[_Outcome]:
                 figures=iteration_figures(scored.own_groups, OverRanks(CPU)),
                 outcomes=flywheel.outcomes(iteration),
                 kept=list(flywheel.kept_dialogues()),
-                lessons=flywheel.lessons.draw(12, 0.5, 0, random.Random(iteration)),
+                lessons=list(flywheel.lessons.draw(12, 0.5, 0, random.Random(iteration))),
                 last_id=flywheel.last_id,
                 dialogues=list(episode_records(iteration, scored.own_episodes, scored.own_groups, 2)),
             )

@@ -54,7 +54,8 @@ def parts_of(config: RunConfig, corpus: Corpus, path: Path) -> Iterator[tuple[st
     prompts = PromptBuilder(CharEncoder(), corpus.labels, 3, 200)
     yield "transition prior", dataclasses.asdict(prior)
     yield "label shares", [label for label, share in rewards.label_shares.items() if share]
-    taught = SftExamples(train, prompts, play, config.seed, 0.25, 10_000).batch(0, 8 * len(IDS))
+    examples = SftExamples(train, prompts, play, config.seed, 0.25, 10_000)
+    taught = [examples.example(slot) for slot in range(8 * len(IDS))]
     yield (
         "supervised answers",
         [CharEncoder().decode(example.completion_ids) for example in taught if example.role == "recognizer"],

@@ -192,7 +192,7 @@ def examples(expression_share: float = 0.25, train: list[Conversation] = TRAIN) 
 
 
 def test_examples_ask_as_self_play_does_and_answer_as_people_did() -> None:
-    batch = examples().batch(0, 27)
+    batch = list(map(examples().example, range(27)))
     roles = Counter(example.role for example in batch)
     assert roles == {"recognizer": 21, "responder": 6}
     for example in batch:
@@ -218,18 +218,20 @@ def test_with_thinking_the_supervised_start_still_teaches_answers_after_a_closed
     """
     prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80, thinking=True)
     taught = SftExamples(TRAIN, prompts, SelfPlayConfig(), run_seed=5, expression_share=0.25, max_length=1000)
-    assert taught.batch(0, 27) == examples().batch(0, 27)
+    assert list(map(taught.example, range(27))) == list(map(examples().example, range(27)))
 
 
-def test_batches_are_a_function_of_the_step() -> None:
-    assert examples().batch(3, 4) == examples().batch(0, 16)[12:]
+def test_an_example_is_a_function_of_its_slot() -> None:
+    """Ranks make other slots, in another order."""
+    one, other, slots = examples(), examples(), range(60)
+    assert list(map(one.example, slots)) == list(map(other.example, reversed(slots)))[::-1]
 
 
 def test_replies_that_self_play_would_gate_are_not_taught() -> None:
     train = [conversation("1", "A[joy]: hi there", "B[joy]: what joy it is", "A[joy]: no")]
     with pytest.raises(UserError, match="annotated reply"):
         examples(train=train)
-    assert {e.role for e in examples(0.0, train).batch(0, 5)} == {"recognizer"}
+    assert {e.role for e in map(examples(0.0, train).example, range(5))} == {"recognizer"}
 
 
 def test_an_example_longer_than_the_model_takes_is_named() -> None:
