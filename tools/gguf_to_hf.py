@@ -2,7 +2,7 @@
 
     python -m tools.gguf_to_hf --gguf SmolLM2-135M-Instruct.Q4_1.gguf --output smollm2
 
-`--layers 10` keeps the lowest ten layers under a head fitted to them (tools/fitted_head.py) on the texts of
+`--layers 9` keeps the lowest nine layers under a head fitted to them (tools/fitted_head.py) on the texts of
 the bundled corpus, for a cheap recognizer in studies. Weights are dequantised to fp32; tokenizer and chat
 template are included. For machines that can reach a package index but no model hub. transformers reads the
 file, which needs the packages gguf and accelerate.
