@@ -18,7 +18,7 @@ from selfemo.common.errors import UserError
 from selfemo.common.files import replace_text
 from selfemo.config.load import as_yaml, load_config
 from selfemo.config.schema import RunConfig
-from selfemo.records.inputs import INPUT_PATHS, same_inputs
+from selfemo.records.inputs import INPUT_PATHS, INPUTS_NAME, same_inputs
 from selfemo.records.manifest import CHECKPOINT_KINDS
 
 CONFIG_NAME = "config.yaml"
@@ -35,8 +35,17 @@ MODEL_NAME = "model"
 INITIAL_MODEL_NAME = "model-initial"
 RESUMES_NAME = "resumes.jsonl"
 TRAINING_DIALOGUES_NAME = "training_dialogues.json"
+TENSORBOARD_NAME = "tensorboard"
+WANDB_NAME = "wandb"
+DUMP_NAME = "bad_batch"
 LOCK_NAME = "run.lock"
 """There while a launch is alive (selfemo.process.run_lock), and after one that was killed."""
+WRITTEN = (
+    *(METRICS_NAME, SAMPLES_NAME, RESUMES_NAME, TRAINING_DIALOGUES_NAME, INPUTS_NAME),
+    *(CHECKPOINTS_NAME, FLYWHEEL_NAME, OLD_FLYWHEEL_NAME, MODEL_NAME, INITIAL_MODEL_NAME),
+    *(TENSORBOARD_NAME, WANDB_NAME, DUMP_NAME),
+)
+"""What a run writes beside its configuration, its logs, its lock and its summary."""
 CHECKPOINT_NAME = re.compile(rf"({'|'.join(CHECKPOINT_KINDS)})-\d{{6,12}}")
 CHANGEABLE = (
     "parallel.",
@@ -68,8 +77,8 @@ class RunDirectory:
         The caller holds its lock.
 
         An unfinished run of the same configuration stays as it is if it has a checkpoint to go on from, and
-        is removed if it has none (its logs stay): records of two attempts must not mix. A finished run stays
-        as it is.
+        is removed if it has none (its logs stay, and whatever no run writes): records of two attempts must
+        not mix. A finished run stays as it is.
 
         Raises:
             UserError: the directory is not empty and holds another run, or cannot be written.
@@ -107,10 +116,8 @@ class RunDirectory:
             raise UserError(f"{root}: exists and is not a directory: choose another output_dir")
         run, stored = cls(root), root / CONFIG_NAME
         foreign = root.exists() and any(entry.name not in (LOGS_NAME, LOCK_NAME) for entry in root.iterdir())
-        if foreign and not stored.exists() and (is_locked or not (root / LOCK_NAME).exists()):
-            raise UserError(
-                f"{root}: not empty and not a run of selfemo (no {CONFIG_NAME}): choose another output_dir"
-            )
+        if foreign and (is_locked or not (root / LOCK_NAME).exists()) and (why := run._is_no_run()):
+            raise UserError(f"{root}: not empty and not a run of selfemo ({why}): choose another output_dir")
         if stored.exists():
             changes = {
                 name: (old, new)
@@ -146,10 +153,24 @@ class RunDirectory:
         """Whether the run ended and its summary is written."""
         return (self.root / SUMMARY_NAME).exists()
 
+    def _is_no_run(self) -> str:
+        """Say why no launch has written this directory, which holds something; "" if one has."""
+        stored = self.path(CONFIG_NAME)
+        if not stored.exists():
+            return f"no {CONFIG_NAME}"
+        records = (METRICS_NAME, INPUTS_NAME, SUMMARY_NAME)
+        if any(self.path(name).exists() for name in records) or any(self.path(LOGS_NAME).glob("rank-*.log")):
+            return ""
+        try:  # of a launch that was cut off at once, or of a project with files of its own
+            is_own = stored.read_text(encoding="utf-8") == as_yaml(load_config(stored))
+        except (UserError, UnicodeDecodeError):
+            is_own = False
+        return "" if is_own else f"its {CONFIG_NAME} is not one that a run writes"
+
     def _remove_unfinished(self) -> None:
         for entry in self.root.iterdir():
-            if entry.name not in (CONFIG_NAME, LOGS_NAME, LOCK_NAME):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if _is_of_a_run(entry.name):
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     def path(self, *parts: str) -> Path:
         """Join a path inside the run."""
@@ -169,6 +190,12 @@ class RunDirectory:
             file.write(
                 "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
             )
+
+
+def _is_of_a_run(name: str) -> bool:
+    """Whether a run writes an entry of this name, under its own or, while it is written, under another."""
+    unfinished = tuple(f".{written}." for written in WRITTEN)
+    return name in WRITTEN or name.startswith((*unfinished, f"{OLD_FLYWHEEL_NAME}-"))
 
 
 def flywheel_file(root: Path, engine: int) -> Path:

@@ -21,10 +21,10 @@ from selfemo.common.files import replace_text
 from selfemo.config.schema import RewardConfig
 from selfemo.grpo.samples import TrainingSample
 from selfemo.megatron.step_stats import PolicyStats, StepStats
+from selfemo.records.directory import DUMP_NAME
 from selfemo.rewards.components import Component
 from selfemo.rewards.scoring import ScoredGroup
 
-DUMP_NAME = "bad_batch"
 ON_POLICY_TOLERANCE = 1e-3
 RATIO_MEAN_LIMIT = 100.0
 """A mean ratio above this, or below its inverse, is beyond any policy that a clip could keep near."""

@@ -22,10 +22,10 @@ from selfemo.megatron.rng import collect_rng
 from selfemo.megatron.step_stats import PolicyStats, StepStats
 from selfemo.process import watchdog
 from selfemo.records.content import corpus_digest
-from selfemo.records.directory import CHECKPOINTS_NAME, MODEL_NAME, RunDirectory
+from selfemo.records.directory import CHECKPOINTS_NAME, DUMP_NAME, MODEL_NAME, RunDirectory
 from selfemo.records.manifest import MANIFEST_VERSION, Manifest, Position, Progress, Stage
 from selfemo.run.checkpoints import Checkpoints, Found
-from selfemo.run.guards import DUMP_NAME, dump_batch, skipped_step
+from selfemo.run.guards import dump_batch, skipped_step
 from selfemo.run.journal import Journal
 from selfemo.run.logprob_gap import gap_problem
 from selfemo.run.resume import code_versions

@@ -16,9 +16,9 @@ from typing import Any, Literal, Protocol
 
 from selfemo.common.errors import UserError
 from selfemo.config.schema import RunConfig
+from selfemo.records.directory import TENSORBOARD_NAME
 from selfemo.run.scalars import GROUP_AXES, Scalars, scalars_of
 
-TENSORBOARD_NAME = "tensorboard"
 LOGIN_S = 1
 """Seconds to wait for a key that is asked for in the log, where nobody sees the question."""
 FLUSH_S = 10

@@ -25,6 +25,38 @@ def test_an_unfinished_run_without_a_checkpoint_is_replaced(tmp_path):
     assert sorted(entry.name for entry in run.root.iterdir()) == ["config.yaml"]
 
 
+def test_only_what_a_run_writes_is_removed(tmp_path):
+    """Notes, a log that a shell writes and a link to data lie in a run's directory, too."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine").write_text("x")
+    run = RunDirectory.claim(config(tmp_path))
+    run.append_jsonl("metrics.jsonl", {"event": "sft"})
+    for name in ("model-initial", "flywheel", ".model.pending-7"):
+        run.path(name).mkdir()
+    for name in ("flywheel.sqlite-wal", ".inputs.json.tmp", "notes.md", "train.log", ".modelrc"):
+        run.path(name).write_text("x")
+    run.path("wandb").symlink_to(tmp_path / "data")
+    RunDirectory.claim(config(tmp_path))
+    left = ["config.yaml", "notes.md", "train.log", ".modelrc"]
+    assert sorted(entry.name for entry in run.root.iterdir()) == sorted(left)
+    assert (tmp_path / "data" / "mine").exists()
+
+
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_a_project_with_a_config_of_its_own_is_no_run(tmp_path, is_locked):
+    """Its model would be removed as that of an unfinished run, and its comments be lost."""
+    root = tmp_path / "run"
+    (root / "model").mkdir(parents=True)
+    (root / "config.yaml").write_text("# ours\ncorpus: {name: everyday}\n")
+    with pytest.raises(
+        UserError, match=r"not a run of selfemo \(its config.yaml is not one that a run writes"
+    ):
+        RunDirectory.check(config(tmp_path), is_locked)
+    (root / "config.yaml").write_text("defaults: [hydra]\n")
+    with pytest.raises(UserError, match=r"not a run of selfemo \(its config.yaml"):
+        RunDirectory.check(config(tmp_path), is_locked)
+
+
 def test_an_unfinished_run_with_a_checkpoint_is_left_to_be_resumed(tmp_path):
     run = RunDirectory.claim(config(tmp_path))
     run.append_jsonl("metrics.jsonl", {"event": "sft"})
