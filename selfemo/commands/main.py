@@ -45,8 +45,13 @@ ConfigOption = Annotated[
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.learning_rate=1e-4.")]
 
 
+PLANNED = {"nodes": "--nodes", "processes_per_node": "--processes-per-node", "gpu": "--gpu"}
+"""Options of `train` that a dry run alone reads, by parameter."""
+
+
 @app.command()
 def train(
+    context: typer.Context,
     config: ConfigOption = None,
     overrides: Overrides = None,
     dry_run: Annotated[
@@ -84,6 +89,11 @@ def train(
         if gpu:
             plan(overrides, config, nodes, processes_per_node, gpu)
         return
+    for name, option in PLANNED.items():  # from the environment they are torchrun's
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE":
+            raise UserError(
+                f"{option} is read by a dry run alone, and this would train: add --dry-run, or leave it out"
+            )
     from selfemo.commands.train import run_training
 
     run_training(settings)

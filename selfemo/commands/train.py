@@ -92,6 +92,12 @@ def place_in_world(environment: Mapping[str, str] = os.environ) -> Place:
             f"WORLD_SIZE={size} and no {missing[0]}: start the command with torchrun, which sets them, or "
             "unset WORLD_SIZE for one process"
         )
+    port = environment.get("MASTER_PORT", "")
+    if size > 1 and not (port.isascii() and port.isdigit() and len(port) <= DIGITS):
+        raise UserError(
+            f"MASTER_PORT={quote(port)}: expected a number (a Kubernetes service called master sets an "
+            "address there): set it, or start the command with torchrun"
+        )
     return Place(rank, size)
 
 

@@ -75,6 +75,11 @@ def violations(config: RunConfig) -> Iterator[str]:
         if name not in known:
             yield f"{field}={quote(name)}: expected one of {', '.join(known)}{nearest(name, known)}"
     model, play = config.model, config.selfplay
+    if not config.output_dir.strip() or "://" in config.output_dir:
+        yield (
+            f"output_dir={quote(config.output_dir)}: expected a directory of this machine, such as "
+            "runs/first (a mounted one for a bucket): name one"
+        )
     if config.corpus.labelled_share == 0:
         yield "corpus.labelled_share=0 leaves no labelled turn to learn from: set it above 0"
     if config.corpus.reveal_hidden and config.corpus.labelled_share == 1:

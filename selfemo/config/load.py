@@ -175,8 +175,14 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             f"override {override!r}: expected section.field=value, such as train.learning_rate=1e-4"
         )
     hint = hint_of(RunConfig, name)
+    if dataclasses.is_dataclass(hint):
+        first = dataclasses.fields(hint)[0].name
+        raise UserError(
+            f"override {override!r}: {name} is a section, and its other fields would be lost: set single "
+            f"fields, such as {name}.{first}=..."
+        )
     try:
-        value = text.strip() if is_text(hint) and not is_quoted(text) else _parse_yaml(text)
+        value = text.strip() if is_text(hint) and not is_quoted(text) else _parse_yaml(text, hint)
     except _NotYaml:
         value = text
     *sections, leaf = name.split(".")

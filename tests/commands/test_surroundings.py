@@ -48,6 +48,26 @@ def test_chat_without_an_input_is_told_before_anything_is_loaded() -> None:
     assert "standard input is closed" in one_line(f"{SELFEMO} chat --model /nowhere <&-")
 
 
+@pytest.mark.parametrize("option", [["--nodes", "2"], ["--processes-per-node", "1"], ["--gpu", "h100-80g"]])
+def test_an_option_of_a_dry_run_starts_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    monkeypatch.setattr("selfemo.commands.train.run_training", lambda settings: print("trains"))
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")  # torchrun's
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["selfemo", "train", "corpus.name=everyday", *option])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert f"{option[0]} is read by a dry run alone" in said.err
+    assert "trains" not in said.out
+    monkeypatch.setattr(sys, "argv", ["selfemo", "train", "corpus.name=everyday"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr().out) == (0, "trains\n")
+
+
 def test_an_input_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (tmp_path / "out").open("wb") as writing:
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=writing))
@@ -117,6 +137,10 @@ def test_a_rank_that_is_no_number_is_one_line(tmp_path: Path) -> None:
         ({"RANK": ""}, "RANK=''"),
         ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE='9999"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
+        (
+            {"WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "tcp://10.0.0.1:80"},
+            "MASTER_PORT='tcp://10.0.0.1:80': expected a number",
+        ),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 and no MASTER_ADDR: start the command with torchrun"),
     ],
 )

@@ -97,6 +97,47 @@ def test_a_word_that_yaml_takes_for_a_truth_value_is_a_word(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [("010", 10), ("-0", None), ("1_000", 1000), ("12", 12), ("1:30", None), ("on", None), ("true", None)],
+)
+def test_a_number_is_read_as_it_is_written(tmp_path, text, value):
+    """YAML 1.1 takes 010 for 8 and 1:30 for 90, and pydantic takes on for 1."""
+    (tmp_path / "run.yaml").write_text(f"corpus: {{name: everyday}}\niterations: {text}\n")
+    for path, overrides in (
+        (tmp_path / "run.yaml", ()),
+        (None, ("corpus.name=everyday", f"iterations={text}")),
+    ):
+        if value is None and text != "-0":
+            with pytest.raises(UserError, match=f"iterations='{text}': input should be a valid integer"):
+                load_config(path, overrides)
+        else:
+            assert load_config(path, overrides).iterations == (value or 0)
+
+
+@pytest.mark.parametrize("text", ["1:30.5", "yes"])
+def test_a_fraction_is_read_as_it_is_written(text):
+    with pytest.raises(UserError, match=f"train.learning_rate='{text}': input should be a valid number"):
+        load_config(None, [f"train.learning_rate={text}"])
+
+
+@pytest.mark.parametrize("override", ["sft={}", "sft={steps: 3}", "corpus=everyday"])
+def test_a_section_is_not_replaced_as_a_whole(tmp_path, override):
+    """What a file says of its other fields would be lost in silence."""
+    (tmp_path / "run.yaml").write_text("sft: {expression_share: 0.5}\n")
+    with pytest.raises(
+        UserError, match=rf"is a section, .* such as {override.partition('=')[0]}\.\w+=\.\.\."
+    ):
+        load_config(tmp_path / "run.yaml", [override])
+
+
+@pytest.mark.parametrize("place", ["", " ", "s3://bucket/run", "hdfs://x"])
+def test_a_run_goes_into_a_directory_of_this_machine(place):
+    """Of a variable that is not set, the current directory would become a run."""
+    with pytest.raises(UserError, match=r"output_dir=.*: expected a directory of this machine"):
+        load_config(None, [f"output_dir={place}"])
+
+
+@pytest.mark.parametrize(
     ("text", "line"),
     [("train: {clip_grad: 2}\nseed: 3\ntrain: {adam_eps: 1}\n", 3), ("seed: 1\nseed: 1\n", 2)]
     + [("train:\n  clip_grad: 2\n  clip_grad: 3\n", 3)],
