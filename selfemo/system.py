@@ -28,7 +28,6 @@ from selfemo.process import watchdog
 from selfemo.process.collectives import all_or_none, on_rank0
 from selfemo.records.directory import INITIAL_MODEL_NAME, RunDirectory
 from selfemo.rollout.api import Engine
-from selfemo.rollout.replicas import ReplicatedGenerator
 from selfemo.rollout.vllm_engine import RolloutEngine
 from selfemo.selfplay.launch_checks import checked_prompts
 from selfemo.selfplay.prompts import PromptBuilder
@@ -60,7 +59,6 @@ class System:
     prompts: PromptBuilder
     learner: Learner
     engine: Engine
-    generator: ReplicatedGenerator
     weight_sync: WeightSync
 
 
@@ -118,8 +116,7 @@ def build_system(config: RunConfig, world: World, run: RunDirectory, corpus: Cor
         str(model_dir), config.rollout, config.model.max_length, encoder.end_of_turn_ids, world.device.kind
     )
     weight_sync = WeightSync(learner, engine, str(model_dir), config.sync, config.rollout.dtype, probes)
-    generator = ReplicatedGenerator(engine, config.rollout.tensor_parallel)
-    return System(world, corpus, model_dir, encoder, prompts, learner, engine, generator, weight_sync)
+    return System(world, corpus, model_dir, encoder, prompts, learner, engine, weight_sync)
 
 
 def _read_model(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from selfemo.config.schema import RunConfig
 from selfemo.config.training_corpus import load_run_corpus
 from selfemo.corpora.labelled import label_counts
-from selfemo.evaluation.recognition import evaluate_recognition
+from selfemo.evaluation.recognition import report_readings
 from selfemo.grpo.advantages import training_samples
 from selfemo.process import watchdog
 from selfemo.process.collectives import all_or_none, on_rank0
@@ -142,12 +142,8 @@ class Trainer:
 
         Each answer sees the turns up to the one it names, and none after it.
         """
+        parts, turns = self.parts, self.parts.held_out
         with self.journal.phase("eval"):
-            report = evaluate_recognition(
-                self.parts.generator,
-                self.system.prompts,
-                self.parts.held_out,
-                self.config.selfplay,
-                self.parts.rewards.score,
-            )
+            readings = parts.episodes.read_greedily([turn.context for turn in turns])
+            report = report_readings(readings, turns, self.system.corpus.labels, parts.rewards.score)
         self.journal.evaluated(stage, report)

@@ -168,7 +168,7 @@ class Flywheel:
         """Record a teacher's readings of real turns, and keep those that have labels.
 
         Args:
-            groups: the same on every rank; the first rank writes them.
+            groups: those that this rank answers for.
             labels: taught for each group's turn.
         """
         self._take_up_readings(
@@ -182,36 +182,35 @@ class Flywheel:
         """Record a teacher's readings of kept replies; those that are read as they were meant teach.
 
         Args:
-            groups: of `Reply.opening`s, with the emotions that each was written for as target; the same on
-                every rank.
+            groups: those that this rank answers for: of `Reply.opening`s, with the emotions that each was
+                written for as target.
 
         Returns:
-            Number of replies that were read as they were meant.
+            Number of replies of all ranks that were read as they were meant.
         """
         found = []
         for scored, record in zip(groups, self._readings_of(groups, weight_version), strict=True):
             kept, reason = judge_reading(scored, self._config, self._score)
             labels = record.target if kept else scored.group.consensus.labels
             found.append(replace(record, labels=labels, kept=kept, reason=reason))
-        self._take_up_readings(found)
-        return sum(record.kept for record in found)
+        return self._take_up_readings(found)
 
     def _readings_of(self, groups: Sequence[ScoredGroup], weight_version: int) -> list[Record]:
         """Make the records of a teacher's readings, not yet judged, with the next numbers."""
+        before, total = self._peers.numbered(len(groups))
+        first = self._last_id + before + 1
+        self._offered, self._last_id = self._offered + total, self._last_id + total
         return [
             make_record(scored, record_id, weight_version, scored.group.consensus.agreement)
-            for record_id, scored in enumerate(groups, self._last_id + 1)
+            for record_id, scored in enumerate(groups, first)
         ]
 
-    def _take_up_readings(self, records: Sequence[Record]) -> None:
-        """Record a teacher's readings, which every rank has; the first rank writes them."""
-        self._last_id += len(records)
-        self._offered += len(records)
-        self._readings += sum(record.kept for record in records)
-        for record in records:
-            if record.kept:
-                self.lessons.add(record)
-        self._append(records if self._peers.is_first else [])
+    def _take_up_readings(self, records: Sequence[Record]) -> int:
+        """Record a teacher's readings; returns how many of all ranks' are kept."""
+        before = self._readings
+        self._remember([record for record in records if record.kept], by_teacher=True)
+        self._append(self._peers.to_writer(records))
+        return self._readings - before
 
     def kept_dialogues(self, before_iteration: int | None = None) -> Sequence[KeptDialogue]:
         """Return the dialogues that openings may continue, oldest first; the same on every rank.
@@ -260,20 +259,25 @@ class Flywheel:
             for record in passed
         ]
 
-    def _remember(self, kept: Sequence[Record]) -> None:
-        """Take up what all ranks kept, as far as openings and lessons need it."""
-        consensus = [record for record in kept if record.reason == CONSENSUS]
-        (count,) = self._peers.totals([len(consensus)])
+    def _remember(self, kept: Sequence[Record], by_teacher: bool = False) -> None:
+        """Take up what all ranks kept, as far as openings and lessons need it.
+
+        Args:
+            by_teacher: they are a teacher's readings, which open nothing.
+        """
+        readings = [record for record in kept if record.reason in READINGS]
+        (count,) = self._peers.totals([len(readings)])
         self._readings += count
-        read = [r for r in kept if r.role == "recognizer" and r.reason != CONSENSUS]
-        dialogues = [(record.iteration, self._dialogue(record)) for record in read]
-        self._continuable.extend(self._peers.newest(dialogues, OPENING_RECORDS))
-        agreed = [(record.iteration, lesson) for record in consensus if (lesson := consensus_on(record))]
-        for made, placed in self._peers.newest(agreed):
-            self.lessons.take_up(made, *placed.value)
+        if not by_teacher:
+            read = [r for r in kept if r.role == "recognizer" and r.reason not in READINGS]
+            dialogues = [(record.iteration, self._dialogue(record)) for record in read]
+            self._continuable.extend(self._peers.newest(dialogues, OPENING_RECORDS))
+        agreed = [(record.iteration, placed) for record in readings if (placed := consensus_on(record))]
+        for made, placed in self._peers.readings(agreed):
+            self.lessons.take_up(made, *placed)
         replies = [(record.iteration, reply) for record in kept if (reply := reply_of(record))]
         for made, delivered in self._peers.newest(replies, KEPT_REPLIES):
-            self.lessons.take_up_reply(made, delivered)
+            self.lessons.take_up_reply(made, delivered, by_teacher)
 
     def _append(self, records: Sequence[Record]) -> None:
         store = self._store

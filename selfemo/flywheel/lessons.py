@@ -105,16 +105,19 @@ class Lessons:
         if agreed := consensus_on(record):
             self.take_up(record.iteration, *agreed)
         if reply := reply_of(record):
-            replies = self._replies if record.reason == READ_BACK else self._unread
-            replies.append((record.iteration, Delivered.own(reply)))
+            self.take_up_reply(record.iteration, Delivered.own(reply), record.reason == READ_BACK)
 
     def take_up(self, iteration: int, place: Place, lesson: Lesson) -> None:
         """Take up a consensus on a real turn, as `add` does."""
         self._read[place] = (iteration, lesson)
 
-    def take_up_reply(self, iteration: int, reply: Delivered[Reply]) -> None:
-        """Take up a kept reply, as `add` does; it is not unpacked."""
-        self._unread.append((iteration, reply))
+    def take_up_reply(self, iteration: int, reply: Delivered[Reply], is_read: bool) -> None:
+        """Take up a kept reply, as `add` does; it is not unpacked.
+
+        Args:
+            is_read: a teacher has read it as it was meant.
+        """
+        (self._replies if is_read else self._unread).append((iteration, reply))
 
     def unread(self, since: int) -> list[Reply]:
         """List the kept replies since an iteration, for a teacher to read."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from selfemo.flywheel.delivered import Delivered
+from selfemo.flywheel.lessons import Lesson
+from selfemo.selfplay.openings import Place
 
 
 class Alone:
@@ -25,11 +27,15 @@ class Alone:
         """Let the first rank decide on the items of all ranks, in order; returns this rank's decisions."""
         return decide(list(items))
 
-    def newest[T](
-        self, items: Sequence[tuple[int, T]], limit: int | None = None
-    ) -> list[tuple[int, Delivered[T]]]:
-        """Return the (iteration, item) of all ranks in order: the last `limit`, or all."""
-        return [(made, Delivered.own(item)) for made, item in (items[-limit:] if limit else items)]
+    def newest[T](self, items: Sequence[tuple[int, T]], limit: int) -> list[tuple[int, Delivered[T]]]:
+        """Return the last `limit` (iteration, item) of all ranks, in order."""
+        return [(made, Delivered.own(item)) for made, item in items[-limit:]]
+
+    def readings(
+        self, agreed: Sequence[tuple[int, tuple[Place, Lesson]]]
+    ) -> Sequence[tuple[int, tuple[Place, Lesson]]]:
+        """Return the (iteration, consensus on a real turn) of all ranks, in order."""
+        return agreed
 
     def to_writer[T](self, items: Sequence[T]) -> list[T]:
         """Hand items to the engine's writing rank: it gets those of all of its ranks, others get none."""

@@ -1,4 +1,4 @@
-"""Plays each episode on the ranks of one engine, which then score it.
+"""Plays each episode on the ranks of one engine, which then score it; turns are read in the same way.
 
 An engine plays a contiguous share of the openings: requests, prompts, samples, readings, votes, rewards and
 advantages are made by its own ranks, which share the work, and stay there. An episode's seeds derive from its
@@ -13,21 +13,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch.distributed as dist
 
 from selfemo.config.schema import RunConfig
+from selfemo.corpora.conversation import Turn
+from selfemo.emotions.answer import Reading
 from selfemo.grpo.advantages import advantages_of, carrying
+from selfemo.process import watchdog
 from selfemo.process.collectives import raise_together, together
 from selfemo.process.engine_ranks import EngineRanks
 from selfemo.rewards.scoring import Rewards, ScoredGroup
 from selfemo.rollout.api import Engine, Session
 from selfemo.rollout.sessions import CallByCall
 from selfemo.run.guards import check_rewards
-from selfemo.run.stop_rounds import GuardedSession, OtherRankFailed, StopRounds
+from selfemo.run.stop_rounds import GuardedEngine, GuardedSession, OtherRankFailed, StopRounds
 from selfemo.run.stoppable import Stopped, StopRequest
 from selfemo.selfplay.episode import SelfPlay
-from selfemo.selfplay.records import Episode, Opening
+from selfemo.selfplay.records import Episode, Group, Opening
+from selfemo.selfplay.teacher import read_turns
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,12 @@ class EpisodesByEngine:
         """Take the parts.
 
         Args:
-            play: its dealing is replaced by that of one engine.
+            play: its dealing and generator are replaced by those of one engine.
             engine: this rank's, or its part of one that spans several.
             ranks: those that share it.
             lock_step: as rollout.lock_step.
         """
-        self._play = replace(play, deal=ranks.deal)
+        self._play = replace(play, deal=ranks.deal, generator=GuardedEngine(engine))
         self._engine, self._ranks, self._stop, self._lock_step = engine, ranks, stop, lock_step
         self._rounds_group = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
 
@@ -95,6 +100,31 @@ class EpisodesByEngine:
             raised = error
         raise_together(raised)
         return played
+
+    def read(self, openings: Sequence[Opening], iteration: int) -> Sequence[Group]:
+        """Let the teacher read the last turn of each opening; returns the groups that this rank answers for.
+
+        Args:
+            openings: the same on every rank, which together answer for all of them, in order.
+
+        Raises:
+            Stopped: on every rank, if some rank was asked to stop.
+            Exception: raised while an engine's turns were read, on every rank alike.
+        """
+        self._stop.check()
+        mine = self.of_engine(openings)
+        return self._ranks.own(together(lambda: read_turns(self._play, mine, iteration)))
+
+    def read_greedily(self, dialogues: Sequence[Sequence[Turn]]) -> list[Reading]:
+        """Read each dialogue's last turn as it is; returns all readings on every rank. Raises as `read`."""
+        self._stop.check()
+        mine, role = self.of_engine(dialogues), self._play.recognizer
+        own = self._ranks.own(together(lambda: role.read_last_turns(self._play.generator, mine)))
+        shares = [own] * dist.get_world_size()
+        if len(shares) > 1:
+            with watchdog.doing("gathering of readings"):
+                dist.all_gather_object(shares, own)
+        return list(chain.from_iterable(shares))
 
     @contextmanager
     def _session(self) -> Iterator[Session]:

@@ -14,16 +14,19 @@ import torch.distributed as dist
 from selfemo.common.errors import on_all_ranks
 from selfemo.config.schema import RunConfig
 from selfemo.corpora.conversation import Corpus
+from selfemo.flywheel.corpus_turns import CorpusTurns
 from selfemo.flywheel.delivered import Delivered
 from selfemo.flywheel.flywheel import Flywheel
+from selfemo.flywheel.lessons import Lesson
 from selfemo.flywheel.peers import Alone
 from selfemo.process import watchdog
 from selfemo.process.collectives import on_rank0, together
 from selfemo.process.engine_ranks import EngineRanks
-from selfemo.process.exchange import pack, rows_of_ranks, send_objects, unpack
+from selfemo.process.exchange import pack, rows_of_ranks, send_objects, tables_of_ranks, unpack
 from selfemo.process.reduction import OverRanks
 from selfemo.records.directory import flywheel_file, flywheel_files
 from selfemo.rewards.scoring import Rewards
+from selfemo.selfplay.openings import Place
 
 
 def open_flywheel(
@@ -36,7 +39,7 @@ def open_flywheel(
         rewards,
         flywheel_file(root, ranks.engine),
         is_writer=ranks.part == 0,
-        peers=FlywheelPeers(ranks, device),
+        peers=FlywheelPeers(ranks, device, CorpusTurns(corpus)),
         files=on_rank0(lambda: flywheel_files(root)),
         has_reader=config.teacher_reads_replies,
     )
@@ -45,8 +48,8 @@ def open_flywheel(
 class FlywheelPeers(Alone):
     """The ranks of a run. Every method is collective."""
 
-    def __init__(self, ranks: EngineRanks, device: torch.device) -> None:
-        self._ranks, self._device = ranks, device
+    def __init__(self, ranks: EngineRanks, device: torch.device, turns: CorpusTurns) -> None:
+        self._ranks, self._device, self._turns = ranks, device, turns
         self.is_first = dist.get_rank() == 0
 
     def numbered(self, count: int) -> tuple[int, int]:
@@ -77,19 +80,27 @@ class FlywheelPeers(Alone):
             raise on_all_ranks(failure)
         return mine
 
-    def newest[T](
-        self, items: Sequence[tuple[int, T]], limit: int | None = None
-    ) -> list[tuple[int, Delivered[T]]]:
-        """Return the (iteration, item) of all ranks in order: the last `limit`, or all; packed one by one."""
+    def newest[T](self, items: Sequence[tuple[int, T]], limit: int) -> list[tuple[int, Delivered[T]]]:
+        """Return the last `limit` (iteration, item) of all ranks, in order; they travel packed one by one."""
         counts = [row[0] for row in rows_of_ranks([len(items)], self._device)]
         later = sum(counts[dist.get_rank() + 1 :])
-        wanted = len(items) if limit is None else min(len(items), max(0, limit - later))
+        wanted = min(len(items), max(0, limit - later))
         packed = [(made, pack(item)) for made, item in items[len(items) - wanted :]]
         sent: dict[int, list[tuple[int, bytes]]] = send_objects({0: packed}, self._device)
         joined: list[Any] = [list(chain.from_iterable(sent.values()))]
         with watchdog.doing("broadcast of kept records"):
             dist.broadcast_object_list(joined, src=0)
         return [(made, Delivered(partial(unpack, item))) for made, item in joined[0]]
+
+    def readings(
+        self, agreed: Sequence[tuple[int, tuple[Place, Lesson]]]
+    ) -> Sequence[tuple[int, tuple[Place, Lesson]]]:
+        """Return the (iteration, consensus on a real turn) of all ranks in order; they travel as rows."""
+        rows = [(made, *self._turns.row(*placed)) for made, placed in agreed]
+        table = torch.tensor(rows, dtype=torch.int32).reshape(-1, 1 + self._turns.columns)
+        counts = [row[0] for row in rows_of_ranks([len(rows)], self._device)]
+        joined = tables_of_ranks(table, counts, self._device).tolist()
+        return [(made, self._turns.lesson(row)) for made, *row in joined]
 
     def to_writer[T](self, items: Sequence[T]) -> list[T]:
         """Hand items to the engine's first rank, which gets those of all of its ranks; others get none."""

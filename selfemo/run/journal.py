@@ -54,7 +54,7 @@ from selfemo.run.outcome import (
 )
 from selfemo.run.spans import PhaseSpans, gather_by_rank
 from selfemo.run.trackers import Tracking
-from selfemo.selfplay.teacher import TaughtTurns
+from selfemo.selfplay.teacher import TeacherFigures
 from selfemo.sync.sync import SyncReport
 from selfemo.system import System, World
 
@@ -174,21 +174,20 @@ class Journal:
             f"of {report.n} turns"
         )
 
-    def taught(self, iteration: int, read: TaughtTurns, replies: int, as_meant: int) -> None:
+    def taught(self, iteration: int, read: TeacherFigures, replies: int, as_meant: int) -> None:
         """Record what the teacher read where a round begins.
 
         Args:
             replies: number of kept replies that it read.
             as_meant: number of those that it read as they were meant.
         """
-        first = Counter(labels[0] for labels in read.labels if labels)
-        turns = len(read.labels)
+        first = Counter(read.first)
         self._write(
             {
                 "event": "teacher",
                 "iteration": iteration,
-                "turns": turns,
-                "agreement": sum(group.consensus.agreement for group in read.groups) / max(1, turns),
+                "turns": read.turns,
+                "agreement": read.agreement,
                 "labels": dict(sorted(first.items())),
                 "weights": dict(read.weights),
                 "replies": replies,
@@ -196,7 +195,7 @@ class Journal:
             }
         )
         self._terminal.say(
-            f"teacher read {turns} turns without labels; {first.total()} of them teach: "
+            f"teacher read {read.turns} turns without labels; {first.total()} of them teach: "
             + ", ".join(f"{label} {count}" for label, count in first.most_common())
             + (f"; it read {as_meant} of {replies} replies as they were meant" if replies else "")
         )

@@ -8,13 +8,12 @@ from selfemo.config.schema import RunConfig
 from selfemo.evaluation.turns import EvaluationTurn, evaluation_turns
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.megatron.sample_dealer import SampleDealer
-from selfemo.process.dealing import map_over_ranks
 from selfemo.process.engine_ranks import EngineRanks
 from selfemo.records.directory import RunDirectory
 from selfemo.rewards.scoring import Rewards
 from selfemo.run.episodes import EpisodesByEngine
 from selfemo.run.flywheel_peers import open_flywheel
-from selfemo.run.stoppable import GuardedGenerator, StopRequest
+from selfemo.run.stoppable import StopRequest
 from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.openings import OpeningPool
 from selfemo.selfplay.transitions import TransitionPrior
@@ -25,14 +24,12 @@ from selfemo.system import System
 class Parts:
     """What the iterations of a run share, beside its models (System) and its progress (RunState)."""
 
-    generator: GuardedGenerator
-    """All engines as one; a call may end the run."""
     rewards: Rewards
     opening_pool: OpeningPool
     selfplay: SelfPlay
-    """Plays on all engines together."""
+    """Plays on this rank's engine."""
     episodes: EpisodesByEngine
-    """Plays each episode on one engine, and scores it there."""
+    """Plays each episode on one engine, and scores it there; reads turns in the same way."""
     dealer: SampleDealer
     flywheel: Flywheel
     held_out: tuple[EvaluationTurn, ...]
@@ -43,16 +40,14 @@ def build_parts(config: RunConfig, system: System, run: RunDirectory, stop: Stop
     """Build the parts of a run from its configuration and its system. Collective."""
     corpus, world = system.corpus, system.world
     train, device = corpus.split("train"), world.device.torch_device
-    generator = GuardedGenerator(system.generator, stop)
     rewards = Rewards(config.reward, train, corpus.labels)
     selfplay = SelfPlay(
-        generator=generator,
+        generator=system.engine,
         prompts=system.prompts,
         score=rewards.score,
         transitions=TransitionPrior.estimate(train),
         config=config.selfplay,
         run_seed=config.seed,
-        deal=map_over_ranks,
     )
     opening_pool = OpeningPool(corpus, config.selfplay, config.seed, config.corpus.history_turns)
     ranks = EngineRanks.join(config.rollout.tensor_parallel)
@@ -65,7 +60,6 @@ def build_parts(config: RunConfig, system: System, run: RunDirectory, stop: Stop
         device,
     )
     return Parts(
-        generator=generator,
         rewards=rewards,
         opening_pool=opening_pool,
         selfplay=selfplay,

@@ -14,12 +14,13 @@ from itertools import pairwise
 
 from selfemo.config.schema import RunConfig
 from selfemo.flywheel.lessons import Reply
-from selfemo.process.dealing import map_over_ranks
+from selfemo.process.collectives import together
+from selfemo.process.reduction import OverRanks
 from selfemo.run.journal import Journal
 from selfemo.run.parts import Parts
 from selfemo.run.state import RunState
 from selfemo.selfplay.openings import Place
-from selfemo.selfplay.teacher import labels_to_teach, read_turns
+from selfemo.selfplay.teacher import labels_to_teach, teacher_figures
 from selfemo.system import System
 
 
@@ -89,16 +90,18 @@ class Rounds:
         first = settings.seeds_per_iteration + len(openings)
         written = [reply.opening(number) for number, reply in enumerate(replies, first)]
         with self._journal.phase("rollout"):
-            groups = read_turns(parts.selfplay, [*openings, *written], iteration)
+            groups = parts.episodes.read([*openings, *written], iteration)
         if is_another:
             self._sync()
-        read = labels_to_teach(groups[: len(openings)], parts.rewards.label_shares, settings.align_consensus)
-        answers = zip(groups[len(openings) :], replies, strict=True)
-        meant = [replace(group, target=reply.labels) for group, reply in answers]
-        scored = parts.rewards.score_groups([*read.groups, *meant], map_over_ranks)
-        parts.flywheel.teach(scored[: len(openings)], read.labels, version)
-        as_meant = parts.flywheel.read_back(scored[len(openings) :], version)
-        self._journal.taught(iteration, read, len(replies), as_meant)
+        over = OverRanks(self._system.world.device.torch_device)
+        turns = [group for group in groups if group.episode < first]
+        read = labels_to_teach(turns, parts.rewards.label_shares, settings.align_consensus, over)
+        meant = [replace(g, target=replies[g.episode - first].labels) for g in groups if g.episode >= first]
+        scored = together(lambda: parts.rewards.score_groups([*read.groups, *meant]))
+        parts.flywheel.teach(scored[: len(turns)], read.labels, version)
+        as_meant = parts.flywheel.read_back(scored[len(turns) :], version)
+        figures = teacher_figures(read, self._system.corpus.labels, over)
+        self._journal.taught(iteration, figures, len(replies), as_meant)
 
     def _unread_replies(self, iteration: int) -> list[Reply]:
         """List the replies of the round before this one, if the teacher reads replies."""

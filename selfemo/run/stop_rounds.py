@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from selfemo.process import watchdog
 from selfemo.process.engine_ranks import EngineRanks
-from selfemo.rollout.api import Completion, GenerationRequest, Session, check_room
+from selfemo.rollout.api import Completion, Engine, GenerationRequest, Session, check_room
 from selfemo.run.stoppable import StopRequest
 
 PLAYING = 1
@@ -98,6 +98,19 @@ class StopRounds:
             raise OtherRankFailed
         self._stop.follow(asked)
         return int(state)
+
+
+class GuardedEngine:
+    """A generator: this rank's engine, whose calls are reported to the watchdog."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """Generate one completion per request, in order. Raises as `GuardedSession.add`."""
+        check_room(requests, self._engine.max_length)
+        with watchdog.doing(f"engine call of {len(requests)} requests"):
+            return self._engine.generate(requests)
 
 
 class GuardedSession:

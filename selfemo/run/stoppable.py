@@ -11,14 +11,12 @@ a record yet, so the run can go on from the start of the iteration.
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 
 from selfemo.process import watchdog
 from selfemo.process.stop import StopSignals
-from selfemo.rollout.api import Completion, GenerationRequest, Generator
 
 
 class Stopped(Exception):
@@ -48,20 +46,3 @@ class StopRequest:
         if asked:
             self._signals.asked = asked
             raise Stopped(signal.Signals(asked).name)
-
-
-class GuardedGenerator:
-    """A generator that can stop the run before each call, and reports each call to the watchdog."""
-
-    def __init__(self, generator: Generator, stop: StopRequest) -> None:
-        self._generator, self._stop = generator, stop
-
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """Generate as the wrapped generator does.
-
-        Raises:
-            Stopped: on every rank, if some rank was asked to stop.
-        """
-        self._stop.check()
-        with watchdog.doing(f"engine call of {len(requests)} requests"):
-            return list(self._generator.generate(requests))

@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from selfemo.emotions.answer import MAX_LABELS
+from selfemo.process.reduction import OneRank
 from selfemo.selfplay.episode import SelfPlay, view_seed
 from selfemo.selfplay.records import Group, Opening, Sample
 from selfemo.selfplay.roles import GREEDY
 from selfemo.selfplay.views import view_named
 
+ONE_RANK = OneRank()
 STEPS = 100
 RATE = 0.5
 LARGEST_WEIGHT = 6.0
@@ -29,11 +31,25 @@ class TaughtTurns:
     """What the teacher read in one round."""
 
     groups: tuple[Group, ...]
-    """One per turn, of one greedy answer per view; its consensus carries the votes."""
+    """One per turn that this rank answers for, of one greedy answer per view; its consensus carries the
+    votes."""
     labels: tuple[tuple[str, ...], ...]
-    """The labels taught for each turn, primary first; empty if no answer was in the grammar."""
+    """The labels taught for each of these turns, primary first; empty if no answer was in the grammar."""
     weights: tuple[tuple[str, float], ...]
     """(label, weight) of the alignment; empty without it."""
+
+
+@dataclass(frozen=True)
+class TeacherFigures:
+    """What the teacher read in one round, over all ranks."""
+
+    turns: int
+    agreement: float
+    """Mean over the turns, of the answers in different views."""
+    first: Mapping[str, int]
+    """Turns by the primary label that is taught; labels without any are left out."""
+    weights: tuple[tuple[str, float], ...]
+    """As TaughtTurns.weights."""
 
 
 def read_turns(play: SelfPlay, openings: Sequence[Opening], iteration: int) -> list[Group]:
@@ -79,21 +95,37 @@ def read_turns(play: SelfPlay, openings: Sequence[Opening], iteration: int) -> l
     ]
 
 
-def labels_to_teach(groups: Sequence[Group], shares: Mapping[str, float], align: bool) -> TaughtTurns:
+def labels_to_teach(
+    groups: Sequence[Group], shares: Mapping[str, float], align: bool, over: OneRank = ONE_RANK
+) -> TaughtTurns:
     """Decide on the labels of each turn: its annotation if the run reveals it, else the consensus.
 
     Args:
+        groups: those that this rank answers for.
         shares: of each label among annotated turns.
         align: weigh the labels so that the likeliest one has these shares.
+        over: adds up over the ranks that have groups.
     """
-    weights = alignment_weights([dict(group.consensus.shares) for group in groups], shares) if align else {}
+    votes = [dict(group.consensus.shares) for group in groups]
+    weights = alignment_weights(votes, shares, over) if align else {}
     labels = tuple(group.gold or _weighted(group, weights) for group in groups)
     pairs = zip(groups, labels, strict=True)
     taught = tuple(replace(group, taught=None if group.gold else found) for group, found in pairs)
     return TaughtTurns(taught, labels, tuple(sorted(weights.items())))
 
 
-def alignment_weights(votes: Sequence[Mapping[str, float]], shares: Mapping[str, float]) -> dict[str, float]:
+def teacher_figures(read: TaughtTurns, labels: Sequence[str], over: OneRank = ONE_RANK) -> TeacherFigures:
+    """Sum up what was read, over the ranks that have turns. `labels` is the closed set."""
+    own = Counter(taught[0] for taught in read.labels if taught)
+    turns, *counts = over.counts([len(read.labels), *(own[label] for label in labels)])
+    (agreement,) = over.sums([[group.consensus.agreement for group in read.groups]])
+    first = {label: count for label, count in zip(labels, counts, strict=True) if count}
+    return TeacherFigures(turns, agreement / max(1, turns), first, read.weights)
+
+
+def alignment_weights(
+    votes: Sequence[Mapping[str, float]], shares: Mapping[str, float], over: OneRank = ONE_RANK
+) -> dict[str, float]:
     """Find a weight for each label, so that each is the likeliest of as many turns as `shares` says.
 
     Each step multiplies a weight by (wanted share / found share) ** RATE; the step with the smallest error is
@@ -101,20 +133,25 @@ def alignment_weights(votes: Sequence[Mapping[str, float]], shares: Mapping[str,
     (docs/method.md).
 
     Args:
-        votes: per turn, the share of answers that named each label.
+        votes: per turn of this rank, the share of answers that named each label.
         shares: wanted; labels of share 0 are left alone.
+        over: adds up over the ranks that have turns.
     """
     weights = {label: 1.0 for label, share in shares.items() if share > 0}
     best, smallest = dict(weights), float("inf")
-    votes = [vote for vote in votes if vote]
-    for _ in range(STEPS if votes else 0):
-        winners = Counter(_likeliest(vote, weights) for vote in votes)
-        found = {label: winners[label] / len(votes) for label in weights}
+    alike = Counter(tuple(vote.items()) for vote in votes if vote)  # of thousands of votes, few differ
+    (turns,) = over.counts([alike.total()])
+    for _ in range(STEPS if turns else 0):
+        winners = Counter[str]()
+        for vote, times in alike.items():
+            winners[_likeliest(dict(vote), weights)] += times
+        counts = over.counts([winners[label] for label in weights])
+        found = {label: count / turns for label, count in zip(weights, counts, strict=True)}
         error = sum(abs(found[label] - shares[label]) for label in weights)
         if error < smallest:
             best, smallest = dict(weights), error
         for label in weights:
-            step = (shares[label] / max(found[label], 0.5 / len(votes))) ** RATE
+            step = (shares[label] / max(found[label], 0.5 / turns)) ** RATE
             weights[label] = min(LARGEST_WEIGHT, max(1 / LARGEST_WEIGHT, weights[label] * step))
     return best
 

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 
 from selfemo.config.schema import ModelConfig, RolloutConfig
+from selfemo.process.engine_ranks import EngineRanks
 from selfemo.rollout.api import GenerationRequest
-from selfemo.rollout.replicas import ReplicatedGenerator
 from selfemo.rollout.vllm_engine import ENVIRONMENT, RolloutEngine
 from selfemo.tokens.init_model import init_model
 
@@ -187,15 +187,16 @@ def test_a_sample_depends_on_prompt_seed_and_weights_alone_and_carries_its_logpr
         assert set(figures["cut"]) == {16}
 
 
-def _replicated(model_dir: str) -> bool:
-    engine = _engine(model_dir)
+def _in_shares(model_dir: str) -> bool:
+    """Tell whether engines that share out requests answer as the first one answers all of them."""
+    engine, engines = _engine(model_dir), EngineRanks.join(1)
     engine.receive_checkpoint_tensors(_weights(1), 1)
     requests = [GenerationRequest(_prompt(i), i, 5, 1.0) for i in range(7)]  # does not divide by two
-    return ReplicatedGenerator(engine, 1).generate(requests) == engine.generate(requests)
+    return engine.generate(engines.of_engine(requests)) == engines.of_engine(engine.generate(requests))
 
 
-def test_replicas_together_answer_like_one_engine(distributed, model_dir):
-    assert all(distributed(2, _replicated, model_dir, timeout_s=240))
+def test_engines_that_share_out_requests_answer_like_one_engine(distributed, model_dir):
+    assert all(distributed(2, _in_shares, model_dir, timeout_s=240))
 
 
 def test_on_a_gpu_vllm_starts_beside_the_trainer(monkeypatch):

@@ -10,7 +10,7 @@ from selfemo.common.errors import UserError
 from selfemo.config.schema import SelfPlayConfig
 from selfemo.corpora.conversation import Turn
 from selfemo.rollout.api import Completion, GenerationRequest, check_room
-from selfemo.rollout.replicas import ReplicatedGenerator
+from selfemo.run.stop_rounds import GuardedEngine
 from selfemo.selfplay.prompts import (
     DEFAULT_SPEAKER,
     MAX_SPEAKER_CHARS,
@@ -117,8 +117,8 @@ def test_the_longest_prompts_of_a_corpus_are_refused_where_they_do_not_fit() -> 
         check_room(requests, needed - 1)
 
 
-def test_replicas_refuse_what_does_not_fit_before_any_is_asked() -> None:
-    """Refuse on every rank, though shares differ: if one rank's engine refused, the others would wait."""
+def test_what_does_not_fit_is_refused_before_the_engine_is_asked() -> None:
+    """vLLM's own message names no setting of ours."""
 
     class Engine:
         max_length = 10
@@ -127,4 +127,4 @@ def test_replicas_refuse_what_does_not_fit_before_any_is_asked() -> None:
             raise AssertionError("the engine was asked")
 
     with pytest.raises(UserError, match=r"may take 11 tokens, model\.max_length=10"):
-        ReplicatedGenerator(Engine(), 1).generate([GenerationRequest((1, 2, 3), 0, 8, 1.0)])  # type: ignore[arg-type]
+        GuardedEngine(Engine()).generate([GenerationRequest((1, 2, 3), 0, 8, 1.0)])  # type: ignore[arg-type]

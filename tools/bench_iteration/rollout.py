@@ -33,7 +33,7 @@ def bench_rollout(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
     call.
     """
     trainer = build_trainer(bench_config(options, run_dir, turns=options.turns))
-    listener = _Listener(trainer.system.generator)
+    listener = _Listener(trainer.system.engine)
     seconds: dict[str, list[float]] = {
         "self-play": [],
         "plain": [],

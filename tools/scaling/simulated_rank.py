@@ -128,8 +128,9 @@ class SimulatedRank:
             CPU,
         )
         self.dealer._ranks_of_part = [[part] for part in range(gpus)]  # asked of all ranks, once in a run
+        peers = simulated_peers(meter, corpus)
         self.flywheel = Flywheel(
-            config.flywheel, corpus, self.rewards, directory / "flywheel.sqlite", True, simulated_peers(meter)
+            config.flywheel, corpus, self.rewards, directory / "flywheel.sqlite", True, peers
         )
         self._meter, self.seconds = meter, {}  # type: ignore[var-annotated]
 

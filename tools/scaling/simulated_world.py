@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from selfemo.corpora.conversation import Corpus
 from selfemo.process import exchange as wire
 
 LIGHTEST = 0.95
@@ -94,9 +95,10 @@ def enter(ranks: int, rank: int, meter: Meter) -> None:
         setattr(wire, made.__name__, made)
 
 
-def simulated_peers(meter: Meter) -> Any:
+def simulated_peers(meter: Meter, corpus: Corpus) -> Any:
     """Make the peers of a flywheel: candidates and kept records of the others are made of this rank's."""
     from selfemo.flywheel.admission import Candidate
+    from selfemo.flywheel.corpus_turns import CorpusTurns
     from selfemo.flywheel.delivered import Delivered
     from selfemo.process.engine_ranks import EngineRanks
     from selfemo.run.flywheel_peers import FlywheelPeers
@@ -122,12 +124,10 @@ def simulated_peers(meter: Meter) -> Any:
             packed = [pickle.dumps([next(decisions) for _ in share]) for share in shares]
             return list(pickle.loads(packed[0]))
 
-        def newest[T](
-            self, items: Sequence[tuple[int, T]], limit: int | None = None
-        ) -> list[tuple[int, Delivered[T]]]:
+        def newest[T](self, items: Sequence[tuple[int, T]], limit: int) -> list[tuple[int, Delivered[T]]]:
             packed = [(made, wire.pack(item)) for made, item in items]
             with meter.foreign():
-                wanted = len(items) * ranks if limit is None else min(limit, len(items) * ranks)
+                wanted = min(limit, len(items) * ranks)
                 copies = [packed[place % len(packed)] for place in range(wanted)]
                 joined = pickle.dumps([(made, bytes(bytearray(item))) for made, item in copies])
                 meter.received_bytes += len(joined)
@@ -135,6 +135,10 @@ def simulated_peers(meter: Meter) -> Any:
             if self.is_first:
                 found = pickle.loads(pickle.dumps(found))  # collected, then sent to all
             return [(made, Delivered(partial(wire.unpack, item))) for made, item in found]
+
+        def readings(self, agreed: Any) -> Any:
+            assert not agreed, "the corpus of a study has labels throughout"
+            return agreed
 
     def others(items: Sequence[Any], other: int) -> list[Any]:
         draw = torch.Generator().manual_seed(other)
@@ -147,4 +151,4 @@ def simulated_peers(meter: Meter) -> Any:
             for place, (item, is_fresh) in enumerate(zip(items, fresh, strict=True))
         ]
 
-    return SimulatedPeers(EngineRanks(ranks, rank), torch.device("cpu"))
+    return SimulatedPeers(EngineRanks(ranks, rank), torch.device("cpu"), CorpusTurns(corpus))

@@ -1,0 +1,58 @@
+"""Names a consensus on a turn of the corpus by a few numbers, which every rank can look up.
+
+The ranks of a run hold the same corpus, so a reading travels as the place of its turn and the labels, and not
+as the dialogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selfemo.corpora.conversation import Corpus
+from selfemo.corpora.overlap import TRAIN
+from selfemo.emotions.answer import MAX_LABELS
+from selfemo.flywheel.lessons import Lesson
+from selfemo.selfplay.openings import Place, place_of
+
+NO_LABEL = -1
+
+
+class CorpusTurns:
+    """The turns of the training dialogues, with the labels that the run may see."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        """Number the dialogues and the labels."""
+        revealed = {c.key: c for c in corpus.revealed}
+        self._dialogues = [revealed.get(c.key, c) for c in corpus.split(TRAIN)]
+        self._numbers = {c.key: number for number, c in enumerate(self._dialogues)}
+        self._labels = corpus.labels
+        longest = max((len(turn.labels) for c in corpus.revealed for turn in c.turns), default=0)
+        self._width = max(MAX_LABELS, longest)
+
+    @property
+    def columns(self) -> int:
+        """Number of integers of a row."""
+        return 3 + self._width
+
+    def row(self, place: Place, lesson: Lesson) -> tuple[int, ...]:
+        """Return the number of the dialogue, the first and the last turn that is shown, and the labels.
+
+        Raises:
+            ValueError: the corpus holds no such turns; it is a bug.
+        """
+        number, size = self._numbers[place[0]], len(lesson.turns)
+        turns = self._dialogues[number].turns
+        for first in range(len(turns) + 1 - size):
+            if turns[first : first + size] == lesson.turns:
+                labels = [self._labels.index(label) for label in lesson.labels]
+                unused = [NO_LABEL] * (self._width - len(labels))
+                return number, first, first + size - 1, *labels, *unused
+        raise ValueError(f"{place[0]}: holds no turns {place[1]}")
+
+    def lesson(self, row: Sequence[int]) -> tuple[Place, Lesson]:
+        """Return the turn and the lesson of a `row`."""
+        number, first, last, *labels = row
+        dialogue = self._dialogues[number]
+        turns = dialogue.turns[first : last + 1]
+        named = tuple(self._labels[label] for label in labels if label != NO_LABEL)
+        return place_of(dialogue.key, turns), Lesson("recognizer", turns, turns[-1].speaker, named)
