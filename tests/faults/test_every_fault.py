@@ -49,7 +49,7 @@ def test_a_signal_in_set_up_is_followed_when_set_up_is_done(launcher, untouched,
 
 WAYS = {
     "a hung engine": ({"at": "generate", "count": 5, "rank": 1, "do": "hang"}, "engine call of"),
-    "a dead engine": ({"at": "generate", "count": 5, "rank": 1, "do": "raise"}, "engine call of"),
+    "a dead engine": ({"at": "generate", "count": 5, "rank": 1, "do": "raise"}, "the engine died"),
     "a lost peer": (
         {"at": "optimizer", "count": 41, "rank": 1, "do": "kill"},
         "micro-batch|optimizer step|reduction",
