@@ -171,6 +171,10 @@ def locate_corpus(corpus: str, name: str = AUTO) -> tuple[CorpusFormat, Path]:
         UserError: as `resolve_corpus`.
     """
     if corpus == AUTO or (corpus in formats() and not Path(corpus).exists()):
+        if name not in (AUTO, corpus):
+            raise UserError(
+                f"--format {name}: {corpus} is read in its own form: leave the option out, or name a path"
+            )
         return resolve_corpus(corpus)
     if not Path(corpus).exists() and name == AUTO:
         valid = list(formats())

@@ -12,7 +12,14 @@ from selfemo.common.errors import UserError
 from selfemo.corpora import registry
 from selfemo.corpora.fetch import target_directory
 from selfemo.corpora.readers.jsonl import EVERYDAY_PATH
-from selfemo.corpora.registry import DATA_VARIABLE, default_data_root, formats, load_corpus, resolve_corpus
+from selfemo.corpora.registry import (
+    DATA_VARIABLE,
+    default_data_root,
+    formats,
+    load_corpus,
+    locate_corpus,
+    resolve_corpus,
+)
 
 Write = Callable[[str, str | bytes], Path]
 LINE = json.dumps({"id": "a", "turns": [{"speaker": "Ana", "text": "Hi", "labels": ["joy"]}]})
@@ -50,6 +57,13 @@ def test_of_two_corpora_in_one_directory_none_is_taken_in_silence(
     assert resolve_corpus("jsonl", jsonl_directory)[0].name == "jsonl"
     (jsonl_directory / "train.jsonl").unlink()
     assert resolve_corpus("auto", jsonl_directory)[0].name == "meld"
+
+
+@pytest.mark.parametrize("named", ["meld", "x"])
+def test_a_format_beside_a_corpuss_name_is_not_left_out_in_silence(named: str) -> None:
+    with pytest.raises(UserError, match=rf"--format {named}: everyday is read in its own form"):
+        locate_corpus("everyday", named)
+    assert locate_corpus("everyday", "everyday")[1] == locate_corpus("everyday")[1] == EVERYDAY_PATH
 
 
 def test_a_single_file_is_the_split_it_is_named_after(jsonl_directory: Path, write: Write) -> None:
