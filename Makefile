@@ -93,7 +93,7 @@ FUZZ_INPUTS ?= 100000
 fuzz: $(STAMP)
 	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest -p no:cacheprovider tests/fuzz tests/emotions/test_answer_fuzz.py
 
-# Every kill point in both layouts and every other fault; 17 minutes. Last run: docs/reliability_log.md.
+# Every kill point in both layouts and every other fault; 12 to 17 minutes. Last run: docs/reliability_log.md.
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m faults --capture=no
 
