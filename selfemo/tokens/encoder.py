@@ -28,7 +28,6 @@ from selfemo.common.json_file import read_json_object
 from selfemo.common.printable import quote
 from selfemo.emotions.answer import THINK_CLOSE, THINK_OPEN
 from selfemo.models.architecture import CONFIG_NAME, read_architecture
-from selfemo.tokens.library_config import check_library_config
 from selfemo.tokens.line_cuts import LineCuts
 from selfemo.tokens.template import (
     TEMPLATE_SETTINGS,
@@ -41,6 +40,7 @@ from selfemo.tokens.template import (
     split_template,
     told_as,
 )
+from selfemo.tokens.transformers_config import check_transformers_config
 
 CACHED_TEXTS = 65_536
 """Number of encoded lines that are cached: instructions and recent dialogue recur across an
@@ -86,7 +86,7 @@ class ChatEncoder:
             self._prepare()
         if (self._dir / CONFIG_NAME).is_file():
             architecture = read_architecture(self._dir)
-            check_library_config(self._dir, architecture)
+            check_transformers_config(self._dir, architecture)
             self._check_embedding(architecture.vocab_size)
 
     def _prepare(self) -> None:

@@ -29,7 +29,7 @@ COMPARED: Mapping[str, str] = {
 """Attributes of transformers' configuration, and the fields of Architecture that they must equal."""
 
 
-def check_library_config(directory: Path, architecture: Architecture) -> None:
+def check_transformers_config(directory: Path, architecture: Architecture) -> None:
     """Refuse a config.json that transformers cannot read, or reads as another model.
 
     Raises:

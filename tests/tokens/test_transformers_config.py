@@ -9,7 +9,7 @@ import pytest
 
 from selfemo.common.errors import UserError
 from selfemo.models.architecture import architecture_by_name, hf_config, read_architecture
-from selfemo.tokens.library_config import check_library_config
+from selfemo.tokens.transformers_config import check_transformers_config
 
 PLAIN = hf_config(architecture_by_name("qwen3-0.6b"))
 LLAMA = PLAIN | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
@@ -18,7 +18,7 @@ QWEN2 = PLAIN | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
 
 def _check(directory: Path, config: dict[str, object]) -> None:
     (directory / "config.json").write_text(json.dumps(config))
-    check_library_config(directory, read_architecture(directory))
+    check_transformers_config(directory, read_architecture(directory))
 
 
 @pytest.mark.parametrize("config", [PLAIN, LLAMA, QWEN2], ids=["qwen3", "llama", "qwen2"])
