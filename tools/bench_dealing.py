@@ -20,7 +20,7 @@ from selfemo.config.schema import RewardConfig
 from selfemo.corpora.conversation import Corpus, Turn
 from selfemo.corpora.registry import load_corpus
 from selfemo.emotions.answer import Answer
-from selfemo.process.dealing import Deal, map_over_ranks, one_by_one
+from selfemo.process.dealing import Deal, one_by_one, over_group
 from selfemo.rewards.scoring import Rewards
 from selfemo.selfplay.consensus import vote
 from selfemo.selfplay.records import Group, Sample
@@ -37,7 +37,7 @@ def main() -> None:
     rewards = Rewards(RewardConfig(), corpus.split("train"), corpus.labels)
     for samples in [int(argument) for argument in sys.argv[1:]] or SAMPLES:
         groups = made_groups(corpus, rewards, samples)
-        ways: tuple[Deal, Deal] = (one_by_one, map_over_ranks)
+        ways: tuple[Deal, Deal] = (one_by_one, over_group(None))
         seconds: tuple[list[float], list[float]] = ([], [])
         for _ in range(ROUNDS):
             scored = []

@@ -31,19 +31,12 @@ def one_by_one[T, R](compute: Callable[[T], R], items: Sequence[T], /) -> list[R
     return [compute(item) for item in items]
 
 
-def map_over_ranks[T, R](compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
-    """Apply `compute` to every item, shared out over the ranks; all results in order, on every rank.
-
-    Collective: every rank calls it with the same items.
-
-    Raises:
-        Exception: raised by `compute`, on every rank alike; if several ranks raise, the first one's.
-    """
-    return over_group(None)(compute, items)
-
-
 def over_group(group: dist.ProcessGroup | None) -> Deal:
-    """Return a Deal that shares work out over the ranks of a group (None: all ranks), as `map_over_ranks`."""
+    """Return a Deal that shares work out over the ranks of a group (None: all ranks).
+
+    The Deal is collective: every rank of the group calls it with the same items, and gets all results, in
+    order. It raises what `compute` raised, on every rank alike; if several ranks raise, the first one's.
+    """
 
     def deal[T, R](compute: Callable[[T], R], items: Sequence[T], /) -> list[R]:
         with watchdog.doing(f"{compute.__name__.strip('_')} of {len(items)} items over the ranks"):

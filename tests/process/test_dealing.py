@@ -19,7 +19,7 @@ from selfemo.config.schema import AlgorithmConfig, FlywheelConfig, RewardConfig,
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.flywheel.store import Filter, FlywheelStore
 from selfemo.grpo.advantages import training_samples, with_advantages
-from selfemo.process.dealing import Deal, map_over_ranks, one_by_one
+from selfemo.process.dealing import Deal, one_by_one, over_group
 from selfemo.rewards.scoring import Rewards
 from selfemo.run.iteration import component_means, episode_records, groups_without_ranking, role_figures
 from selfemo.selfplay.episode import SelfPlay
@@ -31,6 +31,7 @@ from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator
 from tests.helpers.watched import calls_told
 
 ITERATIONS = 3
+ALL_RANKS = over_group(None)
 
 
 def _pairs(count: int) -> tuple[list[tuple[int, int]], int]:
@@ -41,7 +42,7 @@ def _pairs(count: int) -> tuple[list[tuple[int, int]], int]:
         mine.append(item)
         return item, dist.get_rank()
 
-    return map_over_ranks(compute, range(count)), len(mine)
+    return ALL_RANKS(compute, range(count)), len(mine)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -64,9 +65,9 @@ def _raising(bad: Sequence[int]) -> str:
         return item
 
     try:
-        map_over_ranks(compute, range(10))
+        ALL_RANKS(compute, range(10))
     except UserError as error:
-        assert map_over_ranks(abs, [-1, -2]) == [1, 2]  # the ranks are still in step
+        assert ALL_RANKS(abs, [-1, -2]) == [1, 2]  # the ranks are still in step
         return str(error)
     return ""
 
@@ -82,7 +83,7 @@ def _reading_dealt() -> list[str]:
         return item
 
     with calls_told() as told:
-        map_over_ranks(_reading, [1, 2, 3])
+        ALL_RANKS(_reading, [1, 2, 3])
     return told
 
 
@@ -91,7 +92,7 @@ def test_dealt_work_is_named_while_it_lasts(distributed) -> None:
     assert told == ["reading of 3 items over the ranks", ""]
 
 
-def _self_play(deal: Deal = map_over_ranks) -> list[str]:
+def _self_play(deal: Deal = ALL_RANKS) -> list[str]:
     """Run iterations as the trainer does up to the training samples.
 
     Returns everything that depends on rewards, floats written out in full.
