@@ -187,8 +187,6 @@ def locate_corpus(corpus: str, name: str = AUTO) -> tuple[CorpusFormat, Path]:
 
 def _recognise(place: Path) -> CorpusFormat:
     found = [fmt for fmt in formats().values() if fmt.recognises(place)]
-    if found and found[0].name == "everyday":  # the bundled corpus is in the form of jsonl
-        return found[0]
     if len(found) > 1:
         raise UserError(
             f"{place}: holds the files of {' and of '.join(fmt.name for fmt in found)}, expected one corpus: "

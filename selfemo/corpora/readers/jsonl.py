@@ -190,7 +190,9 @@ FORMATS = (
     CorpusFormat(
         name="jsonl",
         read=read_jsonl,
-        recognises=lambda path: path.suffix == ".jsonl" or (path / "train.jsonl").is_file(),
+        recognises=lambda path: (
+            path.suffix == ".jsonl" or ((path / "train.jsonl").is_file() and path.resolve() != EVERYDAY_PATH)
+        ),
         default_path=lambda data_root: None,
         what=(
             "a .jsonl file beside labels.json, or a directory with train.jsonl, labels.json and, if it has "
