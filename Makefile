@@ -76,7 +76,7 @@ test-long: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --durations=5
 
-# The whole demo for seeds 1 to 3, and what self-play gained; 20 to 45 minutes. Last run 2026-11-30: docs/study/log.md.
+# The whole demo for seeds 1 to 3, and what self-play gained; 23 minutes in bf16. Last run 2026-11-30: docs/study/log.md.
 test-demo: $(STAMP)
 	$(BIN)/python -m pytest -m demo
 

@@ -1,6 +1,6 @@
 """Run the demo as a user does, for three seeds: self-play must end above SFT and above the majority class.
 
-`make test-demo`; 20 minutes on two cores with bf16, 45 without. docs/study/log.md has the last run.
+`make test-demo`; 23 minutes on two cores with bf16, other work beside it. docs/study/log.md has the last run.
 """
 
 from __future__ import annotations
