@@ -34,6 +34,7 @@ from selfemo.planning.host_bytes import node_host_bytes
 from selfemo.process.run_lock import find_owner, held
 from selfemo.records.directory import CONFIG_NAME, INITIAL_MODEL_NAME, RunDirectory, unwritable
 from selfemo.records.inputs import check_inputs
+from selfemo.rollout.vllm_environment import check_readable
 from selfemo.selfplay.views import unknown_views
 
 DEPENDENCIES = (
@@ -70,6 +71,7 @@ def preflight(config: RunConfig, world_size: int, planning: bool = False, nodes:
     check_layout(config, world_size, by_name=planning)
     if not planning:
         check_gpus(world_size // nodes, gpus_here())
+        check_readable()
     missing = []
     if config.model.path and not local_directory(config.model.path).is_dir():
         missing.append(

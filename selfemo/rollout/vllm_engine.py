@@ -20,18 +20,10 @@ from selfemo.config.engine_checks import BATCHED_TOKENS, BLOCK_TOKENS
 from selfemo.config.schema import RolloutConfig
 from selfemo.rollout.api import Completion, GenerationRequest, LiveParameter
 from selfemo.rollout.sessions import complete
-from selfemo.rollout.vllm_environment import environment_put_back, settle_environment
+from selfemo.rollout.vllm_environment import ENVIRONMENT, environment_put_back, settle_environment
 from selfemo.rollout.vllm_session import VllmSession
 from selfemo.rollout.vllm_shared_memory import named_shared_memory
 
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    # the engine core runs in this process, beside the trainer's tensors
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # ranks share the cores as the launcher placed them
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CONFIGURE_LOGGING": "0",
-}
 MEMORY_CHECK_FRACTION = 0.01
 """Share of the GPU that vLLM demands to be free at its start. Its default, 0.92, is for an engine that has
 the GPU alone: beside the trainer's model and optimizer it would end the run. With an explicit KV cache size

@@ -153,6 +153,12 @@ def test_a_missing_dependency_is_named_with_its_remedy(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_a_variable_that_the_engine_cannot_read_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", "/nowhere")  # vLLM would end while it is imported
+    monkeypatch.setenv("VLLM_PORT", "tcp://10.0.0.1:80")
+    assert "VLLM_PORT: vLLM cannot read this variable" in refused(tmp_path, *everyday())
+
+
 def test_a_dry_run_tells_of_destroyed_texts(tmp_path: Path) -> None:
     (tmp_path / "meld").mkdir()
     for split in ("train", "dev", "test"):

@@ -10,7 +10,7 @@ import gc
 import importlib
 import os
 
-from selfemo.rollout.vllm_engine import ENVIRONMENT
+from selfemo.rollout.vllm_environment import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT, OMP_NUM_THREADS="1")
 

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from selfemo.config.schema import ModelConfig, RolloutConfig
 from selfemo.process.engine_ranks import EngineRanks
 from selfemo.rollout.api import GenerationRequest
-from selfemo.rollout.vllm_engine import ENVIRONMENT, RolloutEngine
+from selfemo.rollout.vllm_engine import RolloutEngine
+from selfemo.rollout.vllm_environment import ENVIRONMENT
 from selfemo.tokens.init_model import init_model
 
 MAX_LENGTH = 256

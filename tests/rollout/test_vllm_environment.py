@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from selfemo.common.errors import UserError
-from selfemo.rollout.vllm_engine import ENVIRONMENT
 from selfemo.rollout.vllm_environment import (
+    ENVIRONMENT,
     REMOVED,
     _tell_others,
+    check_readable,
     environment_put_back,
     settle_environment,
 )
@@ -71,3 +72,14 @@ def test_a_value_that_vllm_cannot_read_is_one_line(monkeypatch):
     monkeypatch.setenv("VLLM_RINGBUFFER_WARNING_INTERVAL", "often")
     with pytest.raises(UserError, match=r"WARNING_INTERVAL: vLLM cannot read .*\(ValueError\)"):
         settle_environment(ENVIRONMENT)
+
+
+def test_what_vllm_cannot_read_is_known_before_a_run_and_nothing_changes(monkeypatch):
+    """Kubernetes writes VLLM_PORT=tcp://... for a service that is called vllm."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "6")
+    before = dict(os.environ)
+    check_readable()
+    monkeypatch.setenv("VLLM_PORT", "tcp://10.0.0.1:80")
+    with pytest.raises(UserError, match=r"VLLM_PORT: vLLM cannot read .*\(ValueError\)"):
+        check_readable()
+    assert dict(os.environ) == before | {"VLLM_PORT": "tcp://10.0.0.1:80"}
