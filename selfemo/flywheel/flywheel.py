@@ -242,21 +242,33 @@ class Flywheel:
 
     def _admitted(self, passed: Sequence[Record]) -> list[Record]:
         """Decide on records that passed the rule, in the order of all ranks' records."""
-        asked = [record for record in passed if record.kept and record.reason != CONSENSUS]
+        eligible = [record for record in passed if record.kept and record.reason != CONSENSUS]
+        asked = self._considered(eligible)
         words = [self._admission.word_set(record.role, record.text) for record in asked]
         candidates = [
             Candidate(record.role, record.labels[0], word_set)
             for record, word_set in zip(asked, words, strict=True)
         ]
         decisions = self._peers.decided(self._admission.decide, candidates)
-        dropped = {
-            record.record_id: reason for record, reason in zip(asked, decisions, strict=True) if reason
-        }
+        dropped: dict[int, DropReason | None] = {record.record_id: "not considered" for record in eligible}
+        dropped |= {record.record_id: reason for record, reason in zip(asked, decisions, strict=True)}
         return [
             replace(record, kept=False, reason=reason)
             if (reason := dropped.get(record.record_id))
             else record
             for record in passed
+        ]
+
+    def _considered(self, eligible: Sequence[Record]) -> list[Record]:
+        """Choose the records to decide on: all, or as many of all ranks' as the limit allows, evenly spaced."""
+        limit = self._config.candidates_per_iteration
+        before, total = self._peers.numbered(len(eligible))
+        if total <= limit:
+            return list(eligible)
+        return [
+            record
+            for number, record in enumerate(eligible, before)
+            if (number + 1) * limit // total > number * limit // total
         ]
 
     def _remember(self, kept: Sequence[Record], by_teacher: bool = False) -> None:

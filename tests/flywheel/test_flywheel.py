@@ -145,6 +145,18 @@ def test_kept_texts_do_not_repeat_and_labels_keep_to_their_share(path: Path) -> 
     assert {"near duplicate", "label cap"} <= reasons
 
 
+@pytest.mark.parametrize("limit", [1, 4, 7])
+def test_of_more_candidates_than_are_compared_so_many_are_taken_evenly(path: Path, limit: int) -> None:
+    run = Run(path, FlywheelConfig(candidates_per_iteration=limit))
+    run.iterate(range(1))
+    records = list(FlywheelStore(path).find(Filter()))
+    decided = ("annotated", "self-generated", "expression", "near duplicate", "label cap")
+    passed = [record.reason in decided for record in records if record.reason in (*decided, "not considered")]
+    assert sum(passed) == limit < len(passed)
+    for end in range(len(passed) + 1):
+        assert sum(passed[:end]) == end * limit // len(passed)
+
+
 def test_openings_continue_kept_records_and_say_so(path: Path) -> None:
     run = Run(path)
     run.iterate(range(3))

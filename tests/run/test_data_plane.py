@@ -58,6 +58,7 @@ RUN = RunConfig(
     selfplay=PLAY,
     algorithm=AlgorithmConfig(weight_by_frequency=True, updates_per_rollout=2),
     train=TrainConfig(max_tokens_per_microbatch=4096),
+    flywheel=FlywheelConfig(candidates_per_iteration=8),
 )
 ITERATIONS = 4
 
@@ -141,7 +142,14 @@ def alone(distributed, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[_
     root = tmp_path_factory.mktemp("alone")
     (found,) = distributed(1, _play, str(root), 1, range(ITERATIONS))
     reasons = {record.reason for outcome in found for record in outcome.records}
-    assert {"consensus", "near duplicate", "label cap", "expression", "held-out text"} <= reasons
+    assert {
+        "consensus",
+        "near duplicate",
+        "label cap",
+        "expression",
+        "held-out text",
+        "not considered",
+    } <= reasons
     return found, _joined(root)
 
 
