@@ -1,4 +1,4 @@
-"""Evens out the tokens of data-parallel ranks: units move from those above the mean to the lightest ones.
+"""Evens out the tokens of data-parallel ranks: units move from those above the mean to those below it.
 
 A unit begins at home, the rank that its place in the iteration maps to. That is the place where it was made
 if engines and trainer have the same layout, so few samples travel. A rank decides alone which of its units
@@ -8,7 +8,6 @@ does not depend on the engines that made the units.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
 import torch
@@ -39,23 +38,24 @@ def given_away(length_U: torch.Tensor, above: int) -> list[int]:
 def places_of(length_G: torch.Tensor, first_G: torch.Tensor, loads: Sequence[int]) -> torch.Tensor:
     """Return int64 [G]: the rank that each unit given away goes to.
 
-    The longest goes first, to the lightest rank then. So no rank ends above the heaviest at the start, and no
-    more tokens move than lie above the mean.
+    What ranks lack to the mean is laid end to end, the lightest rank first, and beside it the units, the
+    longest first: a unit goes to the rank beside its middle. A rank's first and last unit reach beyond what it
+    lacks by half their length at most, so that it ends no more than a unit above the mean, and not above the
+    heaviest at the start, which had that unit above it. No more tokens move than lie above the mean.
 
     Args:
-        length_G: int64 [G], tokens of each unit.
+        length_G: int64 [G], tokens of each unit, of `given_away`.
         first_G: int64 [G], its place in the batch; of units alike the first one goes first.
         loads: tokens that each rank keeps; the first of equal ranks is the lightest.
     """
     by_place = torch.argsort(first_G)
     order = by_place[torch.argsort(length_G[by_place], descending=True, stable=True)]
-    lightest = [(load, part) for part, load in enumerate(loads)]
-    heapq.heapify(lightest)
-    places = []
-    for length in length_G[order].tolist():
-        load, part = lightest[0]
-        places.append(part)
-        heapq.heapreplace(lightest, (load + length, part))
+    load_P = torch.tensor(loads)
+    lightest = torch.argsort(load_P, stable=True)
+    length_S = length_G[order]
+    mean = -(-int(load_P.sum() + length_S.sum()) // len(loads))
+    ends_P = (mean - load_P[lightest]).clamp(min=0).cumsum(0)
+    twice_middle_S = 2 * length_S.cumsum(0) - length_S
     part_G = torch.empty_like(order)
-    part_G[order] = torch.tensor(places, dtype=torch.int64)
+    part_G[order] = lightest[torch.searchsorted(2 * ends_P, twice_middle_S, right=True)]
     return part_G

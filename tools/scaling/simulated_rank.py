@@ -34,7 +34,7 @@ from selfemo.rollout.api import Completion, GenerationRequest
 from selfemo.rollout.sessions import CallByCall
 from tools.scaling.simulated_world import Meter, enter, simulated_peers
 
-ITERATIONS = 4
+ITERATIONS = 8
 LOOPS = 4000
 OPENINGS = 32
 """Per GPU."""
