@@ -18,6 +18,8 @@ from hashlib import blake2b
 from selfemo.corpora.words import words
 
 _EPSILON = 1e-9
+WORD_BYTES = 8
+"""Of a word in a `word_set`."""
 
 
 class NearDuplicates:
@@ -37,11 +39,12 @@ class NearDuplicates:
         self._texts: list[bytes] = []
         self._index: dict[tuple[int, int], list[int]] = {}
         self._sets: set[bytes] = set()
+        self._searches: dict[int, tuple[tuple[int, ...], int]] = {}
         self._wordless = False
 
     def __len__(self) -> int:
-        """Return the number of texts added."""
-        return len(self._texts) + self._wordless
+        """Return the number of different word sets added."""
+        return len(self._sets) + self._wordless
 
     def word_set(self, text: str) -> bytes:
         """Return the text's distinct words as 63-bit numbers, rarest first: equal for equal sets.
@@ -60,14 +63,17 @@ class NearDuplicates:
 
     def add_words(self, word_set: bytes) -> None:
         """Add the text of a `word_set`."""
-        ordered = array("q", word_set)
-        if not ordered:
+        if not word_set:
             self._wordless = True
             return
-        for word in ordered[: self._prefix(len(ordered))]:
+        self._sets.add(_digest(word_set))
+        sizes, prefix = self._search(len(word_set) // WORD_BYTES)
+        if not sizes:
+            return  # such sets are looked up whole, and found by no other size
+        ordered = array("q", word_set)
+        for word in ordered[:prefix]:
             self._index.setdefault((word, len(ordered)), []).append(len(self._texts))
         self._texts.append(word_set)
-        self._sets.add(_digest(word_set))
 
     def holds_words(self, word_set: bytes) -> bool:
         """Tell whether a text that was added is a near-duplicate of that of a `word_set`."""
@@ -77,27 +83,35 @@ class NearDuplicates:
             return len(self) > 0
         if _digest(word_set) in self._sets:
             return True
+        sizes, prefix = self._search(len(word_set) // WORD_BYTES)
+        if not sizes:
+            return False
         ordered = array("q", word_set)
-        size, seen, own = len(ordered), set(), set(ordered)
-        for other_size in range(
-            math.ceil(self._threshold * size - _EPSILON), math.floor(size / self._threshold + _EPSILON) + 1
-        ):
-            if other_size == size and (size - 1) < self._threshold * (size + 1) - _EPSILON:
-                continue  # sets that differ by one word are already too far apart
-            for word in ordered[: self._prefix(size)]:
-                for place in self._index.get((word, other_size), ()):
+        first, seen, own = ordered[:prefix], set(), set(ordered)
+        for size in sizes:
+            for word in first:
+                for place in self._index.get((word, size), ()):
                     if place not in seen:
                         seen.add(place)
                         if self._similar(own, array("q", self._texts[place])):
                             return True
         return False
 
+    def _search(self, size: int) -> tuple[tuple[int, ...], int]:
+        """Return which sizes of other sets a set of `size` words is compared with, and its prefix in words."""
+        if size not in self._searches:
+            threshold = self._threshold
+            smallest = math.ceil(threshold * size - _EPSILON)
+            largest = math.floor(size / threshold + _EPSILON) if threshold > 0 else size
+            # of equal size, sets that differ by one word may be too far apart already
+            whole = (size - 1) < threshold * (size + 1) - _EPSILON
+            sizes = (other for other in range(max(1, smallest), largest + 1) if not (whole and other == size))
+            self._searches[size] = tuple(sizes), size - smallest + 1
+        return self._searches[size]
+
     def _similar(self, own: set[int], other: Collection[int]) -> bool:
         shared = sum(word in own for word in other)
         return shared >= self._threshold * (len(own) + len(other) - shared) - _EPSILON
-
-    def _prefix(self, size: int) -> int:
-        return size - math.ceil(self._threshold * size - _EPSILON) + 1
 
 
 def _number(word: str) -> int:

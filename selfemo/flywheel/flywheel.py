@@ -260,7 +260,7 @@ class Flywheel:
         ]
 
     def _considered(self, eligible: Sequence[Record]) -> list[Record]:
-        """Choose the records to decide on: all, or as many of all ranks' as the limit allows, evenly spaced."""
+        """Choose the records to decide on: all, or of all ranks' the limit's number, evenly spaced."""
         limit = self._config.candidates_per_iteration
         before, total = self._peers.numbered(len(eligible))
         if total <= limit:

@@ -18,7 +18,7 @@ Dropped, first reason that applies
     read otherwise   a kept reply that the teacher reads as something else
     taught           a group on a turn that the teacher has read already
     held-out text    the turn equals a dev or test text, or its context holds a long one
-    not considered   more groups passed than flywheel.candidates_per_iteration, and this is none of those taken
+    not considered   more groups passed than candidates_per_iteration, and this is none of those taken
     near duplicate   of a kept text of the same role
     label cap        its label already has its share of all that passed so far
 """

@@ -39,9 +39,9 @@ def places_of(length_G: torch.Tensor, first_G: torch.Tensor, loads: Sequence[int
     """Return int64 [G]: the rank that each unit given away goes to.
 
     What ranks lack to the mean is laid end to end, the lightest rank first, and beside it the units, the
-    longest first: a unit goes to the rank beside its middle. A rank's first and last unit reach beyond what it
-    lacks by half their length at most, so that it ends no more than a unit above the mean, and not above the
-    heaviest at the start, which had that unit above it. No more tokens move than lie above the mean.
+    longest first: a unit goes to the rank beside its middle. A rank's first and last unit reach beyond what
+    it lacks by half their length at most, so that it ends no more than a unit above the mean, and not above
+    the heaviest at the start, which had that unit above it. No more tokens move than lie above the mean.
 
     Args:
         length_G: int64 [G], tokens of each unit, of `given_away`.
