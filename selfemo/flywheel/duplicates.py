@@ -98,7 +98,7 @@ class NearDuplicates:
         return False
 
     def _search(self, size: int) -> tuple[tuple[int, ...], int]:
-        """Return which sizes of other sets a set of `size` words is compared with, and its prefix in words."""
+        """Return the sizes of sets that one of `size` words is compared with, and its prefix in words."""
         if size not in self._searches:
             threshold = self._threshold
             smallest = math.ceil(threshold * size - _EPSILON)
