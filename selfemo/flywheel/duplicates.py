@@ -66,7 +66,7 @@ class NearDuplicates:
         if not word_set:
             self._wordless = True
             return
-        self._sets.add(_digest(word_set))
+        self._sets.add(word_set)
         sizes, prefix = self._search(len(word_set) // WORD_BYTES)
         if not sizes:
             return  # such sets are looked up whole, and found by no other size
@@ -81,7 +81,7 @@ class NearDuplicates:
             return self._wordless
         if self._threshold <= 0:
             return len(self) > 0
-        if _digest(word_set) in self._sets:
+        if word_set in self._sets:
             return True
         sizes, prefix = self._search(len(word_set) // WORD_BYTES)
         if not sizes:
@@ -116,8 +116,3 @@ class NearDuplicates:
 
 def _number(word: str) -> int:
     return int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def _digest(word_set: bytes) -> bytes:
-    """Hash a set of words to 16 bytes."""
-    return blake2b(word_set, digest_size=16).digest()

@@ -145,10 +145,8 @@ class OpeningPool:
             wanted = range(numbers[0], numbers[-1] + 1) if numbers else range(0)
         always_real = self._always_real
         open_places = self._config.seeds_per_iteration - always_real
-        chosen = derive_rng(self._run_seed, "kept seeds", iteration).sample(
-            range(len(kept)), min(open_places, len(kept))
-        )
-        first_spare, first_kept = always_real, always_real + open_places - len(chosen)
+        count = min(open_places, len(kept))
+        first_spare, first_kept = always_real, always_real + open_places - count
         walked = range(wanted.start, min(wanted.stop, first_spare))
         spare = range(max(wanted.start, first_spare), min(wanted.stop, first_kept))
         items = self._walk.take(iteration * always_real + walked.start, len(walked))
@@ -157,6 +155,9 @@ class OpeningPool:
         if taught:
             openings = [replace(o, taught=taught.get(place_of(o.source, o.turns))) for o in openings]
         continued = range(max(wanted.start, first_kept), wanted.stop)
+        if not continued:  # as on most of many ranks, and the sample takes milliseconds
+            return openings
+        chosen = derive_rng(self._run_seed, "kept seeds", iteration).sample(range(len(kept)), count)
         return openings + [self._continued(index, kept[chosen[index - first_kept]]) for index in continued]
 
     @property
