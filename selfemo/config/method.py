@@ -214,6 +214,6 @@ class FlywheelConfig:
     rounds, a reply teaches once the next round's teacher has read it, in all views, as it was meant."""
     near_duplicate: Share = 0.9
     """Token-set Jaccard similarity from which a kept text counts as a repeat."""
-    candidates_per_iteration: Positive = 4096
+    candidates_per_iteration: Positive = 2048
     """Groups of an iteration that may be kept. One rank compares their texts with all kept ones; if more pass
     the rule, so many are taken, evenly spaced. Openings and lessons hold the newest 4,096."""

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from selfemo.config.schema import FlywheelConfig
 from selfemo.flywheel.duplicates import NearDuplicates
 from selfemo.flywheel.rule import DropReason, within_cap
 from selfemo.selfplay.records import ROLES, Role
 
-
-class Candidate(NamedTuple):
-    """A group that passed the rule, as far as this decision looks at it."""
-
-    role: Role
-    label: str
-    """The primary label of its record."""
-    words: bytes
-    """Of `Admission.word_set`."""
+Candidate = tuple[Role, str, bytes]
+"""A group that passed the rule, as far as this decision looks at it: its role, the primary label of its
+record, and the words of its text (`Admission.word_set`). A plain tuple, since a class takes three times as
+long to unpickle."""
 
 
 class Admission:

@@ -245,9 +245,8 @@ class Flywheel:
         eligible = [record for record in passed if record.kept and record.reason != CONSENSUS]
         asked = self._considered(eligible)
         words = [self._admission.word_set(record.role, record.text) for record in asked]
-        candidates = [
-            Candidate(record.role, record.labels[0], word_set)
-            for record, word_set in zip(asked, words, strict=True)
+        candidates: list[Candidate] = [
+            (record.role, record.labels[0], word_set) for record, word_set in zip(asked, words, strict=True)
         ]
         decisions = self._peers.decided(self._admission.decide, candidates)
         dropped: dict[int, DropReason | None] = {record.record_id: "not considered" for record in eligible}

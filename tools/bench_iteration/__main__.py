@@ -71,7 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
         temporary = options.json.with_suffix(".tmp")
         temporary.write_text(json.dumps(document, indent=1) + "\n")
         temporary.replace(options.json)
-    return int(any(document[part]["ratio"] < (document[part]["bar"] or 0) for part in options.parts))
+    judged = [document[part] for part in options.parts]
+    judged += [document["rollout"]["same_requests"]] if "rollout" in options.parts else []
+    return int(any(result["ratio"] < (result["bar"] or 0) for result in judged))
 
 
 @contextmanager
@@ -95,6 +97,7 @@ def _rollout_table(result: dict[str, Any]) -> Table:
     for name, seconds in result["seconds"].items():
         table.add_row(name, f"{seconds:.3f}", f"{result['tokens_per_round'] / seconds:.0f}")
     table.add_row("self-play / plain", *_verdict(result))
+    table.add_row("self-play / plain, seeded", *_verdict(result["same_requests"]))
     return table
 
 

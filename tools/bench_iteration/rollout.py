@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ROLLOUT_BAR = 0.9
 """Least throughput of a self-play rollout, as a share of plain generation's."""
+SAME_REQUESTS_BAR = 0.97
+"""The same, if the plain requests have the seeds and logprobs too, which are vLLM's work in both."""
 
 
 def bench_rollout(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
@@ -71,6 +73,7 @@ def bench_rollout(options: argparse.Namespace, run_dir: Path) -> dict[str, Any]:
         "tokens_per_round": tokens / options.rounds,
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
         **ratio_figures(seconds["plain"], seconds["self-play"], ROLLOUT_BAR),
+        "same_requests": ratio_figures(seconds["plain, seeded"], seconds["self-play"], SAME_REQUESTS_BAR),
     }
 
 

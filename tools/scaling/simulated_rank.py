@@ -5,8 +5,9 @@
 An engine per GPU, a data-parallel rank each, 32 episodes of 3 turns: 1,152 samples. The code is that of the
 trainer: openings, self-play, rewards, advantages, flywheel, training samples, dealing and figures. Two things
 stand in: an engine that answers at once with texts of the corpus, and what other ranks would send
-(tools/scaling/simulated_world.py). Seconds are the processor's, medians over iterations after the first. A
-fixed loop is timed beside them: other work on the machine makes a processor's second hold more or less.
+(tools/scaling/simulated_world.py, simulated_peers.py). Seconds are the processor's, medians over iterations
+after the first. A fixed loop is timed beside them: other work on the machine makes a processor's second hold
+more or less.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from selfemo.corpora.conversation import Corpus
 from selfemo.corpora.registry import load_corpus
 from selfemo.rollout.api import Completion, GenerationRequest
 from selfemo.rollout.sessions import CallByCall
-from tools.scaling.simulated_world import Meter, enter, simulated_peers
+from tools.scaling.simulated_world import Meter, enter
 
 ITERATIONS = 8
 LOOPS = 4000
@@ -102,6 +103,7 @@ class SimulatedRank:
         from selfemo.selfplay.transitions import TransitionPrior
         from selfemo.tokens.encoder import ChatEncoder
         from selfemo.tokens.training import save_tokenizer, train_tokenizer
+        from tools.scaling.simulated_peers import SimulatedPeers
 
         self.config = config = config_of(gpus)
         corpus, ranks = load_corpus("everyday", ""), EngineRanks(gpus, rank)
@@ -128,9 +130,9 @@ class SimulatedRank:
             CPU,
         )
         self.dealer._ranks_of_part = [[part] for part in range(gpus)]  # asked of all ranks, once in a run
-        peers = simulated_peers(meter, corpus)
+        self.peers = SimulatedPeers(meter, corpus, config.flywheel.candidates_per_iteration)
         self.flywheel = Flywheel(
-            config.flywheel, corpus, self.rewards, directory / "flywheel.sqlite", True, peers
+            config.flywheel, corpus, self.rewards, directory / "flywheel.sqlite", True, self.peers
         )
         self._meter, self.seconds = meter, {}  # type: ignore[var-annotated]
 
@@ -176,6 +178,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         simulated = SimulatedRank(gpus, rank, meter, Path(sys.argv[3]), Path(directory))
         simulated.iterate(0)
+        simulated.peers.is_warming = False
         simulated.seconds.clear()
         before = _memory_bytes("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

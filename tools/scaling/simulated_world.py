@@ -1,34 +1,28 @@
 """Lets one process run as a rank of a world of thousands: what others would send is made by a seed.
 
 The process group is torch's fake one. `enter` puts made values, of the true number and size, where this rank
-would receive those of others: counts, sums and loads like its own, the units that others give away, flywheel
-candidates and kept records. Making them is not timed, and nothing travels: the time of transports is no part
-of a study. This rank is among the heavier ones, so it gives samples away and receives none.
+would receive those of others: counts, sums and loads like its own, and the units that others give away
+(simulated_peers.py makes what their flywheels send). Making them is not timed, and nothing travels: the time
+of transports is no part of a study. This rank is among the heavier ones, so it gives samples away and
+receives none.
 """
 
 from __future__ import annotations
 
-import pickle
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from selfemo.corpora.conversation import Corpus
 from selfemo.process import exchange as wire
 
 LIGHTEST = 0.95
 """Loads and counts of the others, as a share of this rank's: from here to 1, by assumption."""
 UNIT_TOKENS = (100, 400)
-UNIQUE_SHARE = 0.6
-"""Share of the others' candidates whose words differ from this rank's; the rest are turns of the corpus that
-several ranks read."""
 
 
 class Meter:
@@ -93,62 +87,3 @@ def enter(ranks: int, rank: int, meter: Meter) -> None:
     vars(dist).update(all_reduce=counted)
     for made in (rows_of_ranks, tables_of_ranks, exchange):
         setattr(wire, made.__name__, made)
-
-
-def simulated_peers(meter: Meter, corpus: Corpus) -> Any:
-    """Make the peers of a flywheel: candidates and kept records of the others are made of this rank's."""
-    from selfemo.flywheel.admission import Candidate
-    from selfemo.flywheel.corpus_turns import CorpusTurns
-    from selfemo.flywheel.delivered import Delivered
-    from selfemo.process.engine_ranks import EngineRanks
-    from selfemo.run.flywheel_peers import FlywheelPeers
-
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-
-    class SimulatedPeers(FlywheelPeers):
-        """The ranks of a simulated world."""
-
-        def decided[T, R](self, decide: Callable[[list[T]], list[R]], items: Sequence[T]) -> list[R]:
-            mine = pickle.dumps(list(items))
-            if not self.is_first:
-                with meter.foreign():
-                    answer = pickle.dumps([None] * len(items))
-                    meter.received_bytes += len(answer)
-                answers: list[R] = pickle.loads(answer)
-                return answers
-            with meter.foreign():
-                sent = [mine, *(pickle.dumps(others(items, other)) for other in range(1, ranks))]
-                meter.received_bytes += sum(map(len, sent))
-            shares: list[list[T]] = [pickle.loads(pickled) for pickled in sent]
-            decisions = iter(decide(list(chain.from_iterable(shares))))
-            packed = [pickle.dumps([next(decisions) for _ in share]) for share in shares]
-            return list(pickle.loads(packed[0]))
-
-        def newest[T](self, items: Sequence[tuple[int, T]], limit: int) -> list[tuple[int, Delivered[T]]]:
-            packed = [(made, wire.pack(item)) for made, item in items]
-            with meter.foreign():
-                wanted = min(limit, len(items) * ranks)
-                copies = [packed[place % len(packed)] for place in range(wanted)]
-                joined = pickle.dumps([(made, bytes(bytearray(item))) for made, item in copies])
-                meter.received_bytes += len(joined)
-            found = pickle.loads(joined)
-            if self.is_first:
-                found = pickle.loads(pickle.dumps(found))  # collected, then sent to all
-            return [(made, Delivered(partial(wire.unpack, item))) for made, item in found]
-
-        def readings(self, agreed: Any) -> Any:
-            assert not agreed, "the corpus of a study has labels throughout"
-            return agreed
-
-    def others(items: Sequence[Any], other: int) -> list[Any]:
-        draw = torch.Generator().manual_seed(other)
-        fresh = (torch.rand(len(items), generator=draw) < UNIQUE_SHARE).tolist()
-        salt = array("q", torch.randint(1 << 62, (len(items),), generator=draw).tolist())
-        return [
-            Candidate(item.role, item.label, salt[place : place + 1].tobytes() + item.words[8:])
-            if is_fresh
-            else item
-            for place, (item, is_fresh) in enumerate(zip(items, fresh, strict=True))
-        ]
-
-    return SimulatedPeers(EngineRanks(ranks, rank), torch.device("cpu"), CorpusTurns(corpus))
