@@ -99,7 +99,7 @@ def test_pickle_is_read_in_one_place() -> None:
         ("selfemo/megatron/checkpoint_writer.py", name) for name in ("pickle.dump", "pickle.loads")
     }
     times_what_it_pickled_itself = {
-        ("tools/scaling/simulated_world.py", name) for name in ("pickle.dumps", "pickle.loads")
+        ("tools/scaling/simulated_peers.py", name) for name in ("pickle.dumps", "pickle.loads")
     }
     # as torch's gather_object and its like do, over the process group of one run
     sends_to_ranks_of_its_own_run = {

@@ -14,6 +14,7 @@ from zlib import crc32
 import pytest
 import torch.distributed as dist
 
+from selfemo.config.schema import FlywheelConfig
 from selfemo.corpora.conversation import Corpus, Turn
 from selfemo.emotions.answer import Answer, FormatFailure, Reading
 from selfemo.flywheel.corpus_turns import CorpusTurns
@@ -54,7 +55,7 @@ CONFIG = replace(
         responder_group_size=4,
     ),
     algorithm=replace(RUN.algorithm, supervised_weight=0.5),
-    flywheel=replace(RUN.flywheel, keep_expression=0.3, teach_share=0.5, teach_replies=0.5),
+    flywheel=FlywheelConfig(keep_expression=0.3, teach_share=0.5, teach_replies=0.5),
 )
 WORLDS = [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]
 
