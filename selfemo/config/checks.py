@@ -82,8 +82,6 @@ def violations(config: RunConfig) -> Iterator[str]:
         )
     if config.corpus.labelled_share == 0:
         yield "corpus.labelled_share=0 leaves no labelled turn to learn from: set it above 0"
-    if config.sft.whole_answers == 0 and config.sft.steps:
-        yield "sft.whole_answers=0 never teaches how an answer ends: set it above 0, such as 0.1"
     if config.corpus.reveal_hidden and config.corpus.labelled_share == 1:
         yield "corpus.reveal_hidden=true has nothing to reveal: set corpus.labelled_share below 1"
     if config.reward.consistency_low > config.reward.consistency_high:

@@ -42,10 +42,6 @@ class SftConfig:
     """Show rare labels more often: each in proportion to (its share of turns) ** (1 - this)."""
     views: tuple[ViewName, ...] | None = None
     """Views that recognizer examples are shown in, one drawn for each example; null takes selfplay.views."""
-    whole_answers: Share = 1.0
-    """Share of recognizer examples whose whole answer is taught. The others, if they have one label, end with
-    the token that tells it from all other labels: what follows leaves no choice, and learning it takes from
-    what few labels teach (docs/study/log.md). Keep it above 0: nothing else teaches how an answer ends."""
 
 
 @dataclass(frozen=True, config=STRICT)

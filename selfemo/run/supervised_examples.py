@@ -27,7 +27,6 @@ def labelled_examples(config: RunConfig, system: System) -> SftExamples:
         config.model.max_length,
         config.sft.label_balance,
         config.sft_views,
-        config.sft.whole_answers,
     )
 
 

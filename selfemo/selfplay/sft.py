@@ -8,9 +8,8 @@ Example k of a run is a pure function of k, as an opening of self-play is. Repli
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 
 from selfemo.common.errors import UserError
 from selfemo.common.seeds import derive_rng, derive_seed
@@ -48,7 +47,6 @@ class SftExamples:
         max_length: int,
         label_balance: float = 0.0,
         views: Sequence[str] = (PLAIN.name,),
-        whole_answers: float = 1.0,
     ) -> None:
         """Find the turns to teach from.
 
@@ -58,7 +56,6 @@ class SftExamples:
             max_length: the model's longest sequence, in tokens.
             label_balance: as Schedule.balance; 0 shows every turn once per epoch.
             views: each recognizer example is shown in one of them, drawn by its slot.
-            whole_answers: as sft.whole_answers.
 
         Raises:
             UserError: no annotated turn to learn recognition from, or no reply to learn expression from while
@@ -69,10 +66,6 @@ class SftExamples:
         self._max_length = max_length
         self._run_seed = run_seed
         self._views = tuple(views)
-        self._whole_answers = whole_answers
-        self._deciding = deciding_lengths(
-            {(label,): prompts.answer_ids((label,)) for label in prompts.labels}
-        )
         places = [(c, i) for c in train for i, turn in enumerate(c.turns) if turn.labels]
         replies = [(c, i) for c, i in places if i > 0 and self._teachable(c, i)]
         if not places or (expression_share > 0 and not replies):
@@ -124,14 +117,10 @@ class SftExamples:
 
         The view, and its draws, derive from purpose and coordinates.
         """
-        rng = derive_rng(self._run_seed, purpose, *coordinates)
-        view = rng.choice(self._views)
+        view = derive_rng(self._run_seed, purpose, *coordinates).choice(self._views)
         seed = derive_seed(self._run_seed, purpose, *coordinates, view)
         prompt = self._prompts.recognize(turns, view_named(view), seed)
-        answer = self._prompts.answer_ids(labels[:MAX_LABELS])
-        if self._whole_answers < 1 and rng.random() >= self._whole_answers:
-            answer = answer[: self._deciding.get(tuple(labels))]
-        return SftExample("recognizer", prompt, answer)
+        return SftExample("recognizer", prompt, self._prompts.answer_ids(labels[:MAX_LABELS]))
 
     def reply(self, turns: Sequence[Turn], speaker: str, labels: Sequence[str], text: str) -> SftExample:
         """Make an example in which `speaker` answers the last turn with `text`, showing `labels`."""
@@ -142,16 +131,3 @@ class SftExamples:
         spoken = words(conversation.turns[index].text)
         within = self._config.min_utterance_words <= len(spoken) <= self._config.max_utterance_words
         return within and not leaks_label(spoken, self._prompts.labels)
-
-
-def deciding_lengths(answers: Mapping[tuple[str, ...], Sequence[int]]) -> dict[tuple[str, ...], int]:
-    """Count the tokens of each answer up to the one that tells it from all others, that one included."""
-    return {
-        labels: 1 + max((_shared(ids, other) for key, other in answers.items() if key != labels), default=0)
-        for labels, ids in answers.items()
-    }
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Count the tokens that two answers have in common at their beginning."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

@@ -197,12 +197,6 @@ def test_a_cache_holds_one_sequence_in_whole_blocks_and_the_block_that_vllm_keep
     assert f"it takes at least {least}" in told
 
 
-def test_a_start_that_never_teaches_an_answers_end_is_refused():
-    with pytest.raises(UserError, match=r"sft\.whole_answers=0 never teaches how an answer ends"):
-        load_config(None, ["sft.whole_answers=0"])
-    load_config(None, ["sft.whole_answers=0", "sft.steps=0"])
-
-
 def test_sequences_beyond_the_tokens_of_an_engines_step_are_refused():
     assert engine_problems("rollout.max_num_seqs=16384") == []
     (told,) = engine_problems("rollout.max_num_seqs=16385")

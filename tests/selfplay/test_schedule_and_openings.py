@@ -221,25 +221,6 @@ def test_with_thinking_the_supervised_start_still_teaches_answers_after_a_closed
     assert list(map(taught.example, range(27))) == list(map(examples().example, range(27)))
 
 
-def test_an_answer_may_end_with_the_token_that_decides() -> None:
-    """`joyful` is told from `joy` by its fourth letter, `joy` from it by its end."""
-    labels = ("anger", "joy", "joyful")
-    train = [conversation("1", "A[joy]: one", "B[joyful]: two", "C[anger]: three", "D[anger, joy]: four")]
-    prompts = PromptBuilder(CharEncoder(), labels, 3, 80)
-
-    def taught(share: float, slots: int) -> Counter[tuple[int, ...]]:
-        found = SftExamples(train, prompts, SelfPlayConfig(), 5, 0.0, 1000, whole_answers=share)
-        return Counter(found.example(slot).completion_ids for slot in range(slots))
-
-    whole = [prompts.answer_ids(answer) for answer in (("joy",), ("joyful",), ("anger",), ("anger", "joy"))]
-    joy, joyful, anger, both = whole
-    assert taught(1.0, 8) == Counter(2 * whole)
-    assert taught(0.0, 8) == Counter(2 * [joy, joyful[:4], anger[:1], both])
-    counts = taught(0.25, 4000)
-    assert counts.keys() == {joy, joyful, joyful[:4], anger, anger[:1], both}
-    assert 200 < counts[anger] < 300 < counts[anger[:1]]
-
-
 def test_an_example_is_a_function_of_its_slot() -> None:
     """Ranks make other slots, in another order."""
     one, other, slots = examples(), examples(), range(60)
