@@ -156,8 +156,18 @@ def _teacher_violations(config: RunConfig) -> Iterator[str]:
             f"selfplay.teacher={play.teacher} keeps its readings in the flywheel: set flywheel.enabled=true, "
             "or selfplay.teacher=policy"
         )
-    if play.align_consensus and play.teacher == "policy":
-        yield "selfplay.align_consensus=true needs a teacher: set selfplay.teacher=round_start"
+    if play.teacher == "policy":
+        for field, neutral in (("align_consensus", 0), ("teacher_votes", "answers")):
+            if (value := getattr(play, field)) != neutral:
+                yield (
+                    f"selfplay.{field}={value} needs a teacher: set selfplay.teacher=round_start, "
+                    f"or selfplay.{field}={neutral}"
+                )
+    if play.teacher_votes == "probabilities" and play.thinking:
+        yield (
+            "selfplay.teacher_votes=probabilities reads them off the completion's first token, where a model "
+            "with selfplay.thinking=true has not thought yet: set selfplay.teacher_votes=answers"
+        )
     if flywheel.teach_share and not (flywheel.enabled and config.algorithm.supervised_weight):
         yield (
             f"flywheel.teach_share={flywheel.teach_share} needs flywheel.enabled=true and "

@@ -70,9 +70,12 @@ class SelfPlayConfig:
     """teacher=average: the old average's share where a round begins; the policy has the rest."""
     teacher_turns: Count = 0
     """Most turns that the teacher reads per round, those that episodes open on first; 0 reads all."""
-    align_consensus: bool = False
-    """Weigh the teacher's labels so that each is the likeliest as often as it is annotated. This trades
-    accuracy for macro F1."""
+    teacher_votes: Literal["answers", "probabilities"] = "answers"
+    """What each view adds to the teacher's vote on a turn: the labels of its greedy answer, or its
+    probability of each label as the answer's first, which tells how sure the view is (docs/method.md)."""
+    align_consensus: Share = 0.0
+    """How far the teacher's labels are weighed so that each is the likeliest as often as it is annotated:
+    the weights' exponent, 0 for none. Whole weights trade accuracy for macro F1."""
     responder_group_size: AtLeastTwo = 4
     """M: replies sampled per turn to answer."""
     temperature: Annotated[float, Field(ge=0.01, le=2)] = 1.0

@@ -12,6 +12,9 @@ from selfemo.common.errors import UserError, on_all_ranks
 if TYPE_CHECKING:
     import torch
 
+MAX_SCORED_IDS = 128
+"""Most tokens that vLLM scores for one request (MAX_LOGPROB_TOKEN_IDS in vllm/sampling_params.py)."""
+
 
 @dataclass(frozen=True)
 class GenerationRequest:
@@ -24,6 +27,8 @@ class GenerationRequest:
     max_tokens: int
     temperature: float
     """0 decodes greedily."""
+    scored_ids: tuple[int, ...] = ()
+    """Tokens whose probability as the completion's first token is asked for; at most `MAX_SCORED_IDS`."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Completion:
     if greedy)."""
     finished: bool
     """True if the model ended its turn; False if max_tokens cut it."""
+    scored_logprobs: tuple[float, ...] = ()
+    """Natural-log probability of each of the request's `scored_ids` as the first token."""
 
 
 class Generator(Protocol):

@@ -18,8 +18,8 @@ class VllmSession:
     def __init__(self, llm: Any, stop_ids: Sequence[int]) -> None:
         """Take a `vllm.LLM` with no request in progress, and the tokens that end a turn."""
         self._llm, self._stop_ids = llm, list(stop_ids)
-        self._in_progress: dict[str, tuple[int, str]] = {}
-        """By the id in vLLM's outputs: a request's number, and its id inside the engine."""
+        self._in_progress: dict[str, tuple[int, str, tuple[int, ...]]] = {}
+        """By the id in vLLM's outputs: a request's number, its id inside the engine, and its scored ids."""
         self._added = 0
 
     def add(self, requests: Sequence[GenerationRequest]) -> None:
@@ -37,7 +37,9 @@ class VllmSession:
                 stop_token_ids=self._stop_ids,
                 # only the caller's stop ids count, not those that a generation_config.json adds
                 ignore_eos=True,
-                logprobs=0,
+                # of the sampled token; with ids, vLLM counts these instead and adds the sampled token's
+                logprobs=None if r.scored_ids else 0,
+                logprob_token_ids=list(r.scored_ids) or None,
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
@@ -45,8 +47,9 @@ class VllmSession:
         ]
         prompts = [{"prompt_token_ids": list(r.prompt_ids)} for r in requests]
         # vllm-private: inside the engine, a random suffix is added to the id that outputs have.
-        for inside in self._llm.enqueue(prompts, params, use_tqdm=False):
-            self._in_progress[inside.partition("-")[0]] = (self._added, inside)
+        inside_ids = self._llm.enqueue(prompts, params, use_tqdm=False)
+        for inside, request in zip(inside_ids, requests, strict=True):
+            self._in_progress[inside.partition("-")[0]] = (self._added, inside, request.scored_ids)
             self._added += 1
 
     def advance(self) -> list[tuple[int, Completion]]:
@@ -54,21 +57,28 @@ class VllmSession:
         while self._in_progress:
             ended = [output for output in self._llm.llm_engine.step() if output.finished]
             if ended:
-                numbers = [self._in_progress.pop(output.request_id)[0] for output in ended]
-                completions = [_completion(output.outputs[0]) for output in ended]
-                return sorted(zip(numbers, completions, strict=True), key=lambda pair: pair[0])
+                asked = [self._in_progress.pop(output.request_id) for output in ended]
+                found = [
+                    (number, _completion(output.outputs[0], scored_ids))
+                    for output, (number, _, scored_ids) in zip(ended, asked, strict=True)
+                ]
+                return sorted(found, key=lambda pair: pair[0])
         return []
 
     def drop(self) -> None:
         """Take requests that have not ended out of the engine."""
         if self._in_progress:
             self._llm.llm_engine.abort_request(
-                [inside for _, inside in self._in_progress.values()], internal=True
+                [inside for _, inside, _ in self._in_progress.values()], internal=True
             )
             self._in_progress.clear()
 
 
-def _completion(output: Any) -> Completion:
+def _completion(output: Any, scored_ids: Sequence[int]) -> Completion:
     ids = tuple(output.token_ids)
-    logprobs = tuple(step[token].logprob for step, token in zip(output.logprobs, ids))
-    return Completion(token_ids=ids, logprobs=logprobs, finished=output.finish_reason == "stop")
+    return Completion(
+        token_ids=ids,
+        logprobs=tuple(step[token].logprob for step, token in zip(output.logprobs, ids)),
+        finished=output.finish_reason == "stop",
+        scored_logprobs=tuple(output.logprobs[0][token].logprob for token in scored_ids),
+    )

@@ -33,7 +33,8 @@ def checked_prompts(
     Raises:
         UserError: the tokenizer cannot be used, or has tokens beyond the model's embedding; its template
             cannot express the prompts, or a thinking that is asked for; a prompt and its answer are longer
-            than model.max_length; the training split holds nothing to learn from.
+            than model.max_length; the training split holds nothing to learn from; the labels' first tokens
+            cannot be told apart, and a teacher's probabilities are asked for.
     """
     encoder = ChatEncoder(tokenizer_dir)
     prompts = PromptBuilder(
@@ -49,6 +50,8 @@ def checked_prompts(
     views = (*settings.selfplay.views, *settings.sft_views)
     check_room(longest_requests(prompts, shown, settings.selfplay, views), settings.max_length)
     check_training_split(settings, corpus, prompts)
+    if settings.selfplay.teacher_votes == "probabilities":
+        _ = prompts.first_ids  # raises
     return encoder, prompts
 
 

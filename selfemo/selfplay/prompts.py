@@ -30,10 +30,11 @@ from typing import Protocol
 
 import regex
 
+from selfemo.common.errors import UserError
 from selfemo.corpora.conversation import Turn
 from selfemo.corpora.words import fold
 from selfemo.emotions.answer import SEPARATOR, format_answer
-from selfemo.rollout.api import Completion
+from selfemo.rollout.api import MAX_SCORED_IDS, Completion
 from selfemo.selfplay.views import INSTRUCTION, PLAIN, Shown, View
 from selfemo.tokens.encoder import Message
 
@@ -111,6 +112,27 @@ class PromptBuilder:
     def answer_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
         """Encode an answer as completion ids."""
         return self.encoder.encode_completion(format_answer(labels))
+
+    @cached_property
+    def first_ids(self) -> tuple[int, ...]:
+        """The first token of each label's answer, in the order of `labels`.
+
+        Raises:
+            UserError: two labels begin with the same token, or there are more than an engine scores.
+        """
+        ids = tuple(self.answer_ids((label,))[0] for label in self.labels)
+        problem = ""
+        if len(ids) > MAX_SCORED_IDS:
+            problem = f"{len(ids)} labels, and an engine scores {MAX_SCORED_IDS} tokens of a prompt"
+        for place, (label, first) in enumerate(zip(self.labels, ids, strict=True)):
+            if first in ids[:place]:
+                other = self.labels[ids.index(first)]
+                problem = f"the tokenizer begins the labels {other} and {label} with the same token"
+        if problem:
+            raise UserError(
+                f"selfplay.teacher_votes=probabilities: {problem}: set selfplay.teacher_votes=answers"
+            )
+        return ids
 
     def utterance_ids(self, text: str) -> tuple[int, ...]:
         """Encode an utterance as completion ids."""

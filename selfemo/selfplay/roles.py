@@ -34,9 +34,15 @@ class Recognizer:
         """Request a sampled answer to a prompt of `prompts.recognize`."""
         return GenerationRequest(prompt_ids, seed, self.config.max_recognizer_tokens, self.config.temperature)
 
-    def greedy_request(self, prompt_ids: tuple[int, ...]) -> GenerationRequest:
-        """Request the greedy answer to a prompt of `prompts.recognize`."""
-        return GenerationRequest(prompt_ids, 0, self.config.max_recognizer_tokens, GREEDY)
+    def greedy_request(
+        self, prompt_ids: tuple[int, ...], scored_ids: tuple[int, ...] = ()
+    ) -> GenerationRequest:
+        """Request the greedy answer to a prompt of `prompts.recognize`.
+
+        Args:
+            scored_ids: tokens whose probability as the answer's first is asked for besides.
+        """
+        return GenerationRequest(prompt_ids, 0, self.config.max_recognizer_tokens, GREEDY, scored_ids)
 
     def read(self, completion: Completion) -> tuple[str, Reading]:
         """Decode an answer and parse it."""

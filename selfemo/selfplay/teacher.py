@@ -1,4 +1,5 @@
-"""Lets a teacher read real turns without labels, once per round: one greedy answer in each view, and a vote.
+"""Lets a teacher read real turns without labels, once per round: one greedy answer in each view, and a vote
+over the answers or over each view's probabilities of the labels.
 
 Replies that a round kept are read in the same way (selfemo/run/rounds.py).
 
@@ -11,9 +12,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import exp
 
 from selfemo.emotions.answer import MAX_LABELS
 from selfemo.process.reduction import OneRank
+from selfemo.selfplay.consensus import Consensus
 from selfemo.selfplay.episode import SelfPlay, view_seed
 from selfemo.selfplay.records import Group, Opening, Sample
 from selfemo.selfplay.roles import GREEDY
@@ -66,7 +69,8 @@ def read_turns(play: SelfPlay, openings: Sequence[Opening], iteration: int) -> l
         seed = view_seed(play.run_seed, iteration, opening.index, 0, view)
         return play.prompts.recognize(opening.turns, view_named(view), seed)
 
-    requests = [play.recognizer.greedy_request(prompt) for prompt in play.deal(show, asked)]
+    scored_ids = play.prompts.first_ids if play.config.teacher_votes == "probabilities" else ()
+    requests = [play.recognizer.greedy_request(prompt, scored_ids) for prompt in play.deal(show, asked)]
     completions = play.generator.generate(requests) if requests else []
     texts = play.deal(play.recognizer.read, completions)
     samples = [
@@ -74,6 +78,11 @@ def read_turns(play: SelfPlay, openings: Sequence[Opening], iteration: int) -> l
         for r, c, (text, reading), (_, view) in zip(requests, completions, texts, asked, strict=True)
     ]
     rows = [samples[i : i + len(views)] for i in range(0, len(samples), len(views))]
+    votes = play.deal(play.vote, rows)
+    if scored_ids:
+        scores = [c.scored_logprobs for c in completions]
+        of_views = [scores[i : i + len(views)] for i in range(0, len(scores), len(views))]
+        votes = [weighed(vote, label_shares(v, play.prompts.labels)) for vote, v in zip(votes, of_views)]
     return [
         Group(
             role="recognizer",
@@ -91,23 +100,49 @@ def read_turns(play: SelfPlay, openings: Sequence[Opening], iteration: int) -> l
             samples=tuple(row),
             consensus=consensus,
         )
-        for opening, row, consensus in zip(openings, rows, play.deal(play.vote, rows), strict=True)
+        for opening, row, consensus in zip(openings, rows, votes, strict=True)
     ]
 
 
+def label_shares(logprobs: Sequence[Sequence[float]], labels: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """Average the views' distributions over the labels, each normalised to 1.
+
+    Args:
+        logprobs: per view, the natural-log probability of each label's first token.
+
+    Returns:
+        (label, share), the largest first; of equal ones, in the order of `labels`.
+    """
+    views = [[exp(value - max(view)) for value in view] for view in logprobs]
+    normal = [[value / sum(view) for value in view] for view in views]
+    shares = [sum(column) / len(normal) for column in zip(*normal, strict=True)]
+    return tuple(sorted(zip(labels, shares, strict=True), key=lambda pair: -pair[1]))
+
+
+def weighed(consensus: Consensus, shares: tuple[tuple[str, float], ...]) -> Consensus:
+    """Put the likeliest label of `shares` first among the winners of a vote, and keep `shares` with it.
+
+    A vote without any answer in the grammar stays as it is: a model that does not answer teaches nothing.
+    """
+    if not consensus.labels:
+        return consensus
+    return replace(consensus, labels=_led_by(shares[0][0], consensus.labels), shares=shares)
+
+
 def labels_to_teach(
-    groups: Sequence[Group], shares: Mapping[str, float], align: bool, over: OneRank = ONE_RANK
+    groups: Sequence[Group], shares: Mapping[str, float], align: float, over: OneRank = ONE_RANK
 ) -> TaughtTurns:
     """Decide on the labels of each turn: its annotation if the run reveals it, else the consensus.
 
     Args:
         groups: those that this rank answers for.
         shares: of each label among annotated turns.
-        align: weigh the labels so that the likeliest one has these shares.
+        align: exponent of the weights under which the likeliest label has these shares; 0: no weights.
         over: adds up over the ranks that have groups.
     """
     votes = [dict(group.consensus.shares) for group in groups]
     weights = alignment_weights(votes, shares, over) if align else {}
+    weights = {label: weight**align for label, weight in weights.items()}
     labels = tuple(group.gold or _weighted(group, weights) for group in groups)
     pairs = zip(groups, labels, strict=True)
     taught = tuple(replace(group, taught=None if group.gold else found) for group, found in pairs)
@@ -160,10 +195,13 @@ def _weighted(group: Group, weights: Mapping[str, float]) -> tuple[str, ...]:
     consensus = group.consensus
     if not weights or not consensus.labels:
         return consensus.labels
-    first = _likeliest(dict(consensus.shares), weights)
-    if first == consensus.labels[0]:
-        return consensus.labels
-    return (first, *(label for label in consensus.labels[1:] if label != first))[:MAX_LABELS]
+    return _led_by(_likeliest(dict(consensus.shares), weights), consensus.labels)
+
+
+def _led_by(first: str, labels: tuple[str, ...]) -> tuple[str, ...]:
+    if first == labels[0]:
+        return labels
+    return (first, *(label for label in labels[1:] if label != first))[:MAX_LABELS]
 
 
 def _likeliest(vote: Mapping[str, float], weights: Mapping[str, float]) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -186,6 +187,40 @@ def test_a_sample_depends_on_prompt_seed_and_weights_alone_and_carries_its_logpr
         assert figures["gap"] < 1e-4
         assert all(ids[-1] == STOP_ID and STOP_ID not in ids[:-1] for ids in figures["stopped"])
         assert set(figures["cut"]) == {16}
+
+
+def _scored(model_dir: str) -> tuple[float, bool]:
+    """Ask for the first token's probabilities of some greedy requests, among others that ask for none.
+
+    Returns:
+        The largest difference from transformers, and whether all completions are those without that.
+    """
+    engine = _engine(model_dir)
+    engine.receive_checkpoint_tensors(_weights(1), 1)
+    ids = tuple(range(8, 8 + 40))  # more than vLLM's limit for the likeliest tokens, 20
+    requests = [
+        GenerationRequest(_prompt(i), i, 4, 0.0, ids[: 20 * (i % 3)])
+        if i % 2
+        else GenerationRequest(_prompt(i), i, 4, 1.0)
+        for i in range(12)
+    ]
+    found, worst = engine.generate(requests), 0.0
+    for request, completion in zip(requests, found, strict=True):
+        assert len(completion.scored_logprobs) == len(request.scored_ids)
+        if request.scored_ids:
+            first = _logits(request.prompt_ids, completion.token_ids)[0].log_softmax(-1)
+            own = torch.tensor(completion.scored_logprobs)
+            worst = max(worst, float((first[list(request.scored_ids)] - own).abs().max()))
+    plain = engine.generate([replace(request, scored_ids=()) for request in requests])
+    return worst, plain == [replace(completion, scored_logprobs=()) for completion in found]
+
+
+def test_probabilities_of_the_first_token_are_transformers_own_and_change_no_completion(
+    distributed, model_dir
+):
+    for worst, same in distributed(2, _scored, model_dir, timeout_s=240):
+        assert worst < 1e-4
+        assert same
 
 
 def _in_shares(model_dir: str) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import log
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from selfemo.config.schema import RewardConfig, SelfPlayConfig
 from selfemo.corpora.conversation import Corpus
 from selfemo.flywheel.lessons import Reply
 from selfemo.rewards.scoring import Rewards, score_group
-from selfemo.rollout.api import GenerationRequest
+from selfemo.rollout.api import Completion, GenerationRequest
 from selfemo.run.rounds import round_of
 from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.openings import OpeningPool, place_of
@@ -80,7 +82,7 @@ def test_turns_that_episodes_open_on_are_read_first() -> None:
 def test_samples_are_rewarded_for_the_teachers_labels_and_not_for_their_own_consensus() -> None:
     play, pool, _ = parts()
     openings = pool.unlabelled(range(1), 0)
-    read = labels_to_teach(read_turns(play, openings, 0), {}, align=False)
+    read = labels_to_teach(read_turns(play, openings, 0), {}, align=0)
     taught = {
         place_of(g.source, g.context): labels for g, labels in zip(read.groups, read.labels, strict=True)
     }
@@ -98,7 +100,7 @@ def test_samples_are_rewarded_for_the_teachers_labels_and_not_for_their_own_cons
 
 
 def test_an_annotation_that_the_run_reveals_is_taught_in_place_of_the_vote() -> None:
-    read = labels_to_teach([recognizer_group(["joy", "joy"], ("anger",))], {}, align=False)
+    read = labels_to_teach([recognizer_group(["joy", "joy"], ("anger",))], {}, align=0)
     assert read.labels == (("anger",),)
     assert read.groups[0].taught is None
 
@@ -138,10 +140,76 @@ def test_alignment_moves_the_likeliest_label_to_the_wanted_shares() -> None:
 
 def test_a_label_that_alignment_does_not_move_keeps_its_whole_set() -> None:
     groups = [recognizer_group(["joy, anger", "joy, anger"], None), recognizer_group(["neutral"], None)]
-    assert labels_to_teach(groups, {"joy": 0.5, "neutral": 0.5}, align=True).labels == (
+    assert labels_to_teach(groups, {"joy": 0.5, "neutral": 0.5}, align=1).labels == (
         ("joy", "anger"),
         ("neutral",),
     )
+
+
+def test_half_the_alignment_is_the_square_root_of_its_weights() -> None:
+    groups = [recognizer_group(["neutral"] * (3 + i) + ["joy"] * 2, None) for i in range(4)]
+    shares = {"joy": 0.5, "neutral": 0.5}
+    whole, half = (dict(labels_to_teach(groups, shares, align).weights) for align in (1.0, 0.5))
+    assert whole["joy"] > 1.2 * whole["neutral"]
+    assert half == pytest.approx({label: weight**0.5 for label, weight in whole.items()})
+
+
+class SureOf(ScriptedGenerator):
+    """Gives the labels' first tokens a prompt's probabilities, as an engine that is asked for them does."""
+
+    def __init__(self, probabilities: Callable[[str], Mapping[str, float]]) -> None:
+        super().__init__(speak)
+        self._probabilities = probabilities
+
+    def _complete(self, request: GenerationRequest) -> Completion:
+        found = self._probabilities(CharEncoder().decode(request.prompt_ids))
+        by_id = {CharEncoder().encode_completion(label)[0]: log(share) for label, share in found.items()}
+        scores = tuple(by_id[token] for token in request.scored_ids)
+        return replace(super()._complete(request), scored_logprobs=scores)
+
+
+def test_votes_by_probability_weigh_each_view_by_how_sure_it_is() -> None:
+    def probabilities(prompt: str) -> Mapping[str, float]:
+        sure = prompt.startswith("How")
+        # half of the plain view's mass is on no label: a view is normalised before it counts
+        return dict(zip(LABELS, (0.9, 0.04, 0.04, 0.02) if sure else (0.2, 0.29, 0.005, 0.005), strict=True))
+
+    play, pool, _ = parts()
+    openings = pool.unlabelled(range(1), 0)
+    by_answer = read_turns(play, openings, 0)
+    config = replace(CONFIG, teacher_votes="probabilities")
+    sure = read_turns(replace(play, generator=SureOf(probabilities), config=config), openings, 0)
+    assert {group.consensus.labels for group in by_answer} == {("joy",)}, "one answer each: the first view's"
+    assert {group.consensus.labels for group in sure} == {("anger",)}
+    assert dict(sure[0].consensus.shares) == pytest.approx(
+        {"anger": 0.65, "joy": 0.31, "neutral": 0.025, "sadness": 0.015}
+    )
+    assert [group.samples for group in sure] == [group.samples for group in by_answer], "the same answers"
+    # weights of 0.4 and 1.6: alignment can turn a turn that is unsure, and leaves one that is sure
+    aligned = labels_to_teach(sure, {"anger": 0.1, "joy": 0.9, "neutral": 0.0, "sadness": 0.0}, align=1)
+    assert {labels[0] for labels in aligned.labels} == {"joy"}
+
+
+def test_a_view_without_an_answer_still_votes_by_probability_but_a_turn_without_any_teaches_nothing() -> None:
+    play, pool, _ = parts()
+    generator = SureOf(lambda prompt: dict(zip(LABELS, (0.1, 0.2, 0.3, 0.4), strict=True)))
+    generator.script = lambda prompt, request: "joy" if prompt.startswith("How") else "no label"
+    config = replace(CONFIG, teacher_votes="probabilities")
+    openings = pool.unlabelled(range(1), 1)
+    (group,) = read_turns(replace(play, generator=generator, config=config), openings, 0)
+    assert group.consensus.labels == ("sadness",)
+    generator.script = lambda prompt, request: "no label"
+    (group,) = read_turns(replace(play, generator=generator, config=config), openings, 0)
+    assert group.consensus.labels == ()
+
+
+def test_labels_that_begin_alike_have_no_probability_of_their_own() -> None:
+    alike = PromptBuilder(CharEncoder(), ("joy", "sadness", "surprise"), 3, 80)
+    with pytest.raises(UserError, match=r"begins the labels sadness and surprise with the same token"):
+        _ = alike.first_ids
+    many = PromptBuilder(CharEncoder(), tuple(chr(0x4E00 + i) for i in range(129)), 3, 80)
+    with pytest.raises(UserError, match=r"129 labels, and an engine scores 128 tokens"):
+        _ = many.first_ids
 
 
 def test_a_reply_is_read_as_the_turn_that_it_is_and_names_its_record() -> None:
