@@ -156,13 +156,18 @@ def _teacher_violations(config: RunConfig) -> Iterator[str]:
             f"selfplay.teacher={play.teacher} keeps its readings in the flywheel: set flywheel.enabled=true, "
             "or selfplay.teacher=policy"
         )
-    if play.teacher == "policy":
-        for field, neutral in (("align_consensus", 0), ("teacher_votes", "answers")):
-            if (value := getattr(play, field)) != neutral:
-                yield (
-                    f"selfplay.{field}={value} needs a teacher: set selfplay.teacher=round_start, "
-                    f"or selfplay.{field}={neutral}"
-                )
+    if play.align_consensus and play.teacher == "policy":
+        yield "selfplay.align_consensus=true needs a teacher: set selfplay.teacher=round_start"
+    if play.teacher_votes != "answers" and play.teacher == "policy":
+        yield (
+            f"selfplay.teacher_votes={play.teacher_votes} needs a teacher: set selfplay.teacher=round_start, "
+            "or selfplay.teacher_votes=answers"
+        )
+    if play.align_strength != 1 and not play.align_consensus:
+        yield (
+            f"selfplay.align_strength={play.align_strength} has nothing to weigh: set "
+            "selfplay.align_consensus=true, or selfplay.align_strength=1"
+        )
     if play.teacher_votes == "probabilities" and play.thinking:
         yield (
             "selfplay.teacher_votes=probabilities reads them off the completion's first token, where a model "

@@ -73,9 +73,11 @@ class SelfPlayConfig:
     teacher_votes: Literal["answers", "probabilities"] = "answers"
     """What each view adds to the teacher's vote on a turn: the labels of its greedy answer, or its
     probability of each label as the answer's first, which tells how sure the view is (docs/method.md)."""
-    align_consensus: Share = 0.0
-    """How far the teacher's labels are weighed so that each is the likeliest as often as it is annotated:
-    the weights' exponent, 0 for none. Whole weights trade accuracy for macro F1."""
+    align_consensus: bool = False
+    """Weigh the teacher's labels so that each is the likeliest as often as it is annotated. This trades
+    accuracy for macro F1."""
+    align_strength: Share = 1.0
+    """Exponent of these weights: 1 aligns, 0.5 goes half of the way (docs/method.md)."""
     responder_group_size: AtLeastTwo = 4
     """M: replies sampled per turn to answer."""
     temperature: Annotated[float, Field(ge=0.01, le=2)] = 1.0

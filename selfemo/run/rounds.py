@@ -95,7 +95,8 @@ class Rounds:
             self._sync()
         over = OverRanks(self._system.world.device.torch_device)
         turns = [group for group in groups if group.episode < first]
-        read = labels_to_teach(turns, parts.rewards.label_shares, settings.align_consensus, over)
+        align = settings.align_strength if settings.align_consensus else 0.0
+        read = labels_to_teach(turns, parts.rewards.label_shares, align, over)
         meant = [replace(g, target=replies[g.episode - first].labels) for g in groups if g.episode >= first]
         scored = together(lambda: parts.rewards.score_groups([*read.groups, *meant]))
         parts.flywheel.teach(scored[: len(turns)], read.labels, version)

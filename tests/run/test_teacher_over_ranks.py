@@ -51,7 +51,7 @@ CONFIG = replace(
         views=("plain", "labels"),
         teacher="round_start",
         rounds=2,
-        align_consensus=1.0,
+        align_consensus=True,
         responder_group_size=4,
     ),
     algorithm=replace(RUN.algorithm, supervised_weight=0.5),
