@@ -102,18 +102,18 @@ def consistencies(
     return tuple(found)
 
 
-def consistency_gate(consensus: Consensus, gold: Collection[str] | None, low: float, high: float) -> bool:
+def consistency_gate(consensus: Consensus, given: Collection[str] | None, low: float, high: float) -> bool:
     """gate(g): decide whether a group's agreement may be paid.
 
-    Annotated: only if the consensus' primary label is a gold label, since agreement on a wrong label deserves
-    nothing. Unannotated: only if the mean pairwise smoothed IoU lies in [low, high], since below there is
-    nothing to agree on, and above the group has collapsed to one answer. If it were paid everywhere, the
-    bonus would reward the majority label.
+    With labels given, by annotators or by a teacher: only if the consensus' primary label is one of them,
+    since agreement on a wrong label deserves nothing. Without: only if the mean pairwise smoothed IoU lies
+    in [low, high], since below there is nothing to agree on, and above the group has collapsed to one
+    answer. If it were paid everywhere, the bonus would reward the majority label.
     """
     if not consensus.labels:
         return False
-    if gold:
-        return consensus.labels[0] in gold
+    if given:
+        return consensus.labels[0] in given
     return low <= consensus.agreement <= high
 
 

@@ -211,12 +211,13 @@ def judge(
         scores = tuple(expression(sample.reading, group.target or (), score) for sample in group.samples)
         return Judged(group, readings, scores, any(not sample.gates for sample in group.samples), 1.0, score)
     views = tuple(sample.view for sample in group.samples)
+    given = group.gold or group.taught
     scores = tuple(
-        alignment(reading, group.gold or group.taught or group.consensus.reference(view), score)
+        alignment(reading, given or group.consensus.reference(view), score)
         for reading, view in zip(readings, views, strict=True)
     )
     gate = not config.consistency_gate or consistency_gate(
-        group.consensus, group.gold, config.consistency_low, config.consistency_high
+        group.consensus, given, config.consistency_low, config.consistency_high
     )
     frequency_weight = label_weights[group.gold[0]] if group.gold else 1.0
     return Judged(group, readings, scores, gate, frequency_weight, score, views)

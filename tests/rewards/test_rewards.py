@@ -130,6 +130,14 @@ def test_agreement_is_paid_only_where_it_means_something(
     assert open_ == any(scored.component("consistency"))
 
 
+def test_a_taught_group_is_paid_for_agreeing_on_what_it_is_taught_alone() -> None:
+    group = recognizer_group(["neutral", "neutral", "neutral", "joy"], None)
+    for taught, open_ in ((None, True), (("neutral",), True), (("joy",), False)):
+        scored = score_group(replace(group, taught=taught), CONFIG, SCORE, ONES)
+        assert scored.gate is open_
+        assert any(scored.component("consistency")) is open_
+
+
 def test_collapsing_to_the_majority_label_pays_only_without_the_gate() -> None:
     """Show the incentive that the gate removes.
 
