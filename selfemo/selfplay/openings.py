@@ -152,13 +152,13 @@ class OpeningPool:
         items = self._walk.take(iteration * always_real + walked.start, len(walked))
         items += self._spare.take(iteration * open_places + spare.start - first_spare, len(spare))
         openings = [self._real(index, item) for index, item in enumerate(items, wanted.start)]
-        if taught:
-            openings = [replace(o, taught=taught.get(place_of(o.source, o.turns))) for o in openings]
         continued = range(max(wanted.start, first_kept), wanted.stop)
-        if not continued:  # as on most of many ranks, and the sample takes milliseconds
-            return openings
-        chosen = derive_rng(self._run_seed, "kept seeds", iteration).sample(range(len(kept)), count)
-        return openings + [self._continued(index, kept[chosen[index - first_kept]]) for index in continued]
+        if continued:  # not on most of many ranks, and the sample takes milliseconds
+            chosen = derive_rng(self._run_seed, "kept seeds", iteration).sample(range(len(kept)), count)
+            openings += [self._continued(index, kept[chosen[index - first_kept]]) for index in continued]
+        if taught:  # a kept dialogue may end in a real turn as well
+            openings = [replace(o, taught=taught.get(place_of(o.source, o.turns))) for o in openings]
+        return openings
 
     @property
     def _always_real(self) -> int:

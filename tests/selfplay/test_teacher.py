@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from selfemo.common.errors import UserError
 from selfemo.config.load import load_config
 from selfemo.config.schema import RewardConfig, SelfPlayConfig
-from selfemo.corpora.conversation import Corpus
+from selfemo.corpora.conversation import Corpus, Turn
 from selfemo.flywheel.lessons import Reply
 from selfemo.rewards.scoring import Rewards, score_group
 from selfemo.rollout.api import Completion, GenerationRequest
 from selfemo.run.rounds import round_of
 from selfemo.selfplay.episode import SelfPlay
-from selfemo.selfplay.openings import OpeningPool, place_of
+from selfemo.selfplay.openings import KeptDialogue, OpeningPool, place_of
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.teacher import LARGEST_WEIGHT, alignment_weights, labels_to_teach, read_turns
 from selfemo.selfplay.transitions import TransitionPrior
@@ -97,6 +97,20 @@ def test_samples_are_rewarded_for_the_teachers_labels_and_not_for_their_own_cons
         assert max(scored.scores) < 0.1
         alone = score_group(replace(group, taught=None), RewardConfig(), SCORE, dict.fromkeys(LABELS, 1.0))
         assert min(alone.scores) == 1
+
+
+def test_a_kept_real_turn_that_an_episode_opens_on_again_has_the_teachers_labels_too() -> None:
+    _, pool, _ = parts()
+    config = replace(CONFIG, real_seed_share=0.0)
+    pool = OpeningPool(CORPUS, config, 5, 3)
+    real = pool.unlabelled(range(1), 1)[0]
+    written = (*real.turns, Turn("Bo", "what a day"))
+    kept = [
+        KeptDialogue(n, real.source, turns, ("Ann", "Bo")) for n, turns in enumerate((real.turns, written))
+    ]
+    taught = {place_of(real.source, real.turns): ("sadness",)}
+    found = {o.parent: o.taught for o in pool.draw(1, kept, taught) if o.parent is not None}
+    assert found == {0: ("sadness",), 1: None}
 
 
 def test_an_annotation_that_the_run_reveals_is_taught_in_place_of_the_vote() -> None:
