@@ -196,8 +196,7 @@ def agreement_across_views(judged: Judged) -> tuple[float, ...]:
     firmly, and differently, the vote is a tie, and `scores` would rank one over the other by the alphabet.
     Their agreement with each other is the same number for both, so it ranks nothing.
     """
-    given = judged.group.gold or judged.group.taught
-    if judged.group.role == "responder" or given or len(set(judged.views)) < 2:
+    if judged.group.role == "responder" or judged.group.given or len(set(judged.views)) < 2:
         return ()
     return judged.consistencies
 
@@ -211,13 +210,12 @@ def judge(
         scores = tuple(expression(sample.reading, group.target or (), score) for sample in group.samples)
         return Judged(group, readings, scores, any(not sample.gates for sample in group.samples), 1.0, score)
     views = tuple(sample.view for sample in group.samples)
-    given = group.gold or group.taught
     scores = tuple(
-        alignment(reading, given or group.consensus.reference(view), score)
+        alignment(reading, group.given or group.consensus.reference(view), score)
         for reading, view in zip(readings, views, strict=True)
     )
     gate = not config.consistency_gate or consistency_gate(
-        group.consensus, given, config.consistency_low, config.consistency_high
+        group.consensus, group.given, config.consistency_low, config.consistency_high
     )
     frequency_weight = label_weights[group.gold[0]] if group.gold else 1.0
     return Judged(group, readings, scores, gate, frequency_weight, score, views)

@@ -91,6 +91,11 @@ class Group:
     """Recognizer: the teacher's labels of a real turn without annotation; None if there are none."""
 
     @property
+    def given(self) -> tuple[str, ...] | None:
+        """Labels that its answers are compared with: the annotators', else the teacher's, else None."""
+        return self.gold or self.taught
+
+    @property
     def is_real_unlabelled(self) -> bool:
         """Whether it reads a turn of a real dialogue that nobody annotated."""
         return self.role == "recognizer" and self.turn == 0 and self.parent is None and not self.gold

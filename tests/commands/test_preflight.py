@@ -92,6 +92,10 @@ def everyday(*more: str) -> tuple[str, ...]:
         (everyday("selfplay.align_consensus=true"), ("selfplay.align_consensus=true", "needs a teacher")),
         (everyday("selfplay.align_strength=0.5"), ("selfplay.align_strength=0.5", "has nothing to weigh")),
         (everyday("selfplay.teacher_votes=probabilities"), ("selfplay.teacher_votes=", "needs a teacher")),
+        (
+            everyday("selfplay.teacher_votes=probabilities", "selfplay.thinking=true"),
+            ("selfplay.teacher_votes=probabilities", "has not thought yet"),
+        ),
         (everyday("selfplay.rounds=99"), ("selfplay.rounds=99", "iterations=12")),
         (everyday("flywheel.teach_share=0.5"), ("flywheel.teach_share=0.5", "supervised_weight above 0")),
     ],

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from selfemo.config.schema import ModelConfig, RolloutConfig
 from selfemo.process.engine_ranks import EngineRanks
-from selfemo.rollout.api import GenerationRequest
+from selfemo.rollout.api import MAX_SCORED_IDS, GenerationRequest
 from selfemo.rollout.vllm_engine import RolloutEngine
 from selfemo.rollout.vllm_environment import ENVIRONMENT
 from selfemo.tokens.init_model import init_model
@@ -256,6 +256,12 @@ def test_on_a_gpu_vllm_starts_beside_the_trainer(monkeypatch):
     assert request_memory(gpu, CacheConfig(**{name: given[name] for name in names})) < gpu.free_memory
     with pytest.raises(ValueError, match="less than desired GPU memory utilization"):
         request_memory(gpu, CacheConfig(kv_cache_memory_bytes=given["kv_cache_memory_bytes"]))
+
+
+def test_the_tokens_that_a_request_may_score_are_the_installed_vllms() -> None:
+    from vllm.sampling_params import MAX_LOGPROB_TOKEN_IDS
+
+    assert MAX_SCORED_IDS == MAX_LOGPROB_TOKEN_IDS
 
 
 def test_the_head_sizes_that_a_dry_run_takes_on_a_cpu_are_the_installed_vllms() -> None:

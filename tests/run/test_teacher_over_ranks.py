@@ -27,7 +27,7 @@ from selfemo.process.engine_ranks import EngineRanks
 from selfemo.process.stop import StopSignals
 from selfemo.records.directory import flywheel_files
 from selfemo.rewards.scoring import Rewards
-from selfemo.rollout.api import GenerationRequest
+from selfemo.rollout.api import Completion, GenerationRequest
 from selfemo.run.episodes import EpisodesByEngine
 from selfemo.run.flywheel_peers import open_flywheel
 from selfemo.run.rounds import Rounds
@@ -51,7 +51,9 @@ CONFIG = replace(
         views=("plain", "labels"),
         teacher="round_start",
         rounds=2,
+        teacher_votes="probabilities",
         align_consensus=True,
+        align_strength=0.5,
         responder_group_size=4,
     ),
     algorithm=replace(RUN.algorithm, supervised_weight=0.5),
@@ -62,6 +64,12 @@ WORLDS = [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]
 
 class _Engine(ScriptedGenerator):
     max_length = 10_000
+
+    def _complete(self, request: GenerationRequest) -> Completion:
+        """Score tokens by the prompt, so that every turn has shares of its own."""
+        draws = random.Random(crc32(repr(request.prompt_ids).encode()))
+        scores = tuple(-3 * draws.random() for _ in request.scored_ids)
+        return replace(super()._complete(request), scored_logprobs=scores)
 
 
 def _answer(prompt: str, request: GenerationRequest) -> str:
