@@ -33,7 +33,9 @@ class SftConfig:
     batch_size: Positive = 32
     """Examples per step over all ranks."""
     learning_rate: PositiveFloat = 1e-3
-    """Peak rate; linear warm-up, cosine decay to a tenth."""
+    """Peak rate; linear warm-up, then cosine decay."""
+    final_learning_rate_share: Share = 0.1
+    """Rate at the end of the decay, over the peak. From large peaks 0 gives the better model (docs/study/log.md)."""
     warmup_steps: Count = 10
     """Steps of linear warm-up."""
     expression_share: Share = 0.25

@@ -131,15 +131,16 @@ def counting_empty_groups(optimizer: MegatronOptimizer) -> Iterator[None]:
             group["step"] = taken + 1
 
 
-def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
-    """Return the learning rate of a linear warm-up to `peak`, then cosine decay to a tenth of it.
+def warmup_cosine(step: int, total_steps: int, warmup_steps: int, peak: float, final_share: float) -> float:
+    """Return the learning rate of a linear warm-up to `peak`, then cosine decay to `final_share * peak`.
 
     `step` counts from 0.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    falling = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return peak * (final_share + (1 - final_share) * falling)
 
 
 def warmup_linear(step: int, total_steps: int, warmup_steps: int, peak: float, final_share: float) -> float:

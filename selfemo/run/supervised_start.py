@@ -27,7 +27,9 @@ def supervised_start(config: RunConfig, system: System, state: RunState, journal
     with journal.stage("SFT", sft.steps) as bar:
         bar.skip(state.progress.step)
         for step in range(state.progress.step, sft.steps):
-            rate = warmup_cosine(step, sft.steps, sft.warmup_steps, sft.learning_rate)
+            rate = warmup_cosine(
+                step, sft.steps, sft.warmup_steps, sft.learning_rate, sft.final_learning_rate_share
+            )
             make = partial(_sample, examples, step * sft.batch_size)
             weights = [1.0] * sft.batch_size
             with journal.phase("sft"):

@@ -25,7 +25,9 @@ def test_one_step_runs_at_the_peak():
     assert warmup_linear(0, 1, 0, 3.0, 0.0) == 3.0
 
 
-def test_cosine_ends_near_a_tenth():
-    rates = [warmup_cosine(step, 100, 10, 1.0) for step in range(100)]
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_cosine_ends_near_its_share(share):
+    rates = [warmup_cosine(step, 100, 10, 1.0, share) for step in range(100)]
     assert max(rates) == rates[10] == 1.0
-    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+    assert rates[-1] == pytest.approx(share, abs=1e-3)
+    assert all(a >= b for a, b in pairwise(rates[10:]))
