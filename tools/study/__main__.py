@@ -1,10 +1,13 @@
 """Trains and compares the variants of a study.
 
-Usage: python -m tools.study STUDY.yaml --output DIR [--at-once 2] [--seed 1] [--estimate | --test [--again]]
+Usage: python -m tools.study STUDY.yaml --output DIR [--at-once 2] [--seed 1]
+           [--estimate | --ask-test | --test [--again]]
 
-The same command resumes training. Dev is evaluated every time; --test evaluates the test split too:
-once, when nothing will be changed any more. Writes DIR/tables (CSV), and from these DIR/report.md and its
-figures, as `python -m tools.study.page` does again without any model; every model's answers as JSON.
+The same command resumes training. Dev is evaluated every time; --test evaluates the test split too: once,
+when nothing will be changed any more. Where models will not be kept until then, --ask-test collects their
+answers about it, of which no figure is made, and tools/study/records.py carries the study to another machine.
+Writes DIR/tables (CSV), and from these DIR/report.md and its figures, as `python -m tools.study.page` does
+again without any model; every model's answers as JSON.
 """
 
 from __future__ import annotations
@@ -42,6 +45,10 @@ def study(
     again: Annotated[
         bool, typer.Option("--again", help="With --test: evaluate it once more; the page says so.")
     ] = False,
+    ask_test: Annotated[
+        bool,
+        typer.Option("--ask-test", help="Ask about the test split too, and leave the answers unread."),
+    ] = False,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Print the CPU minutes that are left, and stop.")
     ] = False,
@@ -74,6 +81,8 @@ def study(
     train_all(others, output / "tensors", plan.processes, at_once, tell)
     engines = StandaloneEngines()
     answers = {"dev": ask_split(plan, runs, "dev", output, engines, tell)}
+    if ask_test:
+        ask_split(plan, runs, "test", output, engines, tell)
     if test:
         once.begin_test(output, commit)
         answers["test"] = ask_split(plan, runs, "test", output, engines, tell)

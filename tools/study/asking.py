@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from selfemo.common.errors import UserError
 from selfemo.corpora.problems import raise_first
 from selfemo.evaluation.evaluate import ModelReport, Recognizer, Task, evaluate_model, smoothed_iou
 from selfemo.evaluation.run import corpus_of
@@ -20,6 +21,7 @@ from tools.study.answers import (
     ModelAnswers,
     Questions,
     SplitAnswers,
+    kept_models,
     load_answers,
     reader_name,
     reader_of,
@@ -44,7 +46,10 @@ def ask_all(
         runs: complete ones of one labelled share, the start of every seed among them.
         kept: file of answers, written after every model, so that nothing is asked twice.
     """
-    first = find_model(runs[0].model)
+    held = [run for run in runs if run.has_model]
+    if not held:  # records alone (tools/study/records.py)
+        return _all_kept(runs, questions, kept)
+    first = find_model(held[0].model)
     fmt, place = corpus_of("", first)
     corpus = fmt.read(place, raise_first)
     turns = evaluation_turns(corpus.split(questions.split), questions.limit)
@@ -64,10 +69,26 @@ def ask_all(
     if kept.exists() and replace(earlier := load_answers(kept), models=()) == asked:
         models = {(model.seed, model.variant): model for model in earlier.models}
     for run in unanswered(runs, questions, models):
+        _check_model(run)
         tell(f"evaluating {run.directory} on {questions.split}" + (" in views" if run.untrained else ""))
         models[run.seed, run.variant] = _ask(run, reader_of(run, runs, questions.reader), task, engines)
         save_answers(kept, replace(asked, models=tuple(models.values())))
     return replace(asked, models=tuple(models[run.seed, run.variant] for run in runs))
+
+
+def _all_kept(runs: Sequence[StudyRun], questions: Questions, kept: Path) -> SplitAnswers:
+    models = kept_models(kept, questions)
+    for run in unanswered(runs, questions, models):
+        _check_model(run)
+    return replace(load_answers(kept), models=tuple(models[run.seed, run.variant] for run in runs))
+
+
+def _check_model(run: StudyRun) -> None:
+    if not run.has_model:
+        raise UserError(
+            f"{run.model}: not here, only its run's records, but it is to be asked: remove "
+            f"{run.directory.parent}, and the whole draw is trained again"
+        )
 
 
 def _ask(run: StudyRun, reader: StudyRun | None, task: Task, engines: Engines) -> ModelAnswers:
