@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SFT, GRPO, SELF-GRPO and its ablations at equal budget over several seeds, with intervals; started again, it goes on where it was.
-#   bash examples/study_cpu.sh [--seed 1] [--estimate] [--test]
+#   bash examples/study_cpu.sh [--seed 1] [--estimate] [--ask-test] [--test]
 # --estimate prints the CPU minutes that are left; --test also evaluates the test split: once, when nothing will be changed any more.
 # STUDY names another study (examples/configs/study_scarce.yaml: hours), OUT the directory (runs/ and the study's name: studies do not mix),
 # AT_ONCE the runs side by side (2).

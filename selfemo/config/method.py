@@ -35,7 +35,7 @@ class SftConfig:
     learning_rate: PositiveFloat = 1e-3
     """Peak rate; linear warm-up, then cosine decay."""
     final_learning_rate_share: Share = 0.1
-    """Rate at the end of the decay, over the peak. From large peaks 0 gives the better model (docs/study/log.md)."""
+    """Rate at the end of the decay, over the peak. From a large peak 0 can leave the better model."""
     warmup_steps: Count = 10
     """Steps of linear warm-up."""
     expression_share: Share = 0.25
