@@ -23,7 +23,7 @@ from selfemo.records.directory import CONFIG_NAME, SUMMARY_NAME
 from selfemo.records.inputs import INPUTS_NAME
 from tools.study.answers import SplitAnswers, load_answers
 from tools.study.once import RECORD
-from tools.study.runs import trained_as
+from tools.study.runs import StudyRun
 
 RUN_FILES = (CONFIG_NAME, SUMMARY_NAME, INPUTS_NAME)
 SPLITS = ("dev", "test")
@@ -89,15 +89,14 @@ def _files(output: Path) -> Iterator[Path]:
         yield from kept
         answers = [load_answers(path) for path in kept]
         for summary in sorted(part.glob(f"seed-*/*/{SUMMARY_NAME}")) if kept else ():
-            run = summary.parent
+            place = summary.parent
+            run = StudyRun(int(place.parent.name.removeprefix("seed-")), place.name, place, ())
             if all(_has_asked(found, run) for found in answers):
-                yield from (run / name for name in RUN_FILES if (run / name).is_file())
+                yield from (place / name for name in RUN_FILES if (place / name).is_file())
 
 
-def _has_asked(answers: SplitAnswers, run: Path) -> bool:
-    seed = int(run.parent.name.removeprefix("seed-"))
-    asked = [model for model in answers.models if (model.seed, model.variant) == (seed, run.name)]
-    return bool(asked) and asked[0].trained_as == trained_as(run)
+def _has_asked(answers: SplitAnswers, run: StudyRun) -> bool:
+    return any(m.seed == run.seed and m.trained_as == run.trained_as for m in answers.of(run.variant))
 
 
 if __name__ == "__main__":

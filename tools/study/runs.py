@@ -69,19 +69,14 @@ class StudyRun:
 
     @property
     def trained_as(self) -> str:
-        """As the function of this name."""
-        return trained_as(self.directory)
+        """Digest of a complete run's summary: another digest once the run is trained again."""
+        return hashlib.sha256((self.directory / SUMMARY_NAME).read_bytes()).hexdigest()[:16]
 
     @property
     def minutes(self) -> float:
         """CPU minutes that a complete run took: its seconds times its processes."""
         summary = json.loads((self.directory / SUMMARY_NAME).read_bytes())
         return float(summary["seconds"]["total"] * summary["world_size"] / 60)
-
-
-def trained_as(directory: Path) -> str:
-    """Digest of a complete run's summary: another digest once the run is trained again."""
-    return hashlib.sha256((directory / SUMMARY_NAME).read_bytes()).hexdigest()[:16]
 
 
 def starts(plan: StudyPlan, study_file: Path, output: Path) -> list[StudyRun]:
