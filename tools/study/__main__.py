@@ -70,7 +70,9 @@ def study(
     runs = [*first, *others, *voters(plan, output)]
     if estimate:
         left = [*training_left(plan, [*first, *others]), asking_left(plan, runs, output, "dev")]
-        typer.echo(render_left([*left, asking_left(plan, runs, output, "test")] if test else left))
+        if test or ask_test:
+            left.append(asking_left(plan, runs, output, "test"))
+        typer.echo(render_left(left))
         return
     commit = once.current_commit()
     if test:
