@@ -163,6 +163,11 @@ def _teacher_violations(config: RunConfig) -> Iterator[str]:
             f"selfplay.teacher_votes={play.teacher_votes} needs a teacher: set selfplay.teacher=round_start, "
             "or selfplay.teacher_votes=answers"
         )
+    if play.teacher_words and play.teacher_votes != "probabilities":
+        yield (
+            f"selfplay.teacher_words={play.teacher_words} weighs probabilities: set "
+            "selfplay.teacher_votes=probabilities, or selfplay.teacher_words=0"
+        )
     if play.align_strength != 1 and not play.align_consensus:
         yield (
             f"selfplay.align_strength={play.align_strength} has nothing to weigh: set "

@@ -48,6 +48,14 @@ def words(text: str) -> list[str]:
     return [word.replace("’", "'") for segment in segments for word in _WORD.findall(segment)]
 
 
+def words_and_marks(text: str) -> list[str]:
+    """Split a text into folded words, numbers, marks and emoji, by UAX 29; blanks are dropped.
+
+    Each of several marks in a row is a unit of its own.
+    """
+    return [unit for unit in _BOUNDARY.split(fold(text).replace("’", "'")) if unit.strip()]
+
+
 def pieces(text: str) -> list[str]:
     """Split a text into units with the blanks and punctuation around them, so that "".join gives it back.
 

@@ -17,6 +17,7 @@ from selfemo.run.stoppable import StopRequest
 from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.openings import OpeningPool
 from selfemo.selfplay.transitions import TransitionPrior
+from selfemo.selfplay.word_evidence import WordEvidence
 from selfemo.system import System
 
 
@@ -48,6 +49,7 @@ def build_parts(config: RunConfig, system: System, run: RunDirectory, stop: Stop
         transitions=TransitionPrior.estimate(train),
         config=config.selfplay,
         run_seed=config.seed,
+        words=WordEvidence.count(train, corpus.labels) if config.selfplay.teacher_words else None,
     )
     opening_pool = OpeningPool(corpus, config.selfplay, config.seed, config.corpus.history_turns)
     ranks = EngineRanks.join(config.rollout.tensor_parallel)

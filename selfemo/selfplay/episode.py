@@ -39,6 +39,7 @@ from selfemo.selfplay.roles import Recognizer, Responder
 from selfemo.selfplay.steps import Steps, ask, run, work
 from selfemo.selfplay.transitions import TransitionPrior
 from selfemo.selfplay.views import view_named, views_of_samples
+from selfemo.selfplay.word_evidence import WordEvidence
 
 
 @dataclass
@@ -74,6 +75,8 @@ class SelfPlay:
     config: SelfPlayConfig
     run_seed: int
     deal: Deal = one_by_one
+    words: WordEvidence | None = None
+    """Has a say in the teacher's vote by probabilities; None if `config.teacher_words` is 0."""
 
     def __post_init__(self) -> None:
         """Check that targets can be drawn if turns are to be generated.

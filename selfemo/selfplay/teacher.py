@@ -1,5 +1,5 @@
 """Lets a teacher read real turns without labels, once per round: one greedy answer in each view, and a vote
-over the answers or over each view's probabilities of the labels.
+over the answers or over each view's probabilities of the labels, in which the line's words may have a say.
 
 Replies that a round kept are read in the same way (selfemo/run/rounds.py).
 
@@ -21,6 +21,7 @@ from selfemo.selfplay.episode import SelfPlay, view_seed
 from selfemo.selfplay.records import Group, Opening, Sample
 from selfemo.selfplay.roles import GREEDY
 from selfemo.selfplay.views import view_named
+from selfemo.selfplay.word_evidence import weigh_in
 
 ONE_RANK = OneRank()
 STEPS = 100
@@ -82,7 +83,12 @@ def read_turns(play: SelfPlay, openings: Sequence[Opening], iteration: int) -> l
     if scored_ids:
         scores = [c.scored_logprobs for c in completions]
         of_views = [scores[i : i + len(views)] for i in range(0, len(scores), len(views))]
-        votes = [weighed(vote, label_shares(v, play.prompts.labels)) for vote, v in zip(votes, of_views)]
+        shares = [label_shares(v, play.prompts.labels) for v in of_views]
+        if play.words:
+            evidence = play.deal(play.words.log_shares, [opening.turns[-1].text for opening in openings])
+            weight = play.config.teacher_words
+            shares = [weigh_in(own, told, weight) for own, told in zip(shares, evidence, strict=True)]
+        votes = [weighed(vote, own) for vote, own in zip(votes, shares, strict=True)]
     return [
         Group(
             role="recognizer",

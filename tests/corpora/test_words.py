@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfemo.corpora.words import fold, pieces, words
+from selfemo.corpora.words import fold, pieces, words, words_and_marks
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,14 @@ def test_pieces_join_to_the_text(text: str) -> None:
 
 def test_pieces_divide_lines_without_blanks() -> None:
     assert pieces("我们走，好吗? a foo-bar") == ["我", "们", "走，", "好", "吗?", " a", " foo-bar"]
+
+
+def test_marks_are_units_beside_the_words() -> None:
+    assert words_and_marks("Oh my GOD!!  I don’t know... 3 é?") == [
+        *["oh", "my", "god", "!", "!", "i", "don't", "know", ".", ".", ".", "3", "é", "?"]
+    ]
+
+
+@given(st.text())
+def test_units_are_the_folded_text_without_its_blanks(text: str) -> None:
+    assert "".join("".join(words_and_marks(text)).split()) == "".join(fold(text).replace("’", "'").split())

@@ -36,6 +36,7 @@ from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.openings import OpeningPool, place_of
 from selfemo.selfplay.prompts import PromptBuilder
 from selfemo.selfplay.transitions import TransitionPrior
+from selfemo.selfplay.word_evidence import WordEvidence
 from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator, turns
 from tests.run.test_data_plane import CORPUS, CPU, RUN, UNLABELLED, _speak
 
@@ -52,6 +53,7 @@ CONFIG = replace(
         teacher="round_start",
         rounds=2,
         teacher_votes="probabilities",
+        teacher_words=0.3,
         align_consensus=True,
         align_strength=0.5,
         responder_group_size=4,
@@ -102,7 +104,8 @@ def _play(root: str, size: int) -> _Outcome:
     rewards = Rewards(CONFIG.reward, corpus.split("train"), LABELS)
     prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
     engine, prior = _Engine(_answer), TransitionPrior.estimate(corpus.split("train"))
-    play = SelfPlay(engine, prompts, rewards.score, prior, CONFIG.selfplay, 5)
+    words = WordEvidence.count(corpus.split("train"), LABELS)
+    play = SelfPlay(engine, prompts, rewards.score, prior, CONFIG.selfplay, 5, words=words)
     stop = StopRequest(CPU, StopSignals())
     episodes = EpisodesByEngine(play, engine, engines, stop)  # type: ignore[arg-type]
     flywheel = open_flywheel(CONFIG, corpus, rewards, Path(root), engines, CPU)
@@ -193,7 +196,8 @@ def _failing(bad_rank: int) -> str:
     prompts, engine = PromptBuilder(CharEncoder(), LABELS, 3, 80), _Engine(answer)
     rewards = Rewards(CONFIG.reward, CORPUS.split("train"), LABELS)
     prior = TransitionPrior.estimate(CORPUS.split("train"))
-    play = SelfPlay(engine, prompts, rewards.score, prior, CONFIG.selfplay, 5)
+    words = WordEvidence.count(CORPUS.split("train"), LABELS)
+    play = SelfPlay(engine, prompts, rewards.score, prior, CONFIG.selfplay, 5, words=words)
     stop = StopRequest(CPU, StopSignals())
     episodes = EpisodesByEngine(play, engine, EngineRanks.join(1), stop)  # type: ignore[arg-type]
     try:
