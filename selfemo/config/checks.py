@@ -178,6 +178,11 @@ def _teacher_violations(config: RunConfig) -> Iterator[str]:
             "selfplay.teacher_votes=probabilities reads them off the completion's first token, where a model "
             "with selfplay.thinking=true has not thought yet: set selfplay.teacher_votes=answers"
         )
+    if flywheel.teach_labels > 1 and play.teacher_votes != "probabilities":
+        yield (
+            f"flywheel.teach_labels={flywheel.teach_labels} divides a turn by probabilities: set "
+            "selfplay.teacher_votes=probabilities, or flywheel.teach_labels=1"
+        )
     if flywheel.teach_share and not (flywheel.enabled and config.algorithm.supervised_weight):
         yield (
             f"flywheel.teach_share={flywheel.teach_share} needs flywheel.enabled=true and "

@@ -13,6 +13,7 @@ from selfemo.corpora.overlap import TRAIN
 from selfemo.emotions.answer import MAX_LABELS
 from selfemo.flywheel.lessons import Lesson
 from selfemo.selfplay.openings import Place, place_of
+from selfemo.selfplay.teacher import SHARE_DIGITS, by_share
 
 NO_LABEL = -1
 
@@ -32,10 +33,11 @@ class CorpusTurns:
     @property
     def columns(self) -> int:
         """Number of integers of a row."""
-        return 3 + self._width
+        return 3 + self._width + len(self._labels)
 
     def row(self, place: Place, lesson: Lesson) -> tuple[int, ...]:
-        """Return the number of the dialogue, the first and the last turn that is shown, and the labels.
+        """Return the number of the dialogue, the first and the last turn that is shown, the labels, and
+        every label's share in millionths.
 
         Raises:
             ValueError: the corpus holds no such turns; it is a bug.
@@ -46,13 +48,20 @@ class CorpusTurns:
             if turns[first : first + size] == lesson.turns:
                 labels = [self._labels.index(label) for label in lesson.labels]
                 unused = [NO_LABEL] * (self._width - len(labels))
-                return number, first, first + size - 1, *labels, *unused
+                shares = dict(lesson.shares)
+                millionths = [round(shares.get(label, 0) * 10**SHARE_DIGITS) for label in self._labels]
+                return number, first, first + size - 1, *labels, *unused, *millionths
         raise ValueError(f"{place[0]}: holds no turns {place[1]}")
 
     def lesson(self, row: Sequence[int]) -> tuple[Place, Lesson]:
         """Return the turn and the lesson of a `row`."""
-        number, first, last, *labels = row
+        number, first, last = row[:3]
+        labels, millionths = row[3 : 3 + self._width], row[3 + self._width :]
         dialogue = self._dialogues[number]
         turns = dialogue.turns[first : last + 1]
         named = tuple(self._labels[label] for label in labels if label != NO_LABEL)
-        return place_of(dialogue.key, turns), Lesson("recognizer", turns, turns[-1].speaker, named)
+        given = [(label, n / 10**SHARE_DIGITS) for label, n in zip(self._labels, millionths) if n]
+        shares = tuple(sorted(given, key=by_share))
+        return place_of(dialogue.key, turns), Lesson(
+            "recognizer", turns, turns[-1].speaker, named, shares=shares
+        )

@@ -41,6 +41,7 @@ from selfemo.rewards.scoring import Rewards, ScoredGroup
 from selfemo.selfplay.openings import KeptDialogue
 from selfemo.selfplay.prompts import clean_line
 from selfemo.selfplay.records import Group
+from selfemo.selfplay.teacher import TaughtTurns
 
 OPENING_RECORDS = 4096
 """Number of kept recognizer records, the newest, that openings are drawn from. Bounds memory, and drops the
@@ -162,19 +163,23 @@ class Flywheel:
         self._append(self._peers.to_writer(records))
         return records
 
-    def teach(
-        self, groups: Sequence[ScoredGroup], labels: Sequence[tuple[str, ...]], weight_version: int
-    ) -> None:
+    def teach(self, groups: Sequence[ScoredGroup], read: TaughtTurns, weight_version: int) -> None:
         """Record a teacher's readings of real turns, and keep those that have labels.
 
         Args:
-            groups: those that this rank answers for.
-            labels: taught for each group's turn.
+            groups: `read`'s, scored: those that this rank answers for.
         """
+        records = self._readings_of(groups, weight_version)
         self._take_up_readings(
             [
-                replace(record, labels=taught, kept=bool(taught), reason=CONSENSUS if taught else "no answer")
-                for record, taught in zip(self._readings_of(groups, weight_version), labels, strict=True)
+                replace(
+                    record,
+                    labels=taught,
+                    taught_shares=shares,
+                    kept=bool(taught),
+                    reason=CONSENSUS if taught else "no answer",
+                )
+                for record, taught, shares in zip(records, read.labels, read.shares, strict=True)
             ]
         )
 

@@ -21,6 +21,9 @@ from selfemo.flywheel.rule import CONSENSUS, READ_BACK
 from selfemo.selfplay.openings import Place, place_of
 from selfemo.selfplay.records import Opening, Role
 
+SHARPENING = 2.0
+"""Exponent of a label's share in what a split vote teaches: MixMatch's temperature of 1/2 (Berthelot et al.
+2019, arXiv 1905.02249)."""
 KEPT_REPLIES = 4096
 """Number of kept replies, the newest, that are taught; bounds memory."""
 
@@ -37,6 +40,24 @@ class Lesson:
     """Recognizer: the answer. Responder: the emotions to show."""
     text: str = ""
     """Responder: the reply."""
+    shares: tuple[tuple[str, float], ...] = ()
+    """Recognizer: (label, share) of the teacher's vote, the largest first; empty without a teacher."""
+
+    def answers(self, most: int) -> list[tuple[tuple[str, ...], float]]:
+        """Return the sets of labels that it teaches, and their weights, which add up to 1.
+
+        Args:
+            most: labels of the vote that are taught. Each is an answer of its own, weighed by its share to
+                the power of SHARPENING; the likeliest comes with the labels that the vote puts after it.
+        """
+        if most == 1 or not self.shares:
+            return [(self.labels, 1.0)]
+        parts = {label: share**SHARPENING for label, share in self.shares[:most]}
+        total = sum(parts.values())
+        return [
+            (self.labels if label == self.labels[0] else (label,), part / total)
+            for label, part in parts.items()
+        ]
 
 
 @dataclass(frozen=True)
@@ -71,7 +92,7 @@ def consensus_on(record: Record) -> tuple[Place, Lesson] | None:
     """Return the real turn that a kept consensus record labels, and how to read it; None if it is another."""
     if record.reason != CONSENSUS:
         return None
-    lesson = Lesson("recognizer", record.context, record.speaker, record.labels)
+    lesson = Lesson("recognizer", record.context, record.speaker, record.labels, shares=record.taught_shares)
     return place_of(record.source, record.context), lesson
 
 

@@ -70,6 +70,8 @@ class Record:
     candidates: tuple[Candidate, ...] = field(repr=False)
     view_prompts: tuple[tuple[str, tuple[int, ...]], ...] = field(repr=False, default=())
     """(view, prompt ids) of a group that was shown in several views; empty for one."""
+    taught_shares: tuple[tuple[str, float], ...] = ()
+    """(label, share) of a teacher's vote, aligned, the largest first; empty if no teacher read the turn."""
 
     @property
     def dialogue(self) -> tuple[Turn, ...]:

@@ -95,6 +95,7 @@ def encode_detail(record: Record) -> str:
             "context": [vars(turn) for turn in record.context],
             "candidates": [vars(candidate) for candidate in record.candidates],
             "view_prompts": record.view_prompts,
+            "taught_shares": record.taught_shares,
         }
     ).decode()
 

@@ -202,7 +202,9 @@ def _supervised_lengths(config: RunConfig, answer: Lengths, reply: Lengths) -> L
     # Labelled turns teach replies as in the supervised start; of the kept ones, half are to be written.
     taught = flywheel.teach_share
     replies = (1 - taught) * config.sft.expression_share + taught * flywheel.teach_replies / 2
-    mean = (1 - replies) * labels + replies * reply.mean_completion
+    # a split vote teaches several answers behind one prompt
+    answers = 1 + taught * (1 - flywheel.teach_replies) * (flywheel.teach_labels - 1)
+    mean = (1 - replies) * labels * answers + replies * reply.mean_completion
     return Lengths(answer.prompt, mean, max(play.max_answer_tokens, reply.max_completion))
 
 

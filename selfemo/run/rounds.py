@@ -99,7 +99,7 @@ class Rounds:
         read = labels_to_teach(turns, parts.rewards.label_shares, align, over)
         meant = [replace(g, target=replies[g.episode - first].labels) for g in groups if g.episode >= first]
         scored = together(lambda: parts.rewards.score_groups([*read.groups, *meant]))
-        parts.flywheel.teach(scored[: len(turns)], read.labels, version)
+        parts.flywheel.teach(scored[: len(turns)], read, version)
         as_meant = parts.flywheel.read_back(scored[len(turns) :], version)
         figures = teacher_figures(read, self._system.corpus.labels, over)
         self._journal.taught(iteration, figures, len(replies), as_meant)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from selfemo.common.seeds import derive_rng
 from selfemo.config.schema import RunConfig
 from selfemo.flywheel.lessons import Lesson, Lessons
@@ -58,22 +60,38 @@ class StepExamples:
         rng = derive_rng(config.seed, "lessons", step)
         lessons = self._lessons.draw(wanted, flywheel.teach_replies, since, rng) if wanted else []
         first = config.sft.steps * config.sft.batch_size + step * size
-        labelled, weight = size - len(lessons), algorithm.supervised_weight
-        weights = [weight] * labelled + [weight * flywheel.teach_weight] * len(lessons)
+        labelled, taught = size - len(lessons), _answers(lessons, flywheel.teach_labels)
+        # the loss divides by the number of answers; a turn counts once, however many answers it teaches
+        weight = algorithm.supervised_weight * (labelled + len(taught)) / size
+        weights = [weight] * labelled + [weight * flywheel.teach_weight * part for _, _, part in taught]
 
         def make(index: int) -> TrainingSample:
-            made = (
-                examples.example(first + index)
-                if index < labelled
-                else _taught(examples, lessons[index - labelled], step, index - labelled)
-            )
+            if index < labelled:
+                made = examples.example(first + index)
+            else:
+                place, labels, _ = taught[index - labelled]
+                made = _taught(examples, lessons[place], labels, step, place)
             return TrainingSample(made.prompt_ids, made.completion_ids, weight=weights[index])
 
         layout, device = self._world.layout, self._world.device.torch_device
         return deal_examples(make, weights, config.train, layout, device)
 
 
-def _taught(examples: SftExamples, lesson: Lesson, step: int, index: int) -> SftExample:
+def _answers(lessons: Sequence[Lesson], most: int) -> list[tuple[int, tuple[str, ...] | None, float]]:
+    """List (place of the lesson, labels to answer, share of its weight); None for labels: the lesson's own.
+
+    A single answer each needs no look at the lessons, which are unpacked when they are looked at.
+    """
+    if most == 1:
+        return [(place, None, 1.0) for place in range(len(lessons))]
+    return [
+        (place, labels, part) for place, lesson in enumerate(lessons) for labels, part in lesson.answers(most)
+    ]
+
+
+def _taught(
+    examples: SftExamples, lesson: Lesson, labels: tuple[str, ...] | None, step: int, index: int
+) -> SftExample:
     if lesson.role == "recognizer":
-        return examples.reading(lesson.turns, lesson.labels, "lesson view", step, index)
+        return examples.reading(lesson.turns, labels or lesson.labels, "lesson view", step, index)
     return examples.reply(lesson.turns, lesson.speaker, lesson.labels, lesson.text)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import batched
 from math import exp
 
 from selfemo.emotions.answer import MAX_LABELS
@@ -24,8 +25,11 @@ from selfemo.selfplay.views import view_named
 from selfemo.selfplay.word_evidence import weigh_in
 
 ONE_RANK = OneRank()
+READ_AT_ONCE = 4096
+"""Prompts of one generator call: it must end within timeout_s, however many turns a corpus has."""
 STEPS = 100
 RATE = 0.5
+SHARE_DIGITS = 6
 LARGEST_WEIGHT = 6.0
 """Label weights lie between its inverse and this: a label that is hardly ever read is not made up."""
 
@@ -39,6 +43,9 @@ class TaughtTurns:
     votes."""
     labels: tuple[tuple[str, ...], ...]
     """The labels taught for each of these turns, primary first; empty if no answer was in the grammar."""
+    shares: tuple[tuple[tuple[str, float], ...], ...]
+    """(label, share of the aligned vote) of each turn, the largest first; empty where the labels are
+    annotated, or nothing is taught."""
     weights: tuple[tuple[str, float], ...]
     """(label, weight) of the alignment; empty without it."""
 
@@ -57,7 +64,7 @@ class TeacherFigures:
 
 
 def read_turns(play: SelfPlay, openings: Sequence[Opening], iteration: int) -> list[Group]:
-    """Read the last turn of each opening in every view of the run, in one generator call.
+    """Read the last turn of each opening in every view of the run, READ_AT_ONCE prompts in a generator call.
 
     Args:
         iteration: the round's first; openings are numbered after its episodes.
@@ -72,7 +79,7 @@ def read_turns(play: SelfPlay, openings: Sequence[Opening], iteration: int) -> l
 
     scored_ids = play.prompts.first_ids if play.config.teacher_votes == "probabilities" else ()
     requests = [play.recognizer.greedy_request(prompt, scored_ids) for prompt in play.deal(show, asked)]
-    completions = play.generator.generate(requests) if requests else []
+    completions = [c for some in batched(requests, READ_AT_ONCE) for c in play.generator.generate(some)]
     texts = play.deal(play.recognizer.read, completions)
     samples = [
         Sample(r.prompt_ids, c.token_ids, c.logprobs, r.seed, text, c.finished, reading, view=view)
@@ -150,9 +157,10 @@ def labels_to_teach(
     weights = alignment_weights(votes, shares, over) if align else {}
     weights = {label: weight**align for label, weight in weights.items()}
     labels = tuple(group.gold or _weighted(group, weights) for group in groups)
+    aligned = tuple(() if group.gold else _aligned(group, weights) for group in groups)
     pairs = zip(groups, labels, strict=True)
     taught = tuple(replace(group, taught=None if group.gold else found) for group, found in pairs)
-    return TaughtTurns(taught, labels, tuple(sorted(weights.items())))
+    return TaughtTurns(taught, labels, aligned, tuple(sorted(weights.items())))
 
 
 def teacher_figures(read: TaughtTurns, labels: Sequence[str], over: OneRank = ONE_RANK) -> TeacherFigures:
@@ -202,6 +210,20 @@ def _weighted(group: Group, weights: Mapping[str, float]) -> tuple[str, ...]:
     if not weights or not consensus.labels:
         return consensus.labels
     return _led_by(_likeliest(dict(consensus.shares), weights), consensus.labels)
+
+
+def _aligned(group: Group, weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    """Return the vote's shares times the weights, normalised; rounded, so that ranks can send integers."""
+    if not group.consensus.labels:
+        return ()
+    parts = {label: share * weights.get(label, 1.0) for label, share in group.consensus.shares}
+    shares = {label: round(part / sum(parts.values()), SHARE_DIGITS) for label, part in parts.items()}
+    return tuple(sorted(((label, share) for label, share in shares.items() if share), key=by_share))
+
+
+def by_share(pair: tuple[str, float]) -> tuple[float, str]:
+    """Order (label, share) by the share, the largest first; equal ones by the alphabet."""
+    return -pair[1], pair[0]
 
 
 def _led_by(first: str, labels: tuple[str, ...]) -> tuple[str, ...]:

@@ -96,6 +96,7 @@ def everyday(*more: str) -> tuple[str, ...]:
             everyday("selfplay.teacher_votes=probabilities", "selfplay.thinking=true"),
             ("selfplay.teacher_votes=probabilities", "has not thought yet"),
         ),
+        (everyday("flywheel.teach_labels=2"), ("flywheel.teach_labels=2", "divides a turn by probabilities")),
         (everyday("selfplay.teacher_words=0.3"), ("selfplay.teacher_words=0.3", "weighs probabilities")),
         (everyday("selfplay.rounds=99"), ("selfplay.rounds=99", "iterations=12")),
         (everyday("flywheel.teach_share=0.5"), ("flywheel.teach_share=0.5", "supervised_weight above 0")),

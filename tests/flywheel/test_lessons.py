@@ -6,14 +6,18 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from selfemo.config.schema import FlywheelConfig, RewardConfig
 from selfemo.corpora.conversation import Corpus
 from selfemo.flywheel.flywheel import Flywheel
+from selfemo.flywheel.lessons import Lesson
 from selfemo.flywheel.rule import CONSENSUS
 from selfemo.flywheel.store import Filter, FlywheelStore
 from selfemo.rewards.scoring import Rewards, ScoredGroup, score_group
 from selfemo.selfplay.openings import place_of
 from selfemo.selfplay.records import Group
+from selfemo.selfplay.teacher import TaughtTurns
 from tests.helpers.groups import SCORE, recognizer_group, responder_group
 from tests.helpers.scripted import LABELS, conversation, turns
 
@@ -33,6 +37,12 @@ def scored(group: Group, episode: int, iteration: int = 0) -> ScoredGroup:
 
 def unlabelled(answers: list[str], episode: int, iteration: int = 0) -> ScoredGroup:
     return scored(recognizer_group(answers, None, context=SAME_LINE), episode, iteration)
+
+
+def taught(*labels: tuple[str, ...]) -> TaughtTurns:
+    """What a teacher says of as many turns: nine in ten parts the first label, one in ten parts neutral."""
+    shares = tuple(((own[0], 0.9), ("neutral", 0.1)) if own else () for own in labels)
+    return TaughtTurns((), labels, shares, ())
 
 
 def reply(episode: int, iteration: int = 0) -> list[ScoredGroup]:
@@ -64,10 +74,10 @@ def test_a_group_on_a_turn_that_the_teacher_has_read_is_dropped(tmp_path: Path) 
 def test_a_teachers_labels_are_recorded_and_the_newest_hold(tmp_path: Path) -> None:
     wheel = flywheel(tmp_path / "flywheel.sqlite")
     first, again, silent = (unlabelled(["joy", "joy"], 9, i) for i in (0, 4, 5))
-    wheel.teach([first], [("joy",)], 1)
+    wheel.teach([first], taught(("joy",)), 1)
     assert wheel.lessons.labels(since=0) == {place_of("toy/train/9", SAME_LINE): ("joy",)}
-    wheel.teach([again], [("anger",)], 2)
-    wheel.teach([silent], [()], 3)
+    wheel.teach([again], taught(("anger",)), 2)
+    wheel.teach([silent], taught(()), 3)
     assert wheel.lessons.labels(since=0) == {place_of("toy/train/9", SAME_LINE): ("anger",)}
     assert wheel.lessons.labels(since=5) == {}, "of this round alone"
     wheel.close()
@@ -99,11 +109,26 @@ def test_shares_are_kept_as_far_as_there_are_lessons(tmp_path: Path) -> None:
     assert wheel.lessons.draw(8, 0.5, 0, random.Random(1)) == []
     wheel.offer([g for e in range(6) for g in reply(e)], 1)
     assert len(wheel.lessons.draw(8, 0.25, 0, random.Random(1))) == 8, "replies alone"
-    wheel.teach([unlabelled(["anger", "anger"], e, 1) for e in range(20)], [("anger",)] * 20, 2)
+    wheel.teach([unlabelled(["anger", "anger"], e, 1) for e in range(20)], taught(*[("anger",)] * 20), 2)
     drawn = wheel.lessons.draw(8, 0.25, 0, random.Random(1))
     assert [lesson.labels for lesson in drawn] == [("anger",)] * 6 + [("joy",)] * 2
     assert len({id(lesson) for lesson in drawn}) == 8, "none twice"
     assert [x.labels for x in wheel.lessons.draw(4, 0.5, 1, random.Random(1))] == [("anger",)] * 4
+
+
+def test_a_split_vote_teaches_its_likeliest_labels_by_the_squares_of_their_shares() -> None:
+    shares = (("joy", 0.6), ("anger", 0.3), ("neutral", 0.1))
+    lesson = Lesson("recognizer", SAME_LINE, "Bo", ("joy", "sadness"), shares=shares)
+    assert lesson.answers(1) == [(("joy", "sadness"), 1.0)], "the labels alone"
+    assert lesson.answers(2) == [
+        (("joy", "sadness"), pytest.approx(0.36 / 0.45)),
+        (("anger",), pytest.approx(0.09 / 0.45)),
+    ]
+    parts = [part for _, part in lesson.answers(9)]
+    assert parts == pytest.approx([0.36 / 0.46, 0.09 / 0.46, 0.01 / 0.46])
+    assert Lesson("recognizer", SAME_LINE, "Bo", ("joy",)).answers(3) == [(("joy",), 1.0)], (
+        "without a teacher"
+    )
 
 
 def with_reader(path: Path, is_writer: bool = True) -> Flywheel:
@@ -170,7 +195,7 @@ def test_without_a_reader_a_reply_that_no_group_read_is_dropped(tmp_path: Path) 
 def test_steps_of_one_lesson_have_the_share_of_replies_on_average(tmp_path: Path) -> None:
     wheel = flywheel(wheel_path(tmp_path))
     wheel.offer([g for e in range(6) for g in reply(e)], 1)
-    wheel.teach([unlabelled(["anger", "anger"], e, 1) for e in range(6)], [("anger",)] * 6, 2)
+    wheel.teach([unlabelled(["anger", "anger"], e, 1) for e in range(6)], taught(*[("anger",)] * 6), 2)
     drawn = [wheel.lessons.draw(1, 0.25, 0, random.Random(step)) for step in range(400)]
     assert all(len(lessons) == 1 for lessons in drawn)
     assert 70 < sum(lesson.labels == ("joy",) for (lesson,) in drawn) < 130
@@ -179,9 +204,11 @@ def test_steps_of_one_lesson_have_the_share_of_replies_on_average(tmp_path: Path
 def test_a_flywheel_that_recalls_its_store_teaches_the_same(tmp_path: Path) -> None:
     wheel = flywheel(wheel_path(tmp_path))
     wheel.offer([g for e in range(3) for g in reply(e)], 1)
-    wheel.teach([unlabelled(["anger", "joy"], e, 1) for e in range(7)], [("anger",)] * 6 + [()], 2)
+    wheel.teach([unlabelled(["anger", "joy"], e, 1) for e in range(7)], taught(*[("anger",)] * 6, ()), 2)
     wheel.offer([unlabelled(["joy", "joy"], e, 2) for e in range(3, 9)], 3)
     wheel.close()
+    shares = {lesson.shares for lesson in wheel.lessons.draw(9, 0.0, 1, random.Random(1))}
+    assert shares == {(("anger", 0.9), ("neutral", 0.1)), ()}, "groups that had no teacher have none"
     for is_writer in (True, False):
         again = flywheel(wheel_path(tmp_path), is_writer)
         assert again.counts == wheel.counts

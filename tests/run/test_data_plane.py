@@ -43,6 +43,7 @@ from selfemo.run.stoppable import StopRequest
 from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.openings import KeptDialogue, OpeningPool
 from selfemo.selfplay.prompts import PromptBuilder
+from selfemo.selfplay.teacher import TaughtTurns
 from selfemo.selfplay.transitions import TransitionPrior
 from tests.flywheel.test_flywheel import CONFIG, HELD, TRAIN, speak
 from tests.helpers.scripted import LABELS, CharEncoder, ScriptedGenerator, conversation
@@ -238,7 +239,7 @@ def _failing(root: str, bad_rank: int) -> str:
         if dist.get_rank() == bad_rank:
             assert flywheel._store is not None
             flywheel._store._connection.execute("pragma query_only = on")
-        flywheel.teach([], [], 1)
+        flywheel.teach([], TaughtTurns((), (), (), ()), 1)
         pool, scripted = OpeningPool(CORPUS, PLAY, 5, 3), _Engine(_speak)
         prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
         play = SelfPlay(scripted, prompts, rewards.score, TransitionPrior.estimate(TRAIN), PLAY, 5)

@@ -158,6 +158,7 @@ def alone(distributed, tmp_path_factory: pytest.TempPathFactory) -> tuple[_Outco
     (found,) = distributed(1, _play, str(root), 1)
     records = _records(root)
     assert {"consensus", "no answer", "read back", "read otherwise"} <= {r.reason for r in records}
+    assert {lesson.role for lesson in found.lessons if lesson.shares} == {"recognizer"}
     assert Counter(type(reading) for reading in found.readings).keys() == {Answer, FormatFailure}
     return found, records
 
@@ -215,14 +216,15 @@ def test_a_turn_of_the_corpus_is_named_by_numbers_and_found_again() -> None:
     corpus = Corpus("toy", LABELS, CORPUS.conversations, revealed=REVEALED)
     known = CorpusTurns(corpus)
     hidden, shown = UNLABELLED[3], REVEALED[1]
-    for dialogue, labels in (
-        (hidden, ("sadness",)),
-        (hidden, ("joy", "anger", "neutral")),
-        (shown, ("anger",)),
+    for dialogue, labels, shares in (
+        (hidden, ("sadness",), ()),
+        (hidden, ("joy", "anger", "neutral"), (("joy", 0.4), ("anger", 0.3), ("neutral", 0.3))),
+        (hidden, ("joy",), (("joy", 0.999998), ("anger", 0.000001), ("sadness", 0.000001))),
+        (shown, ("anger",), ()),
     ):
         for first, last in ((0, 0), (0, 1), (1, 2)):
             window = dialogue.turns[first : last + 1]
-            lesson = Lesson("recognizer", window, window[-1].speaker, labels)
+            lesson = Lesson("recognizer", window, window[-1].speaker, labels, shares=shares)
             row = known.row(place_of(dialogue.key, window), lesson)
             assert len(row) == known.columns
             assert known.lesson(row) == (place_of(dialogue.key, window), lesson)

@@ -19,6 +19,7 @@ from selfemo.flywheel.lessons import Reply
 from selfemo.rewards.scoring import Rewards, score_group
 from selfemo.rollout.api import Completion, GenerationRequest
 from selfemo.run.rounds import round_of
+from selfemo.selfplay import teacher
 from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.openings import KeptDialogue, OpeningPool, place_of
 from selfemo.selfplay.prompts import PromptBuilder
@@ -67,6 +68,16 @@ def test_each_turn_is_read_greedily_once_in_every_view_in_one_call() -> None:
     assert {group.consensus.labels for group in groups} == {("joy",)}, "a tie is the first view's"
     assert min(group.episode for group in groups) == CONFIG.seeds_per_iteration, "after all episodes"
     assert len({group.episode for group in groups}) == len(groups)
+
+
+def test_more_prompts_than_a_call_may_take_are_read_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    play, pool, _ = parts()
+    openings = pool.unlabelled(range(2), 0)
+    at_once = read_turns(play, openings, 0)
+    monkeypatch.setattr(teacher, "READ_AT_ONCE", 7)
+    assert read_turns(play, openings, 0) == at_once
+    assert [len(call) for call in play.generator.calls] == [20, 7, 7, 6]  # type: ignore[attr-defined]
+    assert read_turns(play, [], 0) == []
 
 
 def test_turns_that_episodes_open_on_are_read_first() -> None:
