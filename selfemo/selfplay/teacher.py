@@ -30,6 +30,7 @@ READ_AT_ONCE = 4096
 STEPS = 100
 RATE = 0.5
 SHARE_DIGITS = 6
+"""Decimal digits of a taught share."""
 LARGEST_WEIGHT = 6.0
 """Label weights lie between its inverse and this: a label that is hardly ever read is not made up."""
 
@@ -217,8 +218,9 @@ def _aligned(group: Group, weights: Mapping[str, float]) -> tuple[tuple[str, flo
     if not group.consensus.labels:
         return ()
     parts = {label: share * weights.get(label, 1.0) for label, share in group.consensus.shares}
-    shares = {label: round(part / sum(parts.values()), SHARE_DIGITS) for label, part in parts.items()}
-    return tuple(sorted(((label, share) for label, share in shares.items() if share), key=by_share))
+    total = sum(parts.values())
+    shares = ((label, round(part / total, SHARE_DIGITS)) for label, part in parts.items())
+    return tuple(sorted((pair for pair in shares if pair[1]), key=by_share))
 
 
 def by_share(pair: tuple[str, float]) -> tuple[float, str]:

@@ -92,8 +92,10 @@ def weigh_in(
     """
     least = min(evidence.values())
     scores = [log(max(share, TINY)) + weight * evidence.get(label, least) for label, share in shares]
-    parts = [exp(score - max(scores)) for score in scores]
-    found = zip((label for label, _ in shares), (part / sum(parts) for part in parts), strict=True)
+    largest = max(scores)
+    parts = [exp(score - largest) for score in scores]
+    total = sum(parts)
+    found = [(label, part / total) for (label, _), part in zip(shares, parts, strict=True)]
     return tuple(sorted(found, key=lambda pair: -pair[1]))
 
 

@@ -86,7 +86,7 @@ def parts_of(config: RunConfig, corpus: Corpus, path: Path) -> Iterator[tuple[st
     read = labels_to_teach(turns, rewards.label_shares, align=True)
     flywheel.teach(rewards.score_groups(read.groups), read, ITERATIONS)
     yield "teacher", [(g.gold, g.taught, g.context, g.consensus) for g in read.groups]
-    yield "labels to teach", (read.labels, read.weights)
+    yield "labels to teach", (read.labels, read.shares, read.weights)
     yield "lessons", [vars(lesson) for lesson in flywheel.lessons.draw(200, 0.2, 0, random.Random(1))]
     flywheel.close()
     yield "openings", openings
