@@ -76,8 +76,9 @@ class SelfPlayConfig:
     """What each view adds to the teacher's vote on a turn: the labels of its greedy answer, or its
     probability of each label as the answer's first, which tells how sure the view is (docs/method.md)."""
     teacher_words: NonNegative = 0.0
-    """Weight, in a vote by probabilities, of what the words of the line alone say of its label, counted in
-    the labelled turns. The views of one model err alike; counts err elsewhere (docs/method.md)."""
+    """Weight, in a vote by probabilities, of what the words of the line alone say of its label, by a
+    regression on the labelled turns. The views of one model err alike; words err elsewhere
+    (docs/method.md)."""
     align_consensus: bool = False
     """Weigh the teacher's labels so that each is the likeliest as often as it is annotated. This trades
     accuracy for macro F1."""

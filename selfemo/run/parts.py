@@ -49,7 +49,7 @@ def build_parts(config: RunConfig, system: System, run: RunDirectory, stop: Stop
         transitions=TransitionPrior.estimate(train),
         config=config.selfplay,
         run_seed=config.seed,
-        words=WordEvidence.count(train, corpus.labels) if config.selfplay.teacher_words else None,
+        words=WordEvidence.fit(train, corpus.labels) if config.selfplay.teacher_words else None,
     )
     opening_pool = OpeningPool(corpus, config.selfplay, config.seed, config.corpus.history_turns)
     ranks = EngineRanks.join(config.rollout.tensor_parallel)

@@ -54,7 +54,7 @@ def parts_of(config: RunConfig, corpus: Corpus, path: Path) -> Iterator[tuple[st
     rewards, prior = Rewards(REWARD, train, corpus.labels), TransitionPrior.estimate(train)
     prompts = PromptBuilder(CharEncoder(), corpus.labels, 3, 200)
     yield "transition prior", dataclasses.asdict(prior)
-    yield "word counts", WordEvidence.count(train, corpus.labels).labels
+    yield "word counts", WordEvidence.fit(train, corpus.labels).labels
     yield "label shares", [label for label, share in rewards.label_shares.items() if share]
     examples = SftExamples(train, prompts, play, config.seed, 0.25, 10_000)
     taught = [examples.example(slot) for slot in range(8 * len(IDS))]

@@ -104,7 +104,7 @@ def _play(root: str, size: int) -> _Outcome:
     rewards = Rewards(CONFIG.reward, corpus.split("train"), LABELS)
     prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
     engine, prior = _Engine(_answer), TransitionPrior.estimate(corpus.split("train"))
-    words = WordEvidence.count(corpus.split("train"), LABELS)
+    words = WordEvidence.fit(corpus.split("train"), LABELS)
     play = SelfPlay(engine, prompts, rewards.score, prior, CONFIG.selfplay, 5, words=words)
     stop = StopRequest(CPU, StopSignals())
     episodes = EpisodesByEngine(play, engine, engines, stop)  # type: ignore[arg-type]
@@ -197,7 +197,7 @@ def _failing(bad_rank: int) -> str:
     prompts, engine = PromptBuilder(CharEncoder(), LABELS, 3, 80), _Engine(answer)
     rewards = Rewards(CONFIG.reward, CORPUS.split("train"), LABELS)
     prior = TransitionPrior.estimate(CORPUS.split("train"))
-    words = WordEvidence.count(CORPUS.split("train"), LABELS)
+    words = WordEvidence.fit(CORPUS.split("train"), LABELS)
     play = SelfPlay(engine, prompts, rewards.score, prior, CONFIG.selfplay, 5, words=words)
     stop = StopRequest(CPU, StopSignals())
     episodes = EpisodesByEngine(play, engine, EngineRanks.join(1), stop)  # type: ignore[arg-type]

@@ -1,78 +1,93 @@
-"""Test what the words of a line say of its label, against naive Bayes in fractions, and its say in a vote."""
+"""Test what the words of a line say of its label, against a regression in fp64, and its say in a vote."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from fractions import Fraction
 from itertools import pairwise
 from math import exp, log
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 
 from selfemo.common.errors import UserError
 from selfemo.corpora.words import words_and_marks
 from selfemo.selfplay.teacher import read_turns
-from selfemo.selfplay.word_evidence import PSEUDO_COUNT, WordEvidence, weigh_in
+from selfemo.selfplay.word_evidence import INVERSE_PENALTY, WordEvidence, weigh_in
 from tests.helpers.scripted import LABELS, conversation
 from tests.selfplay.test_teacher import CONFIG, SureOf, parts
 
 SHOWN = [
     conversation("a", "Ann[joy]: Great! Great! That is great.", "Bo[anger]: No. That is awful"),
     conversation("b", "Ann[joy, anger]: That!", "Bo: great awful words that nobody labelled"),
+    conversation("c", "Ann[sadness]: Oh. It is awful, is it"),
 ]
 LINE = "That is GREAT, great news!"
 SHARES = st.lists(st.floats(0, 1), min_size=4, max_size=4).filter(any)
 
 
-def _bayes(line: str) -> dict[str, float]:
-    """Compute P(label | line) from scratch: words, marks and neighbours, each once a turn."""
+def _regression(lines: list[str]) -> list[dict[str, float]]:
+    """Compute P(label | line) of each line by minimising the documented loss, in fp64."""
 
-    def units(text: str) -> set[str]:
+    def units(text: str) -> list[str]:
         found = words_and_marks(text)
-        return {*found, *map(" ".join, pairwise(found))}
+        return [*found, *map(" ".join, pairwise(found))]
 
-    turns = [
-        (units(turn.text), label, Fraction(1, len(turn.labels)))
-        for shown in SHOWN
-        for turn in shown.turns
-        for label in turn.labels
-    ]
-    known = sorted(set().union(*(found for found, _, _ in turns)))
-    prior, counts = Counter[str](), {"joy": Counter[str](), "anger": Counter[str]()}
-    for found, label, part in turns:
-        prior[label] += part  # type: ignore[assignment]
-        for unit in found:
-            counts[label][unit] += part  # type: ignore[assignment]
-    scores = {}
-    for label, count in counts.items():
-        mass = float(sum(count.values())) + PSEUDO_COUNT * len(known)
-        told = [float(count[unit] + PSEUDO_COUNT) / mass for unit in units(line) if unit in known]
-        scores[label] = log(float(prior[label]) / 3) + sum(map(log, told))
-    total = sum(map(exp, scores.values()))
-    return {label: exp(score) / total for label, score in scores.items()}
+    turns = [turn for shown in SHOWN for turn in shown.turns if turn.labels]
+    holders = Counter(unit for turn in turns for unit in set(units(turn.text)))
+    known = sorted(holders)
+
+    def vector(text: str) -> np.ndarray:
+        counts = Counter(units(text))
+        rarity = [1 + log((1 + len(turns)) / (1 + holders[unit])) for unit in known]
+        row = np.array([(1 + log(counts[u])) * idf if counts[u] else 0 for u, idf in zip(known, rarity)])
+        return row / max(1e-30, np.linalg.norm(row))
+
+    order = [label for label in LABELS if any(label in turn.labels for turn in turns)]
+    rows = np.stack([vector(turn.text) for turn in turns])
+    shares = np.array([[(label in turn.labels) / len(turn.labels) for label in order] for turn in turns])
+
+    def split(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return flat[: len(order)], flat[len(order) :].reshape(len(known), len(order))
+
+    def loss(flat: np.ndarray) -> float:
+        bias, weights = split(flat)
+        entropy = -(shares * log_softmax(rows @ weights + bias, axis=1)).sum()
+        return float(INVERSE_PENALTY * entropy + (weights**2).sum() / 2)
+
+    start = np.zeros(len(order) * (1 + len(known)))
+    bias, weights = split(minimize(loss, start, options={"gtol": 1e-6}).x)
+    told = [np.exp(log_softmax(vector(line) @ weights + bias)) for line in lines]
+    return [dict(zip(order, map(float, row))) for row in told]
 
 
-@pytest.mark.parametrize("line", [LINE, "no", "nothing of this was seen", "", "is awful is awful"])
-def test_evidence_is_that_of_naive_bayes(line: str) -> None:
-    found = WordEvidence.count(SHOWN, LABELS).log_shares(line)
-    assert list(found) == ["anger", "joy"]
-    assert {label: exp(value) for label, value in found.items()} == pytest.approx(_bayes(line), rel=1e-12)
+def test_evidence_is_that_of_a_penalised_regression_on_tf_idf() -> None:
+    lines = [LINE, "no", "nothing of this was seen", "", "is awful is awful"]
+    evidence = WordEvidence.fit(SHOWN, LABELS)
+    for line, wanted in zip(lines, _regression(lines), strict=True):
+        found = evidence.log_shares(line)
+        assert list(found) == list(wanted) == [label for label in LABELS if label in wanted]
+        assert {label: exp(value) for label, value in found.items()} == pytest.approx(wanted, abs=2e-5)
 
 
 def test_turns_without_labels_and_their_words_are_not_counted() -> None:
     more = [*SHOWN, conversation("c", "Ann: great news, is it not?", "Bo: awful awful news")]
-    assert WordEvidence.count(more, LABELS).log_shares(LINE) == WordEvidence.count(SHOWN, LABELS).log_shares(
-        LINE
-    )
+    assert WordEvidence.fit(more, LABELS).log_shares(LINE) == WordEvidence.fit(SHOWN, LABELS).log_shares(LINE)
 
 
 @pytest.mark.parametrize("lines", [("Ann: that", "Bo: this"), ("Ann[joy]:  ", "Bo: this")])
 def test_a_split_without_a_labelled_word_is_refused(lines: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match=r"teacher_words counts the words .* set selfplay.teacher_words=0"):
-        WordEvidence.count([conversation("a", *lines)], LABELS)
+    with pytest.raises(UserError, match=r"teacher_words reads the words .* set selfplay.teacher_words=0"):
+        WordEvidence.fit([conversation("a", *lines)], LABELS)
+
+
+def test_labelled_turns_of_one_label_are_refused() -> None:
+    with pytest.raises(UserError, match=r"every labelled turn of the training split is joy; label more"):
+        WordEvidence.fit([conversation("a", "Ann[joy]: that", "Bo[joy]: this")], LABELS)
 
 
 @settings(max_examples=80)
@@ -109,7 +124,7 @@ def test_words_have_a_say_in_the_teachers_vote() -> None:
     sure = SureOf(lambda prompt: dict(zip(LABELS, (0.3, 0.4, 0.2, 0.1), strict=True)))
     config = replace(CONFIG, teacher_votes="probabilities", teacher_words=1.0)
     shown = [conversation("w", "Ann[anger]: two", "Ann[anger]: two", "Bo[joy]: one", "Bo[joy]: one")]
-    words = WordEvidence.count(shown, LABELS)
+    words = WordEvidence.fit(shown, LABELS)
     alone = read_turns(replace(play, generator=sure, config=config), openings, 0)
     both = read_turns(replace(play, generator=sure, config=config, words=words), openings, 0)
     assert {group.consensus.labels[0] for group in alone} == {"joy"}
