@@ -30,10 +30,10 @@ from selfemo.process.run_lock import RunLock
 lock = RunLock.take(Path(sys.argv[1]), print)
 if "forks" in sys.argv and os.fork() == 0:  # as a checkpoint's writer, which may outlive the run
     os.setsid()
-    print("child", os.getpid(), flush=True)
+    print(f"child {os.getpid()}\\n", end="", flush=True)
     time.sleep(60)
     os._exit(0)
-print("holds", flush=True)
+print("holds\\n", end="", flush=True)
 time.sleep(60)
 """
 
