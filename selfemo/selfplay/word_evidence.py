@@ -28,7 +28,7 @@ TOLERANCE = 1e-6
 """The largest component of the loss's gradient at which the fit ends."""
 
 STEPS = 1000
-"""Of L-BFGS at most. A thousand labelled turns take some tens."""
+"""Of L-BFGS at most."""
 
 TINY = float_info.min
 """Stands for a share of 0, which has no logarithm."""
