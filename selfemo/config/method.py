@@ -222,8 +222,7 @@ class FlywheelConfig:
     """Weight of such an example; a labelled turn's is 1."""
     teach_labels: Positive = 1
     """How many of the teacher's likeliest labels a real turn teaches, by probabilities. Several divide the
-    turn's weight by the squares of their shares in the vote: where it is split, the turn is taught so
-    (docs/method.md)."""
+    turn's weight by their shares in the vote: where it is split, the turn is taught so (docs/method.md)."""
     teach_replies: Share = 0.0
     """Share of such examples that come from kept replies, as far as there are any. With a teacher and several
     rounds, a reply teaches once the next round's teacher has read it, in all views, as it was meant."""

@@ -21,9 +21,6 @@ from selfemo.flywheel.rule import CONSENSUS, READ_BACK
 from selfemo.selfplay.openings import Place, place_of
 from selfemo.selfplay.records import Opening, Role
 
-SHARPENING = 2.0
-"""Exponent of a label's share in what a split vote teaches: MixMatch's temperature of 1/2 (Berthelot et al.
-2019, arXiv 1905.02249)."""
 KEPT_REPLIES = 4096
 """Number of kept replies, the newest, that are taught; bounds memory."""
 
@@ -47,12 +44,13 @@ class Lesson:
         """Return the sets of labels that it teaches, and their weights, which add up to 1.
 
         Args:
-            most: labels of the vote that are taught. Each is an answer of its own, weighed by its share to
-                the power of SHARPENING; the likeliest comes with the labels that the vote puts after it.
+            most: labels of the vote that are taught. Each is an answer of its own, weighed by its share: so
+                weighed, a label's cross-entropies add up to that with the vote. The likeliest comes with the
+                labels that the vote puts after it.
         """
         if most == 1 or not self.shares:
             return [(self.labels, 1.0)]
-        parts = {label: share**SHARPENING for label, share in self.shares[:most]}
+        parts = dict(self.shares[:most])
         total = sum(parts.values())
         return [
             (self.labels if label == self.labels[0] else (label,), part / total)

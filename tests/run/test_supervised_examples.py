@@ -23,7 +23,6 @@ SHOWN = [conversation(str(i), f"Ann[joy]: {i} one", f"Bo[anger]: {i} two") for i
 BARE = [conversation(f"bare {i}", f"Ann: bare {i} one") for i in range(4)]
 CORPUS = Corpus("toy", LABELS, (*SHOWN, *BARE))
 SHARES = (("sadness", 0.6), ("joy", 0.3), ("neutral", 0.1))
-SQUARES = {"sadness": 0.36 / 0.46, "joy": 0.09 / 0.46, "neutral": 0.01 / 0.46}
 WEIGHT, SIZE, TAUGHT, TEACH_WEIGHT = 0.5, 6, 3, 2.0
 
 
@@ -72,4 +71,4 @@ def test_a_split_vote_teaches_several_answers_that_weigh_one_turn(distributed, r
     assert len(by_prompt) == TAUGHT, "the answers of a turn share its view, and so its prompt"
     whole = WEIGHT * TEACH_WEIGHT * answers / SIZE
     for weights in by_prompt.values():
-        assert weights == {label: pytest.approx(whole * part) for label, part in SQUARES.items()}
+        assert weights == {label: pytest.approx(whole * part) for label, part in SHARES}
