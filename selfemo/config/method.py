@@ -101,6 +101,10 @@ class SelfPlayConfig:
     """Least share of an iteration's seeds that are real dialogues; others continue kept flywheel records."""
     unlabelled_share: Share | None = None
     """Share of the real seeds that end in a turn of a dialogue without labels; null: as they occur."""
+    short_repeats: bool = False
+    """Open on, and let a teacher read, turns that equal a short dev or test text ("Okay."), or that one
+    follows. The supervised start learns from them in any case; a long repeat is never read
+    (docs/corpora.md)."""
     seed_label_balance: Share = 0.0
     """How much labelled seeds favour rare labels: 0 follows their shares, 1 draws all labels equally."""
     target_flattening: Share = 0.0

@@ -62,9 +62,8 @@ class HeldOutTexts:
         """Return True if a turn may not be learned from: it equals any held-out text, or its
         context holds a long one.
 
-        Short talk ("What?") occurs in every split. A held-out short text therefore bars a turn that
-        equals it, since nothing is lost by not learning more of it, but does not bar the turns that
-        have it as context.
+        Short talk ("What?") occurs in every split. A held-out short text bars a turn that equals it, but not
+        the turns that have it as context.
         """
         return overlap_key(text) in self._keys or any(self.matches(turn.text) for turn in context)
 

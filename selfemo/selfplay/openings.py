@@ -62,9 +62,9 @@ class OpeningPool:
 
         Args:
             corpus: openings come from its training split. A prefix is left out if its last turn, or the turn
-                that follows, equals a dev or test text or one that the corpus bars, or if it shows a long
-                one. Dialogues that it reveals carry their labels in an opening; which turns are drawn does
-                not depend on that.
+                that follows, equals a dev or test text or one that the corpus bars (a long one, with
+                config.short_repeats), or if it shows a long one. Dialogues that it reveals carry their labels
+                in an opening; which turns are drawn does not depend on that.
             history_turns: earlier turns that a prompt shows; an opening carries no more than a prompt can
                 use.
 
@@ -166,10 +166,12 @@ class OpeningPool:
         return math.ceil(self._config.real_seed_share * self._config.seeds_per_iteration)
 
     def _barred(self, conversation: Conversation, last: int, held_out: HeldOutTexts) -> bool:
-        turns = conversation.turns
-        context = turns[max(0, last + 1 - self._keep_turns) : last]
-        return held_out.bars(turns[last].text, context) or any(
-            held_out.bars(turn.text) for turn in turns[last + 1 : last + 2]
+        first, end = max(0, last + 1 - self._keep_turns), last + 2
+        if self._config.short_repeats:
+            return any(held_out.matches(turn.text) for turn in conversation.turns[first:end])
+        *context, read = conversation.turns[first : last + 1]
+        return held_out.bars(read.text, context) or any(
+            held_out.bars(turn.text) for turn in conversation.turns[last + 1 : end]
         )
 
     def _real(self, index: int, item: int) -> Opening:

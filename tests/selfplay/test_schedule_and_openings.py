@@ -166,6 +166,15 @@ def test_planted_dev_and_test_texts_enter_no_opening(split: str) -> None:
         "short talk may stand in a context"
     )
     assert {PLANTED, "Okay."} <= {opening.turns[-1].text for opening in pool(config, train).draw(0)}
+    allowed = pool(replace(config, short_repeats=True), [*train, held]).draw(0)
+    following = {opening.next_turn.text for opening in allowed if opening.next_turn is not None}
+    assert PLANTED not in {turn.text for opening in allowed for turn in opening.turns} | following
+    assert {opening.turns[-1].text for opening in allowed} - {
+        opening.turns[-1].text for opening in openings
+    } == {
+        "later 5",
+        "Okay.",
+    }, "short talk is read, and may follow"
 
 
 def test_texts_of_other_corpora_that_the_corpus_bars_enter_no_opening() -> None:
