@@ -17,6 +17,7 @@ from selfemo.config.types import (
     Count,
     LossName,
     NonNegative,
+    PathText,
     Positive,
     PositiveFloat,
     Share,
@@ -72,6 +73,10 @@ class SelfPlayConfig:
     """teacher=average: the old average's share where a round begins; the policy has the rest."""
     teacher_turns: Count = 0
     """Most turns that the teacher reads per round, those that episodes open on first; 0 reads all."""
+    teacher_cache: PathText = ""
+    """Directory of readings that runs share. One whose model, turns, views and engine are those of an earlier
+    run takes from there what a teacher reads before the first optimizer step, as the arms of a study do;
+    empty: every run reads for itself."""
     teacher_votes: Literal["answers", "probabilities"] = "answers"
     """What each view adds to the teacher's vote on a turn: the labels of its greedy answer, or its
     probability of each label as the answer's first, which tells how sure the view is (docs/method.md)."""

@@ -60,8 +60,9 @@ CHANGEABLE = (
 """Settings that may change while a run is unfinished: they decide how it runs, not what it computes."""
 FIXED = ("parallel.distributed_optimizer",)
 """Exceptions to CHANGEABLE: a sharded optimizer is stored under other names than a whole one."""
-PLACE = "output_dir"
-"""The setting that tells no two runs apart: a run is what its directory holds, wherever that lies."""
+PLACES = ("output_dir", "selfplay.teacher_cache")
+"""Settings that tell no two runs apart: a run is what its directory holds, wherever that lies, and what it
+reads is the same whether it was kept or not."""
 
 
 class RunDirectory:
@@ -122,7 +123,7 @@ class RunDirectory:
             changes = {
                 name: (old, new)
                 for name, old, new in config_changes(run.stored_config(), dataclasses.asdict(config))
-                if name != PLACE
+                if name not in PLACES
             }
             paths = {name: change for name, change in changes.items() if name in INPUT_PATHS}
             same = set(same_inputs(root, paths, config))

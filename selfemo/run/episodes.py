@@ -28,6 +28,7 @@ from selfemo.rewards.scoring import Rewards, ScoredGroup
 from selfemo.rollout.api import Engine, Session
 from selfemo.rollout.sessions import CallByCall
 from selfemo.run.guards import check_rewards
+from selfemo.run.kept_readings import KeepingGenerator, KeptReadings
 from selfemo.run.stop_rounds import GuardedEngine, GuardedSession, OtherRankFailed, StopRounds
 from selfemo.run.stoppable import Stopped, StopRequest
 from selfemo.selfplay.episode import SelfPlay
@@ -101,19 +102,24 @@ class EpisodesByEngine:
         raise_together(raised)
         return played
 
-    def read(self, openings: Sequence[Opening], iteration: int) -> Sequence[Group]:
+    def read(
+        self, openings: Sequence[Opening], iteration: int, kept: KeptReadings | None = None
+    ) -> Sequence[Group]:
         """Let the teacher read the last turn of each opening; returns the groups that this rank answers for.
 
         Args:
             openings: the same on every rank, which together answer for all of them, in order.
+            kept: where these readings may lie already, and are to be kept; None: not kept.
 
         Raises:
             Stopped: on every rank, if some rank was asked to stop.
             Exception: raised while an engine's turns were read, on every rank alike.
         """
         self._stop.check()
-        mine = self.of_engine(openings)
-        return self._ranks.own(together(lambda: read_turns(self._play, mine, iteration)))
+        mine, play = self.of_engine(openings), self._play
+        if kept:
+            play = replace(play, generator=KeepingGenerator(kept, play.generator, play.deal))
+        return self._ranks.own(together(lambda: read_turns(play, mine, iteration)))
 
     def read_greedily(self, dialogues: Sequence[Sequence[Turn]]) -> list[Reading]:
         """Read each dialogue's last turn as it is; returns all readings on every rank. Raises as `read`."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from selfemo.config.schema import RunConfig
 from selfemo.evaluation.turns import EvaluationTurn, evaluation_turns
 from selfemo.flywheel.flywheel import Flywheel
 from selfemo.megatron.sample_dealer import SampleDealer
+from selfemo.process.collectives import on_rank0
 from selfemo.process.engine_ranks import EngineRanks
 from selfemo.records.directory import RunDirectory
 from selfemo.rewards.scoring import Rewards
 from selfemo.run.episodes import EpisodesByEngine
 from selfemo.run.flywheel_peers import open_flywheel
+from selfemo.run.kept_readings import KeptReadings, reader_digest
 from selfemo.run.stoppable import StopRequest
 from selfemo.selfplay.episode import SelfPlay
 from selfemo.selfplay.openings import OpeningPool
@@ -35,6 +38,8 @@ class Parts:
     flywheel: Flywheel
     held_out: tuple[EvaluationTurn, ...]
     """Turns that the run is evaluated on."""
+    kept_readings: KeptReadings | None
+    """Of the first teacher, if `selfplay.teacher_cache` is set and the run begins with self-play."""
 
 
 def build_parts(config: RunConfig, system: System, run: RunDirectory, stop: StopRequest) -> Parts:
@@ -69,4 +74,12 @@ def build_parts(config: RunConfig, system: System, run: RunDirectory, stop: Stop
         dealer=dealer,
         flywheel=open_flywheel(config, corpus, rewards, run.root, ranks, device),
         held_out=evaluation_turns(corpus.split(config.evaluation.split), config.evaluation.limit),
+        kept_readings=_kept_readings(config, system),
     )
+
+
+def _kept_readings(config: RunConfig, system: System) -> KeptReadings | None:
+    directory = config.selfplay.teacher_cache
+    if not directory or config.selfplay.teacher == "policy" or config.sft.steps:
+        return None
+    return KeptReadings(Path(directory), on_rank0(lambda: reader_digest(config, system.model_dir)))

@@ -90,7 +90,8 @@ class Rounds:
         first = settings.seeds_per_iteration + len(openings)
         written = [reply.opening(number) for number, reply in enumerate(replies, first)]
         with self._journal.phase("rollout"):
-            groups = parts.episodes.read([*openings, *written], iteration)
+            kept = parts.kept_readings if iteration == 0 else None
+            groups = parts.episodes.read([*openings, *written], iteration, kept)
         if is_another:
             self._sync()
         over = OverRanks(self._system.world.device.torch_device)

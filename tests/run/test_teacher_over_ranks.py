@@ -30,6 +30,7 @@ from selfemo.rewards.scoring import Rewards
 from selfemo.rollout.api import Completion, GenerationRequest
 from selfemo.run.episodes import EpisodesByEngine
 from selfemo.run.flywheel_peers import open_flywheel
+from selfemo.run.kept_readings import KeptReadings
 from selfemo.run.rounds import Rounds
 from selfemo.run.stoppable import StopRequest
 from selfemo.selfplay.episode import SelfPlay
@@ -99,7 +100,7 @@ class _Outcome:
     """Requests of the teacher that this rank's engine got."""
 
 
-def _play(root: str, size: int) -> _Outcome:
+def _play(root: str, size: int, kept: str = "") -> _Outcome:
     engines, corpus = EngineRanks.join(size), replace(CORPUS, revealed=REVEALED)
     rewards = Rewards(CONFIG.reward, corpus.split("train"), LABELS)
     prompts = PromptBuilder(CharEncoder(), LABELS, 3, 80)
@@ -110,7 +111,13 @@ def _play(root: str, size: int) -> _Outcome:
     episodes = EpisodesByEngine(play, engine, engines, stop)  # type: ignore[arg-type]
     flywheel = open_flywheel(CONFIG, corpus, rewards, Path(root), engines, CPU)
     pool, told = OpeningPool(corpus, CONFIG.selfplay, 5, 3), []
-    parts = SimpleNamespace(opening_pool=pool, episodes=episodes, rewards=rewards, flywheel=flywheel)
+    parts = SimpleNamespace(
+        opening_pool=pool,
+        episodes=episodes,
+        rewards=rewards,
+        flywheel=flywheel,
+        kept_readings=KeptReadings(Path(kept), "the start") if kept else None,
+    )
     system = SimpleNamespace(
         corpus=corpus,
         world=SimpleNamespace(device=SimpleNamespace(torch_device=CPU)),
@@ -177,6 +184,21 @@ def test_what_a_teacher_reads_and_teaches_is_that_of_one_rank(
     assert sum(outcome.asked for outcome in found[::size]) == one.asked, "no turn is read twice"
     fewest, most = min(o.asked for o in found), max(o.asked for o in found)
     assert most - fewest <= CONFIG.iterations * len(CONFIG.selfplay.views), "turns are shared out evenly"
+
+
+@pytest.mark.parametrize(("ranks", "size"), [(1, 1), (2, 1), (4, 2)])
+def test_a_run_that_finds_the_first_readings_kept_is_the_run_that_read_them(
+    distributed, alone, tmp_path: Path, ranks: int, size: int
+) -> None:
+    _, records = alone
+    kept, asked = tmp_path / "kept", []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        found = distributed(ranks, _play, str(tmp_path / name), size, str(kept))
+        assert _records(tmp_path / name) == records
+        asked.append(sum(outcome.asked for outcome in found[::size]))
+    assert 0 < asked[1] < asked[0], "of two rounds, the second's teacher is another model: it reads"
+    assert len(list(kept.iterdir())) == ranks // size, "one file for each engine's call"
 
 
 def test_each_engine_writes_what_its_ranks_read(distributed, tmp_path: Path) -> None:
