@@ -50,6 +50,11 @@ def run_violations(
             f"train.frozen_cache_bytes={config.train.frozen_cache_bytes} has no frozen layer to serve: set "
             "train.frozen_layers, or train.frozen_cache_bytes=0"
         )
+    if config.train.frozen_cache_dir and not config.train.frozen_cache_bytes:
+        yield (
+            f"train.frozen_cache_dir={config.train.frozen_cache_dir} stands beside a cache in memory, but "
+            "train.frozen_cache_bytes=0: set train.frozen_cache_bytes, or train.frozen_cache_dir="
+        )
     if config.train.frozen_cache_bytes and (
         layout.pipeline > 1 or layout.context > 1 or layout.sequence_parallel
     ):

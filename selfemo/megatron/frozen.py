@@ -12,9 +12,11 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import __version__ as megatron_version
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace
 from megatron.core.dist_checkpointing.mapping import (
     LocalNonpersistentObject,
@@ -24,7 +26,12 @@ from megatron.core.dist_checkpointing.mapping import (
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_block import TransformerBlock
 
+from selfemo import __version__ as selfemo_version
+from selfemo.config.schema import TrainConfig
 from selfemo.megatron.attention import Piece
+from selfemo.megatron.frozen_store import FrozenStore
+from selfemo.models.architecture import Architecture
+from selfemo.process.arithmetic import arithmetic
 
 MASTERS = "fp32_from_fp16_params"  # megatron-private
 """Where a bf16 optimizer keeps its fp32 weights, a list per parameter group."""
@@ -37,22 +44,33 @@ class FrozenOutputs:
     and a run that is resumed with nothing kept computes the same bits.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
+    def __init__(self, limit_bytes: int, store: FrozenStore | None = None) -> None:
+        """Keep nothing yet.
+
+        Args:
+            limit_bytes: most bytes of rows in memory.
+            store: keeps all rows on disk besides, for this run and others.
+        """
+        self.limit_bytes, self.store = limit_bytes, store
         self.held_bytes = 0
         self._kept: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
-    def find(self, piece: Piece) -> torch.Tensor | None:
+    def find(self, piece: Piece, device: torch.device) -> torch.Tensor | None:
         """Return the kept rows [t, 1, H] of a piece, or None."""
         if (rows := self._kept.get(piece.digest)) is not None:
             self._kept.move_to_end(piece.digest)
+        elif self.store and (rows := self.store.find(piece.digest, device)) is not None:
+            self._hold(piece, rows)
         return rows
 
     def keep(self, piece: Piece, rows: torch.Tensor) -> None:
-        """Keep the rows [t, 1, H] of a piece that `find` did not have.
+        """Keep the rows [t, 1, H] of a piece that `find` did not have."""
+        self._hold(piece, rows)
+        if self.store:
+            self.store.keep(piece.digest, rows)
 
-        They take the place of those that were not used for longest.
-        """
+    def _hold(self, piece: Piece, rows: torch.Tensor) -> None:
+        """Hold rows in memory, in place of those that were not used for longest."""
         if rows.nbytes > self.limit_bytes:
             return
         self._kept[piece.digest] = rows
@@ -64,6 +82,18 @@ class FrozenOutputs:
         """Drop everything: the frozen layers have got other weights."""
         self._kept.clear()
         self.held_bytes = 0
+        if self.store:
+            self.store.forget()
+
+
+def frozen_outputs(architecture: Architecture, train: TrainConfig) -> FrozenOutputs:
+    """Make what a model's frozen output is kept in: memory, and train.frozen_cache_dir if it is set."""
+    store = None
+    if train.frozen_cache_dir:
+        decides = (architecture, train.dtype, train.frozen_layers, train.attention_backend)
+        programs = (selfemo_version, megatron_version, arithmetic())
+        store = FrozenStore(Path(train.frozen_cache_dir), repr((decides, programs)))
+    return FrozenOutputs(train.frozen_cache_bytes, store)
 
 
 def freeze(chunk: GPTModel, layers: int, outputs: FrozenOutputs) -> None:
@@ -83,6 +113,8 @@ def freeze(chunk: GPTModel, layers: int, outputs: FrozenOutputs) -> None:
         chunk.embedding.requires_grad_(False)
     if chunk.post_process and chunk.share_embeddings_and_output_weights:
         chunk.shared_embedding_or_output_weight().requires_grad_(False)
+    if outputs.store:
+        outputs.store.watch(weight for weight in chunk.parameters() if not weight.requires_grad)
     if frozen:
         chunk.decoder.forward = _FrozenFirst(chunk.decoder, len(frozen), outputs)
 
@@ -153,7 +185,7 @@ class _FrozenFirst:
 
     def _piece(self, piece: Piece, received: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
         """Return the frozen layers' output of a piece, computed at its first use."""
-        rows = self._outputs.find(piece)
+        rows = self._outputs.find(piece, received.device)
         if rows is None:
             rotary = arguments["rotary_pos_emb"]
             if piece.alone.cu_seqlens_q is None:  # one row per token of the batch, see CompletionGPTModel

@@ -27,7 +27,7 @@ from selfemo.megatron.allocated import allocated_bytes
 from selfemo.megatron.batch import DealtBatch, shares_prompts, whole_batch
 from selfemo.megatron.context import ContextShare
 from selfemo.megatron.device import Device
-from selfemo.megatron.frozen import FrozenOutputs
+from selfemo.megatron.frozen import frozen_outputs
 from selfemo.megatron.largest_gap import largest_over_ranks
 from selfemo.megatron.model import DTYPES, CompletionGPTModel, build_chunks, transformer_config
 from selfemo.megatron.offload import HostMemory
@@ -70,7 +70,7 @@ class Learner:
         self.transformer_config = transformer_config(
             architecture, layout.sizes, DTYPES[train.dtype], device, share, train.attention_backend
         )
-        self.frozen_outputs = FrozenOutputs(train.frozen_cache_bytes)
+        self.frozen_outputs = frozen_outputs(architecture, train)
         self.chunks: list[CompletionGPTModel] = build_chunks(
             architecture,
             self.transformer_config,

@@ -60,9 +60,9 @@ CHANGEABLE = (
 """Settings that may change while a run is unfinished: they decide how it runs, not what it computes."""
 FIXED = ("parallel.distributed_optimizer",)
 """Exceptions to CHANGEABLE: a sharded optimizer is stored under other names than a whole one."""
-PLACES = ("output_dir", "selfplay.teacher_cache")
-"""Settings that tell no two runs apart: a run is what its directory holds, wherever that lies, and what it
-reads is the same whether it was kept or not."""
+PLACES = ("output_dir", "selfplay.teacher_cache", "train.frozen_cache_dir")
+"""Settings that tell no two runs apart: a run is what its directory holds, wherever that lies, and what was
+kept by other runs is what it would compute itself."""
 
 
 class RunDirectory:

@@ -15,9 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from selfemo import __version__ as selfemo_version
 from selfemo.common.errors import UserError
 from selfemo.common.files import replace_text
 from selfemo.config.schema import RunConfig
+from selfemo.process.arithmetic import arithmetic
 from selfemo.process.dealing import Deal
 from selfemo.records.content import model_digests
 from selfemo.records.manifest import digest_of
@@ -78,17 +80,13 @@ def reader_digest(config: RunConfig, model_dir: Path) -> str:
     Raises:
         UserError: a file cannot be read.
     """
-    import torch
-
     files: dict[str, str] = {}
     for name, digest in model_digests(model_dir).items():
         if name.endswith(WEIGHTS_SUFFIX):  # whole: another model must never answer for this one
             with (model_dir / name).open("rb") as weights:
                 digest = hashlib.file_digest(weights, "blake2b").hexdigest()
         files[name] = digest
-    on_gpu = torch.cuda.is_available()
-    machine = torch.cuda.get_device_name() if on_gpu else torch.backends.cpu.get_cpu_capability()
-    versions = [engine_version(), torch.__version__, machine, torch.get_num_threads()]
+    versions = [selfemo_version, engine_version(), *arithmetic()]
     settings = [config.train.dtype, config.model.max_length, asdict(config.rollout)]
     return digest_of([files, versions, settings])
 

@@ -86,6 +86,7 @@ class Options:
     """train.fuse_output_layer; "auto" never fuses a model as small as these."""
     frozen_layers: int = 0
     frozen_cache_bytes: int = 0
+    frozen_cache_dir: str = ""
     supervised: bool = False
     """Whether the policy step also learns from supervised examples, of different weights."""
 
@@ -158,6 +159,7 @@ def train_config(options: Options) -> TrainConfig:
         fuse_output_layer=options.fuse,
         frozen_layers=options.frozen_layers,
         frozen_cache_bytes=options.frozen_cache_bytes,
+        frozen_cache_dir=options.frozen_cache_dir,
     )
 
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
+from selfemo.common.errors import UserError
 from selfemo.config.checks import run_violations
 from selfemo.config.layout import layout_of
 from selfemo.config.load import load_config
 from selfemo.config.schema import ParallelConfig
 from selfemo.megatron.attention import Piece, Segments
 from selfemo.megatron.frozen import FrozenOutputs
+from selfemo.megatron.frozen_store import FrozenStore
 from selfemo.models.architecture import read_architecture
 from tests.helpers.parity import SHARED, Options, difference, learner, samples, three_steps
 from tests.helpers.tiny_model import save_tiny
 
 BOUND = 1e-6
+CPU = torch.device("cpu")
 LAYERS, FROZEN_LAYERS = 4, 3
 FROZEN = Options(frozen_layers=FROZEN_LAYERS)
 CACHED = replace(FROZEN, frozen_cache_bytes=1 << 30)
@@ -86,6 +91,61 @@ def test_frozen_layers_run_once_for_each_piece(distributed, hf_dir, options):
     assert runs[FROZEN_LAYERS:] == without[FROZEN_LAYERS:]  # once per micro-batch, in every pass
 
 
+@pytest.mark.parametrize("options", [CACHED, SHARED_CACHED], ids=["plain", "shared"])
+def test_another_run_finds_on_disk_what_the_first_one_computed(distributed, hf_dir, tmp_path, options):
+    stored = replace(options, frozen_cache_dir=str(tmp_path / "new" / "frozen"), frozen_cache_bytes=5_000)
+    (alone,) = distributed(1, three_steps, hf_dir, ParallelConfig(), options)
+    for _ in range(2):
+        (found,) = distributed(1, three_steps, hf_dir, ParallelConfig(), stored)
+        assert (found.losses, found.grad_norms) == (alone.losses, alone.grad_norms)
+        assert all(tensor.equal(found.tensors[name]) for name, tensor in alone.tensors.items())
+    ((runs, _),) = distributed(1, _runs, hf_dir, stored)
+    assert runs[:FROZEN_LAYERS] == [0] * FROZEN_LAYERS, "not even once"
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files
+    assert {path.suffix for path in files} == {".safetensors"}, "nothing half written is left"
+
+
+@pytest.mark.parametrize(
+    "change", ["frozen layers", "embedding", "frozen depth"], ids=lambda name: name.replace(" ", "-")
+)
+def test_rows_of_other_frozen_weights_are_not_found(distributed, hf_dir, tmp_path, change):
+    """The trained layers' weights decide nothing: runs that train them otherwise share the rows."""
+    stored = replace(CACHED, frozen_cache_dir=str(tmp_path / "frozen"))
+    distributed(1, _runs, hf_dir, stored)
+    for name, is_shared in ((change, False), ("trained layer", True)):
+        other = tmp_path / name
+        shutil.copytree(hf_dir, other)
+        tensors = load_file(other / "model.safetensors")
+        key = {"frozen layers": "layers.1.mlp.up_proj.weight", "embedding": "embed_tokens.weight"}.get(name)
+        key = "model." + (key or f"layers.{LAYERS - 1}.mlp.up_proj.weight")
+        tensors[key] = tensors[key] * 1.01 if name != "frozen depth" else tensors[key]
+        save_file(tensors, other / "model.safetensors", {"format": "pt"})
+        depth = FROZEN_LAYERS - 1 if name == "frozen depth" else FROZEN_LAYERS
+        ((runs, pieces),) = distributed(1, _runs, str(other), replace(stored, frozen_layers=depth))
+        assert runs[:depth] == [0 if is_shared else pieces] * depth, name
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x05\x00", b"rows"])
+def test_a_damaged_file_is_named(tmp_path, damage):
+    store = FrozenStore(tmp_path, "a program")
+    rows = torch.randn(5, 1, 8, dtype=torch.bfloat16)
+    assert store.find(b"piece", CPU) is None
+    store.keep(b"piece", rows)
+    assert rows.equal(FrozenStore(tmp_path, "a program").find(b"piece", CPU))
+    assert FrozenStore(tmp_path, "another").find(b"piece", CPU) is None
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(damage)
+    with pytest.raises(UserError, match=rf"{file.name}: not rows that a run kept: remove it"):
+        store.find(b"piece", CPU)
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/.*: cannot be written .*train\.frozen_cache_dir"):
+        FrozenStore(tmp_path / "file", "a program").keep(b"piece", torch.zeros(1, 1, 2))
+
+
 def _logprobs_after_loading(first: str, then: str) -> torch.Tensor:
     with learner(first, ParallelConfig(), CACHED) as model:
         plan = model.plan(samples(model.architecture.vocab_size))
@@ -109,16 +169,16 @@ def test_the_limit_holds_and_the_last_used_is_kept(uses, limit_floats):
     for name, floats in uses:
         floats = sizes.setdefault(name, floats)
         piece = Piece(slice(0, floats), bytes([name]), Segments())
-        rows = outputs.find(piece)
+        rows = outputs.find(piece, CPU)
         if rows is None:
             outputs.keep(piece, torch.full((floats,), float(name)))
         else:
             assert rows.tolist() == [float(name)] * floats
         assert outputs.held_bytes <= outputs.limit_bytes
-        assert (outputs.find(piece) is not None) == (floats <= limit_floats)
+        assert (outputs.find(piece, CPU) is not None) == (floats <= limit_floats)
     outputs.forget()
     assert outputs.held_bytes == 0
-    assert all(outputs.find(Piece(slice(0, 1), bytes([name]), Segments())) is None for name in range(10))
+    assert all(outputs.find(Piece(slice(0, 1), bytes([name]), Segments()), CPU) is None for name in range(10))
 
 
 @pytest.mark.parametrize(
@@ -138,3 +198,11 @@ def test_a_cache_that_cannot_work_is_told(hf_dir, settings, said):
     )
     found = list(run_violations(config, layout_of(config, 1, 2), read_architecture(hf_dir)))
     assert any(said in sentence for sentence in found), found
+
+
+def test_a_directory_without_a_cache_in_memory_is_told(hf_dir):
+    config = load_config(
+        None, [f"model.path={hf_dir}", "model.max_length=64", "train.frozen_cache_dir=/tmp/frozen"]
+    )
+    found = list(run_violations(config, layout_of(config, 1, 1), read_architecture(hf_dir)))
+    assert any("train.frozen_cache_dir=/tmp/frozen stands beside" in sentence for sentence in found), found

@@ -26,8 +26,6 @@ from tools.study.schema import START, StudyPlan, Variant
 from tools.study.tensors import keep_once
 
 LOG_LINES = 5
-READINGS = "readings"
-"""Directory, beside the runs, of what the starts read as teachers: the arms of a draw read it once."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class StudyRun:
 def starts(plan: StudyPlan, study_file: Path, output: Path) -> list[StudyRun]:
     """List the SFT run of every labelled share and seed."""
     return [
-        _written_out(plan, study_file, output, run, None)
+        _written_out(plan, study_file, run, None)
         for run in _runs(plan, output, [Variant(START, "the start")])
     ]
 
@@ -95,9 +93,7 @@ def continuations(plan: StudyPlan, study_file: Path, output: Path) -> list[Study
     A variant's seeds stand together, so that a study that is cut short has whole variants.
     """
     trained = [variant for variant in plan.variants if not variant.untrained]
-    return [
-        _written_out(plan, study_file, output, run, run.start_model) for run in _runs(plan, output, trained)
-    ]
+    return [_written_out(plan, study_file, run, run.start_model) for run in _runs(plan, output, trained)]
 
 
 def voters(plan: StudyPlan, output: Path) -> list[StudyRun]:
@@ -160,19 +156,14 @@ def _runs(plan: StudyPlan, output: Path, variants: Sequence[Variant]) -> list[St
     ]
 
 
-def _written_out(
-    plan: StudyPlan, study_file: Path, output: Path, run: StudyRun, start: Path | None
-) -> StudyRun:
+def _written_out(plan: StudyPlan, study_file: Path, run: StudyRun, start: Path | None) -> StudyRun:
     """Write out and check what a run is trained with.
 
     Args:
         start: the model that it continues; None for a start itself.
     """
     base = str(study_file.parent / plan.base)
-    shared = plan.start
-    if start is not None:
-        readings = f"selfplay.teacher_cache={output / READINGS}"
-        shared = [*plan.self_play, readings, f"model.path={start}", "sft.steps=0"]
+    shared = plan.start if start is None else [*plan.self_play, f"model.path={start}", "sft.steps=0"]
     labelled = [] if run.share is None else [f"corpus.labelled_share={run.share}"]
     last = ["iterations=0"] if start is None else run.settings
     settings = [
