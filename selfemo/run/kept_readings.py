@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from selfemo import __version__ as selfemo_version
 from selfemo.common.errors import UserError
 from selfemo.common.files import replace_text
 from selfemo.config.schema import RunConfig
@@ -86,7 +85,7 @@ def reader_digest(config: RunConfig, model_dir: Path) -> str:
             with (model_dir / name).open("rb") as weights:
                 digest = hashlib.file_digest(weights, "blake2b").hexdigest()
         files[name] = digest
-    versions = [selfemo_version, engine_version(), *arithmetic()]
+    versions = [engine_version(), *arithmetic()]
     settings = [config.train.dtype, config.model.max_length, asdict(config.rollout)]
     return digest_of([files, versions, settings])
 
