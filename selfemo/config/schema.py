@@ -188,7 +188,7 @@ class TrainConfig:
     that reference, rollout policy, training and later epochs do not compute it again. 0 keeps none."""
     frozen_cache_dir: PathText = ""
     """Directory in which this output is kept besides, for other runs that freeze the same layers of the same
-    model; about 1 kB a token and thousand hidden units in bf16. Empty: each run computes its own."""
+    model: bytes of `dtype` times hidden size for each token. Empty: each run computes its own."""
     weight_decay: NonNegative = 0.01
     """Decoupled decay, not applied to norms."""
     adam_beta1: Decay = 0.9
