@@ -82,6 +82,12 @@ def test_every_variant_of_a_seed_continues_that_seeds_start(study_file, tmp_path
         ("baselines: [sft]", "baselines: [sft]\nmain: [dpo]", "main: 'dpo'"),
         ("baselines: [sft]", "baselines: [sft]\nonly: [dpo]", "only: 'dpo'"),
         ("baselines: [sft]", "baselines: [sft]\nonly: [grpo]", "baseline 'sft'"),
+        ("baselines: [sft]", "baselines: [sft]\nadjust: {dpo: [iterations=2]}", "adjust: 'dpo'"),
+        (
+            "variants:\n",
+            f"adjust: {{vote: [iterations=2]}}\nvariants:\n  - {{name: vote, {VOTING}}}\n",
+            "nothing to adjust",
+        ),
         ("says: plain", "says: plain, like: dpo", "is like 'dpo'"),
         ("says: plain", "says: plain, views: [plain, mirrored]", "mirrored"),
         ("says: plain", "says: plain, untrained: true, views: [plain, short]", "no overrides"),
@@ -157,6 +163,18 @@ def test_a_study_extends_another(study_file, tmp_path):
     assert (plan.seeds, plan.names) == ([3], read_plan(study_file).names)
     runs = [*starts(plan, other, tmp_path / "out"), *continuations(plan, other, tmp_path / "out")]
     assert {settings_of(run).corpus.history_turns for run in runs} == {2}
+
+
+def test_a_study_adjusts_variants_of_the_one_that_it_extends(study_file, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("extends: study.yaml\nadjust: {grpo: [iterations=9, algorithm.loss=dapo]}\n")
+    plan = read_plan(other)
+    for run in continuations(plan, other, tmp_path / "out"):
+        config = settings_of(run)
+        is_adjusted = run.variant == "grpo"
+        assert (config.iterations, config.algorithm.loss) == (
+            (9, "dapo") if is_adjusted else (0, "self_grpo")
+        ), run.variant
 
 
 def test_an_untrained_variant_is_the_start_asked_in_views(study_file, tmp_path):

@@ -33,9 +33,13 @@ def variant_problems(plan: StudyPlan) -> Iterator[str]:
             parse_views(",".join(variant.views), f"variant {variant.name!r}: views")
         except UserError as error:
             yield str(error)
-    for name in plan.only:
-        if name not in names[1:]:
-            yield f"only: {name!r} is not a variant; expected of {', '.join(names[1:])}"
+    for what, named in (("only", plan.only), ("adjust", plan.adjust)):
+        for name in named:
+            if name not in names[1:]:
+                yield f"{what}: {name!r} is not a variant; expected of {', '.join(names[1:])}"
+    for variant in plan.variants:
+        if variant.untrained and variant.name in plan.adjust:
+            yield f"adjust: {variant.name!r} is untrained, there is nothing to adjust: name trained variants"
 
 
 def plan_problems(plan: StudyPlan) -> Iterator[str]:

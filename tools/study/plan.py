@@ -69,7 +69,15 @@ def _resolved(plan: StudyPlan) -> StudyPlan:
     """Write out what variants take from others, and leave out those that `only` does not name."""
     by_name = {variant.name: variant.overrides for variant in plan.variants}
     variants = [
-        replace(variant, like="", overrides=[*by_name.get(variant.like, []), *variant.overrides])
+        replace(
+            variant,
+            like="",
+            overrides=[
+                *by_name.get(variant.like, []),
+                *variant.overrides,
+                *plan.adjust.get(variant.name, []),
+            ],
+        )
         for variant in plan.variants
         if not plan.only or variant.name in plan.only
     ]

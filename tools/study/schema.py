@@ -68,6 +68,9 @@ class StudyPlan:
     """Overrides of every run, the start included, before all others."""
     only: list[Name] = field(default_factory=list)
     """Variants that are in the study; empty: all."""
+    adjust: dict[Name, list[str]] = field(default_factory=dict)
+    """Further overrides of some variants, after their own: what a study changes of one that it extends. Those
+    like them are not adjusted."""
     main: list[Name] = field(default_factory=list)
     """Variants of the main comparison: their differences from every baseline in accuracy and weighted F1 are
     corrected together (Holm)."""
