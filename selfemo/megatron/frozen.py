@@ -12,11 +12,11 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import __version__ as megatron_version
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace
 from megatron.core.dist_checkpointing.mapping import (
     LocalNonpersistentObject,
@@ -91,7 +91,8 @@ def frozen_outputs(architecture: Architecture, train: TrainConfig) -> FrozenOutp
     store = None
     if train.frozen_cache_dir:
         decides = (architecture, train.dtype, train.frozen_layers, train.attention_backend)
-        programs = (selfemo_version, megatron_version, arithmetic())
+        # megatron.core.__version__ ends in the commit of whatever repository the environment lies in
+        programs = (selfemo_version, version("megatron-core"), arithmetic())
         store = FrozenStore(Path(train.frozen_cache_dir), repr((decides, programs)))
     return FrozenOutputs(train.frozen_cache_bytes, store)
 
