@@ -55,6 +55,12 @@ def run_violations(
             f"train.frozen_cache_dir={config.train.frozen_cache_dir} stands beside a cache in memory, but "
             "train.frozen_cache_bytes=0: set train.frozen_cache_bytes, or train.frozen_cache_dir="
         )
+    if config.train.frozen_cache_dir and layout.tensor > 1:  # one would wait in an all-reduce alone
+        yield (
+            f"train.frozen_cache_dir={config.train.frozen_cache_dir} is searched by every rank for itself, "
+            f"but the ranks of parallel.tensor={layout.tensor} compute together: set parallel.tensor=1, or "
+            "train.frozen_cache_dir="
+        )
     if config.train.frozen_cache_bytes and (
         layout.pipeline > 1 or layout.context > 1 or layout.sequence_parallel
     ):

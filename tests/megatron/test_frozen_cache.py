@@ -190,6 +190,10 @@ def test_the_limit_holds_and_the_last_used_is_kept(uses, limit_floats):
             ["train.frozen_layers=1", "parallel.tensor=2", "parallel.sequence_parallel=true"],
             "parallel.sequence_parallel=false",
         ),
+        (
+            ["train.frozen_layers=1", "parallel.tensor=2", "train.frozen_cache_dir=/tmp/frozen"],
+            "set parallel.tensor=1",
+        ),
     ],
 )
 def test_a_cache_that_cannot_work_is_told(hf_dir, settings, said):
