@@ -8,7 +8,6 @@ decides the bits. What is read is what was computed, so a run takes the same ste
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from selfemo.common.errors import UserError
+from selfemo.common.files import new_file
 
 ROWS = "rows"
 """Name of the one tensor of a file."""
@@ -62,7 +62,10 @@ class FrozenStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _unusable(file, "read", error) from None
+            raise UserError(
+                f"{file}: cannot be read ({error.strerror}): make it readable, or name another directory as "
+                "train.frozen_cache_dir"
+            ) from None
         except (SafetensorError, KeyError):
             raise UserError(f"{file}: not rows that a run kept: remove it") from None
 
@@ -73,21 +76,10 @@ class FrozenStore:
             UserError: the file cannot be written; names it.
         """
         file = self._file(digest)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        try:
+        with new_file(file, "train.frozen_cache_dir") as temporary:
             file.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(save({ROWS: rows.contiguous().cpu()}))
-            os.replace(temporary, file)
-        except OSError as error:
-            raise _unusable(file, "written", error) from None
 
     def _file(self, digest: bytes) -> Path:
         name = digest.hex()
         return self._place / name[:2] / f"{name}.safetensors"  # few files in one directory
-
-
-def _unusable(file: Path, how: str, error: OSError) -> UserError:
-    return UserError(
-        f"{file}: cannot be {how} ({error.strerror}): free space or make it accessible, or name another "
-        "directory as train.frozen_cache_dir"
-    )

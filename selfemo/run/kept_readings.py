@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from selfemo.common.errors import UserError
-from selfemo.common.files import replace_text
+from selfemo.common.files import new_file
 from selfemo.config.schema import RunConfig
 from selfemo.process.arithmetic import arithmetic
 from selfemo.process.dealing import Deal
@@ -100,22 +100,16 @@ def _load(file: Path) -> list[Completion] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _unusable(file, "read", error) from None
+        raise UserError(
+            f"{file}: cannot be read ({error.strerror}): make it readable, or name another directory as "
+            "selfplay.teacher_cache"
+        ) from None
     except (ValueError, TypeError) as error:
         raise UserError(f"{file}: not readings that a run kept ({error}): remove it") from None
 
 
 def _store(file: Path, completions: Sequence[Completion]) -> None:
     rows = [(c.token_ids, c.logprobs, c.finished, c.scored_logprobs) for c in completions]
-    try:
+    with new_file(file, "selfplay.teacher_cache") as temporary:
         file.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(file, json.dumps(rows, allow_nan=False))
-    except OSError as error:
-        raise _unusable(file, "written", error) from None
-
-
-def _unusable(file: Path, how: str, error: OSError) -> UserError:
-    return UserError(
-        f"{file}: cannot be {how} ({error.strerror}): make the directory readable and writable, or name "
-        "another as selfplay.teacher_cache"
-    )
+        temporary.write_text(json.dumps(rows, allow_nan=False), encoding="utf-8")

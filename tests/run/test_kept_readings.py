@@ -9,6 +9,7 @@ from pathlib import Path
 from zlib import crc32
 
 import pytest
+import torch.distributed as dist
 
 from selfemo.common.errors import UserError
 from selfemo.config.load import load_config
@@ -103,6 +104,20 @@ def test_ranks_of_one_engine_find_readings_or_ask_together(distributed, tmp_path
     """One that finds the file while another does not would leave the other alone in the engine."""
     want = _Scoring().generate(REQUESTS)
     assert distributed(2, _in_an_engine, str(tmp_path)) == [[(want, 1), (want, 0)]] * 2
+
+
+def _beside_each_other(directory: str) -> int:
+    for number in range(100):
+        requests = [replace(REQUESTS[0], prompt_ids=(number, 5))]
+        dist.barrier()
+        asked(Path(directory), requests)
+    return len(list(Path(directory).iterdir()))
+
+
+def test_two_runs_that_keep_the_same_readings_at_once_are_both_right(distributed, tmp_path: Path) -> None:
+    """Two arms of a draw that begin together end their reading together."""
+    assert distributed(2, _beside_each_other, str(tmp_path))[0] >= 100
+    assert len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.iterdir())) == 100
 
 
 def test_a_reader_is_every_byte_of_its_weights(tmp_path: Path) -> None:
