@@ -29,6 +29,8 @@ def variant_problems(plan: StudyPlan) -> Iterator[str]:
                 f"variant {variant.name!r} is untrained: expected views that vote, and no overrides, like or "
                 "minutes, since its model is the start"
             )
+        if variant.untrained and variant.name in plan.adjust:
+            yield f"adjust: {variant.name!r} is untrained, there is nothing to adjust: name trained variants"
         try:
             parse_views(",".join(variant.views), f"variant {variant.name!r}: views")
         except UserError as error:
@@ -37,9 +39,6 @@ def variant_problems(plan: StudyPlan) -> Iterator[str]:
         for name in named:
             if name not in names[1:]:
                 yield f"{what}: {name!r} is not a variant; expected of {', '.join(names[1:])}"
-    for variant in plan.variants:
-        if variant.untrained and variant.name in plan.adjust:
-            yield f"adjust: {variant.name!r} is untrained, there is nothing to adjust: name trained variants"
 
 
 def plan_problems(plan: StudyPlan) -> Iterator[str]:
